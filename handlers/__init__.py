@@ -1,0 +1,1 @@
+"""The edge: HTTP API, bucket notifications, planning and the index."""

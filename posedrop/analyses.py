@@ -1,0 +1,103 @@
+"""What an analysis is, and which ones are installed (entry points ``posedrop.analyses``).
+
+An analysis has two halves. This one is light: a name, a version and a pydantic model of its
+arguments; the handlers import it. The other is a function that runs in the child process, named by
+its import path, so that nobody but the child ever imports torch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from posedrop.errors import BadRequestError
+from posedrop.records import Model
+
+ENTRY_POINT_GROUP = "posedrop.analyses"
+
+
+class Args(BaseModel):
+    """The base of an analysis' arguments: an unknown one is an error that names it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """An analysis as a plug-in offers it."""
+
+    name: str
+    version: str
+    """Part of the analysis_id: a new version computes anew what an older one had computed."""
+    args: type[Args]
+    run: str
+    """``package.module:function``, called in the child as ``function(job)`` with a :class:`Job`."""
+    summary: str
+    needs_model: bool = False
+    renders: bool = True
+    """False: it makes no poses, so there is nothing to draw."""
+    check: Callable[[Args, Model], None] | None = None
+    """Raises BadRequestError where the arguments don't fit the model. Light: no torch."""
+
+    def normalise(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``args`` validated and complete, as JSON types.
+
+        Raises:
+            BadRequestError: an argument is unknown or wrong; ``field`` names it.
+        """
+        try:
+            return self.args.model_validate(args).model_dump(mode="json")
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(["args", *(str(part) for part in first["loc"])])
+            raise BadRequestError(
+                f"{self.name}: {field}: {first['msg']}", code="bad_args", field=field
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the child gets to do; every path is in a scratch folder, under a generated name."""
+
+    video: Path
+    out: Path
+    """An empty folder: what is left in it are the artefacts."""
+    args: dict[str, Any]
+    model: Path | None
+    model_digest: str | None
+    report: Callable[[str, int, int | None], None]
+    """``report(stage, frames_done, frames_total)``; cheap, call it as often as you like."""
+
+
+@functools.cache
+def installed() -> dict[str, Analysis]:
+    """Return the installed analyses by name."""
+    found = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        analysis = entry.load()
+        if not isinstance(analysis, Analysis):
+            raise TypeError(f"entry point {entry.value} of {ENTRY_POINT_GROUP} is no Analysis")
+        found[analysis.name] = analysis
+    return dict(sorted(found.items()))
+
+
+def get(name: str) -> Analysis:
+    """Return the analysis called ``name``.
+
+    Raises:
+        BadRequestError: none has this name.
+    """
+    analyses = installed()
+    if name not in analyses:
+        raise BadRequestError(
+            f"there is no analysis {name[:60]!r}; there are: {', '.join(analyses)}",
+            code="unknown_analysis",
+            field="analysis",
+        )
+    return analyses[name]

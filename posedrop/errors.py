@@ -1,0 +1,80 @@
+"""Errors that a person reads: what went wrong, with which file, and what to do."""
+
+from __future__ import annotations
+
+
+class PosedropError(Exception):
+    """The base of all errors that posedrop raises on purpose.
+
+    ``code`` is stable and machine-readable (it stands in result.json and in the API's answers);
+    the message is for the person.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, *, code: str | None = None, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        if code is not None:
+            self.code = code
+
+
+class ConfigurationError(PosedropError):
+    """A setting, a port or a directory that posedrop can't start with."""
+
+    code = "configuration"
+
+
+class NotFoundError(PosedropError):
+    """There is no such file, analysis, model or object."""
+
+    code = "not_found"
+
+
+class BadRequestError(PosedropError):
+    """What was asked can't be done as asked; ``field`` names the part of the request."""
+
+    code = "bad_request"
+
+
+class RefusedVideoError(PosedropError):
+    """The object is not a video that can be analysed; final, asking again changes nothing."""
+
+    code = "refused"
+
+
+class AnalysisError(PosedropError):
+    """An analysis can't be done on this video or with this model; final, no retry helps."""
+
+    code = "analysis_failed"
+
+
+class ModelError(AnalysisError):
+    """A model is missing, damaged, or made for another engine."""
+
+    code = "model_unusable"
+
+
+class StorageError(PosedropError):
+    """The object store did not do what was asked; worth a retry."""
+
+    code = "storage"
+
+
+class ObjectChangedError(StorageError):
+    """The object was replaced or removed since it was planned; its own event says what follows."""
+
+    code = "object_changed"
+
+
+class ChildDiedError(PosedropError):
+    """The child process ended or was killed before it answered (crash, memory, time limit)."""
+
+    code = "child_died"
+
+
+class CancelledRunError(PosedropError):
+    """Somebody asked for the run to stop."""
+
+    code = "cancelled"

@@ -1,0 +1,195 @@
+"""Object keys of the three buckets: made, parsed and refused here, and nowhere else. Pure.
+
+The results bucket mirrors the key of the video, so that a plain ``sync`` of one folder gives a
+person everything of that day::
+
+    day1/a.mp4  ->  day1/a.mp4/video.json
+                    day1/a.mp4/deeplabcut_2d-<id>/result.json
+
+Keys that can't be mirrored safely (a ``..`` in them, no room for what is appended, a name that
+posedrop uses itself) have their results under ``_keys/<file_id>`` instead; the records name the
+video's real key.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+ID_LENGTH = 16
+_ID = r"[a-z2-7]{16}"
+_RUN = rf"[a-z][a-z0-9_]{{0,39}}-{_ID}"
+_UPLOAD = re.compile(rf"^uploads/({_ID})/[^/]+$")
+_RUN_FOLDER = re.compile(rf"^{_RUN}$")
+_RUN_OBJECT = re.compile(
+    rf"^(?P<run>(?P<video>.+)/(?P<analysis>[a-z][a-z0-9_]{{0,39}})-(?P<id>{_ID}))/(?P<name>.+)$"
+)
+_ASKED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.json$")
+_ATTEMPT = re.compile(r"^attempts/([1-9][0-9]{0,5})\.json$")
+_CONTENT = "_content"
+_ODD_KEYS = "_keys"
+
+#: S3 allows 1,024 bytes a key; the longest name posedrop appends to a video's key is
+#: ``/<40 characters>-<16>/poses_filtered.csv``.
+MAX_MIRRORED_BYTES = 1024 - 96
+#: File systems under a store (SeaweedFS, MinIO) allow 255 bytes between two slashes.
+MAX_SEGMENT_BYTES = 255
+
+VIDEO_RECORD = "video.json"
+THUMBNAIL = "thumbnail.jpg"
+REQUEST = "request.json"
+RESULT = "result.json"
+CANCEL = "cancel"
+INFERENCE = "inference.json"
+FOLDER_RULES = "posedrop.json"
+
+
+def make_id(*parts: str) -> str:
+    """Return 16 base32 characters of SHA-256 over ``parts``; the same parts give the same id."""
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()
+    return base64.b32encode(digest).decode().lower()[:ID_LENGTH]
+
+
+def is_id(text: str) -> bool:
+    """Tell whether ``text`` has the form of a file_id or an analysis_id."""
+    return re.fullmatch(_ID, text) is not None
+
+
+def upload_key(file_id: str, filename: str) -> str:
+    """Return the key that ``POST /upload`` chooses: ``uploads/<file_id>/<file name>``."""
+    return f"uploads/{file_id}/{safe_filename(filename)}"
+
+
+def safe_filename(filename: str) -> str:
+    """Return the last part of ``filename``, without control characters, at most 200 bytes long.
+
+    Both kinds of slash separate, because Windows' browsers send whole paths.
+    """
+    name = re.split(r"[/\\]", filename)[-1]
+    name = "".join(c for c in name if c.isprintable()).strip()
+    if name in {"", ".", ".."}:
+        name = "video"
+    stem, dot, suffix = name.rpartition(".")
+    suffix = dot + suffix if stem and len(suffix) <= 10 else ""
+    stem = name.removesuffix(suffix) if suffix else name
+    room = 200 - len(suffix.encode())
+    return stem.encode()[:room].decode(errors="ignore") + suffix
+
+
+def file_id_of(bucket: str, key: str) -> str:
+    """Return the file_id of an object: the one in its upload key, else one made of its name."""
+    upload = _UPLOAD.match(key)
+    return upload.group(1) if upload else make_id(bucket, key)
+
+
+def video_prefix(bucket: str, key: str) -> str:
+    """Return the folder of the results bucket, without a slash at its end, for a video's key."""
+    return key if _mirrors_plainly(key) else f"{_ODD_KEYS}/{file_id_of(bucket, key)}"
+
+
+def _mirrors_plainly(key: str) -> bool:
+    segments = key.split("/")
+    return (
+        len(key.encode()) <= MAX_MIRRORED_BYTES
+        and segments[0] not in {_ODD_KEYS, _CONTENT}
+        and all(_plain_segment(segment) for segment in segments)
+    )
+
+
+def _plain_segment(segment: str) -> bool:
+    return (
+        segment not in {"", ".", "..", "asked", "attempts", VIDEO_RECORD, THUMBNAIL}
+        and len(segment.encode()) <= MAX_SEGMENT_BYTES
+        and segment.isprintable()
+        and "\\" not in segment
+        and _RUN_FOLDER.match(segment) is None
+    )
+
+
+def video_record(prefix: str) -> str:
+    """Return the key of a video's video.json."""
+    return f"{prefix}/{VIDEO_RECORD}"
+
+
+def thumbnail(prefix: str) -> str:
+    """Return the key of a video's thumbnail.jpg."""
+    return f"{prefix}/{THUMBNAIL}"
+
+
+def asked(prefix: str, pending_id: str) -> str:
+    """Return the key of a request that waits until its video's content is known."""
+    return f"{prefix}/asked/{pending_id}.json"
+
+
+def run_prefix(prefix: str, analysis: str, analysis_id: str) -> str:
+    """Return the folder of one run of an analysis on a video."""
+    return f"{prefix}/{analysis}-{analysis_id}"
+
+
+def attempt(run: str, number: int) -> str:
+    """Return the key of the claim of attempt ``number`` (from 1) of a run."""
+    return f"{run}/attempts/{number}.json"
+
+
+def attempt_number(name: str) -> int | None:
+    """Return N of ``attempts/N.json``, None for any other name in a run's folder."""
+    match = _ATTEMPT.match(name)
+    return int(match.group(1)) if match else None
+
+
+def content(sha256: str) -> str:
+    """Return the key that names the first video with this content (hexadecimal SHA-256)."""
+    return f"{_CONTENT}/{sha256}.json"
+
+
+class RunObject(NamedTuple):
+    """An object in a run's folder of the results bucket."""
+
+    run: str
+    video: str
+    analysis: str
+    analysis_id: str
+    name: str
+
+
+class VideoObject(NamedTuple):
+    """An object that stands for a video itself in the results bucket: its record or thumbnail."""
+
+    video: str
+    name: str
+
+
+class AskedObject(NamedTuple):
+    """A request that waits for its video."""
+
+    video: str
+    pending_id: str
+
+
+def parse_result_key(key: str) -> RunObject | VideoObject | AskedObject | None:
+    """Return what an object of the results bucket is, None for what posedrop did not write."""
+    if match := _RUN_OBJECT.match(key):
+        return RunObject(
+            match["run"], match["video"], match["analysis"], match["id"], match["name"]
+        )
+    if match := _ASKED_OBJECT.match(key):
+        return AskedObject(match["video"], match["id"])
+    video, _, name = key.rpartition("/")
+    if video and name in {VIDEO_RECORD, THUMBNAIL} and not key.startswith(f"{_CONTENT}/"):
+        return VideoObject(video, name)
+    return None
+
+
+def folder_rules(key: str) -> list[str]:
+    """Return the keys of the posedrop.json files that can rule a video, the nearest first."""
+    folders = key.split("/")[:-1]
+    return ["/".join([*folders[:depth], FOLDER_RULES]) for depth in range(len(folders), -1, -1)]
+
+
+def user_metadata(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return what a video's own metadata asks for: ``analysis`` and ``args``, lower-case names."""
+    lowered = {name.lower(): value for name, value in headers.items()}
+    return {name: lowered[name] for name in ("analysis", "args") if name in lowered}

@@ -1,0 +1,81 @@
+"""The broker, and messages by actor name: the handlers enqueue without knowing any actor."""
+
+from __future__ import annotations
+
+from dramatiq import Broker, Message
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import BrokerError
+from dramatiq.middleware import (
+    Callbacks,
+    CurrentMessage,
+    Middleware,
+    Retries,
+    ShutdownNotifications,
+)
+
+from posedrop.errors import PosedropError
+
+CPU = "cpu"
+GPU = "gpu"
+#: Which queue an actor's messages wait in.
+QUEUE_OF = {"ingest": CPU, "infer": GPU, "render": CPU}
+
+
+class QueueError(PosedropError):
+    """The broker did not take a message; the reconciler will send it again."""
+
+    code = "queue"
+
+
+def connect(url: str) -> Broker:
+    """Return a broker for ``stub://``, ``redis://`` or ``amqp://`` with both queues declared."""
+    broker: Broker
+    if url.startswith("stub://"):
+        broker = StubBroker(middleware=_middleware())
+    elif url.startswith(("redis://", "rediss://")):
+        from dramatiq.brokers.redis import RedisBroker
+
+        broker = RedisBroker(  # type: ignore[no-untyped-call]
+            url=url,
+            middleware=_middleware(),
+            # A dead worker's messages are only looked for in this share (in a million) of calls.
+            maintenance_chance=1_000_000,
+            # A worker busy for hours still beats every few seconds; five minutes' silence is death.
+            heartbeat_timeout=300_000,
+        )
+    else:
+        from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
+        broker = RabbitmqBroker(url=url, middleware=_middleware(), confirm_delivery=True)
+    for queue in (CPU, GPU):
+        broker.declare_queue(queue)
+    return broker
+
+
+def _middleware() -> list[Middleware]:
+    # Without AgeLimit and TimeLimit: a job may wait for days and run for hours, and what ends one
+    # that hangs is the child's wall limit, which knows the video's length. Dramatiq's time limit
+    # raises in a thread that sits in C code, where it changes nothing.
+    return [
+        ShutdownNotifications(),
+        Callbacks(),
+        CurrentMessage(),
+        # The claims in the bucket count the attempts; these retries only bridge a store or a
+        # broker that is away.
+        Retries(max_retries=10, min_backoff=1_000, max_backoff=60_000),
+    ]
+
+
+def send(broker: Broker, actor: str, *, delay_ms: int | None = None, **arguments: str) -> None:
+    """Enqueue one message for ``actor``.
+
+    Raises:
+        QueueError: the broker is away.
+    """
+    message: Message[None] = Message(
+        queue_name=QUEUE_OF[actor], actor_name=actor, args=(), kwargs=arguments, options={}
+    )
+    try:
+        broker.enqueue(message, delay=delay_ms)
+    except (BrokerError, OSError) as error:
+        raise QueueError(f"the broker did not take {actor}{arguments}: {error}") from error

@@ -1,0 +1,252 @@
+"""The JSON records that live in the buckets. Everything posedrop knows is in one of them.
+
+Each is written once (or, for a video's record and an attempt's heartbeat, by one writer alone) and
+carries a ``schema`` version, so that a later posedrop can read what an earlier one wrote.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FileState = Literal["expected", "received", "ready", "refused"]
+RunState = Literal["waiting", "queued", "running", "succeeded", "partial", "failed", "cancelled"]
+FinalState = Literal["succeeded", "partial", "failed", "cancelled"]
+Task = Literal["infer", "render"]
+
+Pixels = Annotated[int, Field(ge=0)]
+Seconds = float
+
+
+class Record(BaseModel):
+    """A frozen JSON object; fields a newer posedrop added are kept out of the way, not an error."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    def to_json(self) -> bytes:
+        """Return the record as indented UTF-8 JSON, for a person with a text editor."""
+        return self.model_dump_json(indent=1, by_alias=True).encode()
+
+
+class Versioned(Record):
+    """A record that stands alone in an object of its own."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+
+
+class VideoRef(Record):
+    """Which bytes: an object under its name, and the ETag that they had."""
+
+    file_id: str
+    bucket: str
+    key: str
+    etag: str
+    size: int = Field(ge=0, description="bytes")
+
+
+class Probe(Record):
+    """What a video is, as decoded."""
+
+    codec: str
+    pixel_format: str
+    width: Pixels = Field(description="pixels, as DeepLabCut sees the frame: after rotation")
+    height: Pixels = Field(description="pixels, as DeepLabCut sees the frame: after rotation")
+    fps: float = Field(description="average frames per second")
+    frames: int
+    frames_counted: bool = Field(description="True: each was seen; False: the container says so")
+    duration: Seconds
+    rotation: int = Field(description="degrees, clockwise, that the container asks for")
+    variable_frame_rate: bool
+
+
+class Refusal(Record):
+    """Why a video will not be analysed; final."""
+
+    reason: str = Field(description="machine-readable: not_a_video, empty, truncated, ...")
+    message: str
+
+
+class Duplicate(Record):
+    """The first file that had the same content."""
+
+    file_id: str
+    key: str
+
+
+class VideoRecord(Versioned):
+    """``video.json``: what ingest found out about a video."""
+
+    video: VideoRef
+    last_modified: datetime
+    ingested_at: datetime
+    sha256: str | None = None
+    sha1: str | None = None
+    probe: Probe | None = None
+    duplicate_of: Duplicate | None = None
+    refusal: Refusal | None = None
+    metadata: dict[str, str] = Field(
+        default_factory=dict, description="analysis and args asked for"
+    )
+
+
+class ModelRef(Record):
+    """A model, by name and by the digest of its files."""
+
+    name: str
+    digest: str
+
+
+class Request(Versioned):
+    """``request.json``: what to do with a video, complete, so that a worker needs nothing else."""
+
+    analysis_id: str
+    analysis: str
+    analysis_version: str
+    args: dict[str, Any] = Field(description="normalised: every argument, defaults filled in")
+    video: VideoRef
+    sha256: str
+    probe: Probe
+    model: ModelRef | None = None
+    asked_by: Literal["api", "metadata", "folder", "default"]
+    created_at: datetime
+    force: str | None = Field(default=None, description="made unique by a run that was forced")
+
+
+class Asked(Versioned):
+    """``asked/<id>.json``: an analysis asked for before its video was ingested."""
+
+    pending_id: str
+    file_id: str
+    key: str
+    analysis: str
+    args: dict[str, Any]
+    created_at: datetime
+    force: str | None = None
+
+
+class Progress(Record):
+    """How far a run is."""
+
+    stage: str = Field(description="fetch, load, infer, render, publish")
+    done: int = Field(default=0, description="frames")
+    total: int | None = Field(default=None, description="frames")
+    frames_per_second: float | None = None
+
+
+class Attempt(Versioned):
+    """``attempts/N.json``: the claim of one worker on one run, and its heartbeat."""
+
+    number: int
+    task: Task
+    worker: str
+    started_at: datetime
+    beat: int = Field(default=0, description="how often this worker has said that it lives")
+    progress: Progress
+    ended: bool = Field(default=False, description="True: handed over; nobody need wait for it")
+    error: RunError | None = None
+
+
+class RunError(Record):
+    """Why a run failed, for a person and for a program."""
+
+    code: str
+    message: str
+    stage: str | None = None
+    field: str | None = None
+    log_tail: str | None = None
+
+
+class FrameRange(Record):
+    """Frames ``first`` to ``last``, both included, counted from 0."""
+
+    first: int
+    last: int
+
+
+class Inference(Versioned):
+    """``inference.json``: what infer hands to render; poses.h5 stands beside it."""
+
+    analysis_id: str
+    frames_expected: int
+    frames_decoded: int
+    rows: int
+    missing: list[FrameRange] = Field(default_factory=list)
+    timings: dict[str, Seconds] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    details: dict[str, Any] = Field(
+        default_factory=dict, description="scorer, snapshot, device, ..."
+    )
+    artefacts: list[Artefact] = Field(default_factory=list)
+
+
+class Artefact(Record):
+    """One file of a result."""
+
+    name: str
+    size: int = Field(description="bytes")
+    sha256: str
+    content_type: str
+
+
+class Result(Versioned):
+    """``result.json``: written last; it exists if and only if the run is over."""
+
+    analysis_id: str
+    analysis: str
+    state: FinalState
+    video: VideoRef
+    sha256: str | None = None
+    args: dict[str, Any]
+    model: ModelRef | None = None
+    artefacts: list[Artefact] = Field(default_factory=list)
+    frames_expected: int | None = None
+    frames_decoded: int | None = None
+    rows: int | None = None
+    missing: list[FrameRange] = Field(default_factory=list)
+    timings: dict[str, Seconds] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    details: dict[str, Any] = Field(default_factory=dict)
+    attempts: int = 0
+    error: RunError | None = None
+    created_at: datetime
+    finished_at: datetime
+
+
+class ModelFile(Record):
+    """One file of a model, by its path inside the model's folder."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Model(Versioned):
+    """``models/<name>/<digest>/model.json``: written last, after the files that it lists."""
+
+    name: str
+    digest: str
+    kind: Literal["project", "export"]
+    task: str = Field(description="the DeepLabCut project's Task")
+    scorer: str
+    bodyparts: list[str]
+    individuals: list[str]
+    skeleton: list[list[str]] = Field(default_factory=list)
+    multianimal: bool
+    net_type: str
+    pcutoff: float
+    snapshots: list[str]
+    files: list[ModelFile]
+    created_at: datetime
+
+
+class FolderRules(Versioned):
+    """``posedrop.json`` in a folder of the videos bucket: what to do with the videos below it."""
+
+    analysis: str | None = Field(default=None, description="null: nothing, stop looking further up")
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+Attempt.model_rebuild()
+Inference.model_rebuild()

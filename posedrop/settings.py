@@ -1,0 +1,118 @@
+"""Settings: variables ``POSEDROP_*`` (or the file that ``posedrop up`` keeps) -> frozen.
+
+A wrong value stops the start with its name; nothing reads the environment later.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from posedrop.errors import ConfigurationError
+
+#: Where ``posedrop up`` leaves the settings of its own stack, inside its data directory.
+ENV_FILE = "posedrop.env"
+DEFAULT_DATA_DIR = Path("posedrop-data")
+
+
+class Settings(BaseSettings):
+    """All that can be set, for handlers and workers alike."""
+
+    model_config = SettingsConfigDict(env_prefix="POSEDROP_", frozen=True, extra="ignore")
+
+    data_dir: Path = DEFAULT_DATA_DIR
+    scratch_dir: Path = Field(
+        default_factory=lambda: Path(tempfile.gettempdir()) / f"posedrop-{os.getuid()}",
+        description="local files of running jobs; emptied at start",
+    )
+
+    s3_endpoint: str | None = Field(default=None, description="None: AWS")
+    s3_public_endpoint: str | None = Field(
+        default=None, description="as clients reach it: presigned URLs are made for this one"
+    )
+    s3_region: str = "us-east-1"
+    s3_access_key: str | None = Field(default=None, description="None: boto3's own search")
+    s3_secret_key: SecretStr | None = None
+    presign_access_key: str | None = Field(
+        default=None, description="a key that can only put below uploads/"
+    )
+    presign_secret_key: SecretStr | None = None
+    videos_bucket: str = "videos"
+    results_bucket: str = "results"
+    models_bucket: str = "models"
+
+    broker_url: str = Field(default="stub://", pattern=r"^(stub|redis|rediss|amqp|amqps)://")
+    index_path: Path | None = Field(default=None, description="SQLite; default: in data_dir")
+
+    events_token: SecretStr | None = Field(default=None, description="bearer token of POST /events")
+    api_token: SecretStr | None = Field(
+        default=None, description="asked of every caller; may only lack on loopback"
+    )
+    url: str = Field(default="http://127.0.0.1:8080", description="the API, for the command line")
+
+    default_analysis: str | None = Field(
+        default=None, description="for videos about which nobody said anything"
+    )
+    default_args: dict[str, Any] = Field(default_factory=dict)
+
+    max_video_bytes: int = Field(default=200 * 2**30, gt=0)
+    max_pixels: int = Field(default=4096 * 4096, gt=0, description="pixels a frame")
+    max_frames: int = Field(default=20_000_000, gt=0)
+    presign_seconds: int = Field(default=900, ge=1, le=7 * 86400)
+    multipart_bytes: int = Field(
+        default=64 * 2**20, ge=5 * 2**20, description="files above this go up in parts of this size"
+    )
+
+    heartbeat_seconds: float = Field(default=2.0, gt=0)
+    lease_seconds: float = Field(
+        default=60.0, gt=0, description="a worker silent for longer is taken for dead"
+    )
+    max_attempts: int = Field(default=3, ge=1)
+    reconcile_seconds: float = Field(default=60.0, gt=0)
+    retention_days: float | None = Field(
+        default=None, gt=0, description="videos older than this go, with their results; None: never"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+
+    @model_validator(mode="after")
+    def _keys_come_in_pairs(self) -> Settings:
+        for access, secret in (
+            ("s3_access_key", "s3_secret_key"),
+            ("presign_access_key", "presign_secret_key"),
+        ):
+            if (getattr(self, access) is None) != (getattr(self, secret) is None):
+                raise ValueError(f"{access} and {secret} go together: set both or neither")
+        return self
+
+    @property
+    def index_file(self) -> Path:
+        """Where the SQLite index is."""
+        return self.index_path or self.data_dir / "index.sqlite"
+
+
+def load(data_dir: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings: ``overrides``, else the environment, else the data directory's file.
+
+    Raises:
+        ConfigurationError: a value is wrong; the message names its variable.
+    """
+    where = data_dir or Path(os.environ.get("POSEDROP_DATA_DIR", DEFAULT_DATA_DIR))
+    env_file = where / ENV_FILE
+    values: dict[str, Any] = {"data_dir": where, **(overrides or {})}
+    try:
+        return Settings(
+            _env_file=env_file if env_file.is_file() else None,  # type: ignore[call-arg]
+            **values,
+        )
+    except ValidationError as error:
+        problems = "; ".join(
+            f"POSEDROP_{'_'.join(map(str, e['loc'])).upper() or '*'}: {e['msg']}"
+            for e in error.errors()
+        )
+        raise ConfigurationError(f"wrong setting: {problems}") from error

@@ -1,0 +1,418 @@
+"""The object store: the only user of boto3.
+
+Every method raises :class:`StorageError` when the store can't do what was asked, whatever boto3
+raised. ``create`` is the only concurrency control there is (``If-None-Match: *``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import boto3
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from posedrop.errors import ObjectChangedError, StorageError
+from posedrop.records import Record
+from posedrop.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+R = TypeVar("R", bound=Record)
+_MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object of a bucket, as listed or asked for."""
+
+    key: str
+    etag: str
+    size: int
+    last_modified: datetime
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The objects below a prefix, and the store's own time when it answered."""
+
+    objects: list[ObjectInfo]
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Presigned:
+    """A request that anybody may make until it expires; every header is signed and required."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PresignedParts:
+    """A multipart upload: PUT each part, then POST their ETags to ``complete``."""
+
+    upload_id: str
+    part_bytes: int
+    parts: list[str]
+    complete: str
+    abort: str
+
+
+class Storage:
+    """The buckets, as one caller with one key sees them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = _client(
+            settings,
+            settings.s3_endpoint,
+            settings.s3_access_key,
+            settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None,
+        )
+        public = settings.s3_public_endpoint or settings.s3_endpoint
+        self._public = _client(
+            settings,
+            public,
+            settings.s3_access_key,
+            settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None,
+        )
+        self._presigner = self._public
+        self._parts_client = self._client
+        if settings.presign_access_key and settings.presign_secret_key:
+            secret = settings.presign_secret_key.get_secret_value()
+            self._presigner = _client(settings, public, settings.presign_access_key, secret)
+            self._parts_client = _client(
+                settings, settings.s3_endpoint, settings.presign_access_key, secret
+            )
+        self._expires = settings.presign_seconds
+        self._part_bytes = settings.multipart_bytes
+        self._transfer = TransferConfig(
+            multipart_threshold=settings.multipart_bytes,
+            multipart_chunksize=settings.multipart_bytes,
+            max_concurrency=4,
+        )
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def head(self, bucket: str, key: str) -> ObjectInfo | None:
+        """Return what the store knows of an object, None if there is none."""
+        with _translated(f"look at {bucket}/{key}"):
+            try:
+                answer = self._client.head_object(Bucket=bucket, Key=key)
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+        return ObjectInfo(
+            key,
+            answer["ETag"].strip('"'),
+            answer["ContentLength"],
+            answer["LastModified"],
+            answer["Metadata"],
+        )
+
+    def read(self, bucket: str, key: str) -> bytes | None:
+        """Return a small object's bytes, None if there is none."""
+        with _translated(f"read {bucket}/{key}"):
+            try:
+                return self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            except ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+
+    def read_record(self, bucket: str, key: str, kind: type[R]) -> R | None:
+        """Return the record in an object, None if there is none.
+
+        Raises:
+            StorageError: what stands there is no such record.
+        """
+        data = self.read(bucket, key)
+        if data is None:
+            return None
+        try:
+            return kind.model_validate_json(data)
+        except ValueError as error:
+            raise StorageError(
+                f"{bucket}/{key} is not a {kind.__name__}: {error}", code="damaged_record"
+            ) from error
+
+    def download(
+        self, bucket: str, key: str, path: Path, etag: str | None = None
+    ) -> dict[str, str]:
+        """Stream an object into ``path`` and return its hashes, ``{"sha256": ..., "sha1": ...}``.
+
+        Raises:
+            ObjectChangedError: it is gone, or its ETag is no longer ``etag``.
+        """
+        extra: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
+        # SHA-1 names content (the older API found duplicates by it), it guards nothing.
+        hashes = {
+            "sha256": hashlib.sha256(),
+            "sha1": hashlib.sha1(usedforsecurity=False),
+        }
+        with _translated(f"download {bucket}/{key}"):
+            try:
+                answer = self._client.get_object(Bucket=bucket, Key=key, **extra)
+            except ClientError as error:
+                if _code(error) in _MISSING | {"412", "PreconditionFailed"}:
+                    raise ObjectChangedError(
+                        f"{bucket}/{key} was replaced or removed since it was planned"
+                    ) from error
+                raise
+            got = 0
+            with path.open("wb") as file:
+                for chunk in answer["Body"].iter_chunks(_CHUNK):
+                    got += len(chunk)
+                    file.write(chunk)
+                    for each in hashes.values():
+                        each.update(chunk)
+        if got != answer["ContentLength"]:
+            raise StorageError(f"{bucket}/{key}: {got} of {answer['ContentLength']} bytes came")
+        return {name: each.hexdigest() for name, each in hashes.items()}
+
+    def objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield every object below ``prefix``, in the order of their keys, page by page."""
+        for page in self._pages(bucket, prefix):
+            yield from _objects(page)
+
+    def listing(self, bucket: str, prefix: str) -> Listing:
+        """Return the objects below ``prefix`` with the store's clock, for leases."""
+        found: list[ObjectInfo] = []
+        now = datetime.now(UTC)
+        for page in self._pages(bucket, prefix):
+            found += _objects(page)
+            now = _date(page) or now
+        return Listing(found, now)
+
+    def folders(self, bucket: str, prefix: str = "") -> list[str]:
+        """Return the names of the folders right below ``prefix``."""
+        names: list[str] = []
+        for page in self._pages(bucket, prefix, delimiter="/"):
+            names += [
+                common["Prefix"].removeprefix(prefix).rstrip("/")
+                for common in page.get("CommonPrefixes", [])
+            ]
+        return names
+
+    def _pages(self, bucket: str, prefix: str, delimiter: str = "") -> Iterator[Any]:
+        with _translated(f"list {bucket}/{prefix}"):
+            yield from self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=bucket, Prefix=prefix, Delimiter=delimiter
+            )
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def create(self, bucket: str, key: str, data: bytes) -> bool:
+        """Write a JSON object if there is none yet; return whether this caller was the one."""
+        with _translated(f"create {bucket}/{key}"):
+            try:
+                self._client.put_object(
+                    Bucket=bucket,
+                    Key=key,
+                    Body=data,
+                    ContentType="application/json",
+                    IfNoneMatch="*",
+                )
+            except ClientError as error:
+                if _code(error) in {
+                    "412",
+                    "PreconditionFailed",
+                    "409",
+                    "ConditionalRequestConflict",
+                }:
+                    return False
+                raise
+        return True
+
+    def write(
+        self, bucket: str, key: str, data: bytes, content_type: str = "application/json"
+    ) -> None:
+        """Write a small object, whatever stood there before."""
+        with _translated(f"write {bucket}/{key}"):
+            self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=content_type)
+
+    def upload(
+        self,
+        bucket: str,
+        key: str,
+        source: Path | IO[bytes],
+        content_type: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write a file or a stream of any length, in parts when it is large."""
+        extra: dict[str, Any] = {"ContentType": content_type}
+        if metadata:
+            extra["Metadata"] = dict(metadata)
+        with _translated(f"upload {bucket}/{key}"):
+            if isinstance(source, Path):
+                self._client.upload_file(
+                    str(source), bucket, key, ExtraArgs=extra, Config=self._transfer
+                )
+            else:
+                self._client.upload_fileobj(
+                    source, bucket, key, ExtraArgs=extra, Config=self._transfer
+                )
+
+    def delete(self, bucket: str, keys: Iterable[str]) -> None:
+        """Remove objects; one that is gone already is no error."""
+        with _translated(f"delete objects of {bucket}"):
+            for key in keys:
+                self._client.delete_object(Bucket=bucket, Key=key)
+
+    def create_bucket(self, bucket: str) -> None:
+        """Make a bucket if there is none."""
+        with _translated(f"create the bucket {bucket}"):
+            try:
+                self._client.head_bucket(Bucket=bucket)
+            except ClientError as error:
+                if _code(error) not in _MISSING | {"NoSuchBucket"}:
+                    raise
+                self._client.create_bucket(Bucket=bucket)
+
+    # -- presigned -------------------------------------------------------------------------------
+
+    def presign_put(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        content_type: str,
+        size: int | None,
+        sha256: str | None,
+        metadata: Mapping[str, str],
+    ) -> Presigned:
+        """Let anybody put one object, once (``If-None-Match: *``), within the minutes set.
+
+        Args:
+            size: bytes; when given, no other length is taken.
+            sha256: hexadecimal; when given, the store refuses other content.
+        """
+        params: dict[str, Any] = {
+            "Bucket": bucket,
+            "Key": key,
+            "ContentType": content_type,
+            "IfNoneMatch": "*",
+            "Metadata": dict(metadata),
+        }
+        headers = {"Content-Type": content_type, "If-None-Match": "*"}
+        headers |= {f"x-amz-meta-{name}": value for name, value in metadata.items()}
+        if size is not None:
+            params["ContentLength"] = size
+            headers["Content-Length"] = str(size)
+        if sha256 is not None:
+            checksum = b64encode(bytes.fromhex(sha256)).decode()
+            params["ChecksumSHA256"] = checksum
+            headers["x-amz-checksum-sha256"] = checksum
+        url = self._presigner.generate_presigned_url(
+            "put_object", Params=params, ExpiresIn=self._expires
+        )
+        return Presigned("PUT", url, headers)
+
+    def presign_plain_put(self, bucket: str, key: str) -> Presigned:
+        """Like :meth:`presign_put` for a client that sends no headers of ours (curl -LT)."""
+        url = self._presigner.generate_presigned_url(
+            "put_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=self._expires
+        )
+        return Presigned("PUT", url, {})
+
+    def presign_parts(
+        self, bucket: str, key: str, *, content_type: str, size: int, metadata: Mapping[str, str]
+    ) -> PresignedParts:
+        """Let anybody put one large object in parts; ``size`` in bytes."""
+        part_bytes = max(self._part_bytes, -(-size // 10_000))
+        with _translated(f"start a multipart upload of {bucket}/{key}"):
+            upload_id = self._parts_client.create_multipart_upload(
+                Bucket=bucket, Key=key, ContentType=content_type, Metadata=dict(metadata)
+            )["UploadId"]
+        same = {"Bucket": bucket, "Key": key, "UploadId": upload_id}
+
+        def sign(method: str, **more: Any) -> str:
+            return self._presigner.generate_presigned_url(
+                method, Params={**same, **more}, ExpiresIn=max(self._expires, 12 * 3600)
+            )
+
+        return PresignedParts(
+            upload_id,
+            part_bytes,
+            [
+                sign("upload_part", PartNumber=number)
+                for number in range(1, -(-size // part_bytes) + 1)
+            ],
+            sign("complete_multipart_upload"),
+            sign("abort_multipart_upload"),
+        )
+
+    def presign_get(self, bucket: str, key: str, *, content_type: str, filename: str) -> str:
+        """Return a URL that gives one object to anybody, within the minutes set."""
+        ascii_name = filename.encode("ascii", "replace").decode().replace('"', "'")
+        return self._public.generate_presigned_url(
+            "get_object",
+            Params={
+                "Bucket": bucket,
+                "Key": key,
+                "ResponseContentType": content_type,
+                "ResponseContentDisposition": f'inline; filename="{ascii_name}"',
+            },
+            ExpiresIn=self._expires,
+        )
+
+
+def _client(
+    settings: Settings, endpoint: str | None, access_key: str | None, secret_key: str | None
+) -> S3Client:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=settings.s3_region,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path" if endpoint else "auto"},
+            retries={"mode": "standard", "max_attempts": 4},
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=32,
+            # Newer boto3 adds trailers that older stores refuse; the hashes in our records do it.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ClientError, BotoCoreError) as error:
+        raise StorageError(f"can't {what}: {error}") from error
+
+
+def _code(error: ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "")
+
+
+def _objects(page: Any) -> list[ObjectInfo]:
+    return [
+        ObjectInfo(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"])
+        for item in page.get("Contents", [])
+    ]
+
+
+def _date(page: Any) -> datetime | None:
+    date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return parsedate_to_datetime(date) if date else None

@@ -1,0 +1,1 @@
+"""The analyses that come with posedrop, one a file."""
