@@ -28,6 +28,11 @@ class Args(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _patience(args: Mapping[str, Any], frames: int) -> float:  # noqa: ARG001
+    # Ten minutes to fetch and load, and five times what ResNet-50 takes a frame on two cores.
+    return 600.0 + 5.0 * frames
+
+
 @dataclass(frozen=True, slots=True)
 class Analysis:
     """An analysis as a plug-in offers it."""
@@ -42,6 +47,8 @@ class Analysis:
     needs_model: bool = False
     renders: bool = True
     """False: it makes no poses, so there is nothing to draw."""
+    wall_seconds: Callable[[Mapping[str, Any], int], float] = _patience
+    """``(args, frames) -> seconds`` after which a run that still goes on is taken for hung."""
     check: Callable[[Args, Model], None] | None = None
     """Raises BadRequestError where the arguments don't fit the model. Light: no torch."""
 
@@ -73,6 +80,8 @@ class Job:
     model_digest: str | None
     report: Callable[[str, int, int | None], None]
     """``report(stage, frames_done, frames_total)``; cheap, call it as often as you like."""
+    device: str = "auto"
+    """Where the network runs: auto, cpu, cuda, cuda:1, mps."""
 
 
 @functools.cache

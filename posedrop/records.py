@@ -144,7 +144,9 @@ class Attempt(Versioned):
     started_at: datetime
     beat: int = Field(default=0, description="how often this worker has said that it lives")
     progress: Progress
-    ended: bool = Field(default=False, description="True: handed over; nobody need wait for it")
+    outcome: Literal["done", "handed_back", "failed"] | None = Field(
+        default=None, description="null: at work, or dead if its heartbeat has stopped"
+    )
     error: RunError | None = None
 
 

@@ -1,0 +1,36 @@
+# Everything happens in a .venv of this folder; no docker, no root.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+DATA ?= posedrop-data
+
+.PHONY: demo up test lint clean help
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "posedrop needs Python 3.11 or newer (set PYTHON=/path/to/python)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing DeepLabCut, torch and the rest into .venv: some minutes, about 7 GB"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[worker,dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## Start everything, PUT a video through a presigned URL, show its poses (EXIT=1: then stop)
+	$(BIN)/posedrop --data-dir $(DATA)-demo demo $(if $(EXIT),--exit,)
+
+up: $(READY)  ## Start the stack and leave it running
+	$(BIN)/posedrop --data-dir $(DATA) up
+
+test: $(READY)  ## Run all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## Style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## Remove the .venv and what the demo left
+	rm -rf .venv build $(DATA)-demo

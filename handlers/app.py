@@ -1,0 +1,330 @@
+"""Routes and wiring, nothing else: what a call does stands in the file named like it."""
+
+from __future__ import annotations
+
+import hmac
+import io
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+from dramatiq import Broker
+from fastapi import Body, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from handlers import access, notify, plan, reconcile, results, upload
+from handlers.context import Context
+from handlers.form import FormUpload
+from handlers.metrics import Metrics
+from posedrop import __version__, analyses, layout, models
+from posedrop.errors import BadRequestError, NotFoundError, PosedropError, StorageError
+from posedrop.index import Index, IndexBusyError
+from posedrop.queue import QueueError
+from posedrop.records import FileState, RunState
+from posedrop.settings import Settings
+from posedrop.storage import Storage
+
+PAGE = Path(str(files("handlers") / "page"))
+_RETRY_AFTER = "2"
+_MAX_EVENT_BYTES = 4 * 2**20
+
+
+def create_app(settings: Settings, broker: Broker) -> FastAPI:
+    """Return the API; its follower and reconciler run from its start to its end."""
+    context = Context(settings, Storage(settings), Index(settings.index_file), broker)
+    follower = notify.Follower(context)
+    reconciler = reconcile.Reconciler(context)
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        follower.start()
+        reconciler.start()
+        yield
+        await run_in_threadpool(reconciler.stop)
+        await run_in_threadpool(follower.stop)
+        context.index.close()
+
+    app = FastAPI(
+        title="posedrop",
+        version=__version__,
+        description="Drop a video into a bucket; get its pose data and a labelled video back.",
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    app.middleware("http")(access.guard(settings))
+    _errors(app)
+    _upload_routes(app, context)
+    _result_routes(app, context)
+    _list_routes(app, context)
+    _service_routes(app, context, follower, reconciler, metrics)
+    return app
+
+
+def _upload_routes(app: FastAPI, context: Context) -> None:
+    @app.post(
+        "/upload",
+        status_code=201,
+        response_model=upload.UploadAnswer | dict[str, str],
+        summary="Ask for a presigned PUT (JSON), or send the file itself (form)",
+        openapi_extra={
+            "requestBody": {
+                "content": {
+                    "application/json": {"schema": upload.UploadRequest.model_json_schema()},
+                    "multipart/form-data": {
+                        "schema": {
+                            "type": "object",
+                            "required": ["file"],
+                            "properties": {
+                                "analysis": {"type": "string"},
+                                "args": {"type": "string", "description": "JSON"},
+                                "file": {"type": "string", "format": "binary"},
+                            },
+                        }
+                    },
+                }
+            }
+        },
+    )
+    async def post_upload(request: Request) -> Any:
+        content_type = request.headers.get("content-type", "")
+        if content_type.startswith("multipart/form-data"):
+            return await _receive_form(context, request, content_type)
+        body = upload.UploadRequest.model_validate_json(await request.body())
+        return await run_in_threadpool(upload.presign, context, body)
+
+    @app.put(
+        "/upload/{filename}",
+        status_code=307,
+        summary="Redirects to a presigned PUT: curl -LT day1.mp4 http://host/upload/",
+    )
+    def put_upload(filename: str) -> RedirectResponse:
+        return RedirectResponse(upload.redirect(context, filename), status_code=307)
+
+    @app.get("/upload/{file_id}", summary="What is known of a file, and of what was refused why")
+    def get_upload(file_id: str) -> upload.FileAnswer:
+        return upload.describe(context, file_id)
+
+    @app.delete("/upload/{file_id}", status_code=204, summary="Remove a file and all its results")
+    def delete_upload(file_id: str) -> None:
+        upload.delete(context, file_id)
+
+
+async def _receive_form(context: Context, request: Request, content_type: str) -> dict[str, str]:
+    file_id = upload.new_file_id()
+
+    def sink(filename: str, fields: dict[str, str], stream: io.RawIOBase) -> None:
+        metadata = upload.check_metadata(context, fields.get("analysis"), fields.get("args"))
+        key = layout.upload_key(file_id, filename)
+        context.storage.upload(
+            context.settings.videos_bucket,
+            key,
+            io.BufferedReader(stream, 1 << 20),
+            upload.guess_type(key),
+            metadata,
+        )
+
+    await FormUpload(content_type, sink).receive(request.stream())
+    return {"file_id": file_id}
+
+
+def _result_routes(app: FastAPI, context: Context) -> None:
+    @app.post(
+        "/analyse",
+        summary="Ask for an analysis",
+        responses={200: {"description": "It exists already"}, 202: {"description": "It will be"}},
+    )
+    def post_analyse(
+        wanted: Annotated[results.AnalyseRequest, Body()], response: Response
+    ) -> results.AnalyseAnswer:
+        planned = plan.ask(
+            context, wanted.file_id, wanted.analysis, wanted.args, force=wanted.force
+        )
+        over = planned.existed and planned.status in results.FINAL
+        response.status_code = 200 if over else 202
+        return results.AnalyseAnswer(
+            analysis_id=planned.analysis_id, file_id=wanted.file_id, status=planned.status
+        )
+
+    @app.get(
+        "/results/{analysis_id}",
+        summary="How far a run is (202), or what it made (200)",
+        responses={202: {"description": "Not over yet"}, 410: {"description": "Deleted"}},
+    )
+    def get_results(analysis_id: str, response: Response) -> results.ResultAnswer:
+        answer = results.read(context, analysis_id)
+        if answer.status not in results.FINAL:
+            response.status_code = 202
+            response.headers["Retry-After"] = _RETRY_AFTER
+        return answer
+
+    @app.delete("/analyse/{analysis_id}", summary="Cancel a run, or delete its results")
+    def delete_analyse(analysis_id: str, response: Response) -> dict[str, str] | None:
+        status = results.cancel_or_delete(context, analysis_id)
+        if status == "deleted":
+            response.status_code = 204
+            return None
+        response.status_code = 202
+        return {"status": status}
+
+    @app.get(
+        "/download/{analysis_id}/{name}",
+        status_code=307,
+        summary="Redirects to a presigned GET of one file; ranges work",
+    )
+    def get_download(analysis_id: str, name: str) -> RedirectResponse:
+        return RedirectResponse(results.download_url(context, analysis_id, name), status_code=307)
+
+    @app.get("/thumbnail/{file_id}", status_code=307, summary="Redirects to a video's thumbnail")
+    def get_thumbnail(file_id: str) -> RedirectResponse:
+        return RedirectResponse(results.thumbnail_url(context, file_id), status_code=307)
+
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+def _list_routes(app: FastAPI, context: Context) -> None:
+    @app.get("/files", summary="List, filter and search the files, newest first")
+    def get_files(
+        q: str | None = None,
+        state: FileState | None = None,
+        prefix: str | None = None,
+        cursor: str | None = None,
+        limit: Limit = 50,
+    ) -> dict[str, Any]:
+        page = context.index.files(state=state, prefix=prefix, query=q, cursor=cursor, limit=limit)
+        return {"items": [upload.file_answer(row) for row in page.rows], "next": page.cursor}
+
+    @app.get("/analyses", summary="List, filter and search the runs, newest first")
+    def get_analyses(
+        q: str | None = None,
+        state: RunState | None = None,
+        file_id: str | None = None,
+        analysis: str | None = None,
+        cursor: str | None = None,
+        limit: Limit = 50,
+    ) -> dict[str, Any]:
+        page = context.index.analyses(
+            state=state, file_id=file_id, analysis=analysis, query=q, cursor=cursor, limit=limit
+        )
+        items = [results.analysis_answer(row) for row in page.rows]
+        return {"items": items, "next": page.cursor}
+
+    @app.get("/analysis-types", summary="What can be asked, with the JSON Schema of its args")
+    def get_analysis_types() -> dict[str, Any]:
+        items = [
+            {
+                "name": analysis.name,
+                "summary": analysis.summary,
+                "version": analysis.version,
+                "needs_model": analysis.needs_model,
+                "args": analysis.args.model_json_schema(),
+            }
+            for analysis in analyses.installed().values()
+        ]
+        return {"items": items}
+
+    @app.get("/models", summary="The models of the models bucket")
+    def get_models() -> dict[str, Any]:
+        found = models.list_models(context.storage, context.settings.models_bucket)
+        return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
+
+
+def _service_routes(
+    app: FastAPI,
+    context: Context,
+    follower: notify.Follower,
+    reconciler: reconcile.Reconciler,
+    metrics: Metrics,
+) -> None:
+    token = context.settings.events_token
+
+    @app.post("/events", status_code=204, summary="Bucket notifications")
+    async def post_events(request: Request) -> Response:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if token is None or not hmac.compare_digest(given, token.get_secret_value().encode()):
+            return JSONResponse(
+                {"error": {"code": "unauthorized", "message": "a wrong or no events token"}}, 401
+            )
+        started = time.perf_counter()
+        body = await _body_up_to(request, _MAX_EVENT_BYTES)
+        new = await run_in_threadpool(notify.record, context, body)
+        metrics.events.labels("new" if new else "known").inc()
+        metrics.event_seconds.observe(time.perf_counter() - started)
+        if new:
+            follower.wake()
+        return Response(status_code=204)
+
+    @app.post("/reconcile", summary="Compare buckets, index and queue now, and repair")
+    def post_reconcile() -> dict[str, int]:
+        return reconciler.round().as_counts()
+
+    @app.post("/reindex", summary="Make the index anew from the buckets")
+    def post_reindex() -> dict[str, int]:
+        return reconcile.reindex(context).as_counts()
+
+    @app.get("/healthz", summary="Liveness")
+    def get_healthz() -> dict[str, str]:
+        context.index.counts()
+        return {"status": "ok", "version": __version__}
+
+    @app.get("/metrics", summary="Prometheus")
+    def get_metrics() -> Response:
+        return Response(metrics.render(context.index), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    def get_page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/page/{name}", include_in_schema=False)
+    def get_page_file(name: str) -> FileResponse:
+        if name not in {"page.js", "page.css"}:
+            raise NotFoundError(f"there is no {name[:40]}")
+        return FileResponse(PAGE / name)
+
+
+async def _body_up_to(request: Request, limit: int) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            # Kept as a dead letter by its beginning: refusing it would have it sent for ever.
+            return body[:limit]
+    return body
+
+
+def _errors(app: FastAPI) -> None:
+    statuses: dict[type[PosedropError], int] = {
+        NotFoundError: 404,
+        results.GoneError: 410,
+        BadRequestError: 422,
+        IndexBusyError: 503,
+        StorageError: 503,
+        QueueError: 503,
+    }
+
+    @app.exception_handler(PosedropError)
+    async def posedrop_error(_: Request, error: PosedropError) -> JSONResponse:
+        status = next((s for kind, s in statuses.items() if isinstance(error, kind)), 500)
+        body = {"code": error.code, "message": error.message}
+        if error.field is not None:
+            body["field"] = error.field
+        headers = {"Retry-After": _RETRY_AFTER} if status == 503 else None
+        return JSONResponse({"error": body}, status, headers=headers)
+
+    @app.exception_handler(ValidationError)
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(
+        _: Request, error: RequestValidationError | ValidationError
+    ) -> JSONResponse:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"] if part != "body")
+        body = {"code": "bad_request", "message": f"{field}: {first['msg']}", "field": field}
+        return JSONResponse({"error": body}, 422)

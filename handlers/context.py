@@ -1,0 +1,46 @@
+"""What every handler works with, wired once in app.py."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from dramatiq import Broker
+
+from posedrop import queue
+from posedrop.index import Index
+from posedrop.settings import Settings
+from posedrop.storage import Storage
+
+
+@dataclass(frozen=True)
+class Context:
+    """The tools of the handlers."""
+
+    settings: Settings
+    storage: Storage
+    index: Index
+    broker: Broker
+    planning: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a run is looked up and created: one request, one run, under whatever key."""
+
+    def enqueue_ingest(self, file_id: str, bucket: str, key: str, etag: str) -> None:
+        """Have an object ingested."""
+        queue.send(self.broker, "ingest", bucket=bucket, key=key, etag=etag)
+        self.index.file_enqueued(file_id, now())
+
+    def enqueue_infer(self, analysis_id: str, run: str) -> None:
+        """Have a run made."""
+        queue.send(self.broker, "infer", run=run)
+        self.index.analysis_enqueued(analysis_id, now())
+
+    def enqueue_render(self, analysis_id: str, run: str) -> None:
+        """Have a run drawn whose poses are there."""
+        queue.send(self.broker, "render", run=run)
+        self.index.analysis_enqueued(analysis_id, now())
+
+
+def now() -> datetime:
+    """Return the time, as records have it."""
+    return datetime.now(UTC)

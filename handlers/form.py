@@ -1,0 +1,181 @@
+"""A file sent as multipart/form-data, passed on to the bucket while it arrives.
+
+FastAPI's own form parser would keep the whole file on the handlers' disk first; videos are large.
+"""
+
+from __future__ import annotations
+
+import io
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from email.message import Message
+
+import anyio.to_thread
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from posedrop.errors import BadRequestError
+
+_QUEUED_CHUNKS = 16
+_MAX_FIELD_BYTES = 64 * 1024
+
+Sink = Callable[[str, dict[str, str], io.RawIOBase], None]
+
+
+class _Pipe(io.RawIOBase):
+    """What one thread writes, another reads; at most a few chunks wait between them."""
+
+    def __init__(self) -> None:
+        self._chunks: queue.Queue[bytes | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._rest = b""
+        self._abandoned = threading.Event()
+        self._failed = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        if not self._rest:
+            chunk = self._chunks.get()
+            if chunk is None:
+                self._chunks.put(None)
+                if self._failed:
+                    raise OSError("the client went away before the end of the file")
+                return 0
+            self._rest = chunk
+        taken = min(len(view), len(self._rest))
+        view[:taken] = self._rest[:taken]
+        self._rest = self._rest[taken:]
+        return taken
+
+    def feed(self, chunk: bytes | None) -> None:
+        while not self._abandoned.is_set():
+            try:
+                self._chunks.put(chunk, timeout=0.5)
+            except queue.Full:
+                continue
+            return
+
+    def fail(self) -> None:
+        self._failed = True
+        self.feed(None)
+
+    def abandon(self) -> None:
+        self._abandoned.set()
+
+
+class FormUpload:
+    """Feeds the parts of one form: small fields are kept, the file goes to ``sink`` in a thread.
+
+    ``sink(filename, fields, stream)`` is called once the file begins, with the fields before it.
+    """
+
+    def __init__(self, content_type: str, sink: Sink) -> None:
+        kind, options = parse_options_header(content_type)
+        if kind != b"multipart/form-data" or b"boundary" not in options:
+            raise BadRequestError("send JSON, or a form with a file: curl -F file=@film.mp4")
+        self._sink = sink
+        self._fields: dict[str, str] = {}
+        self._header = ""
+        self._headers: dict[str, str] = {}
+        self._name = ""
+        self._value = b""
+        self._pipe: _Pipe | None = None
+        self._in_file = False
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._parser = MultipartParser(
+            options[b"boundary"],
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._on_header_field,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._on_header_end,
+                "on_headers_finished": self._on_headers,
+                "on_part_data": self._on_data,
+                "on_part_end": self._end,
+            },
+        )
+        self._current = ""
+
+    async def receive(self, body: AsyncIterator[bytes]) -> None:
+        """Read the whole request.
+
+        Raises:
+            BadRequestError: there is no file in it, or a field comes after the file.
+        """
+        whole = False
+        try:
+            async for chunk in body:
+                await anyio.to_thread.run_sync(self._parser.write, chunk)
+            self._parser.finalize()
+            whole = True
+        except ValueError as error:
+            raise BadRequestError(f"the form can't be read: {error}") from error
+        finally:
+            if self._pipe is not None and not whole:
+                self._pipe.fail()
+            if self._thread is not None:
+                await anyio.to_thread.run_sync(self._thread.join)
+        if self._error is not None:
+            raise self._error
+        if self._pipe is None:
+            raise BadRequestError(
+                "the form has no file in it: curl -F file=@film.mp4", field="file"
+            )
+
+    def _begin(self) -> None:
+        self._headers, self._header, self._current, self._value = {}, "", "", b""
+        self._in_file = False
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end].decode("latin-1")
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._current += data[start:end].decode("utf-8", "replace")
+
+    def _on_header_end(self) -> None:
+        self._headers[self._header.lower()] = self._current
+        self._header, self._current = "", ""
+
+    def _on_headers(self) -> None:
+        disposition = Message()
+        disposition["content-disposition"] = self._headers.get("content-disposition", "")
+        name = disposition.get_param("name", "", header="content-disposition")
+        filename = disposition.get_filename()
+        self._name = str(name)
+        if filename is None:
+            if self._pipe is not None:
+                raise BadRequestError(f"send the field {self._name!r} before the file")
+            return
+        if self._pipe is not None:
+            raise BadRequestError("one file a request")
+        self._in_file = True
+        self._pipe = _Pipe()
+        self._thread = threading.Thread(
+            target=self._drain, args=(filename, dict(self._fields), self._pipe), daemon=True
+        )
+        self._thread.start()
+
+    def _drain(self, filename: str, fields: dict[str, str], pipe: _Pipe) -> None:
+        try:
+            self._sink(filename, fields, pipe)
+        except Exception as error:
+            self._error = error
+        finally:
+            pipe.abandon()
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file and self._pipe is not None:
+            self._pipe.feed(data[start:end])
+            return
+        self._value += data[start:end]
+        if len(self._value) > _MAX_FIELD_BYTES:
+            raise BadRequestError(f"the field {self._name!r} is too long")
+
+    def _end(self) -> None:
+        if self._in_file and self._pipe is not None:
+            self._pipe.feed(None)
+        else:
+            self._fields[self._name] = self._value.decode("utf-8", "replace")

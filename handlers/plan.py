@@ -1,0 +1,314 @@
+"""Plan: what happens to a video. POST /analyse, its own metadata, its folder's rules, the default.
+
+An analysis_id is made of what decides the result (content, analysis, arguments, model, version),
+so the same request on the same content is the same run, under whatever key the video lies.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from handlers.context import Context, now
+from posedrop import analyses, layout, models
+from posedrop.errors import BadRequestError, NotFoundError, PosedropError
+from posedrop.records import (
+    Asked,
+    FolderRules,
+    Model,
+    ModelRef,
+    Request,
+    Result,
+    RunError,
+    RunState,
+    VideoRecord,
+)
+
+log = logging.getLogger(__name__)
+
+Origin = Literal["api", "metadata", "folder", "default"]
+
+
+class Planned(NamedTuple):
+    """The answer to a request: its id, how far it is, and whether it was there before."""
+
+    analysis_id: str
+    status: RunState
+    existed: bool
+
+
+class Order(NamedTuple):
+    """A valid request for an analysis: everything but the video."""
+
+    analysis: analyses.Analysis
+    args: dict[str, Any]
+    model: Model | None
+
+
+def canonical(value: Mapping[str, Any]) -> str:
+    """Return JSON that is the same for the same arguments."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def analysis_id_of(sha256: str, order: Order, force: str | None) -> str:
+    """Return the id of a run: the same content and the same request give the same one."""
+    # The model counts by its digest: the same weights under another name are the same request.
+    args = {name: value for name, value in order.args.items() if name != "model"}
+    return layout.make_id(
+        sha256,
+        order.analysis.name,
+        canonical(args),
+        order.model.digest if order.model else "",
+        order.analysis.version,
+        force or "",
+    )
+
+
+def order(context: Context, analysis: str, args: Mapping[str, Any]) -> Order:
+    """Return the request as it can be carried out.
+
+    Raises:
+        BadRequestError: no such analysis, argument or model; ``field`` names it.
+    """
+    found = analyses.get(analysis)
+    complete = found.normalise(args)
+    model = None
+    if found.needs_model:
+        model = models.resolve(context.storage, context.settings.models_bucket, complete["model"])
+        if found.check is not None:
+            found.check(found.args.model_validate(complete), model)
+    return Order(found, complete, model)
+
+
+def ask(
+    context: Context, file_id: str, analysis: str, args: Mapping[str, Any], *, force: bool
+) -> Planned:
+    """Carry out POST /analyse: start the run, or keep it until the video's ingest is over.
+
+    Raises:
+        NotFoundError: there is no such file.
+        BadRequestError: it can't be done as asked, or the video was refused.
+    """
+    file = context.index.file(file_id)
+    if file is None:
+        raise NotFoundError(f"there is no file {file_id}; GET /files lists what there is")
+    wanted = order(context, analysis, args)
+    token = secrets.token_hex(8) if force else None
+    if file.state == "refused":
+        raise BadRequestError(
+            f"{file.key} was refused ({file.refusal_reason}): {file.refusal_message}",
+            code="refused",
+            field="file_id",
+        )
+    prefix = layout.video_prefix(file.bucket, file.key)
+    if file.state == "ready":
+        record = context.storage.read_record(
+            context.settings.results_bucket, layout.video_record(prefix), VideoRecord
+        )
+        if record is not None and record.probe is not None:
+            return start(context, record, wanted, "api", token)
+    asked = Asked(
+        pending_id=layout.make_id(
+            "pending", file_id, analysis, canonical(wanted.args), token or ""
+        ),
+        file_id=file_id,
+        key=file.key,
+        analysis=analysis,
+        args=wanted.args,
+        created_at=now(),
+        force=token,
+    )
+    key = layout.asked(prefix, asked.pending_id)
+    created = context.storage.create(context.settings.results_bucket, key, asked.to_json())
+    context.index.pending_asked(asked)
+    return Planned(asked.pending_id, "waiting", not created)
+
+
+def start(
+    context: Context, video: VideoRecord, wanted: Order, origin: Origin, force: str | None
+) -> Planned:
+    """Create the run of an ingested video, unless the same one exists; enqueue it."""
+    if video.sha256 is None or video.probe is None:
+        raise BadRequestError(f"{video.video.key} has no content to analyse", code="refused")
+    analysis_id = analysis_id_of(video.sha256, wanted, force)
+    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    run = layout.run_prefix(prefix, wanted.analysis.name, analysis_id)
+    with context.planning:
+        existing = context.index.analysis(analysis_id)
+        if existing is not None:
+            return Planned(analysis_id, existing.state, True)
+        # What somebody deleted comes back when somebody asks again, not when an event does.
+        if origin != "api" and context.index.analysis_is_gone(analysis_id):
+            return Planned(analysis_id, "cancelled", True)
+        request = Request(
+            analysis_id=analysis_id,
+            analysis=wanted.analysis.name,
+            analysis_version=wanted.analysis.version,
+            args=wanted.args,
+            video=video.video,
+            sha256=video.sha256,
+            probe=video.probe,
+            model=ModelRef(name=wanted.model.name, digest=wanted.model.digest)
+            if wanted.model
+            else None,
+            asked_by=origin,
+            created_at=now(),
+            force=force,
+        )
+        context.storage.create(
+            context.settings.results_bucket, f"{run}/{layout.REQUEST}", request.to_json()
+        )
+        context.index.analysis_planned(request, run)
+    context.enqueue_infer(analysis_id, run)
+    log.info("planned", extra={"analysis_id": analysis_id, "file_id": video.video.file_id})
+    return Planned(analysis_id, "queued", False)
+
+
+def plan_ingested(context: Context, video: VideoRecord) -> None:
+    """Start what waited for this video and what its metadata, folder or the default ask for.
+
+    Doing it again starts nothing twice.
+    """
+    if video.refusal is not None or video.probe is None:
+        for pending in context.index.pending_of_file(video.video.file_id):
+            reason = video.refusal.message if video.refusal else "it has no frames"
+            context.index.pending_failed(
+                pending.pending_id, RunError(code="refused", message=reason, stage="ingest")
+            )
+        return
+    plan_waiting(context, video)
+    if "analysis" in video.metadata:
+        _start_or_reject(
+            context, video, video.metadata["analysis"], video.metadata.get("args"), "metadata"
+        )
+    elif not _was_asked_for(context, video):
+        _follow_rules(context, video)
+
+
+def _was_asked_for(context: Context, video: VideoRecord) -> bool:
+    """Tell whether anybody asked for anything before the ingest; the bucket still knows."""
+    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    asked = context.storage.objects(context.settings.results_bucket, f"{prefix}/asked/")
+    return next(iter(asked), None) is not None
+
+
+def plan_waiting(context: Context, video: VideoRecord) -> None:
+    """Start what was asked for before the video was ingested."""
+    for pending in context.index.pending_of_file(video.video.file_id):
+        try:
+            wanted = order(context, pending.analysis, pending.args)
+            planned = start(context, video, wanted, "api", pending.force)
+            context.index.pending_resolved(pending.pending_id, planned.analysis_id)
+        except BadRequestError as error:
+            context.index.pending_failed(pending.pending_id, _error(error))
+
+
+def _follow_rules(context: Context, video: VideoRecord) -> None:
+    bucket = context.settings.videos_bucket
+    for key in layout.folder_rules(video.video.key):
+        data = context.storage.read(bucket, key)
+        if data is None:
+            continue
+        try:
+            rules = FolderRules.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            problem = (
+                f"{key} is not a valid rule: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            )
+            _reject(
+                context, video, "rules", {}, "folder", BadRequestError(problem, code="bad_rules")
+            )
+            return
+        if rules.analysis is not None:
+            _start_or_reject(context, video, rules.analysis, canonical(rules.args), "folder")
+        return
+    if context.settings.default_analysis is not None:
+        _start_or_reject(
+            context,
+            video,
+            context.settings.default_analysis,
+            canonical(context.settings.default_args),
+            "default",
+        )
+
+
+def _start_or_reject(
+    context: Context, video: VideoRecord, analysis: str, args: str | None, origin: Origin
+) -> None:
+    try:
+        wanted = order(context, analysis, parse_args(args))
+        start(context, video, wanted, origin, None)
+    except BadRequestError as error:
+        _reject(context, video, analysis, {"asked": args}, origin, error)
+
+
+def parse_args(args: str | None) -> dict[str, Any]:
+    """Return arguments that travelled as a JSON text.
+
+    Raises:
+        BadRequestError: the text is no JSON object.
+    """
+    try:
+        value = json.loads(args or "{}")
+    except ValueError as error:
+        raise BadRequestError(
+            f"args is not JSON ({error}): {(args or '')[:80]}", code="bad_args", field="args"
+        ) from error
+    if not isinstance(value, dict):
+        raise BadRequestError(
+            'args is not a JSON object like {"seconds": 5}', code="bad_args", field="args"
+        )
+    return value
+
+
+def _reject(
+    context: Context,
+    video: VideoRecord,
+    analysis: str,
+    args: dict[str, Any],
+    origin: Origin,
+    error: PosedropError,
+) -> None:
+    """Leave a failed result beside the video: nobody stands at the API to read a 422."""
+    assert video.sha256 is not None and video.probe is not None  # noqa: S101, PT018
+    analysis_id = layout.make_id("rejected", video.sha256, analysis, canonical(args), error.message)
+    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    run = layout.run_prefix(prefix, "rejected", analysis_id)
+    request = Request(
+        analysis_id=analysis_id,
+        analysis=analysis[:200],
+        analysis_version="",
+        args=args,
+        video=video.video,
+        sha256=video.sha256,
+        probe=video.probe,
+        asked_by=origin,
+        created_at=now(),
+    )
+    result = Result(
+        analysis_id=analysis_id,
+        analysis=request.analysis,
+        state="failed",
+        video=video.video,
+        sha256=video.sha256,
+        args=args,
+        error=_error(error),
+        created_at=request.created_at,
+        finished_at=now(),
+    )
+    bucket = context.settings.results_bucket
+    # The result first: whoever finds the request finds it answered, so no worker is sent for it.
+    context.storage.create(bucket, f"{run}/{layout.RESULT}", result.to_json())
+    context.storage.create(bucket, f"{run}/{layout.REQUEST}", request.to_json())
+    context.index.analysis_planned(request, run)
+    context.index.analysis_finished(result, run)
+
+
+def _error(error: PosedropError) -> RunError:
+    return RunError(code=error.code, message=error.message, stage="plan", field=error.field)

@@ -1,0 +1,502 @@
+"""The index: what the buckets hold, in SQLite, so that it can be listed, searched and counted.
+
+It is a projection. It may be deleted and is filled again from the buckets, so nothing is known here
+alone. Everything told to it may be told twice, late and in any order: rows only ever move on (an
+older version of a video never follows a newer one, a finished run never runs again). What the index
+can't know by itself, that an object is gone, it has to be told by ``file_removed`` and
+``analysis_removed``.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlite_utils import Database
+
+from posedrop import rows, schema
+from posedrop.events import Event, ObjectCreated
+from posedrop.listing import MAX_PAGE, Page, Row, Where, match, storable, to_cursor
+from posedrop.records import Asked, FileState, Request, Result, RunError, RunState, VideoRecord
+from posedrop.rows import AnalysisRow, DeadLetterRow, EventRow, FileRow, PendingRow
+from posedrop.schema import IndexBusyError
+
+__all__ = [
+    "AnalysisRow",
+    "DeadLetterRow",
+    "EventRow",
+    "FileRow",
+    "Index",
+    "IndexBusyError",
+    "Page",
+    "PendingRow",
+]
+
+#: An event that failed this often (over some ten minutes) goes to the dead letters.
+MAX_TRIES = 12
+LONGEST_PAUSE = 120.0
+MAX_DEAD_LETTERS = 10_000
+MAX_LETTER = 64_000
+_FEW = 2_000
+_LAST_CHARACTER = "\U0010ffff"
+_UNRESOLVED = "created_at IS NOT NULL AND analysis_id IS NULL AND error IS NULL"
+
+_Listed = TypeVar("_Listed", FileRow, AnalysisRow)
+
+
+class Index:
+    """The index in one SQLite file; safe to use from any number of threads and processes."""
+
+    def __init__(self, path: Path, *, timeout: float = 30) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._local = threading.local()
+        self._open: weakref.WeakSet[Database] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        with schema.translated():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db.enable_wal()
+            if not schema.is_current(self._db):
+                with self._write():
+                    schema.migrate(self._db)
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._lock:
+            for db in list(self._open):
+                db.close()
+            self._open.clear()
+        self._local = threading.local()
+
+    # --- events
+
+    def record_events(self, events: Iterable[Event], now: datetime) -> int:
+        """Keep the events that are new, all or none of them; return how many were."""
+        moment = schema.to_text(now)
+        new = [(*_identity(event), moment, moment) for event in events]
+        with self._write() as db:
+            return db.conn.executemany(
+                "INSERT OR IGNORE INTO event (bucket, key, etag, sequencer, kind, size,"
+                " received_at, due_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                new,
+            ).rowcount
+
+    def unhandled_events(self, limit: int, now: datetime | None = None) -> list[EventRow]:
+        """Return events to handle, oldest first; with ``now``, without those that failed lately."""
+        due = "9999" if now is None else schema.to_text(now)
+        return self._rows(
+            EventRow,
+            "SELECT * FROM event WHERE handled_at IS NULL AND due_at <= ? ORDER BY id LIMIT ?",
+            (due, limit),
+        )
+
+    def event_handled(self, event_id: int, now: datetime) -> None:
+        """Note that an event needs nothing more; it is kept, to know it when it comes again."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE event SET handled_at = ? WHERE id = ?", (schema.to_text(now), event_id)
+            )
+
+    def event_failed(self, event_id: int, reason: str, now: datetime) -> bool:
+        """Let an event rest, twice as long each time; True if it went to the dead letters."""
+        with self._write() as db:
+            row = db.conn.execute("SELECT * FROM event WHERE id = ?", (event_id,)).fetchone()
+            if row is None:
+                return False
+            tries = row["tries"] + 1
+            if tries >= MAX_TRIES:
+                _insert_letter(db, reason, dict(row), now)
+                db.execute("DELETE FROM event WHERE id = ?", (event_id,))
+                return True
+            due = now + timedelta(seconds=min(2.0 ** (tries - 1), LONGEST_PAUSE))
+            db.execute(
+                "UPDATE event SET tries = ?, due_at = ? WHERE id = ?",
+                (tries, schema.to_text(due), event_id),
+            )
+            return False
+
+    def forget_events(self, before: datetime) -> int:
+        """Drop events handled before a time, to keep the table small; return how many."""
+        with self._write() as db:
+            return db.execute(
+                "DELETE FROM event WHERE handled_at < ?", (schema.to_text(before),)
+            ).rowcount
+
+    def dead_letter(self, reason: str, body: object, now: datetime) -> None:
+        """Keep what could not be read or handled, for a person; the oldest make room."""
+        with self._write() as db:
+            _insert_letter(db, reason, body, now)
+
+    def dead_letters(self, limit: int = 100) -> list[DeadLetterRow]:
+        """Return the dead letters, newest first."""
+        return self._rows(
+            DeadLetterRow, "SELECT * FROM dead_letter ORDER BY id DESC LIMIT ?", (limit,)
+        )
+
+    # --- files
+
+    def expect_file(
+        self,
+        file_id: str,
+        bucket: str,
+        key: str,
+        now: datetime,
+        *,
+        size: int | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        """Note that somebody may upload a file; changes nothing once it has arrived."""
+        expected = rows.new_file(file_id, bucket, key, "expected", now)
+        self._merge_file(replace(expected, size=size, metadata=metadata))
+
+    def file_received(
+        self,
+        bucket: str,
+        key: str,
+        file_id: str,
+        etag: str,
+        size: int,
+        metadata: dict[str, str],
+        last_modified: datetime,
+    ) -> None:
+        """Note that an object is there, as the store describes it.
+
+        An object with another ETag than the one known replaces it unless it is older: then it is
+        old news. To go back to an older object on purpose, call ``file_removed`` first.
+        """
+        moment = rows.whole_seconds(last_modified)
+        received = rows.new_file(file_id, bucket, key, "received", moment)
+        self._merge_file(
+            replace(received, etag=etag, size=size, metadata=metadata, last_modified=moment)
+        )
+
+    def file_ingested(self, record: VideoRecord) -> None:
+        """Note what ingest found out about a video; for an older version of it, nothing."""
+        self._merge_file(rows.ingested_file(record))
+
+    def file_removed(self, file_id: str) -> None:
+        """Forget a file."""
+        with self._write() as db:
+            db.execute("DELETE FROM uploaded_file WHERE file_id = ?", (file_id,))
+
+    def file_enqueued(self, file_id: str, now: datetime) -> None:
+        """Note when a file was last handed to the queue."""
+        self._enqueued("uploaded_file", "file_id", file_id, now)
+
+    def file(self, file_id: str) -> FileRow | None:
+        """Return a file by its id."""
+        return self._row(FileRow, "SELECT * FROM uploaded_file WHERE file_id = ?", (file_id,))
+
+    def file_by_key(self, bucket: str, key: str) -> FileRow | None:
+        """Return a file by the name of its object."""
+        return self._row(
+            FileRow,
+            "SELECT * FROM uploaded_file WHERE key = ? AND bucket = ? ORDER BY number LIMIT 1",
+            (key, bucket),
+        )
+
+    def first_with_content(self, sha256: str) -> FileRow | None:
+        """Return the file that had this content first."""
+        return self._row(
+            FileRow,
+            "SELECT * FROM uploaded_file WHERE sha256 = ? ORDER BY number LIMIT 1",
+            (sha256,),
+        )
+
+    def files(
+        self,
+        *,
+        state: FileState | None = None,
+        prefix: str | None = None,
+        query: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[FileRow]:
+        """Return files, newest first, whose key begins with ``prefix`` and has all words."""
+        where = Where(cursor)
+        where.equal("state", state)
+        if prefix:
+            # A rare prefix is read from the keys' index and sorted; a common one is met soon
+            # enough in order of age (the + keeps SQLite from the keys' index).
+            column = "f.key" if self._few_begin_with(prefix) else "+f.key"
+            where.add(f"{column} >= ? AND {column} < ?", prefix, f"{prefix}{_LAST_CHARACTER}")
+        return self._page(FileRow, "uploaded_file", where, query, limit)
+
+    def _few_begin_with(self, prefix: str) -> bool:
+        found = self._value(
+            "SELECT count(*) FROM (SELECT 1 FROM uploaded_file WHERE key >= ? AND key < ? LIMIT ?)",
+            (prefix, f"{prefix}{_LAST_CHARACTER}", _FEW),
+        )
+        return int(found) < _FEW
+
+    def _merge_file(self, new: FileRow) -> None:
+        with self._write() as db:
+            old = schema.fetch(
+                db, FileRow, "SELECT * FROM uploaded_file WHERE file_id = ?", new.file_id
+            )
+            merged = rows.newer_file(old, new) if old is not None else new
+            if merged != old:
+                schema.put(db, "uploaded_file", "file_id", merged)
+
+    # --- analyses
+
+    def analysis_planned(self, request: Request, run: str) -> bool:
+        """Note a run that was asked for; False if it was known already."""
+        with self._write() as db:
+            taken = db.conn.execute(
+                "SELECT 1 FROM taken WHERE analysis_id = ?", (request.analysis_id,)
+            ).fetchone()
+            state: RunState = "queued" if taken is None else "running"
+            return _merge_analysis(db, rows.planned_analysis(request, run, state))
+
+    def analysis_running(self, analysis_id: str) -> None:
+        """Note that a worker has taken a run; nothing once the run is over."""
+        with self._write() as db:
+            db.execute("INSERT OR IGNORE INTO taken VALUES (?)", (analysis_id,))
+            db.execute(
+                "UPDATE analysis SET state = 'running'"
+                " WHERE analysis_id = ? AND state IN ('waiting', 'queued')",
+                (analysis_id,),
+            )
+
+    def analysis_finished(self, result: Result, run: str) -> None:
+        """Note how a run ended, whether or not it was known before."""
+        with self._write() as db:
+            _merge_analysis(db, rows.finished_analysis(result, run))
+
+    def analysis_removed(self, analysis_id: str) -> None:
+        """Forget a run, but for the fact that there was one, so that it can be asked for anew."""
+        with self._write() as db:
+            db.execute("INSERT OR IGNORE INTO gone VALUES (?)", (analysis_id,))
+            db.execute("DELETE FROM analysis WHERE analysis_id = ?", (analysis_id,))
+            db.execute("DELETE FROM taken WHERE analysis_id = ?", (analysis_id,))
+
+    def analysis_is_gone(self, analysis_id: str) -> bool:
+        """Tell whether a run was removed and not asked for again."""
+        sql = "SELECT count(*) FROM gone WHERE analysis_id = ?"
+        return int(self._value(sql, (analysis_id,))) > 0
+
+    def analysis_enqueued(self, analysis_id: str, now: datetime) -> None:
+        """Note when a run was last handed to the queue."""
+        self._enqueued("analysis", "analysis_id", analysis_id, now)
+
+    def analysis(self, analysis_id: str) -> AnalysisRow | None:
+        """Return a run by its id."""
+        return self._row(
+            AnalysisRow, "SELECT * FROM analysis WHERE analysis_id = ?", (analysis_id,)
+        )
+
+    def analyses(
+        self,
+        *,
+        state: RunState | None = None,
+        file_id: str | None = None,
+        analysis: str | None = None,
+        query: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[AnalysisRow]:
+        """Return runs, newest first; ``query`` is searched in the video's key and the analysis."""
+        where = Where(cursor)
+        where.equal("file_id", file_id)
+        where.equal("state", state)
+        where.equal("analysis", analysis)
+        return self._page(AnalysisRow, "analysis", where, query, limit)
+
+    def analyses_of_file(self, file_id: str) -> list[AnalysisRow]:
+        """Return all runs on a file, newest first."""
+        return self._rows(
+            AnalysisRow,
+            "SELECT * FROM analysis WHERE file_id = ? ORDER BY number DESC",
+            (file_id,),
+        )
+
+    def position(self, analysis_id: str) -> int:
+        """Return how many queued or running runs were asked for before this one."""
+        return int(
+            self._value(
+                "SELECT count(*) FROM analysis AS f, analysis AS mine"
+                " WHERE mine.analysis_id = ? AND mine.state IN ('waiting', 'queued', 'running')"
+                " AND f.state IN ('waiting', 'queued', 'running') AND f.number < mine.number",
+                (analysis_id,),
+            )
+        )
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return how many files, analyses, events, pending questions and dead letters there are."""
+        with self._read() as db:
+            by_state = {
+                name: dict(
+                    map(tuple, db.conn.execute(f"SELECT state, count(*) FROM {table} GROUP BY 1"))  # noqa: S608
+                )
+                for name, table in (("files", "uploaded_file"), ("analyses", "analysis"))
+            }
+            unhandled = db["event"].count_where("handled_at IS NULL")
+            waiting = db["pending"].count_where(_UNRESOLVED)
+            letters = db["dead_letter"].count
+        others = {"events": {"unhandled": unhandled}, "pending": {"waiting": waiting}}
+        return by_state | others | {"dead_letters": {"kept": letters}}
+
+    # --- pending
+
+    def pending_asked(self, asked: Asked) -> None:
+        """Note an analysis that was asked for before its video was ingested."""
+        row = schema.encode(rows.asked_pending(asked))
+        del row["analysis_id"], row["error"]
+        self._put_pending(row)
+
+    def pending_resolved(self, pending_id: str, analysis_id: str) -> None:
+        """Note which run a pending question became."""
+        self._put_pending({"pending_id": pending_id, "analysis_id": analysis_id})
+
+    def pending_failed(self, pending_id: str, error: RunError) -> None:
+        """Note why a pending question can't become a run."""
+        self._put_pending({"pending_id": pending_id, "error": error.model_dump_json()})
+
+    def pending_removed(self, pending_id: str) -> None:
+        """Forget a pending question."""
+        with self._write() as db:
+            db.execute("DELETE FROM pending WHERE pending_id = ?", (pending_id,))
+
+    def pending(self, pending_id: str) -> PendingRow | None:
+        """Return a pending question, answered or not."""
+        return self._row(
+            PendingRow,
+            "SELECT * FROM pending WHERE pending_id = ? AND created_at IS NOT NULL",
+            (pending_id,),
+        )
+
+    def pending_of_file(self, file_id: str) -> list[PendingRow]:
+        """Return the questions that still wait for a file, oldest first."""
+        return self._rows(
+            PendingRow,
+            f"SELECT * FROM pending WHERE file_id = ? AND {_UNRESOLVED}"  # noqa: S608
+            " ORDER BY created_at, pending_id",
+            (file_id,),
+        )
+
+    def pending_open(self) -> list[PendingRow]:
+        """Return all questions that still wait for their file, oldest first."""
+        return self._rows(
+            PendingRow,
+            f"SELECT * FROM pending WHERE {_UNRESOLVED} ORDER BY created_at, pending_id",  # noqa: S608
+        )
+
+    def _put_pending(self, values: dict[str, Any]) -> None:
+        with self._write() as db:
+            schema.upsert(db, "pending", "pending_id", values)
+
+    # --- all of it
+
+    def reset(self) -> None:
+        """Empty what the buckets fill again.
+
+        What they don't know stays: events not yet handled, dead letters, which runs were removed.
+        """
+        with self._write() as db:
+            for table in ("uploaded_file", "analysis", "taken", "pending"):
+                db.execute(f"DELETE FROM {table}")  # noqa: S608
+            db.execute("DELETE FROM event WHERE handled_at IS NOT NULL")
+
+    # --- how it is done
+
+    @property
+    def _db(self) -> Database:
+        """Return this thread's own connection; it ends with its thread."""
+        db = getattr(self._local, "db", None)
+        if db is None:
+            db = self._local.db = schema.connect(str(self._path), self._timeout)
+            with self._lock:
+                self._open.add(db)
+        return db
+
+    @contextmanager
+    def _read(self) -> Iterator[Database]:
+        with schema.translated():
+            yield self._db
+
+    @contextmanager
+    def _write(self) -> Iterator[Database]:
+        """Hold the write lock from the first read on, so that nothing changes in between."""
+        with schema.translated():
+            db = self._db
+            db.conn.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.conn.execute("COMMIT")
+            except BaseException:
+                db.rollback()
+                raise
+
+    def _rows(self, kind: type[Row], sql: str, values: Sequence[object] = ()) -> list[Row]:
+        with self._read() as db:
+            found = db.conn.execute(sql, [storable(v) for v in values]).fetchall()
+        return [schema.decode(kind, row) for row in found]
+
+    def _row(self, kind: type[Row], sql: str, values: Sequence[object]) -> Row | None:
+        return next(iter(self._rows(kind, sql, values)), None)
+
+    def _value(self, sql: str, values: Sequence[object]) -> Any:
+        with self._read() as db:
+            return db.conn.execute(sql, [storable(v) for v in values]).fetchone()[0]
+
+    def _enqueued(self, table: str, identity: str, value: str, now: datetime) -> None:
+        moment = schema.to_text(now)
+        with self._write() as db:
+            db.execute(
+                f"UPDATE {table} SET enqueued_at = max(coalesce(enqueued_at, ''), ?)"  # noqa: S608
+                f" WHERE {identity} = ?",
+                (moment, value),
+            )
+
+    def _page(
+        self, kind: type[_Listed], table: str, where: Where, query: str | None, limit: int
+    ) -> Page[_Listed]:
+        limit = max(1, min(limit, MAX_PAGE))
+        source, order = f"{table} AS f", "f.number"
+        if query is not None and query.strip():
+            words = match(query)
+            if words is None:
+                return Page([], None)
+            # Full text gives its hits in order of their number, so none is sorted.
+            source, order = f"{table}_fts AS s JOIN {table} AS f ON f.number = s.rowid", "s.rowid"
+            where.add(f"{table}_fts MATCH ?", words)
+        sql = f"SELECT f.* FROM {source} WHERE {where.sql(order)} ORDER BY {order} DESC LIMIT ?"  # noqa: S608
+        with self._read() as db:
+            found = db.conn.execute(sql, [*where.values, limit + 1]).fetchall()
+        cursor = to_cursor(found[limit - 1]["number"]) if len(found) > limit else None
+        return Page([schema.decode(kind, row) for row in found[:limit]], cursor)
+
+
+def _identity(event: Event) -> tuple[object, ...]:
+    if isinstance(event, ObjectCreated):
+        return (event.bucket, event.key, event.etag, event.sequencer, "created", event.size)
+    return (event.bucket, event.key, "", event.sequencer, "removed", None)
+
+
+def _insert_letter(db: Database, reason: str, body: object, now: datetime) -> None:
+    text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, default=str)
+    last = db.execute(
+        "INSERT INTO dead_letter (received_at, reason, body) VALUES (?, ?, ?)",
+        (schema.to_text(now), storable(reason), storable(text[:MAX_LETTER])),
+    ).lastrowid
+    db.execute("DELETE FROM dead_letter WHERE id <= ?", ((last or 0) - MAX_DEAD_LETTERS,))
+
+
+def _merge_analysis(db: Database, new: AnalysisRow) -> bool:
+    """Write what is known of a run with ``new`` told as well; True if it was not known at all."""
+    sql = "SELECT * FROM analysis WHERE analysis_id = ?"
+    old = schema.fetch(db, AnalysisRow, sql, new.analysis_id)
+    merged = rows.newer_analysis(old, new) if old is not None else new
+    if merged != old:
+        schema.put(db, "analysis", "analysis_id", merged)
+    if old is None:
+        db.execute("DELETE FROM gone WHERE analysis_id = ?", (new.analysis_id,))
+    return old is None

@@ -1,0 +1,267 @@
+"""The tables of the index: how they are laid out, and how a row is written and read back.
+
+Every listed table has an integer key ``number`` that grows with ``created_at``. So "newest first"
+is the order in which SQLite keeps the rows, a page is a range of one index, and a full-text search
+gives its newest hits without sorting them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any, TypeVar, cast, get_args
+
+from sqlite_utils import Database, Migrations
+
+from posedrop.errors import PosedropError
+from posedrop.records import Artefact, FileState, Probe, RunError, RunState
+from posedrop.rows import AnalysisRow, FileRow, Row
+
+_UNWRITABLE = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")
+_HASH_BITS = 21
+_TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+_Row = TypeVar("_Row")
+
+
+class IndexBusyError(PosedropError):
+    """The index did not take it: locked (index_busy), or the disk did not (index_unwritable)."""
+
+    code = "index_busy"
+
+
+def number_of(created_at: datetime, identity: str) -> int:
+    """Return a key that sorts by time; within a millisecond, by a hash of ``identity``."""
+    digest = hashlib.sha256(identity.encode(errors="replace")).digest()
+    tail = int.from_bytes(digest[:4], "big") >> (32 - _HASH_BITS)
+    return (max(0, int(created_at.timestamp() * 1000)) << _HASH_BITS) | tail
+
+
+def to_text(moment: datetime) -> str:
+    """Return a time as UTC text that sorts as the times do."""
+    return moment.astimezone(UTC).strftime(_TIME_FORMAT).rjust(27, "0")
+
+
+def from_text(text: str) -> datetime:
+    """Return the time that ``to_text`` wrote."""
+    return datetime.fromisoformat(text)
+
+
+def _record_to_text(record: Probe | RunError) -> str:
+    return record.model_dump_json()
+
+
+def _artefacts_to_text(artefacts: tuple[Artefact, ...]) -> str:
+    return json.dumps([a.model_dump(mode="json") for a in artefacts])
+
+
+def _artefacts_from_text(text: str) -> tuple[Artefact, ...]:
+    return tuple(Artefact.model_validate(a) for a in json.loads(text))
+
+
+_Codec = tuple[Callable[[Any], Any], Callable[[Any], Any]]
+_TIME: _Codec = (to_text, from_text)
+_JSON: _Codec = (json.dumps, json.loads)
+_CODECS: dict[str, _Codec] = {
+    "args": _JSON,
+    "artefacts": (_artefacts_to_text, _artefacts_from_text),
+    "created_at": _TIME,
+    "enqueued_at": _TIME,
+    "error": (_record_to_text, RunError.model_validate_json),
+    "finished_at": _TIME,
+    "handled_at": _TIME,
+    "last_modified": _TIME,
+    "metadata": _JSON,
+    "probe": (_record_to_text, Probe.model_validate_json),
+    "received_at": _TIME,
+    "updated_at": _TIME,
+}
+
+
+def encode(row: Row) -> dict[str, Any]:
+    """Return a row as the values of its columns."""
+    values = {f.name: getattr(row, f.name) for f in fields(row)}
+    return {
+        name: _CODECS[name][0](value) if value is not None and name in _CODECS else value
+        for name, value in values.items()
+    }
+
+
+def decode(kind: type[_Row], values: Mapping[str, Any]) -> _Row:
+    """Return the row of class ``kind`` that ``encode`` took apart."""
+    return kind(
+        **{
+            f.name: _CODECS[f.name][1](values[f.name])
+            if values[f.name] is not None and f.name in _CODECS
+            else values[f.name]
+            for f in fields(cast(Any, kind))
+        }
+    )
+
+
+_migrations = Migrations("posedrop")
+
+
+def migrate(db: Database) -> None:
+    """Bring the tables up to date; inside of the caller's transaction, so that one does it."""
+    _migrations.apply(db)
+
+
+def is_current(db: Database) -> bool:
+    """Tell whether there is nothing to migrate, without writing."""
+    return not _migrations.pending(db)
+
+
+def _checked(states: Any) -> str:
+    return f"CHECK (state IN ({', '.join(repr(s) for s in get_args(states))}))"
+
+
+@_migrations(name="0001_tables")
+def _tables(db: Database) -> None:
+    for statement in (
+        f"""CREATE TABLE uploaded_file (
+            number INTEGER PRIMARY KEY, file_id TEXT NOT NULL UNIQUE,
+            bucket TEXT NOT NULL, key TEXT NOT NULL, filename TEXT NOT NULL,
+            state TEXT NOT NULL {_checked(FileState)},
+            etag TEXT, size INTEGER, sha256 TEXT, sha1 TEXT, duplicate_of TEXT,
+            refusal_reason TEXT, refusal_message TEXT, probe TEXT, metadata TEXT,
+            last_modified TEXT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+            enqueued_at TEXT)""",
+        "CREATE INDEX file_by_key ON uploaded_file (key, bucket)",
+        "CREATE INDEX file_by_state ON uploaded_file (state, number)",
+        "CREATE INDEX file_by_content ON uploaded_file (sha256, number) WHERE sha256 IS NOT NULL",
+        f"""CREATE TABLE analysis (
+            number INTEGER PRIMARY KEY, analysis_id TEXT NOT NULL UNIQUE,
+            file_id TEXT NOT NULL, bucket TEXT NOT NULL, key TEXT NOT NULL,
+            analysis TEXT NOT NULL, args TEXT NOT NULL, model TEXT, model_digest TEXT,
+            run TEXT NOT NULL, state TEXT NOT NULL {_checked(RunState)},
+            error TEXT, asked_by TEXT, created_at TEXT NOT NULL, finished_at TEXT,
+            artefacts TEXT NOT NULL, frames_decoded INTEGER, "rows" INTEGER, enqueued_at TEXT)""",
+        "CREATE INDEX analysis_by_state ON analysis (state, number)",
+        "CREATE INDEX analysis_by_file ON analysis (file_id, number)",
+        "CREATE INDEX analysis_by_analysis ON analysis (analysis, number)",
+        # Which runs a worker has taken: it may be told before the run itself is.
+        "CREATE TABLE taken (analysis_id TEXT PRIMARY KEY) WITHOUT ROWID",
+        # Which runs were removed: asked for, they are gone, which is not the same as never known.
+        "CREATE TABLE gone (analysis_id TEXT PRIMARY KEY) WITHOUT ROWID",
+        # A resolution or a failure may be told before the question, hence NULL is allowed.
+        """CREATE TABLE pending (
+            pending_id TEXT PRIMARY KEY, file_id TEXT, key TEXT, analysis TEXT, args TEXT,
+            force TEXT, created_at TEXT, analysis_id TEXT, error TEXT)""",
+        "CREATE INDEX pending_by_file ON pending (file_id, created_at)",
+        """CREATE TABLE event (
+            id INTEGER PRIMARY KEY, bucket TEXT NOT NULL, key TEXT NOT NULL, etag TEXT NOT NULL,
+            sequencer TEXT NOT NULL, kind TEXT NOT NULL, size INTEGER, received_at TEXT NOT NULL,
+            handled_at TEXT, tries INTEGER NOT NULL DEFAULT 0, due_at TEXT NOT NULL,
+            UNIQUE (bucket, key, etag, sequencer, kind))""",
+        "CREATE INDEX event_unhandled ON event (id) WHERE handled_at IS NULL",
+        "CREATE INDEX event_handled ON event (handled_at) WHERE handled_at IS NOT NULL",
+        """CREATE TABLE dead_letter (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, received_at TEXT NOT NULL,
+            reason TEXT NOT NULL, body TEXT NOT NULL)""",
+    ):
+        db.execute(statement)
+
+
+@_migrations(name="0002_search")
+def _search(db: Database) -> None:
+    _enable_search(db, "uploaded_file", ("key",))
+    _enable_search(db, "analysis", ("key", "analysis"))
+
+
+def _enable_search(db: Database, table: str, names: tuple[str, ...]) -> None:
+    """Keep a full-text index of some columns of a table.
+
+    This is sqlite-utils' ``enable_fts`` with two things that it does not have: an index of
+    beginnings of words, without which one typed letter reads every word there is, and a trigger
+    that sleeps while only other columns change. unicode61 parts ``mouse_3-day1.mp4`` at each sign.
+    """
+    listed = ", ".join(names)
+    old, new = (", ".join(f"{row}.{n}" for n in names) for row in ("old", "new"))
+    remove = (
+        f"INSERT INTO {table}_fts ({table}_fts, rowid, {listed})"  # noqa: S608
+        f" VALUES ('delete', old.number, {old});"
+    )
+    add = f"INSERT INTO {table}_fts (rowid, {listed}) VALUES (new.number, {new});"  # noqa: S608
+    for statement in (
+        f"""CREATE VIRTUAL TABLE {table}_fts USING fts5({listed}, content='{table}',
+            content_rowid='number', tokenize='unicode61 remove_diacritics 2', prefix='1 2 3')""",
+        f"CREATE TRIGGER {table}_ai AFTER INSERT ON {table} BEGIN {add} END",
+        f"CREATE TRIGGER {table}_ad AFTER DELETE ON {table} BEGIN {remove} END",
+        f"CREATE TRIGGER {table}_au AFTER UPDATE OF number, {listed} ON {table}"
+        f" BEGIN {remove} {add} END",
+    ):
+        db.execute(statement)
+
+
+def connect(path: str, timeout: float) -> Database:
+    """Return a connection that waits ``timeout`` seconds for a lock, and begins nothing itself.
+
+    What was written last may be lost with the machine's power, never the file: the buckets know it.
+    """
+    connection = sqlite3.connect(
+        path, timeout=timeout, isolation_level=None, check_same_thread=False
+    )
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return Database(connection, execute_plugins=False)
+
+
+def fetch(db: Database, kind: type[_Row], sql: str, identity: str) -> _Row | None:
+    """Return the row that a query for one identity finds."""
+    found = db.conn.execute(sql, (identity,)).fetchone()
+    return decode(kind, found) if found is not None else None
+
+
+def put(db: Database, table: str, name: str, row: FileRow | AnalysisRow) -> None:
+    """Write a listed row under its identity; inside of the caller's transaction."""
+    values = encode(row)
+    number = number_of(row.created_at, values[name])
+    taken = f"SELECT 1 FROM {table} WHERE number = ? AND {name} <> ?"  # noqa: S608
+    while db.conn.execute(taken, (number, values[name])).fetchone() is not None:
+        number += 1
+    upsert(db, table, name, {"number": number, **values})
+
+
+def upsert(db: Database, table: str, name: str, values: dict[str, Any]) -> None:
+    """Insert or update a row; sqlite-utils' own upsert asks for the schema anew each time."""
+    names = ", ".join(f'"{column}"' for column in values)
+    places = ", ".join("?" * len(values))
+    updates = ", ".join(f'"{column}" = excluded."{column}"' for column in values)
+    db.execute(
+        f"INSERT INTO {table} ({names}) VALUES ({places})"  # noqa: S608
+        f" ON CONFLICT ({name}) DO UPDATE SET {updates}",
+        list(values.values()),
+    )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Say what SQLite means, and that the index may be deleted if it is damaged."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise _failure(error) from error
+
+
+def _failure(error: sqlite3.Error | OSError) -> Exception:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return IndexBusyError("The index is locked by another process; try again.")
+    if name.startswith(_UNWRITABLE) or isinstance(error, OSError):
+        return IndexBusyError(
+            f"The index can't be read or written ({error}): is the disk full or read-only?",
+            code="index_unwritable",
+        )
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return IndexBusyError(
+            f"The index is damaged ({error}): delete it, it is filled again from the buckets.",
+            code="index_damaged",
+        )
+    return error

@@ -1,0 +1,34 @@
+"""The three actors, by the names that the handlers enqueue."""
+
+from __future__ import annotations
+
+import dramatiq
+from dramatiq import Broker
+
+from posedrop import queue
+from posedrop.settings import Settings
+from worker import runs
+from worker.ingest import ingest
+from worker.workshop import Workshop
+
+
+def register(broker: Broker, settings: Settings) -> Workshop:
+    """Declare ingest, infer and render on ``broker``; return the workshop that they share."""
+    shop = Workshop(settings, broker)
+
+    def actor_ingest(bucket: str, key: str, etag: str) -> None:
+        ingest(shop, bucket, key, etag)
+
+    def actor_infer(run: str) -> None:
+        runs.infer(shop, run)
+
+    def actor_render(run: str) -> None:
+        runs.render(shop, run)
+
+    for name, function in (
+        ("ingest", actor_ingest),
+        ("infer", actor_infer),
+        ("render", actor_render),
+    ):
+        dramatiq.actor(function, actor_name=name, queue_name=queue.QUEUE_OF[name], broker=broker)
+    return shop

@@ -1,0 +1,153 @@
+"""``deeplabcut_2d``: poses of one animal by a DeepLabCut 3 model of the models bucket.
+
+This is the light half, which the API imports; ``worker.inference`` is the heavy one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from posedrop.analyses import Analysis, Args
+from posedrop.errors import BadRequestError
+from posedrop.records import Model
+
+Colormap = Literal[
+    "rainbow", "jet", "hsv", "viridis", "plasma", "inferno", "magma", "cividis", "turbo", "cool",
+    "spring", "summer", "autumn", "winter", "tab10", "tab20", "Set1", "Set2", "Set3",
+]  # fmt: skip
+
+
+class Crop(Args):
+    """A rectangle of the frame: columns ``x1`` to ``x2``, rows ``y1`` to ``y2``, in pixels."""
+
+    x1: int = Field(ge=0, description="first column, in pixels from the left")
+    x2: int = Field(ge=1, description="the column after the last, in pixels from the left")
+    y1: int = Field(ge=0, description="first row, in pixels from the top")
+    y2: int = Field(ge=1, description="the row after the last, in pixels from the top")
+
+    @model_validator(mode="after")
+    def _has_an_area(self) -> Crop:
+        if self.x2 <= self.x1 or self.y2 <= self.y1:
+            raise ValueError("a crop needs x1 < x2 and y1 < y2")
+        return self
+
+
+class Style(Args):
+    """What the labelled video looks like."""
+
+    dotsize: int | None = Field(
+        default=None, ge=1, le=100, description="radius of a dot in pixels; null: by the frame size"
+    )
+    trail: int = Field(
+        default=0, ge=0, le=500, description="how many frames back a keypoint's path is drawn"
+    )
+    skeleton: bool = Field(
+        default=False, description="draw the model's skeleton between the keypoints"
+    )
+    colormap: Colormap = Field(
+        default="rainbow", description="matplotlib colour map, from the first keypoint to the last"
+    )
+
+
+class DeepLabCut2D(Args):
+    """The arguments of ``deeplabcut_2d``."""
+
+    model: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[0-9a-f]{6,64})?$",
+        description="a model of the models bucket: its name (the newest of that name), "
+        "or name@digest (the first 6 or more characters of the digest)",
+    )
+    snapshot: str | None = Field(
+        default=None,
+        max_length=200,
+        description="which of the model's snapshots, by name; null: its last (the best, if it has "
+        "one marked so)",
+    )
+    batch_size: int = Field(
+        default=8, ge=1, le=512, description="frames that go through the network at once"
+    )
+    crop: Crop | None = Field(
+        default=None,
+        description="analyse only this rectangle; coordinates are still those of the whole frame. "
+        "null: as the project's config.yaml says",
+    )
+    start: int = Field(default=0, ge=0, description="first frame, counted from 0")
+    stop: int | None = Field(
+        default=None, ge=1, description="the frame after the last; null: to the end"
+    )
+    stride: int = Field(default=1, ge=1, description="analyse every n-th frame from start on")
+    pcutoff: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="keypoints below this likelihood are not drawn; null: the project's pcutoff. "
+        "The tables always hold them all",
+    )
+    filter: Literal["none", "median", "arima"] = Field(
+        default="median",
+        description="how poses_filtered is smoothed over time, as DeepLabCut's filterpredictions "
+        "does; poses itself never is. arima takes minutes",
+    )
+    filter_window: int = Field(
+        default=5, ge=1, le=1001, description="median: length of the window in frames, odd"
+    )
+    arima_p_bound: float = Field(
+        default=0.001, ge=0, le=1, description="arima: below this likelihood a point is missing"
+    )
+    arima_ar_degree: int = Field(
+        default=3, ge=0, le=20, description="arima: degree of the autoregressive part"
+    )
+    arima_ma_degree: int = Field(
+        default=1, ge=0, le=20, description="arima: degree of the moving-average part"
+    )
+    arima_alpha: float = Field(
+        default=0.01, gt=0, lt=1, description="arima: significance level of the fit's interval"
+    )
+    style: Style = Field(default_factory=Style, description="what the labelled video looks like")
+
+    @field_validator("filter_window")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("a median window has an odd length")
+        return value
+
+    @model_validator(mode="after")
+    def _selects_frames(self) -> DeepLabCut2D:
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError("stop must be greater than start")
+        return self
+
+
+def check(args: Args, model: Model) -> None:
+    """Refuse arguments that don't fit the model.
+
+    Raises:
+        BadRequestError: code ``multi_animal`` or ``no_such_snapshot``.
+    """
+    if model.multianimal:
+        raise BadRequestError(
+            f"{model.name} is a multi-animal project: deeplabcut_2d takes single-animal ones",
+            code="multi_animal",
+            field="args.model",
+        )
+    snapshot = getattr(args, "snapshot", None)
+    if snapshot is not None and snapshot not in model.snapshots:
+        raise BadRequestError(
+            f"{model.name} has no snapshot {snapshot[:60]!r}; it has: {', '.join(model.snapshots)}",
+            code="no_such_snapshot",
+            field="args.snapshot",
+        )
+
+
+deeplabcut_2d = Analysis(
+    name="deeplabcut_2d",
+    version="1",
+    args=DeepLabCut2D,
+    run="worker.inference:run",
+    summary="Keypoints of one animal in every frame, by a DeepLabCut 3 (PyTorch) model of yours.",
+    needs_model=True,
+    check=check,
+)

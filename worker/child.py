@@ -1,0 +1,361 @@
+"""A child process for the dangerous part: decoders, networks, drawing. It can always be killed.
+
+The parent keeps the credentials, the claim and the heartbeat; the child gets files in a scratch
+folder and answers with JSON lines on pipes of its own. What is inside is ``worker.child_main``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from posedrop import errors
+from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError, PosedropError
+from posedrop.records import Progress
+
+#: Seconds between two looks at ``should_stop``.
+POLL_SECONDS = 0.25
+#: Seconds for an interpreter to start; nothing heavy is imported before its first word.
+START_SECONDS = 60.0
+#: Bytes of one message: a child gone mad must not fill its parent's memory.
+MAX_MESSAGE_BYTES = 64 << 20
+
+#: What a child may know of its parent's environment: hardware and threads, nothing secret.
+_PASSED_ON = (
+    "CUDA_DEVICE_ORDER",
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "MKL_NUM_THREADS",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
+_FIXED = {
+    "DLClight": "True",  # DeepLabCut without its windows
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "LOGNAME": "posedrop",
+    "MPLBACKEND": "Agg",
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # it asks PyPI for its newest version when imported
+    "PYTHONUNBUFFERED": "1",
+    "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # whatever a model's own config says of it
+    "TORCH_LOAD_WEIGHTS_ONLY": "true",
+}
+
+
+class Child:
+    """One child process, started when first needed, warm between calls, replaced after a death.
+
+    Calls come one at a time; :meth:`close` may come from any thread.
+    """
+
+    def __init__(self, name: str, scratch: Path, *, warm: Sequence[str] = ()) -> None:
+        """Remember how to start the child.
+
+        Args:
+            name: what it is called in messages and in its idle log, ``<scratch>/<name>.log``.
+            scratch: an existing folder, the child's home and temporary folder.
+            warm: modules to import while it waits for its first call.
+        """
+        self._name = name
+        self._scratch = scratch
+        self._warm = tuple(warm)
+        self._call = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests = -1
+        self._answers = -1
+        self._isolated: bool | None = None
+        self._buffer = b""
+
+    @property
+    def pid(self) -> int | None:
+        """The process' id, None while there is none."""
+        return self._process.pid if self._process else None
+
+    @property
+    def isolated(self) -> bool | None:
+        """Whether the kernel gave it a network of its own, without any way out; None: not started.
+
+        Best effort: container runtimes often forbid it.
+        """
+        return self._isolated
+
+    def start(self) -> None:
+        """Start the process if there is none.
+
+        Raises:
+            ChildDiedError: it ended, or said nothing, before it was ready.
+        """
+        with self._call:
+            self._ensure_started()
+
+    def call(
+        self,
+        task: str,
+        payload: dict[str, Any],
+        *,
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        wall_seconds: float | None,
+        log: Path,
+    ) -> dict[str, Any]:
+        """Run ``task`` in the child and return its answer.
+
+        Args:
+            task: ``package.module:function``, called as ``function(payload, report)``.
+            payload: JSON types.
+            on_progress: called in this thread; what it raises ends the child.
+            should_stop: asked at least every 0.25 s.
+            wall_seconds: the task may last no longer; None: any time.
+            log: everything that the task and its libraries print is appended to this file.
+
+        Raises:
+            CancelledRunError: ``should_stop`` said so; the child is gone.
+            ChildDiedError: it crashed or was killed; code ``timeout`` after ``wall_seconds``.
+            PosedropError: what the task raised, as the class that it was.
+            AnalysisError: anything else that the task raised: code ``out_of_memory`` or
+                ``internal``.
+        """
+        with self._call:
+            self._ensure_started()
+            request = {"task": task, "payload": payload, "log": str(log)}
+            try:
+                answer = self._converse(request, on_progress, should_stop, wall_seconds)
+            except BaseException:
+                self._end()
+                raise
+            if answer.get("fresh"):
+                # A library failed in the middle of something: what it left behind is unknown.
+                self._end()
+            return _result_of(answer)
+
+    def close(self) -> None:
+        """End the process, whatever it does; a call in another thread gets ChildDiedError."""
+        process = self._process
+        if process is not None:
+            _kill_group(process)
+        with self._call:
+            self._end()
+
+    # -- the process -----------------------------------------------------------------------------
+
+    def _ensure_started(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is not None:
+            return
+        # Linux kills a child with the *thread* that started it (PR_SET_PDEATHSIG), and the caller's
+        # may end before the process does.
+        _spawner().submit(self._spawn).result()
+        try:
+            hello = self._wait_for_hello()
+        except BaseException:
+            self._end()
+            raise
+        self._isolated = bool(hello.get("isolated"))
+
+    def _spawn(self) -> None:
+        child_reads, self._requests = os.pipe()
+        self._answers, child_writes = os.pipe()
+        try:
+            with (self._scratch / f"{self._name}.log").open("wb") as idle_log:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-P",  # nothing is ever imported from the working directory
+                        "-m",
+                        "worker.child_main",
+                        str(child_reads),
+                        str(child_writes),
+                        str(os.getpid()),
+                        *self._warm,
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=idle_log,
+                    stderr=idle_log,
+                    cwd=self._scratch,
+                    env=_environment(self._scratch),
+                    pass_fds=(child_reads, child_writes),
+                    start_new_session=True,
+                )
+        except BaseException:
+            self._close_pipes()
+            raise
+        finally:
+            os.close(child_reads)
+            os.close(child_writes)
+        os.set_blocking(self._requests, False)
+        self._buffer = b""
+
+    def _wait_for_hello(self) -> dict[str, Any]:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            for message in self._exchange(b"")[1]:
+                return message
+        raise ChildDiedError(f"{self._name}: the child process did not start")
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            _kill_group(process)
+            process.wait()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for fd in (self._requests, self._answers):
+            if fd >= 0:
+                os.close(fd)
+        self._requests = self._answers = -1
+        self._buffer = b""
+
+    # -- the conversation ------------------------------------------------------------------------
+
+    def _converse(
+        self,
+        request: dict[str, Any],
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        wall_seconds: float | None,
+    ) -> dict[str, Any]:
+        deadline = None if wall_seconds is None else time.monotonic() + wall_seconds
+        unsent = json.dumps(request).encode() + b"\n"
+        while True:
+            if should_stop():
+                raise CancelledRunError("cancelled: the run was asked to stop")
+            if deadline is not None and time.monotonic() > deadline:
+                raise ChildDiedError(
+                    f"{self._name}: no answer within {wall_seconds:g} s, killed", code="timeout"
+                )
+            unsent, messages = self._exchange(unsent)
+            for message in messages:
+                if "progress" in message:
+                    on_progress(self._parsed_progress(message["progress"]))
+                else:
+                    return message
+
+    def _exchange(self, unsent: bytes) -> tuple[bytes, list[dict[str, Any]]]:
+        """Send and receive what can be within POLL_SECONDS; return what is left, what came."""
+        poll = select.poll()
+        poll.register(self._answers, select.POLLIN)
+        if unsent:
+            poll.register(self._requests, select.POLLOUT)
+        for fd, _ in poll.poll(POLL_SECONDS * 1000):
+            if fd == self._requests:
+                with contextlib.suppress(BrokenPipeError, BlockingIOError):
+                    unsent = unsent[os.write(self._requests, unsent) :]
+            else:
+                data = os.read(self._answers, 1 << 16)
+                if not data:
+                    raise self._death()
+                self._buffer += data
+        return unsent, self._complete_messages()
+
+    def _complete_messages(self) -> list[dict[str, Any]]:
+        *lines, self._buffer = self._buffer.split(b"\n")
+        if len(self._buffer) > MAX_MESSAGE_BYTES:
+            raise ChildDiedError(f"{self._name}: the child process sends without end, killed")
+        messages = []
+        for line in lines:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                message = None
+            if not isinstance(message, dict):
+                raise ChildDiedError(f"{self._name}: the child process speaks nonsense, killed")
+            messages.append(message)
+        return messages
+
+    def _parsed_progress(self, fields: Any) -> Progress:
+        try:
+            return Progress.model_validate(fields)
+        except ValueError as error:
+            raise ChildDiedError(
+                f"{self._name}: the child process speaks nonsense, killed"
+            ) from error
+
+    def _death(self) -> ChildDiedError:
+        process = self._process
+        if process is None:
+            return ChildDiedError(f"{self._name}: the child process is gone")
+        try:
+            code = process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return ChildDiedError(f"{self._name}: the child process stopped listening, killed")
+        return ChildDiedError(f"{self._name}: the child process {_how_it_ended(code)}")
+
+
+def _result_of(answer: dict[str, Any]) -> dict[str, Any]:
+    result = answer.get("result")
+    if isinstance(result, dict):
+        return result
+    error = answer.get("error")
+    if not isinstance(error, dict):
+        raise ChildDiedError("the child process gave no answer")
+    kind = getattr(errors, str(error.get("class")), None)
+    if not (isinstance(kind, type) and issubclass(kind, PosedropError)):
+        kind = AnalysisError
+    field = error.get("field")
+    raise kind(
+        str(error.get("message")),
+        code=str(error.get("code", "internal")),
+        field=None if field is None else str(field),
+    )
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"ended by itself with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (somebody killed it; when memory is short, the kernel does)" if code == -9 else ""
+    return f"was ended by {name}{hint}"
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    # Not yet reaped, so that its number is still its own; its session holds what it started.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _environment(scratch: Path) -> dict[str, str]:
+    """Return the child's environment, made from nothing: no credential of ours is in it."""
+    return {
+        **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+        **_FIXED,
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LANG": os.environ.get("LANG", "C.UTF-8"),
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        # The same code as here, installed or not; relative entries would mean other folders there.
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute()),
+    }
+
+
+_spawners: dict[int, ThreadPoolExecutor] = {}
+_spawners_lock = threading.Lock()
+
+
+def _spawner() -> ThreadPoolExecutor:
+    """Return the one thread of this process that starts children, and lives as long as it does."""
+    with _spawners_lock:
+        # By process, because a fork has the dictionary but not the thread.
+        if os.getpid() not in _spawners:
+            _spawners.clear()
+            _spawners[os.getpid()] = ThreadPoolExecutor(1, thread_name_prefix="child-spawner")
+        return _spawners[os.getpid()]

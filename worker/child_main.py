@@ -1,0 +1,216 @@
+"""The inside of the child process (``python -m worker.child_main``); see ``worker.child``.
+
+Until it has said hello it imports nothing heavy: first it shuts itself in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import importlib
+import json
+import os
+import resource
+import select
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from posedrop.errors import PosedropError
+
+#: Seconds between two reports of the same stage.
+REPORT_SECONDS = 0.2
+#: Seconds over which frames per second are averaged.
+RATE_SECONDS = 10.0
+
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_SIGKILL = 9
+
+
+def main(arguments: list[str]) -> None:
+    """Serve calls until the parent closes its end.
+
+    Args:
+        arguments: the descriptors to read from and to write to, the parent's process id, and the
+            modules to import while idle.
+    """
+    reads, writes, parent, *warm = arguments
+    isolated = shut_in(int(parent))
+    faulthandler.enable()
+    threading.Thread(target=_exit_with_parent, args=(int(reads),), daemon=True).start()
+    channel = Channel(int(writes))
+    channel.send({"hello": os.getpid(), "isolated": isolated})
+    for module in warm:
+        try:
+            importlib.import_module(module)
+        except Exception:  # the call that needs it fails by itself, with its own message
+            traceback.print_exc()
+    idle_log = os.dup(2)
+    with os.fdopen(int(reads), "rb") as requests:
+        for line in requests:
+            request = json.loads(line)
+            _print_to(os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+            answer = _answer(request["task"], request["payload"], channel)
+            _print_to(os.dup(idle_log))
+            channel.send(answer)
+
+
+# -- shutting in -----------------------------------------------------------------------------------
+
+
+def shut_in(parent: int) -> bool:
+    """Leave no core file, take no privilege, reach no network, die with ``parent``.
+
+    Returns:
+        Whether the network is out of reach: the kernel may not grant it.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    isolated = _leave_the_network(libc)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    # After unshare, which changes credentials and by that would clear it.
+    libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked to be told
+        os._exit(1)
+    return isolated
+
+
+def _leave_the_network(libc: ctypes.CDLL) -> bool:
+    uid, gid = os.getuid(), os.getgid()
+    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0:
+        # Stay who we were, or libraries that ask for the user's name stumble over nobody.
+        with suppress(OSError):
+            Path("/proc/self/setgroups").write_text("deny")
+        for name, number in (("uid_map", uid), ("gid_map", gid)):
+            with suppress(OSError):
+                Path(f"/proc/self/{name}").write_text(f"{number} {number} 1")
+        return True
+    return bool(libc.unshare(_CLONE_NEWNET) == 0)
+
+
+def _exit_with_parent(reads: int) -> None:
+    poll = select.poll()
+    poll.register(reads, 0)  # nothing but the other end's closing
+    while not poll.poll():
+        pass
+    os._exit(0)
+
+
+# -- one call --------------------------------------------------------------------------------------
+
+
+def _answer(task: str, payload: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    try:
+        module, _, function = task.partition(":")
+        run = getattr(importlib.import_module(module), function)
+        result = run(payload, Reporter(channel.send))
+        json.dumps(result)
+    except PosedropError as error:
+        traceback.print_exc()
+        return {"error": _error(type(error), error.code, error.message, error.field)}
+    except BaseException as error:  # SystemExit too: a library's wish to end is no answer
+        traceback.print_exc()
+        text = f"{type(error).__name__}: {error}".strip()[:2000]
+        code = "out_of_memory" if _is_out_of_memory(error) else "internal"
+        return {"error": _error(None, code, text, None), "fresh": True}
+    return {"result": result}
+
+
+def _error(
+    kind: type[PosedropError] | None, code: str, message: str, field: str | None
+) -> dict[str, Any]:
+    # A subclass of a plug-in travels as the nearest class that the parent knows.
+    known = [c.__name__ for c in kind.__mro__ if c.__module__ == "posedrop.errors"] if kind else []
+    name = known[0] if known else "AnalysisError"
+    return {"class": name, "code": code, "message": message, "field": field}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # By name, because torch is not ours to import; its allocator on the CPU has no class for it.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    text = str(error)
+    return (
+        bool(names & {"MemoryError", "OutOfMemoryError"})
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+        or "Insufficient memory" in text
+    )
+
+
+class Channel:
+    """Messages to the parent, a line each, whole whichever thread sends them."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Write one message."""
+        data = json.dumps(message).encode() + b"\n"
+        with self._lock:
+            while data:
+                data = data[os.write(self._fd, data) :]
+
+
+class Reporter:
+    """``report(stage, done, total)`` of a task: called at will, told at most 5 times a second.
+
+    A new stage and the last frame are told at once.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[dict[str, Any]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._send = send
+        self._clock = clock
+        self._stage: str | None = None
+        self._told_at = 0.0
+        self._told_done = -1
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        """Tell the parent how many frames of a stage are done."""
+        now = self._clock()
+        if stage != self._stage:
+            self._stage = stage
+            self._seen.clear()
+        elif done == self._told_done or (now - self._told_at < REPORT_SECONDS and done != total):
+            return
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= RATE_SECONDS:
+            self._seen.popleft()
+        self._told_at, self._told_done = now, done
+        progress = {"stage": stage, "done": done, "total": total}
+        self._send({"progress": {**progress, "frames_per_second": self._rate()}})
+
+    def _rate(self) -> float | None:
+        (first, done_first), (last, done_last) = self._seen[0], self._seen[-1]
+        return round((done_last - done_first) / (last - first), 2) if last > first else None
+
+
+def _print_to(fd: int) -> None:
+    """Let everything printed from now on, by Python or by C, go to ``fd``; closes ``fd``."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

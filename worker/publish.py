@@ -1,0 +1,87 @@
+"""Results: artefacts first, result.json last and once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+from posedrop import layout
+from posedrop.records import Artefact, FinalState, Inference, Request, Result, RunError
+from posedrop.storage import Storage
+
+log = logging.getLogger(__name__)
+
+_TYPES = {
+    ".h5": "application/x-hdf5",
+    ".csv": "text/csv; charset=utf-8",
+    ".mp4": "video/mp4",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".log": "text/plain; charset=utf-8",
+    ".json": "application/json",
+}
+
+
+def upload_artefacts(storage: Storage, bucket: str, run: str, folder: Path) -> list[Artefact]:
+    """Upload every file of ``folder`` into a run's folder; return what they are."""
+    artefacts = []
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        content_type = _TYPES.get(path.suffix, "application/octet-stream")
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        storage.upload(bucket, f"{run}/{path.name}", path, content_type)
+        artefacts.append(
+            Artefact(
+                name=path.name,
+                size=path.stat().st_size,
+                sha256=sha256,
+                content_type=content_type,
+            )
+        )
+    return artefacts
+
+
+def finish(
+    storage: Storage,
+    bucket: str,
+    run: str,
+    request: Request,
+    state: FinalState,
+    *,
+    attempts: int,
+    inference: Inference | None = None,
+    artefacts: list[Artefact] | None = None,
+    timings: dict[str, float] | None = None,
+    error: RunError | None = None,
+) -> bool:
+    """Write result.json, once; return whether this was the caller that wrote it."""
+    result = Result(
+        analysis_id=request.analysis_id,
+        analysis=request.analysis,
+        state=state,
+        video=request.video,
+        sha256=request.sha256,
+        args=request.args,
+        model=request.model,
+        artefacts=artefacts or [],
+        frames_expected=inference.frames_expected if inference else None,
+        frames_decoded=inference.frames_decoded if inference else None,
+        rows=inference.rows if inference else None,
+        missing=inference.missing if inference else [],
+        timings={**(inference.timings if inference else {}), **(timings or {})},
+        versions=inference.versions if inference else {},
+        details=inference.details if inference else {},
+        attempts=attempts,
+        error=error,
+        created_at=request.created_at,
+        finished_at=datetime.now(UTC),
+    )
+    written = storage.create(bucket, f"{run}/{layout.RESULT}", result.to_json())
+    log.info(
+        "%s",
+        "run is over" if written else "run was over already",
+        extra={"analysis_id": request.analysis_id, "state": state, "attempt": attempts},
+    )
+    return written
