@@ -66,7 +66,7 @@ def _middleware() -> list[Middleware]:
     ]
 
 
-def send(broker: Broker, actor: str, *, delay_ms: int | None = None, **arguments: str) -> None:
+def send(broker: Broker, actor: str, **arguments: str) -> None:
     """Enqueue one message for ``actor``.
 
     Raises:
@@ -76,6 +76,6 @@ def send(broker: Broker, actor: str, *, delay_ms: int | None = None, **arguments
         queue_name=QUEUE_OF[actor], actor_name=actor, args=(), kwargs=arguments, options={}
     )
     try:
-        broker.enqueue(message, delay=delay_ms)
+        broker.enqueue(message)
     except (BrokerError, OSError) as error:
         raise QueueError(f"the broker did not take {actor}{arguments}: {error}") from error

@@ -87,7 +87,8 @@ class Settings(BaseSettings):
             ("presign_access_key", "presign_secret_key"),
         ):
             if (getattr(self, access) is None) != (getattr(self, secret) is None):
-                raise ValueError(f"{access} and {secret} go together: set both or neither")
+                both = f"POSEDROP_{access.upper()} and POSEDROP_{secret.upper()}"
+                raise ValueError(f"{both} go together: set both or neither")
         return self
 
     @property
@@ -112,7 +113,7 @@ def load(data_dir: Path | None = None, overrides: Mapping[str, Any] | None = Non
         )
     except ValidationError as error:
         problems = "; ".join(
-            f"POSEDROP_{'_'.join(map(str, e['loc'])).upper() or '*'}: {e['msg']}"
+            f"POSEDROP_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" if e["loc"] else e["msg"]
             for e in error.errors()
         )
         raise ConfigurationError(f"wrong setting: {problems}") from error

@@ -16,19 +16,16 @@ def register(broker: Broker, settings: Settings) -> Workshop:
     """Declare ingest, infer and render on ``broker``; return the workshop that they share."""
     shop = Workshop(settings, broker)
 
+    @dramatiq.actor(actor_name="ingest", queue_name=queue.CPU, broker=broker)
     def actor_ingest(bucket: str, key: str, etag: str) -> None:
         ingest(shop, bucket, key, etag)
 
+    @dramatiq.actor(actor_name="infer", queue_name=queue.GPU, broker=broker)
     def actor_infer(run: str) -> None:
         runs.infer(shop, run)
 
+    @dramatiq.actor(actor_name="render", queue_name=queue.CPU, broker=broker)
     def actor_render(run: str) -> None:
         runs.render(shop, run)
 
-    for name, function in (
-        ("ingest", actor_ingest),
-        ("infer", actor_infer),
-        ("render", actor_render),
-    ):
-        dramatiq.actor(function, actor_name=name, queue_name=queue.QUEUE_OF[name], broker=broker)
     return shop

@@ -1,0 +1,34 @@
+"""Fixtures for all tests: tools that a test needs, and what happens when they are missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+
+import pytest
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    return find_free_port()
+
+
+def find_free_port() -> int:
+    """Return a port of the loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def tool(name: str) -> str:
+    """Return the path of an outside program; without it the test skips, and in CI fails."""
+    path = shutil.which(name)
+    if path is None:
+        missing = f"{name} is not on this machine"
+        if os.environ.get("POSEDROP_CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return path

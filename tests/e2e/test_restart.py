@@ -1,0 +1,72 @@
+"""Stopping, killing and starting again: nothing is lost."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.e2e.lab import POSEDROP, Lab
+from tests.samples import sample
+
+
+def test_a_killed_stack_goes_on_where_it_was(tmp_path: Path) -> None:
+    """After kill -9 and a new start, the interrupted run and the queued one both succeed."""
+    clip = sample(tmp_path, 12).film
+    lab = Lab(tmp_path / "data").start()
+    try:
+        lab.s3().upload_file(str(clip), "videos", "a.mp4")
+        file_id = lab.file("a.mp4")["file_id"]
+        running = lab.ask(file_id, "dummy", {"seconds": 5}).json()["analysis_id"]
+        queued = lab.ask(file_id, "dummy", {"seconds": 0.1}).json()["analysis_id"]
+        lab.until(lambda: lab.get(f"/results/{running}")["status"] == "running", "the run to begin")
+        lab.kill()
+        lab.start()
+        over = lab.over(running)
+        assert (over["status"], over["result"]["attempts"]) == ("succeeded", 2)
+        assert lab.over(queued)["status"] == "succeeded"
+        assert lab.stop() == 0
+        (lab.data_dir / "index.sqlite").unlink()
+        lab.start()
+        assert lab.over(running)["status"] == "succeeded"
+    finally:
+        lab.kill()
+
+
+def test_a_stopped_stack_hands_its_run_back(tmp_path: Path) -> None:
+    """SIGTERM ends within seconds and leaves nothing running; the next start goes on."""
+    clip = sample(tmp_path, 12).film
+    lab = Lab(tmp_path / "data").start()
+    try:
+        lab.s3().upload_file(str(clip), "videos", "a.mp4")
+        file_id = lab.file("a.mp4")["file_id"]
+        running = lab.ask(file_id, "dummy", {"seconds": 4}).json()["analysis_id"]
+        lab.until(lambda: lab.get(f"/results/{running}")["status"] == "running", "the run to begin")
+        assert lab.stop() == 0
+        left = subprocess.run(
+            ["pgrep", "-f", str(lab.data_dir)], capture_output=True, text=True, check=False
+        )
+        assert left.stdout == ""
+        lab.start()
+        assert lab.over(running)["status"] == "succeeded"
+    finally:
+        lab.kill()
+
+
+def test_one_directory_serves_one_posedrop(tmp_path: Path, free_port: int) -> None:
+    """A directory or a port in use is one clear line, not a traceback."""
+    lab = Lab(tmp_path / "data").start()
+    try:
+        same_folder = lab.posedrop("up", "--port", str(free_port), check=False)
+        other_folder = subprocess.run(
+            [POSEDROP, "--data-dir", str(tmp_path / "other"), "up", "--port", str(lab.port)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for answer in (same_folder, other_folder):
+            assert answer.returncode == 1
+            assert len(answer.stderr.strip().splitlines()) == 1, answer.stderr
+        assert str(lab.data_dir) in same_folder.stderr
+        assert str(lab.port) in other_folder.stderr
+    finally:
+        assert lab.stop() == 0

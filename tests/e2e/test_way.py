@@ -1,0 +1,326 @@
+"""The way of a video, on the embedded stack, through the doors that people use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+
+from tests.conftest import tool
+from tests.e2e.lab import Lab
+from tests.samples import Sample
+
+
+def put(lab: Lab, film: Path, **asked: Any) -> str:
+    """Upload through POST /upload and its presigned PUT; return the file_id."""
+    body = {"filename": film.name, "size": film.stat().st_size, **asked}
+    answer = lab.http.post("/upload", json=body)
+    assert answer.status_code == 201, answer.text
+    upload = answer.json()["upload"]
+    sent = httpx.request(
+        upload["method"], upload["url"], headers=upload["headers"], content=film.read_bytes()
+    )
+    assert sent.status_code == 200, sent.text
+    return str(answer.json()["file_id"])
+
+
+def probe(path: Path) -> dict[str, Any]:
+    """Return what ffprobe says of a video."""
+    command = [tool("ffprobe"), "-v", "error", "-show_streams", "-count_frames", "-of", "json"]
+    answer = subprocess.run([*command, str(path)], capture_output=True, check=True)
+    stream: dict[str, Any] = json.loads(answer.stdout)["streams"][0]
+    return stream
+
+
+def test_a_presigned_put_ends_in_poses_plots_and_a_labelled_video(
+    lab: Lab, mouse: Sample, model: str, tmp_path: Path
+) -> None:
+    """PUT a film with a presigned URL; its results hold all that a biologist needs."""
+    args = {"model": model, "filter": "median"}
+    file_id = put(lab, mouse.film, analysis="deeplabcut_2d", args=args)
+    analysis_id = lab.run_of(file_id)
+    answer = lab.over(analysis_id, seconds=280)
+    assert answer["status"] == "succeeded", answer["error"]
+    result = answer["result"]
+    assert (result["frames_decoded"], result["rows"]) == (300, 300)
+    assert {"deeplabcut", "torch", "av"} <= set(result["versions"])
+    assert {file["name"] for file in answer["files"]} == {
+        "poses.h5",
+        "poses.csv",
+        "poses_filtered.h5",
+        "poses_filtered.csv",
+        "pose.mp4",
+        "trajectory.png",
+        "likelihood.png",
+        "run.log",
+    }
+    lab.posedrop("download", analysis_id, "--to", str(tmp_path))
+    for file in answer["files"]:
+        data = next(tmp_path.rglob(file["name"])).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (file["size"], file["sha256"])
+    poses = pd.read_hdf(next(tmp_path.rglob("poses.h5")))
+    assert list(poses.columns.get_level_values("bodyparts").unique()) == mouse.bodyparts
+    assert poses.shape == (300, 3 * len(mouse.bodyparts))
+    assert np.isfinite(poses.to_numpy()).all()
+    labelled = probe(next(tmp_path.rglob("pose.mp4")))
+    source = probe(mouse.film)
+    for what in ("width", "height", "avg_frame_rate", "nb_read_frames"):
+        assert labelled[what] == source[what], what
+    assert (labelled["codec_name"], labelled["pix_fmt"]) == ("h264", "yuv420p")
+
+
+def test_a_range_of_a_result_can_be_downloaded(lab: Lab, mouse: Sample, model: str) -> None:
+    """GET /download redirects to the store, which answers ranges: a page can seek in the video."""
+    del model
+    file_id = next(
+        f["file_id"]
+        for f in lab.get("/files", state="ready")["items"]
+        if f["filename"] == mouse.film.name
+    )
+    url = f"/download/{lab.run_of(file_id)}/pose.mp4"
+    answer = lab.http.get(url, headers={"Range": "bytes=4-7"}, follow_redirects=True)
+    assert (answer.status_code, answer.content) == (206, b"ftyp")
+    assert answer.headers["content-type"] == "video/mp4"
+
+
+def test_curl_uploads_with_one_line(lab: Lab, clip: Path) -> None:
+    """`curl -LT film.mp4 URL/upload/` is all it takes."""
+    command = [tool("curl"), "-sS", "--fail", "-LT", str(clip), f"{lab.url}/upload/"]
+    subprocess.run(command, check=True, capture_output=True)
+    found = lab.until(
+        lambda: [f for f in lab.get("/files", q=clip.stem)["items"] if f["state"] == "ready"],
+        "curl's file to be ready",
+    )
+    assert found[0]["probe"]["frames"] == 12
+
+
+def test_a_form_upload_carries_its_analysis(lab: Lab, clip: Path) -> None:
+    """A multipart/form-data POST is passed on to the bucket and analysed as it asks."""
+    fields = {"analysis": "dummy", "args": '{"seconds": 0.1}'}
+    with clip.open("rb") as file:
+        answer = lab.http.post("/upload", data=fields, files={"file": ("form.mp4", file)})
+    assert answer.status_code == 201, answer.text
+    over = lab.over(lab.run_of(answer.json()["file_id"]))
+    assert over["status"] == "succeeded"
+    assert over["result"]["args"] == {"seconds": 0.1}
+
+
+def test_a_form_without_a_file_is_told_so(lab: Lab) -> None:
+    """A form that has no file, or asks for nonsense, gets 422 and leaves nothing behind."""
+    assert lab.http.post("/upload", files={"x": (None, "1")}).status_code == 422
+    files = {"analysis": (None, "nonsense"), "file": ("a.mp4", b"123")}
+    answer = lab.http.post("/upload", files=files)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "analysis")
+
+
+def test_the_aws_cli_uploads_in_parts_and_syncs_the_results(
+    lab: Lab, mouse: Sample, tmp_path: Path
+) -> None:
+    """`aws s3 cp` (multipart, metadata) starts a run; `aws s3 sync` of the folder fetches it."""
+    big = tmp_path / "big.mp4"
+    big.write_bytes(mouse.film.read_bytes() + free_box(9 * 2**20))
+    aws = [str(Path(sys.executable).with_name("aws"))]
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **lab.aws_environment()}
+    metadata = 'analysis=dummy,args={"seconds":0.1}'
+    key = "day 1/ä+b/big.mp4"
+    subprocess.run(
+        [*aws, "s3", "cp", str(big), f"s3://videos/{key}", "--metadata", metadata],
+        env=env,
+        check=True,
+        capture_output=True,
+    )
+    file = lab.file(key)
+    assert "-" in file["etag"], "the upload was to go in parts"
+    assert lab.over(lab.run_of(file["file_id"]))["status"] == "succeeded"
+    subprocess.run(
+        [*aws, "s3", "sync", "s3://results/day 1/", str(tmp_path / "day1")],
+        env=env,
+        check=True,
+        capture_output=True,
+    )
+    folder = tmp_path / "day1/ä+b/big.mp4"
+    video = json.loads((folder / "video.json").read_text())
+    assert video["sha256"] == hashlib.sha256(big.read_bytes()).hexdigest()
+    assert len(list(folder.glob("dummy-*/result.json"))) == 1
+    assert (folder / "thumbnail.jpg").read_bytes()[:2] == b"\xff\xd8"
+
+
+def free_box(size: int) -> bytes:
+    """Return an MP4 box that players pass over, to make a file larger."""
+    return size.to_bytes(4, "big") + b"free" + bytes(size - 8)
+
+
+def test_an_analysis_can_be_asked_for_before_the_upload(lab: Lab, clip: Path) -> None:
+    """POST /analyse before the PUT answers `waiting`; its id later leads to the run."""
+    asked = lab.http.post("/upload", json={"filename": "later.mp4"}).json()
+    answer = lab.ask(asked["file_id"], "dummy", {"seconds": 0.2})
+    assert (answer.status_code, answer.json()["status"]) == (202, "waiting")
+    pending = answer.json()["analysis_id"]
+    assert lab.get(f"/results/{pending}")["status"] == "waiting"
+    upload = asked["upload"]
+    httpx.put(
+        upload["url"], headers=upload["headers"], content=clip.read_bytes()
+    ).raise_for_status()
+    over = lab.over(pending)
+    assert over["status"] == "succeeded"
+    assert over["analysis_id"] != pending
+
+
+def test_folder_rules_choose_the_analysis(lab: Lab, clip: Path) -> None:
+    """A posedrop.json rules the videos below it; the nearest one wins."""
+    s3 = lab.s3()
+    far = {"analysis": "dummy", "args": {"seconds": 0.1}}
+    near = {"analysis": "dummy", "args": {"seconds": 0.2}}
+    s3.put_object(Bucket="videos", Key="ruled/posedrop.json", Body=json.dumps(far))
+    s3.put_object(Bucket="videos", Key="ruled/b/posedrop.json", Body=json.dumps(near))
+    for key, seconds in (("ruled/a/x.mp4", 0.1), ("ruled/b/c/x.mp4", 0.2)):
+        s3.upload_file(str(clip), "videos", key)
+        run = lab.over(lab.run_of(lab.file(key)["file_id"]))
+        assert run["result"]["args"] == {"seconds": seconds}
+
+
+def test_a_duplicate_answers_with_the_results_that_exist(lab: Lab, clip: Path) -> None:
+    """The same content under another name is named as such, and is not analysed again."""
+    lab.s3().upload_file(str(clip), "videos", "twins/first.mp4")
+    first = lab.file("twins/first.mp4")
+    lab.s3().upload_file(str(clip), "videos", "twins/second.mp4")
+    second = lab.file("twins/second.mp4")
+    assert second["duplicate_of"] is not None
+    asked = lab.ask(first["file_id"], "dummy", {"seconds": 0.31})
+    analysis_id = asked.json()["analysis_id"]
+    lab.over(analysis_id)
+    again = lab.ask(second["file_id"], "dummy", {"seconds": 0.31})
+    assert (again.status_code, again.json()["analysis_id"]) == (200, analysis_id)
+    forced = lab.ask(second["file_id"], "dummy", {"seconds": 0.31}, force=True)
+    assert (forced.status_code, forced.json()["analysis_id"] != analysis_id) == (202, True)
+
+
+def test_a_running_analysis_is_cancelled(lab: Lab, clip: Path) -> None:
+    """DELETE /analyse stops a run within seconds; it ends as cancelled."""
+    lab.s3().upload_file(str(clip), "videos", "cancel.mp4")
+    file_id = lab.file("cancel.mp4")["file_id"]
+    analysis_id = lab.ask(file_id, "dummy", {"seconds": 600}).json()["analysis_id"]
+    lab.until(lambda: lab.get(f"/results/{analysis_id}")["status"] == "running", "the run to begin")
+    queued = lab.ask(file_id, "dummy", {"seconds": 601}).json()["analysis_id"]
+    assert lab.get(f"/results/{queued}")["status"] == "queued"
+    assert lab.http.delete(f"/analyse/{queued}").status_code == 202
+    assert lab.over(queued)["status"] == "cancelled"
+    assert lab.http.delete(f"/analyse/{analysis_id}").status_code == 202
+    assert lab.over(analysis_id, seconds=20)["status"] == "cancelled"
+
+
+def test_delete_leaves_nothing_behind(lab: Lab, clip: Path) -> None:
+    """DELETE removes results (then 410) and files; both buckets are empty of them."""
+    s3 = lab.s3()
+    s3.upload_file(str(clip), "videos", "gone/away.mp4")
+    file_id = lab.file("gone/away.mp4")["file_id"]
+    analysis_id = lab.ask(file_id, "dummy", {"seconds": 0.17}).json()["analysis_id"]
+    lab.over(analysis_id)
+    assert lab.http.delete(f"/analyse/{analysis_id}").status_code == 204
+    assert lab.http.get(f"/results/{analysis_id}").status_code == 410
+    assert lab.http.delete(f"/upload/{file_id}").status_code == 204
+    assert lab.http.get(f"/upload/{file_id}").status_code == 404
+    for bucket in ("videos", "results"):
+        assert s3.list_objects_v2(Bucket=bucket, Prefix="gone/").get("Contents", []) == []
+
+
+def test_reindex_makes_the_same_rows_from_the_buckets(lab: Lab, clip: Path) -> None:
+    """What the index says is in the buckets: emptied and made anew, it says the same."""
+    lab.s3().upload_file(str(clip), "videos", "reindexed.mp4")
+    lab.file("reindexed.mp4")
+    lab.until(lambda: not unfinished(lab), "everything to be over", 120)
+    before = rows(lab)
+    lab.posedrop("reindex")
+    lab.until(lambda: not unfinished(lab), "the index to settle", 120)
+    assert rows(lab) == before
+
+
+def rows(lab: Lab) -> dict[str, Any]:
+    """Return all files (but those only expected) and runs by their ids."""
+    files = lab.get("/files", limit=1000)["items"]
+    runs = lab.get("/analyses", limit=1000)["items"]
+    kept = {f["file_id"]: f for f in files if f["state"] != "expected"}
+    for file in kept.values():
+        file.pop("created_at")
+    return {"files": kept, "runs": {r["analysis_id"]: r for r in runs}}
+
+
+def unfinished(lab: Lab) -> list[Any]:
+    """Return what still goes on."""
+    return [
+        item
+        for path, state in (
+            ("/files", "received"),
+            ("/analyses", "queued"),
+            ("/analyses", "running"),
+        )
+        for item in lab.get(path, state=state)["items"]
+    ]
+
+
+def test_lists_page_and_search(lab: Lab, clip: Path) -> None:
+    """GET /files pages by cursor without gaps or repeats, and finds names by their words."""
+    s3 = lab.s3()
+    for number in range(7):
+        s3.upload_file(str(clip), "videos", f"paging/ferret_{number}-cam.mp4")
+    lab.until(lambda: len(lab.get("/files", q="ferret")["items"]) == 7, "seven ferrets")
+    seen, cursor = [], None
+    while True:
+        extra = {"cursor": cursor} if cursor else {}
+        page = lab.get("/files", q="ferret", limit=3, **extra)
+        seen += [f["key"] for f in page["items"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert sorted(seen) == [f"paging/ferret_{number}-cam.mp4" for number in range(7)]
+
+
+def test_metrics_count_what_is_there(lab: Lab) -> None:
+    """GET /metrics is Prometheus text with the index's rows by state."""
+    text = lab.http.get("/metrics").text
+    assert 'posedrop_index_rows{state="ready",table="files"}' in text
+    assert "posedrop_event_seconds_bucket" in text
+
+
+def test_events_need_their_token(lab: Lab) -> None:
+    """POST /events without the bearer token is refused; nonsense with it becomes a dead letter."""
+    assert lab.http.post("/events", json={"Records": []}).status_code == 401
+    secrets = (lab.data_dir / "posedrop.env").read_text()
+    token = next(
+        line.split("=", 1)[1].strip("'\"")
+        for line in secrets.splitlines()
+        if line.startswith("POSEDROP_EVENTS_TOKEN=")
+    )
+    answer = lab.http.post(
+        "/events", content=b"\xff not json", headers={"Authorization": f"Bearer {token}"}
+    )
+    assert answer.status_code == 204
+    assert "dead_letters" in lab.http.get("/metrics").text
+
+
+def test_another_sites_page_may_not_write(lab: Lab) -> None:
+    """A request with a foreign Origin or Host is refused: no page of the internet drives a lab."""
+    foreign = lab.http.post("/reconcile", headers={"Origin": "https://evil.example"})
+    rebound = lab.http.get("/files", headers={"Host": "evil.example"})
+    assert (foreign.status_code, rebound.status_code) == (403, 403)
+
+
+def test_uploads_to_the_start_of_ingest(lab: Lab, clip: Path) -> None:
+    """Fifty PUTs in a row are all ingested."""
+    s3 = lab.s3()
+    started = time.monotonic()
+    for number in range(50):
+        s3.upload_file(str(clip), "videos", f"fifty/{number}.mp4")
+    lab.until(
+        lambda: len(lab.get("/files", prefix="fifty/", state="ready", limit=100)["items"]) == 50,
+        "fifty files to be ready",
+    )
+    print(f"50 PUTs to the last video.json: {time.monotonic() - started:.1f} s")

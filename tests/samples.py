@@ -1,0 +1,67 @@
+"""What the tests film and analyse: the real mouse where the machine has it, else the demo's."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+
+class Sample(NamedTuple):
+    """A film, a model that knows its animal, and what to expect of them."""
+
+    film: Path
+    model: Path
+    bodyparts: list[str]
+
+
+def has_real_mouse() -> bool:
+    """Tell whether DeepLabCut's open-field example lies beside the clone."""
+    return (SHARED / "data/openfield/m3v1.mp4").is_file()
+
+
+@cache
+def demo_module() -> ModuleType:
+    """Return demo/mouse.py, which is a script and not part of the package."""
+    spec = importlib.util.spec_from_file_location("mouse", REPOSITORY / "demo/mouse.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sample(folder: Path, frames: int) -> Sample:
+    """Return ``frames`` frames of a mouse, cut or drawn into ``folder``, and its model."""
+    film = folder / f"mouse{frames}.mp4"
+    if has_real_mouse():
+        if not film.exists():
+            cut(SHARED / "data/openfield/m3v1.mp4", film, frames)
+        model = SHARED / "models/openfield-resnet18"
+        return Sample(film, model, ["snout", "leftear", "rightear", "tailbase"])
+    mouse = demo_module()
+    if not film.exists():
+        mouse.film(film, frames=frames, seed=7)
+    return Sample(film, REPOSITORY / "demo/model", list(mouse.BODYPARTS))
+
+
+def cut(source: Path, target: Path, frames: int) -> None:
+    """Encode the first frames of a film anew, so that exactly these are in it."""
+    import av
+
+    with av.open(str(source)) as film, av.open(str(target), "w") as out:
+        stream = film.streams.video[0]
+        copy = out.add_stream("libx264", rate=stream.average_rate, options={"crf": "18"})
+        copy.width, copy.height, copy.pix_fmt = stream.width, stream.height, "yuv420p"
+        for number, frame in enumerate(film.decode(stream)):
+            if number == frames:
+                break
+            plain = frame.reformat(format="yuv420p")
+            plain.pts = None
+            out.mux(copy.encode(plain))
+        out.mux(copy.encode())

@@ -1,0 +1,100 @@
+"""Claims: who works on a run, on a store that plays AWS."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from posedrop.records import Attempt, RunError, Task
+from posedrop.storage import Storage
+from worker import claim
+from worker.claim import Busy, Claim, Exhausted, Over
+
+
+def take(
+    storage: Storage, bucket: str, task: Task = "infer", lease: float = 60
+) -> Claim | Busy | Over | Exhausted:
+    """Claim the run called `run`."""
+    return claim.take(
+        storage, bucket, "run", task, worker="me", lease_seconds=lease, max_attempts=3
+    )
+
+
+def held(found: object) -> Claim:
+    """Return what must be a claim."""
+    assert isinstance(found, Claim)
+    return found
+
+
+def test_one_of_many_gets_the_claim(storage: Storage, bucket: str) -> None:
+    """Of eight workers at the same moment one works, the others go on to something else."""
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: take(storage, bucket), range(8)))
+    assert sorted(type(one).__name__ for one in found) == ["Busy"] * 7 + ["Claim"]
+
+
+def test_a_silent_attempt_is_taken_over(storage: Storage, bucket: str) -> None:
+    """Within the lease a run is busy; after it the next attempt begins, and the first has lost."""
+    storage.write(bucket, "run/request.json", b"{}")
+    first = held(take(storage, bucket))
+    assert isinstance(take(storage, bucket), Busy)
+    second = held(take(storage, bucket, lease=-1))
+    assert second.number == 2
+    first.look()
+    second.look()
+    assert (first.lost, second.lost) == (True, False)
+
+
+def test_render_follows_infer_without_waiting(storage: Storage, bucket: str) -> None:
+    """An attempt that says it is done needs no lease to run out."""
+    held(take(storage, bucket)).end("done")
+    second = held(take(storage, bucket, "render"))
+    assert (second.number, second.task) == (2, "render")
+
+
+def test_three_failures_are_enough(storage: Storage, bucket: str) -> None:
+    """After three attempts that failed or died the run is given up, with what is known."""
+    held(take(storage, bucket)).end("failed", RunError(code="child_died", message="SIGSEGV"))
+    held(take(storage, bucket))
+    held(take(storage, bucket, lease=-1)).end(
+        "failed", RunError(code="child_died", message="killed")
+    )
+    found = take(storage, bucket)
+    assert isinstance(found, Exhausted)
+    assert found.last.error == RunError(code="child_died", message="killed")
+
+
+def test_a_run_that_was_handed_back_is_not_a_failure(storage: Storage, bucket: str) -> None:
+    """However often posedrop is stopped, its runs are not given up for it."""
+    for number in range(1, 6):
+        attempt = held(take(storage, bucket))
+        assert attempt.number == number
+        attempt.end("handed_back")
+
+
+def test_a_finished_run_is_over(storage: Storage, bucket: str) -> None:
+    """Who comes after result.json does nothing."""
+    storage.write(bucket, "run/result.json", b"{}")
+    assert isinstance(take(storage, bucket), Over)
+
+
+def test_the_heartbeat_tells_progress_and_hears_of_a_cancel(storage: Storage, bucket: str) -> None:
+    """While a worker works, its attempt's object is rewritten and a cancel reaches it."""
+    storage.write(bucket, "run/request.json", b"{}")
+    attempt = held(take(storage, bucket))
+    storage.write(bucket, "run/cancel", b"")
+    with attempt.beating(0.02):
+        attempt.stage("infer")
+        while not attempt.cancelled:
+            pass
+    attempt.end("done")
+    record = storage.read_record(bucket, "run/attempts/1.json", Attempt)
+    assert record is not None
+    assert (record.progress.stage, record.outcome) == ("infer", "done")
+    assert record.beat > 0
+
+
+def test_deleting_a_run_stops_its_worker(storage: Storage, bucket: str) -> None:
+    """A run whose request is gone is no longer anybody's."""
+    attempt = held(take(storage, bucket))
+    attempt.look()
+    assert attempt.lost

@@ -1,0 +1,72 @@
+"""Object keys: made, parsed, refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posedrop import layout
+
+KEYS = st.text(min_size=1, max_size=60) | st.sampled_from(
+    ["../x", "a/../b", "a//b", "/a", "a/", "x" * 1000, "_keys/a", "a/video.json/b", "day1/a.mp4"]
+)
+ID = layout.make_id("an analysis")
+
+
+@given(KEYS)
+def test_a_run_is_parsed_as_it_was_made(key: str) -> None:
+    """Whatever the video is called, a run's objects lead back to its folder and its id."""
+    prefix = layout.video_prefix("videos", key)
+    run = layout.run_prefix(prefix, "deeplabcut_2d", ID)
+    found = layout.parse_result_key(f"{run}/result.json")
+    assert found == layout.RunObject(run, prefix, "deeplabcut_2d", ID, "result.json")
+    assert layout.parse_result_key(layout.video_record(prefix)) == layout.VideoObject(
+        prefix, "video.json"
+    )
+    assert layout.parse_result_key(layout.asked(prefix, ID)) == layout.AskedObject(prefix, ID)
+
+
+@given(KEYS)
+def test_results_stay_within_what_stores_take(key: str) -> None:
+    """No key of a result is longer than S3's 1,024 bytes, or has a segment that a path can't."""
+    prefix = layout.video_prefix("videos", key)
+    longest = f"{layout.run_prefix(prefix, 'a' * 40, ID)}/poses_filtered.csv"
+    assert len(longest.encode(errors="replace")) <= 1024
+    assert not {"", ".", ".."} & set(longest.split("/"))
+
+
+@given(KEYS, KEYS)
+def test_two_videos_never_share_a_folder(one: str, other: str) -> None:
+    """Different keys have different folders, and none lies where another's records are."""
+    first, second = (layout.video_prefix("videos", key) for key in (one, other))
+    assert (first == second) == (one == other)
+
+
+@given(st.text(max_size=400))
+def test_a_file_name_is_only_a_name(name: str) -> None:
+    """What a client calls its file can't leave the upload's folder nor fill it."""
+    safe = layout.safe_filename(name)
+    assert "/" not in safe
+    assert "\\" not in safe
+    assert safe not in {"", ".", ".."}
+    assert len(safe.encode()) <= 200
+    file_id = layout.make_id(name)
+    assert layout.file_id_of("videos", layout.upload_key(file_id, name)) == file_id
+
+
+@pytest.mark.parametrize(
+    ("key", "rules"),
+    [
+        ("a.mp4", ["posedrop.json"]),
+        ("x/y/a.mp4", ["x/y/posedrop.json", "x/posedrop.json", "posedrop.json"]),
+    ],
+)
+def test_the_nearest_rule_comes_first(key: str, rules: list[str]) -> None:
+    """Rules are looked for from the video's own folder up to the bucket."""
+    assert layout.folder_rules(key) == rules
+
+
+def test_ids_are_the_same_everywhere() -> None:
+    """An id is made of its parts alone: these are fixed for ever."""
+    assert layout.file_id_of("videos", "day1/mouse.mp4") == "so5baj6ir6zwlk5w"

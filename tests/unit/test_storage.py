@@ -1,0 +1,129 @@
+"""The object store, on moto's server: a real HTTP S3 that is AWS's in what it answers."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from posedrop.errors import ObjectChangedError, StorageError
+from posedrop.records import Duplicate
+from posedrop.settings import Settings
+from posedrop.storage import Storage
+
+
+def test_create_has_one_winner(storage: Storage, bucket: str) -> None:
+    """Of many that create the same object, exactly one is told that it did."""
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: storage.create(bucket, "k", b"%d" % n), range(8)))
+    assert won.count(True) == 1
+    assert storage.read(bucket, "k") == b"%d" % won.index(True)
+
+
+def test_what_is_not_there_is_none(storage: Storage, bucket: str) -> None:
+    """Reading what is not there is an answer, not an error."""
+    assert storage.head(bucket, "no") is None
+    assert storage.read(bucket, "no") is None
+    assert storage.read_record(bucket, "no", Duplicate) is None
+
+
+def test_download_hashes_what_it_wrote(storage: Storage, bucket: str, tmp_path: Path) -> None:
+    """A download gives both hashes of the bytes on disk."""
+    data = b"mouse" * 500_000
+    storage.write(bucket, "film", data, "video/mp4")
+    target = tmp_path / "film"
+    assert storage.download(bucket, "film", target) == {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha1": hashlib.sha1(data, usedforsecurity=False).hexdigest(),
+    }
+    assert target.read_bytes() == data
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_replaced_or_removed_object_is_not_downloaded(
+    storage: Storage, bucket: str, tmp_path: Path, replace: bool
+) -> None:
+    """With the ETag that was planned, other bytes are never taken for the planned ones."""
+    storage.write(bucket, "film", b"planned")
+    planned = storage.head(bucket, "film")
+    assert planned is not None
+    if replace:
+        storage.write(bucket, "film", b"replaced")
+    else:
+        storage.delete(bucket, ["film"])
+    with pytest.raises(ObjectChangedError):
+        storage.download(bucket, "film", tmp_path / "film", planned.etag)
+
+
+def test_a_damaged_record_is_a_typed_error(storage: Storage, bucket: str) -> None:
+    """What stands under a record's key and is none of posedrop's is named, not raised as JSON."""
+    storage.write(bucket, "r", b'{"file_id": 3')
+    with pytest.raises(StorageError, match="is not a Duplicate"):
+        storage.read_record(bucket, "r", Duplicate)
+
+
+def test_a_stream_of_unknown_length_is_uploaded_in_parts(storage: Storage, bucket: str) -> None:
+    """A stream larger than a part arrives whole, with its metadata."""
+    data = bytes(range(256)) * 50_000
+    storage.upload(bucket, "big", io.BytesIO(data), "video/mp4", {"analysis": "dummy"})
+    found = storage.head(bucket, "big")
+    assert found is not None
+    assert (found.size, dict(found.metadata)) == (len(data), {"analysis": "dummy"})
+    assert found.etag.endswith("-3")
+
+
+def test_listing_tells_the_stores_time(storage: Storage, bucket: str) -> None:
+    """A listing has objects in the order of keys, and a time that is not before theirs."""
+    for key in ("run/b", "run/a", "other/c"):
+        storage.write(bucket, key, b"")
+    listing = storage.listing(bucket, "run/")
+    assert [found.key for found in listing.objects] == ["run/a", "run/b"]
+    assert all(found.last_modified <= listing.now for found in listing.objects)
+    assert storage.folders(bucket) == ["other", "run"]
+
+
+def test_a_presigned_put_stores_what_was_agreed(storage: Storage, bucket: str) -> None:
+    """A presigned PUT works with the headers of the answer and carries the metadata."""
+    signed = storage.presign_put(
+        bucket,
+        "uploads/x/film.mp4",
+        content_type="video/mp4",
+        size=5,
+        sha256=hashlib.sha256(b"mouse").hexdigest(),
+        metadata={"analysis": "dummy", "args": "{}"},
+    )
+    answer = httpx.put(signed.url, headers=signed.headers, content=b"mouse")
+    assert answer.status_code == 200, answer.text
+    found = storage.head(bucket, "uploads/x/film.mp4")
+    assert found is not None
+    assert dict(found.metadata) == {"analysis": "dummy", "args": "{}"}
+
+
+def test_presigned_parts_make_one_object(storage: Storage, bucket: str) -> None:
+    """Each part is PUT by its own URL, then one POST completes the object."""
+    data = b"x" * (5 * 2**20) + b"tail"
+    signed = storage.presign_parts(
+        bucket, "big", content_type="video/mp4", size=len(data), metadata={}
+    )
+    etags = [
+        httpx.put(url, content=data[n * signed.part_bytes :][: signed.part_bytes]).headers["etag"]
+        for n, url in enumerate(signed.parts)
+    ]
+    parts = "".join(
+        f"<Part><PartNumber>{n}</PartNumber><ETag>{etag}</ETag></Part>"
+        for n, etag in enumerate(etags, 1)
+    )
+    body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"
+    assert httpx.post(signed.complete, content=body).status_code == 200
+    assert storage.read(bucket, "big") == data
+
+
+def test_a_store_that_is_away_is_a_storage_error(settings: Settings, free_port: int) -> None:
+    """No botocore error leaves the storage module."""
+    away = Storage(settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{free_port}"}))
+    with pytest.raises(StorageError, match="can't look at videos/a"):
+        away.head("videos", "a")
