@@ -23,7 +23,7 @@ from sqlite_utils import Database
 
 from posedrop import rows, schema
 from posedrop.events import Event, ObjectCreated
-from posedrop.listing import MAX_PAGE, Page, Row, Where, match, storable, to_cursor
+from posedrop.listing import LAST_CHARACTER, MAX_PAGE, Page, Row, Where, storable, to_cursor
 from posedrop.records import Asked, FileState, Request, Result, RunError, RunState, VideoRecord
 from posedrop.rows import AnalysisRow, DeadLetterRow, EventRow, FileRow, PendingRow
 from posedrop.schema import IndexBusyError
@@ -44,8 +44,7 @@ MAX_TRIES = 12
 LONGEST_PAUSE = 120.0
 MAX_DEAD_LETTERS = 10_000
 MAX_LETTER = 64_000
-_FEW = 2_000
-_LAST_CHARACTER = "\U0010ffff"
+_FEW = 50_000
 _UNRESOLVED = "created_at IS NOT NULL AND analysis_id IS NULL AND error IS NULL"
 
 _Listed = TypeVar("_Listed", FileRow, AnalysisRow)
@@ -58,7 +57,7 @@ class Index:
         self._path = path
         self._timeout = timeout
         self._local = threading.local()
-        self._open: weakref.WeakSet[Database] = weakref.WeakSet()
+        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         with schema.translated():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +69,8 @@ class Index:
     def close(self) -> None:
         """Close the connections of all threads."""
         with self._lock:
-            for db in list(self._open):
-                db.close()
+            for connection in list(self._open):
+                connection.db.close()
             self._open.clear()
         self._local = threading.local()
 
@@ -222,17 +221,20 @@ class Index:
         """Return files, newest first, whose key begins with ``prefix`` and has all words."""
         where = Where(cursor)
         where.equal("state", state)
-        if prefix:
-            # A rare prefix is read from the keys' index and sorted; a common one is met soon
-            # enough in order of age (the + keeps SQLite from the keys' index).
-            column = "f.key" if self._few_begin_with(prefix) else "+f.key"
-            where.add(f"{column} >= ? AND {column} < ?", prefix, f"{prefix}{_LAST_CHARACTER}")
-        return self._page(FileRow, "uploaded_file", where, query, limit)
+        if not prefix:
+            return self._page(FileRow, "uploaded_file", where, query, limit)
+        where.begins(prefix)
+        # A rare prefix is picked from the index of keys and sorted; a common one is met soon
+        # enough in order of age. SQLite can't know which is which.
+        how = "NOT INDEXED" if state is None else "INDEXED BY file_by_state"
+        if self._few_begin_with(prefix):
+            how = "INDEXED BY file_by_key"
+        return self._page(FileRow, "uploaded_file", where, query, limit, how)
 
     def _few_begin_with(self, prefix: str) -> bool:
         found = self._value(
             "SELECT count(*) FROM (SELECT 1 FROM uploaded_file WHERE key >= ? AND key < ? LIMIT ?)",
-            (prefix, f"{prefix}{_LAST_CHARACTER}", _FEW),
+            (prefix, f"{prefix}{LAST_CHARACTER}", _FEW),
         )
         return int(found) < _FEW
 
@@ -409,13 +411,14 @@ class Index:
 
     @property
     def _db(self) -> Database:
-        """Return this thread's own connection; it ends with its thread."""
-        db = getattr(self._local, "db", None)
-        if db is None:
-            db = self._local.db = schema.connect(str(self._path), self._timeout)
+        """Return this thread's own connection."""
+        connection: _Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = _Connection(schema.connect(str(self._path), self._timeout))
+            self._local.connection = connection
             with self._lock:
-                self._open.add(db)
-        return db
+                self._open.add(connection)
+        return connection.db
 
     @contextmanager
     def _read(self) -> Iterator[Database]:
@@ -457,22 +460,44 @@ class Index:
             )
 
     def _page(
-        self, kind: type[_Listed], table: str, where: Where, query: str | None, limit: int
+        self,
+        kind: type[_Listed],
+        table: str,
+        where: Where,
+        query: str | None,
+        limit: int,
+        how: str = "",
     ) -> Page[_Listed]:
+        """Return a page of a list; ``how`` tells SQLite which index to take.
+
+        Only the numbers of the rows are picked and sorted, the rows themselves are read after.
+        """
         limit = max(1, min(limit, MAX_PAGE))
-        source, order = f"{table} AS f", "f.number"
+        source, number = f"{table} AS f {how}", "f.number"
         if query is not None and query.strip():
-            words = match(query)
-            if words is None:
+            if not where.search(f"{table}_fts", query):
                 return Page([], None)
             # Full text gives its hits in order of their number, so none is sorted.
-            source, order = f"{table}_fts AS s JOIN {table} AS f ON f.number = s.rowid", "s.rowid"
-            where.add(f"{table}_fts MATCH ?", words)
-        sql = f"SELECT f.* FROM {source} WHERE {where.sql(order)} ORDER BY {order} DESC LIMIT ?"  # noqa: S608
+            source, number = f"{table}_fts AS s JOIN {table} AS f ON f.number = s.rowid", "s.rowid"
+        sql = (
+            f"SELECT f.* FROM (SELECT {number} AS number FROM {source}"  # noqa: S608
+            f" WHERE {where.sql(number)} ORDER BY {number} DESC LIMIT ?) AS page"
+            f" JOIN {table} AS f ON f.number = page.number ORDER BY page.number DESC"
+        )
         with self._read() as db:
             found = db.conn.execute(sql, [*where.values, limit + 1]).fetchall()
         cursor = to_cursor(found[limit - 1]["number"]) if len(found) > limit else None
         return Page([schema.decode(kind, row) for row in found[:limit]], cursor)
+
+
+class _Connection:
+    """A connection that is closed with its thread, and does not wait for the garbage collector."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+
+    def __del__(self) -> None:
+        self.db.close()
 
 
 def _identity(event: Event) -> tuple[object, ...]:

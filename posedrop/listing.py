@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from posedrop.errors import BadRequestError
 
 MAX_PAGE = 1000
+LAST_CHARACTER = "\U0010ffff"
 _MAX_WORDS = 16
+_WORD = re.compile(r"[^\W_]")
+_ASCII_WORD = re.compile(r"[A-Za-z0-9]")
 
 Row = TypeVar("Row")
 
@@ -29,6 +33,7 @@ class Where:
     def __init__(self, cursor: str | None) -> None:
         self._conditions: list[str] = []
         self.values: list[object] = []
+        self._words: list[str] = []
         self._before = from_cursor(cursor) if cursor is not None else None
 
     def add(self, condition: str, *values: object) -> None:
@@ -40,6 +45,25 @@ class Where:
         """Ask for one value of a column; None asks for nothing."""
         if value is not None:
             self.add(f"f.{column} = ?", value)
+
+    def begins(self, prefix: str) -> None:
+        """Ask for keys that begin with ``prefix``.
+
+        A search can use its words too, and is spared from looking at the key of each of its hits.
+        Only those with an ASCII letter or digit: what else is a word, Python and FTS5 don't agree.
+        """
+        self.add("f.key >= ? AND f.key < ?", prefix, f"{prefix}{LAST_CHARACTER}")
+        self._words = _quoted(prefix, _ASCII_WORD)
+
+    def search(self, table: str, query: str) -> bool:
+        """Ask for all words of a query, as beginnings of words; False if there is no word in it.
+
+        Each is quoted, so that none of it is taken for FTS5's own language.
+        """
+        words = _quoted(query, _WORD)
+        if words:
+            self.add(f"{table} MATCH ?", " ".join([*self._words, *words]))
+        return bool(words)
 
     def sql(self, order: str) -> str:
         """Return all conditions, for rows in descending order of the column ``order``."""
@@ -65,14 +89,10 @@ def from_cursor(cursor: str) -> int:
     return number
 
 
-def match(query: str) -> str | None:
-    """Return an FTS5 expression for all words of a query as beginnings of words.
-
-    Each is quoted, so that none of it is taken for FTS5's own language. None: no word in it.
-    """
-    words = storable(query.replace("\0", " ")).split()[:_MAX_WORDS]
-    quoted = [word.replace('"', '""') for word in words if any(c.isalnum() for c in word)]
-    return " ".join(f'"{word}"*' for word in quoted) or None
+def _quoted(text: str, kind: re.Pattern[str]) -> list[str]:
+    words = storable(text.replace("\0", " ")).split()
+    quoted = [word.replace('"', '""') for word in words if kind.search(word)]
+    return [f'"{word}"*' for word in quoted[:_MAX_WORDS]]
 
 
 def storable(value: Any) -> Any:

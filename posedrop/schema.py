@@ -133,7 +133,7 @@ def _tables(db: Database) -> None:
             refusal_reason TEXT, refusal_message TEXT, probe TEXT, metadata TEXT,
             last_modified TEXT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
             enqueued_at TEXT)""",
-        "CREATE INDEX file_by_key ON uploaded_file (key, bucket)",
+        "CREATE INDEX file_by_key ON uploaded_file (key, bucket, state)",
         "CREATE INDEX file_by_state ON uploaded_file (state, number)",
         "CREATE INDEX file_by_content ON uploaded_file (sha256, number) WHERE sha256 IS NOT NULL",
         f"""CREATE TABLE analysis (

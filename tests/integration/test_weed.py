@@ -1,0 +1,421 @@
+"""The embedded store: closed to all but S3's keys, and what it acknowledged survives a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import boto3
+import httpx
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from posedrop.errors import ConfigurationError
+from posedrop.weed import LOOPBACK, Identity, Webhook, Weed, find_weed
+
+ROOT = Identity("service", "AKROOT", "SKROOT12345", ("Admin", "Read", "Write", "List", "Tagging"))
+PRESIGNER = Identity("presigner", "AKPRE", "SKPRE12345", ("Write:videos/uploads/*",))
+USER = Identity(
+    "user",
+    "AKUSER",
+    "SKUSER12345",
+    ("Read:videos", "Write:videos/*", "List:videos", "Read:results", "List:results"),
+)
+BUCKETS = ("videos", "results", "models")
+
+
+def make_weed(folder: Path, webhook: Webhook | None = None, s3_port: int = 0) -> Weed:
+    return Weed(
+        folder / "weed",
+        folder / "logs" / "weed.log",
+        s3_port=s3_port,
+        identities=(ROOT, PRESIGNER, USER),
+        webhook=webhook,
+    )
+
+
+def client(weed: Weed, identity: Identity) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=weed.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=identity.access_key,
+        aws_secret_access_key=identity.secret_key,
+        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
+    )
+
+
+def make_buckets(weed: Weed) -> Any:
+    s3 = client(weed, ROOT)
+    for bucket in BUCKETS:
+        s3.create_bucket(Bucket=bucket)
+    return s3
+
+
+@pytest.fixture(scope="module")
+def events() -> Iterator[tuple[str, list[tuple[str | None, bytes]]]]:
+    seen: list[tuple[str | None, bytes]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append((self.headers["Authorization"], body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer((LOOPBACK, 0), Receiver)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://{LOOPBACK}:{server.server_port}/events", seen
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def weed(
+    tmp_path_factory: pytest.TempPathFactory, events: tuple[str, list[tuple[str | None, bytes]]]
+) -> Iterator[Weed]:
+    url, _ = events
+    weed = make_weed(
+        tmp_path_factory.mktemp("weed"), Webhook(url, "token-of-events", ("videos", "results"))
+    )
+    weed.start()
+    s3 = make_buckets(weed)
+    s3.put_object(Bucket="videos", Key="day1/a.mp4", Body=b"a video")
+    s3.put_object(Bucket="results", Key="day1/a.mp4/video.json", Body=b"{}")
+    s3.put_object(Bucket="models", Key="m/digest/model.json", Body=b"{}")
+    yield weed
+    weed.stop()
+
+
+def refusal(call: Any, **arguments: Any) -> str | None:
+    """Return the code of the refusal, None where the call was allowed."""
+    try:
+        call(**arguments)
+    except ClientError as error:
+        return str(error.response["Error"]["Code"])
+    return None
+
+
+REFUSED_STATUS = {400, 401, 403, 404, 405}
+REFUSED = {"AccessDenied", "403", "InvalidRequest"}
+
+
+def test_every_listener_is_on_loopback(weed: Weed) -> None:
+    assert weed.pid is not None
+    open_files = Path(f"/proc/{weed.pid}/fd").iterdir()
+    inodes = {str(link.readlink()) for link in open_files}
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{weed.pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                address, port = fields[1].split(":")
+                assert address == "0100007F"
+                ports.add(int(port, 16))
+    assert ports == set(weed.ports.values())
+
+
+@pytest.mark.parametrize(
+    ("component", "path"),
+    [
+        ("filer", "/buckets/videos/day1/a.mp4"),
+        ("filer", "/buckets/videos/"),
+        ("master", "/dir/assign"),
+        ("master", "/dir/status"),
+        ("master", "/col/delete?collection=videos"),
+        ("master", "/vol/grow?count=1"),
+        ("volume", "/1,0100000001"),
+        ("volume", "/ui/index.html"),
+        ("admin", "/api/config"),
+    ],
+)
+def test_other_ports_give_nothing_without_a_token(weed: Weed, component: str, path: str) -> None:
+    url = f"http://{LOOPBACK}:{weed.ports[component + '.port']}{path}"
+    assert httpx.get(url).status_code in REFUSED_STATUS
+    assert httpx.post(url, files={"file": b"evil"}).status_code in REFUSED_STATUS
+    assert httpx.delete(url).status_code in REFUSED_STATUS
+
+
+def test_master_takes_no_file(weed: Weed) -> None:
+    url = f"http://{LOOPBACK}:{weed.ports['master.port']}/submit"
+    assert httpx.post(url, files={"file": b"evil"}).status_code == 404
+
+
+def test_grpc_wants_a_certificate(weed: Weed, tmp_path: Path) -> None:
+    addresses = [
+        f"-{name}={LOOPBACK}:{weed.ports[name + '.port']}.{weed.ports[name + '.port.grpc']}"
+        for name in ("master", "filer")
+    ]
+
+    def answer(folder: Path) -> str:
+        process = subprocess.Popen(
+            [find_weed(), "shell", *addresses],
+            cwd=folder,
+            env={"HOME": str(tmp_path)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            return process.communicate("fs.ls /buckets/videos\n", timeout=5)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.communicate()[0]
+
+    assert "day1" in answer(weed._conf)  # with our own certificate: the question is a fair one
+    assert "day1" not in answer(tmp_path)
+
+
+def test_anonymous_may_nothing(weed: Weed) -> None:
+    for path in ("", "videos", "videos/day1/a.mp4", "results/day1/a.mp4/video.json"):
+        assert httpx.get(f"{weed.endpoint}/{path}").status_code == 403
+        assert httpx.put(f"{weed.endpoint}/{path}x", content=b"evil").status_code == 403
+
+
+def test_presigner_puts_below_uploads_and_nothing_else(weed: Weed) -> None:
+    s3 = client(weed, PRESIGNER)
+    assert refusal(s3.put_object, Bucket="videos", Key="uploads/x/a.mp4", Body=b"1") is None
+    for bucket, key in (
+        ("videos", "day1/a.mp4"),
+        ("videos", "uploads"),
+        ("videos", "uploadsX/a"),
+        ("videos", "uploads/../day1/a.mp4"),
+        ("results", "uploads/x"),
+        ("models", "uploads/x"),
+    ):
+        assert refusal(s3.put_object, Bucket=bucket, Key=key, Body=b"1") in REFUSED
+    source = {"Bucket": "videos", "Key": "day1/a.mp4"}
+    for call, arguments in (
+        (s3.get_object, {"Bucket": "videos", "Key": "uploads/x/a.mp4"}),
+        (s3.head_object, {"Bucket": "videos", "Key": "uploads/x/a.mp4"}),
+        (s3.list_objects_v2, {"Bucket": "videos", "Prefix": "uploads/"}),
+        (s3.copy_object, {"Bucket": "videos", "Key": "uploads/x/b", "CopySource": source}),
+        (s3.delete_object, {"Bucket": "videos", "Key": "day1/a.mp4"}),
+        (s3.create_bucket, {"Bucket": "another"}),
+        (s3.delete_bucket, {"Bucket": "models"}),
+        (s3.put_bucket_policy, {"Bucket": "videos", "Policy": "{}"}),
+    ):
+        assert refusal(call, **arguments) in REFUSED, call.__name__
+
+
+def test_presigner_uploads_in_parts(weed: Weed) -> None:
+    s3 = client(weed, PRESIGNER)
+    where = {"Bucket": "videos", "Key": "uploads/x/large.mp4"}
+    upload = s3.create_multipart_upload(**where)["UploadId"]
+    etags = [
+        s3.upload_part(**where, UploadId=upload, PartNumber=n, Body=bytes(5 << 20))["ETag"]
+        for n in (1, 2)
+    ]
+    parts = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(etags, start=1)]
+    s3.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
+    assert client(weed, ROOT).head_object(**where)["ContentLength"] == 10 << 20
+
+
+def test_user_has_videos_and_reads_results(weed: Weed) -> None:
+    s3 = client(weed, USER)
+    mine = {"Bucket": "videos", "Key": "mine/b.mp4"}
+    assert refusal(s3.put_object, **mine, Body=b"1") is None
+    assert refusal(s3.get_object, **mine) is None
+    assert refusal(s3.delete_object, **mine) is None
+    for bucket in ("videos", "results"):
+        assert refusal(s3.list_objects_v2, Bucket=bucket) is None
+    result = {"Bucket": "results", "Key": "day1/a.mp4/video.json"}
+    assert refusal(s3.get_object, **result) is None
+    assert refusal(s3.put_object, **result, Body=b"forged") in REFUSED
+    assert refusal(s3.delete_object, **result) in REFUSED
+    model = {"Bucket": "models", "Key": "m/digest/model.json"}
+    for call, arguments in (
+        (s3.get_object, model),
+        (s3.put_object, {**model, "Body": b"forged"}),
+        (s3.list_objects_v2, {"Bucket": "models"}),
+        (s3.copy_object, {"Bucket": "videos", "Key": "mine/c", "CopySource": model}),
+        (s3.create_bucket, {"Bucket": "another"}),
+        (s3.delete_bucket, {"Bucket": "videos"}),
+        (s3.put_bucket_policy, {"Bucket": "videos", "Policy": "{}"}),
+        (
+            s3.put_bucket_versioning,
+            {"Bucket": "videos", "VersioningConfiguration": {"Status": "Enabled"}},
+        ),
+        (s3.delete_bucket_cors, {"Bucket": "videos"}),
+    ):
+        assert refusal(call, **arguments) in REFUSED, call.__name__
+
+
+def test_only_one_of_many_creates(weed: Weed) -> None:
+    s3 = client(weed, ROOT)
+
+    def create(_: int) -> str | None:
+        return refusal(s3.put_object, Bucket="results", Key="race", Body=b"1", IfNoneMatch="*")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(create, range(8))).count(None) == 1
+
+
+def test_events_come_with_their_token(
+    weed: Weed, events: tuple[str, list[tuple[str | None, bytes]]]
+) -> None:
+    _, seen = events
+    s3 = client(weed, ROOT)
+    s3.put_object(Bucket="models", Key="silent", Body=b"1")
+    s3.put_object(Bucket="videos", Key="told.mp4", Body=b"1")
+    deadline = time.monotonic() + 10
+    while not any(b'"/buckets/videos/told.mp4"' in body for _, body in seen):
+        assert time.monotonic() < deadline, "no event within 10 s"
+        time.sleep(0.05)
+    assert {token for token, _ in seen} == {"Bearer token-of-events"}
+    assert not any(b"silent" in body for _, body in seen)
+
+
+def test_secrets_are_the_owners_alone(weed: Weed) -> None:
+    # weed makes some of its data readable for all; nobody gets through the folders above.
+    private = [weed._folder, weed._conf, weed._data, *weed._conf.iterdir()]
+    for path in [*private, *weed._folder.glob("*.json"), weed._log_file]:
+        assert path.stat().st_mode & 0o077 == 0, path
+    for port in weed.ports.values():
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_second_one_on_a_folder_is_refused_by_name(weed: Weed) -> None:
+    second = Weed(weed._folder, weed._log_file, s3_port=0, identities=())
+    with pytest.raises(ConfigurationError, match=rf"in use by process {os.getpid()}"):
+        second.start()
+    assert httpx.get(weed.endpoint).status_code == 403  # the first one is as it was
+
+
+def test_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind((LOOPBACK, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"port {port} .* --s3-port"):
+            make_weed(tmp_path, s3_port=port).start()
+
+
+def test_failed_start_says_why(tmp_path: Path) -> None:
+    weed = make_weed(tmp_path)
+    (tmp_path / "weed" / "data").mkdir(parents=True)
+    (tmp_path / "weed" / "data" / "filerldb2").write_text("not a folder")
+    with pytest.raises(ConfigurationError, match=r"its last words:\n  .+"):
+        weed.start()
+    assert weed.pid is None
+
+
+def test_data_and_ports_are_kept_over_a_restart(tmp_path: Path) -> None:
+    weed = make_weed(tmp_path)
+    weed.start()
+    make_buckets(weed).put_object(Bucket="videos", Key="a", Body=b"kept")
+    ports = weed.ports
+    weed.stop()
+    weed.start()
+    assert weed.ports == ports
+    assert client(weed, ROOT).get_object(Bucket="videos", Key="a")["Body"].read() == b"kept"
+    weed.stop()
+    # Other ports for all, as after a restore on another machine: the data does not mind.
+    (tmp_path / "weed" / "ports.json").unlink()
+    weed.start()
+    try:
+        assert weed.ports != ports
+        assert client(weed, ROOT).get_object(Bucket="videos", Key="a")["Body"].read() == b"kept"
+    finally:
+        weed.stop()
+
+
+def test_acknowledged_puts_survive_a_kill_and_weed_comes_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weed = make_weed(tmp_path)
+    weed.start()
+    try:
+        s3 = make_buckets(weed)
+        acknowledged: list[int] = []
+        bodies = {n: f"{n} ".encode() * (1 + 97 * n) for n in range(400)}
+
+        def put(n: int) -> None:
+            try:
+                s3.put_object(Bucket="videos", Key=f"k/{n}", Body=bodies[n])
+            except Exception:  # weed is gone: what was not acknowledged does not count
+                return
+            acknowledged.append(n)
+            if len(acknowledged) == 200:
+                assert weed.pid is not None
+                os.kill(weed.pid, signal.SIGKILL)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(put, range(400)))
+        started = time.monotonic()
+        while True:
+            try:
+                s3.list_objects_v2(Bucket="videos")
+                break
+            except Exception:
+                assert time.monotonic() < started + 30, "weed did not come back"
+                time.sleep(0.1)
+        lost = [
+            n
+            for n in acknowledged
+            if s3.get_object(Bucket="videos", Key=f"k/{n}")["Body"].read() != bodies[n]
+        ]
+        with capsys.disabled():
+            print(f"\n  kill -9: {len(acknowledged)} acknowledged PUTs, {len(lost)} lost")
+        assert len(acknowledged) >= 200
+        assert lost == []
+    finally:
+        weed.stop()
+
+
+def test_weed_dies_with_its_parent(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from posedrop.weed import Weed;"
+        "f = Path(sys.argv[1]); w = Weed(f / 'weed', f / 'log', s3_port=0, identities=());"
+        "w.start(); print(w.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, "weed outlived its parent"
+        time.sleep(0.05)
+
+
+def test_stale_weed_is_ended_before_the_start(tmp_path: Path) -> None:
+    weed = make_weed(tmp_path)
+    weed.start()
+    pid = weed.pid
+    weed.stop()
+    # A process that has the folder in its command line, as a weed that was left over would.
+    data = str(tmp_path.resolve() / "weed" / "data")
+    stale = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", data])
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        pid_file = tmp_path / "weed" / "pid"
+        pid_file.write_text(str(stale.pid))
+        weed.start()
+        assert stale.wait(5) == -signal.SIGTERM
+        assert weed.pid not in {None, pid}
+        weed.stop()
+        pid_file.write_text(str(stranger.pid))  # a pid that was given to somebody else since
+        weed.start()
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+        weed.stop()

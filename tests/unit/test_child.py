@@ -1,0 +1,496 @@
+"""The child process: it may die, hang, lie or swallow memory; the parent goes on."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posedrop.errors import (
+    AnalysisError,
+    CancelledRunError,
+    ChildDiedError,
+    ModelError,
+)
+from posedrop.records import Progress
+from worker.child import Child
+from worker.child_main import Reporter
+
+# -- what runs in the child (it imports this file) ---------------------------
+
+Report = Callable[[str, int, int | None], None]
+
+
+def echo(payload: dict[str, Any], report: Report) -> dict[str, Any]:
+    report("echo", 1, 1)
+    return {"payload": payload, "pid": os.getpid(), "ppid": os.getppid()}
+
+
+def die_by_signal(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    print("about to die", flush=True)
+    os.kill(os.getpid(), payload["signal"])
+    return {}
+
+
+def die_by_segfault(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    ctypes.string_at(0)
+    return {}
+
+
+def exit_hard(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    os._exit(7)
+
+
+def hang(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    """Hang as a decoder does: in C, with the interpreter's lock held."""
+    report("hang", os.getpid(), None)
+    ctypes.PyDLL(None).sleep(600)
+    return {}
+
+
+def hang_with_grandchild(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    grandchild = subprocess.Popen(["sleep", "600"])
+    report("hang", grandchild.pid, None)
+    grandchild.wait()
+    return {}
+
+
+def fail(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    match payload["how"]:
+        case "typed":
+            raise ModelError("the snapshot is torn", code="model_damaged", field="args.snapshot")
+        case "plugin":
+
+            class PluginModelError(ModelError):
+                """A plug-in's own."""
+
+            raise PluginModelError("of a plug-in", code="odd")
+        case "memory":
+            raise MemoryError("no room for 1 TB")
+        case "torch":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 TB")
+        case "exit":
+            sys.exit("a library gives up")
+        case _:
+            raise ZeroDivisionError("by chance")
+
+
+def no_json(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    return {"answer": object()}
+
+
+def environment(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    import resource
+
+    return {
+        "environ": dict(os.environ),
+        "core": resource.getrlimit(resource.RLIMIT_CORE),
+        "session": os.getsid(0),
+        "pid": os.getpid(),
+        "cwd_is_importable": "" in sys.path or os.getcwd() in sys.path,  # noqa: PTH109
+        "uid": os.getuid(),
+    }
+
+
+def connect(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    try:
+        socket.create_connection(("127.0.0.1", payload["port"]), timeout=5).close()
+    except OSError as error:
+        return {"connected": False, "why": str(error)}
+    return {"connected": True}
+
+
+def print_everywhere(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    print("python's stdout", payload["word"])
+    print("python's stderr", payload["word"], file=sys.stderr)
+    os.write(1, f"C's stdout {payload['word']}\n".encode())
+    subprocess.run(["echo", "a subprocess", payload["word"]], check=True)
+    return {}
+
+
+def write_nonsense(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    """Overwrite the protocol's pipe, as a compromised library might."""
+    fds = [int(fd.name) for fd in Path("/proc/self/fd").iterdir()]
+    for fd in fds:
+        try:
+            if fd > 2 and str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("pipe:"):
+                os.write(fd, payload["bytes"].encode())
+        except OSError:
+            continue
+    time.sleep(600)
+    return {}
+
+
+def report_much(payload: dict[str, Any], report: Report) -> dict[str, Any]:
+    for frame in range(payload["frames"] + 1):
+        report("infer", frame, payload["frames"])
+    return {}
+
+
+# -- the parent --------------------------------------------------------------
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def child(scratch: Path) -> Iterator[Child]:
+    one = Child("test", scratch)
+    yield one
+    one.close()
+
+
+def call(child: Child, function: str, scratch: Path, **options: Any) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
+        "on_progress": lambda progress: None,  # noqa: ARG005
+        "should_stop": lambda: False,
+        "wall_seconds": 60,
+        "log": scratch / "run.log",
+    }
+    payload = options.pop("payload", {})
+    return child.call(f"test_child:{function}", payload, **{**defaults, **options})
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    """Tell whether a process ends: neither running nor a zombie of ours."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z" and os.getpid() != _parent_of(pid):
+            return True  # dead; whoever adopted it has yet to reap it
+        time.sleep(0.01)
+    return False
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def test_answer_and_progress_come_back(child: Child, scratch: Path) -> None:
+    """A task's dictionary and its reports arrive; it ran in another process, a child of this."""
+    seen: list[Progress] = []
+    answer = call(child, "echo", scratch, payload={"a": [1, None, "é"]}, on_progress=seen.append)
+    assert answer == {"payload": {"a": [1, None, "é"]}, "pid": child.pid, "ppid": os.getpid()}
+    assert seen == [Progress(stage="echo", done=1, total=1)]
+
+
+def test_payload_larger_than_a_pipe(child: Child, scratch: Path) -> None:
+    """A payload larger than a pipe's buffer arrives whole."""
+    text = "x" * 1_000_000
+    assert call(child, "echo", scratch, payload={"t": text})["payload"] == {"t": text}
+
+
+def test_stays_warm(child: Child, scratch: Path) -> None:
+    """Two calls are served by one process."""
+    first = call(child, "echo", scratch)["pid"]
+    assert first == call(child, "echo", scratch)["pid"]
+
+
+@pytest.mark.parametrize(
+    ("function", "payload", "words"),
+    [
+        ("die_by_signal", {"signal": int(signal.SIGKILL)}, "SIGKILL"),
+        ("die_by_signal", {"signal": int(signal.SIGABRT)}, "SIGABRT"),
+        ("die_by_segfault", {}, "SIGSEGV"),
+        ("exit_hard", {}, "exit code 7"),
+    ],
+)
+def test_death_is_named_and_survived(
+    child: Child, scratch: Path, function: str, payload: dict[str, Any], words: str
+) -> None:
+    """A child that dies is reported with the signal or the exit code; the next call works."""
+    with pytest.raises(ChildDiedError, match=words) as caught:
+        call(child, function, scratch, payload=payload)
+    assert caught.value.code == "child_died"
+    assert child.pid is None
+    assert call(child, "echo", scratch)["pid"] == child.pid
+
+
+def test_segfault_leaves_its_traceback_in_the_log(child: Child, scratch: Path) -> None:
+    """The run's log says in which Python line a crash in C happened."""
+    with pytest.raises(ChildDiedError):
+        call(child, "die_by_segfault", scratch)
+    assert "die_by_segfault" in (scratch / "run.log").read_text()
+
+
+def test_cancel_kills_what_hangs(child: Child, scratch: Path) -> None:
+    """A child that hangs in C, holding the GIL, is gone within 2 s of the wish to stop."""
+    pids: list[int] = []
+    asked_at: list[float] = []
+
+    def should_stop() -> bool:
+        if pids and not asked_at:
+            asked_at.append(time.monotonic())
+        return bool(pids)
+
+    with pytest.raises(CancelledRunError):
+        call(
+            child,
+            "hang",
+            scratch,
+            should_stop=should_stop,
+            on_progress=lambda progress: pids.append(progress.done),
+        )
+    assert time.monotonic() - asked_at[0] < 2
+    assert not Path(f"/proc/{pids[0]}").exists()  # reaped, too
+    assert call(child, "echo", scratch)["pid"] == child.pid
+
+
+def test_cancel_kills_grandchildren(child: Child, scratch: Path) -> None:
+    """What the child itself started is killed with it."""
+    pids: list[int] = []
+    with pytest.raises(CancelledRunError):
+        call(
+            child,
+            "hang_with_grandchild",
+            scratch,
+            should_stop=lambda: bool(pids),
+            on_progress=lambda progress: pids.append(progress.done),
+        )
+    assert gone_within(pids[0], 5)
+
+
+def test_time_limit(child: Child, scratch: Path) -> None:
+    """A task that takes longer than its wall time is killed: code ``timeout``."""
+    with pytest.raises(ChildDiedError, match=r"0\.5 s") as caught:
+        call(child, "hang", scratch, wall_seconds=0.5)
+    assert caught.value.code == "timeout"
+    assert call(child, "echo", scratch)["pid"] == child.pid
+
+
+def test_what_on_progress_raises_ends_the_child(child: Child, scratch: Path) -> None:
+    """An error of the caller's own leaves no child behind at work."""
+
+    def refuse(progress: Progress) -> None:
+        raise LookupError(progress.stage)
+
+    with pytest.raises(LookupError, match="hang"):
+        call(child, "hang", scratch, on_progress=refuse)
+    assert child.pid is None
+
+
+def test_typed_error_arrives_as_itself(child: Child, scratch: Path) -> None:
+    """A PosedropError comes back as its class, with code, message and field; the child lives on."""
+    child.start()
+    pid = child.pid
+    with pytest.raises(ModelError) as caught:
+        call(child, "fail", scratch, payload={"how": "typed"})
+    error = caught.value
+    assert (type(error), error.code, error.message, error.field) == (
+        ModelError,
+        "model_damaged",
+        "the snapshot is torn",
+        "args.snapshot",
+    )
+    assert call(child, "echo", scratch)["pid"] == pid
+
+
+def test_plugins_error_arrives_as_the_nearest_known(child: Child, scratch: Path) -> None:
+    """A subclass that the parent doesn't know comes back as its nearest base of ours."""
+    with pytest.raises(ModelError) as caught:
+        call(child, "fail", scratch, payload={"how": "plugin"})
+    assert (type(caught.value), caught.value.code) == (ModelError, "odd")
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [
+        ("memory", "out_of_memory", "MemoryError: no room for 1 TB"),
+        ("torch", "out_of_memory", "can't allocate memory"),
+        ("exit", "internal", "SystemExit: a library gives up"),
+        ("other", "internal", "ZeroDivisionError: by chance"),
+    ],
+)
+def test_unforeseen_error(child: Child, scratch: Path, how: str, code: str, words: str) -> None:
+    """Any other exception is an AnalysisError; its traceback is in the log; a new child follows."""
+    child.start()
+    pid = child.pid
+    with pytest.raises(AnalysisError, match=words) as caught:
+        call(child, "fail", scratch, payload={"how": how})
+    assert (type(caught.value), caught.value.code) == (AnalysisError, code)
+    assert "Traceback" in (scratch / "run.log").read_text()
+    assert call(child, "echo", scratch)["pid"] != pid
+
+
+def test_answer_that_is_no_json(child: Child, scratch: Path) -> None:
+    """An answer that can't travel is an internal error, not a hang."""
+    with pytest.raises(AnalysisError, match="not JSON serializable") as caught:
+        call(child, "no_json", scratch)
+    assert caught.value.code == "internal"
+
+
+@pytest.mark.parametrize("text", ["nonsense\n", "[1, 2]\n", '{"progress": {"done": "?"}}\n'])
+def test_nonsense_on_the_pipe(child: Child, scratch: Path, text: str) -> None:
+    """A child that breaks the protocol is killed."""
+    with pytest.raises(ChildDiedError, match="nonsense"):
+        call(child, "write_nonsense", scratch, payload={"bytes": text})
+    assert child.pid is None
+
+
+def test_prints_go_to_the_log_of_their_call(child: Child, scratch: Path) -> None:
+    """What Python, C and subprocesses print is in the log of the call that printed it, only."""
+    for word in ("one", "two"):
+        log = scratch / f"{word}.log"
+        call(child, "print_everywhere", scratch, payload={"word": word}, log=log)
+        assert sorted(log.read_text().splitlines()) == [
+            f"C's stdout {word}",
+            f"a subprocess {word}",
+            f"python's stderr {word}",
+            f"python's stdout {word}",
+        ]
+
+
+def test_no_credentials_in_the_environment(
+    child: Child, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child's environment is made from nothing; hardware variables are passed on."""
+    for name in ("POSEDROP_S3_SECRET_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "LAB_PASSWORD"):
+        monkeypatch.setenv(name, "s3cret")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    inside = call(child, "environment", scratch)
+    environ = inside["environ"]
+    assert "s3cret" not in json.dumps(environ)
+    assert [name for name in environ if name.startswith(("POSEDROP_", "AWS_"))] == []
+    assert (environ["HOME"], environ["TMPDIR"]) == (str(scratch), str(scratch))
+    assert (environ["CUDA_VISIBLE_DEVICES"], environ["MPLBACKEND"]) == ("1", "Agg")
+    assert environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+def test_is_shut_in(child: Child, scratch: Path) -> None:
+    """It leads its own session, leaves no core file, imports nothing from its working folder."""
+    inside = call(child, "environment", scratch)
+    assert inside["session"] == inside["pid"]
+    assert inside["core"] == [0, 0]
+    assert inside["cwd_is_importable"] is False
+    assert inside["uid"] == os.getuid()
+
+
+def test_no_network(child: Child, scratch: Path) -> None:
+    """Where the kernel grants it, the child can't reach even this machine's loopback."""
+    child.start()
+    if not child.isolated:
+        pytest.skip("this kernel grants no network namespace")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answer = call(child, "connect", scratch, payload={"port": server.getsockname()[1]})
+    assert answer["connected"] is False
+
+
+def test_close_leaves_no_zombie(child: Child) -> None:
+    """After close the process is gone and reaped; close again is no error."""
+    child.start()
+    pid = child.pid
+    assert pid is not None
+    child.close()
+    child.close()
+    assert child.pid is None
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_close_from_another_thread_ends_a_call(child: Child, scratch: Path) -> None:
+    """A worker that is stopped closes its child in the middle of a call, which ends."""
+    closer: list[threading.Thread] = []
+
+    def close(progress: Progress) -> None:  # noqa: ARG001
+        closer.append(threading.Thread(target=child.close))
+        closer[0].start()
+
+    with pytest.raises(ChildDiedError, match="SIGKILL"):
+        call(child, "hang", scratch, on_progress=close)
+    closer[0].join()
+    assert child.pid is None
+
+
+def test_outlives_the_thread_that_started_it(child: Child, scratch: Path) -> None:
+    """The kernel's death signal follows the starting thread: it must not be the caller's."""
+    starter = threading.Thread(target=child.start)
+    starter.start()
+    starter.join()
+    pid = child.pid
+    assert call(child, "echo", scratch)["pid"] == pid
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's PR_SET_PDEATHSIG")
+def test_dies_with_its_parent(scratch: Path) -> None:
+    """A parent that is killed takes a child with it that hangs in C with the interpreter's lock."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from worker.child import Child
+Child("orphan", Path({str(scratch)!r})).call(
+    "test_child:hang", {{}}, on_progress=lambda p: print(p.done, flush=True),
+    should_stop=lambda: False, wall_seconds=None, log=Path({str(scratch / "run.log")!r}),
+)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    assert gone_within(pid, 5)
+
+
+def test_warm_modules_that_fail_are_no_obstacle(scratch: Path) -> None:
+    """A module that can't be imported ahead of time is a line in the idle log."""
+    child = Child("warm", scratch, warm=["json", "no_such_module"])
+    try:
+        assert call(child, "echo", scratch)["pid"] == child.pid
+    finally:
+        child.close()
+    assert "no_such_module" in (scratch / "warm.log").read_text()
+
+
+def test_few_of_many_reports_travel(child: Child, scratch: Path) -> None:
+    """A hundred thousand reports cost a few messages; the first and the last are among them."""
+    seen: list[Progress] = []
+    call(child, "report_much", scratch, payload={"frames": 100_000}, on_progress=seen.append)
+    assert (seen[0].done, seen[-1].done) == (0, 100_000)
+    assert len(seen) < 100
+
+
+def test_reporter_tells_frames_per_second() -> None:
+    """The rate is that of the last 10 s of a stage, and starts anew with each stage."""
+    told: list[dict[str, Any]] = []
+    now = [0.0]
+    report = Reporter(lambda message: told.append(message["progress"]), lambda: now[0])
+    for moment, stage, done in [
+        (0.0, "load", 0),
+        (9.0, "infer", 0),
+        (9.1, "infer", 5),  # too early
+        (10.0, "infer", 20),
+        (20.0, "infer", 120),
+        (30.0, "infer", 420),
+        (30.1, "infer", 500),  # the last one is never too early
+    ]:
+        now[0] = moment
+        report(stage, done, 500)
+    assert [(one["stage"], one["done"], one["frames_per_second"]) for one in told] == [
+        ("load", 0, None),
+        ("infer", 0, None),
+        ("infer", 20, 20.0),
+        ("infer", 120, 10.0),
+        ("infer", 420, 30.0),
+        ("infer", 500, 37.62),
+    ]

@@ -1,0 +1,465 @@
+"""The command line against an API that answers what it is told to."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from posedrop import cli, client, embedded
+from posedrop.client import Client
+from posedrop.demo import mean_error
+from posedrop.embedded import Stack, is_loopback
+from posedrop.errors import ConfigurationError
+
+FILE_ID = "mfzgs3tfebzw63lf"
+RUN_ID = "k5x2wq7mfzgs3tfe"
+POSES = b"scorer,x\n1,2\n"
+
+
+def file_json(**more: Any) -> dict[str, Any]:
+    return {
+        "file_id": FILE_ID,
+        "bucket": "videos",
+        "key": "day1/film.mp4",
+        "filename": "film.mp4",
+        "state": "ready",
+        "size": 12,
+        "created_at": "2026-01-02T03:04:05Z",
+        **more,
+    }
+
+
+def run_json(status: str = "succeeded", **more: Any) -> dict[str, Any]:
+    return {
+        "analysis_id": RUN_ID,
+        "file_id": FILE_ID,
+        "analysis": "dummy",
+        "status": status,
+        "result": {"state": status},
+        "files": [
+            {
+                "name": "poses.csv",
+                "url": f"/download/{RUN_ID}/poses.csv",
+                "size": len(POSES),
+                "sha256": hashlib.sha256(POSES).hexdigest(),
+                "content_type": "text/csv",
+            }
+        ],
+        **more,
+    }
+
+
+class Api:
+    """Answers by method and path; keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Callable[[httpx.Request], httpx.Response] | Any] = {}
+        self.asked: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        request.read()
+        self.asked.append(request)
+        answer = self.answers.get(f"{request.method} {request.url.path}")
+        if answer is None:
+            missing = {"code": "not_found", "message": f"there is no {request.url.path}"}
+            return httpx.Response(404, json={"error": missing})
+        return answer(request) if callable(answer) else httpx.Response(200, json=answer)
+
+    def bodies(self, method: str, path: str) -> list[Any]:
+        return [
+            json.loads(request.content)
+            for request in self.asked
+            if request.method == method and request.url.path == path
+        ]
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Api:
+    api = Api()
+    transport = httpx.MockTransport(api)
+    monkeypatch.setattr(cli, "Client", functools.partial(Client, transport=transport))
+    monkeypatch.setattr(client.time, "sleep", lambda _: None)
+    return api
+
+
+def call(tmp_path: Path, *words: str) -> Result:
+    return CliRunner().invoke(cli.main, ["--data-dir", str(tmp_path), *words])
+
+
+def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        yield (*prefix, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*prefix, name))
+
+
+@pytest.mark.parametrize("words", [(), *commands(cli.main)], ids=" ".join)
+def test_every_command_has_help_with_an_example(tmp_path: Path, words: tuple[str, ...]) -> None:
+    result = call(tmp_path, *words, "--help")
+    assert result.exit_code == 0
+    if words != ("models",):
+        assert f"  posedrop {' '.join(words)}" in result.output
+
+
+def test_version(tmp_path: Path) -> None:
+    assert "posedrop, version 0." in call(tmp_path, "--version").output
+
+
+def test_unreachable_api_says_what_to_start(tmp_path: Path) -> None:
+    result = call(tmp_path, "--url", "http://127.0.0.1:9", "ls")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("posedrop: nothing answers at http://127.0.0.1:9")
+    assert "posedrop up" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("api")
+def test_errors_of_the_api_are_one_line(tmp_path: Path) -> None:
+    result = call(tmp_path, "download", RUN_ID)
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"posedrop: there is no /results/{RUN_ID}\n",
+    )
+
+
+def test_wrong_setting_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POSEDROP_MAX_ATTEMPTS", "0")
+    result = call(tmp_path, "ls")
+    assert result.exit_code == 1
+    assert "POSEDROP_MAX_ATTEMPTS" in result.stderr
+
+
+def test_url_and_token_come_from_the_data_directory(tmp_path: Path, api: Api) -> None:
+    (tmp_path / "posedrop.env").write_text(
+        "POSEDROP_URL=http://127.0.0.1:4321\nPOSEDROP_API_TOKEN=tok\n"
+    )
+    api.answers["GET /files"] = {"items": [file_json()], "next": None}
+    assert call(tmp_path, "ls").exit_code == 0
+    assert api.asked[0].url.port == 4321
+    assert api.asked[0].headers["Authorization"] == "Bearer tok"
+
+
+def test_ls_follows_the_pages_up_to_the_limit(tmp_path: Path, api: Api) -> None:
+    def page(request: httpx.Request) -> httpx.Response:
+        assert request.url.params["state"] == "ready"
+        number = int(request.url.params.get("cursor", "0"))
+        items = [file_json(key=f"{number}-{n}.mp4") for n in range(2)]
+        return httpx.Response(200, json={"items": items, "next": str(number + 1)})
+
+    api.answers["GET /files"] = page
+    result = call(tmp_path, "ls", "--state", "ready", "--limit", "3", "--json")
+    assert [item["key"] for item in json.loads(result.output)] == ["0-0.mp4", "0-1.mp4", "1-0.mp4"]
+
+
+def test_ls_analyses(tmp_path: Path, api: Api) -> None:
+    row = run_json() | {"key": "day1/film.mp4", "created_at": "2026-01-02T03:04:05Z"}
+    api.answers["GET /analyses"] = {"items": [row], "next": None}
+    assert call(tmp_path, "ls", "--analyses").output == (
+        f"{RUN_ID}  succeeded  dummy  2026-01-02T03:04:05  day1/film.mp4\n"
+    )
+
+
+def test_analyse_reads_args_as_json_or_text_and_names_a_video_by_key(
+    tmp_path: Path, api: Api
+) -> None:
+    api.answers["GET /files"] = {"items": [file_json()], "next": None}
+    api.answers["POST /analyse"] = {"analysis_id": RUN_ID, "file_id": FILE_ID, "status": "queued"}
+    words = ("--arg", "seconds=2", "--arg", "model=mouse@12", "--arg", "crop=[1,2]", "--arg", "a=")
+    result = call(tmp_path, "analyse", "day1/film.mp4", "--analysis", "dummy", *words)
+    assert result.output == f"{RUN_ID} queued\n"
+    (body,) = api.bodies("POST", "/analyse")
+    assert body["file_id"] == FILE_ID
+    assert body["args"] == {"seconds": 2, "model": "mouse@12", "crop": [1, 2], "a": ""}
+    assert call(tmp_path, "analyse", "x", "--analysis", "dummy", "--arg", "2").exit_code == 2
+    assert "no video 'nowhere.mp4'" in call(tmp_path, "show", "nowhere.mp4").stderr
+
+
+def upload_answers(api: Api, put: Callable[[httpx.Request], httpx.Response]) -> None:
+    api.answers["POST /upload"] = {
+        "file_id": FILE_ID,
+        "bucket": "videos",
+        "key": f"uploads/{FILE_ID}/film.mp4",
+        "upload": {"method": "PUT", "url": "http://store/put?sig=1", "headers": {"x-signed": "1"}},
+    }
+    api.answers["PUT /put"] = put
+
+
+def test_upload_binds_the_hash_and_keeps_the_token_from_the_store(
+    tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSEDROP_API_TOKEN", "tok")
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"moving mouse")
+    tries = iter([503, 200])
+    upload_answers(api, lambda _: httpx.Response(next(tries)))
+    result = call(tmp_path, "upload", str(film), "--analysis", "dummy", "--arg", "seconds=1")
+    assert result.exit_code == 0, result.output
+    (body,) = api.bodies("POST", "/upload")
+    assert body["sha256"] == hashlib.sha256(b"moving mouse").hexdigest()
+    assert (body["size"], body["analysis"], body["args"]) == (12, "dummy", {"seconds": 1})
+    puts = [request for request in api.asked if request.method == "PUT"]
+    assert [put.content for put in puts] == [b"moving mouse"] * 2
+    assert puts[0].headers["Content-Length"] == "12"
+    assert puts[0].headers["x-signed"] == "1"
+    assert "Authorization" not in puts[0].headers
+
+
+def test_upload_whose_answer_was_lost_counts_as_done(tmp_path: Path, api: Api) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"1")
+    tries = iter([None, 412])
+
+    def put(_: httpx.Request) -> httpx.Response:
+        status = next(tries)
+        if status is None:
+            raise httpx.ReadError("the line was cut after the last byte")
+        return httpx.Response(status)
+
+    upload_answers(api, put)
+    assert call(tmp_path, "upload", str(film)).exit_code == 0
+
+
+def test_upload_that_the_store_refuses_says_why(tmp_path: Path, api: Api) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"1")
+    refusal = "<Error><Code>AccessDenied</Code><Message>expired</Message></Error>"
+    upload_answers(api, lambda _: httpx.Response(403, text=refusal))
+    result = call(tmp_path, "upload", str(film))
+    assert result.exit_code == 1
+    assert "refused film.mp4: status 403, AccessDenied, expired" in result.stderr
+
+
+def multipart_answers(api: Api) -> None:
+    api.answers["POST /upload"] = {
+        "file_id": FILE_ID,
+        "bucket": "videos",
+        "key": "k",
+        "upload": {
+            "upload_id": "u",
+            "part_bytes": 5 << 20,
+            "parts": ["http://store/part1", "http://store/part2"],
+            "complete": "http://store/complete",
+            "abort": "http://store/abort",
+        },
+    }
+
+
+def test_large_upload_goes_in_parts_and_repeats_one(
+    tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSEDROP_MULTIPART_BYTES", str(5 << 20))
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"a" * (5 << 20) + b"end")
+    multipart_answers(api)
+    tries = iter([500, 200])
+    api.answers["PUT /part1"] = lambda _: httpx.Response(200, headers={"ETag": '"one"'})
+    api.answers["PUT /part2"] = lambda _: httpx.Response(next(tries), headers={"ETag": '"two"'})
+    api.answers["POST /complete"] = lambda _: httpx.Response(200, text="<Complete/>")
+    assert call(tmp_path, "upload", str(film)).exit_code == 0
+    parts = [request.content for request in api.asked if request.url.path == "/part2"]
+    assert parts == [b"end", b"end"]
+    complete = next(request for request in api.asked if request.url.path == "/complete")
+    assert b'<PartNumber>2</PartNumber><ETag>"two"</ETag>' in complete.content
+
+
+def test_large_upload_that_fails_is_aborted(
+    tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSEDROP_MULTIPART_BYTES", str(5 << 20))
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"a" * (5 << 20) + b"end")
+    multipart_answers(api)
+    for part in ("part1", "part2"):
+        api.answers[f"PUT /{part}"] = lambda _: httpx.Response(200, headers={"ETag": '"e"'})
+    error = "<Error><Code>InternalError</Code></Error>"
+    api.answers["POST /complete"] = lambda _: httpx.Response(200, text=error)
+    result = call(tmp_path, "upload", str(film))
+    assert result.exit_code == 1
+    assert "InternalError" in result.stderr
+    assert api.asked[-1].method == "DELETE"
+
+
+def test_upload_waits_for_its_run(tmp_path: Path, api: Api) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"1")
+    upload_answers(api, lambda _: httpx.Response(200))
+    states = iter(["received", "ready"])
+    api.answers[f"GET /upload/{FILE_ID}"] = lambda _: httpx.Response(
+        200, json=file_json(state=next(states))
+    )
+    api.answers["POST /analyse"] = {"analysis_id": RUN_ID, "file_id": FILE_ID, "status": "queued"}
+    runs = iter([run_json("queued"), run_json("failed")])
+    api.answers[f"GET /results/{RUN_ID}"] = lambda _: httpx.Response(200, json=next(runs))
+    result = call(tmp_path, "upload", str(film), "--analysis", "dummy", "--wait", "--json")
+    assert result.exit_code == 1  # a script must not take a failed run for a good one
+    (outcome,) = json.loads(result.stdout)
+    assert outcome["run"]["status"] == "failed"
+
+
+def test_upload_tells_of_a_refused_video(tmp_path: Path, api: Api) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"1")
+    upload_answers(api, lambda _: httpx.Response(200))
+    refusal = {"reason": "not_a_video", "message": "it is text"}
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json(state="refused", refusal=refusal)
+    result = call(tmp_path, "upload", str(film), "--wait")
+    assert result.exit_code == 1
+    assert "refused, not_a_video: it is text" in result.stdout
+
+
+def download_answers(api: Api) -> list[str | None]:
+    ranges: list[str | None] = []
+
+    def store(request: httpx.Request) -> httpx.Response:
+        assert "Authorization" not in request.headers
+        asked = request.headers.get("Range")
+        ranges.append(asked)
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        return httpx.Response(206 if asked else 200, content=POSES[start:])
+
+    api.answers[f"GET /results/{RUN_ID}"] = run_json()
+    api.answers[f"GET /download/{RUN_ID}/poses.csv"] = lambda _: httpx.Response(
+        307, headers={"Location": "http://store/get?sig=1"}
+    )
+    api.answers["GET /get"] = store
+    return ranges
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [(None, [None]), (POSES[:4], ["bytes=4-"]), (b"of another run", [None])],
+    ids=["afresh", "goes on", "a part of something else"],
+)
+def test_download(tmp_path: Path, api: Api, part: bytes | None, expected: list[str | None]) -> None:
+    ranges = download_answers(api)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    if part is not None:
+        (folder / "poses.csv.part").write_bytes(part)
+    for _ in range(2):  # the second time, all is there
+        result = call(tmp_path, "download", RUN_ID, "--to", str(folder))
+        assert result.exit_code == 0, result.output
+    assert (folder / "poses.csv").read_bytes() == POSES
+    assert json.loads((folder / "result.json").read_text()) == {"state": "succeeded"}
+    assert sorted(path.name for path in folder.iterdir()) == ["poses.csv", "result.json"]
+    assert ranges == expected
+
+
+def test_download_never_leaves_its_folder(tmp_path: Path, api: Api) -> None:
+    download_answers(api)
+    run = run_json()
+    run["files"][0]["name"] = "../../poses.csv"
+    api.answers[f"GET /results/{RUN_ID}"] = run
+    assert call(tmp_path, "download", RUN_ID, "--to", str(tmp_path / "a" / "b")).exit_code == 0
+    assert (tmp_path / "a" / "b" / "poses.csv").is_file()
+
+
+def test_cancel_does_not_delete_what_is_over(tmp_path: Path, api: Api) -> None:
+    api.answers[f"GET /results/{RUN_ID}"] = run_json()
+    assert "is over" in call(tmp_path, "cancel", RUN_ID).stderr
+    api.answers[f"GET /results/{RUN_ID}"] = run_json("running")
+    api.answers[f"DELETE /analyse/{RUN_ID}"] = {"status": "cancelling"}
+    assert call(tmp_path, "cancel", RUN_ID).output == f"{RUN_ID} cancelling\n"
+    assert "posedrop cancel" in call(tmp_path, "rm", RUN_ID).stderr
+
+
+def test_rm_takes_files_and_runs(tmp_path: Path, api: Api) -> None:
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json()
+    api.answers[f"DELETE /upload/{FILE_ID}"] = lambda _: httpx.Response(204)
+    assert "day1/film.mp4 deleted" in call(tmp_path, "rm", FILE_ID).output
+    api.answers[f"GET /results/{RUN_ID}"] = run_json()
+    api.answers[f"DELETE /analyse/{RUN_ID}"] = lambda _: httpx.Response(204)
+    assert call(tmp_path, "rm", RUN_ID).output == f"{RUN_ID} deleted\n"
+
+
+def test_show(tmp_path: Path, api: Api) -> None:
+    progress = {"stage": "infer", "done": 3, "total": 9, "frames_per_second": 1.5}
+    api.answers[f"GET /results/{RUN_ID}"] = run_json("running", progress=progress, files=[])
+    assert call(tmp_path, "show", RUN_ID).output == (
+        f"{RUN_ID} dummy: running, infer 3/9 frames, 1.5 frames/s\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["reconcile", "reindex"])
+def test_counts(tmp_path: Path, api: Api, command: str) -> None:
+    api.answers[f"POST /{command}"] = {"videos_seen": 12}
+    assert call(tmp_path, command).output == "12  videos seen\n"
+    assert json.loads(call(tmp_path, command, "--json").output) == {"videos_seen": 12}
+
+
+def test_models_push_without_a_store_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("POSEDROP_S3_ENDPOINT", "POSEDROP_S3_ACCESS_KEY", "POSEDROP_S3_SECRET_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    result = call(tmp_path, "models", "push", str(tmp_path), "--name", "x")
+    assert result.exit_code == 1
+    assert "holds no posedrop" in result.stderr
+
+
+# -- what `up` and `demo` are made of --------------------------------------------------------------
+
+
+def test_up_on_a_taken_port_is_one_line_and_gives_the_folder_back(tmp_path: Path) -> None:
+    taken = embedded._listen("127.0.0.1", 0, "the API", "--port")
+    port = taken.getsockname()[1]
+    try:
+        stack = Stack(tmp_path / "data", port=port)
+        with pytest.raises(ConfigurationError, match=rf"port {port} .* --port"):
+            stack.start()
+    finally:
+        taken.close()
+    lock = embedded.FolderLock(tmp_path / "data")
+    lock.acquire()
+    with pytest.raises(ConfigurationError, match="in use by process"):
+        Stack(tmp_path / "data", port=0).start()
+    lock.release()
+
+
+def test_keys_are_private_and_kept(tmp_path: Path) -> None:
+    first = embedded._Secrets.of(tmp_path)
+    token = first.new_api_token(tmp_path)
+    again = embedded._Secrets.of(tmp_path)
+    assert again == first
+    assert again.new_api_token(tmp_path) == token
+    assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "secrets.json").write_text("{")
+    with pytest.raises(ConfigurationError, match=r"secrets\.json is damaged"):
+        embedded._Secrets.of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("0.0.0.0", False),  # noqa: S104
+        ("192.168.1.5", False),
+        ("lab.example", False),
+    ],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_mean_error_of_the_demo(tmp_path: Path) -> None:
+    poses = tmp_path / "poses.csv"
+    poses.write_text(
+        "scorer,S,S,S,S,S,S\n"
+        "bodyparts,tail,tail,tail,nose,nose,nose\n"
+        "coords,x,y,likelihood,x,y,likelihood\n"
+        "0,10,10,0.9,0,0,0.9\n"
+        "1,10,10,0.9,3,4,0.9\n"
+    )
+    known = [[(0.0, 0.0), (10.0, 10.0)], [(0.0, 0.0), (10.0, 10.0)]]
+    assert mean_error(poses, ["nose", "tail"], known) == (5 / 4, 4)
