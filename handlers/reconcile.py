@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: A message younger than this may still be in the queue. Sending it again would harm nothing.
 _PATIENCE = timedelta(minutes=10)
+#: How long an event is kept, to know it when it comes again; MinIO retries for days.
+_REMEMBERED = timedelta(days=30)
 
 
 @dataclass
@@ -103,6 +105,7 @@ def reconcile(context: Context, sent_before: datetime) -> Repairs:
     _send_ingests(context, repairs, sent_before)
     _send_runs(context, repairs, sent_before)
     _expire(context, repairs)
+    context.index.forget_events(now() - _REMEMBERED)
     return repairs
 
 
@@ -122,6 +125,9 @@ def _index_videos(context: Context, repairs: Repairs) -> None:
             continue
         if found.key.endswith("/") or found.key.rsplit("/", 1)[-1] == layout.FOLDER_RULES:
             continue
+        if row is not None and row.state != "expected":
+            # What is there now counts, even where it is older than what was (a restored backup).
+            context.index.file_removed(row.file_id)
         notify.video_arrived(context, found.key)
         repairs.uploads_found += 1
     for row in known.values():

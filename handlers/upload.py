@@ -166,9 +166,11 @@ def describe(context: Context, file_id: str) -> FileAnswer:
     if row is None:
         raise NotFoundError(f"there is no file {file_id}; GET /files lists what there is")
     answer = file_answer(row)
+    # The runs of a duplicate are those of its content, made under whatever name came first.
+    runs = context.index.analyses_of_content(row.sha256) if row.sha256 else []
     answer.analyses = [
         {"analysis_id": run.analysis_id, "analysis": run.analysis, "status": run.state}
-        for run in context.index.analyses_of_file(file_id)
+        for run in runs
     ]
     return answer
 

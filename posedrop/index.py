@@ -320,6 +320,15 @@ class Index:
             (file_id,),
         )
 
+    def analyses_of_content(self, sha256: str) -> list[AnalysisRow]:
+        """Return all runs on a content, under whatever name it lies, newest first."""
+        return self._rows(
+            AnalysisRow,
+            "SELECT * FROM analysis WHERE file_id IN"
+            " (SELECT file_id FROM uploaded_file WHERE sha256 = ?) ORDER BY number DESC",
+            (sha256,),
+        )
+
     def position(self, analysis_id: str) -> int:
         """Return how many queued or running runs were asked for before this one."""
         return int(

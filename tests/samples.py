@@ -50,6 +50,11 @@ def sample(folder: Path, frames: int) -> Sample:
     return Sample(film, REPOSITORY / "demo/model", list(mouse.BODYPARTS))
 
 
+def free_box(size: int, content: bytes = b"") -> bytes:
+    """Return an MP4 box of ``size`` bytes that players pass over, to make a file another one."""
+    return size.to_bytes(4, "big") + b"free" + content.ljust(size - 8, b"\0")
+
+
 def cut(source: Path, target: Path, frames: int) -> None:
     """Encode the first frames of a film anew, so that exactly these are in it."""
     import av

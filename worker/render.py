@@ -240,7 +240,8 @@ class Painter:
             scale, offset = (1.0, 0.0) if number == 0 else (0.5, -0.25)
             at = np.rint((points * scale + offset) * 2**SHIFT).astype(np.int32)
             levels = [colour[number] for colour in colours]
-            thickness = max(1, round(radius / 3 * scale))
+            # Chroma is a bit wider: a thin line of half a sample would have no colour.
+            thickness = max(1, round(radius / 3)) if number == 0 else 1 + radius // 6
             _draw_trails(plane, at, shown, levels, thickness)
             self._draw_bones(plane, at[-1], shown[-1], bone[number], thickness)
             _draw_dots(plane, at[-1], shown[-1], levels, round(radius * scale * 2**SHIFT))

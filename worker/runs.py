@@ -199,9 +199,7 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path
         wall_seconds=analysis.wall_seconds(request.args, request.probe.frames),
         log=folder / RUN_LOG,
     )
-    _publish_inference(
-        shop, run, request, held, folder, answer, {"queue_to_fetched": fetched - started}
-    )
+    _publish_inference(shop, run, request, held, folder, answer, fetched - started)
 
 
 def _publish_inference(
@@ -211,7 +209,7 @@ def _publish_inference(
     held: Claim,
     folder: Path,
     answer: dict[str, Any],
-    timings: dict[str, float],
+    fetch_seconds: float,
 ) -> None:
     bucket = shop.settings.results_bucket
     out = folder / "out"
@@ -225,7 +223,7 @@ def _publish_inference(
             **answer,
             "analysis_id": request.analysis_id,
             "artefacts": [artefact.model_dump() for artefact in artefacts],
-            "timings": {"fetch": timings["queue_to_fetched"], **answer.get("timings", {})},
+            "timings": {"fetch": fetch_seconds, **answer.get("timings", {})},
         }
     )
     if analyses.get(request.analysis).renders:

@@ -75,7 +75,7 @@ def _opened(
         "format_whitelist": DEMUXERS,
         "protocol_whitelist": "file",
         # Opening decodes a little; the limit holds for that too.
-        "max_pixels": str(max_pixels),
+        "max_pixels": str(_decoder_limit(max_pixels)),
     }
     try:
         # The prefix keeps a path from being read as an address. Tags in any encoding are fine.
@@ -102,11 +102,16 @@ def _video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
                 code="unsupported_codec",
             )
         stream.thread_type = "AUTO"
-        stream.codec_context.options = {"max_pixels": str(max_pixels)}
+        stream.codec_context.options = {"max_pixels": str(_decoder_limit(max_pixels))}
         return stream
     raise RefusedVideoError(
         "the file holds no video stream, e.g. only sound", code="no_video_stream"
     )
+
+
+def _decoder_limit(max_pixels: int) -> int:
+    # A decoder counts whole blocks, of up to 128 pixels, around what it shows.
+    return 2 * max_pixels + 2**16
 
 
 def _unreadable(path: Path) -> RefusedVideoError:
@@ -352,7 +357,8 @@ def probe(path: Path, *, max_pixels: int, max_frames: int) -> Probe:
         first = next(decoded, None)
         if first is None:
             raise RefusedVideoError(
-                "no frame of it can be decoded: it is damaged; upload or record it again",
+                f"no frame of it can be decoded: it is damaged, or has frames of far more than the "
+                f"{max_pixels:,} pixels that this server takes",
                 code="no_frames",
             )
         _check_side(first.width, first.height, max_pixels)

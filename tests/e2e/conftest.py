@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.lab import Lab
-from tests.samples import Sample, sample
+from tests.samples import Sample, free_box, sample
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +32,13 @@ def mouse(films: Path) -> Sample:
     return sample(films, 300)
 
 
-@pytest.fixture(scope="session")
-def clip(films: Path) -> Path:
-    """A short film, for tests that don't care what is on it."""
-    return sample(films, 12).film
+@pytest.fixture
+def clip(films: Path, tmp_path: Path) -> Path:
+    """A short film that no other test has: equal content would be the same analyses."""
+    path = tmp_path / "clip.mp4"
+    plain = sample(films, 12).film.read_bytes()
+    path.write_bytes(plain + free_box(64, os.urandom(56)))
+    return path
 
 
 @pytest.fixture(scope="session")

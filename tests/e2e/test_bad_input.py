@@ -218,7 +218,7 @@ def test_a_damaged_model_fails_its_run_and_the_next_one_runs(
     lab.posedrop("models", "push", str(folder), "--name", "damaged")
     file_id = put(lab, clip, analysis="deeplabcut_2d", args={"model": "damaged"})
     over = lab.over(lab.run_of(file_id))
-    assert (over["status"], over["error"]["code"]) == ("failed", "model_unusable")
+    assert (over["status"], over["error"]["code"]) == ("failed", "model_damaged")
     nearby = lab.ask(file_id, "dummy", {"seconds": 0.05}).json()["analysis_id"]
     assert lab.over(nearby)["status"] == "succeeded"
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from tests.conftest import tool
 from tests.e2e.lab import Lab
-from tests.samples import Sample
+from tests.samples import Sample, free_box
 
 
 def put(lab: Lab, film: Path, **asked: Any) -> str:
@@ -128,7 +128,12 @@ def test_the_aws_cli_uploads_in_parts_and_syncs_the_results(
     big = tmp_path / "big.mp4"
     big.write_bytes(mouse.film.read_bytes() + free_box(9 * 2**20))
     aws = [str(Path(sys.executable).with_name("aws"))]
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **lab.aws_environment()}
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": str(tmp_path),
+        **lab.aws_environment(),
+    }
     metadata = 'analysis=dummy,args={"seconds":0.1}'
     key = "day 1/ä+b/big.mp4"
     subprocess.run(
@@ -151,11 +156,6 @@ def test_the_aws_cli_uploads_in_parts_and_syncs_the_results(
     assert video["sha256"] == hashlib.sha256(big.read_bytes()).hexdigest()
     assert len(list(folder.glob("dummy-*/result.json"))) == 1
     assert (folder / "thumbnail.jpg").read_bytes()[:2] == b"\xff\xd8"
-
-
-def free_box(size: int) -> bytes:
-    """Return an MP4 box that players pass over, to make a file larger."""
-    return size.to_bytes(4, "big") + b"free" + bytes(size - 8)
 
 
 def test_an_analysis_can_be_asked_for_before_the_upload(lab: Lab, clip: Path) -> None:
@@ -182,7 +182,7 @@ def test_folder_rules_choose_the_analysis(lab: Lab, clip: Path) -> None:
     s3.put_object(Bucket="videos", Key="ruled/posedrop.json", Body=json.dumps(far))
     s3.put_object(Bucket="videos", Key="ruled/b/posedrop.json", Body=json.dumps(near))
     for key, seconds in (("ruled/a/x.mp4", 0.1), ("ruled/b/c/x.mp4", 0.2)):
-        s3.upload_file(str(clip), "videos", key)
+        s3.put_object(Bucket="videos", Key=key, Body=clip.read_bytes() + free_box(len(key) + 8))
         run = lab.over(lab.run_of(lab.file(key)["file_id"]))
         assert run["result"]["args"] == {"seconds": seconds}
 

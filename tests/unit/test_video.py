@@ -183,16 +183,10 @@ def test_ahead_keeps_order_and_hands_on_errors() -> None:
         yield from range(5)
         raise ValueError("at the end")
 
-    found = []
+    ahead = video.ahead(items(), 2)
+    assert [next(ahead) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="at the end"):
-        found.extend(iter_into(found, video.ahead(items(), 2)))
-    assert found == [0, 1, 2, 3, 4]
-
-
-def iter_into(found: list[int], items) -> list[int]:
-    for item in items:
-        found.append(item)
-    return []
+        next(ahead)
 
 
 def test_ahead_stops_its_source_when_closed() -> None:
