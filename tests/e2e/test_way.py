@@ -134,7 +134,7 @@ def test_the_aws_cli_uploads_in_parts_and_syncs_the_results(
         "HOME": str(tmp_path),
         **lab.aws_environment(),
     }
-    metadata = 'analysis=dummy,args={"seconds":0.1}'
+    metadata = json.dumps({"analysis": "dummy", "args": '{"seconds": 0.1}'})
     key = "day 1/ä+b/big.mp4"
     subprocess.run(
         [*aws, "s3", "cp", str(big), f"s3://videos/{key}", "--metadata", metadata],
