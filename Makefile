@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= posedrop-data
 
-.PHONY: demo up test lint clean help
+.PHONY: demo up test lint bench clean help
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY)  ## Start everything, PUT a video through a presigned URL, show its poses (EXIT=1: then stop)
-	$(BIN)/posedrop --data-dir $(DATA)-demo demo $(if $(EXIT),--exit,)
+	$(BIN)/posedrop demo $(if $(EXIT),--exit,)
 
 up: $(READY)  ## Start the stack and leave it running
 	$(BIN)/posedrop --data-dir $(DATA) up
@@ -32,5 +32,8 @@ lint: $(READY)  ## Style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(READY)  ## Measure against stock DeepLabCut in the same run: a table, and build/way.json
+	$(BIN)/python -m benchmarks.way
+
 clean:  ## Remove the .venv and what the demo left
-	rm -rf .venv build $(DATA)-demo
+	rm -rf .venv build posedrop-demo

@@ -7,22 +7,16 @@ and start it again: it goes on where it was.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import logging
 import os
 import re
-import secrets
 import shlex
 import signal
 import socket
-import string
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from ipaddress import ip_address
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
@@ -32,11 +26,14 @@ import click
 import dramatiq
 import uvicorn
 
-from posedrop import queue
+from posedrop import logs, queue
+from posedrop.address import is_loopback, listen, netloc, outside, reachable
 from posedrop.errors import ConfigurationError
+from posedrop.keyring import Keys, Secrets
+from posedrop.relay import Relay
 from posedrop.settings import ENV_FILE, Settings, load
 from posedrop.storage import Storage
-from posedrop.weed import LOOPBACK, FolderLock, Identity, Webhook, Weed, write_private
+from posedrop.weed import LOOPBACK, FolderLock, Webhook, Weed, write_private
 
 if TYPE_CHECKING:
     from worker.workshop import Workshop
@@ -47,7 +44,6 @@ DEFAULT_HOST = LOOPBACK
 DEFAULT_PORT = 8080
 DEFAULT_S3_PORT = 8333
 AWS_FILE = "aws.env"
-_SECRETS_FILE = "secrets.json"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 
@@ -109,9 +105,9 @@ class Stack:
         lock = FolderLock(self.data_dir)
         lock.acquire()
         self._closers.append(lock.release)
-        kept = _Secrets.of(self.data_dir)
+        kept = Secrets.of(self.data_dir)
         self.user = kept.user
-        listener = _listen(self._host, self._port, "the API", "--port")
+        listener = listen(self._host, self._port, "the API", "--port")
         self._closers.append(listener.close)
         api_port: int = listener.getsockname()[1]
         configured = load(self.data_dir, self._overrides)
@@ -123,9 +119,9 @@ class Stack:
             storage.create_bucket(bucket)
         self._start_threads(listener)
 
-    def _start_store(self, kept: _Secrets, configured: Settings, api_port: int) -> Weed:
+    def _start_store(self, kept: Secrets, configured: Settings, api_port: int) -> Weed:
         everywhere = not is_loopback(self._host)
-        relay = _Relay(self._host, self._s3_port) if everywhere else None
+        relay = Relay(self._host, self._s3_port) if everywhere else None
         if relay is not None:
             self._closers.append(relay.stop)
         weed = Weed(
@@ -134,7 +130,7 @@ class Stack:
             s3_port=0 if everywhere else self._s3_port,
             identities=kept.identities(configured),
             webhook=Webhook(
-                f"http://{_netloc(_reachable(self._host), api_port)}/events",
+                f"http://{netloc(reachable(self._host), api_port)}/events",
                 kept.events_token,
                 (configured.videos_bucket, configured.results_bucket),
             ),
@@ -148,7 +144,7 @@ class Stack:
             self._s3_port = weed.s3_port
         return weed
 
-    def _wire(self, kept: _Secrets, configured: Settings, api_port: int, weed: Weed) -> Settings:
+    def _wire(self, kept: Secrets, configured: Settings, api_port: int, weed: Weed) -> Settings:
         token = configured.api_token.get_secret_value() if configured.api_token else None
         if token is None and not is_loopback(self._host):
             token = kept.new_api_token(self.data_dir)
@@ -156,7 +152,7 @@ class Stack:
         if "s3_public_endpoint" not in self._overrides:
             public = os.environ.get("POSEDROP_S3_PUBLIC_ENDPOINT")
         if public is None and not is_loopback(self._host):
-            public = f"http://{_netloc(_outside(self._host), self._s3_port)}"
+            public = f"http://{netloc(outside(self._host), self._s3_port)}"
         return load(
             self.data_dir,
             {
@@ -172,7 +168,7 @@ class Stack:
                 "broker_url": "stub://",
                 "events_token": kept.events_token,
                 "api_token": token,
-                "url": f"http://{_netloc(_reachable(self._host), api_port)}",
+                "url": f"http://{netloc(reachable(self._host), api_port)}",
             },
         )
 
@@ -305,7 +301,7 @@ def log_to(data_dir: Path) -> None:
     folder = data_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     kept = RotatingFileHandler(folder / "posedrop.log", maxBytes=16 * 2**20, backupCount=1)
-    kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    kept.setFormatter(logs.Formatter())
     shown = logging.StreamHandler()
     shown.setLevel(logging.WARNING)
     # Dramatiq shows every failed try as a traceback; the run's own error says it in words.
@@ -403,139 +399,6 @@ def _stop_workers(workers: list[dramatiq.Worker]) -> None:
         worker.stop(timeout=int(_STOP_SECONDS * 1000))
 
 
-# -- S3 beyond this machine ------------------------------------------------------------------------
-
-
-class _Relay:
-    """Passes bytes from an address of this machine to the store, which listens on loopback alone.
-
-    S3's signatures cover the name that the client used, whatever it is, so nothing is rewritten.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        self._listener = _listen(host, port, "S3", "--s3-port")
-        self.port: int = self._listener.getsockname()[1]
-        self._target = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
-
-    def start(self, target: int) -> None:
-        """Pass on to this port of loopback from now on."""
-        self._target = target
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Listen no longer and end what is open."""
-        if self._thread.ident is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_STOP_SECONDS)
-        self._listener.close()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(
-            asyncio.start_server(self._connected, sock=self._listener, limit=1 << 18)
-        )
-        self._loop.run_forever()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            store_reader, store_writer = await asyncio.open_connection(
-                LOOPBACK, self._target, limit=1 << 18
-            )
-        except OSError:
-            writer.close()
-            return
-        await asyncio.gather(_copy(reader, store_writer), _copy(store_reader, writer))
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    # A side that goes away ends its connection, which is all that can be told the other one.
-    with contextlib.suppress(OSError):
-        while chunk := await reader.read(1 << 18):
-            writer.write(chunk)
-            await writer.drain()
-    writer.close()
-
-
-# -- secrets ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """An S3 access key."""
-
-    access_key: str
-    secret_key: str
-
-    @classmethod
-    def new(cls) -> Keys:
-        """Make one that nobody can guess, of letters and digits: no shell or URL needs quotes."""
-        return cls(_letters(20).upper(), _letters(40))
-
-
-@dataclass(slots=True)
-class _Secrets:
-    """What is made at the first start of a data directory, and kept."""
-
-    service: Keys
-    presigner: Keys
-    user: Keys
-    events_token: str
-    api_token: str | None = None
-
-    @classmethod
-    def of(cls, data_dir: Path) -> _Secrets:
-        path = data_dir / _SECRETS_FILE
-        try:
-            kept = json.loads(path.read_text())
-            return cls(
-                Keys(**kept["service"]),
-                Keys(**kept["presigner"]),
-                Keys(**kept["user"]),
-                kept["events_token"],
-                kept["api_token"],
-            )
-        except FileNotFoundError:
-            new = cls(Keys.new(), Keys.new(), Keys.new(), _letters(40))
-            new._write(data_dir)
-            return new
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigurationError(
-                f"{path} is damaged ({error}); remove it, and new keys are made"
-            ) from error
-
-    def new_api_token(self, data_dir: Path) -> str:
-        """Return the token for callers from elsewhere, made when it is first needed."""
-        if self.api_token is None:
-            self.api_token = _letters(40)
-            self._write(data_dir)
-        return self.api_token
-
-    def identities(self, settings: Settings) -> list[Identity]:
-        """Return who may use S3, and for what."""
-        videos, results = settings.videos_bucket, settings.results_bucket
-        everything = ("Admin", "Read", "Write", "List", "Tagging")
-        persons = (
-            *(f"{action}:{bucket}" for bucket in (videos, results) for action in ("Read", "List")),
-            f"Write:{videos}/*",
-            f"Tagging:{videos}/*",
-        )
-        uploads = (f"Write:{videos}/uploads/*",)
-        return [
-            Identity("posedrop", self.service.access_key, self.service.secret_key, everything),
-            Identity("presigner", self.presigner.access_key, self.presigner.secret_key, uploads),
-            Identity("user", self.user.access_key, self.user.secret_key, persons),
-        ]
-
-    def _write(self, data_dir: Path) -> None:
-        write_private(data_dir / _SECRETS_FILE, json.dumps(asdict(self), indent=1))
-
-
-def _letters(length: int) -> str:
-    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(length))
-
-
 def _secret(value: Any) -> str | None:
     return None if value is None else str(value.get_secret_value())
 
@@ -553,58 +416,6 @@ def _other_lines(path: Path, ours: set[str]) -> list[str]:
         and line.partition("=")[0].strip().upper() not in ours
         and line.strip()
     ]
-
-
-# -- addresses and folders -------------------------------------------------------------------------
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _listen(host: str, port: int, what: str, option: str) -> socket.socket:
-    """Return a listening socket: a port that is held can't be taken between check and use."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise ConfigurationError(
-            f"port {port} on {host}, meant for {what}, can't be used: {error.strerror}; "
-            f"choose another with {option}"
-        ) from error
-    return listener
-
-
-def _reachable(host: str) -> str:
-    """Return the address under which this machine itself reaches ``host``."""
-    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
-
-
-def _outside(host: str) -> str:
-    """Return the address under which other machines reach ``host``."""
-    if host not in {"0.0.0.0", "::"}:  # noqa: S104
-        return host
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # Nothing is sent: the system only says which of its addresses it would send from.
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return socket.gethostname()
-
-
-def _netloc(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _scratch(data_dir: Path, configured: Settings) -> Path:

@@ -18,6 +18,8 @@ from posedrop.errors import ConfigurationError
 
 #: Where ``posedrop up`` leaves the settings of its own stack, inside its data directory.
 ENV_FILE = "posedrop.env"
+#: Where compose mounts secrets, one a file, e.g. ``posedrop_s3_secret_key``.
+SECRETS_DIR = Path("/run/secrets")
 DEFAULT_DATA_DIR = Path("posedrop-data")
 
 
@@ -98,17 +100,19 @@ class Settings(BaseSettings):
 
 
 def load(data_dir: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Return the settings: ``overrides``, else the environment, else the data directory's file.
+    """Return the settings: ``overrides``, else the environment, the data directory's file, secrets.
 
     Raises:
         ConfigurationError: a value is wrong; the message names its variable.
     """
     where = data_dir or Path(os.environ.get("POSEDROP_DATA_DIR", DEFAULT_DATA_DIR))
     env_file = where / ENV_FILE
+    secrets = SECRETS_DIR if SECRETS_DIR.is_dir() else None
     values: dict[str, Any] = {"data_dir": where, **(overrides or {})}
     try:
         return Settings(
             _env_file=env_file if env_file.is_file() else None,  # type: ignore[call-arg]
+            _secrets_dir=secrets,
             **values,
         )
     except ValidationError as error:

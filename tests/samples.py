@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -61,12 +62,12 @@ def cut(source: Path, target: Path, frames: int) -> None:
 
     with av.open(str(source)) as film, av.open(str(target), "w") as out:
         stream = film.streams.video[0]
-        copy = out.add_stream("libx264", rate=stream.average_rate, options={"crf": "18"})
+        copy = out.add_stream("libx264", rate=30, options={"crf": "18"})
         copy.width, copy.height, copy.pix_fmt = stream.width, stream.height, "yuv420p"
         for number, frame in enumerate(film.decode(stream)):
             if number == frames:
                 break
             plain = frame.reformat(format="yuv420p")
-            plain.pts = None
+            plain.pts, plain.time_base = number, Fraction(1, 30)
             out.mux(copy.encode(plain))
         out.mux(copy.encode())

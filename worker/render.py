@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 
 from posedrop.errors import AnalysisError
 from worker import video
+from worker.canvas import Canvas, encode, open_canvases
 
 Report = Callable[[str, int, int | None], None]
 Floats = npt.NDArray[np.float32]
@@ -73,14 +74,14 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         poses, colours, bones, payload["pcutoff"], style.get("dotsize"), style.get("trail", 0)
     )
     started = time.monotonic()
-    canvases = video.canvases(
+    canvases = open_canvases(
         Path(payload["video"]),
         start=payload["start"],
         stop=payload["stop"],
         stride=payload["stride"],
     )
     with closing(video.ahead(canvases, AHEAD)) as ready:
-        drawn = video.encode(out / "pose.mp4", _drawn(ready, painter, report))
+        drawn = encode(out / "pose.mp4", _drawn(ready, painter, report))
     if not drawn:
         raise AnalysisError("the video has no frame in this range", code="no_frames")
     encoded = time.monotonic()
@@ -95,9 +96,7 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
     }
 
 
-def _drawn(
-    canvases: Iterator[video.Canvas], painter: Painter, report: Report
-) -> Generator[video.Canvas]:
+def _drawn(canvases: Iterator[Canvas], painter: Painter, report: Report) -> Generator[Canvas]:
     total = len(painter.poses.frames)
     for done, canvas in enumerate(canvases, 1):
         painter.paint(canvas)
@@ -220,7 +219,7 @@ class Painter:
         self._dotsize = dotsize
         self._trail = trail
 
-    def paint(self, canvas: video.Canvas) -> None:
+    def paint(self, canvas: Canvas) -> None:
         """Draw one frame's poses; a frame that has none stays as it is."""
         height, width = canvas.y.shape
         self.size = (width, height)

@@ -28,8 +28,8 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mouse(films: Path) -> Sample:
-    """300 frames of a mouse and a model that knows it."""
-    return sample(films, 300)
+    """100 frames of a mouse and a model that knows it."""
+    return sample(films, 100)
 
 
 @pytest.fixture

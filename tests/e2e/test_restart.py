@@ -72,3 +72,24 @@ def test_one_directory_serves_one_posedrop(tmp_path: Path, free_port: int) -> No
         assert str(lab.port) in other_folder.stderr
     finally:
         assert lab.stop() == 0
+
+
+def test_old_videos_are_cleaned_up(tmp_path: Path) -> None:
+    """With a retention set, videos past it go with all their results; without, nothing goes."""
+    clip = sample(tmp_path, 12).film
+    lab = Lab(tmp_path / "data", retention_days="0.00005", reconcile_seconds="1").start()
+    try:
+        s3 = lab.s3()
+        s3.upload_file(str(clip), "videos", "old.mp4")
+        lab.until(
+            lambda: (
+                not any(
+                    s3.list_objects_v2(Bucket=bucket).get("Contents")
+                    for bucket in ("videos", "results")
+                )
+            ),
+            "the old video to be gone",
+        )
+        assert lab.get("/files")["items"] == []
+    finally:
+        assert lab.stop() == 0

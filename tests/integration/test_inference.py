@@ -23,7 +23,6 @@ from worker.child import Child
 
 os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-pytest.importorskip("deeplabcut")
 
 from worker import inference, video
 

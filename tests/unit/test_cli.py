@@ -15,10 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from posedrop import cli, client, embedded
+from posedrop.address import is_loopback, listen
 from posedrop.client import Client
 from posedrop.demo import mean_error
-from posedrop.embedded import Stack, is_loopback
+from posedrop.embedded import Stack
 from posedrop.errors import ConfigurationError
+from posedrop.keyring import Secrets
 
 FILE_ID = "mfzgs3tfebzw63lf"
 RUN_ID = "k5x2wq7mfzgs3tfe"
@@ -410,7 +412,7 @@ def test_models_push_without_a_store_says_so(
 
 
 def test_up_on_a_taken_port_is_one_line_and_gives_the_folder_back(tmp_path: Path) -> None:
-    taken = embedded._listen("127.0.0.1", 0, "the API", "--port")
+    taken = listen("127.0.0.1", 0, "the API", "--port")
     port = taken.getsockname()[1]
     try:
         stack = Stack(tmp_path / "data", port=port)
@@ -426,15 +428,15 @@ def test_up_on_a_taken_port_is_one_line_and_gives_the_folder_back(tmp_path: Path
 
 
 def test_keys_are_private_and_kept(tmp_path: Path) -> None:
-    first = embedded._Secrets.of(tmp_path)
+    first = Secrets.of(tmp_path)
     token = first.new_api_token(tmp_path)
-    again = embedded._Secrets.of(tmp_path)
+    again = Secrets.of(tmp_path)
     assert again == first
     assert again.new_api_token(tmp_path) == token
     assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
     (tmp_path / "secrets.json").write_text("{")
     with pytest.raises(ConfigurationError, match=r"secrets\.json is damaged"):
-        embedded._Secrets.of(tmp_path)
+        Secrets.of(tmp_path)
 
 
 @pytest.mark.parametrize(

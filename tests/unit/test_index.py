@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import os
 import random
 import sqlite3
 import threading
@@ -799,9 +798,7 @@ def test_reopened_index_has_what_it_had(index: Index, tmp_path: Path) -> None:
 def test_threads_that_end_leave_no_connection(index: Index) -> None:
     """A thread's connection ends with it, so that many short threads don't use up the files."""
     index.files()
-    descriptors = Path("/proc/self/fd")
-    if not descriptors.exists():
-        pytest.skip("needs /proc")
+    descriptors = Path("/dev/fd")
     before = len(list(descriptors.iterdir()))
     for _ in range(20):
         thread = threading.Thread(target=index.files)
@@ -844,12 +841,3 @@ def test_full_disk(index: Index) -> None:
     connection.execute("PRAGMA max_page_count = 1000000")
     index.file_ingested(_video(1000))
     assert index.file(_video(1000).video.file_id) is not None
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_read_only_directory(tmp_path: Path) -> None:
-    """A directory that can't be written is told as such."""
-    tmp_path.chmod(0o500)
-    with pytest.raises(IndexBusyError) as caught:
-        Index(tmp_path / "index.db")
-    assert caught.value.code == "index_unwritable"

@@ -308,7 +308,8 @@ def test_names_that_can_not_be(project: Path, name: str) -> None:
 
 @pytest.fixture
 def export(tmp_path: Path) -> Path:
-    torch = pytest.importorskip("torch")
+    import torch
+
     path = tmp_path / "DLC_reach_two_resnet_50_iteration-0_shuffle-1_snapshot-best-90.pt"
     config = {
         "method": "bu",
@@ -350,7 +351,8 @@ def test_export_needs_torch(export: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_export_that_is_none(tmp_path: Path) -> None:
     """A file that is no export, or is torn, is refused."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     torn, snapshot = tmp_path / "torn.pt", tmp_path / "snapshot-10.pt"
     torn.write_bytes(b"PK\x03\x04 torn")
     torch.save({"model": {}}, snapshot)

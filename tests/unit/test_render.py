@@ -17,7 +17,7 @@ import pytest
 
 from posedrop.errors import AnalysisError
 from tests.unit import videos
-from worker import render, video
+from worker import preflight, render, video
 
 PARTS = ["snout", "tail$base"]
 
@@ -96,10 +96,10 @@ def test_pose_video_plays_in_a_browser_with_the_sources_size_and_timing(
 ) -> None:
     """H.264, 4:2:0, its index in front; as many frames, of the same size, at the same times."""
     source = videos.READ[name](tmp_path / "video")
-    before = video.probe(source, max_pixels=10**6, max_frames=100)
+    before = preflight.examine(source, max_pixels=10**6, max_frames=100)
     answer = draw(tmp_path, source, poses(tmp_path / "poses.h5", walk(before.frames)))
     out = tmp_path / "pose.mp4"
-    after = video.probe(out, max_pixels=10**6, max_frames=100)
+    after = preflight.examine(out, max_pixels=10**6, max_frames=100)
     assert answer["frames"] == after.frames == before.frames
     assert (after.codec, after.pixel_format, after.rotation) == ("h264", "yuv420p", 0)
     assert (after.width, after.height) == (

@@ -13,7 +13,7 @@ import pytest
 from posedrop.errors import RefusedVideoError
 from posedrop.records import Probe
 from tests.unit import videos
-from worker import preflight, video
+from worker import canvas, preflight, video
 
 Make = Callable[[Path], Path]
 
@@ -24,7 +24,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def probe(path: Path, max_pixels: int = 4096**2, max_frames: int = 10**6) -> Probe:
-    return video.probe(path, max_pixels=max_pixels, max_frames=max_frames)
+    return preflight.examine(path, max_pixels=max_pixels, max_frames=max_frames)
 
 
 def opencv_frames(path: Path) -> list[np.ndarray]:
@@ -50,11 +50,11 @@ def test_what_is_not_a_whole_video_is_refused_with_its_reason(make: Make, path: 
 def test_no_frame_of_another_file_is_ever_read(make: Make, path: Path) -> None:
     """A playlist is refused by every way to open a video, not only by the probe."""
     make(path)
-    for read in (video.frames, video.canvases):
+    for read in (video.frames, canvas.open_canvases):
         with pytest.raises(RefusedVideoError):
             next(read(path))
     with pytest.raises(RefusedVideoError):
-        video.thumbnail(path, path.with_suffix(".jpg"))
+        preflight.thumbnail(path, path.with_suffix(".jpg"))
 
 
 @pytest.mark.parametrize("make", videos.READ.values(), ids=videos.READ)
@@ -131,7 +131,7 @@ def test_a_long_video_is_counted_by_its_packets(
 ) -> None:
     """Where decoding all frames takes too long, the count is still right."""
     videos.video(path, count=45)
-    monkeypatch.setattr(video, "DECODE_ALL_PIXELS", 0)
+    monkeypatch.setattr(preflight, "DECODE_ALL_PIXELS", 0)
     assert probe(path).frames == 45
 
 

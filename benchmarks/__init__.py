@@ -1,0 +1,1 @@
+"""Figures of posedrop, printed as ratios against what a user would run instead."""

@@ -1,0 +1,91 @@
+"""The keys of an embedded stack: made at its first start, kept with mode 0600."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import string
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from posedrop.errors import ConfigurationError
+from posedrop.settings import Settings
+from posedrop.weed import Identity, write_private
+
+_SECRETS_FILE = "secrets.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """An S3 access key."""
+
+    access_key: str
+    secret_key: str
+
+    @classmethod
+    def new(cls) -> Keys:
+        """Make one that nobody can guess, of letters and digits: no shell or URL needs quotes."""
+        return cls(_letters(20).upper(), _letters(40))
+
+
+@dataclass(slots=True)
+class Secrets:
+    """What is made at the first start of a data directory, and kept."""
+
+    service: Keys
+    presigner: Keys
+    user: Keys
+    events_token: str
+    api_token: str | None = None
+
+    @classmethod
+    def of(cls, data_dir: Path) -> Secrets:
+        """Return those of a data directory, made if there are none."""
+        path = data_dir / _SECRETS_FILE
+        try:
+            kept = json.loads(path.read_text())
+            return cls(
+                Keys(**kept["service"]),
+                Keys(**kept["presigner"]),
+                Keys(**kept["user"]),
+                kept["events_token"],
+                kept["api_token"],
+            )
+        except FileNotFoundError:
+            new = cls(Keys.new(), Keys.new(), Keys.new(), _letters(40))
+            new._write(data_dir)
+            return new
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f"{path} is damaged ({error}); remove it, and new keys are made"
+            ) from error
+
+    def new_api_token(self, data_dir: Path) -> str:
+        """Return the token for callers from elsewhere, made when it is first needed."""
+        if self.api_token is None:
+            self.api_token = _letters(40)
+            self._write(data_dir)
+        return self.api_token
+
+    def identities(self, settings: Settings) -> list[Identity]:
+        """Return who may use S3, and for what."""
+        videos, results = settings.videos_bucket, settings.results_bucket
+        everything = ("Admin", "Read", "Write", "List", "Tagging")
+        persons = (
+            *(f"{action}:{bucket}" for bucket in (videos, results) for action in ("Read", "List")),
+            f"Write:{videos}/*",
+            f"Tagging:{videos}/*",
+        )
+        uploads = (f"Write:{videos}/uploads/*",)
+        return [
+            Identity("posedrop", self.service.access_key, self.service.secret_key, everything),
+            Identity("presigner", self.presigner.access_key, self.presigner.secret_key, uploads),
+            Identity("user", self.user.access_key, self.user.secret_key, persons),
+        ]
+
+    def _write(self, data_dir: Path) -> None:
+        write_private(data_dir / _SECRETS_FILE, json.dumps(asdict(self), indent=1))
+
+
+def _letters(length: int) -> str:
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(length))

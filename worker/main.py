@@ -1,0 +1,43 @@
+"""A worker as a process of its own: ``dramatiq worker.main -Q cpu``, or ``-Q gpu -p 1 -t 1``."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+
+import dramatiq
+from dramatiq import Broker, Middleware, Worker
+
+from posedrop import logs, queue, settings
+from worker.actors import register
+from worker.workshop import Workshop
+
+
+class Children(Middleware):
+    """Starts the children of this worker's queues with it, and ends them before it stops.
+
+    A job of hours does not keep a worker from stopping: its child is killed, its run handed back,
+    and whoever is there next goes on with it.
+    """
+
+    def __init__(self, shop: Workshop) -> None:
+        self._shop = shop
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
+        """Import what the queues need while there is nothing to do."""
+        mine = worker.consumer_whitelist or {queue.CPU, queue.GPU}
+        queues = frozenset(mine) & {queue.CPU, queue.GPU}
+        threading.Thread(target=self._shop.start_children, args=(queues,), daemon=True).start()
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
+        """Let go of what is at work."""
+        self._shop.close()
+
+
+logs.to_stderr()
+_settings = settings.load()
+broker = queue.connect(_settings.broker_url)
+dramatiq.set_broker(broker)
+_shop = register(broker, _settings)
+broker.add_middleware(Children(_shop))
+atexit.register(_shop.close)
