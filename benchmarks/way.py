@@ -23,7 +23,7 @@ import httpx
 import numpy as np
 import pandas as pd
 
-from tests.e2e.lab import Lab
+from tests.e2e.lab import Embedded, Lab
 from tests.samples import REPOSITORY, Sample, free_box, sample
 
 STOCK = """
@@ -113,7 +113,7 @@ def measure(frames: int, puts: int) -> list[Figure]:
         folder = Path(temporary)
         mouse = sample(folder, frames)
         clip = sample(folder, 12).film
-        lab = Lab(folder / "data").start()
+        lab = Embedded(folder / "data").start()
         try:
             lab.posedrop("models", "push", str(mouse.model), "--name", "mouse")
             waits = put_to_ingest(lab, clip, puts)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from handlers import access, notify, plan, reconcile, results, upload
-from handlers.context import Context
+from handlers.context import Context, now
 from handlers.form import FormUpload
 from handlers.metrics import Metrics
 from posedrop import __version__, analyses, layout, models
@@ -123,13 +123,11 @@ async def _receive_form(context: Context, request: Request, content_type: str) -
     def sink(filename: str, fields: dict[str, str], stream: io.RawIOBase) -> None:
         metadata = upload.check_metadata(context, fields.get("analysis"), fields.get("args"))
         key = layout.upload_key(file_id, filename)
-        context.storage.upload(
-            context.settings.videos_bucket,
-            key,
-            io.BufferedReader(stream, 1 << 20),
-            upload.guess_type(key),
-            metadata,
-        )
+        bucket = context.settings.videos_bucket
+        body = io.BufferedReader(stream, 1 << 20)
+        context.storage.upload(bucket, key, body, upload.guess_type(key), metadata)
+        # Its event may come after our answer; who asks at once is to find it.
+        context.index.expect_file(file_id, bucket, key, now(), metadata=metadata)
 
     await FormUpload(content_type, sink).receive(request.stream())
     return {"file_id": file_id}

@@ -531,6 +531,67 @@ def models_ls(options: Options, as_json: bool) -> None:
 
 
 @main.command()
+@click.option(
+    "--policies",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Default: infra/policies of the source tree.",
+)
+@click.option(
+    "--write-env",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the keys in this file (0600) instead of printing the new ones; read first if there.",
+)
+@click.option("--rotate", is_flag=True, help="New secrets for the users whose secret is not set.")
+@click.pass_obj
+def bootstrap(
+    options: Options, policies: Path | None, write_env: Path | None, rotate: bool
+) -> None:
+    """Make a MinIO ready: buckets, notifications, expiry, and three keys with least rights.
+
+    It looks first and changes only what differs, so run it at every deployment. MinIO's root key
+    is read from POSEDROP_ROOT_ACCESS_KEY and POSEDROP_ROOT_SECRET_KEY; posedrop never runs with it
+    (only `posedrop models push` needs a key like it). The three keys are POSEDROP_PRESIGN_,
+    POSEDROP_HANDLERS_ and POSEDROP_WORKER_ACCESS_KEY and _SECRET_KEY; secrets that are not set are
+    made here. Handlers and workers each take theirs as POSEDROP_S3_ACCESS_KEY and _SECRET_KEY.
+    In notifications, entries for the targets fast and sure are replaced; all others are kept.
+
+    MinIO only. SeaweedFS is prepared by `posedrop up`; on AWS make buckets, SQS notifications and
+    IAM users with the tools you have there, from the same infra/policies.
+
+    \b
+    posedrop bootstrap --write-env posedrop-keys.env
+    """
+    from posedrop import bootstrap as steps
+
+    steps.run(
+        options.settings,
+        click.echo,
+        policies=policies or steps.POLICIES,
+        write_env=write_env,
+        rotate=rotate,
+    )
+
+
+@main.command()
+@_json_option
+@click.pass_obj
+def doctor(options: Options, as_json: bool) -> None:
+    """Check store, keys, events, broker, API, codecs and disk; say what to do. 1 if any fails.
+
+    \b
+    posedrop doctor
+    """
+    from posedrop import doctor as checks
+
+    findings = checks.examine(lambda: options.settings)
+    if as_json:
+        _print_json([finding.as_json() for finding in findings])
+    else:
+        checks.show(findings, click.echo)
+    sys.exit(1 if any(finding.state == checks.FAIL for finding in findings) else 0)
+
+
+@main.command()
 @_json_option
 @click.pass_obj
 def reconcile(options: Options, as_json: bool) -> None:

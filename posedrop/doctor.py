@@ -158,6 +158,8 @@ def _buckets(settings: Settings, storage: Storage, probe: str) -> Iterator[Findi
             storage.read(bucket, probe)
         except StorageError as error:
             yield Finding("buckets", FAIL, error.message, _what_to_do_about(error))
+            if "NoSuchBucket" not in error.message:
+                return  # the other buckets would say the same
         else:
             yield Finding("buckets", OK, f"{bucket} is there, and the key may read it")
 

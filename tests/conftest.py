@@ -23,6 +23,16 @@ def find_free_port() -> int:
         return port
 
 
+#: Outside programs that tests ran, by name: said at the end of `make test`.
+used: dict[str, str] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which real servers and tools the tests ran against."""
+    for name, path in sorted(used.items()):
+        terminalreporter.write_line(f"ran against {name}: {path}")
+
+
 def tool(name: str) -> str:
     """Return the path of an outside program; without it the test skips, and in CI fails."""
     path = shutil.which(name)
@@ -31,4 +41,5 @@ def tool(name: str) -> str:
         if os.environ.get("POSEDROP_CI"):
             pytest.fail(missing)
         pytest.skip(missing)
+    used[name] = path
     return path

@@ -8,14 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.lab import Lab
+from tests.e2e.lab import Embedded, Lab, Servers
+from tests.integration.brokers import RabbitMQ, Redis
 from tests.samples import Sample, free_box, sample
 
 
-@pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A running ``posedrop up``."""
-    lab = Lab(tmp_path_factory.mktemp("lab") / "data").start()
+@pytest.fixture(scope="session", params=["embedded", "minio-redis"])
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A running posedrop, on each of the stacks."""
+    data = tmp_path_factory.mktemp("lab") / "data"
+    lab: Lab
+    match request.param:
+        case "embedded":
+            lab = Embedded(data).start()
+        case "minio-redis":
+            lab = Servers(data, Redis(data.with_name("redis"))).start()
+        case "minio-rabbitmq":
+            lab = Servers(data, RabbitMQ(data.with_name("rabbitmq"))).start()
     yield lab
     assert lab.stop() == 0
 
@@ -28,8 +37,8 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mouse(films: Path) -> Sample:
-    """100 frames of a mouse and a model that knows it."""
-    return sample(films, 100)
+    """60 frames of a mouse and a model that knows it."""
+    return sample(films, 60)
 
 
 @pytest.fixture

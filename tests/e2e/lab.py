@@ -1,4 +1,8 @@
-"""A lab with posedrop, as its people see it: a process, an address, two buckets, some tools."""
+"""A lab with posedrop, as its people see it: an address, two buckets, some tools.
+
+Three stacks stand behind the same face: everything in one ``posedrop up``, and processes of their
+own around a real MinIO with Redis or RabbitMQ as the broker, as production runs them.
+"""
 
 from __future__ import annotations
 
@@ -7,108 +11,81 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
 import httpx
+import yaml
 from botocore.config import Config
 
 from tests.conftest import find_free_port
+from tests.integration.brokers import BrokerServer
+from tests.integration.minio_server import (
+    EVENTS_TOKEN,
+    ROOT_ACCESS_KEY,
+    ROOT_SECRET_KEY,
+    MinioServer,
+)
 
 T = TypeVar("T")
-POSEDROP = str(Path(sys.executable).with_name("posedrop"))
-FINAL = {"succeeded", "partial", "failed", "cancelled"}
+BIN = Path(sys.executable).parent
+POSEDROP = str(BIN / "posedrop")
+COMPOSE_FILE = Path(__file__).parents[2] / "infra/docker-compose.yml"
+#: Short, so that tests of takeovers are short too.
+_PACE = {"POSEDROP_HEARTBEAT_SECONDS": "0.5", "POSEDROP_LEASE_SECONDS": "4"}
 
 
-class Lab:
-    """One ``posedrop up`` on a data directory of its own."""
+def clean_environment() -> dict[str, str]:
+    """Return this process' environment without what would steer posedrop or an S3 tool."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("POSEDROP_", "AWS_"))}
+
+
+class Lab(ABC):
+    """A running posedrop, whatever it is made of."""
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
         self.port = find_free_port()
-        self.s3_port = find_free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=60)
-        self._settings = {f"POSEDROP_{name.upper()}": value for name, value in settings.items()}
-        self._process: subprocess.Popen[bytes] | None = None
+        self.settings = {f"POSEDROP_{name.upper()}": value for name, value in settings.items()}
 
-    def start(self) -> Lab:
-        """Start it and wait until it answers."""
-        log = self.data_dir.with_suffix(".log").open("ab")
-        self._process = subprocess.Popen(
-            [
-                POSEDROP,
-                "--data-dir",
-                str(self.data_dir),
-                "up",
-                "--port",
-                str(self.port),
-                "--s3-port",
-                str(self.s3_port),
-            ],
-            stdout=log,
-            stderr=log,
-            env=self._environment(),
-        )
-        self.until(self._answers, "the API to answer", 60)
-        return self
+    @abstractmethod
+    def stop(self) -> int:
+        """Stop all of it in order; return 0 if everything ended well."""
+
+    @abstractmethod
+    def aws_environment(self) -> dict[str, str]:
+        """Return the variables with which a person's S3 tools reach the buckets."""
+
+    @property
+    @abstractmethod
+    def events_token(self) -> str:
+        """The bearer token of POST /events."""
+
+    @abstractmethod
+    def log(self) -> str:
+        """Return the end of what its processes printed."""
 
     def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log()
         try:
             return self.http.get("/healthz").status_code == 200
         except httpx.TransportError:
             return False
 
-    def _environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("POSEDROP_", "AWS_"))}
-        return (
-            kept
-            | {"POSEDROP_HEARTBEAT_SECONDS": "0.5", "POSEDROP_LEASE_SECONDS": "4"}
-            | self._settings
-        )
-
-    @property
-    def pid(self) -> int:
-        """The process id of ``posedrop up``."""
-        assert self._process is not None
-        return self._process.pid
-
-    def stop(self) -> int:
-        """Send SIGTERM and return the exit status."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=60)
-
-    def kill(self) -> None:
-        """Kill it as a power cut would."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def log(self) -> str:
-        """Return what it printed."""
-        return self.data_dir.with_suffix(".log").read_text(errors="replace")[-4000:]
-
     def posedrop(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command line against this lab."""
         return subprocess.run(
             [POSEDROP, "--data-dir", str(self.data_dir), *args],
-            env=self._environment(),
+            env=clean_environment() | self.settings,
             capture_output=True,
             text=True,
             check=check,
             timeout=300,
         )
-
-    def aws_environment(self) -> dict[str, str]:
-        """Return the variables that ``aws.env`` sets for a person's tools."""
-        lines = (self.data_dir / "aws.env").read_text().splitlines()
-        pairs = (line.removeprefix("export ").split("=", 1) for line in lines if "=" in line)
-        return {name: value.strip("'\"") for name, value in pairs}
 
     def s3(self) -> Any:
         """Return a boto3 client with the key of the lab's people."""
@@ -170,3 +147,168 @@ class Lab:
             return runs[0]["analysis_id"] if runs else None
 
         return self.until(ask, f"a run of {file_id}", seconds)
+
+
+def _variables(path: Path) -> dict[str, str]:
+    lines = path.read_text().splitlines()
+    pairs = (line.removeprefix("export ").split("=", 1) for line in lines if "=" in line)
+    return {name: value.strip("'\"") for name, value in pairs}
+
+
+class Embedded(Lab):
+    """One ``posedrop up`` on a data directory of its own."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        super().__init__(data_dir, **settings)
+        self.s3_port = find_free_port()
+        self._log = data_dir.with_suffix(".log")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Embedded:
+        """Start it and wait until it answers."""
+        options = ["--port", str(self.port), "--s3-port", str(self.s3_port)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [POSEDROP, "--data-dir", str(self.data_dir), "up", *options],
+                stdout=log,
+                stderr=log,
+                env=clean_environment() | _PACE | self.settings,
+            )
+        self.until(self._up, "the API to answer", 60)
+        return self
+
+    def _up(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log()
+        return self._answers()
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout=60)
+
+    def kill(self) -> None:
+        """Kill it as a power cut would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def log(self) -> str:
+        """Return the end of what it printed."""
+        return self._log.read_text(errors="replace")[-4000:]
+
+    def aws_environment(self) -> dict[str, str]:
+        """Return what ``aws.env`` sets."""
+        return _variables(self.data_dir / "aws.env")
+
+    @property
+    def events_token(self) -> str:
+        """The token that the stack made at its first start."""
+        return _variables(self.data_dir / "posedrop.env")["POSEDROP_EVENTS_TOKEN"]
+
+
+class Servers(Lab):
+    """MinIO, a broker, and posedrop's handlers and workers as processes of their own."""
+
+    def __init__(self, data_dir: Path, broker: BrokerServer, **settings: str) -> None:
+        super().__init__(data_dir, **settings)
+        data_dir.mkdir(parents=True)
+        self.store = MinioServer(data_dir / "minio", f"{self.url}/events")
+        self.broker = broker
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> Servers:
+        """Start the servers, have ``posedrop bootstrap`` prepare the store, start posedrop."""
+        self.store.start()
+        self.broker.start()
+        root = {
+            "POSEDROP_ROOT_ACCESS_KEY": ROOT_ACCESS_KEY,
+            "POSEDROP_ROOT_SECRET_KEY": ROOT_SECRET_KEY,
+        }
+        self.settings |= {
+            "POSEDROP_URL": self.url,
+            "POSEDROP_S3_ENDPOINT": self.store.endpoint,
+            # As the operator's shell has it: models are pushed with the root key.
+            "POSEDROP_S3_ACCESS_KEY": ROOT_ACCESS_KEY,
+            "POSEDROP_S3_SECRET_KEY": ROOT_SECRET_KEY,
+        }
+        keys_file = self.data_dir / "keys.env"
+        self.settings |= root
+        self.posedrop("bootstrap", "--write-env", str(keys_file))
+        self._keys = _variables(keys_file)
+        self.start_handlers()
+        self.start_worker("worker-cpu")
+        self.start_worker("worker-gpu")
+        return self
+
+    def _as(self, role: str) -> dict[str, str]:
+        """Return the environment of a process with the key of ``role``."""
+        return (
+            clean_environment()
+            | _PACE
+            | {name: v for name, v in self.settings.items() if "ROOT" not in name}
+            | {
+                "POSEDROP_DATA_DIR": str(self.data_dir / role),
+                "POSEDROP_SCRATCH_DIR": str(self.data_dir / "scratch"),
+                "POSEDROP_BROKER_URL": self.broker.url,
+                "POSEDROP_S3_ACCESS_KEY": self._keys[f"POSEDROP_{role.upper()}_ACCESS_KEY"],
+                "POSEDROP_S3_SECRET_KEY": self._keys[f"POSEDROP_{role.upper()}_SECRET_KEY"],
+            }
+        )
+
+    def start_handlers(self) -> None:
+        """Start the API and wait until it answers."""
+        (self.data_dir / "handlers").mkdir(exist_ok=True)
+        presign = {n: v for n, v in self._keys.items() if n.startswith("POSEDROP_PRESIGN_")}
+        self._run(
+            "handlers",
+            [str(BIN / "uvicorn"), "handlers.main:app", "--port", str(self.port)],
+            self._as("handlers") | presign | {"POSEDROP_EVENTS_TOKEN": EVENTS_TOKEN},
+        )
+        self.until(self._answers, "the API to answer", 60)
+
+    def start_worker(self, service: str) -> None:
+        """Start one worker by the command and the Dramatiq settings that compose has for it."""
+        composed = yaml.safe_load(COMPOSE_FILE.read_text())["services"][service]
+        program, *options = composed["command"]
+        dramatiq = {n: v for n, v in composed["environment"].items() if n.startswith("dramatiq_")}
+        self._run(
+            f"{service}-{len(self._processes)}",
+            [str(BIN / program), *options],
+            self._as("worker") | dramatiq,
+        )
+
+    def _run(self, name: str, command: list[str], env: Mapping[str, str]) -> None:
+        with (self.data_dir / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+    def stop(self) -> int:
+        """Stop the workers, then the API, then the servers."""
+        statuses = []
+        for process in reversed(self._processes.values()):
+            process.terminate()
+            statuses.append(process.wait(timeout=60))
+        self.broker.stop()
+        self.store.stop()
+        # uvicorn and dramatiq end by the signal or with 0 when they are told to.
+        return 0 if set(statuses) <= {0, -signal.SIGTERM} else max(statuses)
+
+    def log(self) -> str:
+        """Return the end of what each process printed."""
+        logs = sorted(self.data_dir.glob("*.log"))
+        return "\n".join(f"--- {p.name}\n{p.read_text(errors='replace')[-2000:]}" for p in logs)
+
+    def aws_environment(self) -> dict[str, str]:
+        """Return the root key: which keys a lab's people get is the lab's own affair."""
+        return {
+            "AWS_ENDPOINT_URL": self.store.endpoint,
+            "AWS_ACCESS_KEY_ID": ROOT_ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": ROOT_SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    @property
+    def events_token(self) -> str:
+        """The token that both webhook targets send."""
+        return EVENTS_TOKEN

@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.e2e.lab import POSEDROP, Lab
+from tests.e2e.lab import POSEDROP, Embedded
 from tests.samples import sample
 
 
 def test_a_killed_stack_goes_on_where_it_was(tmp_path: Path) -> None:
     """After kill -9 and a new start, the interrupted run and the queued one both succeed."""
     clip = sample(tmp_path, 12).film
-    lab = Lab(tmp_path / "data").start()
+    lab = Embedded(tmp_path / "data").start()
     try:
         lab.s3().upload_file(str(clip), "videos", "a.mp4")
         file_id = lab.file("a.mp4")["file_id"]
@@ -37,7 +37,7 @@ def test_a_killed_stack_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_a_stopped_stack_hands_its_run_back(tmp_path: Path) -> None:
     """SIGTERM ends within seconds and leaves nothing running; the next start goes on."""
     clip = sample(tmp_path, 12).film
-    lab = Lab(tmp_path / "data").start()
+    lab = Embedded(tmp_path / "data").start()
     try:
         lab.s3().upload_file(str(clip), "videos", "a.mp4")
         file_id = lab.file("a.mp4")["file_id"]
@@ -56,7 +56,7 @@ def test_a_stopped_stack_hands_its_run_back(tmp_path: Path) -> None:
 
 def test_one_directory_serves_one_posedrop(tmp_path: Path, free_port: int) -> None:
     """A directory or a port in use is one clear line, not a traceback."""
-    lab = Lab(tmp_path / "data").start()
+    lab = Embedded(tmp_path / "data").start()
     try:
         same_folder = lab.posedrop("up", "--port", str(free_port), check=False)
         other_folder = subprocess.run(
@@ -77,7 +77,7 @@ def test_one_directory_serves_one_posedrop(tmp_path: Path, free_port: int) -> No
 def test_old_videos_are_cleaned_up(tmp_path: Path) -> None:
     """With a retention set, videos past it go with all their results; without, nothing goes."""
     clip = sample(tmp_path, 12).film
-    lab = Lab(tmp_path / "data", retention_days="0.00005", reconcile_seconds="1").start()
+    lab = Embedded(tmp_path / "data", retention_days="0.00005", reconcile_seconds="1").start()
     try:
         s3 = lab.s3()
         s3.upload_file(str(clip), "videos", "old.mp4")

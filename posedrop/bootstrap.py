@@ -1,0 +1,608 @@
+"""`posedrop bootstrap`: make a MinIO ready for posedrop. The only user of minio's own SDK.
+
+Buckets, notifications, expiry and three keys with least rights, with the root key that posedrop
+itself never runs with. Every step looks first and changes only what differs, so that it may be run
+at every deployment.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+from minio import Minio
+from minio.commonconfig import ENABLED, Filter
+from minio.credentials.providers import StaticProvider
+from minio.error import MinioAdminException, MinioException, S3Error
+from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
+from minio.minioadmin import MinioAdmin
+from minio.notificationconfig import NotificationConfig, QueueConfig
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from posedrop import settings as settings_module
+from posedrop.errors import ConfigurationError, StorageError
+from posedrop.settings import Settings
+from posedrop.weed import write_private
+
+Say = Callable[[str], None]
+
+#: The webhook without a queue delivers at once and forgets; the one with a queue is slow and sure.
+FAST = "fast"
+SURE = "sure"
+TARGETS = (FAST, SURE)
+#: Never ``s3:ObjectCreated:*``: that family also holds changes of tags, rights and retention.
+EVENTS = (
+    "s3:ObjectCreated:CompleteMultipartUpload",
+    "s3:ObjectCreated:Copy",
+    "s3:ObjectCreated:Post",
+    "s3:ObjectCreated:Put",
+    "s3:ObjectRemoved:Delete",
+)
+POLICIES = Path(__file__).resolve().parent.parent / "infra" / "policies"
+_RETENTION_RULE = "posedrop-retention"
+_ARN = "arn:aws:s3:::"
+_MIN_SECRET = 8
+_TARGETS_SECONDS = 5.0
+_WEBHOOK = ["arn", "minio", "sqs", "webhook"]
+
+
+class Keys(BaseSettings):
+    """The root key, and the keys to make; a secret that is not given is made here."""
+
+    model_config = SettingsConfigDict(env_prefix="POSEDROP_", frozen=True, extra="ignore")
+
+    root_access_key: str | None = None
+    root_secret_key: SecretStr | None = None
+    handlers_access_key: str = "posedrop-handlers"
+    handlers_secret_key: SecretStr | None = None
+    worker_access_key: str = "posedrop-worker"
+    worker_secret_key: SecretStr | None = None
+    presign_access_key: str = "posedrop-presigner"
+    presign_secret_key: SecretStr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A key to make: ``role`` names its policy's file, ``variable`` its environment variables."""
+
+    role: str
+    variable: str
+    access_key: str
+    secret_key: str | None
+    made_here: bool = False
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables of this key; none where the secret is not known."""
+        if self.secret_key is None:
+            return {}
+        return {
+            f"POSEDROP_{self.variable}_ACCESS_KEY": self.access_key,
+            f"POSEDROP_{self.variable}_SECRET_KEY": self.secret_key,
+        }
+
+
+def load_keys(env_file: Path | None = None) -> Keys:
+    """Return the keys of the environment, else of ``env_file`` if it is there, else of secrets.
+
+    Raises:
+        ConfigurationError: a value is wrong; the message names its variable.
+    """
+    folder = settings_module.SECRETS_DIR
+    try:
+        return Keys(
+            _env_file=env_file if env_file is not None and env_file.is_file() else None,  # type: ignore[call-arg]
+            _secrets_dir=folder if folder.is_dir() else None,
+        )
+    except ValidationError as error:
+        names = ", ".join(f"POSEDROP_{str(e['loc'][0]).upper()}" for e in error.errors())
+        raise ConfigurationError(f"wrong setting: {names}") from error
+
+
+class Bootstrap:
+    """The steps, each of which says what it did or that there was nothing to do."""
+
+    def __init__(
+        self, settings: Settings, keys: Keys, say: Say, *, policies: Path = POLICIES
+    ) -> None:
+        """Nothing is asked of the store yet.
+
+        Raises:
+            ConfigurationError: the endpoint or the root key is missing.
+        """
+        if keys.root_access_key is None or keys.root_secret_key is None:
+            raise ConfigurationError(
+                "bootstrap works with MinIO's root key: set POSEDROP_ROOT_ACCESS_KEY and "
+                "POSEDROP_ROOT_SECRET_KEY (MinIO's own MINIO_ROOT_USER, MINIO_ROOT_PASSWORD)"
+            )
+        secret = keys.root_secret_key.get_secret_value()
+        self._settings = settings
+        self._keys = keys
+        self._say = say
+        self._policies = policies
+        self._client = connect(settings, keys.root_access_key, secret)
+        self._admin = _admin(settings, keys.root_access_key, secret)
+
+    def run(self, keep: Callable[[list[User]], None], *, rotate: bool = False) -> None:
+        """Do what is to do.
+
+        Args:
+            keep: gets the keys before they are made, so that no secret is lost half-way.
+            rotate: give every user whose secret is not given a new one.
+
+        Raises:
+            ConfigurationError: the server lacks what only its own environment can give.
+            StorageError: the server did not do what was asked.
+        """
+        # First, so that a server that is not set up is left as it was.
+        arns = self._targets()
+        users = self._users()
+        policies = {user.role: self._policy(user.role) for user in users}
+        settings = self._settings
+        for bucket in (settings.videos_bucket, settings.results_bucket, settings.models_bucket):
+            self._bucket(bucket)
+        for bucket in (settings.videos_bucket, settings.results_bucket):
+            self._notify(bucket, arns)
+        self._expire(settings.videos_bucket)
+        users = [self._with_secret(user, rotate=rotate) for user in users]
+        keep(users)
+        for user in users:
+            self._user(user, policies[user.role])
+
+    # -- webhook targets and notifications -------------------------------------------------------
+
+    def _targets(self) -> dict[str, str]:
+        # MinIO answers that it is ready up to a second before its targets are there.
+        end = time.monotonic() + _TARGETS_SECONDS
+        while True:
+            arns = self._arns()
+            missing = [name for name in TARGETS if name not in arns]
+            if not missing:
+                self._say("webhook targets fast and sure: there")
+                return arns
+            if time.monotonic() > end:
+                raise ConfigurationError(_how_to_set(missing))
+            time.sleep(0.2)
+
+    def _arns(self) -> dict[str, str]:
+        with translated("ask MinIO for its webhook targets (is it MinIO, and is this its root?)"):
+            info = json.loads(self._admin.info())
+        found = {target_of(arn): arn for arn in info.get("sqsARN") or []}
+        return {name: found[name] for name in TARGETS if name in found}
+
+    def _notify(self, bucket: str, arns: Mapping[str, str]) -> None:
+        with translated(f"read the notifications of {bucket}"):
+            before = self._client.get_bucket_notification(bucket)
+        ours = [q for q in before.queue_config_list if target_of(q.queue) in TARGETS]
+        foreign = [q for q in before.queue_config_list if q not in ours]
+        if {_plain(q) for q in ours} == {(arn, EVENTS, None, None) for arn in arns.values()}:
+            self._say(f"notifications of {bucket}: nothing to do")
+            return
+        wanted = NotificationConfig(
+            cloud_func_config_list=before.cloud_func_config_list,
+            topic_config_list=before.topic_config_list,
+            queue_config_list=foreign
+            + [
+                QueueConfig(events=list(EVENTS), config_id=f"posedrop-{name}", queue=arn)
+                for name, arn in arns.items()
+            ],
+        )
+        with translated(f"set the notifications of {bucket}"):
+            self._client.set_bucket_notification(bucket, wanted)
+        kept = f"; {len(foreign)} of others kept" if foreign else ""
+        replaced = f", in place of {len(ours)} entries for the same targets" if ours else ""
+        self._say(f"notifications of {bucket}: set for fast and sure{replaced}{kept}")
+
+    # -- buckets ---------------------------------------------------------------------------------
+
+    def _bucket(self, bucket: str) -> None:
+        with translated(f"create the bucket {bucket}"):
+            if self._client.bucket_exists(bucket):
+                self._say(f"bucket {bucket}: nothing to do")
+            else:
+                self._client.make_bucket(bucket, location=self._settings.s3_region)
+                self._say(f"bucket {bucket}: created")
+
+    def _expire(self, bucket: str) -> None:
+        """Have the store itself expire videos too, should the handlers be away for long.
+
+        Of lifecycles MinIO takes no AbortIncompleteMultipartUpload; abandoned parts go by its
+        MINIO_API_STALE_UPLOADS_EXPIRY.
+        """
+        days = self._settings.retention_days
+        # One day later than the handlers, who remove the results in the same go.
+        wanted = None if days is None else math.ceil(days) + 1
+        with translated(f"read the lifecycle of {bucket}"):
+            before = self._client.get_bucket_lifecycle(bucket)
+        rules = list(before.rules) if before else []
+        foreign = [rule for rule in rules if rule.rule_id != _RETENTION_RULE]
+        ours = [rule for rule in rules if rule.rule_id == _RETENTION_RULE]
+        found = [rule.expiration.days for rule in ours if rule.expiration and _is_on(rule)]
+        if found == ([] if wanted is None else [wanted]) and len(ours) == len(found):
+            self._say(f"expiry of {bucket}: nothing to do")
+            return
+        with translated(f"set the lifecycle of {bucket}"):
+            if wanted is not None:
+                foreign.append(_expiry(wanted))
+            if foreign:
+                self._client.set_bucket_lifecycle(bucket, LifecycleConfig(foreign))
+            else:
+                self._client.delete_bucket_lifecycle(bucket)
+        self._say(f"expiry of {bucket}: {'off' if wanted is None else f'after {wanted} days'}")
+
+    # -- users -----------------------------------------------------------------------------------
+
+    def _users(self) -> list[User]:
+        keys = self._keys
+        users = [
+            User("presigner", "PRESIGN", keys.presign_access_key, _text(keys.presign_secret_key)),
+            User("handlers", "HANDLERS", keys.handlers_access_key, _text(keys.handlers_secret_key)),
+            User("worker", "WORKER", keys.worker_access_key, _text(keys.worker_secret_key)),
+        ]
+        names = {user.access_key for user in users} | {keys.root_access_key}
+        if len(names) != len(users) + 1:
+            raise ConfigurationError(
+                "presigner, handlers, worker and root need four different access keys: one that is "
+                "shared would have the rights of both"
+            )
+        for user in users:
+            if user.secret_key is not None and len(user.secret_key) < _MIN_SECRET:
+                raise ConfigurationError(
+                    f"POSEDROP_{user.variable}_SECRET_KEY is shorter than {_MIN_SECRET} characters"
+                )
+        return users
+
+    def _policy(self, role: str) -> dict[str, Any]:
+        settings = self._settings
+        names = {
+            "videos": settings.videos_bucket,
+            "results": settings.results_bucket,
+            "models": settings.models_bucket,
+        }
+        return load_policy(self._policies / f"{role}.json", names)
+
+    def _with_secret(self, user: User, *, rotate: bool) -> User:
+        if user.secret_key is not None:
+            return user
+        if not rotate and self._user_info(user.access_key) is not None:
+            return user
+        return replace(user, secret_key=secrets.token_urlsafe(30), made_here=True)
+
+    def _user(self, user: User, policy: dict[str, Any]) -> None:
+        known = self._user_info(user.access_key)
+        # The policy is there before its user, who may do nothing until it is given.
+        changed = self._set_policy(user.access_key, policy)
+        if known is None:
+            changed += self._put_user(user, "made")
+        elif user.made_here:
+            changed += self._put_user(user, "given a new secret")
+        elif user.secret_key is not None and not self._fits(user.access_key, user.secret_key):
+            changed += self._put_user(user, "given the secret that is set")
+        changed += self._attach(user.access_key, known)
+        what = ", ".join(changed) or "nothing to do"
+        self._say(f"user {user.access_key} ({user.role}): {what}")
+
+    def _set_policy(self, name: str, policy: dict[str, Any]) -> list[str]:
+        """Write the policy, called like its user, so that two posedrops can share one MinIO."""
+        before = self._asked(self._admin.policy_info, name)
+        if before is not None and same_policy(before, policy):
+            return []
+        with translated(f"write the policy {name}"):
+            self._admin.policy_add(policy_name=name, policy=policy)
+        return ["policy written"]
+
+    def _attach(self, name: str, known: dict[str, Any] | None) -> list[str]:
+        done = []
+        if known is None or known.get("policyName") != name:
+            with translated(f"give {name} its policy"):
+                # Set, not attached: whatever else it was allowed before is gone.
+                self._admin.policy_set(policy_name=name, user=name)
+            done.append("policy given")
+        if known is not None and known.get("status") != "enabled":
+            with translated(f"enable the user {name}"):
+                self._admin.user_enable(access_key=name)
+            done.append("enabled")
+        return done
+
+    def _put_user(self, user: User, done: str) -> list[str]:
+        with translated(f"make the user {user.access_key}"):
+            self._admin.user_add(access_key=user.access_key, secret_key=user.secret_key or "")
+        return [done]
+
+    def _user_info(self, name: str) -> dict[str, Any] | None:
+        return self._asked(self._admin.user_info, name)
+
+    def _asked(self, ask: Callable[[str], str], name: str) -> dict[str, Any] | None:
+        with translated(f"look at {name}"):
+            try:
+                found: dict[str, Any] = json.loads(ask(name))
+            except MinioAdminException as error:
+                if "XMinioAdminNoSuch" in str(error):
+                    return None
+                raise
+        return found
+
+    def _fits(self, access_key: str, secret: str) -> bool:
+        """Tell whether a user has this secret; what it may do does not matter here."""
+        user = connect(self._settings, access_key, secret)
+        with translated(f"try the key {access_key}"):
+            try:
+                next(iter(user.list_objects(self._settings.models_bucket)), None)
+            except S3Error as error:
+                if error.code == "AccessDenied":
+                    return True
+                if error.code in {"SignatureDoesNotMatch", "InvalidAccessKeyId"}:
+                    return False
+                raise
+        return True
+
+
+def run(
+    settings: Settings,
+    say: Say,
+    *,
+    policies: Path = POLICIES,
+    write_env: Path | None = None,
+    rotate: bool = False,
+) -> None:
+    """Bootstrap, and tell the keys: once on the terminal, or to a file that only its owner reads.
+
+    Raises:
+        ConfigurationError: something is missing; the message says what to set.
+        StorageError: the server did not do what was asked.
+    """
+    # New secrets are wanted, so the old ones of the file don't count as given.
+    keys = load_keys(None if rotate else write_env)
+
+    def keep(users: list[User]) -> None:
+        if write_env is not None:
+            _write_variables(write_env, users, say)
+        else:
+            _show_variables(users, say)
+
+    Bootstrap(settings, keys, say, policies=policies).run(keep, rotate=rotate)
+    if rotate:
+        # Measured: they go on even when the user is removed and made again.
+        say(
+            "MinIO keeps sessions (STS) that somebody made with an old secret for up to 7 days; "
+            "after a leak, choose new access keys and remove the old users"
+        )
+
+
+def _show_variables(users: list[User], say: Say) -> None:
+    lines = [
+        f"{name}={value}"
+        for user in users
+        if user.made_here
+        for name, value in user.variables.items()
+    ]
+    if lines:
+        say("\n".join(["keep these keys; their secrets are not shown again:", *lines]))
+
+
+def _write_variables(path: Path, users: list[User], say: Say) -> None:
+    lacking = [user.role for user in users if user.secret_key is None]
+    if lacking:
+        raise ConfigurationError(
+            f"{path} was not written: the secrets of {', '.join(lacking)} were made before, and "
+            "MinIO does not tell them. Set POSEDROP_..._SECRET_KEY, or make new ones with --rotate"
+        )
+    lines = [f"{name}={value}\n" for user in users for name, value in user.variables.items()]
+    content = "".join(lines)
+    try:
+        if path.is_file() and path.read_text() == content:
+            path.chmod(0o600)
+            say(f"{path}: nothing to do")
+            return
+        write_private(path, content)
+    except OSError as error:
+        raise ConfigurationError(f"can't write the keys to {path}: {error}") from error
+    say(f"{path}: written")
+
+
+# -- the store -------------------------------------------------------------------------------------
+
+
+def connect(settings: Settings, access_key: str | None, secret_key: str | None) -> Minio:
+    """Return MinIO's client for the endpoint of the settings.
+
+    Raises:
+        ConfigurationError: there is no endpoint, or it is none.
+    """
+    host, secure = _endpoint(settings)
+    try:
+        return Minio(
+            endpoint=host,
+            access_key=access_key,
+            secret_key=secret_key,
+            secure=secure,
+            region=settings.s3_region,
+            http_client=_http(),
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"POSEDROP_S3_ENDPOINT: {error}") from error
+
+
+def _admin(settings: Settings, access_key: str, secret_key: str) -> MinioAdmin:
+    host, secure = _endpoint(settings)
+    return MinioAdmin(
+        endpoint=host,
+        credentials=StaticProvider(access_key, secret_key),
+        region=settings.s3_region,
+        secure=secure,
+        http_client=_http(),
+    )
+
+
+def _endpoint(settings: Settings) -> tuple[str, bool]:
+    parts = urlsplit(settings.s3_endpoint or "")
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise ConfigurationError(
+            "set POSEDROP_S3_ENDPOINT to MinIO's address, such as http://minio:9000; AWS and "
+            "SeaweedFS are not prepared by `posedrop bootstrap`"
+        )
+    return parts.netloc, parts.scheme == "https"
+
+
+def _http() -> urllib3.PoolManager:
+    # The SDK's own waits five minutes for an answer, six times. SSL_CERT_FILE is obeyed.
+    return urllib3.PoolManager(
+        timeout=urllib3.Timeout(connect=5, read=30),
+        retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[502, 503, 504]),
+    )
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn what the SDK raises into a :class:`StorageError` that says what could not be done."""
+    try:
+        yield
+    except (MinioException, MinioAdminException, urllib3.exceptions.HTTPError) as error:
+        raise StorageError(f"can't {what}: {error}") from error
+    except ValueError as error:
+        # The SDK checks names and answers with it.
+        raise StorageError(f"can't {what}: {error}") from error
+
+
+def target_of(arn: str | None) -> str | None:
+    """Return ``fast`` of ``arn:minio:sqs:<region>:fast:webhook``, None for other kinds."""
+    parts = (arn or "").split(":")
+    return parts[4] if len(parts) == 6 and parts[:3] + parts[5:] == _WEBHOOK else None
+
+
+def notified(settings: Settings, access_key: str, secret_key: str, bucket: str) -> set[str]:
+    """Return which of the targets a bucket tells everything that posedrop needs.
+
+    Raises:
+        StorageError: the key may not ask, or the store did not answer.
+    """
+    with translated(f"read the notifications of {bucket}"):
+        config = connect(settings, access_key, secret_key).get_bucket_notification(bucket)
+    return {
+        name
+        for queue in config.queue_config_list
+        if (name := target_of(queue.queue)) in TARGETS
+        and name is not None
+        and set(EVENTS) <= _expanded(queue.events)
+        and not queue.prefix_filter_rule
+        and not queue.suffix_filter_rule
+    }
+
+
+def _expanded(events: list[str]) -> set[str]:
+    """Return the events with what a ``*`` stands for."""
+    return {
+        known
+        for known in EVENTS
+        for event in events
+        if event == known or (event.endswith("*") and known.startswith(event[:-1]))
+    }
+
+
+def _plain(queue: QueueConfig) -> tuple[object, ...]:
+    return (
+        queue.queue,
+        tuple(sorted(queue.events)),
+        queue.prefix_filter_rule,
+        queue.suffix_filter_rule,
+    )
+
+
+def _expiry(days: int) -> Rule:
+    return Rule(
+        status=ENABLED,
+        rule_filter=Filter(prefix=""),
+        rule_id=_RETENTION_RULE,
+        expiration=Expiration(days=days),
+    )
+
+
+def _is_on(rule: Rule) -> bool:
+    return bool(rule.status == ENABLED)
+
+
+def _text(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
+
+
+def _how_to_set(missing: list[str]) -> str:
+    lines = [f"MinIO has no webhook target {' and no '.join(missing)}. In its environment, set"]
+    for name in missing:
+        lines += [
+            f"  MINIO_NOTIFY_WEBHOOK_ENABLE_{name}=on",
+            f"  MINIO_NOTIFY_WEBHOOK_ENDPOINT_{name}=http://<handlers>:8080/events",
+            f'  MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_{name}="Bearer <POSEDROP_EVENTS_TOKEN>"',
+        ]
+        if name == SURE:
+            lines += [
+                f"  MINIO_NOTIFY_WEBHOOK_QUEUE_DIR_{name}=<a folder on a disk that stays>",
+                f"  MINIO_NOTIFY_WEBHOOK_QUEUE_LIMIT_{name}=1000000",
+            ]
+    lines.append(
+        "and start it again. MinIO says nothing of a variable that is misspelt or malformed: it "
+        "only leaves the target out. Nothing was changed."
+    )
+    return "\n".join(lines)
+
+
+# -- policies --------------------------------------------------------------------------------------
+
+
+def load_policy(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a policy with its buckets called as ``names`` has them.
+
+    Each denies ``admin:*``, although it is not allowed either: MinIO lets every user make accounts
+    that outlive it and change its own secret, unless its policy says no. Likewise for old versions,
+    whose removal it takes for allowed to whoever may remove objects.
+
+    Raises:
+        ConfigurationError: there is no such file, or it speaks of other buckets.
+    """
+    try:
+        policy: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"can't read the policy {path}: {error}; name posedrop's infra/policies with --policies"
+        ) from error
+    for statement in policy["Statement"]:
+        if "Resource" in statement:
+            statement["Resource"] = [_renamed(each, names) for each in statement["Resource"]]
+    return policy
+
+
+def _renamed(resource: str, names: Mapping[str, str]) -> str:
+    bucket, slash, rest = resource.removeprefix(_ARN).partition("/")
+    if not resource.startswith(_ARN) or bucket not in names:
+        raise ConfigurationError(f"a policy speaks of {resource}, which is no bucket of posedrop")
+    return f"{_ARN}{names[bucket]}{slash}{rest}"
+
+
+def same_policy(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether two policies say the same; stores keep actions in an order of their own."""
+    return _said(one) == _said(other)
+
+
+def _said(policy: Mapping[str, Any]) -> set[tuple[object, ...]]:
+    return {
+        (
+            statement["Effect"],
+            frozenset(_list(statement["Action"])),
+            frozenset(_list(statement.get("Resource", []))),
+            json.dumps(statement.get("Condition") or {}, sort_keys=True),
+        )
+        for statement in policy["Statement"]
+    }
+
+
+def _list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
