@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from handlers import access, notify, plan, reconcile, results, upload
+from handlers import access, notify, plan, reconcile, results, sqs, upload
 from handlers.context import Context, now
 from handlers.form import FormUpload
 from handlers.metrics import Metrics
@@ -41,12 +41,18 @@ def create_app(settings: Settings, broker: Broker) -> FastAPI:
     follower = notify.Follower(context)
     reconciler = reconcile.Reconciler(context)
     metrics = Metrics()
+    queue_url = settings.sqs_queue_url
+    poller = sqs.Poller(context, follower, queue_url) if queue_url else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         follower.start()
         reconciler.start()
+        if poller is not None:
+            poller.start()
         yield
+        if poller is not None:
+            poller.stop()
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
         context.index.close()

@@ -231,7 +231,7 @@ def _closed(settings: Settings, endpoint: str) -> Iterator[Finding]:
     opened = [
         bucket
         for bucket in buckets
-        if httpx.get(f"{endpoint}/{bucket}", timeout=_HTTP_SECONDS).is_success
+        if httpx.get(f"{endpoint.rstrip('/')}/{bucket}", timeout=_HTTP_SECONDS).is_success
     ]
     if opened:
         yield Finding(
@@ -284,7 +284,7 @@ def _notifications(settings: Settings, *, is_minio: bool) -> Iterator[Finding]:
 
 def _api(settings: Settings) -> Iterator[Finding]:
     try:
-        answer = httpx.get(f"{settings.url}/healthz", timeout=_HTTP_SECONDS)
+        answer = httpx.get(f"{settings.url.rstrip('/')}/healthz", timeout=_HTTP_SECONDS)
         answer.raise_for_status()
         version = answer.json()["version"]
     except (httpx.HTTPError, ValueError, KeyError) as error:
@@ -314,7 +314,7 @@ def _events(settings: Settings) -> Iterator[Finding]:
         return
     try:
         answer = httpx.post(
-            f"{settings.url}/events",
+            f"{settings.url.rstrip('/')}/events",
             # A notification of nothing: taken, and forgotten.
             json={"Records": []},
             headers={"Authorization": f"Bearer {settings.events_token.get_secret_value()}"},

@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     broker_url: str = Field(default="stub://", pattern=r"^(stub|redis|rediss|amqp|amqps)://")
     index_path: Path | None = Field(default=None, description="SQLite; default: in data_dir")
 
+    sqs_queue_url: str | None = Field(
+        default=None, description="AWS: the queue that S3 notifies, polled by the handlers"
+    )
+    sqs_endpoint: str | None = Field(default=None, description="None: AWS")
+
     events_token: SecretStr | None = Field(default=None, description="bearer token of POST /events")
     api_token: SecretStr | None = Field(
         default=None, description="asked of every caller; may only lack on loopback"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -35,7 +36,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def tool(name: str) -> str:
     """Return the path of an outside program; without it the test skips, and in CI fails."""
-    path = shutil.which(name)
+    built = Path(__file__).parents[1] / ".servers" / name
+    path = str(built) if built.is_file() else shutil.which(name)
     if path is None:
         missing = f"{name} is not on this machine"
         if os.environ.get("POSEDROP_CI"):

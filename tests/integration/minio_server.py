@@ -11,12 +11,11 @@ from pathlib import Path
 import httpx
 
 from posedrop.bootstrap import SURE, TARGETS
-from tests.conftest import find_free_port, tool, used
+from tests.conftest import find_free_port, tool
 
 ROOT_ACCESS_KEY = "root-of-tests"
 ROOT_SECRET_KEY = "secret-of-root"
 EVENTS_TOKEN = "token-of-events"
-_BUILT = Path(__file__).resolve().parents[2] / ".servers" / "minio"
 _READY_SECONDS = 30.0
 
 
@@ -25,9 +24,6 @@ def find_minio() -> str:
     named = os.environ.get("POSEDROP_MINIO")
     if named:
         return named
-    if _BUILT.is_file():
-        used["minio"] = str(_BUILT)
-        return used["minio"]
     return tool("minio")
 
 
