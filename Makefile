@@ -32,8 +32,9 @@ lint: $(READY)  ## Style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## Measure against stock DeepLabCut in the same run: a table, and build/way.json
+bench: $(READY)  ## Measure against stock DeepLabCut in the same run: tables, and build/*.json
 	$(BIN)/python -m benchmarks.way
+	$(BIN)/python -m benchmarks.events
 
 clean:  ## Remove the .venv and what the demo left
 	rm -rf .venv build posedrop-demo

@@ -160,13 +160,26 @@ def start(
             created_at=now(),
             force=force,
         )
-        context.storage.create(
-            context.settings.results_bucket, f"{run}/{layout.REQUEST}", request.to_json()
-        )
+        bucket, key = context.settings.results_bucket, f"{run}/{layout.REQUEST}"
+        if not context.storage.create(bucket, key, request.to_json()):
+            # The bucket knows the run, the index did not: what stands there is what was asked.
+            return _known(context, run, request)
         context.index.analysis_planned(request, run)
     context.enqueue_infer(analysis_id, run)
     log.info("planned", extra={"analysis_id": analysis_id, "file_id": video.video.file_id})
     return Planned(analysis_id, "queued", False)
+
+
+def _known(context: Context, run: str, fallback: Request) -> Planned:
+    """Index a run that the bucket has already; the reconciler sends it if nobody is at it."""
+    bucket = context.settings.results_bucket
+    request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request) or fallback
+    context.index.analysis_planned(request, run)
+    result = context.storage.read_record(bucket, f"{run}/{layout.RESULT}", Result)
+    if result is not None:
+        context.index.analysis_finished(result, run)
+    row = context.index.analysis(request.analysis_id)
+    return Planned(request.analysis_id, row.state if row else "queued", True)
 
 
 def plan_ingested(context: Context, video: VideoRecord) -> None:
@@ -306,8 +319,7 @@ def _reject(
     # The result first: whoever finds the request finds it answered, so no worker is sent for it.
     context.storage.create(bucket, f"{run}/{layout.RESULT}", result.to_json())
     context.storage.create(bucket, f"{run}/{layout.REQUEST}", request.to_json())
-    context.index.analysis_planned(request, run)
-    context.index.analysis_finished(result, run)
+    _known(context, run, request)
 
 
 def _error(error: PosedropError) -> RunError:

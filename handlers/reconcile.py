@@ -141,11 +141,15 @@ def _index_results(context: Context, repairs: Repairs) -> None:
     runs = {row.run: row for row in _all_analyses(context)}
     videos = {layout.video_prefix(row.bucket, row.key): row for row in _all_files(context)}
     seen: set[str] = set()
+    news: list[str] = []
     for found in context.storage.objects(context.settings.results_bucket):
         repairs.results_seen += 1
         if _is_news(context, found, runs, videos, seen):
-            notify.result_arrived(context, found.key)
-            repairs.records_indexed += 1
+            news.append(found.key)
+    # Runs before their videos: a video's record has its runs planned, unless they are known.
+    for key in sorted(news, key=lambda key: key.endswith(f"/{layout.VIDEO_RECORD}")):
+        notify.result_arrived(context, key)
+        repairs.records_indexed += 1
     for run, row in runs.items():
         if run not in seen:
             context.index.analysis_removed(row.analysis_id)

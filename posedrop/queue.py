@@ -46,6 +46,8 @@ def connect(url: str) -> Broker:
     else:
         from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
+        # RabbitMQ cuts off a consumer that works on one message for longer than the server's
+        # consumer_timeout (30 minutes), which no client can set: docs/deploy.md says what to.
         broker = RabbitmqBroker(url=url, middleware=_middleware(), confirm_delivery=True)
     for queue in (CPU, GPU):
         broker.declare_queue(queue)

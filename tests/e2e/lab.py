@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 import boto3
 import httpx
-import yaml
 from botocore.config import Config
 
 from tests.conftest import find_free_port
+from tests.integration import compose
 from tests.integration.brokers import BrokerServer
 from tests.integration.minio_server import (
     EVENTS_TOKEN,
@@ -33,9 +33,12 @@ from tests.integration.minio_server import (
 T = TypeVar("T")
 BIN = Path(sys.executable).parent
 POSEDROP = str(BIN / "posedrop")
-COMPOSE_FILE = Path(__file__).parents[2] / "infra/docker-compose.yml"
 #: Short, so that tests of takeovers are short too.
-_PACE = {"POSEDROP_HEARTBEAT_SECONDS": "0.5", "POSEDROP_LEASE_SECONDS": "4"}
+_PACE = {
+    "POSEDROP_HEARTBEAT_SECONDS": "0.5",
+    "POSEDROP_LEASE_SECONDS": "4",
+    "POSEDROP_RECONCILE_SECONDS": "2",
+}
 
 
 def clean_environment() -> dict[str, str]:
@@ -261,22 +264,22 @@ class Servers(Lab):
         """Start the API and wait until it answers."""
         (self.data_dir / "handlers").mkdir(exist_ok=True)
         presign = {n: v for n, v in self._keys.items() if n.startswith("POSEDROP_PRESIGN_")}
+        program, *options = compose.command("handlers")
+        here = {"0.0.0.0": "127.0.0.1", "8080": str(self.port)}  # noqa: S104
         self._run(
             "handlers",
-            [str(BIN / "uvicorn"), "handlers.main:app", "--port", str(self.port)],
+            [str(BIN / program), *(here.get(option, option) for option in options)],
             self._as("handlers") | presign | {"POSEDROP_EVENTS_TOKEN": EVENTS_TOKEN},
         )
         self.until(self._answers, "the API to answer", 60)
 
     def start_worker(self, service: str) -> None:
         """Start one worker by the command and the Dramatiq settings that compose has for it."""
-        composed = yaml.safe_load(COMPOSE_FILE.read_text())["services"][service]
-        program, *options = composed["command"]
-        dramatiq = {n: v for n, v in composed["environment"].items() if n.startswith("dramatiq_")}
+        program, *options = compose.command(service)
         self._run(
             f"{service}-{len(self._processes)}",
             [str(BIN / program), *options],
-            self._as("worker") | dramatiq,
+            self._as("worker") | compose.environment(service, "dramatiq_"),
         )
 
     def _run(self, name: str, command: list[str], env: Mapping[str, str]) -> None:

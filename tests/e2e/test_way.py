@@ -242,7 +242,12 @@ def test_reindex_makes_the_same_rows_from_the_buckets(lab: Lab, clip: Path) -> N
     before = rows(lab)
     lab.posedrop("reindex")
     lab.until(lambda: not unfinished(lab), "the index to settle", 120)
-    assert rows(lab) == before
+    after = rows(lab)
+    assert [
+        (before.get(key), after.get(key))
+        for key in before.keys() | after.keys()
+        if before.get(key) != after.get(key)
+    ] == []
 
 
 def rows(lab: Lab) -> dict[str, Any]:
@@ -252,7 +257,7 @@ def rows(lab: Lab) -> dict[str, Any]:
     kept = {f["file_id"]: f for f in files if f["state"] != "expected"}
     for file in kept.values():
         file.pop("created_at")
-    return {"files": kept, "runs": {r["analysis_id"]: r for r in runs}}
+    return kept | {run["analysis_id"]: run for run in runs}
 
 
 def unfinished(lab: Lab) -> list[Any]:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from tests.conftest import find_free_port, tool
+from tests.integration import compose
 
 _READY_SECONDS = 60.0
 
@@ -77,15 +78,10 @@ class Redis(BrokerServer):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def _command(self) -> list[str]:
-        options = {
-            "port": str(self.port),
-            "bind": "127.0.0.1",
-            "dir": str(self.folder),
-            "save": "",
-            "appendonly": "yes",
-            "maxmemory-policy": "noeviction",
-        }
-        return [tool("redis-server"), *(part for n, v in options.items() for part in (f"--{n}", v))]
+        # Valkey and Redis take the same options; the file before them holds compose's password.
+        _, _, *composed = compose.command("broker")
+        here = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        return [tool("redis-server"), *here, "--save", "", *composed]
 
 
 class RabbitMQ(BrokerServer):
@@ -106,7 +102,10 @@ class RabbitMQ(BrokerServer):
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
         (self.folder / "enabled_plugins").write_text("[].\n")
-        (self.folder / "rabbitmq.conf").write_text(f"listeners.tcp.local = 127.0.0.1:{self.port}\n")
+        # As docs/deploy.md says: RabbitMQ takes a consumer that works for half an hour for dead.
+        (self.folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.local = 127.0.0.1:{self.port}\nconsumer_timeout = 31622400000\n"
+        )
         return dict(os.environ) | {
             "HOME": str(home),
             "RABBITMQ_NODENAME": f"posedrop{self.port}@localhost",

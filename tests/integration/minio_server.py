@@ -10,8 +10,9 @@ from pathlib import Path
 
 import httpx
 
-from posedrop.bootstrap import SURE, TARGETS
+from posedrop.bootstrap import TARGETS
 from tests.conftest import find_free_port, tool
+from tests.integration import compose
 
 ROOT_ACCESS_KEY = "root-of-tests"
 ROOT_SECRET_KEY = "secret-of-root"
@@ -56,7 +57,7 @@ class MinioServer:
             self._process = subprocess.Popen(
                 [
                     program,
-                    "server",
+                    compose.command("store")[0],
                     "--quiet",
                     "--address",
                     f"127.0.0.1:{self.port}",
@@ -82,27 +83,41 @@ class MinioServer:
             return False
 
     def _environment(self) -> dict[str, str]:
+        """Return what compose gives the store, with this server's own places and secrets."""
         foreign = ("MINIO_", "POSEDROP_", "AWS_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        kept |= {
-            "MINIO_ROOT_USER": ROOT_ACCESS_KEY,
-            "MINIO_ROOT_PASSWORD": ROOT_SECRET_KEY,
-            "MINIO_BROWSER": "off",
-            "HOME": str(self.folder),
+        composed = compose.environment("store", "MINIO_")
+        absent = {f"_{name}" for name in TARGETS if name not in self._targets}
+        here = {
+            "MINIO_ROOT_USER_FILE": self._secret("root_user", ROOT_ACCESS_KEY),
+            "MINIO_ROOT_PASSWORD_FILE": self._secret("root_password", ROOT_SECRET_KEY),
+            "MINIO_CONFIG_ENV_FILE": self._secret("store.env", self._tokens()),
+            "MINIO_API_CORS_ALLOW_ORIGIN": "http://127.0.0.1",
+            "MINIO_NOTIFY_WEBHOOK_ENDPOINT_fast": self._webhook,
+            "MINIO_NOTIFY_WEBHOOK_ENDPOINT_sure": self._webhook,
+            "MINIO_NOTIFY_WEBHOOK_QUEUE_DIR_sure": str(self.folder / "queue"),
         }
-        for name in self._targets:
-            prefix = "MINIO_NOTIFY_WEBHOOK_"
-            kept |= {
-                f"{prefix}ENABLE_{name}": "on",
-                f"{prefix}ENDPOINT_{name}": self._webhook,
-                f"{prefix}AUTH_TOKEN_{name}": f"Bearer {EVENTS_TOKEN}",
+        assert here.keys() <= composed.keys()
+        merged = composed | here
+        return (
+            kept
+            | {"HOME": str(self.folder)}
+            | {
+                name: value
+                for name, value in merged.items()
+                if not name.endswith(tuple(absent) or "!")
             }
-            if name == SURE:
-                kept |= {
-                    f"{prefix}QUEUE_DIR_{name}": str(self.folder / "queue"),
-                    f"{prefix}QUEUE_LIMIT_{name}": "10000",
-                }
-        return kept
+        )
+
+    def _tokens(self) -> str:
+        prefix = "MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_"
+        return "".join(f'{prefix}{name}="Bearer {EVENTS_TOKEN}"\n' for name in self._targets)
+
+    def _secret(self, name: str, content: str) -> str:
+        path = self.folder / name
+        path.write_text(content)
+        path.chmod(0o600)
+        return str(path)
 
     def stop(self) -> None:
         """End it; its folder stays, and it can be started again."""

@@ -1,0 +1,114 @@
+"""Figures of the event path: from the end of a PUT to the actor, and a thousand uploads at once.
+
+Prints a table and writes build/events.json. The store's own rate is measured in the same run, with
+the same clients, on a bucket that notifies nobody.
+
+    python -m benchmarks.events --stack minio-redis --puts 200 --burst 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.way import put_to_ingest
+from tests.e2e.lab import Embedded, Lab, Servers
+from tests.integration.brokers import Redis
+from tests.samples import REPOSITORY, sample
+
+CLIENTS = 16
+BYTES = 100
+
+
+def start(stack: str, folder: Path) -> Lab:
+    """Start a stack in ``folder``."""
+    if stack == "embedded":
+        return Embedded(folder / "data").start()
+    return Servers(folder / "data", Redis(folder / "redis")).start()
+
+
+def burst(lab: Lab, bucket: str, uploads: int) -> float:
+    """PUT many small objects by 16 clients; return the seconds until the last is acknowledged."""
+    clients = [lab.s3() for _ in range(CLIENTS)]
+
+    def send(worker: int) -> None:
+        for number in range(worker, uploads, CLIENTS):
+            body = f"{number:0{BYTES}}".encode()
+            clients[worker].put_object(Bucket=bucket, Key=f"burst/{number}.mp4", Body=body)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(send, range(CLIENTS)))
+    return time.perf_counter() - started
+
+
+def indexed(lab: Lab) -> list[str]:
+    """Return the keys below ``burst/`` that the index knows."""
+    keys: list[str] = []
+    cursor = None
+    while True:
+        extra = {"cursor": cursor} if cursor else {}
+        page = lab.get("/files", prefix="burst/", limit=1000, **extra)
+        keys += [file["key"] for file in page["items"]]
+        cursor = page["next"]
+        if cursor is None:
+            return keys
+
+
+def measure(stack: str, puts: int, uploads: int) -> dict[str, Any]:
+    """Return the figures of one stack."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        clip = sample(folder, 12).film
+        lab = start(stack, folder)
+        try:
+            waits = sorted(put_to_ingest(lab, clip, puts))
+            # The models bucket notifies nobody: what the store does without posedrop.
+            quiet_bucket = "models" if stack != "embedded" else None
+            quiet = burst(lab, quiet_bucket, uploads) if quiet_bucket else None
+            started = time.perf_counter()
+            sent = burst(lab, "videos", uploads)
+            lab.until(lambda: len(indexed(lab)) >= uploads, "all to be indexed", 600)
+            until_indexed = time.perf_counter() - started
+            keys = indexed(lab)
+        finally:
+            lab.stop()
+    return {
+        "stack": stack,
+        "put_to_actor_p50_ms": 1000 * statistics.median(waits),
+        "put_to_actor_p99_ms": 1000 * waits[int(0.99 * (len(waits) - 1))],
+        "puts_per_second_without_events": uploads / quiet if quiet else None,
+        "puts_per_second": uploads / sent,
+        "indexed_per_second": uploads / until_indexed,
+        "seconds_from_last_put_to_last_indexed": until_indexed - sent,
+        "indexed": len(set(keys)),
+        "doubled": len(keys) - len(set(keys)),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stack", choices=["embedded", "minio-redis"], action="append")
+    parser.add_argument("--puts", type=int, default=200)
+    parser.add_argument("--burst", type=int, default=1000)
+    given = parser.parse_args()
+    stacks = given.stack or ["minio-redis", "embedded"]
+    found = [measure(stack, given.puts, given.burst) for stack in stacks]
+    for name in found[0]:
+        row = [one[name] for one in found]
+        shown = [f"{value:.1f}" if isinstance(value, float) else str(value) for value in row]
+        print(f"{name:40}" + "".join(f"{value:>16}" for value in shown))
+    out = REPOSITORY / "build/events.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
