@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: A message younger than this may still be in the queue. Sending it again would harm nothing.
 _PATIENCE = timedelta(minutes=10)
+#: After a round that failed: a store that has just started may answer 500 for a moment.
+_SOON_SECONDS = 5.0
 #: How long an event is kept, to know it when it comes again; MinIO retries for days.
 _REMEMBERED = timedelta(days=30)
 
@@ -85,15 +87,17 @@ class Reconciler:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            pause = min(_SOON_SECONDS, self._context.settings.reconcile_seconds)
             try:
                 repairs = self.round()
+                pause = self._context.settings.reconcile_seconds
                 if repairs.mended:
                     log.info("reconciled", extra=repairs.as_counts())
             except PosedropError as error:
                 log.warning("the reconciler tries again later: %s", error)
             except Exception:
                 log.exception("the reconciler tries again later")
-            self._stop.wait(self._context.settings.reconcile_seconds)
+            self._stop.wait(pause)
 
 
 def reconcile(context: Context, sent_before: datetime) -> Repairs:
