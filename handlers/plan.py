@@ -290,7 +290,9 @@ def _reject(
 ) -> None:
     """Leave a failed result beside the video: nobody stands at the API to read a 422."""
     assert video.sha256 is not None and video.probe is not None  # noqa: S101, PT018
-    analysis_id = layout.make_id("rejected", video.sha256, analysis, canonical(args), error.message)
+    # By the error's code, not its words: those list the models of the day.
+    why = (error.code, error.field or "")
+    analysis_id = layout.make_id("rejected", video.sha256, analysis, canonical(args), *why)
     prefix = layout.video_prefix(video.video.bucket, video.video.key)
     run = layout.run_prefix(prefix, "rejected", analysis_id)
     request = Request(
