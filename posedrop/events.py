@@ -210,7 +210,7 @@ def _unescape(key: str, source: object) -> str:
 
 
 def _read_eventbridge(event: Mapping[str, object]) -> list[Event]:
-    detail_type = event["detail-type"]
+    detail_type = _text(event, "detail-type")
     if detail_type not in {"Object Created", "Object Deleted"}:
         if event.get("source") == "aws.s3":
             return []

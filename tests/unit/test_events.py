@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from posedrop.events import Event, ObjectCreated, ObjectRemoved, Parsed, parse, parse_bytes
@@ -395,6 +395,7 @@ def _assert_sound(parsed: Parsed) -> None:
             assert event.size is None or 0 <= event.size < 2**63
 
 
+@example(body={"detail-type": []})
 @given(_JSON)
 def test_any_json(body: object) -> None:
     """No JSON makes it raise, and what comes out of it can be stored."""
