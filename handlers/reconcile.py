@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from handlers import notify, plan, upload
 from handlers.context import Context, now
 from posedrop import layout
 from posedrop.errors import PosedropError
-from posedrop.index import AnalysisRow, FileRow
+from posedrop.index import AnalysisRow, FileRow, Page
 from posedrop.records import Attempt, FileState, RunState, VideoRecord
 from posedrop.storage import ObjectInfo
 
 log = logging.getLogger(__name__)
+
+Row = TypeVar("Row", FileRow, AnalysisRow)
 
 #: A message younger than this may still be in the queue. Sending it again would harm nothing.
 _PATIENCE = timedelta(minutes=10)
@@ -254,19 +257,18 @@ def _expire(context: Context, repairs: Repairs) -> None:
 
 
 def _all_files(context: Context, state: FileState | None = None) -> Iterator[FileRow]:
-    cursor = None
-    while True:
-        page = context.index.files(state=state, cursor=cursor, limit=1000)
-        yield from page.rows
-        if page.cursor is None:
-            return
-        cursor = page.cursor
+    return _rows(lambda cursor: context.index.files(state=state, cursor=cursor, limit=1000))
 
 
 def _all_analyses(context: Context, state: RunState | None = None) -> Iterator[AnalysisRow]:
+    return _rows(lambda cursor: context.index.analyses(state=state, cursor=cursor, limit=1000))
+
+
+def _rows(page_at: Callable[[str | None], Page[Row]]) -> Iterator[Row]:
+    """Yield the rows of all pages, each fetched when the one before it is used up."""
     cursor = None
     while True:
-        page = context.index.analyses(state=state, cursor=cursor, limit=1000)
+        page = page_at(cursor)
         yield from page.rows
         if page.cursor is None:
             return
