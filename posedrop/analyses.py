@@ -44,6 +44,9 @@ class Analysis:
     run: str
     """``package.module:function``, called in the child as ``function(job)`` with a :class:`Job`."""
     summary: str
+    finish: str | None = None
+    """The same, for what needs no accelerator, called as ``function(job, answer)`` with the answer
+    of ``run`` in another child; it returns the answer that counts. The next job runs meanwhile."""
     needs_model: bool = False
     renders: bool = True
     """False: it makes no poses, so there is nothing to draw."""
@@ -82,6 +85,10 @@ class Job:
     """``report(stage, frames_done, frames_total)``; cheap, call it as often as you like."""
     device: str = "auto"
     """Where the network runs: auto, cpu, cuda, cuda:1, mps."""
+    parts: Path | None = None
+    """A folder for checkpoints: files put there come back in the next attempt; None: keep none."""
+    part_seconds: float = 60.0
+    """Seconds of work between two checkpoints."""
 
 
 @functools.cache

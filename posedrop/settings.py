@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         default=None, gt=0, description="videos older than this go, with their results; None: never"
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    checkpoint_seconds: float = Field(
+        default=60.0, gt=0, description="work that a killed inference loses at most"
+    )
+    cache_bytes: int = Field(
+        default=20 * 2**30, ge=0, description="of videos, and of models, kept on a worker's disk"
+    )
 
     @model_validator(mode="after")
     def _keys_come_in_pairs(self) -> Settings:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class Child:
             task: ``package.module:function``, called as ``function(payload, report)``.
             payload: JSON types.
             on_progress: called in this thread; what it raises ends the child.
-            should_stop: asked at least every 0.25 s.
+            should_stop: asked at least every 0.25 s, from when the call has to wait for another.
             wall_seconds: the task may last no longer; None: any time.
             log: everything that the task and its libraries print is appended to this file.
 
@@ -129,7 +129,7 @@ class Child:
             AnalysisError: anything else that the task raised: code ``out_of_memory`` or
                 ``internal``.
         """
-        with self._call:
+        with self._waited(should_stop):
             self._ensure_started()
             request = {"task": task, "payload": payload, "log": str(log)}
             try:
@@ -149,6 +149,17 @@ class Child:
             _kill_group(process)
         with self._call:
             self._end()
+
+    @contextlib.contextmanager
+    def _waited(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """Wait for the calls before this one."""
+        while not self._call.acquire(timeout=POLL_SECONDS):
+            if should_stop():
+                raise CancelledRunError("cancelled: the run was asked to stop")
+        try:
+            yield
+        finally:
+            self._call.release()
 
     # -- the process -----------------------------------------------------------------------------
 

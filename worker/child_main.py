@@ -122,7 +122,7 @@ def _answer(task: str, payload: dict[str, Any], channel: Channel) -> dict[str, A
     except BaseException as error:  # SystemExit too: a library's wish to end is no answer
         traceback.print_exc()
         text = f"{type(error).__name__}: {error}".strip()[:2000]
-        code = "out_of_memory" if _is_out_of_memory(error) else "internal"
+        code = "out_of_memory" if is_out_of_memory(error) else "internal"
         return {"error": _error(None, code, text, None), "fresh": True}
     return {"result": result}
 
@@ -136,7 +136,8 @@ def _error(
     return {"class": name, "code": code, "message": message, "field": field}
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory did not suffice, of the machine or of an accelerator."""
     # By name, because torch is not ours to import; its allocator on the CPU has no class for it.
     names = {kind.__name__ for kind in type(error).__mro__}
     text = str(error)

@@ -1,4 +1,4 @@
-"""The child's one task: run an analysis on files of the scratch folder."""
+"""The children's tasks: run an analysis on files of the scratch folder, and finish it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def run_analysis(
     Args:
         payload: ``analysis`` (its name), ``video`` (a file), ``out`` (an empty folder), ``args``,
             and, where there are any, ``model`` (the folder of its files), ``model_digest`` and
-            ``device`` (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``).
+            ``device`` (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``), ``parts`` (a folder for
+            checkpoints) and ``part_seconds`` between two of them.
         report: called with stage, frames done, frames in all (None: not known).
 
     Returns:
@@ -30,10 +31,30 @@ def run_analysis(
         PosedropError: whatever the analysis raises.
     """
     analysis = analyses.get(payload["analysis"])
-    module, _, function = analysis.run.partition(":")
-    run = getattr(importlib.import_module(module), function)
-    model = payload.get("model")
-    job = Job(
+    result: dict[str, Any] = _function(analysis.run)(_job(payload, report))
+    return result
+
+
+def finish_analysis(
+    payload: dict[str, Any], report: Callable[[str, int, int | None], None]
+) -> dict[str, Any]:
+    """Do what is left of an analysis; ``payload`` as above, with the ``answer`` it gave."""
+    analysis = analyses.get(payload["analysis"])
+    if analysis.finish is None:
+        raise ValueError(f"{analysis.name} has nothing left to do")
+    result: dict[str, Any] = _function(analysis.finish)(_job(payload, report), payload["answer"])
+    return result
+
+
+def _function(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _job(payload: dict[str, Any], report: Callable[[str, int, int | None], None]) -> Job:
+    model, parts = payload.get("model"), payload.get("parts")
+    return Job(
         video=Path(payload["video"]),
         out=Path(payload["out"]),
         args=payload["args"],
@@ -41,6 +62,6 @@ def run_analysis(
         model_digest=payload.get("model_digest"),
         report=report,
         device=payload.get("device", "auto"),
+        parts=Path(parts) if parts else None,
+        part_seconds=payload.get("part_seconds", 60.0),
     )
-    result: dict[str, Any] = run(job)
-    return result

@@ -1,89 +1,76 @@
-"""DeepLabCut itself: a model's folder and a video -> poses.h5, as ``analyze_videos`` writes it.
+"""The network on a video: frames in, predictions out, as ``analyze_videos`` finds them.
 
-Imported in the child process only: it brings torch and DeepLabCut along. The network, what comes
-before it and what comes after it are DeepLabCut's own runners; what is done here is decoding, the
-feeding of them, and the writing. A model is somebody else's file: its pickles are never opened,
-its folder is never written to, and no path or switch of its config is followed that training needs.
+Imported in the child process only: it brings torch and DeepLabCut along. The network, and what
+comes after it, are DeepLabCut's own; what is done here is decoding ahead, the feeding in batches,
+the arithmetic (``worker.arithmetic``) and the checkpoints (``worker.parts``). The tables are made
+elsewhere (``worker.tables``), so that the accelerator need not wait for them.
 """
 
 from __future__ import annotations
 
-import pickle
-import tempfile
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
-import yaml
-from deeplabcut.pose_estimation_pytorch.apis.utils import (
-    get_detector_inference_runner,
-    get_pose_inference_runner,
+from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
+    AugmentImage,
+    LoadImage,
+    ToBatch,
+    ToTensor,
 )
-from deeplabcut.pose_estimation_pytorch.config import PoseConfig
-from deeplabcut.pose_estimation_pytorch.data import DLCLoader
-from deeplabcut.pose_estimation_pytorch.task import Task
-from deeplabcut.refine_training_dataset.outlier_frames import FitSARIMAXModel
-from scipy import signal
 
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
-from posedrop.models import (
-    CONFIG,
-    MODEL_FOLDERS,
-    PYTORCH_CONFIG,
-    list_snapshots,
-    read_yaml,
-    wiped_model_config,
-)
-from worker import video
+from worker import network, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D
+from worker.arithmetic import Arithmetic, Launched, Machine, Precision, State, UnfaithfulError
+from worker.child_main import is_out_of_memory
+from worker.network import Network
+from worker.parts import Found, Parts, Values, write_arrays
+from worker.tables import PREDICTIONS
 
 Frame = npt.NDArray[np.uint8]
-Poses = npt.NDArray[Any]
+Prediction = dict[str, npt.NDArray[Any]]
 
 #: Models that stay loaded, the last used.
 WARM_MODELS = 2
-#: Batches decoded ahead of the network.
-AHEAD = 2
+#: Frames decoded ahead of the network, beside a batch.
+AHEAD = 16
+#: Batches at work at the same time on a GPU: it computes one while another is read.
+IN_FLIGHT = 2
+#: Frames a batch on a GPU, to begin with and at most.
+FIRST_BATCH, LAST_BATCH = 8, 64
+#: A batch twice as large has to be so many times faster, a frame.
+GROWTH = 1.05
 
 
 @dataclass(frozen=True)
-class Network:
-    """A model, loaded."""
+class Warm:
+    """A model, loaded and ready to run."""
 
-    pose: Any
-    """DeepLabCut's PoseInferenceRunner."""
-    detector: Any
-    """DeepLabCut's DetectorInferenceRunner for top-down models, else None."""
-    scorer: str
-    snapshot: str
-    net_type: str
-    bodyparts: list[str]
-    skeleton: list[list[str]]
-    pcutoff: float
-    crop: Crop | None
-    """The project's own, which ``analyze_videos`` applies too."""
-    device: str
+    network: Network
+    machine: Machine
+    normalises: bool
+    """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
 
 
-_warm: OrderedDict[tuple[str, str | None, str], Network] = OrderedDict()
+_warm: OrderedDict[tuple[str, str | None, str], Warm] = OrderedDict()
+Setup = tuple[str, str, tuple[int, ...]]
+#: The batch that was found best, and the largest that memory sufficed for, by model, device and
+#: size of the frames.
+_best: dict[Setup, int] = {}
+_most: dict[Setup, int] = {}
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Make the poses of a video: ``poses.h5``, ``poses.csv``, and ``poses_filtered`` of both kinds.
-
-    The tables are DeepLabCut's own (key ``df_with_missing``; columns scorer, bodyparts, coords; x
-    and y in pixels of the whole frame, whatever the crop). Their index is the frame's number in
-    the video, counted from 0; a frame that can't be decoded has no row.
+    """Find the poses of a video; leaves ``predictions.npz`` for ``worker.tables``.
 
     Raises:
         ModelError: the model is damaged, unsafe, of another engine, or has no such snapshot.
@@ -93,355 +80,376 @@ def run(job: Job) -> dict[str, Any]:
     args = DeepLabCut2D.model_validate(job.args)
     started = time.monotonic()
     job.report("load", 0, None)
-    network = _network(job, args.snapshot)
-    network.pose.batch_size = args.batch_size
-    crop = args.crop or network.crop
+    warm = _model(job, args.snapshot)
+    crop = args.crop or warm.network.crop
     loaded = time.monotonic()
     frames = video.count(job.video)
-    indexes, poses = _infer(job, args, network, crop, len(_selected(args, frames)))
-    inferred = time.monotonic()
-    job.report("write", len(indexes), len(indexes))
-    table = _table(indexes, poses, network)
-    _write(table, job.out / "poses")
-    if args.filter != "none":
-        _write(filtered(table, args), job.out / "poses_filtered")
+    total = len(_selected(args, frames))
+    found, told = _infer(job, args, warm, crop, total)
+    values = found.arrays()
+    if crop is not None:
+        _uncrop(values, crop)
+    write_arrays(job.out / PREDICTIONS, values)
     # What came out counts where it is more than the container promises.
-    expected = _selected(args, max(frames, int(indexes[-1]) + 1))
+    expected = _selected(args, max(frames, found.indexes[-1] + 1))
+    model = warm.network
     return {
         "frames_expected": len(expected),
-        "frames_decoded": len(indexes),
-        "rows": len(table),
-        "missing": _missing(expected, indexes, args.stride),
+        "frames_decoded": len(found.indexes),
+        "rows": len(found.indexes),
+        "missing": _missing(expected, found.indexes, args.stride),
         "timings": {
             "load": round(loaded - started, 3),
-            "inference": round(inferred - loaded, 3),
-            "write": round(time.monotonic() - inferred, 3),
+            "inference": round(time.monotonic() - loaded, 3),
         },
         "versions": {name: version(name) for name in ("deeplabcut", "torch", "numpy", "av")},
         "details": {
             "model": args.model,
-            "scorer": network.scorer,
-            "snapshot": network.snapshot,
-            "net_type": network.net_type,
-            "device": network.device,
-            "batch_size": args.batch_size,
-            "bodyparts": network.bodyparts,
-            "skeleton": network.skeleton,
-            "pcutoff": network.pcutoff if args.pcutoff is None else args.pcutoff,
+            "scorer": model.scorer,
+            "snapshot": model.snapshot,
+            "net_type": model.net_type,
+            "device": model.device,
+            **told,
+            "bodyparts": model.bodyparts,
+            "skeleton": model.skeleton,
+            "pcutoff": _pcutoff(args, model),
             "crop": crop.model_dump() if crop else None,
             "filter": args.filter,
         },
     }
 
 
+def _pcutoff(args: DeepLabCut2D, model: Network) -> float:
+    return model.pcutoff if args.pcutoff is None else args.pcutoff
+
+
 # -- the model -------------------------------------------------------------------------------------
 
 
-def _network(job: Job, snapshot: str | None) -> Network:
+def _model(job: Job, snapshot: str | None) -> Warm:
     if job.model is None:
         raise ModelError("deeplabcut_2d needs a model")
-    device = _device(job.device)
+    device = network.device_of(job.device)
     if job.model_digest is None:  # nothing says that the same folder holds the same files
-        return load(job.model, snapshot, device)
+        return _prepared(network.load(job.model, snapshot, device))
     key = (job.model_digest, snapshot, device)
     if key not in _warm:
         while len(_warm) >= WARM_MODELS:  # before the next one is loaded: memory is for one more
             _warm.popitem(last=False)
-        _warm[key] = load(job.model, snapshot, device)
+        _warm[key] = _prepared(network.load(job.model, snapshot, device))
     _warm.move_to_end(key)
     return _warm[key]
 
 
-def _device(wanted: str) -> str:
-    if wanted == "auto":
-        return "auto"
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise AnalysisError(
-            f"this worker has no device {wanted!r} (POSEDROP_DEVICE)", code="no_such_device"
-        ) from error
-    return wanted
+def _prepared(model: Network) -> Warm:
+    machine = Machine(model.pose.model, model.device)
+    model.pose.model = machine.exact
+    return Warm(model, machine, model.detector is None and _only_normalises(model.pose))
 
 
-def load(folder: Path, snapshot: str | None, device: str) -> Network:
-    """Load a model from its folder, which is only read.
-
-    Args:
-        folder: a DeepLabCut project cut down to one shuffle, or one file of ``export_model``.
-        snapshot: its name without ``.pt``; None: the last in DeepLabCut's order.
-        device: ``auto``, or as torch names it.
-
-    Raises:
-        ModelError: it can't be used; the message says why.
-    """
-    if (folder / CONFIG).is_file():
-        return _load_project(folder, snapshot, device)
-    exports = sorted(folder.glob("*.pt"))
-    if len(exports) != 1:
-        raise ModelError(f"the model holds neither a {CONFIG} nor an export", code="model_damaged")
-    return _load_export(exports[0], snapshot, device)
-
-
-def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
-    project = read_yaml(folder / CONFIG)
-    if project.get("multianimalproject"):
-        raise ModelError(
-            "deeplabcut_2d takes single-animal projects, this is a multi-animal one",
-            code="multi_animal",
-        )
-    configs = sorted((folder / MODEL_FOLDERS).glob(f"iteration-*/*/train/{PYTORCH_CONFIG}"))
-    if not configs:
-        if project.get("engine") == "tensorflow" or (folder / "dlc-models").is_dir():
-            raise ModelError(
-                "the model is of DeepLabCut's TensorFlow engine; posedrop runs PyTorch models",
-                code="tensorflow_model",
-            )
-        raise ModelError(f"the model has no {PYTORCH_CONFIG}", code="model_damaged")
-    train = configs[0].parent
-    weights = _snapshot(train, snapshot)
-    try:
-        loader = _loader(project, configs[0])
-        detector = None
-        if loader.pose_task == Task.TOP_DOWN:
-            detector = _snapshot(train, None, detector=True)
-        scorer: str = loader.scorer(weights, detector)
-    except ModelError:
-        raise
-    except Exception as error:  # a config of any shape: DeepLabCut raises whatever it runs into
-        raise _bad_config(error) from error
-    network = _build(
-        loader.model_cfg,
-        _weights(weights, "model"),
-        _weights(detector, "model") if detector else None,
-        int(project.get("detector_batch_size") or 1),
-        device,
-    )
-    return replace(
-        network,
-        scorer=scorer,
-        snapshot=weights.stem,
-        skeleton=[[str(end) for end in bone] for bone in project.get("skeleton") or []],
-        pcutoff=float(project.get("pcutoff", 0.6)),
-        crop=_project_crop(project),
-    )
-
-
-def _load_export(path: Path, snapshot: str | None, device: str) -> Network:
-    content = _read_weights(path)
-    if not isinstance(content, dict) or not {"config", "pose"} <= content.keys():
-        raise ModelError(f"{path.name} is no export of DeepLabCut", code="model_damaged")
-    name = f"snapshot-{path.stem.rpartition('snapshot-')[2]}" if "snapshot-" in path.stem else None
-    if snapshot not in {None, name, path.stem}:
-        raise ModelError(f"the model has no snapshot {snapshot!r}", code="no_such_snapshot")
-    try:
-        config = PoseConfig.from_any(_tamed(content["config"]))
-    except Exception as error:  # like above
-        raise _bad_config(error) from error
-    if len(config["metadata"]["individuals"]) > 1:
-        raise ModelError("deeplabcut_2d takes single-animal models", code="multi_animal")
-    network = _build(config, content["pose"], content.get("detector"), 1, device)
-    return replace(network, scorer=path.stem, snapshot=name or path.stem)
-
-
-def _loader(project: dict[str, Any], config: Path) -> Any:
-    """Return DeepLabCut's loader, for what it knows of a project: task, config and scorer.
-
-    It gets copies of the two configs in a folder of their own, and no weights.
-    """
-    shuffle_folder = config.parent.parent
-    percent, _, shuffle = shuffle_folder.name.rpartition("-trainset")[2].partition("shuffle")
-    fractions = [int(100 * float(part)) for part in project["TrainingFraction"]]
-    copied = {**project, "project_path": ".", "video_sets": {}, "engine": "pytorch"}
-    copied["iteration"] = int(shuffle_folder.parent.name.removeprefix("iteration-"))
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        train = root / MODEL_FOLDERS / shuffle_folder.parent.name / shuffle_folder.name / "train"
-        train.mkdir(parents=True)
-        (root / CONFIG).write_text(yaml.safe_dump(copied), encoding="utf-8")
-        tamed = yaml.safe_dump(_tamed(read_yaml(config)), sort_keys=False)
-        (train / PYTORCH_CONFIG).write_text(tamed, encoding="utf-8")
-        return DLCLoader(
-            root / CONFIG, trainset_index=fractions.index(int(percent)), shuffle=int(shuffle)
-        )
-
-
-def _tamed(config: Any) -> dict[str, Any]:
-    """Return a model's config with the switches set that are not the model's to set."""
-    if not isinstance(config, dict):
-        raise ModelError("the model's config is not a mapping", code="model_damaged")
-    tamed = wiped_model_config(config)
-    tamed["device"] = "auto"
-    for part in (tamed, tamed.get("detector")):
-        if isinstance(part, dict):
-            part["device"] = "auto"
-            part["runner"] = {**(part.get("runner") or {}), "load_weights_only": True}
-    inference = dict(tamed.get("inference") or {})
-    # DeepLabCut's own thread for decoding shares lists with the network's without a lock, by which
-    # a frame's result can get lost; frames are decoded ahead here instead.
-    inference["multithreading"] = {"enabled": False}
-    inference["compile"] = {"enabled": False}  # would start a compiler
-    tamed["inference"] = inference
-    detector = tamed.get("detector")
-    if isinstance(detector, dict) and isinstance(detector.get("model"), dict):
-        detector["model"] = {**detector["model"], "pretrained": False}
-    return tamed
-
-
-def _build(
-    config: Any,
-    pose_weights: dict[str, Any],
-    detector_weights: dict[str, Any] | None,
-    detector_batch: int,
-    device: str,
-) -> Network:
-    task = Task(config["method"])
-    if task == Task.COND_TOP_DOWN:
-        raise ModelError(
-            "conditional top-down models need a second model; deeplabcut_2d takes bottom-up and "
-            "top-down ones",
-            code="conditional_top_down",
-        )
-    if task == Task.TOP_DOWN and detector_weights is None:
-        raise ModelError("a top-down model needs its detector's weights", code="no_detector")
-    chosen = None if device == "auto" else device
-    try:
-        # No snapshot path: the weights come from our own, careful reading.
-        pose = get_pose_inference_runner(config, snapshot_path="", device=chosen)
-        pose.model.load_state_dict(pose_weights)
-        detector = None
-        if task == Task.TOP_DOWN:
-            detector = get_detector_inference_runner(
-                config, snapshot_path="", batch_size=detector_batch, device=chosen
-            )
-            detector.model.load_state_dict(detector_weights)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # a network of any description: torch raises whatever it runs into
-        raise _bad_config(error) from error
-    return Network(
-        pose=pose,
-        detector=detector,
-        scorer="",
-        snapshot="",
-        net_type=str(getattr(config["net_type"], "value", config["net_type"])),
-        bodyparts=[str(name) for name in config["metadata"]["bodyparts"]],
-        skeleton=[],
-        pcutoff=0.6,
-        crop=None,
-        device=str(pose.device),
-    )
-
-
-def _bad_config(error: Exception) -> ModelError:
-    text = f"{type(error).__name__}: {error}"[:500]
-    return ModelError(f"DeepLabCut can't build this model: {text}", code="model_damaged")
-
-
-def _snapshot(train: Path, wanted: str | None, *, detector: bool = False) -> Path:
-    there = list_snapshots(train, detector=detector)
-    found = [file for file in there if wanted in {None, file.stem}]
-    if not found:
-        what = "snapshot of a detector" if detector else f"snapshot {wanted or ''}".strip()
-        names = ", ".join(file.stem for file in there) or "none"
-        raise ModelError(f"the model has no {what}; there are: {names}", code="no_such_snapshot")
-    return found[-1]
-
-
-def _weights(path: Path, part: str) -> dict[str, Any]:
-    content = _read_weights(path)
-    if not isinstance(content, dict) or not isinstance(content.get(part), dict):
-        raise ModelError(f"{path.name} is no snapshot of DeepLabCut", code="model_damaged")
-    weights: dict[str, Any] = content[part]
-    return weights
-
-
-def _read_weights(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise ModelError(
-                f"{path.name} holds more than weights (it could run code when opened): refused",
-                code="unsafe_model",
-            ) from error
-        raise ModelError(f"{path.name} is damaged", code="model_damaged") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-        first = str(error).partition("\n")[0][:300]
-        raise ModelError(f"{path.name} is damaged: {first}", code="model_damaged") from error
-
-
-def _project_crop(project: dict[str, Any]) -> Crop | None:
-    if not project.get("cropping"):
-        return None
-    try:
-        return Crop.model_validate({side: project.get(side) for side in ("x1", "x2", "y1", "y2")})
-    except ValueError as error:
-        raise ModelError(
-            f"the crop in the model's {CONFIG} makes no rectangle; give a crop of your own",
-            code="bad_crop",
-        ) from error
+def _only_normalises(pose: Any) -> bool:
+    parts = pose.preprocessor.components
+    if [type(part) for part in parts] != [LoadImage, AugmentImage, ToTensor, ToBatch]:
+        return False
+    steps = list(parts[1].transform)
+    return [type(step).__name__ for step in steps] == ["Normalize"]
 
 
 # -- frames through the network --------------------------------------------------------------------
 
 
 def _infer(
-    job: Job, args: DeepLabCut2D, network: Network, crop: Crop | None, total: int
-) -> tuple[npt.NDArray[np.int64], Poses]:
-    """Return frame numbers (n) and poses (n, bodyparts, 3): x and y in pixels, likelihood."""
+    job: Job, args: DeepLabCut2D, warm: Warm, crop: Crop | None, total: int
+) -> tuple[Found, dict[str, Any]]:
+    """Return what is found in the frames asked for, and what the result tells of how."""
     job.report("infer", 0, total)
-    indexes: list[int] = []
-    poses: list[Poses] = []
-    frames = video.frames(job.video, start=args.start, stop=args.stop, stride=args.stride)
-    with closing(video.ahead(_batches(frames, args.batch_size, crop), AHEAD)) as batches:
-        for numbers, images in batches:
-            try:
-                poses.append(_poses(network, images))
-            except BaseException:
-                # It may hold half a batch: the next video must not get it.
-                _warm.clear()
-                raise
-            indexes += numbers
-            job.report("infer", len(indexes), total)
-    if not indexes:
+    parts = Parts(job.parts, job.part_seconds)
+    precision = args.precision
+    try:
+        feed = _feed(job, args, warm, precision)
+        found = _through(job, args, feed, crop, total, parts)
+    except UnfaithfulError as error:
+        print(f"{error}: once more in fp32")
+        parts.clear()
+        precision = "fp32"
+        feed = _feed(job, args, warm, precision)
+        found = _through(job, args, feed, crop, total, parts)
+    if not found.indexes:
         raise AnalysisError(
             f"there is no frame from {args.start} to {args.stop or 'the end'} in this video",
             code="no_frames",
             field="args.start",
         )
-    found = np.concatenate(poses)
-    if crop is not None:
-        # DeepLabCut leaves them relative to the crop; keypoints it did not find are all -1.
-        x_and_y = found[..., :2]
-        x_and_y += np.where(found[..., 2:] < 0, 0, np.array([crop.x1, crop.y1], found.dtype))
-    return np.asarray(indexes, np.int64), found
+    return found, {"precision": feed.told(args.precision), "batch_size": feed.batch}
 
 
-def _poses(network: Network, images: list[Frame]) -> Poses:
-    fed: list[Any] = list(images)
-    if network.detector is not None:
-        fed = list(zip(images, network.detector.inference(images), strict=True))
-    predictions = network.pose.inference(fed)
-    poses: Poses = np.stack([one["bodyparts"][0, :, :3] for one in predictions])
-    if len(poses) != len(images):
-        raise AnalysisError(f"{len(images)} frames went in, {len(poses)} poses came out")
-    return poses
+def _through(
+    job: Job, args: DeepLabCut2D, feed: Feed, crop: Crop | None, total: int, parts: Parts
+) -> Found:
+    found, state = parts.load(feed.setup)
+    begin = args.start
+    if found.indexes and state is not None:
+        begin = found.indexes[-1] + args.stride
+        feed.resume(state)
+        job.report("infer", len(found.indexes), total)
+    # From the first frame on all the same: frames have their numbers by being decoded.
+    frames = video.frames(job.video, start=begin, stop=args.stop, stride=args.stride, threads=2)
+    with closing(video.ahead(frames, AHEAD)) as ready:
+        for number, prediction in feed.predictions(_cropped_all(ready, crop)):
+            found.add(number, prediction)
+            if feed.between_batches:
+                parts.keep(found, feed.setup, feed.state())
+                job.report("infer", len(found.indexes), total)
+    return found
 
 
-def _batches(
-    frames: Iterator[tuple[int, Frame]], size: int, crop: Crop | None
-) -> Iterator[tuple[list[int], list[Frame]]]:
-    numbers: list[int] = []
-    images: list[Frame] = []
+def _feed(job: Job, args: DeepLabCut2D, warm: Warm, precision: Precision) -> Feed:
+    pcutoff = min(_pcutoff(args, warm.network), warm.network.pcutoff)
+    digest = job.model_digest or ""
+    if not warm.normalises:
+        # Nothing watches the arithmetic on DeepLabCut's own way through a detector.
+        return Runner(warm, args.batch_size or 1, "fp32" if precision == "auto" else precision)
+    return Batches(warm, args.batch_size, precision, pcutoff, digest)
+
+
+class Feed:
+    """Takes frames, gives predictions in the same order."""
+
+    batch: int
+    """Frames at once."""
+    setup: dict[str, Any]
+    """What a checkpoint has to have been made with."""
+    between_batches = True
+    """Whether the last batch was given to its end: the moment for a checkpoint."""
+
+    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
+        """Yield each frame's number and what DeepLabCut's postprocessor makes of it."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """Return what is needed to go on from here as if nothing had happened; JSON types."""
+        return {}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+
+    def told(self, wanted: Precision) -> dict[str, Any]:
+        """Return what the result tells of the arithmetic."""
+        return State(None).told(wanted)
+
+
+class Runner(Feed):
+    """DeepLabCut's own runners, for what comes in more steps: a detector, crops, resizing."""
+
+    def __init__(self, warm: Warm, batch: int, precision: Precision) -> None:
+        self._network = warm.network
+        self._dtype = warm.machine.dtype_for(precision)
+        self._precision = precision
+        self.batch = batch
+        self.setup = {"precision": precision, "batch": batch}
+
+    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
+        """Yield each frame's; see there."""
+        pose = self._network.pose
+        pose.batch_size = self.batch
+        for group in _grouped(frames, self.batch):
+            images: list[Any] = [image for _, image in group]
+            device = torch.device(self._network.device).type
+            try:
+                with torch.autocast(device, self._dtype, enabled=self._dtype is not None):
+                    if self._network.detector is not None:
+                        boxes = self._network.detector.inference(images)
+                        images = list(zip(images, boxes, strict=True))
+                    found = pose.inference(images)
+            except BaseException:
+                _warm.clear()  # it may hold half a batch: the next video must not get it
+                raise
+            if len(found) != len(group):
+                raise AnalysisError(f"{len(group)} frames went in, {len(found)} poses came out")
+            for place, ((number, _), prediction) in enumerate(zip(group, found, strict=True), 1):
+                self.between_batches = place == len(group)
+                yield number, prediction
+
+    def told(self, wanted: Precision) -> dict[str, Any]:
+        """Return what the result tells of the arithmetic."""
+        return State(None if self._dtype is None else self._precision).told(wanted)
+
+
+class Batches(Feed):
+    """Frames that only need to be normalised: in batches on the device, a few in flight.
+
+    The size of a batch is the user's or found: on a CPU one frame at a time is fastest, for its
+    caches; on a GPU it grows while that helps. It is halved whenever memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        warm: Warm,
+        batch: int | None,
+        precision: Precision,
+        pcutoff: float,
+        digest: str,
+    ) -> None:
+        self._warm = warm
+        self._wanted = precision
+        self._pcutoff = pcutoff
+        self._digest = digest
+        self._device = torch.device(warm.network.device)
+        self._arithmetic = Arithmetic(warm.machine, precision, pcutoff)
+        self._asked = batch
+        self._size: tuple[int, ...] | None = None
+        self._rates: dict[int, float] = {}
+        self.batch = batch or (1 if self._device.type == "cpu" else FIRST_BATCH)
+        self.setup = {"precision": precision, "batch": batch, "pcutoff": pcutoff}
+
+    def state(self) -> dict[str, Any]:
+        """Return the arithmetic's state and the batch."""
+        return {"arithmetic": self._arithmetic.state_as_json(), "batch": self.batch}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.batch = int(state["batch"])
+        known = State(**state["arithmetic"])
+        self._arithmetic = Arithmetic(self._warm.machine, self._wanted, self._pcutoff, known)
+
+    def told(self, wanted: Precision) -> dict[str, Any]:
+        """Return what the result tells of the arithmetic."""
+        return self._arithmetic.state.told(wanted)
+
+    @torch.inference_mode()
+    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
+        """Yield each frame's; see there."""
+        waiting: deque[tuple[int, Frame]] = deque()
+        flying: deque[tuple[list[tuple[int, Frame]], Launched]] = deque()
+        in_flight = 1 if self._device.type == "cpu" else IN_FLIGHT
+        more = True
+        since = time.monotonic()
+        while more or waiting or flying:
+            while more and len(waiting) < self.batch:
+                frame = next(frames, None)
+                if frame is None:
+                    more = False
+                else:
+                    self._know(frame[1])
+                    waiting.append(frame)
+            group: list[tuple[int, Frame]] = []
+            try:
+                if waiting:
+                    group = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
+                    flying.append((group, self._launch([image for _, image in group])))
+                    group = []
+                    if len(flying) < in_flight and more:
+                        continue
+                if not flying:
+                    return
+                group, launched = flying[0]
+                found = self._collect(launched, [image for _, image in group])
+                flying.popleft()
+            except Exception as error:
+                if not is_out_of_memory(error) or self.batch == 1:
+                    raise
+                # All that was begun goes back to the front of the queue, in its order.
+                groups = [one for one, _ in flying]
+                if not (groups and groups[0] is group):
+                    groups.append(group)
+                waiting.extendleft(frame for one in reversed(groups) for frame in reversed(one))
+                flying.clear()
+                self._halve()
+                continue
+            now = time.monotonic()
+            self._learn(len(group), now - since)
+            since = now
+            for place, ((number, _), prediction) in enumerate(zip(group, found, strict=True), 1):
+                self.between_batches = place == len(group)
+                yield number, prediction
+
+    def _know(self, frame: Frame) -> None:
+        """Take the batch that was found for frames of this size before."""
+        if self._size is None:
+            self._size = frame.shape
+            if self._asked is None:
+                self.batch = _best.get(self._key, self.batch)
+            self.batch = min(self.batch, _most.get(self._key, self.batch))
+
+    @property
+    def _key(self) -> Setup:
+        return self._digest, str(self._device), self._size or ()
+
+    def _halve(self) -> None:
+        self.batch = max(1, self.batch // 2)
+        self._rates.clear()
+        self._rates[2 * self.batch] = 0.0  # known to be too much
+        _most[self._key] = self.batch
+        print(f"out of memory: {self.batch} frames at once from now on")
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _learn(self, frames: int, seconds: float) -> None:
+        """On a GPU, try twice as many frames at once, as long as that is faster."""
+        if self._asked is not None or self._device.type == "cpu" or frames != self.batch:
+            return
+        self._rates[frames] = max(self._rates.get(frames, 0.0), frames / seconds)
+        half = self._rates.get(frames // 2)
+        if half is not None and self._rates[frames] < GROWTH * half:
+            self.batch = frames // 2
+        elif 2 * frames <= LAST_BATCH and 2 * frames not in self._rates:
+            self.batch = 2 * frames
+        _best[self._key] = self.batch
+
+    def _launch(self, images: list[Frame]) -> Launched:
+        pixels = torch.from_numpy(np.stack(images) if len(images) > 1 else images[0][None])
+        if self._device.type == "cuda":
+            pixels = pixels.pin_memory()
+        x = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
+        return self._arithmetic.launch(normalised(x))
+
+    def _collect(self, launched: Launched, images: list[Frame]) -> list[Prediction]:
+        found = self._arithmetic.collect(launched)
+        # One copy a tensor, not one a frame.
+        here = {
+            head: {name: value.cpu().numpy() for name, value in named.items()}
+            for head, named in found.items()
+        }
+        predictions = []
+        for row, image in enumerate(images):
+            raw = {
+                head: {name: value[row] for name, value in named.items()}
+                for head, named in here.items()
+            }
+            height, width = image.shape[:2]
+            context = {"image_size": (width, height), "offsets": (0.0, 0.0), "scales": (1.0, 1.0)}
+            prediction, _ = self._warm.network.pose.postprocessor([raw], context)
+            predictions.append(prediction)
+        return predictions
+
+
+def normalised(pictures: torch.Tensor) -> torch.Tensor:
+    """Return RGB (n, 3, height, width), 0 to 255, as the networks were trained on it.
+
+    It is albumentations' ``Normalize`` with ImageNet's mean and deviation, which DeepLabCut uses.
+    """
+    shape = (1, 3, 1, 1)
+    mean = torch.tensor([0.485, 0.456, 0.406], device=pictures.device).mul_(255).view(shape)
+    deviation = torch.tensor([0.229, 0.224, 0.225], device=pictures.device).mul_(255).view(shape)
+    return pictures.sub_(mean).mul_(deviation.reciprocal_())
+
+
+def _grouped(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[list[tuple[int, Frame]]]:
+    group = []
+    for frame in frames:
+        group.append(frame)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _cropped_all(
+    frames: Iterator[tuple[int, Frame]], crop: Crop | None
+) -> Iterator[tuple[int, Frame]]:
     for number, frame in frames:
-        numbers.append(number)
-        images.append(_cropped(frame, crop))
-        if len(images) == size:
-            yield numbers, images
-            numbers, images = [], []
-    if images:
-        yield numbers, images
+        yield number, _cropped(frame, crop)
 
 
 def _cropped(frame: Frame, crop: Crop | None) -> Frame:
@@ -457,65 +465,21 @@ def _cropped(frame: Frame, crop: Crop | None) -> Frame:
     return np.ascontiguousarray(frame[crop.y1 : crop.y2, crop.x1 : crop.x2])
 
 
+def _uncrop(values: Values, crop: Crop) -> None:
+    # DeepLabCut leaves them relative to the crop; keypoints it did not find are all -1.
+    for name in {"bodyparts", "unique_bodyparts"} & values.keys():
+        poses = values[name]
+        xy = poses[..., :2]
+        xy += np.where(poses[..., 2:3] < 0, 0, np.array([crop.x1, crop.y1], poses.dtype))
+
+
 def _selected(args: DeepLabCut2D, frames: int) -> range:
     return range(args.start, frames if args.stop is None else min(args.stop, frames), args.stride)
 
 
-def _missing(expected: range, indexes: npt.NDArray[np.int64], stride: int) -> list[dict[str, int]]:
-    gone = np.setdiff1d(np.asarray(expected, np.int64), indexes)
+def _missing(expected: range, indexes: Sequence[int], stride: int) -> list[dict[str, int]]:
+    gone = np.setdiff1d(np.asarray(expected, np.int64), np.asarray(indexes, np.int64))
     if not len(gone):
         return []
     ranges = np.split(gone, np.flatnonzero(np.diff(gone) != stride) + 1)
     return [{"first": int(part[0]), "last": int(part[-1])} for part in ranges]
-
-
-# -- the tables ------------------------------------------------------------------------------------
-
-
-def _table(indexes: npt.NDArray[np.int64], poses: Poses, network: Network) -> pd.DataFrame:
-    """Return DeepLabCut's table: its ``create_df_from_prediction``, but for the index."""
-    columns = pd.MultiIndex.from_product(
-        [[network.scorer], network.bodyparts, ["x", "y", "likelihood"]],
-        names=["scorer", "bodyparts", "coords"],
-    )
-    return pd.DataFrame(poses.reshape((len(poses), -1)), columns=columns, index=indexes)
-
-
-def filtered(table: pd.DataFrame, args: DeepLabCut2D) -> pd.DataFrame:
-    """Return ``table`` smoothed over time, as ``deeplabcut.filterpredictions`` does.
-
-    The arithmetic is that function's (deeplabcut/post_processing/filtering.py), which itself reads
-    and writes files of a project. Rows count as neighbours in time, whatever frames lack between.
-    """
-    if args.filter == "median":
-        smooth = table.copy()
-        mask = table.columns.get_level_values("coords") != "likelihood"
-        smooth.loc[:, mask] = table.loc[:, mask].apply(
-            signal.medfilt, args=(args.filter_window,), axis=0
-        )
-        return smooth
-    values = table.to_numpy().reshape((len(table), -1, 3))
-    smoothed = np.empty_like(values)
-    for part in range(values.shape[1]):
-        x, y, likelihood = values[:, part].T
-        for column, coordinate in enumerate((x, y)):
-            mean, _ = FitSARIMAXModel(
-                coordinate,
-                likelihood,
-                args.arima_p_bound,
-                args.arima_alpha,
-                args.arima_ar_degree,
-                args.arima_ma_degree,
-                False,
-            )
-            mean[0] = coordinate[0]
-            smoothed[:, part, column] = mean
-        smoothed[:, part, 2] = likelihood
-    return pd.DataFrame(
-        smoothed.reshape((len(table), -1)), columns=table.columns, index=table.index
-    )
-
-
-def _write(table: pd.DataFrame, stem: Path) -> None:
-    table.to_hdf(stem.with_suffix(".h5"), key="df_with_missing", format="table", mode="w")
-    table.to_csv(stem.with_suffix(".csv"))

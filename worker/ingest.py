@@ -61,6 +61,7 @@ def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> Vid
         with shop.bench() as folder:
             local = folder / "video"
             hashes = shop.storage.download(bucket, found.key, local, found.etag)
+            shop.cache.keep_video(hashes["sha256"], local)
             record = record.model_copy(update=hashes)
             thumbnail = folder / "thumbnail.jpg"
             probe = _probe(shop, local, thumbnail)

@@ -22,8 +22,9 @@ from posedrop.errors import (
     ObjectChangedError,
     RefusedVideoError,
 )
-from posedrop.records import Artefact, Inference, Model, Request, RunError, Task
-from worker import claim, publish
+from posedrop.records import Artefact, Inference, Model, Progress, Request, RunError, Task
+from worker import checkpoints, claim, publish
+from worker.child import Child
 from worker.claim import Claim
 from worker.workshop import Workshop
 
@@ -112,6 +113,7 @@ def _stopped(
             attempts=held.number,
             error=claim.run_error(error, None),
         )
+        checkpoints.clear(shop.storage, shop.settings.results_bucket, run)
     elif not held.lost:
         _hand_back(shop, run, held)
 
@@ -144,6 +146,7 @@ def _fail(shop: Workshop, run: str, request: Request, attempts: int, error: RunE
         attempts=attempts,
         error=error,
     )
+    checkpoints.clear(shop.storage, shop.settings.results_bucket, run)
 
 
 def _go_on(held: Claim, shop: Workshop) -> None:
@@ -159,13 +162,18 @@ def _should_stop(held: Claim, shop: Workshop) -> Callable[[], bool]:
 
 def _fetch_video(shop: Workshop, request: Request, held: Claim, folder: Path) -> Path:
     held.stage("fetch")
-    video = folder / "video"
-    hashes = shop.storage.download(
-        request.video.bucket, request.video.key, video, request.video.etag
-    )
+    local = folder / "video"
+    video = request.video
+    there = shop.storage.head(video.bucket, video.key)
+    if there is None or there.etag != video.etag:
+        raise ObjectChangedError(f"{video.key} was replaced or removed since it was planned")
+    if shop.cache.link_video(request.sha256, local):
+        return local
+    hashes = shop.storage.download(video.bucket, video.key, local, video.etag)
     if hashes["sha256"] != request.sha256:
-        raise ObjectChangedError(f"{request.video.key} has other content than when it was planned")
-    return video
+        raise ObjectChangedError(f"{video.key} has other content than when it was planned")
+    shop.cache.keep_video(request.sha256, local)
+    return local
 
 
 # -- infer -----------------------------------------------------------------------------------------
@@ -177,28 +185,51 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path
     model = None
     if request.model is not None:
         held.stage("fetch the model")
-        model = models.fetch(shop.storage, shop.settings.models_bucket, request.model, shop.models)
+        kept = shop.cache.models
+        model = models.fetch(shop.storage, shop.settings.models_bucket, request.model, kept)
+        model.touch()
+        shop.cache.trim_models()
     video = _fetch_video(shop, request, held, folder)
     fetched = time.monotonic()
     _go_on(held, shop)
     out = folder / "out"
     out.mkdir()
-    answer = shop.gpu.call(
-        "worker.engine:run_analysis",
-        {
-            "analysis": request.analysis,
-            "video": str(video),
-            "out": str(out),
-            "args": request.args,
-            "model": str(model) if model else None,
-            "model_digest": request.model.digest if request.model else None,
-            "device": shop.settings.device,
-        },
-        on_progress=held.progress,
-        should_stop=_should_stop(held, shop),
-        wall_seconds=analysis.wall_seconds(request.args, request.probe.frames),
-        log=folder / RUN_LOG,
-    )
+    bucket = shop.settings.results_bucket
+    parts = checkpoints.Checkpoints(shop.storage, bucket, run, folder / "parts")
+    parts.fetch()
+    payload = {
+        "analysis": request.analysis,
+        "video": str(video),
+        "out": str(out),
+        "args": request.args,
+        "model": str(model) if model else None,
+        "model_digest": request.model.digest if request.model else None,
+        "device": shop.settings.device,
+        "parts": str(parts.folder),
+        "part_seconds": shop.settings.checkpoint_seconds,
+    }
+
+    def call(child: Child, task: str, **more: Any) -> dict[str, Any]:
+        return child.call(
+            f"worker.engine:{task}",
+            {**payload, **more},
+            on_progress=on_progress,
+            should_stop=_should_stop(held, shop),
+            wall_seconds=analysis.wall_seconds(request.args, request.probe.frames),
+            log=folder / RUN_LOG,
+        )
+
+    def on_progress(progress: Progress) -> None:
+        held.progress(progress)
+        parts.send()
+
+    held.stage("wait")
+    try:
+        answer = call(shop.gpu, "run_analysis")
+    finally:
+        parts.send()
+    if analysis.finish is not None:
+        answer = call(shop.desk, "finish_analysis", answer=answer)
     _publish_inference(shop, run, request, held, folder, answer, fetched - started)
 
 
@@ -228,6 +259,7 @@ def _publish_inference(
     )
     if analyses.get(request.analysis).renders:
         shop.storage.create(bucket, f"{run}/{layout.INFERENCE}", inference.to_json())
+        checkpoints.clear(shop.storage, bucket, run)
         held.end("done")
         shop.send("render", run=run)
     else:

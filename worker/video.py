@@ -10,7 +10,9 @@ from __future__ import annotations
 import builtins
 import queue
 import threading
+from collections import deque
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -167,8 +169,8 @@ class Picture:
 
 
 def frames(
-    path: Path, *, start: int = 0, stop: int | None = None, stride: int = 1
-) -> Iterator[tuple[int, Image]]:
+    path: Path, *, start: int = 0, stop: int | None = None, stride: int = 1, threads: int = 1
+) -> Generator[tuple[int, Image]]:
     """Decode a video, one frame in memory at a time (and the few that the decoder holds).
 
     A frame that can't be decoded is left out, and the numbers of those behind it close the gap, as
@@ -179,6 +181,8 @@ def frames(
         start: the first frame to yield, counted from 0.
         stop: the frame after the last, None: to the end.
         stride: yield every n-th frame from ``start`` on.
+        threads: how many convert to RGB, which takes longer than to decode; each has a frame or
+            two in memory.
 
     Yields:
         The frame's number, and its pixels: RGB, uint8, (height, width, 3), C-contiguous.
@@ -186,10 +190,25 @@ def frames(
     Raises:
         RefusedVideoError: it is not a video that can be read.
     """
-    reformatter = VideoReformatter()
+    own = threading.local()
+
+    def convert(picture: Picture) -> tuple[int, Image]:
+        if not hasattr(own, "reformatter"):
+            own.reformatter = VideoReformatter()
+        return picture.index, to_rgb(picture, own.reformatter)
+
     with closing(pictures(path, start, stop, stride)) as shown:
-        for picture in shown:
-            yield picture.index, to_rgb(picture, reformatter)
+        if threads == 1:
+            yield from map(convert, shown)
+            return
+        with ThreadPoolExecutor(threads, thread_name_prefix="to_rgb") as pool:
+            begun: deque[Future[tuple[int, Image]]] = deque()
+            for picture in shown:
+                begun.append(pool.submit(convert, picture))
+                if len(begun) > 2 * threads:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
 
 
 def count(path: Path) -> int:

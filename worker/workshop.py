@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from dramatiq import Broker
 
 from posedrop import queue
 from posedrop.settings import Settings
 from posedrop.storage import Storage
+from worker.cache import Cache
 from worker.child import Child
+
+_OWNED = "worker-"
+_LOCK = ".lock"
 
 
 class Workshop:
     """The tools of the actors of one worker process.
 
     There is one child a queue: a video that kills the decoder of an ingest leaves the warm model
-    of the other alone.
+    of the other alone. A third one makes tables, while the network's has the next video.
     """
 
     def __init__(self, settings: Settings, broker: Broker) -> None:
@@ -31,24 +38,21 @@ class Workshop:
         self.storage = Storage(settings)
         self.broker = broker
         self.name = f"{socket.gethostname()}-{os.getpid()}"
-        self._scratch = settings.scratch_dir / str(os.getpid())
+        self._scratch = settings.scratch_dir / f"{_OWNED}{uuid.uuid4().hex}"
         self._closing = threading.Event()
+        settings.scratch_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         _sweep(settings.scratch_dir)
-        self._scratch.mkdir(parents=True, mode=0o700)
+        self._scratch.mkdir(mode=0o700)
+        self._mine = _own(self._scratch)
+        self.cache = Cache(settings.scratch_dir / "cache", settings.cache_bytes)
         self.cpu = Child(queue.CPU, self._scratch, warm=["worker.preflight", "worker.render"])
         self.gpu = Child(queue.GPU, self._scratch, warm=["worker.inference"])
+        self.desk = Child("tables", self._scratch, warm=["worker.tables"])
 
     @property
     def closing(self) -> bool:
         """Whether this process is being stopped: jobs are handed back, not finished."""
         return self._closing.is_set()
-
-    @property
-    def models(self) -> Path:
-        """Where models are kept between jobs, by digest."""
-        folder = self.settings.scratch_dir / "models"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return folder
 
     @contextmanager
     def bench(self) -> Iterator[Path]:
@@ -61,7 +65,8 @@ class Workshop:
 
     def start_children(self, queues: frozenset[str] = frozenset({queue.CPU, queue.GPU})) -> None:
         """Start the children of these queues now, so that their imports are done before work."""
-        for child, name in ((self.cpu, queue.CPU), (self.gpu, queue.GPU)):
+        children = ((self.cpu, queue.CPU), (self.gpu, queue.GPU), (self.desk, queue.GPU))
+        for child, name in children:
             if name in queues:
                 child.start()
 
@@ -74,25 +79,26 @@ class Workshop:
         self._closing.set()
         self.cpu.close()
         self.gpu.close()
+        self.desk.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
+        self._mine.close()
+
+
+def _own(folder: Path) -> IO[bytes]:
+    """Lock a folder for as long as this process lives; return what holds the lock."""
+    held = (folder / _LOCK).open("wb")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    return held
 
 
 def _sweep(scratch: Path) -> None:
-    """Remove what killed workers left; a folder is named by the process it belongs to."""
-    if not scratch.is_dir():
-        return
-    for folder in scratch.iterdir():
-        if folder.name.isdigit() and not _alive(int(folder.name)):
+    """Remove what killed workers left.
+
+    A folder is somebody's while it is locked. Process ids would not tell: two containers that share
+    the folder both count from 1.
+    """
+    for folder in scratch.glob(f"{_OWNED}*"):
+        # Without a lock it was just made, or is half removed: the next start will know.
+        with suppress(OSError), (folder / _LOCK).open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
@@ -24,10 +25,12 @@ from worker.child import Child
 os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from worker import inference, video
+import torch
 
-#: Stock DeepLabCut and posedrop must agree to this, in pixels.
-TOLERANCE = 1e-4
+from worker import arithmetic, inference, network, tables, video
+
+#: Stock DeepLabCut and posedrop must agree to this in fp32, in pixels.
+TOLERANCE = 0.01
 BATCH = 8
 CROP = {"x1": 64, "x2": 576, "y1": 48, "y2": 432}
 
@@ -107,19 +110,22 @@ def run(tmp_path: Path) -> Callable[..., Ours]:
     def runs(film: Path, model: Path, digest: str | None = "d" * 64, **args: Any) -> Ours:
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         out.mkdir()
-        whole = deeplabcut_2d.normalise({"model": "mouse", "batch_size": BATCH, **args})
+        whole = deeplabcut_2d.normalise({"model": "mouse", "precision": "fp32", **args})
         job = Job(film, out, whole, model, digest, lambda *_: None, device="cpu")
-        return read(out, inference.run(job))
+        return read(out, tables.finish(job, inference.run(job)))
 
     return runs
 
 
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
-    """No test sees another's models."""
-    inference._warm.clear()
+    """No test sees another's models, nor what was learnt of them."""
+    known: tuple[dict[Any, Any], ...] = (inference._warm, inference._best, inference._most)
+    for each in known:
+        each.clear()
     yield
-    inference._warm.clear()
+    for each in known:
+        each.clear()
 
 
 def read(out: Path, answer: dict[str, Any]) -> Ours:
@@ -141,24 +147,30 @@ def test_poses_are_those_of_analyze_videos(stock: Stock, long: Sample, tmp_path:
     out = tmp_path / "out"
     out.mkdir()
     stages: list[str] = []
+    payload = {
+        "analysis": "deeplabcut_2d",
+        "video": str(long.film),
+        "out": str(out),
+        "args": deeplabcut_2d.normalise({"model": "mouse", "precision": "fp32"}),
+        "model": str(long.model),
+        "model_digest": "d" * 64,
+        "device": "cpu",
+    }
     child = Child("inference", tmp_path, warm=["worker.inference"])
-    try:
-        answer = child.call(
-            "worker.engine:run_analysis",
-            {
-                "analysis": "deeplabcut_2d",
-                "video": str(long.film),
-                "out": str(out),
-                "args": deeplabcut_2d.normalise({"model": "mouse", "batch_size": BATCH}),
-                "model": str(long.model),
-                "model_digest": "d" * 64,
-                "device": "cpu",
-            },
+
+    def call(task: str, payload: dict[str, Any]) -> dict[str, Any]:
+        return child.call(
+            f"worker.engine:{task}",
+            payload,
             on_progress=lambda progress: stages.append(progress.stage),
             should_stop=lambda: False,
             wall_seconds=600,
             log=tmp_path / "run.log",
         )
+
+    try:
+        answer = call("run_analysis", payload)
+        answer = call("finish_analysis", {**payload, "answer": answer})
     finally:
         child.close()
     ours = read(out, answer)
@@ -213,7 +225,7 @@ def test_filter_is_that_of_filterpredictions(
     expected = pd.read_hdf(tmp_path / f"{name}_filtered.h5")
     assert isinstance(expected, pd.DataFrame)
     whole = DeepLabCut2D.model_validate({"model": "mouse", **args})
-    pd.testing.assert_frame_equal(inference.filtered(stock.poses, whole), expected, rtol=0, atol=0)
+    pd.testing.assert_frame_equal(tables.filtered(stock.poses, whole), expected, rtol=0, atol=0)
 
 
 def test_crop_gives_coordinates_of_the_whole_frame(
@@ -277,13 +289,13 @@ def test_second_video_finds_the_model_loaded(
 ) -> None:
     """One digest is loaded once, whatever the batch size; no digest, no trust in the folder."""
     loads: list[Path] = []
-    load = inference.load
+    load = network.load
 
-    def counted(folder: Path, snapshot: str | None, device: str) -> inference.Network:
+    def counted(folder: Path, snapshot: str | None, device: str) -> network.Network:
         loads.append(folder)
         return load(folder, snapshot, device)
 
-    monkeypatch.setattr(inference, "load", counted)
+    monkeypatch.setattr(network, "load", counted)
     first = run(short.film, short.model, stop=4)
     second = run(short.film, short.model, stop=4, batch_size=4)
     assert len(loads) == 1
@@ -294,10 +306,11 @@ def test_second_video_finds_the_model_loaded(
 
 def test_few_models_stay_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The least recently used model goes before another one comes."""
-    monkeypatch.setattr(inference, "load", lambda *a: a)
+    monkeypatch.setattr(network, "load", lambda *a: a)
+    monkeypatch.setattr(inference, "_prepared", lambda model: model)
     for digest in ("a", "b", "a", "c"):
         job = Job(tmp_path, tmp_path, {}, tmp_path, digest, lambda *_: None)
-        inference._network(job, None)
+        inference._model(job, None)
     assert [key[0] for key in inference._warm] == ["a", "c"]
 
 
@@ -506,3 +519,134 @@ def test_export_of_the_same_model(
     assert furthest(ours.poses, expected.poses) <= TOLERANCE
     assert ours.answer["details"]["scorer"] == export.stem
     assert [ours.answer["details"]["snapshot"]] == record.snapshots
+
+
+# -- arithmetic ----
+
+
+def test_auto_moves_no_keypoint(stock: Stock, long: Sample, run: Callable[..., Ours]) -> None:
+    """Where fewer bits are used, every keypoint above pcutoff stays within half a pixel."""
+    ours = run(long.film, long.model, precision="auto")
+    told = ours.answer["details"]["precision"]
+    poses, expected = (table.to_numpy().reshape(60, -1, 3) for table in (ours.poses, stock.poses))
+    kept = expected[..., 2] >= ours.answer["details"]["pcutoff"]
+    moved = np.hypot(*np.moveaxis(poses - expected, -1, 0)[:2])
+    print(f"largest difference of a confident keypoint: {moved[kept].max()} px; {told}")
+    assert kept.any()
+    assert moved[kept].max() <= 0.5
+    assert told["asked"] == "auto"
+    assert told["used"] in {"fp32", "bf16", "fp16"}
+
+
+def test_nearly_tied_peaks_are_computed_again(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However coarse the fast arithmetic, ``auto`` gives what fp32 gives, or goes back to it."""
+    expected = run(short.film, short.model)
+
+    def coarse(self: arithmetic.Machine, _: torch.dtype) -> Any:
+        model = copy.deepcopy(self.exact)
+        forward = model.heads["bodypart"].heatmap_head.forward
+        # Steps so wide that many cells share the highest one, the first of which is taken.
+        monkeypatch.setattr(
+            model.heads["bodypart"].heatmap_head,
+            "forward",
+            lambda x: (forward(x) * 8).round() / 8,
+        )
+        return model
+
+    monkeypatch.setattr(arithmetic.Machine, "fast", coarse)
+    monkeypatch.setattr(arithmetic, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(arithmetic, "WORTH", 0.0)
+    ours = run(short.film, short.model, precision="auto")
+    told = ours.answer["details"]["precision"]
+    assert told["used"] == "bf16"
+    assert told["frames_repeated_in_fp32"] == 12 - arithmetic.SAMPLES
+    confident = expected.poses.to_numpy().reshape(12, -1, 3)[..., 2] >= 0.4
+    moved = np.abs(ours.poses.to_numpy() - expected.poses.to_numpy()).reshape(12, -1, 3)
+    assert moved[confident][:, :2].max() <= TOLERANCE
+
+
+def test_unnoticed_change_ends_the_fast_arithmetic(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that finds a keypoint moved begins the video again in fp32."""
+    expected = run(short.film, short.model)
+
+    def shifted(self: arithmetic.Machine, _: torch.dtype) -> Any:
+        model = copy.deepcopy(self.exact)
+        forward = model.heads["bodypart"].locref_head.forward
+        monkeypatch.setattr(
+            model.heads["bodypart"].locref_head, "forward", lambda x: forward(x) + 1
+        )
+        return model
+
+    monkeypatch.setattr(arithmetic.Machine, "fast", shifted)
+    monkeypatch.setattr(arithmetic, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(arithmetic, "WORTH", 0.0)
+    monkeypatch.setattr(arithmetic, "CHECK_EVERY", 10)
+    ours = run(short.film, short.model, precision="auto")
+    assert ours.answer["details"]["precision"]["used"] == "fp32"
+    assert furthest(ours.poses, expected.poses) == 0.0
+
+
+# -- memory ----
+
+
+@pytest.mark.parametrize("moment", ["launch", "collect"])
+def test_batch_is_halved_when_memory_runs_out(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """No job fails for want of memory that a smaller batch would have run; every frame is there."""
+    expected = run(short.film, short.model)
+    whole = getattr(arithmetic.Arithmetic, moment)
+
+    def small(self: arithmetic.Arithmetic, batch: Any) -> Any:
+        if len(batch if moment == "launch" else batch.x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, batch)
+
+    monkeypatch.setattr(arithmetic.Arithmetic, moment, small)
+    ours = run(short.film, short.model, batch_size=8)
+    assert ours.answer["details"]["batch_size"] == 2
+    assert list(ours.poses.index) == list(range(12))
+    assert furthest(ours.poses, expected.poses) <= TOLERANCE
+
+
+# -- checkpoints ----
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_interrupted_inference_goes_on(
+    short: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """The next attempt decodes from the last part on; its poses are those of one go, bit by bit."""
+    monkeypatch.setattr(arithmetic, "SAMPLES", 2)
+    args = deeplabcut_2d.normalise({"model": "mouse", "precision": precision})
+
+    def job(name: str, report: Callable[..., None] = lambda *_: None) -> Job:
+        out = tmp_path / name
+        out.mkdir()
+        parts = tmp_path / "parts"
+        parts.mkdir(exist_ok=True)
+        return Job(
+            short.film, out, args, short.model, "d" * 64, report, "cpu",
+            parts=None if name == "whole" else parts, part_seconds=0.0,
+        )  # fmt: skip
+
+    def die(stage: str, done: int, _: int | None) -> None:
+        if stage == "infer" and done == 7:
+            raise KeyboardInterrupt
+
+    whole = job("whole")
+    expected = read(whole.out, tables.finish(whole, inference.run(whole)))
+    with pytest.raises(KeyboardInterrupt):
+        inference.run(job("first", die))
+    (tmp_path / "parts/000007.npz").write_bytes(b"half a file")
+    inference._warm.clear()
+    reported: list[tuple[str, int, int | None]] = []
+    second = job("second", lambda *told: reported.append(told))
+    ours = read(second.out, tables.finish(second, inference.run(second)))
+    assert reported[:3] == [("load", 0, None), ("infer", 0, 12), ("infer", 6, 12)]
+    assert ours.poses.to_numpy().tobytes() == expected.poses.to_numpy().tobytes()
+    assert ours.answer["details"] == expected.answer["details"]

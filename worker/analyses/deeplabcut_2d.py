@@ -65,8 +65,17 @@ class DeepLabCut2D(Args):
         description="which of the model's snapshots, by name; null: its last (the best, if it has "
         "one marked so)",
     )
-    batch_size: int = Field(
-        default=8, ge=1, le=512, description="frames that go through the network at once"
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=512,
+        description="frames that go through the network at once; null: as many as are fastest",
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="arithmetic of the network. auto: fewer bits where the hardware is faster with "
+        "them, and fp32 for each frame in which they could move a keypoint above pcutoff; "
+        "bf16, fp16: throughout, unchecked",
     )
     crop: Crop | None = Field(
         default=None,
@@ -144,9 +153,10 @@ def check(args: Args, model: Model) -> None:
 
 deeplabcut_2d = Analysis(
     name="deeplabcut_2d",
-    version="1",
+    version="2",  # 2: other arithmetic, by which coordinates differ in their last digits
     args=DeepLabCut2D,
     run="worker.inference:run",
+    finish="worker.tables:finish",
     summary="Keypoints of one animal in every frame, by a DeepLabCut 3 (PyTorch) model of yours.",
     needs_model=True,
     check=check,

@@ -1,0 +1,410 @@
+"""How a network is computed: exactly, or in fewer bits where no keypoint changes by it.
+
+Exact is fp32 with the weights and pictures in channels-last order, in which convolutions are
+fastest, and with each batch normalisation folded into the convolution before it. Fewer bits (bf16,
+fp16) are faster still, but two peaks of a heatmap that nearly tie may change places, by which a
+keypoint jumps. So ``auto`` watches itself:
+
+* The first frames that show a keypoint are computed both ways. By how much the step from a peak
+  down to its like differs between the two is the *noise* of the fast way, on this video with this
+  model.
+* Of each further frame, every cell of a heatmap that is within the noise of its highest could be
+  the highest in fp32. Where these cells, each with its own refinement, put the keypoint more than
+  ``REACH`` pixels apart, the frame is computed again, exactly.
+* Every ``CHECK_EVERY``-th frame is computed both ways too. If a keypoint that was not caught moves
+  by more than ``TOLERANCE``, the fast way is given up for the whole video.
+
+That is known how to do for heatmaps with one peak a keypoint; other networks run exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from deeplabcut.pose_estimation_pytorch.models.predictors import HeatmapPredictor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+#: Per head, per name: a tensor with a row a frame.
+Predictions = dict[str, dict[str, Tensor]]
+Outputs = dict[str, dict[str, Tensor]]
+
+#: Frames with a keypoint that are computed both ways at the start.
+SAMPLES = 8
+#: Later, each of so many frames is.
+CHECK_EVERY = 64
+#: Pixels by which a keypoint may be uncertain in the fast arithmetic.
+REACH = 0.4
+#: Pixels by which a keypoint of the fast arithmetic may differ from fp32's.
+TOLERANCE = 0.5
+#: Cells that rival a peak reach this share of its height.
+LIKE = 0.9
+#: The samples are few: the largest difference of all frames may be so many times theirs.
+SAFETY = 1.5
+#: The fast arithmetic has to be so many times faster, or it isn't worth its checks.
+WORTH = 1.15
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class UnfaithfulError(Exception):
+    """The fast arithmetic moved a keypoint and did not notice: begin again without it."""
+
+
+class Machine:
+    """A network ready to run: its exact form and, made when first asked for, its fast one."""
+
+    def __init__(self, model: Any, device: str) -> None:
+        """Prepare ``model`` (DeepLabCut's PoseModel, in eval mode), which is changed by it."""
+        self.device = torch.device(device)
+        self.exact = _folded(model).to(memory_format=torch.channels_last)
+        self._fast: dict[torch.dtype, Any] = {}
+
+    def fast(self, dtype: torch.dtype) -> Any:
+        """Return the network with its backbone in ``dtype``; what follows it stays in fp32."""
+        if dtype not in self._fast:
+            model = copy.deepcopy(self.exact)
+            model.backbone = _Reduced(model.backbone, dtype)
+            self._fast[dtype] = model
+        return self._fast[dtype]
+
+    def dtype_for(self, precision: Precision) -> torch.dtype | None:
+        """Return what to compute in besides fp32; None: nothing."""
+        if precision == "auto":
+            return native_dtype(self.device) if self.has_peaks else None
+        return _DTYPES.get(precision)
+
+    @property
+    def has_peaks(self) -> bool:
+        """Whether all it finds are heatmaps with one peak a keypoint."""
+        heads = self.exact.heads.values()
+        return all(type(head.predictor) is HeatmapPredictor for head in heads)
+
+
+def native_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the 16-bit numbers that a device multiplies faster than fp32; None: none."""
+    if device.type == "cuda":
+        # Three bits more than bfloat16, and BatchNorm keeps a network's values within its range.
+        return torch.float16
+    if device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    ):
+        return torch.bfloat16
+    return None
+
+
+@dataclass
+class State:
+    """What is known of the fast arithmetic on one video; with it a run goes on as it would have."""
+
+    dtype: str | None
+    """``bf16``, ``fp16``, or None: all is computed exactly."""
+    noise: float = 0.0
+    """Largest difference to fp32 in the step from a peak to its rivals, of the frames checked."""
+    samples: int = 0
+    checked: int = 0
+    """Frames computed both ways."""
+    again: int = 0
+    """Frames computed again because their peaks nearly tie."""
+    frames: int = 0
+    deviation: float = 0.0
+    """Largest distance in pixels of a keypoint that would have been kept, of the checked frames."""
+    seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Of the samples: exactly, fast."""
+
+    def told(self, wanted: Precision) -> dict[str, Any]:
+        """Return what result.json says of it."""
+        return {
+            "asked": wanted,
+            "used": self.dtype or "fp32",
+            "frames_checked_in_fp32": self.checked,
+            "frames_repeated_in_fp32": self.again,
+            "share_repeated": round(self.again / self.frames, 4) if self.frames else 0.0,
+            "largest_deviation_px": round(self.deviation, 4),
+            "heatmap_noise": self.noise,
+        }
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A batch that is being computed; on a GPU, nobody has waited for it yet."""
+
+    x: Tensor
+    outputs: Outputs | None
+    """None: not begun."""
+    fast: bool
+
+
+class Arithmetic:
+    """Computes the batches of one video."""
+
+    def __init__(
+        self, machine: Machine, wanted: Precision, pcutoff: float, state: State | None = None
+    ) -> None:
+        """Begin a video, or go on with ``state``, which an earlier one of these had.
+
+        Keypoints below ``pcutoff`` are not held to the tolerance: nobody uses them.
+        """
+        self._machine = machine
+        self._pcutoff = pcutoff
+        self._wanted = wanted
+        dtype = machine.dtype_for(wanted)
+        names = {value: name for name, value in _DTYPES.items()}
+        self.state = state or State(None if dtype is None else names[dtype])
+        self._watched = machine.has_peaks
+        self._fast = None
+        if self.state.dtype is not None:
+            self._fast = machine.fast(_DTYPES[self.state.dtype])
+
+    def told(self) -> dict[str, Any]:
+        """Return what result.json says of it."""
+        return self.state.told(self._wanted)
+
+    def state_as_json(self) -> dict[str, Any]:
+        """Return the state as JSON types; ``State(**it)`` is the state again."""
+        return asdict(self.state)
+
+    def launch(self, x: Tensor) -> Launched:
+        """Begin a batch: pictures (n, 3, height, width), normalised, fp32, on the device."""
+        if self._fast is None:
+            return Launched(x, self._machine.exact(x), fast=False)
+        if self._watched and self.state.samples < SAMPLES:
+            return Launched(x, None, fast=False)
+        return Launched(x, self._fast(x), fast=True)
+
+    def collect(self, batch: Launched) -> Predictions:
+        """Return a batch's predictions, by the same names as DeepLabCut's ``get_predictions``.
+
+        Batches are collected in the order in which they were launched.
+
+        Raises:
+            UnfaithfulError: see there.
+        """
+        predictions = self._collect(batch)
+        self.state.frames += len(batch.x)
+        return predictions
+
+    def _collect(self, batch: Launched) -> Predictions:
+        if batch.outputs is None:
+            return self._both(batch.x)
+        fast = self._predictions(batch.outputs)
+        if not (batch.fast and self._watched):
+            return fast
+        first = self.state.frames
+        checked = {i for i in range(len(batch.x)) if (first + i) % CHECK_EVERY == 0}
+        unsure = self._unsure(batch.outputs) if self._wanted == "auto" else set()
+        self.state.again += len(unsure - checked)
+        rows = sorted(checked | unsure)
+        if not rows:
+            return fast
+        outputs = self._machine.exact(batch.x[rows])
+        exact = self._predictions(outputs)
+        held = [number for number, row in enumerate(rows) if row in checked]
+        if held:
+            frames = [rows[number] for number in held]
+            noticed = torch.tensor([row in unsure for row in frames], device=batch.x.device)
+            self._compare(
+                _of(batch.outputs, frames),
+                _of(fast, frames),
+                _of(outputs, held),
+                _of(exact, held),
+                noticed,
+            )
+        return _put(fast, rows, exact) if self._wanted == "auto" else fast
+
+    def _both(self, x: Tensor) -> Predictions:
+        """Compute a batch in fp32 and, where it shows a keypoint, the fast way too."""
+        started = time.perf_counter()
+        outputs = self._machine.exact(x)
+        exact = self._predictions(outputs)
+        seconds = time.perf_counter() - started
+        if self._fast is None or not bool(self._sure(exact).any()):
+            return exact
+        if self.state.samples == 0:
+            self._fast(x)  # its first call prepares; the second one counts
+        started = time.perf_counter()
+        fast_outputs = self._fast(x)
+        fast = self._predictions(fast_outputs)
+        self.state.seconds[0] += seconds
+        self.state.seconds[1] += time.perf_counter() - started
+        self.state.samples += len(x)
+        # While the noise is not known, nothing is kept that could go unnoticed.
+        noticed = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self._compare(fast_outputs, fast, outputs, exact, noticed)
+        if self.state.samples >= SAMPLES and self._wanted == "auto":
+            slow, quick = self.state.seconds
+            if slow < WORTH * quick:
+                log.info("fp32 throughout: %s is not faster here", self.state.dtype)
+                self._give_up()
+        return exact if self._wanted == "auto" else fast
+
+    def _give_up(self) -> None:
+        self.state.dtype = None
+        self._fast = None
+
+    def _predictions(self, outputs: Outputs) -> Predictions:
+        predictions: Predictions = self._machine.exact.get_predictions(outputs)
+        return predictions
+
+    def _sure(self, predictions: Predictions) -> Tensor:
+        """Return which keypoints (n, all of all heads) are above the cutoff."""
+        likelihood = [head["poses"][:, 0, :, 2] for head in predictions.values() if "poses" in head]
+        return torch.cat(likelihood, dim=1) >= self._pcutoff
+
+    def _unsure(self, outputs: Outputs) -> set[int]:
+        """Return the frames in which a keypoint could lie elsewhere in fp32."""
+        noise = SAFETY * self.state.noise
+        found = torch.zeros(len(next(iter(outputs["bodypart"].values()))), dtype=torch.bool)
+        for name, values in outputs.items():
+            maps = _Maps(self._machine.exact, name, values)
+            # What does not compare, because it is not a number, is unsure.
+            close = ~(maps.reach(noise) <= REACH) & ~(maps.likelihood() < self._pcutoff - noise)
+            found |= close.any(dim=1).cpu()
+        return set(found.nonzero().flatten().tolist())
+
+    def _compare(
+        self,
+        fast_outputs: Outputs,
+        fast: Predictions,
+        exact_outputs: Outputs,
+        exact: Predictions,
+        noticed: Tensor,
+    ) -> None:
+        """Learn from frames computed both ways; ``noticed`` (n): those that would be repeated."""
+        self.state.checked += len(noticed)
+        if self._wanted == "auto":
+            for name, values in exact_outputs.items():
+                true = _Maps(self._machine.exact, name, values)
+                noise = true.noise_of(fast_outputs[name]["heatmap"], self._pcutoff)
+                self.state.noise = max(self.state.noise, noise)
+        for name, values in exact.items():
+            if "poses" not in values:
+                continue
+            true_poses, poses = values["poses"][:, 0], fast[name]["poses"][:, 0]
+            moved = (poses[..., :2] - true_poses[..., :2]).norm(dim=-1)
+            kept = (true_poses[..., 2] >= self._pcutoff) & ~noticed[:, None]
+            if bool(kept.any()):
+                self.state.deviation = max(self.state.deviation, float(moved[kept].max()))
+        if self._wanted == "auto" and not self.state.deviation <= TOLERANCE:
+            raise UnfaithfulError(
+                f"a keypoint moved by {self.state.deviation:.2f} pixels unnoticed"
+            )
+
+
+class _Maps:
+    """A head's heatmaps (n, keypoints, rows, columns), and where each cell puts its keypoint."""
+
+    def __init__(self, model: Any, name: str, outputs: dict[str, Tensor]) -> None:
+        predictor = model.heads[name].predictor
+        stride = model.get_stride(name)
+        self._heat = outputs["heatmap"]
+        self._sigmoid = predictor.apply_sigmoid
+        n, keypoints, height, width = self._heat.shape
+        self._top = self._heat.amax(dim=(2, 3))
+        # As DeepLabCut's HeatmapPredictor places them.
+        self._x = stride * (torch.arange(width, device=self._heat.device) + 0.5)
+        self._y = stride * (torch.arange(height, device=self._heat.device) + 0.5)[:, None]
+        if predictor.location_refinement:
+            refined = outputs["locref"].reshape(n, keypoints, 2, height, width)
+            self._x = self._x + refined[:, :, 0] * predictor.locref_std
+            self._y = self._y + refined[:, :, 1] * predictor.locref_std
+
+    def likelihood(self) -> Tensor:
+        """Return (n, keypoints)."""
+        return self._top.sigmoid() if self._sigmoid else self._top
+
+    def reach(self, noise: float) -> Tensor:
+        """Return how far apart, in pixels, the cells within ``noise`` of the top are."""
+        rivals = self._heat >= self._top[..., None, None] - noise
+        across = _span(self._x.expand_as(self._heat), rivals)
+        down = _span(self._y.expand_as(self._heat), rivals)
+        return torch.hypot(across, down)
+
+    def noise_of(self, heat: Tensor, pcutoff: float) -> float:
+        """Return by how much the steps from peak to rivals differ in ``heat``, at most."""
+        rivals = self._heat >= LIKE * self._top[..., None, None]
+        rivals &= (self.likelihood() >= pcutoff)[..., None, None]
+        difference = heat - self._heat
+        peak = self._heat.flatten(2).argmax(dim=2, keepdim=True)
+        at_peak = difference.flatten(2).gather(2, peak)[..., None]
+        return float(torch.where(rivals, (difference - at_peak).abs(), 0.0).max())
+
+
+def _span(values: Tensor, chosen: Tensor) -> Tensor:
+    high = values.masked_fill(~chosen, -torch.inf).amax(dim=(2, 3))
+    return high - values.masked_fill(~chosen, torch.inf).amin(dim=(2, 3))
+
+
+def _of(values: dict[str, dict[str, Tensor]], rows: list[int]) -> dict[str, dict[str, Tensor]]:
+    return {
+        head: {name: value[rows] for name, value in named.items()} for head, named in values.items()
+    }
+
+
+def _put(target: Predictions, rows: list[int], values: Predictions) -> Predictions:
+    for head, named in values.items():
+        for name, value in named.items():
+            target[head][name][rows] = value
+    return target
+
+
+class _Reduced(nn.Module):
+    """A module computed in a smaller type, seen from outside as before."""
+
+    def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._inner = inner.to(dtype)
+        self._dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the module returns, in fp32."""
+        found: Tensor = self._inner(x.to(self._dtype)).float()
+        return found
+
+
+def _folded(model: Any) -> Any:
+    """Return a network without the batch normalisations that follow a convolution, if equal.
+
+    Which module runs after which is not written anywhere, so each place where one stands behind the
+    other is taken for a pair, and the outcome is compared with the network as it was.
+    """
+    folded = copy.deepcopy(model)
+    if not _fold(folded):
+        return model
+    picture = torch.rand((1, 3, 128, 128), generator=torch.Generator().manual_seed(0)) * 4 - 2
+    device = next(model.parameters()).device
+    try:
+        with torch.inference_mode():
+            before, after = model(picture.to(device)), folded(picture.to(device))
+        for head, named in before.items():
+            for name, value in named.items():
+                scale = float(value.abs().max())
+                torch.testing.assert_close(
+                    after[head][name], value, rtol=0, atol=1e-4 * scale + 1e-7
+                )
+    except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError):
+        log.info("the network stays as it is: its normalisations don't fold")
+        return model
+    return folded
+
+
+def _fold(module: nn.Module) -> int:
+    folds = 0
+    before: tuple[str, nn.Module] | None = None
+    for name, child in list(module.named_children()):
+        # No subclasses: what else they do would be lost.
+        if before and type(before[1]) is nn.Conv2d and type(child) is nn.BatchNorm2d:
+            setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
+            setattr(module, name, nn.Identity())
+            folds += 1
+        folds += _fold(child)
+        before = (name, child)
+    return folds

@@ -1,0 +1,87 @@
+"""Videos and models kept on a host's disk by their digest, for its ingests, inferences and renders.
+
+What is handed out is a hard link, so that making room never takes a file from somebody's hands. A
+video's content is hashed each time: reading a disk is faster than fetching again, and what lies in
+a folder that children write to is not believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+#: Seconds for which a model stays, whatever the bound: somebody may just be loading it.
+GRACE = 3600.0
+
+
+class Cache:
+    """Two folders, ``videos`` and ``models``, each within a bound of bytes; the oldest go first."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        """Use ``folder``, which other processes may use too."""
+        self._videos = folder / "videos"
+        self.models = folder / "models"
+        self._max_bytes = max_bytes
+        for each in (self._videos, self.models):
+            each.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def link_video(self, sha256: str, target: Path) -> bool:
+        """Put the video with this content at ``target``; False if it isn't here, whole."""
+        kept = self._videos / sha256
+        try:
+            os.link(kept, target)
+        except OSError:
+            return False
+        with target.open("rb") as file:
+            whole = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        if not whole:
+            log.warning("a kept video had changed on disk: fetched again")
+            kept.unlink(missing_ok=True)
+            target.unlink()
+            return False
+        with suppress(OSError):
+            os.utime(kept)
+        return True
+
+    def keep_video(self, sha256: str, source: Path) -> None:
+        """Keep a file whose content has this hash; silently not, where the disk can't."""
+        if source.stat().st_size > self._max_bytes:
+            return
+        with suppress(OSError):
+            os.link(source, self._videos / sha256)
+        _trim(self._videos, self._max_bytes, 0.0)
+
+    def trim_models(self) -> None:
+        """Remove the models that were used longest ago, if there are too many."""
+        _trim(self.models, self._max_bytes, GRACE)
+
+
+def _trim(folder: Path, max_bytes: int, grace: float) -> None:
+    entries = []
+    for path in folder.iterdir():
+        with suppress(OSError):
+            entries.append((path.stat().st_mtime, _size(path), path))
+    total = sum(size for _, size, _ in entries)
+    for used, size, path in sorted(entries):
+        if total <= max_bytes:
+            return
+        if time.time() - used < grace:
+            continue
+        total -= size
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

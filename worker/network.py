@@ -1,0 +1,285 @@
+"""A DeepLabCut model of somebody else's, loaded: its configs tamed, its pickles never opened.
+
+Imported in the child process only: it brings torch and DeepLabCut along. A model's folder is only
+read, and no path or switch of its config is followed that training needs.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from deeplabcut.pose_estimation_pytorch.apis.utils import (
+    get_detector_inference_runner,
+    get_pose_inference_runner,
+)
+from deeplabcut.pose_estimation_pytorch.config import PoseConfig
+from deeplabcut.pose_estimation_pytorch.data import DLCLoader
+from deeplabcut.pose_estimation_pytorch.task import Task
+
+from posedrop.errors import AnalysisError, ModelError
+from posedrop.models import (
+    CONFIG,
+    MODEL_FOLDERS,
+    PYTORCH_CONFIG,
+    list_snapshots,
+    read_yaml,
+    wiped_model_config,
+)
+from worker.analyses.deeplabcut_2d import Crop
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model, loaded."""
+
+    pose: Any
+    """DeepLabCut's PoseInferenceRunner."""
+    detector: Any
+    """DeepLabCut's DetectorInferenceRunner for top-down models, else None."""
+    scorer: str
+    snapshot: str
+    net_type: str
+    bodyparts: list[str]
+    skeleton: list[list[str]]
+    pcutoff: float
+    crop: Crop | None
+    """The project's own, which ``analyze_videos`` applies too."""
+    device: str
+
+
+def device_of(wanted: str) -> str:
+    """Return a device as it was asked for, if this machine has it."""
+    if wanted == "auto":
+        return "auto"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise AnalysisError(
+            f"this worker has no device {wanted!r} (POSEDROP_DEVICE)", code="no_such_device"
+        ) from error
+    return wanted
+
+
+def load(folder: Path, snapshot: str | None, device: str) -> Network:
+    """Load a model from its folder, which is only read.
+
+    Args:
+        folder: a DeepLabCut project cut down to one shuffle, or one file of ``export_model``.
+        snapshot: its name without ``.pt``; None: the last in DeepLabCut's order.
+        device: ``auto``, or as torch names it.
+
+    Raises:
+        ModelError: it can't be used; the message says why.
+    """
+    if (folder / CONFIG).is_file():
+        return _load_project(folder, snapshot, device)
+    exports = sorted(folder.glob("*.pt"))
+    if len(exports) != 1:
+        raise ModelError(f"the model holds neither a {CONFIG} nor an export", code="model_damaged")
+    return _load_export(exports[0], snapshot, device)
+
+
+def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
+    project = read_yaml(folder / CONFIG)
+    if project.get("multianimalproject"):
+        raise ModelError(
+            "deeplabcut_2d takes single-animal projects, this is a multi-animal one",
+            code="multi_animal",
+        )
+    configs = sorted((folder / MODEL_FOLDERS).glob(f"iteration-*/*/train/{PYTORCH_CONFIG}"))
+    if not configs:
+        if project.get("engine") == "tensorflow" or (folder / "dlc-models").is_dir():
+            raise ModelError(
+                "the model is of DeepLabCut's TensorFlow engine; posedrop runs PyTorch models",
+                code="tensorflow_model",
+            )
+        raise ModelError(f"the model has no {PYTORCH_CONFIG}", code="model_damaged")
+    train = configs[0].parent
+    weights = _snapshot(train, snapshot)
+    try:
+        loader = _loader(project, configs[0])
+        detector = None
+        if loader.pose_task == Task.TOP_DOWN:
+            detector = _snapshot(train, None, detector=True)
+        scorer: str = loader.scorer(weights, detector)
+    except ModelError:
+        raise
+    except Exception as error:  # a config of any shape: DeepLabCut raises whatever it runs into
+        raise _bad_config(error) from error
+    network = _build(
+        loader.model_cfg,
+        _weights(weights, "model"),
+        _weights(detector, "model") if detector else None,
+        int(project.get("detector_batch_size") or 1),
+        device,
+    )
+    return replace(
+        network,
+        scorer=scorer,
+        snapshot=weights.stem,
+        skeleton=[[str(end) for end in bone] for bone in project.get("skeleton") or []],
+        pcutoff=float(project.get("pcutoff", 0.6)),
+        crop=_project_crop(project),
+    )
+
+
+def _load_export(path: Path, snapshot: str | None, device: str) -> Network:
+    content = _read_weights(path)
+    if not isinstance(content, dict) or not {"config", "pose"} <= content.keys():
+        raise ModelError(f"{path.name} is no export of DeepLabCut", code="model_damaged")
+    name = f"snapshot-{path.stem.rpartition('snapshot-')[2]}" if "snapshot-" in path.stem else None
+    if snapshot not in {None, name, path.stem}:
+        raise ModelError(f"the model has no snapshot {snapshot!r}", code="no_such_snapshot")
+    try:
+        config = PoseConfig.from_any(_tamed(content["config"]))
+    except Exception as error:  # like above
+        raise _bad_config(error) from error
+    if len(config["metadata"]["individuals"]) > 1:
+        raise ModelError("deeplabcut_2d takes single-animal models", code="multi_animal")
+    network = _build(config, content["pose"], content.get("detector"), 1, device)
+    return replace(network, scorer=path.stem, snapshot=name or path.stem)
+
+
+def _loader(project: dict[str, Any], config: Path) -> Any:
+    """Return DeepLabCut's loader, for what it knows of a project: task, config and scorer.
+
+    It gets copies of the two configs in a folder of their own, and no weights.
+    """
+    shuffle_folder = config.parent.parent
+    percent, _, shuffle = shuffle_folder.name.rpartition("-trainset")[2].partition("shuffle")
+    fractions = [int(100 * float(part)) for part in project["TrainingFraction"]]
+    copied = {**project, "project_path": ".", "video_sets": {}, "engine": "pytorch"}
+    copied["iteration"] = int(shuffle_folder.parent.name.removeprefix("iteration-"))
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        train = root / MODEL_FOLDERS / shuffle_folder.parent.name / shuffle_folder.name / "train"
+        train.mkdir(parents=True)
+        (root / CONFIG).write_text(yaml.safe_dump(copied), encoding="utf-8")
+        tamed = yaml.safe_dump(_tamed(read_yaml(config)), sort_keys=False)
+        (train / PYTORCH_CONFIG).write_text(tamed, encoding="utf-8")
+        return DLCLoader(
+            root / CONFIG, trainset_index=fractions.index(int(percent)), shuffle=int(shuffle)
+        )
+
+
+def _tamed(config: Any) -> dict[str, Any]:
+    """Return a model's config with the switches set that are not the model's to set."""
+    if not isinstance(config, dict):
+        raise ModelError("the model's config is not a mapping", code="model_damaged")
+    tamed = wiped_model_config(config)
+    tamed["device"] = "auto"
+    for part in (tamed, tamed.get("detector")):
+        if isinstance(part, dict):
+            part["device"] = "auto"
+            part["runner"] = {**(part.get("runner") or {}), "load_weights_only": True}
+    inference = dict(tamed.get("inference") or {})
+    # DeepLabCut's own thread for decoding shares lists with the network's without a lock, by which
+    # a frame's result can get lost; frames are decoded ahead here instead.
+    inference["multithreading"] = {"enabled": False}
+    inference["compile"] = {"enabled": False}  # would start a compiler
+    tamed["inference"] = inference
+    detector = tamed.get("detector")
+    if isinstance(detector, dict) and isinstance(detector.get("model"), dict):
+        detector["model"] = {**detector["model"], "pretrained": False}
+    return tamed
+
+
+def _build(
+    config: Any,
+    pose_weights: dict[str, Any],
+    detector_weights: dict[str, Any] | None,
+    detector_batch: int,
+    device: str,
+) -> Network:
+    task = Task(config["method"])
+    if task == Task.COND_TOP_DOWN:
+        raise ModelError(
+            "conditional top-down models need a second model; deeplabcut_2d takes bottom-up and "
+            "top-down ones",
+            code="conditional_top_down",
+        )
+    if task == Task.TOP_DOWN and detector_weights is None:
+        raise ModelError("a top-down model needs its detector's weights", code="no_detector")
+    chosen = None if device == "auto" else device
+    try:
+        # No snapshot path: the weights come from our own, careful reading.
+        pose = get_pose_inference_runner(config, snapshot_path="", device=chosen)
+        pose.model.load_state_dict(pose_weights)
+        detector = None
+        if task == Task.TOP_DOWN:
+            detector = get_detector_inference_runner(
+                config, snapshot_path="", batch_size=detector_batch, device=chosen
+            )
+            detector.model.load_state_dict(detector_weights)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a network of any description: torch raises whatever it runs into
+        raise _bad_config(error) from error
+    return Network(
+        pose=pose,
+        detector=detector,
+        scorer="",
+        snapshot="",
+        net_type=str(getattr(config["net_type"], "value", config["net_type"])),
+        bodyparts=[str(name) for name in config["metadata"]["bodyparts"]],
+        skeleton=[],
+        pcutoff=0.6,
+        crop=None,
+        device=str(pose.device),
+    )
+
+
+def _bad_config(error: Exception) -> ModelError:
+    text = f"{type(error).__name__}: {error}"[:500]
+    return ModelError(f"DeepLabCut can't build this model: {text}", code="model_damaged")
+
+
+def _snapshot(train: Path, wanted: str | None, *, detector: bool = False) -> Path:
+    there = list_snapshots(train, detector=detector)
+    found = [file for file in there if wanted in {None, file.stem}]
+    if not found:
+        what = "snapshot of a detector" if detector else f"snapshot {wanted or ''}".strip()
+        names = ", ".join(file.stem for file in there) or "none"
+        raise ModelError(f"the model has no {what}; there are: {names}", code="no_such_snapshot")
+    return found[-1]
+
+
+def _weights(path: Path, part: str) -> dict[str, Any]:
+    content = _read_weights(path)
+    if not isinstance(content, dict) or not isinstance(content.get(part), dict):
+        raise ModelError(f"{path.name} is no snapshot of DeepLabCut", code="model_damaged")
+    weights: dict[str, Any] = content[part]
+    return weights
+
+
+def _read_weights(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise ModelError(
+                f"{path.name} holds more than weights (it could run code when opened): refused",
+                code="unsafe_model",
+            ) from error
+        raise ModelError(f"{path.name} is damaged", code="model_damaged") from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        first = str(error).partition("\n")[0][:300]
+        raise ModelError(f"{path.name} is damaged: {first}", code="model_damaged") from error
+
+
+def _project_crop(project: dict[str, Any]) -> Crop | None:
+    if not project.get("cropping"):
+        return None
+    try:
+        return Crop.model_validate({side: project.get(side) for side in ("x1", "x2", "y1", "y2")})
+    except ValueError as error:
+        raise ModelError(
+            f"the crop in the model's {CONFIG} makes no rectangle; give a crop of your own",
+            code="bad_crop",
+        ) from error
