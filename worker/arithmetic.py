@@ -172,8 +172,9 @@ class Arithmetic:
         """Return the state as JSON types; ``State(**it)`` is the state again."""
         return asdict(self.state)
 
-    def launch(self, x: Tensor) -> Launched:
-        """Begin a batch: pictures (n, 3, height, width), normalised, fp32, on the device."""
+    def launch(self, pixels: Tensor) -> Launched:
+        """Begin a batch: frames (n, height, width, 3), BGR, uint8, on the device."""
+        x = normalised(pixels)
         if self._fast is None:
             return Launched(x, self._machine.exact(x), fast=False)
         if self._watched and self.state.samples < SAMPLES:
@@ -336,6 +337,17 @@ class _Maps:
         peak = self._heat.flatten(2).argmax(dim=2, keepdim=True)
         at_peak = difference.flatten(2).gather(2, peak)[..., None]
         return float(torch.where(rivals, (difference - at_peak).abs(), 0.0).max())
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Return pixels (n, height, width, 3), BGR, uint8, as RGB (n, 3, height, width) for a network.
+
+    It is albumentations' ``Normalize`` with ImageNet's mean and deviation, which DeepLabCut uses.
+    """
+    mean = torch.tensor([0.485, 0.456, 0.406], device=pixels.device) * 255
+    deviation = torch.tensor([0.229, 0.224, 0.225], device=pixels.device) * 255
+    # The channels stay last in memory, where convolutions want them.
+    return pixels.flip(3).float().sub_(mean).mul_(1 / deviation).permute(0, 3, 1, 2)
 
 
 def _span(values: Tensor, chosen: Tensor) -> Tensor:

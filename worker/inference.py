@@ -43,6 +43,8 @@ Prediction = dict[str, npt.NDArray[Any]]
 WARM_MODELS = 2
 #: Frames decoded ahead of the network, beside a batch.
 AHEAD = 16
+#: Threads that convert what is decoded to RGB.
+CONVERTERS = 2
 #: Batches at work at the same time on a GPU: it computes one while another is read.
 IN_FLIGHT = 2
 #: Frames a batch on a GPU, to begin with and at most.
@@ -193,12 +195,20 @@ def _through(
         feed.resume(state)
         job.report("infer", len(found.indexes), total)
     # From the first frame on all the same: frames have their numbers by being decoded.
-    frames = video.frames(job.video, start=begin, stop=args.stop, stride=args.stride, threads=2)
+    frames = video.frames(
+        job.video,
+        start=begin,
+        stop=args.stop,
+        stride=args.stride,
+        order=feed.order,
+        threads=CONVERTERS,
+    )
     with closing(video.ahead(frames, AHEAD)) as ready:
         for number, prediction in feed.predictions(_cropped_all(ready, crop)):
             found.add(number, prediction)
             if feed.between_batches:
-                parts.keep(found, feed.setup, feed.state())
+                if parts.due(found):
+                    parts.keep(found, feed.setup, feed.state())
                 job.report("infer", len(found.indexes), total)
     return found
 
@@ -217,6 +227,8 @@ class Feed:
 
     batch: int
     """Frames at once."""
+    order: video.Order = "rgb"
+    """Of the bytes of a pixel that it takes."""
     setup: dict[str, Any]
     """What a checkpoint has to have been made with."""
     between_batches = True
@@ -281,6 +293,8 @@ class Batches(Feed):
     The size of a batch is the user's or found: on a CPU one frame at a time is fastest, for its
     caches; on a GPU it grows while that helps. It is halved whenever memory does not suffice.
     """
+
+    order = "bgr"  # as they are decoded: the device turns them round
 
     def __init__(
         self,
@@ -400,8 +414,7 @@ class Batches(Feed):
         pixels = torch.from_numpy(np.stack(images) if len(images) > 1 else images[0][None])
         if self._device.type == "cuda":
             pixels = pixels.pin_memory()
-        x = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float()
-        return self._arithmetic.launch(normalised(x))
+        return self._arithmetic.launch(pixels.to(self._device, non_blocking=True))
 
     def _collect(self, launched: Launched, images: list[Frame]) -> list[Prediction]:
         found = self._arithmetic.collect(launched)
@@ -421,17 +434,6 @@ class Batches(Feed):
             prediction, _ = self._warm.network.pose.postprocessor([raw], context)
             predictions.append(prediction)
         return predictions
-
-
-def normalised(pictures: torch.Tensor) -> torch.Tensor:
-    """Return RGB (n, 3, height, width), 0 to 255, as the networks were trained on it.
-
-    It is albumentations' ``Normalize`` with ImageNet's mean and deviation, which DeepLabCut uses.
-    """
-    shape = (1, 3, 1, 1)
-    mean = torch.tensor([0.485, 0.456, 0.406], device=pictures.device).mul_(255).view(shape)
-    deviation = torch.tensor([0.229, 0.224, 0.225], device=pictures.device).mul_(255).view(shape)
-    return pictures.sub_(mean).mul_(deviation.reciprocal_())
 
 
 def _grouped(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[list[tuple[int, Frame]]]:

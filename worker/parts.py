@@ -104,12 +104,14 @@ class Parts:
         for path in self._folder.glob("*.npz") if self._folder is not None else ():
             path.unlink()
 
+    def due(self, found: Found) -> bool:
+        """Tell whether enough was worked since the last part to write one."""
+        if self._folder is None or len(found.indexes) == self._kept:
+            return False
+        return time.monotonic() - self._since >= self._seconds
+
     def keep(self, found: Found, setup: dict[str, Any], state: dict[str, Any]) -> None:
-        """Write a part, if one is due: all frames since the last."""
-        if self._folder is None or time.monotonic() - self._since < self._seconds:
-            return
-        if len(found.indexes) == self._kept:
-            return
+        """Write a part: all frames since the last."""
         self._number += 1
         meta = {"setup": setup, "state": state, "after": self._kept}
         path = self._path(self._number)

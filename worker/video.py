@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import av
 import av.error
@@ -35,6 +35,7 @@ from posedrop.errors import RefusedVideoError
 
 Item = TypeVar("Item")
 Image = npt.NDArray[np.uint8]
+Order = Literal["rgb", "bgr"]
 
 #: Demuxers that read one file and nothing else. Playlists (HLS, DASH, concat, SDP) and image
 #: patterns are absent: they open whatever path or address the file names.
@@ -169,7 +170,13 @@ class Picture:
 
 
 def frames(
-    path: Path, *, start: int = 0, stop: int | None = None, stride: int = 1, threads: int = 1
+    path: Path,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    stride: int = 1,
+    order: Order = "rgb",
+    threads: int = 1,
 ) -> Generator[tuple[int, Image]]:
     """Decode a video, one frame in memory at a time (and the few that the decoder holds).
 
@@ -181,11 +188,12 @@ def frames(
         start: the first frame to yield, counted from 0.
         stop: the frame after the last, None: to the end.
         stride: yield every n-th frame from ``start`` on.
+        order: of a pixel's bytes.
         threads: how many convert to RGB, which takes longer than to decode; each has a frame or
             two in memory.
 
     Yields:
-        The frame's number, and its pixels: RGB, uint8, (height, width, 3), C-contiguous.
+        The frame's number, and its pixels: uint8, (height, width, 3), C-contiguous.
 
     Raises:
         RefusedVideoError: it is not a video that can be read.
@@ -195,7 +203,7 @@ def frames(
     def convert(picture: Picture) -> tuple[int, Image]:
         if not hasattr(own, "reformatter"):
             own.reformatter = VideoReformatter()
-        return picture.index, to_rgb(picture, own.reformatter)
+        return picture.index, _converted(picture, own.reformatter, order)
 
     with closing(pictures(path, start, stop, stride)) as shown:
         if threads == 1:
@@ -316,6 +324,10 @@ def turns_of(frame: VideoFrame) -> int:
 
 def to_rgb(picture: Picture, reformatter: VideoReformatter) -> Image:
     """Return a frame as RGB, uint8 (height, width, 3), upright."""
+    return _converted(picture, reformatter, "rgb")
+
+
+def _converted(picture: Picture, reformatter: VideoReformatter, order: Order) -> Image:
     # Bicubic and BGR are what OpenCV asks of libswscale: another way round, 10-bit video and
     # video with subsampled chroma would differ by some levels.
     converted = reformatter.reformat(
@@ -326,8 +338,10 @@ def to_rgb(picture: Picture, reformatter: VideoReformatter) -> Image:
         interpolation=Interpolation.BICUBIC,
         threads=1,  # the decoder's threads have the cores
     )
-    rgb = cv2.cvtColor(converted.to_ndarray(), cv2.COLOR_BGR2RGB)
-    return np.ascontiguousarray(np.rot90(rgb, -picture.turns))
+    image: Image = np.asarray(converted.to_ndarray(), np.uint8)
+    if order == "rgb":
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+    return np.ascontiguousarray(np.rot90(image, -picture.turns))
 
 
 def rate_of(stream: VideoStream, mean: float | None, base: Fraction) -> Fraction:
