@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.lab import Embedded, Lab, Servers
 from tests.faults import labs
+from tests.faults.world import World
 
 
 @pytest.fixture(scope="package")
@@ -32,3 +34,11 @@ def lab(request: pytest.FixtureRequest) -> Lab:
     """Each of the stacks."""
     found: Lab = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """posedrop in this thread, on a store in memory."""
+    world = World(tmp_path)
+    yield world
+    world.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -13,7 +14,9 @@ from typing import Any, TypeVar
 
 import av
 import numpy as np
+from dramatiq import Broker
 
+from posedrop import queue
 from tests.e2e.lab import Embedded, Lab, Servers
 from tests.integration.brokers import Redis
 from tests.samples import REPOSITORY, free_box
@@ -88,3 +91,35 @@ def result(lab: Lab, key: str, seconds: float = 120) -> dict[str, Any]:
     found = lab.until(lambda: records(lab, f"{key}/", "result.json"), f"a result of {key}", seconds)
     assert len(found) == 1, list(found)
     return next(iter(found.values()))
+
+
+def objects(lab: Lab, prefix: str) -> dict[str, str]:
+    """Return the ETags of the objects below a prefix of the results bucket."""
+    pages = lab.s3().get_paginator("list_objects_v2").paginate(Bucket="results", Prefix=prefix)
+    return {found["Key"]: found["ETag"] for page in pages for found in page.get("Contents", [])}
+
+
+def check_artefacts(lab: Lab, key: str) -> None:
+    """Assert that every file that a video's result names is what it says."""
+    s3 = lab.s3()
+    for name, over in records(lab, f"{key}/", "result.json").items():
+        for artefact in over["artefacts"]:
+            place = f"{name.rsplit('/', 1)[0]}/{artefact['place'] or artefact['name']}"
+            body = s3.get_object(Bucket="results", Key=place)["Body"].read()
+            assert hashlib.sha256(body).hexdigest() == artefact["sha256"], place
+
+
+def broker_of(lab: Servers) -> Broker:
+    """Return a connection to the lab's broker, to send to its actors."""
+    return queue.connect(lab.broker.url)
+
+
+def send(broker: Broker, actor: str, **arguments: str) -> None:
+    """Deliver a message."""
+    queue.send(broker, actor, **arguments)
+
+
+def is_of(pid: int, worker: str) -> bool:
+    """Tell whether the process that calls itself ``worker`` is ``pid`` or was forked by it."""
+    own = int(worker.rsplit("-", 1)[1])
+    return os.getpgid(own) == pid
