@@ -83,7 +83,7 @@ class Uploads(threading.Thread):
         s3 = client(self._environment)
         number = 0
         while not self._told_to_stop.is_set() and len(self.acknowledged) != self._most:
-            if len(self.acknowledged) - len(over(s3, tolerant=True)) >= OUTSTANDING:
+            if len(self.acknowledged.keys() - over(s3, tolerant=True)) >= OUTSTANDING:
                 time.sleep(0.2)
                 continue
             number += 1
