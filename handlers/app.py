@@ -272,7 +272,7 @@ def _service_routes(
 
     @app.post("/reindex", summary="Make the index anew from the buckets")
     def post_reindex() -> dict[str, int]:
-        return reconcile.reindex(context).as_counts()
+        return reconciler.reindex().as_counts()
 
     @app.get("/healthz", summary="Liveness")
     def get_healthz() -> dict[str, str]:

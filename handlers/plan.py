@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from handlers.context import Context, now
 from posedrop import analyses, layout, models
 from posedrop.errors import BadRequestError, NotFoundError, PosedropError
+from posedrop.queue import QueueError
 from posedrop.records import (
     Asked,
     FolderRules,
@@ -145,6 +146,7 @@ def start(
         # What somebody deleted comes back when somebody asks again, not when an event does.
         if origin != "api" and context.index.analysis_is_gone(analysis_id):
             return Planned(analysis_id, "cancelled", True)
+        elsewhere = _run_of_the_first(context, video, wanted, analysis_id)
         request = Request(
             analysis_id=analysis_id,
             analysis=wanted.analysis.name,
@@ -161,13 +163,32 @@ def start(
             force=force,
         )
         bucket, key = context.settings.results_bucket, f"{run}/{layout.REQUEST}"
+        if elsewhere is not None:
+            return _known(context, elsewhere, request)
         if not context.storage.create(bucket, key, request.to_json()):
             # The bucket knows the run, the index did not: what stands there is what was asked.
             return _known(context, run, request)
         context.index.analysis_planned(request, run)
-    context.enqueue_infer(analysis_id, run)
+    try:
+        context.enqueue_infer(analysis_id, run)
+    except QueueError as error:
+        # It stands in the bucket: whoever asked is told so, and the reconciler sends it.
+        log.warning("%s", error)
     log.info("planned", extra={"analysis_id": analysis_id, "file_id": video.video.file_id})
     return Planned(analysis_id, "queued", False)
+
+
+def _run_of_the_first(
+    context: Context, video: VideoRecord, wanted: Order, analysis_id: str
+) -> str | None:
+    """Return the run that a duplicate's first has; an index that was lost may not know it yet."""
+    first = video.duplicate_of
+    if first is None:
+        return None
+    prefix = layout.video_prefix(video.video.bucket, first.key)
+    run = layout.run_prefix(prefix, wanted.analysis.name, analysis_id)
+    there = context.storage.head(context.settings.results_bucket, f"{run}/{layout.REQUEST}")
+    return run if there is not None else None
 
 
 def _known(context: Context, run: str, fallback: Request) -> Planned:
@@ -185,8 +206,11 @@ def _known(context: Context, run: str, fallback: Request) -> Planned:
 def plan_ingested(context: Context, video: VideoRecord) -> None:
     """Start what waited for this video and what its metadata, folder or the default ask for.
 
-    Doing it again starts nothing twice.
+    Doing it again starts nothing twice. An older version's record starts nothing at all.
     """
+    file = context.index.file(video.video.file_id)
+    if file is not None and file.etag != video.video.etag:
+        return
     if video.refusal is not None or video.probe is None:
         for pending in context.index.pending_of_file(video.video.file_id):
             reason = video.refusal.message if video.refusal else "it has no frames"

@@ -1,20 +1,26 @@
 """The reconciler: buckets against index, index against queue; what differs is repaired.
 
-Everything that an event, a message or a process lost is found here, at start and every minute.
+Everything that an event, a message or a process lost is found here, at start and every minute. A
+round asks the index alone what nobody is at, and looks at the next slice of both buckets: what a
+round costs does not grow with the buckets, only how many rounds a whole sweep takes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import TypeVar
 
 from handlers import notify, plan, upload
 from handlers.context import Context, now
-from posedrop import layout
+from posedrop import layout, queue
 from posedrop.errors import PosedropError
 from posedrop.index import AnalysisRow, FileRow, Page
 from posedrop.records import Attempt, FileState, RunState, VideoRecord
@@ -24,12 +30,15 @@ log = logging.getLogger(__name__)
 
 Row = TypeVar("Row", FileRow, AnalysisRow)
 
-#: A message younger than this may still be in the queue. Sending it again would harm nothing.
-_PATIENCE = timedelta(minutes=10)
+#: How many objects and rows a round looks at; benchmarks/scale.py says what a thousand cost.
+SLICE = 20_000
+#: An ingest reads the whole object: slower than this, in bytes a second, it is taken for lost.
+_SLOWEST_INGEST = 10e6
 #: After a round that failed: a store that has just started may answer 500 for a moment.
 _SOON_SECONDS = 5.0
 #: How long an event is kept, to know it when it comes again; MinIO retries for days.
 _REMEMBERED = timedelta(days=30)
+_NO_REPAIRS = frozenset({"videos_seen", "results_seen", "damaged"})
 
 
 @dataclass
@@ -46,6 +55,7 @@ class Repairs:
     runs_sent: int = 0
     requests_planned: int = 0
     expired: int = 0
+    damaged: int = 0
 
     def as_counts(self) -> dict[str, int]:
         """Return the counts by name."""
@@ -54,7 +64,7 @@ class Repairs:
     @property
     def mended(self) -> int:
         """How many things were not as they should be."""
-        return sum(self.as_counts().values()) - self.videos_seen - self.results_seen
+        return sum(n for name, n in self.as_counts().items() if name not in _NO_REPAIRS)
 
 
 class Reconciler:
@@ -65,10 +75,13 @@ class Reconciler:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._one_at_a_time = threading.Lock()
-        self._started = now()
+        self._sweep: Sweep | None = None
+        # The embedded broker lives in this process: what was sent before its start is gone.
+        embedded = context.settings.broker_url.startswith("stub://")
+        self._forgotten_before = now() if embedded else None
 
     def start(self) -> None:
-        """Begin; the first round runs at once and fills the queue of a broker that forgot it."""
+        """Begin; the first sweep goes on without a pause until all of both buckets was seen."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -78,24 +91,38 @@ class Reconciler:
             self._thread.join(timeout=30)
 
     def round(self) -> Repairs:
-        """Reconcile once, now."""
+        """Reconcile all of it, now."""
         with self._one_at_a_time:
-            return reconcile(self._context, sent_before=self._sent_before())
+            self._sweep = None
+            return reconcile(self._context, self._forgotten_before)
 
-    def _sent_before(self) -> datetime:
-        # The embedded broker lives in this process: what was sent before its start is gone.
-        patience = now() - _PATIENCE
-        embedded = self._context.settings.broker_url.startswith("stub://")
-        return max(patience, self._started) if embedded else patience
+    def reindex(self) -> Repairs:
+        """Forget the index and make it anew from the buckets."""
+        with self._one_at_a_time:
+            self._sweep = None
+            self._context.index.reset()
+            return reconcile(self._context, now())
+
+    def step(self) -> bool:
+        """Reconcile what the index knows, and the next slice; True at the end of a sweep."""
+        with self._one_at_a_time:
+            repairs = Repairs()
+            sweep, self._sweep = self._sweep or Sweep(self._context), None
+            over = sweep.go_on(repairs, SLICE)
+            if not over:
+                self._sweep = sweep
+            send_again(self._context, repairs, self._forgotten_before)
+        if repairs.mended or repairs.damaged:
+            log.info("reconciled", extra=repairs.as_counts())
+        return over
 
     def _run(self) -> None:
+        swept = False
         while not self._stop.is_set():
             pause = min(_SOON_SECONDS, self._context.settings.reconcile_seconds)
             try:
-                repairs = self.round()
-                pause = self._context.settings.reconcile_seconds
-                if repairs.mended:
-                    log.info("reconciled", extra=repairs.as_counts())
+                swept = self.step() or swept
+                pause = self._context.settings.reconcile_seconds if swept else 0.0
             except PosedropError as error:
                 log.warning("the reconciler tries again later: %s", error)
             except Exception:
@@ -103,88 +130,277 @@ class Reconciler:
             self._stop.wait(pause)
 
 
-def reconcile(context: Context, sent_before: datetime) -> Repairs:
-    """Compare and repair; messages sent before ``sent_before`` are taken for lost."""
+def reconcile(context: Context, forgotten_before: datetime | None) -> Repairs:
+    """Compare all and repair; messages sent before ``forgotten_before`` are lost for certain."""
     repairs = Repairs()
-    _index_videos(context, repairs)
-    _index_results(context, repairs)
-    _plan_forgotten(context, repairs)
-    _send_ingests(context, repairs, sent_before)
-    _send_runs(context, repairs, sent_before)
-    _expire(context, repairs)
-    context.index.forget_events(now() - _REMEMBERED)
+    Sweep(context).go_on(repairs, None)
+    send_again(context, repairs, forgotten_before)
     return repairs
 
 
-def reindex(context: Context) -> Repairs:
-    """Forget the index and make it anew from the buckets."""
-    context.index.reset()
-    return reconcile(context, sent_before=now())
+# -- buckets against index -------------------------------------------------------------------------
 
 
-def _index_videos(context: Context, repairs: Repairs) -> None:
-    """Find uploads whose event never came, and rows whose object is gone."""
-    known = {row.key: row for row in _all_files(context)}
-    for found in context.storage.objects(context.settings.videos_bucket):
-        repairs.videos_seen += 1
-        row = known.pop(found.key, None)
-        if row is not None and row.etag == found.etag and row.state != "expected":
-            continue
-        if found.key.endswith("/") or found.key.rsplit("/", 1)[-1] == layout.FOLDER_RULES:
-            continue
-        if row is not None and row.state != "expected":
+class Sweep:
+    """One passage through both buckets and the index, to be gone on with slice by slice.
+
+    Of what it has seen it keeps eight bytes an object, in order to know which rows have none.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._repairs = Repairs()
+        self._seen = array("Q")
+        self._later: list[str] = []
+        self._steps = self._all()
+
+    def go_on(self, repairs: Repairs, steps: int | None) -> bool:
+        """Take so many steps (None: all that are left); return whether it is over.
+
+        Raises:
+            PosedropError: the store or the index is away; this sweep is over, begin another.
+        """
+        self._repairs = repairs
+        taken = sum(1 for _ in islice(self._steps, steps))
+        return taken != steps
+
+    def _all(self) -> Iterator[None]:
+        yield from self._videos()
+        yield from self._results()
+        # Runs before their videos: a video's record has its runs planned, unless they are known.
+        for key in self._later:
+            yield
+            self._index_result(key)
+        self._seen = array("Q", sorted(self._seen))
+        yield from self._gone_files()
+        yield from self._gone_runs()
+
+    def _videos(self) -> Iterator[None]:
+        """Find uploads whose event never came."""
+        bucket = self._context.settings.videos_bucket
+        for found in self._context.storage.objects(bucket):
+            yield
+            self._repairs.videos_seen += 1
+            if found.key.endswith("/") or found.key.rsplit("/", 1)[-1] == layout.FOLDER_RULES:
+                continue
+            self._see(found.key)
+            row = self._context.index.file(layout.file_id_of(bucket, found.key))
+            if not _is_known(row, found):
+                self._index_video(found.key)
+
+    def _index_video(self, key: str) -> None:
+        bucket = self._context.settings.videos_bucket
+        file_id = layout.file_id_of(bucket, key)
+        # The page of the listing may be older than what the index has been told since.
+        there = self._context.storage.head(bucket, key)
+        row = self._context.index.file(file_id)
+        if there is None or _is_known(row, there):
+            return
+        if row is not None and row.key == key and row.state != "expected":
             # What is there now counts, even where it is older than what was (a restored backup).
-            context.index.file_removed(row.file_id)
-        notify.video_arrived(context, found.key)
-        repairs.uploads_found += 1
-    for row in known.values():
-        if row.state != "expected":
-            notify.video_removed(context, row.key)
-            repairs.files_gone += 1
+            self._context.index.file_removed(file_id)
+        notify.video_arrived(self._context, key)
+        self._repairs.uploads_found += 1
 
+    def _results(self) -> Iterator[None]:
+        """Find records that were never indexed."""
+        requested = ""
+        for found in self._context.storage.objects(self._context.settings.results_bucket):
+            yield
+            self._repairs.results_seen += 1
+            match layout.parse_result_key(found.key):
+                case layout.VideoObject(video=prefix, name=layout.VIDEO_RECORD):
+                    if self._waits_for_ingest(prefix):
+                        self._later.append(found.key)
+                case layout.AskedObject(pending_id=pending_id):
+                    if self._context.index.pending(pending_id) is None:
+                        self._later.append(found.key)
+                case layout.RunObject(run=run, name=name, analysis_id=analysis_id):
+                    if name == layout.REQUEST:
+                        requested = run
+                        self._see(run)
+                    # A result whose request is gone is what a deletion left that was cut short.
+                    if run == requested or name == "attempts/1.json":
+                        self._compare_run(found.key, name, analysis_id)
 
-def _index_results(context: Context, repairs: Repairs) -> None:
-    """Find records that were never indexed, and runs whose records are gone."""
-    runs = {row.run: row for row in _all_analyses(context)}
-    videos = {layout.video_prefix(row.bucket, row.key): row for row in _all_files(context)}
-    seen: set[str] = set()
-    news: list[str] = []
-    for found in context.storage.objects(context.settings.results_bucket):
-        repairs.results_seen += 1
-        if _is_news(context, found, runs, videos, seen):
-            news.append(found.key)
-    # Runs before their videos: a video's record has its runs planned, unless they are known.
-    for key in sorted(news, key=lambda key: key.endswith(f"/{layout.VIDEO_RECORD}")):
-        notify.result_arrived(context, key)
-        repairs.records_indexed += 1
-    for run, row in runs.items():
-        if run not in seen:
-            context.index.analysis_removed(row.analysis_id)
-            repairs.runs_gone += 1
+    def _waits_for_ingest(self, prefix: str) -> bool:
+        bucket = self._context.settings.videos_bucket
+        row = self._context.index.file(layout.file_id_of_prefix(bucket, prefix))
+        return row is not None and row.state == "received"
 
+    def _compare_run(self, key: str, name: str, analysis_id: str) -> None:
+        if name not in {layout.REQUEST, layout.RESULT, "attempts/1.json"}:
+            return
+        row = self._context.index.analysis(analysis_id)
+        is_news = {
+            layout.REQUEST: row is None,
+            layout.RESULT: row is not None and row.finished_at is None,
+            "attempts/1.json": row is not None and row.state == "queued",
+        }
+        if is_news[name]:
+            self._index_result(key)
 
-def _is_news(
-    context: Context,
-    found: ObjectInfo,
-    runs: dict[str, AnalysisRow],
-    videos: dict[str, FileRow],
-    seen: set[str],
-) -> bool:
-    match layout.parse_result_key(found.key):
-        case layout.VideoObject(video=prefix, name=layout.VIDEO_RECORD):
-            row = videos.get(prefix)
-            return row is not None and row.state == "received"
-        case layout.AskedObject(pending_id=pending_id):
-            pending = context.index.pending(pending_id)
-            return pending is None
-        case layout.RunObject(run=run, name=layout.REQUEST):
-            seen.add(run)
-            return run not in runs
-        case layout.RunObject(run=run, name=layout.RESULT):
-            run_row = runs.get(run)
-            return run_row is None or run_row.finished_at is None
-        case _:
+    def _index_result(self, key: str) -> None:
+        try:
+            notify.result_arrived(self._context, key)
+        except PosedropError as error:
+            if error.code != "damaged_record":
+                raise
+            # One that can't be read must not hold up those behind it, round after round.
+            log.warning("passed over: %s", error)
+            self._repairs.damaged += 1
+        else:
+            self._repairs.records_indexed += 1
+
+    def _gone_files(self) -> Iterator[None]:
+        """Find rows whose object is gone, and videos past their retention."""
+        for row in _all_files(self._context):
+            yield
+            if row.state != "expected" and not self._saw(row.key):
+                # It may have come behind our back: this asks the bucket itself.
+                notify.video_removed(self._context, row.key)
+                self._repairs.files_gone += self._context.index.file(row.file_id) is None
+            elif self._is_expired(row):
+                upload.delete(self._context, row.file_id)
+                self._repairs.expired += 1
+
+    def _is_expired(self, row: FileRow) -> bool:
+        days = self._context.settings.retention_days
+        if days is None or row.last_modified is None:
             return False
+        return row.last_modified < now() - timedelta(days=days)
+
+    def _gone_runs(self) -> Iterator[None]:
+        """Find runs whose records are gone."""
+        bucket = self._context.settings.results_bucket
+        for row in _all_analyses(self._context):
+            yield
+            if self._saw(row.run):
+                continue
+            if self._context.storage.head(bucket, f"{row.run}/{layout.REQUEST}") is None:
+                self._context.index.analysis_removed(row.analysis_id)
+                self._repairs.runs_gone += 1
+
+    def _see(self, name: str) -> None:
+        self._seen.append(_fingerprint(name))
+
+    def _saw(self, name: str) -> bool:
+        wanted = _fingerprint(name)
+        place = bisect_left(self._seen, wanted)
+        return place < len(self._seen) and self._seen[place] == wanted
+
+
+def _fingerprint(name: str) -> int:
+    # A run's folder ends like no video's key can, so the two share one list.
+    return int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:8], "big")
+
+
+def _is_known(row: FileRow | None, found: ObjectInfo) -> bool:
+    """Tell whether a row stands for an object, or for a newer one of the same file_id."""
+    if row is None or row.state == "expected":
+        return False
+    if row.key != found.key:
+        # Somebody put two files below one uploads/<file_id>/: the newer one has the id.
+        return row.last_modified is not None and row.last_modified >= found.last_modified
+    return row.etag == found.etag
+
+
+# -- index against queue ---------------------------------------------------------------------------
+
+
+def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | None) -> None:
+    """Plan what was forgotten, and send what nobody is at and no message waits for.
+
+    Messages can't be asked for by what they are about. But when fewer are waiting than there is to
+    do, some are lost, and as many are sent again: those first that were sent the longest ago. One
+    too many does no harm, it finds the run claimed or over.
+    """
+    _plan_forgotten(context, repairs)
+    todo = [*_received(context), *_unfinished(context)]
+    missing = len(todo) - (queue.ready(context.broker) if todo else 0)
+    for each in sorted(todo, key=lambda each: each.created_at):
+        if each.is_lost_for_certain(forgotten_before):
+            missing -= each.send(context, repairs)
+    for each in sorted(todo, key=lambda each: each.sent_at):
+        late = each.sent_at < now() - each.patience
+        if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
+            missing -= each.send(context, repairs)
+    context.index.forget_events(now() - _REMEMBERED)
+
+
+@dataclass(frozen=True)
+class ToDo:
+    """Something that a message should be waiting for."""
+
+    row: FileRow | AnalysisRow
+    patience: timedelta
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was asked for."""
+        return self.row.created_at
+
+    @property
+    def sent_at(self) -> datetime:
+        """When its last message was sent."""
+        return self.row.enqueued_at or self.row.created_at
+
+    def is_lost_for_certain(self, forgotten_before: datetime | None) -> bool:
+        """Tell whether no message can be there: none was sent, or all were forgotten since."""
+        if self.row.enqueued_at is None:
+            return True
+        return forgotten_before is not None and self.row.enqueued_at < forgotten_before
+
+    def send(self, context: Context, repairs: Repairs) -> bool:
+        """Send its message; False if there is no need, as the bucket knows."""
+        row = self.row
+        if isinstance(row, FileRow):
+            if row.etag is None:
+                return False
+            context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)
+            repairs.ingests_sent += 1
+            return True
+        names, alive = _run_now(context, row.run)
+        if alive or layout.RESULT in names or layout.REQUEST not in names:
+            return False
+        if layout.INFERENCE in names:
+            context.enqueue_render(row.analysis_id, row.run)
+        else:
+            context.enqueue_infer(row.analysis_id, row.run)
+        repairs.runs_sent += 1
+        return True
+
+
+def _received(context: Context) -> Iterator[ToDo]:
+    lease = context.settings.lease_seconds
+    for row in _all_files(context, state="received"):
+        yield ToDo(row, timedelta(seconds=lease + (row.size or 0) / _SLOWEST_INGEST))
+
+
+def _unfinished(context: Context) -> Iterator[ToDo]:
+    """Yield the runs that wait for a worker: queued, or left by one that fell silent."""
+    lease = timedelta(seconds=context.settings.lease_seconds)
+    for row in _all_analyses(context, state="queued"):
+        yield ToDo(row, lease)
+    for row in _all_analyses(context, state="running"):
+        names, alive = _run_now(context, row.run)
+        if layout.RESULT not in names and not alive:
+            yield ToDo(row, lease)
+
+
+def _run_now(context: Context, run: str) -> tuple[dict[str, ObjectInfo], bool]:
+    """Return the objects of a run by name, and whether a worker was heard of within a lease."""
+    bucket = context.settings.results_bucket
+    listing = context.storage.listing(bucket, f"{run}/")
+    names = {found.key.removeprefix(f"{run}/"): found for found in listing.objects}
+    numbers = [n for name in names if (n := layout.attempt_number(name)) is not None]
+    if not numbers:
+        return names, False
+    beaten = names[f"attempts/{max(numbers)}.json"].last_modified
+    if (listing.now - beaten).total_seconds() >= context.settings.lease_seconds:
+        return names, False
+    attempt = context.storage.read_record(bucket, layout.attempt(run, max(numbers)), Attempt)
+    return names, attempt is not None and attempt.outcome is None
 
 
 def _plan_forgotten(context: Context, repairs: Repairs) -> None:
@@ -200,60 +416,7 @@ def _plan_forgotten(context: Context, repairs: Repairs) -> None:
             repairs.requests_planned += 1
 
 
-def _send_ingests(context: Context, repairs: Repairs, sent_before: datetime) -> None:
-    for row in _all_files(context, state="received"):
-        if row.enqueued_at is not None and row.enqueued_at > sent_before:
-            continue
-        if row.etag is not None:
-            context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)
-            repairs.ingests_sent += 1
-
-
-def _send_runs(context: Context, repairs: Repairs, sent_before: datetime) -> None:
-    """Send the runs that nobody is at again; oldest first, so that their order stands."""
-    rows = [
-        row
-        for state in ("queued", "running")
-        for row in _all_analyses(context, state=state)
-        if row.enqueued_at is None or row.enqueued_at < sent_before
-    ]
-    for row in sorted(rows, key=lambda row: row.created_at):
-        run = context.storage.listing(context.settings.results_bucket, f"{row.run}/")
-        names = {found.key.removeprefix(f"{row.run}/"): found for found in run.objects}
-        if layout.RESULT in names or layout.REQUEST not in names:
-            continue
-        if _alive(context, row.run, names, run.now):
-            continue
-        if layout.INFERENCE in names:
-            context.enqueue_render(row.analysis_id, row.run)
-        else:
-            context.enqueue_infer(row.analysis_id, row.run)
-        repairs.runs_sent += 1
-
-
-def _alive(context: Context, run: str, names: dict[str, ObjectInfo], store_now: datetime) -> bool:
-    """Tell whether the last attempt's worker has been heard of within a lease."""
-    numbers = [n for name in names if (n := layout.attempt_number(name)) is not None]
-    if not numbers:
-        return False
-    beaten = names[f"attempts/{max(numbers)}.json"].last_modified
-    if (store_now - beaten).total_seconds() >= context.settings.lease_seconds:
-        return False
-    key = layout.attempt(run, max(numbers))
-    attempt = context.storage.read_record(context.settings.results_bucket, key, Attempt)
-    return attempt is not None and attempt.outcome is None
-
-
-def _expire(context: Context, repairs: Repairs) -> None:
-    """Remove videos that are older than the retention set, with their results."""
-    days = context.settings.retention_days
-    if days is None:
-        return
-    limit = now() - timedelta(days=days)
-    for row in list(_all_files(context)):
-        if row.last_modified is not None and row.last_modified < limit:
-            upload.delete(context, row.file_id)
-            repairs.expired += 1
+# -- rows ------------------------------------------------------------------------------------------
 
 
 def _all_files(context: Context, state: FileState | None = None) -> Iterator[FileRow]:

@@ -196,13 +196,14 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
         raise NotFoundError(f"there is no analysis {analysis_id}")
     types = {artefact.name: artefact.content_type for artefact in row.artefacts}
     types |= {layout.RESULT: "application/json", layout.REQUEST: "application/json"}
+    places = {artefact.name: artefact.object_name for artefact in row.artefacts}
     if name not in types:
         raise NotFoundError(
             f"{analysis_id} has no file {name[:80]!r}; there are: {', '.join(sorted(types))}"
         )
     return context.storage.presign_get(
         context.settings.results_bucket,
-        f"{row.run}/{name}",
+        f"{row.run}/{places.get(name, name)}",
         content_type=types[name],
         filename=name,
     )

@@ -85,6 +85,12 @@ def file_id_of(bucket: str, key: str) -> str:
     return upload.group(1) if upload else make_id(bucket, key)
 
 
+def file_id_of_prefix(bucket: str, prefix: str) -> str:
+    """Return the file_id of the video whose folder of the results bucket is ``prefix``."""
+    odd, _, file_id = prefix.partition("/")
+    return file_id if odd == _ODD_KEYS else file_id_of(bucket, prefix)
+
+
 def video_prefix(bucket: str, key: str) -> str:
     """Return the folder of the results bucket, without a slash at its end, for a video's key."""
     return key if _mirrors_plainly(key) else f"{_ODD_KEYS}/{file_id_of(bucket, key)}"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from dramatiq import Broker, Message
 from dramatiq.brokers.stub import StubBroker
+from dramatiq.common import dq_name
 from dramatiq.errors import BrokerError
 from dramatiq.middleware import (
     Callbacks,
@@ -12,6 +17,7 @@ from dramatiq.middleware import (
     Retries,
     ShutdownNotifications,
 )
+from redis.exceptions import RedisError
 
 from posedrop.errors import PosedropError
 
@@ -77,7 +83,34 @@ def send(broker: Broker, actor: str, **arguments: str) -> None:
     message: Message[None] = Message(
         queue_name=QUEUE_OF[actor], actor_name=actor, args=(), kwargs=arguments, options={}
     )
-    try:
+    with _translated(f"the broker did not take {actor}{arguments}"):
         broker.enqueue(message)
-    except (BrokerError, OSError) as error:
-        raise QueueError(f"the broker did not take {actor}{arguments}: {error}") from error
+
+
+def ready(broker: Broker) -> int:
+    """Return how many messages wait in both queues; not those that a worker has fetched.
+
+    Raises:
+        QueueError: the broker is away.
+    """
+    with _translated("the broker did not say what waits in it"):
+        return sum(_ready(broker, queue) for queue in (CPU, GPU))
+
+
+def _ready(broker: Any, queue: str) -> int:
+    """Ask in the broker's own way; Dramatiq has none for all of them."""
+    if isinstance(broker, StubBroker):
+        return sum(broker.queues[name].qsize() for name in (queue, dq_name(queue)))
+    if hasattr(broker, "get_queue_message_counts"):
+        waiting, delayed, _ = broker.get_queue_message_counts(queue)
+        return int(waiting + delayed)
+    names = (f"{broker.namespace}:{name}" for name in (queue, dq_name(queue)))
+    return sum(int(broker.client.llen(name)) for name in names)
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (BrokerError, RedisError, OSError) as error:
+        raise QueueError(f"{what}: {error}") from error

@@ -190,6 +190,16 @@ class Artefact(Record):
     size: int = Field(description="bytes")
     sha256: str
     content_type: str
+    place: str | None = Field(
+        default=None,
+        description="the object's name below the run's folder, where it is not ``name``: "
+        "an earlier attempt, dead or late, has left something under that",
+    )
+
+    @property
+    def object_name(self) -> str:
+        """The name of its object, below the run's folder."""
+        return self.place or self.name
 
 
 class Result(Versioned):

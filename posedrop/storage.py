@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import boto3
+from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Record)
 _MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
+_TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _CHUNK = 1 << 20
 
 
@@ -228,14 +230,11 @@ class Storage:
                     IfNoneMatch="*",
                 )
             except ClientError as error:
-                if _code(error) in {
-                    "412",
-                    "PreconditionFailed",
-                    "409",
-                    "ConditionalRequestConflict",
-                }:
-                    return False
-                raise
+                if _code(error) not in _TAKEN:
+                    raise
+                # A first try may have been stored and its answer lost on the way: then this is the
+                # caller's own object that stands in its way.
+                return _was_tried_again(error) and self.read(bucket, key) == data
         return True
 
     def write(
@@ -266,6 +265,47 @@ class Storage:
                 self._client.upload_fileobj(
                     source, bucket, key, ExtraArgs=extra, Config=self._transfer
                 )
+
+    def upload_new(self, bucket: str, key: str, path: Path, content_type: str) -> bool:
+        """Write a file of any length if there is no such object yet; never replace one.
+
+        Returns:
+            Whether this caller was the one. After a lost answer that can't be known: then False.
+        """
+        same: Any = {"Bucket": bucket, "Key": key}
+        with _translated(f"upload {bucket}/{key}"):
+            try:
+                if path.stat().st_size > self._part_bytes:
+                    self._put_new_parts(same, path, content_type)
+                else:
+                    with path.open("rb") as file:
+                        self._client.put_object(
+                            **same, Body=file, ContentType=content_type, IfNoneMatch="*"
+                        )
+            except ClientError as error:
+                if _code(error) in _TAKEN:
+                    return False
+                raise
+        return True
+
+    def _put_new_parts(self, same: Any, path: Path, content_type: str) -> None:
+        upload = self._client.create_multipart_upload(**same, ContentType=content_type)
+        this = {**same, "UploadId": upload["UploadId"]}
+        parts: list[Any] = []
+        try:
+            with path.open("rb") as file:
+                while part := file.read(self._part_bytes):
+                    number = len(parts) + 1
+                    answer = self._client.upload_part(**this, PartNumber=number, Body=part)
+                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+            self._client.complete_multipart_upload(
+                **this, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+            )
+        except BaseException:
+            # What is left of it would cost space until the store's own cleaning, nothing else.
+            with suppress(ClientError, BotoCoreError):
+                self._client.abort_multipart_upload(**this)
+            raise
 
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
         """Remove objects; one that is gone already is no error."""
@@ -398,12 +438,16 @@ def _client(
 def _translated(what: str) -> Iterator[None]:
     try:
         yield
-    except (ClientError, BotoCoreError) as error:
+    except (ClientError, BotoCoreError, Boto3Error) as error:
         raise StorageError(f"can't {what}: {error}") from error
 
 
 def _code(error: ClientError) -> str:
     return error.response.get("Error", {}).get("Code", "")
+
+
+def _was_tried_again(error: ClientError) -> bool:
+    return bool(error.response.get("ResponseMetadata", {}).get("RetryAttempts"))
 
 
 def _objects(page: Any) -> list[ObjectInfo]:

@@ -1,9 +1,15 @@
-"""Results: artefacts first, result.json last and once."""
+"""Results: artefacts first, result.json last and once.
+
+No object of a run is ever replaced. A worker that wakes up long after its run was taken over may
+still upload, and may even be the one that ends the run: what a result.json names is what its own
+writer wrote, whoever else was at work.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,20 +30,38 @@ _TYPES = {
 }
 
 
-def upload_artefacts(storage: Storage, bucket: str, run: str, folder: Path) -> list[Artefact]:
-    """Upload every file of ``folder`` into a run's folder; return what they are."""
+def upload_artefacts(
+    storage: Storage,
+    bucket: str,
+    run: str,
+    folder: Path,
+    attempt: int,
+    *,
+    apart: Collection[str] = (),
+) -> list[Artefact]:
+    """Upload every file of ``folder`` into a run's folder; return what they are and where.
+
+    Where another attempt has left a file of that name, and for the names in ``apart``, the file
+    goes to ``attempts/<attempt>/``.
+    """
     artefacts = []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         content_type = _TYPES.get(path.suffix, "application/octet-stream")
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        storage.upload(bucket, f"{run}/{path.name}", path, content_type)
+        place = None
+        if path.name in apart or not storage.upload_new(
+            bucket, f"{run}/{path.name}", path, content_type
+        ):
+            place = f"attempts/{attempt}/{path.name}"
+            storage.upload(bucket, f"{run}/{place}", path, content_type)
         artefacts.append(
             Artefact(
                 name=path.name,
                 size=path.stat().st_size,
                 sha256=sha256,
                 content_type=content_type,
+                place=place,
             )
         )
     return artefacts

@@ -248,7 +248,10 @@ def _publish_inference(
     shutil.copy(folder / RUN_LOG, out / RUN_LOG)
     held.look()
     _go_on(held, shop)
-    artefacts = publish.upload_artefacts(shop.storage, bucket, run, out)
+    renders = analyses.get(request.analysis).renders
+    # Render goes on with the log, and leaves all of it under its name.
+    apart = {RUN_LOG} if renders else set()
+    artefacts = publish.upload_artefacts(shop.storage, bucket, run, out, held.number, apart=apart)
     inference = Inference.model_validate(
         {
             **answer,
@@ -257,7 +260,7 @@ def _publish_inference(
             "timings": {"fetch": fetch_seconds, **answer.get("timings", {})},
         }
     )
-    if analyses.get(request.analysis).renders:
+    if renders:
         shop.storage.create(bucket, f"{run}/{layout.INFERENCE}", inference.to_json())
         checkpoints.clear(shop.storage, bucket, run)
         held.end("done")
@@ -281,14 +284,15 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
     names = {artefact.name: artefact for artefact in inference.artefacts}
     for name in ("poses.h5", "poses_filtered.h5"):
         if name in names:
-            hashes = shop.storage.download(bucket, f"{run}/{name}", poses / name)
+            place = names[name].object_name
+            hashes = shop.storage.download(bucket, f"{run}/{place}", poses / name)
             if hashes["sha256"] != names[name].sha256:
                 raise AnalysisError(f"{name} is not what infer wrote", code="damaged_poses")
     out = folder / "out"
     out.mkdir()
     run_log = folder / RUN_LOG
     if RUN_LOG in names:
-        shop.storage.download(bucket, f"{run}/{RUN_LOG}", run_log)
+        shop.storage.download(bucket, f"{run}/{names[RUN_LOG].object_name}", run_log)
     _go_on(held, shop)
     model = _model(shop, request)
     answer = shop.cpu.call(
@@ -303,7 +307,7 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
     shutil.copy(run_log, out / RUN_LOG)
     held.look()
     _go_on(held, shop)
-    drawn = publish.upload_artefacts(shop.storage, bucket, run, out)
+    drawn = publish.upload_artefacts(shop.storage, bucket, run, out, held.number)
     kept = [a for a in inference.artefacts if a.name != RUN_LOG]
     timings = {f"render_{name}": seconds for name, seconds in answer["timings"].items()}
     held.end("done")

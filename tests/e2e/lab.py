@@ -55,6 +55,8 @@ class Lab(ABC):
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=60)
         self.settings = {f"POSEDROP_{name.upper()}": value for name, value in settings.items()}
+        #: Further variables of the processes, e.g. PYTHONPATH for a plug-in.
+        self.environment: dict[str, str] = {}
 
     @abstractmethod
     def stop(self) -> int:
@@ -175,10 +177,16 @@ class Embedded(Lab):
                 [POSEDROP, "--data-dir", str(self.data_dir), "up", *options],
                 stdout=log,
                 stderr=log,
-                env=clean_environment() | _PACE | self.settings,
+                env=clean_environment() | _PACE | self.environment | self.settings,
             )
         self.until(self._up, "the API to answer", 60)
         return self
+
+    @property
+    def pid(self) -> int:
+        """The one process that is everything but the store."""
+        assert self._process is not None
+        return self._process.pid
 
     def _up(self) -> bool:
         assert self._process is not None
@@ -218,8 +226,11 @@ class Servers(Lab):
         super().__init__(data_dir, **settings)
         data_dir.mkdir(parents=True)
         self.store = MinioServer(data_dir / "minio", f"{self.url}/events")
+        #: Where posedrop finds the store, if not at the store's own address: a proxy's.
+        self.s3_endpoint = self.store.endpoint
         self.broker = broker
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._started = 0
 
     def start(self) -> Servers:
         """Start the servers, have ``posedrop bootstrap`` prepare the store, start posedrop."""
@@ -250,11 +261,14 @@ class Servers(Lab):
         return (
             clean_environment()
             | _PACE
+            | self.environment
             | {name: v for name, v in self.settings.items() if "ROOT" not in name}
             | {
                 "POSEDROP_DATA_DIR": str(self.data_dir / role),
                 "POSEDROP_SCRATCH_DIR": str(self.data_dir / "scratch"),
                 "POSEDROP_BROKER_URL": self.broker.url,
+                "POSEDROP_S3_ENDPOINT": self.s3_endpoint,
+                "POSEDROP_S3_PUBLIC_ENDPOINT": self.store.endpoint,
                 "POSEDROP_S3_ACCESS_KEY": self._keys[f"POSEDROP_{role.upper()}_ACCESS_KEY"],
                 "POSEDROP_S3_SECRET_KEY": self._keys[f"POSEDROP_{role.upper()}_SECRET_KEY"],
             }
@@ -273,18 +287,59 @@ class Servers(Lab):
         )
         self.until(self._answers, "the API to answer", 60)
 
-    def start_worker(self, service: str) -> None:
-        """Start one worker by the command and the Dramatiq settings that compose has for it."""
+    def start_worker(self, service: str) -> str:
+        """Start one worker by the command and the Dramatiq settings that compose has for it.
+
+        Returns:
+            Its name, for :meth:`kill` and :meth:`signal`.
+        """
         program, *options = compose.command(service)
+        self._started += 1
+        name = f"{service}-{self._started}"
         self._run(
-            f"{service}-{len(self._processes)}",
+            name,
             [str(BIN / program), *options],
             self._as("worker") | compose.environment(service, "dramatiq_"),
         )
+        return name
+
+    def names(self, service: str) -> list[str]:
+        """Return the names of what runs of a service: handlers, worker-cpu, worker-gpu."""
+        return [name for name in self._processes if name.startswith(service)]
+
+    def kill(self, name: str) -> None:
+        """Kill a process, and what it forked, as a power cut would; it is no longer one of ours."""
+        process = self._processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a process and what it forked."""
+        os.killpg(self._processes[name].pid, number)
+
+    def end(self, name: str) -> int:
+        """Ask a process to stop, as ``docker compose stop`` does; return its exit status."""
+        process = self._processes.pop(name)
+        process.terminate()
+        return process.wait(timeout=120)
+
+    def gone(self, name: str) -> bool:
+        """Tell whether a process has ended by itself; then it is no longer one of ours."""
+        if self._processes[name].poll() is None:
+            return False
+        del self._processes[name]
+        return True
+
+    def pid(self, name: str) -> int:
+        """Return a process' id."""
+        return self._processes[name].pid
 
     def _run(self, name: str, command: list[str], env: Mapping[str, str]) -> None:
         with (self.data_dir / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+            # A session of its own: dramatiq forks, and a kill is meant for all of it.
+            self._processes[name] = subprocess.Popen(
+                command, env=env, stdout=log, stderr=log, start_new_session=True
+            )
 
     def stop(self) -> int:
         """Stop the workers, then the API, then the servers."""

@@ -1,0 +1,83 @@
+"""``faulty``: an analysis that does on demand what decoders and networks do."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from posedrop.analyses import Analysis, Args, Job
+from posedrop.errors import AnalysisError
+
+
+class FaultyArgs(Args):
+    """The arguments of ``faulty``."""
+
+    how: Literal["work", "hang", "segfault", "exit", "memory", "raise", "kill_worker"] = "work"
+    seconds: float = 0
+    wall_seconds: float = 600
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Leave two files, one of them other bytes each time, after doing ``how``."""
+    args = FaultyArgs.model_validate(job.args)
+    job.report("infer", 0, 10)
+    print("about to", args.how, flush=True)
+    _FAULTS[args.how]()
+    time.sleep(args.seconds)
+    (job.out / "poses.csv").write_text(f"made by {os.urandom(16).hex()}\n")
+    (job.out / "same.csv").write_text("the same each time\n")
+    return {
+        "frames_expected": 2,
+        "frames_decoded": 2,
+        "rows": 2,
+        "missing": [],
+        "timings": {},
+        "versions": {},
+        "details": {},
+    }
+
+
+def _hang() -> None:
+    # In C, with the interpreter's lock held, as a decoder does.
+    ctypes.PyDLL(None).pause()
+
+
+def _swallow_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    bytearray(1 << 40)
+
+
+def _raise() -> None:
+    raise AnalysisError("this one never works", code="faulty")
+
+
+_FAULTS = {
+    "work": lambda: None,
+    "hang": _hang,
+    "segfault": lambda: ctypes.string_at(0),
+    "exit": lambda: os._exit(7),
+    "memory": _swallow_memory,
+    "raise": _raise,
+    # As when memory is short and the kernel takes the parent instead of the child.
+    "kill_worker": lambda: os.kill(os.getppid(), signal.SIGKILL),
+}
+
+
+def _wall_seconds(args: Mapping[str, Any], frames: int) -> float:  # noqa: ARG001
+    return float(args["wall_seconds"])
+
+
+faulty = Analysis(
+    name="faulty",
+    version="1",
+    args=FaultyArgs,
+    run="tests.faults.faulty:run",
+    summary="Does what decoders and networks do; for the tests.",
+    renders=False,
+    wall_seconds=_wall_seconds,
+)

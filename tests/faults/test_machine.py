@@ -1,0 +1,252 @@
+"""Whatever happens in whatever order: nothing is lost, nothing is doubled, the index follows."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from posedrop import layout
+from posedrop.errors import PosedropError
+from posedrop.index import AnalysisRow, FileRow
+from posedrop.records import Result
+from tests.faults.world import RESULTS, VIDEOS, Crash, Frozen, Gate, World
+
+KEYS = st.sampled_from(["a.mp4", "b.mp4", "day1/a.mp4", "../odd.mp4"])
+CONTENTS = st.sampled_from([b"one", b"two", b"three", b"bad"])
+#: A job makes some twenty calls to the store.
+CALLS = st.integers(1, 24)
+
+
+class Machine(RuleBasedStateMachine):
+    """A world, what was put into it, and whose runs people have touched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="posedrop-machine-"))
+        self.world = World(self.folder)
+        self.frozen: list[Frozen] = []
+        self.told: list[dict[str, Any]] = []
+        #: Contents whose runs may rightly have ended otherwise, or be gone.
+        self.touched: set[bytes] = set()
+
+    # -- what people do
+
+    @initialize(key=KEYS, content=CONTENTS)
+    def begin(self, key: str, content: bytes) -> None:
+        self.put(key, content)
+
+    @rule(key=KEYS, content=CONTENTS)
+    def put(self, key: str, content: bytes) -> None:
+        """An S3 tool uploads, or replaces what is there."""
+        self._touch(key)
+        self.world.clock.pass_(0.4)
+        self.world.storage.put(VIDEOS, key, content)
+
+    @rule(key=KEYS)
+    def remove(self, key: str) -> None:
+        """An S3 tool deletes a video; its results stay."""
+        self._touch(key)
+        self.world.storage.remove(VIDEOS, key)
+
+    @rule(key=KEYS, at=st.none() | CALLS)
+    def delete(self, key: str, at: int | None) -> None:
+        """DELETE /upload takes a video with its results; cut short, somebody asks again."""
+        from handlers import upload
+
+        self._touch(key)
+        file_id = layout.file_id_of(VIDEOS, key)
+        self._call(lambda: upload.delete(self.world.context, file_id), at)
+        if at is not None:
+            self._call(lambda: upload.delete(self.world.context, file_id), None)
+
+    @rule(data=st.data())
+    def cancel_or_delete_a_run(self, data: st.DataObject) -> None:
+        """DELETE /analyse."""
+        from handlers import results
+
+        rows = self.world.context.index.analyses(limit=100).rows
+        if rows:
+            row = data.draw(st.sampled_from(sorted(rows, key=lambda row: row.analysis_id)))
+            self._touch(row.key)
+            self.touched |= {c for c in (b"one", b"two", b"three") if _made_of(row, c)}
+            self._call(lambda: results.cancel_or_delete(self.world.context, row.analysis_id), None)
+
+    @rule(key=KEYS, seconds=st.sampled_from([0, 1]), at=st.none() | CALLS)
+    def ask(self, key: str, seconds: int, at: int | None) -> None:
+        """POST /analyse."""
+        from handlers import plan
+
+        file_id = layout.file_id_of(VIDEOS, key)
+        args = {"seconds": seconds}
+        self._call(lambda: plan.ask(self.world.context, file_id, "dummy", args, force=False), at)
+
+    # -- what happens by itself
+
+    @precondition(lambda self: self.world.storage.events)
+    @rule(data=st.data(), at=st.none() | CALLS)
+    def tell_some(self, data: st.DataObject, at: int | None) -> None:
+        """Some events arrive, in any order, some of them again, and the handlers may be killed."""
+        events = self.world.storage.events
+        some = data.draw(st.lists(st.sampled_from(range(len(events))), max_size=6))
+        again = data.draw(st.integers(0, 2))
+        told = [events[number] for number in some] + self.told[:again]
+        self.world.tell(told, Gate(at) if at is not None else None)
+        self.told = told
+
+    @precondition(lambda self: self.world.storage.events)
+    @rule()
+    def tell_all(self) -> None:
+        """All events arrive in their order."""
+        events, self.world.storage.events = self.world.storage.events, []
+        self.world.tell(events)
+
+    @rule()
+    def lose_events(self) -> None:
+        """The store forgets what it had to tell."""
+        self.world.storage.events.clear()
+
+    @rule()
+    def lose_messages(self) -> None:
+        """The broker is flushed."""
+        self.world.messages()
+
+    @rule(how=st.sampled_from(["run", "cut", "cut after", "freeze"]), at=CALLS, data=st.data())
+    def work(self, how: str, at: int, data: st.DataObject) -> None:
+        """A worker takes any message; it may be killed or stopped anywhere, the message too."""
+        messages = self.world.messages()
+        if not messages:
+            return
+        message = messages.pop(data.draw(st.integers(0, len(messages) - 1)))
+        self.world.put_back(messages)
+        if data.draw(st.booleans()):
+            self.world.put_back([message])
+        if how == "freeze":
+            frozen = self.world.freeze(message, at)
+            self.frozen += [frozen] if frozen else []
+        else:
+            gates = {"run": None, "cut": Gate(at), "cut after": Gate(at, after=True)}
+            self.world.work(message, gates[how])
+
+    @rule()
+    def work_all(self) -> None:
+        """The workers have a good day."""
+        for message in self.world.messages():
+            self.world.work(message)
+
+    @precondition(lambda self: self.frozen)
+    @rule()
+    def wake(self) -> None:
+        """A worker that was stopped goes on where it was."""
+        self.frozen.pop(0).wake()
+
+    @rule(seconds=st.sampled_from([0.4, 1, 61]))
+    def time_passes(self, seconds: float) -> None:
+        """A little, or a lease."""
+        self.world.clock.pass_(seconds)
+
+    @rule(at=st.none() | st.integers(1, 60))
+    def reconcile(self, at: int | None) -> None:
+        """The reconciler makes a round, and may be killed in it."""
+        self._call(self.world.reconciler.round, at)
+
+    @rule(lost=st.booleans())
+    def restart(self, lost: bool) -> None:
+        """The handlers are started again, with the index or without."""
+        if lost:
+            self.world.lose_index()
+        else:
+            self.world.close()
+            self.world.open()
+
+    def _call(self, do: Any, at: int | None) -> None:
+        with self.world.storage.gate(Gate(at) if at is not None else None):
+            try:
+                do()
+            except (PosedropError, Crash):
+                return
+
+    def _touch(self, key: str) -> None:
+        there = self.world.storage.buckets[VIDEOS].get(key)
+        if there is not None:
+            self.touched.add(there.data)
+
+    # -- what must be true in the end
+
+    def teardown(self) -> None:
+        """Wake everybody, settle, and compare with what was put there."""
+        try:
+            for frozen in self.frozen:
+                frozen.wake()
+            self.world.settle()
+            self._check_videos()
+            self._check_runs()
+            self._check_index()
+        finally:
+            self.world.end()
+            shutil.rmtree(self.folder)
+
+    def _check_videos(self) -> None:
+        index = self.world.context.index
+        there = self.world.storage.buckets[VIDEOS]
+        assert {row.key for row in index.files(limit=1000).rows} == set(there)
+        for key, stored in there.items():
+            row = index.file(layout.file_id_of(VIDEOS, key))
+            assert row is not None
+            assert row.state == ("refused" if stored.data == b"bad" else "ready"), row
+            assert (row.etag, row.size) == (stored.info.etag, len(stored.data))
+            if stored.data != b"bad" and stored.data not in self.touched:
+                runs = index.analyses_of_content(hashlib.sha256(stored.data).hexdigest())
+                assert {run.state for run in runs} == {"succeeded"}, (key, runs)
+
+    def _check_runs(self) -> None:
+        objects = self.world.storage.buckets[RESULTS]
+        requests = {key.rsplit("/", 1)[0] for key in objects if key.endswith("/request.json")}
+        ended = {key.rsplit("/", 1)[0] for key in objects if key.endswith("/result.json")}
+        assert requests <= ended
+        made_by: dict[str, str] = {}
+        for run in ended & requests:
+            result = Result.model_validate_json(objects[f"{run}/result.json"].data)
+            assert result.analysis_id not in made_by, (run, made_by)
+            made_by[result.analysis_id] = run
+            for artefact in result.artefacts:
+                data = objects[f"{run}/{artefact.object_name}"].data
+                assert hashlib.sha256(data).hexdigest() == artefact.sha256, (run, artefact)
+
+    def _check_index(self) -> None:
+        """An index made anew from the buckets has the same rows."""
+        before = self._rows()
+        self.world.reconciler.reindex()
+        assert self._rows() == before
+
+    def _rows(self) -> dict[str, Any]:
+        index = self.world.context.index
+        files: list[FileRow] = index.files(limit=1000).rows
+        runs: list[AnalysisRow] = index.analyses(limit=1000).rows
+        states = {row.file_id: (row.key, row.etag, row.state, row.sha256) for row in files}
+        return states | {row.analysis_id: (row.run, row.state, row.artefacts) for row in runs}
+
+
+def _made_of(row: AnalysisRow, content: bytes) -> bool:
+    from handlers import plan
+    from posedrop import analyses
+
+    order = plan.Order(analyses.get(row.analysis), row.args, None)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return plan.analysis_id_of(sha256, order, None) == row.analysis_id
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(
+    max_examples=60,
+    stateful_step_count=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)

@@ -1,0 +1,166 @@
+"""What no event and no message told, the reconciler finds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from handlers import reconcile
+from posedrop import layout
+from tests.e2e.lab import Servers
+from tests.faults import labs
+from tests.faults.world import RESULTS, VIDEOS, World
+
+
+def test_the_whole_way_works_with_notifications_switched_off(servers: Servers) -> None:
+    """No bucket says anything: uploads end all the same, and removals are noticed."""
+    s3 = servers.s3()
+    kept = {}
+    for bucket in ("videos", "results"):
+        answer = s3.get_bucket_notification_configuration(Bucket=bucket)
+        kept[bucket] = {n: v for n, v in answer.items() if n != "ResponseMetadata"}
+        s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration={})
+    try:
+        for number in range(5):
+            labs.put(servers, f"silent/{number}.mp4", labs.asks())
+        labs.put(servers, "silent/bad.mp4", body=b"no video")
+        for number in range(5):
+            assert labs.result(servers, f"silent/{number}.mp4")["state"] == "succeeded"
+            file_id = servers.file(f"silent/{number}.mp4")["file_id"]
+            analysis_id = servers.run_of(file_id)
+            servers.until(
+                lambda found=analysis_id: servers.get(f"/results/{found}")["status"] == "succeeded",
+                "the index to know it",
+            )
+        assert servers.file("silent/bad.mp4")["state"] == "refused"
+        s3.delete_object(Bucket="videos", Key="silent/0.mp4")
+        servers.until(
+            lambda: "silent/0.mp4" not in {f["key"] for f in servers.get("/files")["items"]},
+            "the row to go",
+        )
+    finally:
+        for bucket, configuration in kept.items():
+            s3.put_bucket_notification_configuration(
+                Bucket=bucket, NotificationConfiguration=configuration
+            )
+    answer = json.loads(servers.posedrop("reconcile", "--json").stdout)
+    assert answer["uploads_found"] == answer["files_gone"] == answer["runs_sent"] == 0
+    assert answer["videos_seen"] >= 5
+
+
+def planned(world: World) -> str:
+    """Have one video ingested and planned; return its run."""
+    world.storage.put(VIDEOS, "a.mp4", b"a film")
+    world.reconciler.round()
+    for message in world.messages():
+        world.work(message)
+    world.reconciler.round()
+    (row,) = world.context.index.analyses().rows
+    return row.run
+
+
+def test_each_kind_of_gap_is_found_and_counted(world: World) -> None:
+    """A round says what it repaired; the next one has nothing to say."""
+    storage, reconciler, index = world.storage, world.reconciler, world.context.index
+    storage.put(VIDEOS, "a.mp4", b"a film")
+    found = reconciler.round()
+    assert (found.uploads_found, found.videos_seen) == (1, 1)
+    for message in world.messages():
+        world.work(message)
+    assert reconciler.round().records_indexed == 1
+    world.messages()  # lost
+    world.clock.pass_(61)
+    assert reconciler.round().runs_sent == 1
+    for message in world.messages():
+        world.work(message)
+    assert reconciler.round().records_indexed == 2  # that it was begun, and that it is over
+    (row,) = index.analyses().rows
+    assert row.state == "succeeded"
+    assert reconciler.round().mended == 0
+    for key in [key for key in storage.buckets[RESULTS] if key.startswith(row.run)]:
+        storage.remove(RESULTS, key)
+    storage.remove(VIDEOS, "a.mp4")
+    gone = reconciler.round()
+    assert (gone.files_gone, gone.runs_gone, gone.mended) == (1, 1, 2)
+    assert (index.files().rows, index.analyses().rows) == ([], [])
+    assert reconciler.round().mended == 0
+
+
+def test_a_dead_workers_run_is_sent_when_its_lease_is_over(world: World) -> None:
+    """Not before, whatever else waits, and once."""
+    run = planned(world)
+    (message,) = world.messages()
+    frozen = world.freeze(message, 6)  # it has claimed, and is never heard of again
+    assert frozen is not None
+    assert world.reconciler.round().runs_sent == 0
+    world.clock.pass_(61)
+    assert world.reconciler.round().runs_sent == 1
+    assert world.reconciler.round().runs_sent == 0
+    for message in world.messages():
+        world.work(message)
+    assert f"{run}/result.json" in world.storage.buckets[RESULTS]
+    frozen.wake()
+
+
+def test_a_long_queue_is_not_sent_twice(world: World) -> None:
+    """Runs may wait for hours: while their messages are there, none is added; lost ones are."""
+    for number in range(20):
+        world.storage.put(VIDEOS, f"{number}.mp4", b"film %d" % number)
+    world.reconciler.round()
+    for message in world.messages():
+        world.work(message)
+    world.reconciler.round()
+    for _ in range(10):
+        world.clock.pass_(3600)
+        assert world.reconciler.round().runs_sent == 0
+    waiting = world.messages()
+    world.put_back(waiting[:15])
+    world.clock.pass_(61)
+    assert world.reconciler.round().runs_sent == 5
+    world.settle()
+    assert {row.state for row in world.context.index.analyses().rows} == {"succeeded"}
+
+
+def test_one_damaged_record_holds_up_nothing(world: World) -> None:
+    """A video.json that somebody overwrote is counted, and what lies behind it is found."""
+    planned(world)
+    world.storage.put(VIDEOS, "b.mp4", b"another film")
+    world.reconciler.round()
+    for message in world.messages():
+        world.work(message)
+    world.storage.put(RESULTS, "a.mp4/video.json", b"{}")
+    world.lose_index()
+    found = world.reconciler.round()
+    assert found.damaged == 1
+    row = world.context.index.file(layout.file_id_of(VIDEOS, "b.mp4"))
+    assert row is not None
+    assert row.state == "ready"
+
+
+def test_what_a_deletion_left_does_not_come_back(world: World) -> None:
+    """A deletion that was cut short after its request: the run stays gone, round after round."""
+    run = planned(world)
+    world.settle()
+    world.storage.remove(RESULTS, f"{run}/request.json")
+    assert world.reconciler.round().runs_gone == 1
+    assert world.reconciler.round().mended == 0
+    assert world.context.index.analyses().rows == []
+
+
+def test_slices_make_a_sweep(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few steps a round takes, at its end a sweep has found the same."""
+    monkeypatch.setattr(reconcile, "SLICE", 7)
+    for number in range(30):
+        world.storage.put(VIDEOS, f"{number}.mp4", b"film %d" % number)
+    rounds = 1
+    while not world.reconciler.step():
+        rounds += 1
+    assert len(world.messages()) == 30
+    # 30 objects and then their 30 rows.
+    assert rounds == 1 + 60 // 7
+    for number in range(30):
+        world.storage.remove(VIDEOS, f"{number}.mp4")
+    while not world.reconciler.step():
+        pass
+    assert world.context.index.files().rows == []

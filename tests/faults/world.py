@@ -1,0 +1,408 @@
+"""posedrop in one thread, on a store in memory: every step can be doubled, dropped, cut or frozen.
+
+The handlers and the worker are the real ones. The store is a dictionary with S3's promises
+(create-once, If-Match) and a clock that stands until it is moved. A job can be cut before or after
+any of its calls to the store, as kill -9 does, or frozen there and woken up later, as SIGSTOP does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+from dramatiq import Message
+
+from handlers import context as handlers_context
+from handlers import notify, plan, reconcile, results, upload
+from handlers.context import Context
+from posedrop import queue
+from posedrop.errors import ObjectChangedError, RefusedVideoError, StorageError
+from posedrop.index import Index
+from posedrop.settings import Settings, load
+from posedrop.storage import Listing, ObjectInfo, Storage
+from worker import runs
+from worker.ingest import ingest
+
+VIDEOS, RESULTS = "videos", "results"
+
+
+class Crash(BaseException):
+    """The process ends here and now; nothing catches it."""
+
+
+class Clock:
+    """A time that passes only when told to."""
+
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        """Return it."""
+        return self.time
+
+    def pass_(self, seconds: float) -> None:
+        """Let time pass."""
+        self.time += timedelta(seconds=seconds)
+
+
+class Gate:
+    """Where one thread of execution is cut or frozen: at its ``at``-th call to the store."""
+
+    def __init__(self, at: int, *, freeze: bool = False, after: bool = False) -> None:
+        self.left = at
+        self.freeze = freeze
+        self.after = after
+        self.frozen = threading.Event()
+        self.woken = threading.Event()
+
+    def passed(self) -> None:
+        """Count a call; crash, or wait to be woken up, if it is the one."""
+        self.left -= 1
+        if self.left == 0:
+            if not self.freeze:
+                raise Crash
+            self.frozen.set()
+            self.woken.wait()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object of the store."""
+
+    data: bytes
+    info: ObjectInfo
+
+
+class MemoryStorage(Storage):
+    """The buckets in memory."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.buckets: dict[str, dict[str, Stored]] = {VIDEOS: {}, RESULTS: {}, "models": {}}
+        self.events: list[dict[str, Any]] = []
+        self.overwritten: list[str] = []
+        self._gates = threading.local()
+        self._count = 0
+
+    @contextlib.contextmanager
+    def gate(self, gate: Gate | None) -> Iterator[None]:
+        """Have this thread cut or frozen within the block."""
+        self._gates.gate = gate
+        try:
+            yield
+        finally:
+            self._gates.gate = None
+
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[None]:
+        gate: Gate | None = getattr(self._gates, "gate", None)
+        if gate is not None and not gate.after:
+            gate.passed()
+        yield
+        if gate is not None and gate.after:
+            gate.passed()
+
+    # -- reading
+
+    def head(self, bucket: str, key: str) -> ObjectInfo | None:
+        with self._call():
+            found = self.buckets[bucket].get(key)
+            if found is None:
+                return None
+            # HEAD tells whole seconds, a listing milliseconds.
+            whole = found.info.last_modified.replace(microsecond=0)
+            return replace(found.info, last_modified=whole)
+
+    def read(self, bucket: str, key: str) -> bytes | None:
+        with self._call():
+            found = self.buckets[bucket].get(key)
+            return found.data if found else None
+
+    def download(
+        self, bucket: str, key: str, path: Path, etag: str | None = None
+    ) -> dict[str, str]:
+        with self._call():
+            found = self.buckets[bucket].get(key)
+            if found is None or (etag is not None and found.info.etag != etag):
+                raise ObjectChangedError(f"{bucket}/{key} was replaced")
+            path.write_bytes(found.data)
+            return {
+                "sha256": hashlib.sha256(found.data).hexdigest(),
+                "sha1": hashlib.sha1(found.data, usedforsecurity=False).hexdigest(),
+            }
+
+    def objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectInfo]:
+        with self._call():
+            found = self._below(bucket, prefix)
+        for info in found:
+            yield replace(info, metadata={})
+
+    def listing(self, bucket: str, prefix: str) -> Listing:
+        with self._call():
+            return Listing(self._below(bucket, prefix), self.clock())
+
+    def folders(self, bucket: str, prefix: str = "") -> list[str]:  # noqa: ARG002
+        return []
+
+    def _below(self, bucket: str, prefix: str) -> list[ObjectInfo]:
+        every = sorted(self.buckets[bucket].items())
+        return [stored.info for key, stored in every if key.startswith(prefix)]
+
+    # -- writing
+
+    def create(self, bucket: str, key: str, data: bytes) -> bool:
+        with self._call():
+            if key in self.buckets[bucket]:
+                return False
+            self.put(bucket, key, data)
+            return True
+
+    def write(
+        self,
+        bucket: str,
+        key: str,
+        data: bytes,
+        content_type: str = "application/json",  # noqa: ARG002
+    ) -> None:
+        with self._call():
+            self.put(bucket, key, data)
+
+    def upload(
+        self,
+        bucket: str,
+        key: str,
+        source: Path | IO[bytes],
+        content_type: str,  # noqa: ARG002
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        data = source.read_bytes() if isinstance(source, Path) else source.read()
+        with self._call():
+            self.put(bucket, key, data, metadata)
+
+    def upload_new(self, bucket: str, key: str, path: Path, content_type: str) -> bool:  # noqa: ARG002
+        return self.create(bucket, key, path.read_bytes())
+
+    def delete(self, bucket: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            with self._call():
+                self.remove(bucket, key)
+
+    # -- as people's S3 tools do it
+
+    def put(
+        self, bucket: str, key: str, data: bytes, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Write an object, and note the event."""
+        etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        info = ObjectInfo(key, etag, len(data), self.clock(), dict(metadata or {}))
+        self.buckets[bucket][key] = Stored(data, info)
+        self._note("s3:ObjectCreated:Put", bucket, key, {"eTag": etag, "size": len(data)})
+
+    def remove(self, bucket: str, key: str) -> None:
+        """Remove an object, and note the event."""
+        if self.buckets[bucket].pop(key, None) is not None:
+            self._note("s3:ObjectRemoved:Delete", bucket, key, {})
+
+    def _note(self, name: str, bucket: str, key: str, more: dict[str, Any]) -> None:
+        self._count += 1
+        told = {"key": quote(key), "sequencer": f"{self._count:016X}", **more}
+        s3 = {"bucket": {"name": bucket}, "object": told}
+        self.events.append({"eventSource": "minio:s3", "eventName": name, "s3": s3})
+
+
+class Child:
+    """The child process: what is no video is refused; the same video never makes the same bytes."""
+
+    def call(self, task: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Answer as the real child would."""
+        if task == "worker.preflight:probe":
+            if Path(payload["video"]).read_bytes().startswith(b"bad"):
+                raise RefusedVideoError("no video", code="not_a_video")
+            return {"probe": _PROBE}
+        nonce = os.urandom(8).hex()
+        (Path(payload["out"]).parent / "run.log").write_text(f"log {nonce}")
+        if task == "worker.render:render":
+            (Path(payload["out"]) / "pose.mp4").write_text(f"drawn {nonce}")
+            return {"timings": {}}
+        (Path(payload["out"]) / "poses.h5").write_text(f"poses {nonce}")
+        counts = {"frames_expected": 2, "frames_decoded": 2, "rows": 2}
+        return {**counts, "missing": [], "timings": {}, "versions": {}, "details": {}}
+
+
+_PROBE = {
+    "codec": "h264",
+    "pixel_format": "yuv420p",
+    "width": 64,
+    "height": 64,
+    "fps": 30.0,
+    "frames": 2,
+    "frames_counted": True,
+    "duration": 0.1,
+    "rotation": 0,
+    "variable_frame_rate": False,
+}
+
+
+@dataclass
+class Shop:
+    """What a worker process has, as worker.workshop.Workshop does."""
+
+    settings: Settings
+    storage: MemoryStorage
+    broker: Any
+    name: str
+    cpu: Child = field(default_factory=Child)
+    gpu: Child = field(default_factory=Child)
+    closing: bool = False
+
+    @contextlib.contextmanager
+    def bench(self) -> Iterator[Path]:
+        """Give an empty folder for one job."""
+        folder = Path(tempfile.mkdtemp(dir=self.settings.scratch_dir))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+    def send(self, actor: str, **arguments: str) -> None:
+        """Enqueue a message for an actor."""
+        queue.send(self.broker, actor, **arguments)
+
+
+@dataclass
+class Frozen:
+    """A worker that was stopped in the middle of a job."""
+
+    gate: Gate
+    thread: threading.Thread
+
+    def wake(self) -> None:
+        """Let it go on, and wait for its end."""
+        self.gate.woken.set()
+        self.thread.join()
+
+
+class World:
+    """A store, handlers, a queue, workers, and a clock."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.clock = Clock()
+        self.storage = MemoryStorage(self.clock)
+        self.folder = folder
+        self.settings = load(
+            folder,
+            {
+                "broker_url": "stub://",
+                "scratch_dir": folder / "scratch",
+                "default_analysis": "dummy",
+                "default_args": {"seconds": 0},
+                # Nothing beats by itself here: a heartbeat is a step like any other.
+                "heartbeat_seconds": 1e6,
+                "lease_seconds": 60,
+                **settings,
+            },
+        )
+        self.settings.scratch_dir.mkdir(parents=True, exist_ok=True)
+        self.broker = queue.connect("stub://")
+        self._worker = 0
+        self._modules = (handlers_context, notify, plan, reconcile, results, upload)
+        self._real_now = handlers_context.now
+        for module in self._modules:
+            if hasattr(module, "now"):
+                module.now = self.clock  # type: ignore[attr-defined]
+        self.open()
+
+    def open(self) -> None:
+        """Start the handlers, on whatever index there is."""
+        self.context = Context(
+            self.settings, self.storage, Index(self.folder / "index.sqlite"), self.broker
+        )
+        self.reconciler = reconcile.Reconciler(self.context)
+
+    def close(self) -> None:
+        """End the handlers."""
+        self.context.index.close()
+
+    def end(self) -> None:
+        """End everything, and give the modules their own time back."""
+        self.close()
+        for module in self._modules:
+            if hasattr(module, "now"):
+                module.now = self._real_now  # type: ignore[attr-defined]
+
+    def lose_index(self) -> None:
+        """Delete the index while the handlers are down."""
+        self.close()
+        for path in self.folder.glob("index.sqlite*"):
+            path.unlink()
+        self.open()
+
+    # -- messages
+
+    def messages(self) -> list[Message[Any]]:
+        """Take all messages out of the queue, oldest first."""
+        found = []
+        for name in (queue.CPU, queue.GPU):
+            waiting = self.broker.queues[name]
+            while not waiting.empty():
+                found.append(Message.decode(waiting.get()))
+        return sorted(found, key=lambda message: (message.message_timestamp, message.message_id))
+
+    def put_back(self, messages: Iterable[Message[Any]]) -> None:
+        """Put messages into the queue again."""
+        for message in messages:
+            self.broker.enqueue(message)
+
+    def work(self, message: Message[Any], gate: Gate | None = None) -> None:
+        """Have a worker of its own do what a message says."""
+        self._worker += 1
+        shop: Any = Shop(self.settings, self.storage, self.broker, f"worker-{self._worker}")
+        does: dict[str, Callable[..., None]] = {
+            "ingest": ingest,
+            "infer": runs.infer,
+            "render": runs.render,
+        }
+        # What Dramatiq would try again, the reconciler has to find here.
+        with self.storage.gate(gate), contextlib.suppress(Crash, StorageError):
+            does[message.actor_name](shop, **message.kwargs)
+
+    def freeze(self, message: Message[Any], at: int) -> Frozen | None:
+        """Have a worker stop in the middle; None if its job was over before."""
+        gate = Gate(at, freeze=True)
+        thread = threading.Thread(target=self.work, args=(message, gate), daemon=True)
+        thread.start()
+        while thread.is_alive() and not gate.frozen.is_set():
+            thread.join(0.001)
+        return Frozen(gate, thread) if gate.frozen.is_set() else None
+
+    # -- events
+
+    def tell(self, events: Iterable[dict[str, Any]], gate: Gate | None = None) -> None:
+        """POST events to the handlers, and let them follow."""
+        body = json.dumps({"Records": list(events)}).encode()
+        with self.storage.gate(gate), contextlib.suppress(Crash):
+            notify.record(self.context, body)
+            while notify.follow(self.context):
+                pass
+
+    def settle(self) -> None:
+        """Let time pass until nothing is left to do; no event is told any more."""
+        quiet = 0
+        while quiet < 2:
+            self.clock.pass_(self.settings.lease_seconds + 1)
+            repairs = self.reconciler.round()
+            messages = self.messages()
+            for message in messages:
+                self.work(message)
+            quiet = quiet + 1 if not messages and not repairs.mended else 0
