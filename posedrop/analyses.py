@@ -47,6 +47,8 @@ class Analysis:
     finish: str | None = None
     """The same, for what needs no accelerator, called as ``function(job, answer)`` with the answer
     of ``run`` in another child; it returns the answer that counts. The next job runs meanwhile."""
+    drawn: frozenset[str] = frozenset()
+    """Arguments that change the drawing alone: with others of these, poses are not found anew."""
     needs_model: bool = False
     renders: bool = True
     """False: it makes no poses, so there is nothing to draw."""

@@ -30,6 +30,7 @@ _RUN_OBJECT = re.compile(
 _ASKED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.json$")
 _ATTEMPT = re.compile(r"^attempts/([1-9][0-9]{0,5})\.json$")
 _CONTENT = "_content"
+_POSES = "_poses"
 _ODD_KEYS = "_keys"
 
 #: S3 allows 1,024 bytes a key; the longest name posedrop appends to a video's key is
@@ -100,7 +101,7 @@ def _mirrors_plainly(key: str) -> bool:
     segments = key.split("/")
     return (
         len(key.encode()) <= MAX_MIRRORED_BYTES
-        and segments[0] not in {_ODD_KEYS, _CONTENT}
+        and segments[0] not in {_ODD_KEYS, _CONTENT, _POSES}
         and all(_plain_segment(segment) for segment in segments)
     )
 
@@ -113,6 +114,11 @@ def _plain_segment(segment: str) -> bool:
         and "\\" not in segment
         and _RUN_FOLDER.match(segment) is None
     )
+
+
+def poses_record(poses_id: str) -> str:
+    """Return the key of the record that names a run with these poses."""
+    return f"{_POSES}/{poses_id}.json"
 
 
 def video_record(prefix: str) -> str:

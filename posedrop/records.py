@@ -183,6 +183,13 @@ class Inference(Versioned):
     artefacts: list[Artefact] = Field(default_factory=list)
 
 
+class PosesOf(Versioned):
+    """``_poses/<id>.json``: a run whose poses serve who asks for the same, drawn otherwise."""
+
+    analysis_id: str
+    run: str
+
+
 class Artefact(Record):
     """One file of a result."""
 

@@ -1,4 +1,4 @@
-"""A worker as a process of its own: ``dramatiq worker.main -Q cpu``, or ``-Q gpu -p 1 -t 1``."""
+"""A worker as a process of its own: ``dramatiq worker.main -Q cpu``, or ``-Q gpu -p 1 -t 2``."""
 
 from __future__ import annotations
 

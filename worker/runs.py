@@ -5,8 +5,10 @@ Whatever happens, a run ends: with what it was asked for, or with an error that 
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,7 +24,16 @@ from posedrop.errors import (
     ObjectChangedError,
     RefusedVideoError,
 )
-from posedrop.records import Artefact, Inference, Model, Progress, Request, RunError, Task
+from posedrop.records import (
+    Artefact,
+    Inference,
+    Model,
+    PosesOf,
+    Progress,
+    Request,
+    RunError,
+    Task,
+)
 from worker import checkpoints, claim, publish
 from worker.child import Child
 from worker.claim import Claim
@@ -169,11 +180,21 @@ def _fetch_video(shop: Workshop, request: Request, held: Claim, folder: Path) ->
         raise ObjectChangedError(f"{video.key} was replaced or removed since it was planned")
     if shop.cache.link_video(request.sha256, local):
         return local
-    hashes = shop.storage.download(video.bucket, video.key, local, video.etag)
-    if hashes["sha256"] != request.sha256:
+    if not _downloaded(shop, video.bucket, video.key, local, request.sha256, video.etag):
         raise ObjectChangedError(f"{video.key} has other content than when it was planned")
     shop.cache.keep_video(request.sha256, local)
     return local
+
+
+def _downloaded(
+    shop: Workshop, bucket: str, key: str, path: Path, sha256: str, etag: str | None = None
+) -> bool:
+    """Fetch an object; False if it is not what it should be, twice: once may be the network's."""
+    for _ in range(2):
+        if shop.storage.download(bucket, key, path, etag)["sha256"] == sha256:
+            return True
+        log.warning("%s came with another sha256", key)
+    return False
 
 
 # -- infer -----------------------------------------------------------------------------------------
@@ -181,6 +202,10 @@ def _fetch_video(shop: Workshop, request: Request, held: Claim, folder: Path) ->
 
 def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path) -> None:
     started = time.monotonic()
+    known = _known_poses(shop, request, folder)
+    if known is not None:
+        _publish_inference(shop, run, request, held, folder, known, time.monotonic() - started)
+        return
     analysis = analyses.get(request.analysis)
     model = None
     if request.model is not None:
@@ -231,6 +256,55 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path
     if analysis.finish is not None:
         answer = call(shop.desk, "finish_analysis", answer=answer)
     _publish_inference(shop, run, request, held, folder, answer, fetched - started)
+    record = PosesOf(analysis_id=request.analysis_id, run=run)
+    shop.storage.write(bucket, layout.poses_record(_poses_id(request)), record.to_json())
+
+
+def _poses_id(request: Request) -> str:
+    """Return what is the same for two requests that differ in nothing but the drawing."""
+    drawn = analyses.get(request.analysis).drawn | {"model"}
+    args = {name: value for name, value in request.args.items() if name not in drawn}
+    model = request.model.digest if request.model else ""
+    args_text = json.dumps(args, sort_keys=True)
+    return layout.make_id(
+        request.sha256, request.analysis, request.analysis_version, model, args_text
+    )
+
+
+def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, Any] | None:
+    """Fetch the poses that an earlier run found with the same arguments but for the drawing.
+
+    Returns:
+        The answer that run's analysis gave, with its files in ``out``; None: there is none, its
+        files are gone, or a run of its own was asked for (``force``).
+    """
+    if request.force is not None or not analyses.get(request.analysis).drawn:
+        return None
+    bucket = shop.settings.results_bucket
+    there = shop.storage.read_record(bucket, layout.poses_record(_poses_id(request)), PosesOf)
+    if there is None or there.analysis_id == request.analysis_id:
+        return None
+    earlier = shop.storage.read_record(bucket, f"{there.run}/{layout.INFERENCE}", Inference)
+    if earlier is None:
+        return None
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        files = Path(temporary)
+        for artefact in earlier.artefacts:
+            key = f"{there.run}/{artefact.object_name}"
+            path = files / Path(artefact.name).name
+            try:
+                whole = _downloaded(shop, bucket, key, path, artefact.sha256)
+            except ObjectChangedError:  # gone
+                return None
+            if not whole:
+                return None
+        files.rename(folder / "out")
+        files.mkdir()  # for who removes it
+    (folder / "out" / RUN_LOG).replace(folder / RUN_LOG)
+    answer = earlier.model_dump(include={"frames_expected", "frames_decoded", "rows", "versions"})
+    missing = [part.model_dump() for part in earlier.missing]
+    details = {**earlier.details, "poses_of": there.analysis_id}
+    return {**answer, "missing": missing, "details": details}
 
 
 def _publish_inference(

@@ -77,6 +77,18 @@ def test_a_presigned_put_ends_in_poses_plots_and_a_labelled_video(
     for what in ("width", "height", "avg_frame_rate", "nb_read_frames"):
         assert labelled[what] == source[what], what
     assert (labelled["codec_name"], labelled["pix_fmt"]) == ("h264", "yuv420p")
+    restyled = lab.ask(file_id, "deeplabcut_2d", {**args, "style": {"dotsize": 9}}).json()
+    drawn = lab.over(restyled["analysis_id"], seconds=400)
+    assert drawn["result"]["details"]["poses_of"] == analysis_id
+    before, after = (
+        {file["name"]: file["sha256"] for file in one["result"]["artefacts"]}
+        for one in (answer, drawn)
+    )
+    # Drawn anew, not found anew.
+    changed = {"pose.mp4", "run.log"}
+    assert {name for name in before if before[name] != after[name]} <= changed
+    assert before["pose.mp4"] != after["pose.mp4"]
+    assert before.keys() == after.keys()
 
 
 def test_a_range_of_a_result_can_be_downloaded(lab: Lab, mouse: Sample, model: str) -> None:

@@ -198,10 +198,10 @@ def test_the_broker_drops_no_message() -> None:
     assert mounts("broker")["/data"] in COMPOSE["volumes"]
 
 
-def test_a_gpu_has_one_worker_that_takes_one_job() -> None:
+def test_a_gpu_has_one_process_that_has_the_next_job_ready() -> None:
     gpu = SERVICES["worker-gpu"]
-    assert shlex.join(gpu["command"]) == "dramatiq worker.main -Q gpu -p 1 -t 1"
-    assert environment("worker-gpu")["dramatiq_queue_prefetch"] == "1"
+    assert shlex.join(gpu["command"]) == "dramatiq worker.main -Q gpu -p 1 -t 2"
+    assert environment("worker-gpu")["dramatiq_queue_prefetch"] == "2"
     device = gpu["deploy"]["resources"]["reservations"]["devices"][0]
     assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
     assert gpu["stop_grace_period"] == "2m"
@@ -209,9 +209,9 @@ def test_a_gpu_has_one_worker_that_takes_one_job() -> None:
     assert command == "dramatiq worker.main -Q cpu -p 1 -t 2"
 
 
-def test_no_two_workers_share_a_scratch_folder() -> None:
+def test_workers_of_a_host_share_their_scratch_and_so_its_caches() -> None:
     sources = [mounts(name)["/scratch"] for name in ("worker-cpu", "worker-gpu")]
-    assert len(set(sources)) == 2
+    assert len(set(sources)) == 1
 
 
 def test_every_volume_belongs_to_the_user_who_writes_it() -> None:

@@ -157,6 +157,7 @@ deeplabcut_2d = Analysis(
     args=DeepLabCut2D,
     run="worker.inference:run",
     finish="worker.tables:finish",
+    drawn=frozenset({"style"}),
     summary="Keypoints of one animal in every frame, by a DeepLabCut 3 (PyTorch) model of yours.",
     needs_model=True,
     check=check,
