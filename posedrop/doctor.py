@@ -412,9 +412,9 @@ print(json.dumps({"version": av.__version__, "libx264": has("libx264", "w"),
                   "h264": has("h264", "r")}))
 """
 _TORCH = """
-import json, torch
-print(json.dumps({"version": torch.__version__, "cuda": torch.cuda.device_count(),
-                  "mps": torch.backends.mps.is_available()}))
+import json
+from worker.hardware import described
+print(json.dumps(described()))
 """
 # As the worker's children leave the network: with a user namespace, else as root.
 _NETWORK = """
@@ -475,12 +475,12 @@ def _device(wanted: str) -> Finding:
     if isinstance(found, str):
         todo = "install torch again: pip install --force-reinstall torch"
         return Finding("device", FAIL, f"torch can't be loaded: {found}", todo)
-    there = ["cpu", *(f"cuda:{number}" for number in range(found["cuda"]))]
-    there += ["mps"] if found["mps"] else []
-    message = f"torch {found['version']} has {', '.join(there)}"
+    there = found["devices"]
+    how = "; ".join(f"{name} ({what})" for name, what in there.items())
+    message = f"torch {found['version']} has {how}"
     if wanted == "auto":
         return Finding("device", OK, f"{message}; POSEDROP_DEVICE=auto")
-    if wanted in there or (wanted == "cuda" and found["cuda"]):
+    if wanted in there or (wanted == "cuda" and "cuda:0" in there):
         return Finding("device", OK, f"{message}; POSEDROP_DEVICE={wanted}")
     return Finding(
         "device",

@@ -30,6 +30,8 @@ from deeplabcut.pose_estimation_pytorch.models.predictors import HeatmapPredicto
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from worker import hardware
+
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -79,7 +81,7 @@ class Machine:
     def dtype_for(self, precision: Precision) -> torch.dtype | None:
         """Return what to compute in besides fp32; None: nothing."""
         if precision == "auto":
-            return native_dtype(self.device) if self.has_peaks else None
+            return hardware.native_dtype(self.device) if self.has_peaks else None
         return _DTYPES.get(precision)
 
     @property
@@ -87,18 +89,6 @@ class Machine:
         """Whether all it finds are heatmaps with one peak a keypoint."""
         heads = self.exact.heads.values()
         return all(type(head.predictor) is HeatmapPredictor for head in heads)
-
-
-def native_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the 16-bit numbers that a device multiplies faster than fp32; None: none."""
-    if device.type == "cuda":
-        # Three bits more than bfloat16, and BatchNorm keeps a network's values within its range.
-        return torch.float16
-    if device.type == "cpu" and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    ):
-        return torch.bfloat16
-    return None
 
 
 @dataclass

@@ -88,6 +88,7 @@ def run(job: Job) -> dict[str, Any]:
     frames = video.count(job.video)
     total = len(_selected(args, frames))
     found, told = _infer(job, args, warm, crop, total)
+    inferred, ended = time.monotonic(), time.time()
     values = found.arrays()
     if crop is not None:
         _uncrop(values, crop)
@@ -102,7 +103,7 @@ def run(job: Job) -> dict[str, Any]:
         "missing": _missing(expected, found.indexes, args.stride),
         "timings": {
             "load": round(loaded - started, 3),
-            "inference": round(time.monotonic() - loaded, 3),
+            "inference": round(inferred - loaded, 3),
         },
         "versions": {name: version(name) for name in ("deeplabcut", "torch", "numpy", "av")},
         "details": {
@@ -111,6 +112,7 @@ def run(job: Job) -> dict[str, Any]:
             "snapshot": model.snapshot,
             "net_type": model.net_type,
             "device": model.device,
+            "inference_ended_at": round(ended, 3),
             **told,
             "bodyparts": model.bodyparts,
             "skeleton": model.skeleton,

@@ -27,7 +27,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import torch
 
-from worker import arithmetic, inference, network, tables, video
+from worker import arithmetic, hardware, inference, network, tables, video
 
 #: Stock DeepLabCut and posedrop must agree to this in fp32, in pixels.
 TOLERANCE = 0.01
@@ -556,7 +556,7 @@ def test_nearly_tied_peaks_are_computed_again(
         return model
 
     monkeypatch.setattr(arithmetic.Machine, "fast", coarse)
-    monkeypatch.setattr(arithmetic, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(arithmetic, "WORTH", 0.0)
     ours = run(short.film, short.model, precision="auto")
     told = ours.answer["details"]["precision"]
@@ -582,7 +582,7 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
         return model
 
     monkeypatch.setattr(arithmetic.Machine, "fast", shifted)
-    monkeypatch.setattr(arithmetic, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(arithmetic, "WORTH", 0.0)
     monkeypatch.setattr(arithmetic, "CHECK_EVERY", 10)
     ours = run(short.film, short.model, precision="auto")

@@ -1,0 +1,536 @@
+"""Figures of the engine, each against stock DeepLabCut in the same run.
+
+Prints a table and writes build/bench.json: a list of {figure, unit, stock, posedrop, ratio, limit,
+notes}, medians of the paired runs. A ratio is posedrop's to stock's; for speeds more is better, for
+times and memory less.
+
+    python -m benchmarks.engine                      # all: hours on two cores
+    python -m benchmarks.engine --quick render       # fewer frames, one pair
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DLClight", "True")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import httpx
+
+from tests.e2e.lab import Embedded
+from tests.samples import REPOSITORY, Sample, free_box, sample
+
+OUT = REPOSITORY / "build/bench.json"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table."""
+
+    figure: str
+    unit: str
+    stock: float | None
+    posedrop: float
+    limit: str
+    """What it should reach."""
+    notes: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How posedrop's value stands to stock's."""
+        return None if self.stock is None else self.posedrop / self.stock
+
+    def row(self) -> dict[str, Any]:
+        """Return it as bench.json has it."""
+        known = asdict(self)
+        limit, notes = known.pop("limit"), known.pop("notes")
+        return {**known, "ratio": self.ratio, "limit": limit, "notes": notes}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is measured."""
+
+    pairs: int
+    resnet50_frames: int
+    resnet18_frames: int
+    rendered_frames: int
+    clips: int
+    clip_frames: int
+    ceiling_frames: int
+    long_minutes: int
+
+
+ALL = Amount(3, 48, 240, 1500, 10, 300, 2330, 60)
+QUICK = Amount(1, 16, 60, 300, 4, 30, 600, 4)
+
+
+# -- in a process of its own: python -m benchmarks.engine --alone NAME '{json}' --------------------
+
+
+def stock_inference(config: str, film: str, out: str, constant: bool) -> dict[str, Any]:
+    """Run ``analyze_videos``; return its frames, and the seconds within its inference runner."""
+    import deeplabcut
+    import torch
+    from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
+    from deeplabcut.pose_estimation_pytorch.runners.inference import PoseInferenceRunner
+
+    if constant:
+        PoseModel.forward = lambda self, x: {  # noqa: ARG005
+            "bodypart": {
+                "heatmap": torch.zeros((len(x), 4, 61, 81)),
+                "locref": torch.zeros((len(x), 8, 61, 81)),
+            }
+        }
+    inference = PoseInferenceRunner.inference
+    seconds: list[float] = []
+    counts: list[int] = []
+
+    def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        found = inference(self, *args, **kwargs)
+        seconds.append(time.perf_counter() - started)
+        counts.append(len(found))
+        return found
+
+    PoseInferenceRunner.inference = timed
+    deeplabcut.analyze_videos(config, [film], destfolder=out, device="cpu")
+    return {"seconds": sum(seconds), "frames": sum(counts), **_memory()}
+
+
+def our_inference(model: str, film: str, out: str, precision: str, constant: bool) -> Any:
+    """Run the analysis; return its answer."""
+    import torch
+
+    from posedrop.analyses import Job
+    from worker import arithmetic, inference
+    from worker.analyses.deeplabcut_2d import deeplabcut_2d
+
+    class Constant(arithmetic.Arithmetic):
+        """All that happens on the device, from frames of uint8 to poses, takes no time."""
+
+        def launch(self, pixels: torch.Tensor) -> arithmetic.Launched:
+            return arithmetic.Launched(pixels, None, fast=False)
+
+        def collect(self, batch: arithmetic.Launched) -> arithmetic.Predictions:
+            self.state.frames += len(batch.x)
+            return {"bodypart": {"poses": torch.zeros((len(batch.x), 1, 4, 3))}}
+
+    args: dict[str, Any] = {"model": "m", "precision": precision}
+    if constant:
+        inference.Arithmetic = Constant  # type: ignore[misc]
+        args["batch_size"] = 8
+    whole = deeplabcut_2d.normalise(args)
+    job = Job(Path(film), Path(out), whole, Path(model), "d", lambda *_: None, device="cpu")
+    answer = inference.run(job)
+    return {
+        "seconds": answer["timings"]["inference"],
+        "frames": answer["frames_decoded"],
+        "details": answer["details"],
+        **_memory(),
+    }
+
+
+def stock_render(config: str, film: str, out: str, fast: bool) -> dict[str, Any]:
+    """Run ``create_labeled_video`` on what ``analyze_videos`` left; return its seconds."""
+    import deeplabcut
+
+    started = time.perf_counter()
+    deeplabcut.create_labeled_video(
+        config, [film], destfolder=out, fastmode=fast, save_frames=False
+    )
+    return {"seconds": time.perf_counter() - started}
+
+
+def our_render(film: str, poses: str, out: str) -> dict[str, Any]:
+    """Draw and encode; return the seconds without plots."""
+    from worker.render import render
+
+    payload = {
+        "video": film, "poses": poses, "poses_filtered": None, "out": out, "pcutoff": 0.4,
+        "style": {}, "skeleton": [], "start": 0, "stop": None, "stride": 1,
+    }  # fmt: skip
+    answer = render(payload, lambda *_: None)
+    return {"seconds": answer["timings"]["video"]}
+
+
+def _memory() -> dict[str, float]:
+    return {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+ALONE: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (stock_inference, our_inference, stock_render, our_render)
+}
+
+
+def alone(function: Callable[..., Any], **arguments: Any) -> Any:
+    """Call one of the functions above in a fresh process; adds its ``wall`` seconds."""
+    command = [sys.executable, "-m", "benchmarks.engine", "--alone", function.__name__]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*command, json.dumps(arguments)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{function.__name__} failed: {done.stderr[-2000:]}")
+    return {
+        **json.loads(done.stdout.rsplit("ANSWER ", 1)[1]), "wall": time.perf_counter() - started
+    }  # fmt: skip
+
+
+# -- the figures -----------------------------------------------------------------------------------
+
+
+class Bench:
+    """The figures by name; each method measures one or two."""
+
+    def __init__(self, folder: Path, amount: Amount) -> None:
+        self.folder = folder
+        self.amount = amount
+        self._number = 0
+
+    def inference(self) -> list[Figure]:
+        """Frames a second through a ResNet-50 with made weights, and the real ResNet-18."""
+        figures = []
+        heavy = made_resnet50(self.folder, self.mouse(2).model)
+        for name, model, frames, precisions in (
+            ("resnet50", heavy, self.amount.resnet50_frames, ("fp32", "auto")),
+            ("resnet18", self.mouse(2).model, self.amount.resnet18_frames, ("auto",)),
+        ):
+            limits = {
+                "resnet50_fp32": ">= 1.7", "resnet50_auto": ">= 3.5", "resnet18_auto": "",
+            }  # fmt: skip
+            film = self.mouse(frames).film
+            stock: list[float] = []
+            ours: dict[str, list[float]] = {precision: [] for precision in precisions}
+            told: dict[str, Any] = {}
+            for _ in range(self.amount.pairs):
+                stock.append(self._stock(model, film))
+                for precision in precisions:
+                    answer = self._ours(model, film, precision)
+                    ours[precision].append(answer["frames"] / answer["seconds"])
+                    told[precision] = answer["details"]["precision"]
+            figures += [
+                Figure(
+                    f"inference_{name}_{precision}", "frames/s", statistics.median(stock),
+                    statistics.median(ours[precision]), limits[f"{name}_{precision}"],
+                    f"{frames} frames; {told[precision]['used']}, repeated in fp32 "
+                    f"{told[precision]['share_repeated']:.1%}",
+                )
+                for precision in precisions
+            ]  # fmt: skip
+        return figures
+
+    def ceiling(self) -> list[Figure]:
+        """Frames a second of everything but the network, and what length does to memory."""
+        model = self.mouse(2).model
+        film = self.looped(self.amount.ceiling_frames / 30 / 60)
+        stock, ours = [], []
+        for _ in range(self.amount.pairs):
+            stock.append(self._stock(model, film, constant=True))
+            answer = self._ours(model, film, "fp32", constant=True)
+            ours.append(answer["frames"] / answer["seconds"])
+        short = self._ours(model, self.looped(1), "fp32", constant=True)
+        long = self._ours(model, self.looped(self.amount.long_minutes), "fp32", constant=True)
+        notes = "the device's work, from uint8 frames on, replaced by a constant"
+        return [
+            Figure(
+                "pipeline_ceiling", "frames/s", statistics.median(stock), statistics.median(ours),
+                ">= 3", notes,
+            ),
+            Figure(
+                "memory_60_over_1", "MiB", short["mib"], long["mib"], "<= 1.1",
+                f"posedrop's child, {self.amount.long_minutes} minutes against 1 (in the stock "
+                "column); constant network",
+            ),
+        ]  # fmt: skip
+
+    def render(self) -> list[Figure]:
+        """Rendered frames a second: DeepLabCut's fast and full mode, and a plain transcode."""
+        film = self.mouse(self.amount.rendered_frames).film
+        project = self._project(self.mouse(2).model)
+        done = self._fresh("analysed")
+        answer = self._ours(self.mouse(2).model, film, "auto", out=done)
+        config = str(project / "config.yaml")
+        # What it leaves beside the poses is wanted, not its poses.
+        alone(stock_inference, config=config, film=str(film), out=str(done), constant=True)
+        poses = self._poses(done, answer, film)
+        frames = self.amount.rendered_frames
+        fast, full, ours, plain = [], [], [], []
+        for number in range(self.amount.pairs):
+            for times, is_fast in ((fast, True), (full, False)):
+                if is_fast or number == 0:
+                    out = self._fresh("labelled")
+                    for file in done.iterdir():
+                        shutil.copy(file, out)
+                    rendered = alone(
+                        stock_render, config=config, film=str(film), out=str(out), fast=is_fast
+                    )
+                    times.append(frames / rendered["seconds"])
+            out = self._fresh("rendered")
+            rendered = alone(our_render, film=str(film), poses=str(poses), out=str(out))
+            ours.append(frames / rendered["seconds"])
+            plain.append(frames / transcode(film, out / "plain.mp4"))
+        value = statistics.median(ours)
+        notes = (
+            f"{value / statistics.median(full):.1f} times the full mode, "
+            f"{value / statistics.median(plain):.0%} of ffmpeg's transcode (x264 veryfast)"
+        )
+        return [Figure("render", "frames/s", statistics.median(fast), value, ">= 1", notes)]
+
+    def way(self) -> list[Figure]:
+        """Several clips by the whole way, against as many fresh processes of a script."""
+        count, frames = self.amount.clips, self.amount.clip_frames
+        film, model = self.mouse(frames).film, self.mouse(2).model
+        script = []
+        for _ in range(min(count, self.amount.pairs)):
+            out, project = self._fresh("script"), self._project(model)
+            config = str(project / "config.yaml")
+            first = alone(
+                stock_inference, config=config, film=str(film), out=str(out), constant=False
+            )
+            second = alone(stock_render, config=config, film=str(film), out=str(out), fast=True)
+            script.append(first["wall"] + second["wall"])
+        lab = Embedded(self._fresh("data")).start()
+        try:
+            seconds, results, waits = clips_through(lab, film, model, count)
+        finally:
+            lab.stop()
+        warm = [
+            result["timings"]["total"] - result["timings"]["inference"]
+            - result["timings"]["render_video"] - wait
+            for result, wait in zip(results[-1:], waits[-1:], strict=True)
+        ]  # fmt: skip
+        busy = sum(result["timings"]["inference"] for result in results[:-1])
+        begun = [_begun(result) for result in results[:-1]]
+        span = max(end for _, end in begun) - min(start for start, _ in begun)
+        return [
+            Figure(
+                "batch10", "s", count * statistics.median(script), seconds, "<= 0.25",
+                f"{count} clips of {frames} frames; a script's {len(script)} processes, times "
+                f"{count / len(script):g}",
+            ),
+            Figure(
+                "warm_overhead_s", "s", None, statistics.median(warm), "<= 0.7",
+                "a job by itself on a warm model: from its request to its result, without "
+                "inference, rendering and waiting",
+            ),
+            Figure(
+                "idle_share", "share", None, max(0.0, 1 - busy / span), "<= 0.02",
+                "of the network's child between the first frame and the last of the queued clips",
+            ),
+        ]  # fmt: skip
+
+    def event(self) -> list[Figure]:
+        """From the end of a PUT to the start of its ingest."""
+        from benchmarks.way import put_to_ingest
+
+        lab = Embedded(self._fresh("data")).start()
+        try:
+            waits = put_to_ingest(lab, self.mouse(12).film, 50)
+        finally:
+            lab.stop()
+        milliseconds = 1000 * statistics.median(waits)
+        notes = "embedded stack, 50 PUTs; benchmarks/events.py has MinIO and Redis"
+        return [Figure("event_to_start_ms", "ms", None, milliseconds, "<= 50", notes)]
+
+    # -- helpers --
+
+    def mouse(self, frames: int) -> Sample:
+        """Return so many frames of the mouse, and its model."""
+        return sample(self.folder, frames)
+
+    def looped(self, minutes: float) -> Path:
+        """Return a film of the mouse that goes on for so long."""
+        path = self.folder / f"looped{minutes:g}.mp4"
+        if not path.exists():
+            source = self.mouse(600).film
+            subprocess.run(
+                ["ffmpeg", "-v", "error", "-stream_loop", "-1", "-i", str(source), "-c", "copy",
+                 "-t", str(60 * minutes), str(path)],
+                check=True,
+            )  # fmt: skip
+        return path
+
+    def _fresh(self, name: str) -> Path:
+        self._number += 1
+        folder = self.folder / f"{name}{self._number}"
+        folder.mkdir()
+        return folder
+
+    def _project(self, model: Path) -> Path:
+        project = self._fresh("project") / "model"
+        shutil.copytree(model, project, copy_function=shutil.copyfile)
+        for path in (project, *project.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        return project
+
+    def _stock(self, model: Path, film: Path, *, constant: bool = False) -> float:
+        config = self._project(model) / "config.yaml"
+        out = self._fresh("stock")
+        answer = alone(
+            stock_inference, config=str(config), film=str(film), out=str(out), constant=constant
+        )
+        return float(answer["frames"] / answer["seconds"])
+
+    def _ours(
+        self,
+        model: Path,
+        film: Path,
+        precision: str,
+        *,
+        constant: bool = False,
+        out: Path | None = None,
+    ) -> Any:
+        out = out or self._fresh("ours")
+        return alone(
+            our_inference,
+            model=str(model), film=str(film), out=str(out), precision=precision, constant=constant,
+        )  # fmt: skip
+
+    def _poses(self, done: Path, answer: Any, film: Path) -> Path:
+        """Write our predictions under DeepLabCut's own name, for both renderers."""
+        import numpy as np
+
+        from worker.tables import PREDICTIONS, table_of
+
+        with np.load(done / PREDICTIONS) as file:
+            indexes, poses = file["indexes"], file["bodyparts"][:, 0, :, :3]
+        (done / PREDICTIONS).unlink()
+        details = answer["details"]
+        table = table_of(indexes, poses, details["scorer"], details["bodyparts"])
+        path = done / f"{film.stem}{details['scorer']}.h5"
+        table.to_hdf(path, key="df_with_missing", format="table", mode="w")
+        return path
+
+
+def made_resnet50(folder: Path, model: Path) -> Path:
+    """Return the project with a ResNet-50 of made weights whose heatmaps have clear peaks."""
+    import torch
+    import yaml
+    from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
+
+    target = folder / "resnet50"
+    shutil.copytree(model, target, copy_function=shutil.copyfile)
+    for path in (target, *target.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    [config] = target.rglob("pytorch_config.yaml")
+    described = yaml.safe_load(config.read_text())
+    network = described["model"]
+    network["backbone"]["model_name"] = "resnet50"
+    network["backbone_output_channels"] = 2048
+    head = network["heads"]["bodypart"]
+    for part in ("heatmap_config", "locref_config"):
+        head[part]["channels"][0] = 2048
+    config.write_text(yaml.safe_dump(described, sort_keys=False))
+    torch.manual_seed(0)
+    made = PoseModel.build(network).eval()
+    with torch.inference_mode():
+        top = made(torch.randn((1, 3, 480, 640)))["bodypart"]["heatmap"].amax()
+        for values in made.heads["bodypart"].heatmap_head.parameters():
+            values.mul_(0.8 / top)
+    [snapshot] = target.rglob("snapshot-*.pt")
+    torch.save({"model": made.state_dict(), "metadata": {"epoch": 1}}, snapshot)
+    return target
+
+
+def transcode(film: Path, target: Path) -> float:
+    """Return the seconds of a plain ffmpeg transcode with the preset that posedrop uses."""
+    started = time.perf_counter()
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-i", str(film), "-an", "-c:v", "libx264", "-preset", "veryfast",
+         "-crf", "23", "-pix_fmt", "yuv420p", str(target)],
+        check=True,
+    )  # fmt: skip
+    return time.perf_counter() - started
+
+
+def clips_through(
+    lab: Embedded, film: Path, model: Path, count: int
+) -> tuple[float, list[dict[str, Any]], list[float]]:
+    """PUT clips of different contents at once; then one more by itself, on the warm model.
+
+    Returns:
+        Seconds from the first PUT to the last result.json of the clips; the results, the single
+        one last; the seconds that each waited for another.
+    """
+    lab.posedrop("models", "push", str(model), "--name", "mouse")
+    content = film.read_bytes()
+
+    def put(number: int) -> str:
+        body = {
+            "filename": f"{number}.mp4", "analysis": "deeplabcut_2d", "args": {"model": "mouse"},
+        }  # fmt: skip
+        asked = lab.http.post("/upload", json=body).json()
+        upload = asked["upload"]
+        data = content + free_box(number + 8)
+        httpx.put(upload["url"], headers=upload["headers"], content=data).raise_for_status()
+        return str(asked["file_id"])
+
+    started = time.perf_counter()
+    files = [put(number) for number in range(count)]
+    answers = [lab.over(lab.run_of(file), seconds=7200) for file in files]
+    seconds = time.perf_counter() - started
+    answers.append(lab.over(lab.run_of(put(count)), seconds=7200))
+    results = [answer["result"] for answer in answers]
+    return seconds, results, [result["timings"].get("wait", 0.0) for result in results]
+
+
+def _begun(result: dict[str, Any]) -> tuple[float, float]:
+    """Return when the network began with a video and when it ended, in seconds since 1970."""
+    end = float(result["details"]["inference_ended_at"])
+    return end - result["timings"]["inference"], end
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("figures", nargs="*", help="inference, ceiling, render, way, event")
+    parser.add_argument("--quick", action="store_true", help="fewer frames, one pair")
+    parser.add_argument("--pairs", type=int, help="paired runs (3)")
+    parser.add_argument("--clip-frames", type=int, help="frames of a clip of the batch (300)")
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.alone:
+        name, arguments = given.alone
+        print("ANSWER", json.dumps(ALONE[name](**json.loads(arguments))))
+        return
+    amount = QUICK if given.quick else ALL
+    if given.pairs:
+        amount = replace(amount, pairs=given.pairs)
+    if given.clip_frames:
+        amount = replace(amount, clip_frames=given.clip_frames)
+    names = given.figures or ["inference", "ceiling", "render", "way", "event"]
+    rows = {row["figure"]: row for row in json.loads(OUT.read_text())} if OUT.exists() else {}
+    OUT.parent.mkdir(exist_ok=True)
+    print(f"{'figure':24}{'unit':>10}{'stock':>10}{'posedrop':>10}{'ratio':>8}{'limit':>9}  notes")
+    with tempfile.TemporaryDirectory() as temporary:
+        bench = Bench(Path(temporary), amount)
+        for name in names:
+            for figure in getattr(bench, name)():
+                stock = "" if figure.stock is None else f"{figure.stock:.2f}"
+                ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
+                print(
+                    f"{figure.figure:24}{figure.unit:>10}{stock:>10}{figure.posedrop:>10.3f}"
+                    f"{ratio:>8}{figure.limit:>9}  {figure.notes}",
+                    flush=True,
+                )
+                rows[figure.figure] = figure.row()
+                OUT.write_text(json.dumps(list(rows.values()), indent=1))
+
+
+if __name__ == "__main__":
+    main()
