@@ -59,6 +59,7 @@ class Index:
         self._local = threading.local()
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         with schema.translated():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db.enable_wal()
@@ -455,13 +456,24 @@ class Index:
                 # Inside of ``together``, which ends it.
                 yield db
                 return
-            db.conn.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.conn.execute("COMMIT")
-            except BaseException:
-                db.rollback()
-                raise
+            with self._turn():
+                db.conn.execute("BEGIN IMMEDIATE")
+                try:
+                    yield db
+                    db.conn.execute("COMMIT")
+                except BaseException:
+                    db.rollback()
+                    raise
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for this process' other writers: SQLite would sleep and ask again, up to 0.1 s."""
+        if not self._writing.acquire(timeout=self._timeout):
+            raise IndexBusyError("The index is written by another thread; try again.")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     def _rows(self, kind: type[Row], sql: str, values: Sequence[object] = ()) -> list[Row]:
         with self._read() as db:
