@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from handlers import plan
@@ -24,8 +23,6 @@ log = logging.getLogger(__name__)
 
 #: So many events share two transactions. The first of them waits for what is looked up of the last.
 _BATCH = 64
-#: Threads that ask the store. More would only wait for one another: asking is Python's work, too.
-_LOOKERS = 4
 _NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD})
 
 
@@ -106,7 +103,7 @@ class Ingest(NamedTuple):
     @property
     def name(self) -> tuple[str, str]:
         """What two events have in common that call for one message."""
-        return self.file_id, self.etag
+        return self.key, self.etag
 
 
 class Planning(NamedTuple):
@@ -208,8 +205,7 @@ def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], Foun
 
     if len(places) == 1:
         return {places[0]: look(places[0])}
-    with ThreadPoolExecutor(min(_LOOKERS, len(places)), "look") as pool:
-        return dict(zip(places, pool.map(look, places), strict=True))
+    return dict(zip(places, context.lookers.map(look, places), strict=True))
 
 
 def _look_at(context: Context, bucket: str, key: str) -> Found:
