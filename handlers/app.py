@@ -65,13 +65,40 @@ def create_app(settings: Settings, broker: Broker) -> FastAPI:
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
     )
-    app.middleware("http")(access.guard(settings))
+    app.add_middleware(access.Guard, settings=settings)
     _errors(app)
+    _events_route(app, context, follower, metrics)
     _upload_routes(app, context)
     _result_routes(app, context)
     _list_routes(app, context)
-    _service_routes(app, context, follower, reconciler, metrics)
+    _service_routes(app, context, reconciler, metrics)
     return app
+
+
+def _events_route(
+    app: FastAPI, context: Context, follower: notify.Follower, metrics: Metrics
+) -> None:
+    """POST /events: bucket notifications, for the store alone."""
+    token = context.settings.events_token
+
+    async def post_events(request: Request) -> Response:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if token is None or not hmac.compare_digest(given, token.get_secret_value().encode()):
+            return JSONResponse(
+                {"error": {"code": "unauthorized", "message": "a wrong or no events token"}}, 401
+            )
+        started = time.perf_counter()
+        body = await _body_up_to(request, _MAX_EVENT_BYTES)
+        new = await run_in_threadpool(notify.record, context, body)
+        metrics.events.labels("new" if new else "known").inc()
+        metrics.event_seconds.observe(time.perf_counter() - started)
+        if new:
+            follower.wake()
+        return Response(status_code=204)
+
+    # Starlette's own route, and the first: FastAPI's would look for parameters to check, and an
+    # upload makes four of these requests.
+    app.add_route("/events", post_events, methods=["POST"], include_in_schema=False)
 
 
 def _upload_routes(app: FastAPI, context: Context) -> None:
@@ -244,28 +271,9 @@ def _list_routes(app: FastAPI, context: Context) -> None:
 def _service_routes(
     app: FastAPI,
     context: Context,
-    follower: notify.Follower,
     reconciler: reconcile.Reconciler,
     metrics: Metrics,
 ) -> None:
-    token = context.settings.events_token
-
-    @app.post("/events", status_code=204, summary="Bucket notifications")
-    async def post_events(request: Request) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if token is None or not hmac.compare_digest(given, token.get_secret_value().encode()):
-            return JSONResponse(
-                {"error": {"code": "unauthorized", "message": "a wrong or no events token"}}, 401
-            )
-        started = time.perf_counter()
-        body = await _body_up_to(request, _MAX_EVENT_BYTES)
-        new = await run_in_threadpool(notify.record, context, body)
-        metrics.events.labels("new" if new else "known").inc()
-        metrics.event_seconds.observe(time.perf_counter() - started)
-        if new:
-            follower.wake()
-        return Response(status_code=204)
-
     @app.post("/reconcile", summary="Compare buckets, index and queue now, and repair")
     def post_reconcile() -> dict[str, int]:
         return reconciler.round().as_counts()

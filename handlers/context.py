@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -12,6 +13,13 @@ from posedrop import queue
 from posedrop.index import Index
 from posedrop.settings import Settings
 from posedrop.storage import Storage
+
+#: A store under load takes tens of milliseconds to answer, nearly all of them spent waiting.
+_LOOKERS = 16
+
+
+def _lookers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_LOOKERS, "look")
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class Context:
     broker: Broker
     planning: threading.Lock = field(default_factory=threading.Lock)
     """Held while a run is looked up and created: one request, one run, under whatever key."""
+    lookers: ThreadPoolExecutor = field(default_factory=_lookers)
+    """Threads that ask the store about many objects at once; they end with the context."""
 
     def enqueue_ingest(self, file_id: str, bucket: str, key: str, etag: str) -> None:
         """Have an object ingested."""

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import NamedTuple
 
 from handlers import plan
 from handlers.context import Context, now
-from posedrop import events, layout
+from posedrop import events, layout, queue
 from posedrop.errors import PosedropError
 from posedrop.events import ObjectCreated, ObjectRemoved
-from posedrop.index import EventRow
+from posedrop.index import EventRow, IndexBusyError
 from posedrop.records import Asked, Request, Result, VideoRecord
+from posedrop.storage import ObjectInfo
 
 log = logging.getLogger(__name__)
 
-_BATCH = 200
+#: So many events share two transactions. The first of them waits for what is looked up of the last.
+_BATCH = 64
 _NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD})
 
 
@@ -90,108 +93,237 @@ class Follower:
                 log.exception("the follower goes on after an error")
 
 
+class Ingest(NamedTuple):
+    """A message that an object calls for."""
+
+    file_id: str
+    etag: str
+    key: str
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What two events have in common that call for one message."""
+        return self.key, self.etag
+
+
+class Planning(NamedTuple):
+    """A video, by its folder in the results bucket, whose runs are to be planned."""
+
+    prefix: str
+    video: VideoRecord | None
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What two events have in common that call for one planning."""
+        return self.prefix, ""
+
+
+Found = ObjectInfo | VideoRecord | Asked | Request | Result | None
+Then = Ingest | Planning
+
+
 def follow(context: Context) -> int:
-    """Act on recorded events; return how many are done. One bad event never holds up the next."""
-    done = 0
-    for row in context.index.unhandled_events(_BATCH, now()):
+    """Act on a batch of recorded events; return how many it had. No bad one holds up another."""
+    batch = context.index.unhandled_events(_BATCH, now())
+    if batch:
+        _handle(context, batch)
+    return len(batch)
+
+
+def _handle(context: Context, batch: list[EventRow]) -> None:
+    """Act on events together; if that fails, on each by itself, to find the one that is bad.
+
+    Raises:
+        IndexBusyError: that is no event's fault, and all of them are still there.
+    """
+    try:
+        _handle_together(context, batch)
+    except IndexBusyError:
+        raise
+    except Exception as error:
+        if len(batch) == 1:
+            _failed(context, batch[0], error)
+            return
+        log.exception("%d events are tried again one by one", len(batch))
+        for event in batch:
+            _handle(context, [event])
+
+
+def _handle_together(context: Context, batch: list[EventRow]) -> None:
+    """Look, then tell the index, then act, then note what is done.
+
+    Each step begins when the one before it is on disk. A process that dies in between leaves the
+    events unhandled: they are followed again, a message may be sent twice, and none is forgotten.
+    """
+    found = _look(context, batch)
+    failed: list[tuple[EventRow, Exception]] = []
+    calls: dict[tuple[str, str], tuple[Then, list[EventRow]]] = {}
+    done: list[EventRow] = []
+    with context.index.together():
+        for event in batch:
+            seen = found[event.bucket, event.key]
+            if isinstance(seen, Exception):
+                failed.append((event, seen))
+            elif then := _tell(context, event.bucket, event.key, event.kind, seen):
+                calls.setdefault(then.name, (then, []))[1].append(event)
+            else:
+                done.append(event)
+    acted: list[Then] = []
+    for then, callers in calls.values():
         try:
-            act(context, row)
-        except PosedropError as error:
-            log.warning("event %s %s: %s", row.kind, row.key, error)
-            context.index.event_failed(row.id, error.message, now())
+            _act(context, then)
         except Exception as error:
-            log.exception("event %s %s", row.kind, row.key)
-            context.index.event_failed(row.id, repr(error), now())
+            failed += [(event, error) for event in callers]
         else:
-            context.index.event_handled(row.id, now())
-            done += 1
-    return done
+            acted.append(then)
+            done += callers
+    with context.index.together():
+        for then in acted:
+            if isinstance(then, Ingest):
+                context.index.file_enqueued(then.file_id, now())
+        context.index.events_handled((event.id for event in done), now())
+        for event, reason in failed:
+            _failed(context, event, reason)
 
 
-def act(context: Context, event: EventRow) -> None:
-    """Bring the index up to one event, and enqueue what follows from it."""
-    if event.bucket == context.settings.videos_bucket:
-        if event.kind == "removed":
-            video_removed(context, event.key)
-        else:
-            video_arrived(context, event.key)
-    elif event.kind == "removed":
-        result_removed(context, event.key)
-    else:
-        result_arrived(context, event.key)
+def _failed(context: Context, event: EventRow, error: Exception) -> None:
+    known = isinstance(error, PosedropError)
+    log.warning("event %s %s: %s", event.kind, event.key, error, exc_info=None if known else error)
+    reason = error.message if isinstance(error, PosedropError) else repr(error)
+    context.index.event_failed(event.id, reason, now())
 
 
-def video_arrived(context: Context, key: str) -> None:
-    """Index an object of the videos bucket as it is now, and have it ingested."""
-    if key.rsplit("/", 1)[-1] == layout.FOLDER_RULES:
-        return
-    bucket = context.settings.videos_bucket
-    found = context.storage.head(bucket, key)
-    if found is None:
-        return
-    file_id = layout.file_id_of(bucket, key)
-    before = context.index.file(file_id)
-    context.index.file_received(
-        bucket=bucket,
-        key=key,
+def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], Found | Exception]:
+    """Ask the store once for each object that the events are about: they are hints, it knows."""
+    places = list(dict.fromkeys((event.bucket, event.key) for event in batch))
+
+    def look(place: tuple[str, str]) -> Found | Exception:
+        try:
+            return _look_at(context, *place)
+        except Exception as error:
+            return error
+
+    if len(places) == 1:
+        return {places[0]: look(places[0])}
+    return dict(zip(places, context.lookers.map(look, places), strict=True))
+
+
+def _look_at(context: Context, bucket: str, key: str) -> Found:
+    """Return what is under a key now, None if there is nothing, or nothing to be indexed."""
+    if bucket == context.settings.videos_bucket:
+        rules = key.rsplit("/", 1)[-1] == layout.FOLDER_RULES
+        return None if rules else context.storage.head(bucket, key)
+    match layout.parse_result_key(key):
+        case layout.VideoObject(name=layout.VIDEO_RECORD):
+            return context.storage.read_record(bucket, key, VideoRecord)
+        case layout.AskedObject():
+            return context.storage.read_record(bucket, key, Asked)
+        case layout.RunObject(name=layout.REQUEST):
+            return context.storage.read_record(bucket, key, Request)
+        case layout.RunObject(name=layout.RESULT):
+            return context.storage.read_record(bucket, key, Result)
+        case _:
+            return None
+
+
+def _tell(context: Context, bucket: str, key: str, kind: str, found: Found) -> Then | None:
+    """Tell the index what was found; return what has to follow. Nothing here is slow."""
+    if bucket == context.settings.videos_bucket:
+        file_id = layout.file_id_of(bucket, key)
+        if isinstance(found, ObjectInfo):
+            return _tell_video(context, file_id, found) if kind == "created" else None
+        if kind == "removed":
+            context.index.file_removed(file_id)
+        return None
+    if kind == "removed":
+        if found is None:
+            _tell_gone(context, key)
+        return None
+    return _tell_record(context, key, found)
+
+
+def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | None:
+    before, after = context.index.file_received(
+        bucket=context.settings.videos_bucket,
+        key=found.key,
         file_id=file_id,
         etag=found.etag,
         size=found.size,
         metadata=layout.user_metadata(found.metadata),
         last_modified=found.last_modified,
     )
-    after = context.index.file(file_id)
-    if after is None or after.state != "received":
-        return
+    if after.state != "received":
+        return None
     if before is None or before.etag != found.etag or after.enqueued_at is None:
-        context.enqueue_ingest(file_id, bucket, key, found.etag)
+        return Ingest(file_id, found.etag, found.key)
+    return None
+
+
+def _tell_record(context: Context, key: str, found: Found) -> Planning | None:
+    match layout.parse_result_key(key), found:
+        case layout.VideoObject(video=prefix), VideoRecord():
+            context.index.file_ingested(found)
+            return Planning(prefix, found)
+        case layout.AskedObject(video=prefix), Asked():
+            context.index.pending_asked(found)
+            # It may have been asked in the very moment in which the ingest ended.
+            return Planning(prefix, None)
+        case layout.RunObject(run=run), Request():
+            context.index.analysis_planned(found, run)
+        case layout.RunObject(run=run), Result():
+            context.index.analysis_finished(found, run)
+        case layout.RunObject(analysis_id=analysis_id, name="attempts/1.json"), _:
+            context.index.analysis_running(analysis_id)
+        case _:
+            pass
+    return None
+
+
+def _tell_gone(context: Context, key: str) -> None:
+    match layout.parse_result_key(key):
+        case layout.RunObject(run=run, analysis_id=analysis_id, name=layout.REQUEST):
+            row = context.index.analysis(analysis_id)
+            if row is not None and row.run == run:
+                context.index.analysis_removed(analysis_id)
+        case _:
+            pass
+
+
+def _act(context: Context, then: Then) -> None:
+    """Send an ingest, or plan a video's runs."""
+    match then:
+        case Ingest(etag=etag, key=key):
+            bucket = context.settings.videos_bucket
+            queue.send(context.broker, "ingest", bucket=bucket, key=key, etag=etag)
+        case Planning(prefix=prefix, video=video):
+            results = context.settings.results_bucket
+            if video is None:
+                record = layout.video_record(prefix)
+                video = context.storage.read_record(results, record, VideoRecord)
+            if video is not None:
+                plan.plan_ingested(context, video)
+
+
+def video_arrived(context: Context, key: str) -> None:
+    """Index an object of the videos bucket as it is now, and have it ingested."""
+    _now(context, context.settings.videos_bucket, key, "created")
 
 
 def video_removed(context: Context, key: str) -> None:
     """Take a video out of the index that is really gone."""
-    bucket = context.settings.videos_bucket
-    if context.storage.head(bucket, key) is None:
-        context.index.file_removed(layout.file_id_of(bucket, key))
+    _now(context, context.settings.videos_bucket, key, "removed")
 
 
 def result_arrived(context: Context, key: str) -> None:
     """Index a record of the results bucket; plan when it is a video's."""
-    bucket = context.settings.results_bucket
-    match layout.parse_result_key(key):
-        case layout.VideoObject(name=layout.VIDEO_RECORD):
-            video = context.storage.read_record(bucket, key, VideoRecord)
-            if video is not None:
-                context.index.file_ingested(video)
-                plan.plan_ingested(context, video)
-        case layout.AskedObject(video=prefix):
-            asked = context.storage.read_record(bucket, key, Asked)
-            if asked is not None:
-                context.index.pending_asked(asked)
-            # It may have been asked in the very moment in which the ingest ended.
-            video = context.storage.read_record(bucket, layout.video_record(prefix), VideoRecord)
-            if video is not None:
-                plan.plan_ingested(context, video)
-        case layout.RunObject(run=run, name=layout.REQUEST):
-            request = context.storage.read_record(bucket, key, Request)
-            if request is not None:
-                context.index.analysis_planned(request, run)
-        case layout.RunObject(run=run, name=layout.RESULT):
-            result = context.storage.read_record(bucket, key, Result)
-            if result is not None:
-                context.index.analysis_finished(result, run)
-        case layout.RunObject(analysis_id=analysis_id, name="attempts/1.json"):
-            context.index.analysis_running(analysis_id)
-        case _:
-            pass
+    _now(context, context.settings.results_bucket, key, "created")
 
 
-def result_removed(context: Context, key: str) -> None:
-    """Take a run out of the index whose records are really gone."""
-    match layout.parse_result_key(key):
-        case layout.RunObject(run=run, analysis_id=analysis_id, name=layout.REQUEST):
-            row = context.index.analysis(analysis_id)
-            bucket = context.settings.results_bucket
-            if row is not None and row.run == run and context.storage.head(bucket, key) is None:
-                context.index.analysis_removed(analysis_id)
-        case _:
-            pass
+def _now(context: Context, bucket: str, key: str, kind: str) -> None:
+    """Do for one object what the follower does for a batch."""
+    then = _tell(context, bucket, key, kind, _look_at(context, bucket, key))
+    if then is None:
+        return
+    _act(context, then)
+    if isinstance(then, Ingest):
+        context.index.file_enqueued(then.file_id, now())

@@ -59,6 +59,7 @@ class Index:
         self._local = threading.local()
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         with schema.translated():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db.enable_wal()
@@ -73,6 +74,15 @@ class Index:
                 connection.db.close()
             self._open.clear()
         self._local = threading.local()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make all that this thread tells the index inside of it one transaction: all, or nothing.
+
+        Others who write wait for its end, so nothing slow (a store, a broker) belongs inside.
+        """
+        with self._write():
+            yield
 
     # --- events
 
@@ -96,11 +106,13 @@ class Index:
             (due, limit),
         )
 
-    def event_handled(self, event_id: int, now: datetime) -> None:
-        """Note that an event needs nothing more; it is kept, to know it when it comes again."""
+    def events_handled(self, event_ids: Iterable[int], now: datetime) -> None:
+        """Note that events need nothing more; they are kept, to know them when they come again."""
+        moment = schema.to_text(now)
         with self._write() as db:
-            db.execute(
-                "UPDATE event SET handled_at = ? WHERE id = ?", (schema.to_text(now), event_id)
+            db.conn.executemany(
+                "UPDATE event SET handled_at = ? WHERE id = ?",
+                [(moment, event_id) for event_id in event_ids],
             )
 
     def event_failed(self, event_id: int, reason: str, now: datetime) -> bool:
@@ -164,15 +176,15 @@ class Index:
         size: int,
         metadata: dict[str, str],
         last_modified: datetime,
-    ) -> None:
-        """Note that an object is there, as the store describes it.
+    ) -> tuple[FileRow | None, FileRow]:
+        """Note that an object is there, as the store describes it; return the row before and after.
 
         An object with another ETag than the one known replaces it unless it is older: then it is
         old news. To go back to an older object on purpose, call ``file_removed`` first.
         """
         moment = rows.whole_seconds(last_modified)
         received = rows.new_file(file_id, bucket, key, "received", moment)
-        self._merge_file(
+        return self._merge_file(
             replace(received, etag=etag, size=size, metadata=metadata, last_modified=moment)
         )
 
@@ -238,7 +250,7 @@ class Index:
         )
         return int(found) < _FEW
 
-    def _merge_file(self, new: FileRow) -> None:
+    def _merge_file(self, new: FileRow) -> tuple[FileRow | None, FileRow]:
         with self._write() as db:
             old = schema.fetch(
                 db, FileRow, "SELECT * FROM uploaded_file WHERE file_id = ?", new.file_id
@@ -246,6 +258,7 @@ class Index:
             merged = rows.newer_file(old, new) if old is not None else new
             if merged != old:
                 schema.put(db, "uploaded_file", "file_id", merged)
+            return old, merged
 
     # --- analyses
 
@@ -439,13 +452,28 @@ class Index:
         """Hold the write lock from the first read on, so that nothing changes in between."""
         with schema.translated():
             db = self._db
-            db.conn.execute("BEGIN IMMEDIATE")
-            try:
+            if db.conn.in_transaction:
+                # Inside of ``together``, which ends it.
                 yield db
-                db.conn.execute("COMMIT")
-            except BaseException:
-                db.rollback()
-                raise
+                return
+            with self._turn():
+                db.conn.execute("BEGIN IMMEDIATE")
+                try:
+                    yield db
+                    db.conn.execute("COMMIT")
+                except BaseException:
+                    db.rollback()
+                    raise
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for this process' other writers: SQLite would sleep and ask again, up to 0.1 s."""
+        if not self._writing.acquire(timeout=self._timeout):
+            raise IndexBusyError("The index is written by another thread; try again.")
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     def _rows(self, kind: type[Row], sql: str, values: Sequence[object] = ()) -> list[Row]:
         with self._read() as db:

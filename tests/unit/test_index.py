@@ -559,7 +559,7 @@ def test_event_is_known_when_it_comes_again(index: Index) -> None:
         ("created", "etag", None),
         ("removed", "", None),
     ]
-    index.event_handled(rows[0].id, NOW)
+    index.events_handled([rows[0].id], NOW)
     assert index.record_events([_created(1), _created(2)], _at(1)) == 1
     assert [row.kind for row in index.unhandled_events(10)] == ["removed", "created"]
     assert len(index.unhandled_events(1)) == 1
@@ -592,7 +592,7 @@ def test_handled_events_are_forgotten_after_a_while(index: Index) -> None:
     """The table of events does not grow for ever; what is not handled is never forgotten."""
     index.record_events([_created(1), _created(2)], NOW)
     first, _ = index.unhandled_events(10)
-    index.event_handled(first.id, NOW)
+    index.events_handled([first.id], NOW)
     assert index.forget_events(NOW) == 0
     assert index.forget_events(_at(1)) == 1
     assert len(index.unhandled_events(10)) == 1

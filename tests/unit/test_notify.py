@@ -1,0 +1,330 @@
+"""The follower: batches of events against events one at a time, bad events, and crashes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from handlers import notify
+from handlers.context import Context
+from posedrop import layout, queue
+from posedrop.errors import StorageError
+from posedrop.events import Event, ObjectCreated, ObjectRemoved
+from posedrop.index import Index
+from posedrop.records import Asked, Probe, Record, Refusal, Request, Result, VideoRecord, VideoRef
+from posedrop.settings import load
+from posedrop.storage import ObjectInfo, Storage
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+VIDEOS, RESULTS = "videos", "results"
+PROBE = Probe(
+    codec="h264",
+    pixel_format="yuv420p",
+    width=64,
+    height=48,
+    fps=30,
+    frames=30,
+    frames_counted=True,
+    duration=1,
+    rotation=0,
+    variable_frame_rate=False,
+)
+#: Two names under one file_id: the row is the one's or the other's.
+SAME_FILE = [f"uploads/aaaaaaaaaaaaaaaa/{name}.mp4" for name in ("one", "two")]
+PLAIN = [f"day1/mouse_{number}.mp4" for number in range(4)]
+DIGEST = "0" * 64
+
+
+class Shelf(Storage):
+    """A store in memory. What it does with `broken` keys is to fail."""
+
+    def __init__(self) -> None:
+        self.objects_by_name: dict[tuple[str, str], tuple[ObjectInfo, bytes]] = {}
+        self.broken: set[str] = set()
+        self.asked: list[str] = []
+
+    def put(self, bucket: str, key: str, data: bytes = b"film", **metadata: str) -> None:
+        """Lay an object down."""
+        etag = layout.make_id(data.decode())
+        found = ObjectInfo(key, etag, len(data), NOW, metadata)
+        self.objects_by_name[bucket, key] = found, data
+
+    def put_record(self, key: str, record: Record) -> None:
+        """Lay a record down in the results bucket."""
+        self.put(RESULTS, key, record.to_json())
+
+    def head(self, bucket: str, key: str) -> ObjectInfo | None:
+        self.asked.append(key)
+        if key in self.broken:
+            raise StorageError(f"can't look at {key}")
+        return self.objects_by_name.get((bucket, key), (None, b""))[0]
+
+    def read(self, bucket: str, key: str) -> bytes | None:
+        self.asked.append(key)
+        if key in self.broken:
+            raise StorageError(f"can't read {key}")
+        return self.objects_by_name.get((bucket, key), (None, None))[1]
+
+    def create(self, bucket: str, key: str, data: bytes) -> bool:
+        if (bucket, key) in self.objects_by_name:
+            return False
+        self.put(bucket, key, data)
+        return True
+
+    def objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectInfo]:
+        for (where, key), (found, _) in sorted(self.objects_by_name.items()):
+            if where == bucket and key.startswith(prefix):
+                yield found
+
+
+def _ref(key: str) -> VideoRef:
+    file_id = layout.file_id_of(VIDEOS, key)
+    return VideoRef(
+        file_id=file_id, bucket=VIDEOS, key=key, etag=layout.make_id("film " + key), size=20
+    )
+
+
+def _ingested(key: str, **more: Any) -> VideoRecord:
+    return VideoRecord(
+        video=_ref(key),
+        last_modified=NOW,
+        ingested_at=NOW,
+        sha256=layout.make_id(key) * 4,
+        probe=PROBE,
+        **more,
+    )
+
+
+def _request(key: str, analysis_id: str) -> Request:
+    return Request(
+        analysis_id=analysis_id,
+        analysis="dummy",
+        analysis_version="1",
+        args={},
+        video=_ref(key),
+        sha256=DIGEST,
+        probe=PROBE,
+        asked_by="api",
+        created_at=NOW,
+    )
+
+
+def _result(key: str, analysis_id: str) -> Result:
+    return Result(
+        analysis_id=analysis_id,
+        analysis="dummy",
+        state="succeeded",
+        video=_ref(key),
+        sha256=DIGEST,
+        args={},
+        created_at=NOW,
+        finished_at=NOW,
+    )
+
+
+def _stocked() -> Shelf:
+    """Return a store with videos in all states: new, ready, refused, asked about, run, removed."""
+    shelf = Shelf()
+    for key in PLAIN:
+        shelf.put(VIDEOS, key, f"film {key}".encode(), analysis="dummy", args='{"seconds": 1}')
+    for key in SAME_FILE:
+        shelf.put(VIDEOS, key, f"film {key}".encode())
+    shelf.put(VIDEOS, "day1/posedrop.json", b"{}")
+    ready, refused, asked, _ = PLAIN
+    metadata = {"analysis": "dummy", "args": '{"seconds": 1}'}
+    shelf.put_record(layout.video_record(ready), _ingested(ready, metadata=metadata))
+    refusal = Refusal(reason="empty", message="the file is empty")
+    shelf.put_record(
+        layout.video_record(refused),
+        _ingested(refused).model_copy(update={"refusal": refusal, "probe": None, "sha256": None}),
+    )
+    shelf.put_record(layout.video_record(asked), _ingested(asked))
+    question = Asked(
+        pending_id="q" * 16,
+        file_id=_ref(asked).file_id,
+        key=asked,
+        analysis="dummy",
+        args={"seconds": 2},
+        created_at=NOW,
+    )
+    shelf.put_record(layout.asked(asked, "q" * 16), question)
+    for letter, names in {"r": ("request",), "s": ("request", "result"), "t": ("result",)}.items():
+        run = layout.run_prefix(ready, "dummy", letter * 16)
+        if "request" in names:
+            shelf.put_record(f"{run}/{layout.REQUEST}", _request(ready, letter * 16))
+        if "result" in names:
+            shelf.put_record(f"{run}/{layout.RESULT}", _result(ready, letter * 16))
+        shelf.put(RESULTS, layout.attempt(run, 1), b"{}")
+    return shelf
+
+
+def _news() -> list[Event]:
+    """Return that each object was written and removed, as were some that are no longer there."""
+    gone = [(VIDEOS, "day1/gone.mp4"), (RESULTS, f"{PLAIN[0]}/dummy-{'t' * 16}/{layout.REQUEST}")]
+    news: list[Event] = []
+    for bucket, key in [*sorted(_stocked().objects_by_name), *gone]:
+        news.append(ObjectCreated(bucket, key, "etag", None, "1", NOW))
+        news.append(ObjectRemoved(bucket, key, "2", NOW))
+    return news
+
+
+def _context(folder: Path, shelf: Shelf) -> Context:
+    given = {"s3_endpoint": "http://127.0.0.1:1", "default_analysis": "dummy"}
+    index = Index(folder / "index.sqlite")
+    return Context(load(folder, given), shelf, index, queue.connect("stub://"))
+
+
+def _messages(context: Context) -> set[tuple[str, str]]:
+    """Return what waits in the queues, each message once: a second one changes nothing."""
+    assert isinstance(context.broker, StubBroker)
+    bodies = [
+        json.loads(body) for queued in context.broker.queues.values() for body in queued.queue
+    ]
+    return {(body["actor_name"], json.dumps(body["kwargs"], sort_keys=True)) for body in bodies}
+
+
+def _index(context: Context) -> list[dict[str, Any]]:
+    """Return what the index knows, without the moments at which this test happened to run."""
+    rows: list[Any] = [*context.index.files(limit=1000).rows]
+    rows += context.index.analyses(limit=1000).rows
+    rows += [context.index.pending("q" * 16)]
+    known = [asdict(row) for row in rows if row is not None]
+    for row in known:
+        row["enqueued_at"] = row.get("enqueued_at") is not None
+        row["created_at"] = min(row["created_at"], NOW)
+    known.sort(key=lambda row: json.dumps(row, default=str, sort_keys=True))
+    return [*known, context.index.counts()]
+
+
+def _follow_all(context: Context) -> None:
+    while notify.follow(context):
+        pass
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[Context]:
+    made = _context(tmp_path, _stocked())
+    yield made
+    made.index.close()
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    order=st.permutations(range(len(_news()))),
+    again=st.lists(st.integers(0, len(_news()) - 1), max_size=20),
+    data=st.data(),
+)
+def test_a_batch_does_what_its_events_do_one_by_one(
+    tmp_path_factory: pytest.TempPathFactory,
+    order: list[int],
+    again: list[int],
+    data: st.DataObject,
+) -> None:
+    """Whatever is late, doubled or shuffled, a batch leaves the same index and sends the same."""
+    news = [_news()[number] for number in order]
+    for number in again:
+        event = _news()[number]
+        place = data.draw(st.integers(0, len(news)))
+        twin = {**asdict(event), "sequencer": f"again {place} {len(news)}"}
+        news.insert(place, type(event)(**twin))
+    outcomes = []
+    for batches in ([[event] for event in news], [news]):
+        context = _context(tmp_path_factory.mktemp("follow"), _stocked())
+        for batch in batches:
+            context.index.record_events(batch, NOW)
+            _follow_all(context)
+        outcomes.append((_index(context), _messages(context)))
+        context.index.close()
+    assert outcomes[0] == outcomes[1]
+
+
+def test_the_store_is_asked_once_about_a_key(context: Context) -> None:
+    """Many events of one object are one question, and one message."""
+    assert isinstance(context.storage, Shelf)
+    twins = [ObjectCreated(VIDEOS, PLAIN[3], "e", 1, str(number), NOW) for number in range(20)]
+    context.index.record_events(twins, NOW)
+    _follow_all(context)
+    assert [PLAIN[3]] == context.storage.asked
+    assert isinstance(context.broker, StubBroker)
+    assert context.broker.queues["cpu"].qsize() == 1
+    assert context.index.counts()["events"]["unhandled"] == 0
+
+
+def test_a_bad_event_holds_up_no_other(context: Context) -> None:
+    """What can't be read, and what can't be stored, waits alone; the others are done at once."""
+    shelf = context.storage
+    assert isinstance(shelf, Shelf)
+    unreadable, unstorable, *good = PLAIN
+    shelf.broken.add(unreadable)
+    shelf.objects_by_name[VIDEOS, unstorable] = (ObjectInfo(unstorable, "e", 2**70, NOW), b"")
+    created = [ObjectCreated(VIDEOS, key, "e", 1, "1", NOW) for key in PLAIN]
+    context.index.record_events(created, NOW)
+    _follow_all(context)
+    assert {row.key for row in context.index.files().rows} == set(good)
+    assert {key for _, key in _messages(context)} == {
+        json.dumps({"bucket": VIDEOS, "etag": layout.make_id(f"film {key}"), "key": key})
+        for key in good
+    }
+    waiting = context.index.unhandled_events(10)
+    assert [(row.key, row.tries) for row in waiting] == [(unreadable, 1), (unstorable, 1)]
+
+
+def test_events_wait_for_a_broker_that_is_away(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are indexed without their messages, which are sent once the broker is back."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise queue.QueueError("the broker is away")
+
+    context.index.record_events([ObjectCreated(VIDEOS, PLAIN[3], "e", 1, "1", NOW)], NOW)
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "send", refuse)
+        _follow_all(context)
+    (row,) = context.index.files().rows
+    (event,) = context.index.unhandled_events(10)
+    assert (row.state, row.enqueued_at, event.tries, _messages(context)) == (
+        "received",
+        None,
+        1,
+        set(),
+    )
+    context.index.record_events([ObjectCreated(VIDEOS, PLAIN[3], "e", 1, "2", NOW)], NOW)
+    _follow_all(context)
+    assert len(_messages(context)) == 1
+
+
+@pytest.mark.parametrize("step", ["file_enqueued", "events_handled"])
+def test_a_process_that_dies_in_a_batch_forgets_nothing(
+    context: Context, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Killed after it sent, before it noted that: the events are followed again, to the end."""
+
+    class KilledError(BaseException):
+        """Nothing catches it, as nothing catches SIGKILL."""
+
+    def die(*_: object) -> None:
+        raise KilledError
+
+    context.index.record_events(_news(), NOW)
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, step, die)
+        with pytest.raises(KilledError):
+            _follow_all(context)
+    assert context.index.counts()["events"]["unhandled"] == len(_news())
+    _follow_all(context)
+    assert context.index.counts()["events"]["unhandled"] == 0
+    received = context.index.files(state="received").rows
+    assert received
+    assert all(row.enqueued_at for row in received)
