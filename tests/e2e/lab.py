@@ -317,11 +317,11 @@ class Servers(Lab):
         """Send a signal to a process and what it forked."""
         os.killpg(self._processes[name].pid, number)
 
-    def end(self, name: str) -> int:
+    def end(self, name: str, seconds: float) -> int:
         """Ask a process to stop, as ``docker compose stop`` does; return its exit status."""
         process = self._processes.pop(name)
         process.terminate()
-        return process.wait(timeout=120)
+        return process.wait(timeout=seconds)
 
     def gone(self, name: str) -> bool:
         """Tell whether a process has ended by itself; then it is no longer one of ours."""

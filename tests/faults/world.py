@@ -190,7 +190,14 @@ class MemoryStorage(Storage):
         with self._call():
             self.put(bucket, key, data, metadata)
 
-    def upload_new(self, bucket: str, key: str, path: Path, content_type: str) -> bool:  # noqa: ARG002
+    def upload_new(
+        self,
+        bucket: str,
+        key: str,
+        path: Path,
+        content_type: str,  # noqa: ARG002
+        sha256: str,  # noqa: ARG002
+    ) -> bool:
         return self.create(bucket, key, path.read_bytes())
 
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
