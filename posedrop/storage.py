@@ -266,8 +266,11 @@ class Storage:
                     source, bucket, key, ExtraArgs=extra, Config=self._transfer
                 )
 
-    def upload_new(self, bucket: str, key: str, path: Path, content_type: str) -> bool:
+    def upload_new(self, bucket: str, key: str, path: Path, content_type: str, sha256: str) -> bool:
         """Write a file of any length if there is no such object yet; never replace one.
+
+        Args:
+            sha256: of the file, hexadecimal; in one part, the store refuses other content.
 
         Returns:
             Whether this caller was the one. After a lost answer that can't be known: then False.
@@ -280,7 +283,11 @@ class Storage:
                 else:
                     with path.open("rb") as file:
                         self._client.put_object(
-                            **same, Body=file, ContentType=content_type, IfNoneMatch="*"
+                            **same,
+                            Body=file,
+                            ContentType=content_type,
+                            ChecksumSHA256=b64encode(bytes.fromhex(sha256)).decode(),
+                            IfNoneMatch="*",
                         )
             except ClientError as error:
                 if _code(error) in _TAKEN:

@@ -160,12 +160,21 @@ def _should_stop(held: Claim, shop: Workshop) -> Callable[[], bool]:
 def _fetch_video(shop: Workshop, request: Request, held: Claim, folder: Path) -> Path:
     held.stage("fetch")
     video = folder / "video"
-    hashes = shop.storage.download(
-        request.video.bucket, request.video.key, video, request.video.etag
-    )
-    if hashes["sha256"] != request.sha256:
+    wanted = request.video
+    if not _downloaded(shop, wanted.bucket, wanted.key, video, request.sha256, wanted.etag):
         raise ObjectChangedError(f"{request.video.key} has other content than when it was planned")
     return video
+
+
+def _downloaded(
+    shop: Workshop, bucket: str, key: str, path: Path, sha256: str, etag: str | None = None
+) -> bool:
+    """Fetch an object; False if it is not what it should be, twice: once may be the network's."""
+    for _ in range(2):
+        if shop.storage.download(bucket, key, path, etag)["sha256"] == sha256:
+            return True
+        log.warning("%s came with another sha256", key)
+    return False
 
 
 # -- infer -----------------------------------------------------------------------------------------
@@ -253,8 +262,8 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
     for name in ("poses.h5", "poses_filtered.h5"):
         if name in names:
             place = names[name].object_name
-            hashes = shop.storage.download(bucket, f"{run}/{place}", poses / name)
-            if hashes["sha256"] != names[name].sha256:
+            sha256 = names[name].sha256
+            if not _downloaded(shop, bucket, f"{run}/{place}", poses / name, sha256):
                 raise AnalysisError(f"{name} is not what infer wrote", code="damaged_poses")
     out = folder / "out"
     out.mkdir()
