@@ -37,7 +37,7 @@ _MAX_EVENT_BYTES = 4 * 2**20
 
 def create_app(settings: Settings, broker: Broker) -> FastAPI:
     """Return the API; its follower and reconciler run from its start to its end."""
-    context = Context(settings, Storage(settings), Index(settings.index_file), broker)
+    context = Context(settings, Storage(settings), _index(settings), broker)
     follower = notify.Follower(context)
     reconciler = reconcile.Reconciler(context)
     metrics = Metrics()
@@ -72,6 +72,10 @@ def create_app(settings: Settings, broker: Broker) -> FastAPI:
     _list_routes(app, context)
     _service_routes(app, context, follower, reconciler, metrics)
     return app
+
+
+def _index(settings: Settings) -> Index:
+    return Index(settings.index_file, timeout=settings.index_timeout_seconds)
 
 
 def _upload_routes(app: FastAPI, context: Context) -> None:

@@ -176,7 +176,7 @@ class Storage:
                     ) from error
                 raise
             got = 0
-            with path.open("wb") as file:
+            with _written(path), path.open("wb") as file:
                 for chunk in answer["Body"].iter_chunks(_CHUNK):
                     got += len(chunk)
                     file.write(chunk)
@@ -447,6 +447,17 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except (ClientError, BotoCoreError, Boto3Error) as error:
         raise StorageError(f"can't {what}: {error}") from error
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"can't write {path} ({error}): is the disk of POSEDROP_SCRATCH_DIR full?",
+            code="scratch_unwritable",
+        ) from error
 
 
 def _code(error: ClientError) -> str:
