@@ -357,6 +357,11 @@ class Servers(Lab):
         logs = sorted(self.data_dir.glob("*.log"))
         return "\n".join(f"--- {p.name}\n{p.read_text(errors='replace')[-2000:]}" for p in logs)
 
+    def worker_logs(self) -> str:
+        """Return all that the workers printed."""
+        logs = sorted(self.data_dir.glob("worker-*.log"))
+        return "".join(path.read_text(errors="replace") for path in logs)
+
     def aws_environment(self) -> dict[str, str]:
         """Return the root key: which keys a lab's people get is the lab's own affair."""
         return {

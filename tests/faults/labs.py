@@ -131,3 +131,9 @@ def grace(service: str) -> float:
     """Return the seconds that compose gives a service to end after SIGTERM."""
     number, unit = re.fullmatch(r"(\d+)([ms])", compose.grace(service)).groups()  # type: ignore[union-attr]
     return int(number) * {"s": 1, "m": 60}[unit]
+
+
+def stage(lab: Lab, key: str) -> str | None:
+    """Return what the first attempt at a video's run says that it is doing."""
+    attempts = records(lab, f"{key}/", "1.json").values()
+    return next((attempt["progress"]["stage"] for attempt in attempts), None)

@@ -27,7 +27,15 @@ class Toxiproxy:
         self._api = httpx.Client(base_url=f"http://127.0.0.1:{find_free_port()}", timeout=10)
         with (folder / "toxiproxy.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [tool("server"), "-host", "127.0.0.1", "-port", str(self._api.base_url.port)],
+                [
+                    tool("server"),
+                    "-seed",
+                    "1",
+                    "-host",
+                    "127.0.0.1",
+                    "-port",
+                    str(self._api.base_url.port),
+                ],
                 stdout=log,
                 stderr=log,
             )
@@ -59,10 +67,25 @@ class Toxiproxy:
             "attributes": attributes,
         }
         self._api.post("/proxies/store/toxics", json=body).raise_for_status()
+        # Connections that are kept open would never meet it.
+        for enabled in (False, True):
+            self._api.post("/proxies/store", json={"enabled": enabled}).raise_for_status()
         try:
             yield
         finally:
             self._api.delete("/proxies/store/toxics/toxic").raise_for_status()
+
+    def fails(self, of: int = 40) -> int:
+        """Return how many of some requests, each on a connection of its own, come to nothing."""
+        failed = 0
+        for _ in range(of):
+            try:
+                # Larger than what a truncating toxic lets through.
+                url = f"http://127.0.0.1:{self.port}/videos/?list-type=2"
+                httpx.post(url, content=bytes(4000), timeout=5)
+            except httpx.TransportError:
+                failed += 1
+        return failed
 
     def stop(self) -> None:
         """End it."""

@@ -44,9 +44,9 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bad]:
 @pytest.mark.parametrize(
     ("kind", "share", "stream", "attributes"),
     [
-        ("latency", 1.0, "downstream", {"latency": 300, "jitter": 200}),
-        ("reset_peer", 0.3, "downstream", {"timeout": 20}),
-        ("limit_data", 0.3, "downstream", {"bytes": 700}),
+        ("latency", 1.0, "downstream", {"latency": 100, "jitter": 50}),
+        ("reset_peer", 0.4, "downstream", {"timeout": 20}),
+        ("limit_data", 0.3, "downstream", {"bytes": 300}),
         ("limit_data", 0.3, "upstream", {"bytes": 1500}),
     ],
     ids=["slow", "resetting", "truncated answers", "truncated requests"],
@@ -57,6 +57,7 @@ def test_a_bad_network_costs_time_and_nothing_else(
     """Every video still ends as succeeded, once, with the files that its result names."""
     keys = [f"{kind}-{stream}/{number}.mp4" for number in range(4)]
     with bad.toxiproxy.toxic(kind, share, stream, **attributes):
+        assert kind == "latency" or bad.toxiproxy.fails() > 0
         for key in keys:
             labs.put(bad.lab, key, labs.asks())
         for key in keys:
