@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= posedrop-data
 
-.PHONY: demo up test lint bench clean help
+.PHONY: demo up test soak lint bench clean help
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -26,6 +26,9 @@ up: $(READY)  ## Start the stack and leave it running
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest
 
+soak: $(READY)  ## Kill everything in turn while uploads go on, then balance the books (SECONDS, SEED, STACK)
+	$(BIN)/python -m tests.faults.soak --seconds $(or $(SECONDS),300) --seed $(or $(SEED),1) --stack $(or $(STACK),embedded)
+
 lint: $(READY)  ## Style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,6 +38,7 @@ lint: $(READY)  ## Style, types and the direction of imports
 bench: $(READY)  ## Measure against stock DeepLabCut in the same run: tables, and build/*.json
 	$(BIN)/python -m benchmarks.way
 	$(BIN)/python -m benchmarks.events
+	$(BIN)/python -m benchmarks.scale
 
 clean:  ## Remove the .venv and what the demo left
 	rm -rf .venv build posedrop-demo

@@ -37,7 +37,7 @@ _MAX_EVENT_BYTES = 4 * 2**20
 
 def create_app(settings: Settings, broker: Broker) -> FastAPI:
     """Return the API; its follower and reconciler run from its start to its end."""
-    context = Context(settings, Storage(settings), Index(settings.index_file), broker)
+    context = Context(settings, Storage(settings), _index(settings), broker)
     follower = notify.Follower(context)
     reconciler = reconcile.Reconciler(context)
     metrics = Metrics()
@@ -99,6 +99,10 @@ def _events_route(
     # Starlette's own route, and the first: FastAPI's would look for parameters to check, and an
     # upload makes four of these requests.
     app.add_route("/events", post_events, methods=["POST"], include_in_schema=False)
+
+
+def _index(settings: Settings) -> Index:
+    return Index(settings.index_file, timeout=settings.index_timeout_seconds)
 
 
 def _upload_routes(app: FastAPI, context: Context) -> None:

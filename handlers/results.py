@@ -277,6 +277,10 @@ def _delete(context: Context, row: AnalysisRow, below: list[ObjectInfo]) -> None
     # The result goes last: until then the run reads as over, and no worker takes it up.
     last = f"{row.run}/{layout.RESULT}"
     keys = [found.key for found in below if found.key != last]
+    # Else the next reindex would find the question, and answer it anew.
+    for pending in context.index.pending_of_analysis(row.analysis_id):
+        prefix = layout.video_prefix(row.bucket, pending.key)
+        keys.append(layout.asked(prefix, pending.pending_id))
     context.storage.delete(context.settings.results_bucket, [*keys, last])
     context.index.analysis_removed(row.analysis_id)
 

@@ -406,6 +406,14 @@ class Index:
             (file_id,),
         )
 
+    def pending_of_analysis(self, analysis_id: str) -> list[PendingRow]:
+        """Return the questions that became a run."""
+        return self._rows(
+            PendingRow,
+            "SELECT * FROM pending WHERE analysis_id = ? AND created_at IS NOT NULL",
+            (analysis_id,),
+        )
+
     def pending_open(self) -> list[PendingRow]:
         """Return all questions that still wait for their file, oldest first."""
         return self._rows(

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     broker_url: str = Field(default="stub://", pattern=r"^(stub|redis|rediss|amqp|amqps)://")
     index_path: Path | None = Field(default=None, description="SQLite; default: in data_dir")
 
+    index_timeout_seconds: float = Field(
+        default=5.0, gt=0, description="a locked index is waited for; then callers are told 503"
+    )
+
     sqs_queue_url: str | None = Field(
         default=None, description="AWS: the queue that S3 notifies, polled by the handlers"
     )

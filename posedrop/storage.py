@@ -176,7 +176,7 @@ class Storage:
                     ) from error
                 raise
             got = 0
-            with path.open("wb") as file:
+            with _written(path), path.open("wb") as file:
                 for chunk in answer["Body"].iter_chunks(_CHUNK):
                     got += len(chunk)
                     file.write(chunk)
@@ -266,8 +266,11 @@ class Storage:
                     source, bucket, key, ExtraArgs=extra, Config=self._transfer
                 )
 
-    def upload_new(self, bucket: str, key: str, path: Path, content_type: str) -> bool:
+    def upload_new(self, bucket: str, key: str, path: Path, content_type: str, sha256: str) -> bool:
         """Write a file of any length if there is no such object yet; never replace one.
+
+        Args:
+            sha256: of the file, hexadecimal; in one part, the store refuses other content.
 
         Returns:
             Whether this caller was the one. After a lost answer that can't be known: then False.
@@ -280,7 +283,11 @@ class Storage:
                 else:
                     with path.open("rb") as file:
                         self._client.put_object(
-                            **same, Body=file, ContentType=content_type, IfNoneMatch="*"
+                            **same,
+                            Body=file,
+                            ContentType=content_type,
+                            ChecksumSHA256=b64encode(bytes.fromhex(sha256)).decode(),
+                            IfNoneMatch="*",
                         )
             except ClientError as error:
                 if _code(error) in _TAKEN:
@@ -440,6 +447,17 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except (ClientError, BotoCoreError, Boto3Error) as error:
         raise StorageError(f"can't {what}: {error}") from error
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"can't write {path} ({error}): is the disk of POSEDROP_SCRATCH_DIR full?",
+            code="scratch_unwritable",
+        ) from error
 
 
 def _code(error: ClientError) -> str:

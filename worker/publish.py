@@ -51,7 +51,7 @@ def upload_artefacts(
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         place = None
         if path.name in apart or not storage.upload_new(
-            bucket, f"{run}/{path.name}", path, content_type
+            bucket, f"{run}/{path.name}", path, content_type, sha256
         ):
             place = f"attempts/{attempt}/{path.name}"
             storage.upload(bucket, f"{run}/{place}", path, content_type)

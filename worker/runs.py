@@ -359,8 +359,8 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
     for name in ("poses.h5", "poses_filtered.h5"):
         if name in names:
             place = names[name].object_name
-            hashes = shop.storage.download(bucket, f"{run}/{place}", poses / name)
-            if hashes["sha256"] != names[name].sha256:
+            sha256 = names[name].sha256
+            if not _downloaded(shop, bucket, f"{run}/{place}", poses / name, sha256):
                 raise AnalysisError(f"{name} is not what infer wrote", code="damaged_poses")
     out = folder / "out"
     out.mkdir()

@@ -317,11 +317,11 @@ class Servers(Lab):
         """Send a signal to a process and what it forked."""
         os.killpg(self._processes[name].pid, number)
 
-    def end(self, name: str) -> int:
+    def end(self, name: str, seconds: float) -> int:
         """Ask a process to stop, as ``docker compose stop`` does; return its exit status."""
         process = self._processes.pop(name)
         process.terminate()
-        return process.wait(timeout=120)
+        return process.wait(timeout=seconds)
 
     def gone(self, name: str) -> bool:
         """Tell whether a process has ended by itself; then it is no longer one of ours."""
@@ -356,6 +356,11 @@ class Servers(Lab):
         """Return the end of what each process printed."""
         logs = sorted(self.data_dir.glob("*.log"))
         return "\n".join(f"--- {p.name}\n{p.read_text(errors='replace')[-2000:]}" for p in logs)
+
+    def worker_logs(self) -> str:
+        """Return all that the workers printed."""
+        logs = sorted(self.data_dir.glob("worker-*.log"))
+        return "".join(path.read_text(errors="replace") for path in logs)
 
     def aws_environment(self) -> dict[str, str]:
         """Return the root key: which keys a lab's people get is the lab's own affair."""

@@ -15,7 +15,8 @@ from tests.faults.world import World
 @pytest.fixture(scope="package")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """MinIO and Redis, with a second gpu worker to take over from the first."""
-    lab = labs.servers(tmp_path_factory.mktemp("faults") / "data").start()
+    lab = labs.servers(tmp_path_factory.mktemp("faults") / "data", index_timeout_seconds="1")
+    lab.start()
     lab.start_worker("worker-gpu")
     yield lab
     assert lab.stop() == 0
@@ -24,7 +25,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 @pytest.fixture(scope="package")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     """``posedrop up``."""
-    lab = labs.embedded(tmp_path_factory.mktemp("faults") / "data").start()
+    lab = labs.embedded(tmp_path_factory.mktemp("faults") / "data", index_timeout_seconds="1")
+    lab.start()
     yield lab
     assert lab.stop() == 0
 

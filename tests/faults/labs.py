@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from functools import cache
@@ -18,6 +19,7 @@ from dramatiq import Broker
 
 from posedrop import queue
 from tests.e2e.lab import Embedded, Lab, Servers
+from tests.integration import compose
 from tests.integration.brokers import Redis
 from tests.samples import REPOSITORY, free_box
 
@@ -123,3 +125,15 @@ def is_of(pid: int, worker: str) -> bool:
     """Tell whether the process that calls itself ``worker`` is ``pid`` or was forked by it."""
     own = int(worker.rsplit("-", 1)[1])
     return os.getpgid(own) == pid
+
+
+def grace(service: str) -> float:
+    """Return the seconds that compose gives a service to end after SIGTERM."""
+    number, unit = re.fullmatch(r"(\d+)([ms])", compose.grace(service)).groups()  # type: ignore[union-attr]
+    return int(number) * {"s": 1, "m": 60}[unit]
+
+
+def stage(lab: Lab, key: str) -> str | None:
+    """Return what the first attempt at a video's run says that it is doing."""
+    attempts = records(lab, f"{key}/", "1.json").values()
+    return next((attempt["progress"]["stage"] for attempt in attempts), None)

@@ -156,8 +156,8 @@ class MemoryStorage(Storage):
         return []
 
     def _below(self, bucket: str, prefix: str) -> list[ObjectInfo]:
-        every = sorted(self.buckets[bucket].items())
-        return [stored.info for key, stored in every if key.startswith(prefix)]
+        objects = self.buckets[bucket]
+        return [objects[key].info for key in sorted(k for k in objects if k.startswith(prefix))]
 
     # -- writing
 
@@ -190,7 +190,14 @@ class MemoryStorage(Storage):
         with self._call():
             self.put(bucket, key, data, metadata)
 
-    def upload_new(self, bucket: str, key: str, path: Path, content_type: str) -> bool:  # noqa: ARG002
+    def upload_new(
+        self,
+        bucket: str,
+        key: str,
+        path: Path,
+        content_type: str,  # noqa: ARG002
+        sha256: str,  # noqa: ARG002
+    ) -> bool:
         return self.create(bucket, key, path.read_bytes())
 
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
@@ -351,13 +358,13 @@ class World:
     # -- messages
 
     def messages(self) -> list[Message[Any]]:
-        """Take all messages out of the queue, oldest first."""
+        """Take all messages out of the queue, in an order that is the same in every run."""
         found = []
         for name in (queue.CPU, queue.GPU):
             waiting = self.broker.queues[name]
             while not waiting.empty():
                 found.append(Message.decode(waiting.get()))
-        return sorted(found, key=lambda message: (message.message_timestamp, message.message_id))
+        return sorted(found, key=lambda each: (each.actor_name, sorted(each.kwargs.items())))
 
     def put_back(self, messages: Iterable[Message[Any]]) -> None:
         """Put messages into the queue again."""

@@ -28,3 +28,8 @@ def environment(service: str, *prefixes: str) -> dict[str, str]:
     """Return the variables of a service whose names begin with one of ``prefixes``."""
     variables = _SERVICES[service]["environment"]
     return {name: str(value) for name, value in variables.items() if name.startswith(prefixes)}
+
+
+def grace(service: str) -> str:
+    """Return how long a service has to end before it is killed, as compose writes it."""
+    return str(_SERVICES[service]["stop_grace_period"])
