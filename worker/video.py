@@ -10,13 +10,13 @@ from __future__ import annotations
 import builtins
 import queue
 import threading
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
@@ -180,8 +180,9 @@ def frames(
 ) -> Generator[tuple[int, Image]]:
     """Decode a video, one frame in memory at a time (and the few that the decoder holds).
 
-    A frame that can't be decoded is left out, and the numbers of those behind it close the gap, as
-    with OpenCV. A video whose size changes on the way is scaled to the size of its first frame.
+    A frame that can't be decoded is left out and its number is not given to another; OpenCV, which
+    counts what it gets, would number those behind it lower. A video whose size changes on the way
+    is scaled to the size of its first frame.
 
     Args:
         path: the video.
@@ -277,12 +278,33 @@ def ahead(items: Iterator[Item], size: int) -> Generator[Item]:
 def pictures(path: Path, start: int, stop: int | None, stride: int) -> Generator[Picture]:
     """Yield the decoded frames ``start``, ``start + stride``, ... before ``stop``."""
     with opened(path) as (container, stream):
-        numbered = enumerate(islice(decoded(container, stream), stop))
+        times = _times(path)
+        index = -1
         first: VideoFrame | None = None
-        for index, frame in numbered:
+        for frame in decoded(container, stream):
+            index = _number(frame.pts, index, times)
+            if stop is not None and index >= stop:
+                return
             first = first or frame
             if index >= start and (index - start) % stride == 0:
                 yield Picture(index, frame, turns_of(first), first.width, first.height)
+
+
+def _times(path: Path) -> list[int]:
+    """Return when each frame of a video is shown, ascending; none, where not all tell it."""
+    with opened(path) as (container, stream):
+        times = [packet.pts for packet in packets(container, stream) if is_shown(packet)]
+    known = sorted(time for time in times if time is not None)
+    return known if len(set(known)) == len(times) else []
+
+
+def _number(time: int | None, last: int, times: list[int]) -> int:
+    """Return a frame's number: its place in time, so that none that is lost shifts those behind."""
+    if time is not None:
+        place = bisect_left(times, time)
+        if place > last and place < len(times) and times[place] == time:
+            return place
+    return last + 1
 
 
 def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
