@@ -86,7 +86,7 @@ class MinioServer:
         """Return what compose gives the store, with this server's own places and secrets."""
         foreign = ("MINIO_", "POSEDROP_", "AWS_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        composed = compose.environment("store", "MINIO_")
+        composed = compose.environment("store", "MINIO_", "GOMAXPROCS")
         absent = {f"_{name}" for name in TARGETS if name not in self._targets}
         here = {
             "MINIO_ROOT_USER_FILE": self._secret("root_user", ROOT_ACCESS_KEY),

@@ -62,6 +62,31 @@ def mounts(service: str) -> dict[str, str]:
 # -- docker-compose.yml ----------------------------------------------------------------------------
 
 
+def compose_reads(file: Path) -> subprocess.CompletedProcess[str]:
+    """Have Compose's own library read a file, and check it against the specification."""
+    command = [tool("compose-go"), "--no-interpolation", "--format", "json", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_compose_takes_the_file(tmp_path: Path) -> None:
+    """The file is what the Compose specification allows; one with a slip in it is refused."""
+    answer = compose_reads(COMPOSE_FILE)
+    assert answer.returncode == 0, answer.stderr
+    assert set(SERVICES) == set(json.loads(answer.stdout)["services"])
+    slip = tmp_path / "docker-compose.yml"
+    slip.write_text(COMPOSE_FILE.read_text().replace("read_only:", "readonly:"))
+    assert compose_reads(slip).returncode != 0
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_whatever_a_service_names_exists(name: str) -> None:
+    service = SERVICES[name]
+    secrets = {s if isinstance(s, str) else s["source"] for s in service.get("secrets", [])}
+    assert set(service.get("networks", [])) <= set(COMPOSE["networks"])
+    assert set(service.get("depends_on", [])) <= set(SERVICES)
+    assert secrets <= set(COMPOSE["secrets"])
+
+
 def test_the_services_are_these() -> None:
     assert set(SERVICES) == {
         *("store", "broker", "bootstrap", "handlers", "worker-cpu", "worker-gpu", "caddy"),
