@@ -20,7 +20,7 @@ from tests.faults.world import RESULTS, VIDEOS, World
 from worker import claim
 
 ROUNDS = 500
-RACERS = 3
+RACERS = 2
 #: How often an attempt calls the store, and then some.
 CALLS = 15
 
