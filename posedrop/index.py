@@ -87,7 +87,11 @@ class Index:
     # --- events
 
     def record_events(self, events: Iterable[Event], now: datetime) -> int:
-        """Keep the events that are new, all or none of them; return how many were."""
+        """Keep the events that are new, all or none of them; return how many were.
+
+        A process that is killed loses none of them any more. A machine without power may lose the
+        last (synchronous = NORMAL): what they tell of is in the buckets, for the reconciler.
+        """
         moment = schema.to_text(now)
         new = [(*_identity(event), moment, moment) for event in events]
         with self._write() as db:
