@@ -37,6 +37,7 @@ from tests.samples import REPOSITORY
 QUERIES = 300
 REINDEXED = 2000
 CLIENTS = 16
+COMMITTED = 50_000
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 #: What a video usually has in the results bucket.
 NAMES = ("attempts/1.json", "poses.h5", "request.json", "result.json", "run.log")
@@ -77,14 +78,16 @@ def fill(path: Path, rows: int) -> None:
     """Write an index of so many files, each with a finished run."""
     Index(path).close()
     db = schema.connect(str(path), 30)
-    db.conn.execute("BEGIN")
     for table, values_of in (("uploaded_file", _file), ("analysis", _analysis)):
         names = list(values_of(0))
         statement = (
             f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
         )
-        db.conn.executemany(statement, (list(values_of(n).values()) for n in range(rows)))
-    db.conn.execute("COMMIT")
+        for first in range(0, rows, COMMITTED):
+            numbers = range(first, min(rows, first + COMMITTED))
+            db.conn.execute("BEGIN")
+            db.conn.executemany(statement, (list(values_of(n).values()) for n in numbers))
+            db.conn.execute("COMMIT")
     db.close()
 
 
@@ -354,6 +357,7 @@ def main() -> None:
             _in_a_process(*index, "--fill")
             print(f"filled {rows:,} files and runs in {time.perf_counter() - began:.0f} s")
             sizes[rows] = _in_a_process(*index)
+            _show({rows: sizes[rows]}, {})
         others = {"reindex, videos with a run a second": reindex_rate(folder / "world")}
         others |= listing(folder, given.objects)
     _show(sizes, others)
