@@ -229,6 +229,8 @@ class Servers(Lab):
         #: Where posedrop finds the store, if not at the store's own address: a proxy's.
         self.s3_endpoint = self.store.endpoint
         self.broker = broker
+        #: Whether it is set up as docs/deploy.md says for several GPUs.
+        self.several_gpus = False
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._started = 0
 
@@ -296,11 +298,10 @@ class Servers(Lab):
         program, *options = compose.command(service)
         self._started += 1
         name = f"{service}-{self._started}"
-        self._run(
-            name,
-            [str(BIN / program), *options],
-            self._as("worker") | compose.environment(service, "dramatiq_"),
-        )
+        own = compose.environment(service, "dramatiq_")
+        if self.several_gpus:
+            own["dramatiq_queue_prefetch"] = "1"
+        self._run(name, [str(BIN / program), *options], self._as("worker") | own)
         return name
 
     def names(self, service: str) -> list[str]:

@@ -14,7 +14,9 @@ REAL = 6
 
 def test_three_workers_share_the_runs_and_make_each_result_once(tmp_path: Path) -> None:
     """Of 200 idle and 6 real runs each has one result, from one attempt of each of its halves."""
-    lab = Servers(tmp_path / "data", Redis(tmp_path / "redis")).start()
+    lab = Servers(tmp_path / "data", Redis(tmp_path / "redis"))
+    lab.several_gpus = True
+    lab.start()
     try:
         mouse = sample(tmp_path, 8)
         lab.posedrop("models", "push", str(mouse.model), "--name", "mouse")

@@ -34,7 +34,9 @@ def embedded(data_dir: Path, **settings: str) -> Embedded:
 
 def servers(data_dir: Path, **settings: str) -> Servers:
     """Return MinIO, Redis, handlers and workers with the faulty analysis, not started."""
-    return _with_plugin(Servers(data_dir, Redis(data_dir.with_name("redis")), **settings))
+    lab = _with_plugin(Servers(data_dir, Redis(data_dir.with_name("redis")), **settings))
+    lab.several_gpus = True
+    return lab
 
 
 def _with_plugin(lab: L) -> L:
