@@ -12,9 +12,9 @@ import pickle
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from deeplabcut.pose_estimation_pytorch.apis.utils import (
 )
 from deeplabcut.pose_estimation_pytorch.config import PoseConfig
 from deeplabcut.pose_estimation_pytorch.data import DLCLoader
+from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 from deeplabcut.pose_estimation_pytorch.task import Task
 from deeplabcut.refine_training_dataset.outlier_frames import FitSARIMAXModel
 from scipy import signal
@@ -44,8 +45,9 @@ from posedrop.models import (
     read_yaml,
     wiped_model_config,
 )
-from worker import video
-from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D
+from worker import tracking, video
+from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
+from worker.detectors import nothing_downloaded
 
 Frame = npt.NDArray[np.uint8]
 Poses = npt.NDArray[Any]
@@ -73,6 +75,10 @@ class Network:
     crop: Crop | None
     """The project's own, which ``analyze_videos`` applies too."""
     device: str
+    individuals: list[str] = field(default_factory=list)
+    """Of a model for several animals."""
+    herd: tracking.Herd | None = None
+    """What tracking has to know; None where animals are not followed."""
 
 
 _warm: OrderedDict[tuple[str, str | None, str], Network] = OrderedDict()
@@ -91,17 +97,22 @@ def run(job: Job) -> dict[str, Any]:
         RefusedVideoError: the video can't be decoded.
     """
     args = DeepLabCut2D.model_validate(job.args)
+    return analyse(job, args, lambda: _network(job, args.snapshot))
+
+
+def analyse(job: Job, args: PoseArgs, load_network: Callable[[], Network]) -> dict[str, Any]:
+    """Do what :func:`run` does with whatever network ``load_network`` returns."""
     started = time.monotonic()
     job.report("load", 0, None)
-    network = _network(job, args.snapshot)
-    network.pose.batch_size = args.batch_size
+    network = load_network()
+    _prepare(network, args)
     crop = args.crop or network.crop
     loaded = time.monotonic()
     frames = video.count(job.video)
-    indexes, poses = _infer(job, args, network, crop, len(_selected(args, frames)))
+    indexes, predictions = infer(job, args, network, crop, len(_selected(args, frames)))
     inferred = time.monotonic()
     job.report("write", len(indexes), len(indexes))
-    table = _table(indexes, poses, network)
+    table, tracks = tabulate(indexes, predictions, network, args, crop)
     _write(table, job.out / "poses")
     if args.filter != "none":
         _write(filtered(table, args), job.out / "poses_filtered")
@@ -130,8 +141,24 @@ def run(job: Job) -> dict[str, Any]:
             "pcutoff": network.pcutoff if args.pcutoff is None else args.pcutoff,
             "crop": crop.model_dump() if crop else None,
             "filter": args.filter,
+            **tracks,
         },
     }
+
+
+def _prepare(network: Network, args: PoseArgs) -> None:
+    """Set what a request can choose of a network that may have served another one before."""
+    dynamic = None
+    if isinstance(args, DeepLabCut2D) and args.dynamic is not None:
+        if network.detector is not None:
+            raise AnalysisError(
+                "dynamic cropping is not for top-down models: their detector finds the animals",
+                code="bad_dynamic",
+                field="args.dynamic",
+            )
+        dynamic = DynamicCropper(args.dynamic.threshold, args.dynamic.margin)
+    network.pose.dynamic = dynamic
+    network.pose.batch_size = 1 if dynamic else args.batch_size
 
 
 # -- the model -------------------------------------------------------------------------------------
@@ -140,14 +167,26 @@ def run(job: Job) -> dict[str, Any]:
 def _network(job: Job, snapshot: str | None) -> Network:
     if job.model is None:
         raise ModelError("deeplabcut_2d needs a model")
+    folder = job.model
+    return kept(job, snapshot, lambda device: load(folder, snapshot, device))
+
+
+def kept(job: Job, part: str | None, load_on: Callable[[str], Network]) -> Network:
+    """Return the network that a job needs: the one that is loaded still, else ``load_on(device)``.
+
+    Args:
+        job: the same model and device is the same network,
+        part: if it is the same part of the model.
+        load_on: loads it.
+    """
     device = _device(job.device)
     if job.model_digest is None:  # nothing says that the same folder holds the same files
-        return load(job.model, snapshot, device)
-    key = (job.model_digest, snapshot, device)
+        return load_on(device)
+    key = (job.model_digest, part, device)
     if key not in _warm:
         while len(_warm) >= WARM_MODELS:  # before the next one is loaded: memory is for one more
             _warm.popitem(last=False)
-        _warm[key] = load(job.model, snapshot, device)
+        _warm[key] = load_on(device)
     _warm.move_to_end(key)
     return _warm[key]
 
@@ -185,11 +224,6 @@ def load(folder: Path, snapshot: str | None, device: str) -> Network:
 
 def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
     project = read_yaml(folder / CONFIG)
-    if project.get("multianimalproject"):
-        raise ModelError(
-            "deeplabcut_2d takes single-animal projects, this is a multi-animal one",
-            code="multi_animal",
-        )
     configs = sorted((folder / MODEL_FOLDERS).glob(f"iteration-*/*/train/{PYTORCH_CONFIG}"))
     if not configs:
         if project.get("engine") == "tensorflow" or (folder / "dlc-models").is_dir():
@@ -210,15 +244,22 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
         raise
     except Exception as error:  # a config of any shape: DeepLabCut raises whatever it runs into
         raise _bad_config(error) from error
-    network = _build(
+    network = build(
         loader.model_cfg,
-        _weights(weights, "model"),
-        _weights(detector, "model") if detector else None,
+        weights_of(weights, "model"),
+        weights_of(detector, "model") if detector else None,
         int(project.get("detector_batch_size") or 1),
         device,
     )
+    herd = None
+    if project.get("multianimalproject"):
+        own = train.parent / "test" / tracking.INFERENCE_CONFIG
+        settings = read_yaml(own) if own.is_file() else None
+        herd = tracking.herd(loader.model_cfg["metadata"], scorer, project, settings)
     return replace(
         network,
+        individuals=herd.individuals if herd else [],
+        herd=herd,
         scorer=scorer,
         snapshot=weights.stem,
         skeleton=[[str(end) for end in bone] for bone in project.get("skeleton") or []],
@@ -235,13 +276,14 @@ def _load_export(path: Path, snapshot: str | None, device: str) -> Network:
     if snapshot not in {None, name, path.stem}:
         raise ModelError(f"the model has no snapshot {snapshot!r}", code="no_such_snapshot")
     try:
-        config = PoseConfig.from_any(_tamed(content["config"]))
+        config = PoseConfig.from_any(tamed(content["config"]))
     except Exception as error:  # like above
         raise _bad_config(error) from error
+    network = build(config, content["pose"], content.get("detector"), 1, device)
+    herd = None
     if len(config["metadata"]["individuals"]) > 1:
-        raise ModelError("deeplabcut_2d takes single-animal models", code="multi_animal")
-    network = _build(config, content["pose"], content.get("detector"), 1, device)
-    return replace(network, scorer=path.stem, snapshot=name or path.stem)
+        herd = tracking.herd(config["metadata"], path.stem, {})
+    return replace(network, herd=herd, scorer=path.stem, snapshot=name or path.stem)
 
 
 def _loader(project: dict[str, Any], config: Path) -> Any:
@@ -259,14 +301,14 @@ def _loader(project: dict[str, Any], config: Path) -> Any:
         train = root / MODEL_FOLDERS / shuffle_folder.parent.name / shuffle_folder.name / "train"
         train.mkdir(parents=True)
         (root / CONFIG).write_text(yaml.safe_dump(copied), encoding="utf-8")
-        tamed = yaml.safe_dump(_tamed(read_yaml(config)), sort_keys=False)
-        (train / PYTORCH_CONFIG).write_text(tamed, encoding="utf-8")
+        own = yaml.safe_dump(tamed(read_yaml(config)), sort_keys=False)
+        (train / PYTORCH_CONFIG).write_text(own, encoding="utf-8")
         return DLCLoader(
             root / CONFIG, trainset_index=fractions.index(int(percent)), shuffle=int(shuffle)
         )
 
 
-def _tamed(config: Any) -> dict[str, Any]:
+def tamed(config: Any) -> dict[str, Any]:
     """Return a model's config with the switches set that are not the model's to set."""
     if not isinstance(config, dict):
         raise ModelError("the model's config is not a mapping", code="model_damaged")
@@ -284,17 +326,24 @@ def _tamed(config: Any) -> dict[str, Any]:
     tamed["inference"] = inference
     detector = tamed.get("detector")
     if isinstance(detector, dict) and isinstance(detector.get("model"), dict):
-        detector["model"] = {**detector["model"], "pretrained": False}
+        # Only where it is there: not every kind of detector knows it.
+        off = {name: False for name in detector["model"] if name.startswith("pretrained")}
+        detector["model"] = {**detector["model"], **off}
     return tamed
 
 
-def _build(
+def build(
     config: Any,
     pose_weights: dict[str, Any],
     detector_weights: dict[str, Any] | None,
     detector_batch: int,
     device: str,
 ) -> Network:
+    """Build a network of a tamed config, and give it its weights.
+
+    Raises:
+        ModelError: it can't be built, or the weights are another network's.
+    """
     task = Task(config["method"])
     if task == Task.COND_TOP_DOWN:
         raise ModelError(
@@ -311,9 +360,10 @@ def _build(
         pose.model.load_state_dict(pose_weights)
         detector = None
         if task == Task.TOP_DOWN:
-            detector = get_detector_inference_runner(
-                config, snapshot_path="", batch_size=detector_batch, device=chosen
-            )
+            with nothing_downloaded():
+                detector = get_detector_inference_runner(
+                    config, snapshot_path="", batch_size=detector_batch, device=chosen
+                )
             detector.model.load_state_dict(detector_weights)
     except (torch.OutOfMemoryError, MemoryError):
         raise
@@ -348,7 +398,12 @@ def _snapshot(train: Path, wanted: str | None, *, detector: bool = False) -> Pat
     return found[-1]
 
 
-def _weights(path: Path, part: str) -> dict[str, Any]:
+def weights_of(path: Path, part: str) -> dict[str, Any]:
+    """Return the weights of a snapshot; nothing else in it is opened.
+
+    Raises:
+        ModelError: codes ``model_damaged``, ``unsafe_model``.
+    """
     content = _read_weights(path)
     if not isinstance(content, dict) or not isinstance(content.get(part), dict):
         raise ModelError(f"{path.name} is no snapshot of DeepLabCut", code="model_damaged")
@@ -386,18 +441,18 @@ def _project_crop(project: dict[str, Any]) -> Crop | None:
 # -- frames through the network --------------------------------------------------------------------
 
 
-def _infer(
-    job: Job, args: DeepLabCut2D, network: Network, crop: Crop | None, total: int
-) -> tuple[npt.NDArray[np.int64], Poses]:
-    """Return frame numbers (n) and poses (n, bodyparts, 3): x and y in pixels, likelihood."""
+def infer(
+    job: Job, args: PoseArgs, network: Network, crop: Crop | None, total: int
+) -> tuple[npt.NDArray[np.int64], list[tracking.Prediction]]:
+    """Return frame numbers and what was found in each, in pixels of the crop."""
     job.report("infer", 0, total)
     indexes: list[int] = []
-    poses: list[Poses] = []
+    found: list[tracking.Prediction] = []
     frames = video.frames(job.video, start=args.start, stop=args.stop, stride=args.stride)
     with closing(video.ahead(_batches(frames, args.batch_size, crop), AHEAD)) as batches:
         for numbers, images in batches:
             try:
-                poses.append(_poses(network, images))
+                found += _predictions(network, images)
             except BaseException:
                 # It may hold half a batch: the next video must not get it.
                 _warm.clear()
@@ -410,23 +465,27 @@ def _infer(
             code="no_frames",
             field="args.start",
         )
-    found = np.concatenate(poses)
+    return np.asarray(indexes, np.int64), found
+
+
+def _poses_of_one(predictions: list[tracking.Prediction], crop: Crop | None) -> Poses:
+    """Return poses (n, bodyparts, 3): x and y in pixels of the whole frame, likelihood."""
+    found = np.stack([one["bodyparts"][0, :, :3] for one in predictions])
     if crop is not None:
         # DeepLabCut leaves them relative to the crop; keypoints it did not find are all -1.
         x_and_y = found[..., :2]
         x_and_y += np.where(found[..., 2:] < 0, 0, np.array([crop.x1, crop.y1], found.dtype))
-    return np.asarray(indexes, np.int64), found
+    return found
 
 
-def _poses(network: Network, images: list[Frame]) -> Poses:
+def _predictions(network: Network, images: list[Frame]) -> list[tracking.Prediction]:
     fed: list[Any] = list(images)
     if network.detector is not None:
         fed = list(zip(images, network.detector.inference(images), strict=True))
-    predictions = network.pose.inference(fed)
-    poses: Poses = np.stack([one["bodyparts"][0, :, :3] for one in predictions])
-    if len(poses) != len(images):
-        raise AnalysisError(f"{len(images)} frames went in, {len(poses)} poses came out")
-    return poses
+    predictions: list[tracking.Prediction] = network.pose.inference(fed)
+    if len(predictions) != len(images):
+        raise AnalysisError(f"{len(images)} frames went in, {len(predictions)} poses came out")
+    return predictions
 
 
 def _batches(
@@ -457,7 +516,7 @@ def _cropped(frame: Frame, crop: Crop | None) -> Frame:
     return np.ascontiguousarray(frame[crop.y1 : crop.y2, crop.x1 : crop.x2])
 
 
-def _selected(args: DeepLabCut2D, frames: int) -> range:
+def _selected(args: PoseArgs, frames: int) -> range:
     return range(args.start, frames if args.stop is None else min(args.stop, frames), args.stride)
 
 
@@ -472,6 +531,26 @@ def _missing(expected: range, indexes: npt.NDArray[np.int64], stride: int) -> li
 # -- the tables ------------------------------------------------------------------------------------
 
 
+def tabulate(
+    indexes: npt.NDArray[np.int64],
+    predictions: list[tracking.Prediction],
+    network: Network,
+    args: PoseArgs,
+    crop: Crop | None,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return DeepLabCut's table, and what result.json says of the animals in it."""
+    if network.herd is not None and isinstance(args, DeepLabCut2D):
+        with tempfile.TemporaryDirectory() as folder:
+            tracked = tracking.track(predictions, indexes, network.herd, args, Path(folder))
+        return tracking.shifted(tracked.table, crop), tracking.told(network.herd, tracked)
+    if network.individuals:
+        table = tracking.untracked(
+            predictions, indexes, network.scorer, network.individuals, network.bodyparts
+        )
+        return tracking.shifted(table, crop), {"individuals": network.individuals}
+    return _table(indexes, _poses_of_one(predictions, crop), network), {}
+
+
 def _table(indexes: npt.NDArray[np.int64], poses: Poses, network: Network) -> pd.DataFrame:
     """Return DeepLabCut's table: its ``create_df_from_prediction``, but for the index."""
     columns = pd.MultiIndex.from_product(
@@ -481,7 +560,7 @@ def _table(indexes: npt.NDArray[np.int64], poses: Poses, network: Network) -> pd
     return pd.DataFrame(poses.reshape((len(poses), -1)), columns=columns, index=indexes)
 
 
-def filtered(table: pd.DataFrame, args: DeepLabCut2D) -> pd.DataFrame:
+def filtered(table: pd.DataFrame, args: PoseArgs) -> pd.DataFrame:
     """Return ``table`` smoothed over time, as ``deeplabcut.filterpredictions`` does.
 
     The arithmetic is that function's (deeplabcut/post_processing/filtering.py), which itself reads

@@ -366,10 +366,6 @@ def make_tensorflow(model: Path) -> None:
     edit(model / "config.yaml", engine="tensorflow")
 
 
-def make_multi_animal(model: Path) -> None:
-    edit(model / "config.yaml", multianimalproject=True)
-
-
 def make_conditional(model: Path) -> None:
     edit(only(model, "pytorch_config.yaml"), method="ctd")
 
@@ -385,7 +381,6 @@ def make_conditional(model: Path) -> None:
         (drop_snapshot, "no_such_snapshot"),
         (drop_everything, "model_damaged"),
         (make_tensorflow, "tensorflow_model"),
-        (make_multi_animal, "multi_animal"),
         (make_conditional, "conditional_top_down"),
     ],
 )
