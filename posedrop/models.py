@@ -1,8 +1,8 @@
-"""Models: DeepLabCut 3 projects and exports -> the models bucket -> a worker's folder. No torch.
+"""Models: DeepLabCut's projects, exports and zoo -> the models bucket -> a worker's folder.
 
-A model is ``<name>/<digest>/`` with the files that inference needs and ``model.json``, written
-last. The digest is made of the files alone, so the same model pushed from two machines is one: what
-a project says of the laboratory's own paths is wiped before.
+No torch. A model is ``<name>/<digest>/`` with the files that inference needs and ``model.json``,
+written last. The digest is made of the files alone, so the same model pushed from two machines is
+one: what a project says of the laboratory's own paths is wiped before.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from posedrop import zoo
 from posedrop.errors import BadRequestError, ModelError, ObjectChangedError, StorageError
 from posedrop.records import Model, ModelFile, ModelRef
 from posedrop.storage import Storage
@@ -52,8 +53,8 @@ def plan_push(
     """Find out what of a trained model inference needs; nothing is written.
 
     Args:
-        path: a DeepLabCut 3 (PyTorch) project, its config.yaml, or a ``.pt`` of
-            ``deeplabcut.export_model``.
+        path: a DeepLabCut 3 (PyTorch) project, its config.yaml, a ``.pt`` of
+            ``deeplabcut.export_model``, or a folder with weights of DeepLabCut's model zoo.
         name: what it will be called: letters, digits, ``.``, ``_``, ``-``, at most 64.
         shuffle: None: 1, or the only one there is.
         snapshot: a snapshot's name (``snapshot-best-120``), or ``all``; None: the one that the
@@ -76,6 +77,8 @@ def plan_push(
         path = path.parent
     if path.suffix == ".pt":
         return _plan_export(path, name)
+    if name in zoo.ZOO or (path.is_dir() and zoo.kind_of(path)):
+        return _plan_zoo(path, name)
     return _plan_project(path, name, shuffle, snapshot)
 
 
@@ -103,9 +106,10 @@ def _plan_project(
     if str(pytorch_config.get("method", "bu")).lower() == "td":
         detector = _chosen_detector(folder / "train", config)
         files.append((detector, inside(detector)))
-    pose_cfg = folder / "test" / "pose_cfg.yaml"
-    if pose_cfg.is_file():
-        files.append((_dumped(_without_paths(read_yaml(pose_cfg))), inside(pose_cfg)))
+    for part in ("pose_cfg.yaml", "inference_cfg.yaml"):  # the second for several animals
+        if (folder / "test" / part).is_file():
+            content = _dumped(_without_paths(read_yaml(folder / "test" / part)))
+            files.append((content, inside(folder / "test" / part)))
     metadata = _mapping(pytorch_config.get("metadata"))
     model_files = _described(files)
     return (
@@ -239,6 +243,45 @@ def _plan_export(path: Path, name: str) -> tuple[Model, list[tuple[Source, str]]
             net_type=net_type,
             pcutoff=float(evaluation.get("pcutoff", 0.6)),
             snapshots=[match["snapshot"] if match else path.stem],
+            files=model_files,
+            created_at=datetime.now(UTC),
+        ),
+        files,
+    )
+
+
+def _plan_zoo(folder: Path, name: str) -> tuple[Model, list[tuple[Source, str]]]:
+    kind = zoo.kind_of(folder) if folder.is_dir() else None
+    if kind != name:
+        if name in zoo.ZOO:
+            animal = zoo.ZOO[name]
+            first = [animal.file(part[0]) for part in (animal.pose_models, animal.detectors)]
+            raise ModelError(
+                f"{folder} holds no weights of {name}, whose name is kept for them: "
+                f"{animal.how_to_get(first)}"
+            )
+        raise BadRequestError(
+            f"{folder} holds weights of {kind}: push them with --name {kind}, by which the "
+            "analysis superanimal finds them",
+            code="bad_name",
+            field="name",
+        )
+    weights = zoo.weights_in(folder, name)
+    files: list[tuple[Source, str]] = [(file, file.name) for file in weights]
+    model_files = _described(files)
+    return (
+        Model(
+            name=name,
+            digest=digest_of(model_files),
+            kind="zoo",
+            task=name,
+            scorer="",
+            bodyparts=[],
+            individuals=[],
+            multianimal=True,
+            net_type="",
+            pcutoff=0.1,  # DeepLabCut's own for these
+            snapshots=[file.stem for file in weights],
             files=model_files,
             created_at=datetime.now(UTC),
         ),
@@ -425,13 +468,22 @@ def resolve(storage: Storage, bucket: str, wanted: str) -> Model:
 
     Raises:
         BadRequestError: code ``no_such_model``, field ``args.model``; the message lists what there
-            is.
+            is. ``weights_missing``: it is of DeepLabCut's model zoo; the message says how to get
+            it.
         StorageError: the store did not answer.
     """
     match = _WANTED.fullmatch(wanted)
     for model in _listed(storage, bucket, f"{match['name']}/") if match else []:
         if model.digest.startswith((match and match["digest"]) or ""):
             return model
+    animal = zoo.ZOO.get(match["name"]) if match else None
+    if animal is not None and match and not match["digest"]:
+        files = f"e.g. {animal.file(animal.pose_models[0])}", animal.file(animal.detectors[0])
+        raise BadRequestError(
+            f"the models bucket has no weights of {animal.name}: {animal.how_to_get(files)}",
+            code="weights_missing",
+            field="args.model",
+        )
     names = [f"{model.name}@{model.digest[:12]}" for model in list_models(storage, bucket)]
     there = ", ".join(names) if names else "none; push one with `posedrop models push`"
     raise BadRequestError(

@@ -246,7 +246,7 @@ class Model(Versioned):
 
     name: str
     digest: str
-    kind: Literal["project", "export"]
+    kind: Literal["project", "export", "zoo"]
     task: str = Field(description="the DeepLabCut project's Task")
     scorer: str
     bodyparts: list[str]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,16 +25,17 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
     ToBatch,
     ToTensor,
 )
+from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
 from worker import network, video
-from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D
+from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Arithmetic, Launched, Machine, Precision, State, UnfaithfulError
 from worker.child_main import is_out_of_memory
 from worker.network import Network
-from worker.parts import Found, Parts, Values, write_arrays
-from worker.tables import PREDICTIONS
+from worker.parts import Found, Parts
+from worker.tables import PREDICTIONS, write_predictions
 
 Frame = npt.NDArray[np.uint8]
 Prediction = dict[str, npt.NDArray[Any]]
@@ -63,7 +64,7 @@ class Warm:
     """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
 
 
-_warm: OrderedDict[tuple[str, str | None, str], Warm] = OrderedDict()
+_warm: OrderedDict[tuple[str, str, str], Warm] = OrderedDict()
 Setup = tuple[str, str, tuple[int, ...]]
 #: The batch that was found best, and the largest that memory sufficed for, by model, device and
 #: size of the frames.
@@ -80,19 +81,31 @@ def run(job: Job) -> dict[str, Any]:
         RefusedVideoError: the video can't be decoded.
     """
     args = DeepLabCut2D.model_validate(job.args)
+    if job.model is None:
+        raise ModelError("deeplabcut_2d needs a model")
+    folder = job.model
+    return analyse(
+        job, args, args.snapshot or "", lambda device: network.load(folder, args.snapshot, device)
+    )
+
+
+def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network]) -> dict[str, Any]:
+    """Do what :func:`run` does with a network of any origin.
+
+    Args:
+        part: of the model; with its digest and the device it names a network.
+        load: returns the network, on a device.
+    """
     started = time.monotonic()
     job.report("load", 0, None)
-    warm = _model(job, args.snapshot)
+    warm = _kept(job, part, load)
     crop = args.crop or warm.network.crop
     loaded = time.monotonic()
     frames = video.count(job.video)
     total = len(_selected(args, frames))
     found, told = _infer(job, args, warm, crop, total)
     inferred, ended = time.monotonic(), time.time()
-    values = found.arrays()
-    if crop is not None:
-        _uncrop(values, crop)
-    write_arrays(job.out / PREDICTIONS, values)
+    write_predictions(job.out / PREDICTIONS, found.arrays(), warm.network)
     # What came out counts where it is more than the container promises.
     expected = _selected(args, max(frames, found.indexes[-1] + 1))
     model = warm.network
@@ -123,24 +136,22 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def _pcutoff(args: DeepLabCut2D, model: Network) -> float:
+def _pcutoff(args: PoseArgs, model: Network) -> float:
     return model.pcutoff if args.pcutoff is None else args.pcutoff
 
 
 # -- the model -------------------------------------------------------------------------------------
 
 
-def _model(job: Job, snapshot: str | None) -> Warm:
-    if job.model is None:
-        raise ModelError("deeplabcut_2d needs a model")
+def _kept(job: Job, part: str, load: Callable[[str], Network]) -> Warm:
     device = network.device_of(job.device)
     if job.model_digest is None:  # nothing says that the same folder holds the same files
-        return _prepared(network.load(job.model, snapshot, device))
-    key = (job.model_digest, snapshot, device)
+        return _prepared(load(device))
+    key = (job.model_digest, part, device)
     if key not in _warm:
         while len(_warm) >= WARM_MODELS:  # before the next one is loaded: memory is for one more
             _warm.popitem(last=False)
-        _warm[key] = _prepared(network.load(job.model, snapshot, device))
+        _warm[key] = _prepared(load(device))
     _warm.move_to_end(key)
     return _warm[key]
 
@@ -163,11 +174,13 @@ def _only_normalises(pose: Any) -> bool:
 
 
 def _infer(
-    job: Job, args: DeepLabCut2D, warm: Warm, crop: Crop | None, total: int
+    job: Job, args: PoseArgs, warm: Warm, crop: Crop | None, total: int
 ) -> tuple[Found, dict[str, Any]]:
     """Return what is found in the frames asked for, and what the result tells of how."""
     job.report("infer", 0, total)
-    parts = Parts(job.parts, job.part_seconds)
+    # What dynamic cropping knows of the frame before is not in a checkpoint.
+    dynamic = isinstance(args, DeepLabCut2D) and args.dynamic is not None
+    parts = Parts(None if dynamic else job.parts, job.part_seconds)
     precision = args.precision
     try:
         feed = _feed(job, args, warm, precision)
@@ -188,7 +201,7 @@ def _infer(
 
 
 def _through(
-    job: Job, args: DeepLabCut2D, feed: Feed, crop: Crop | None, total: int, parts: Parts
+    job: Job, args: PoseArgs, feed: Feed, crop: Crop | None, total: int, parts: Parts
 ) -> Found:
     found, state = parts.load(feed.setup)
     begin = args.start
@@ -215,13 +228,27 @@ def _through(
     return found
 
 
-def _feed(job: Job, args: DeepLabCut2D, warm: Warm, precision: Precision) -> Feed:
+def _feed(job: Job, args: PoseArgs, warm: Warm, precision: Precision) -> Feed:
     pcutoff = min(_pcutoff(args, warm.network), warm.network.pcutoff)
     digest = job.model_digest or ""
-    if not warm.normalises:
-        # Nothing watches the arithmetic on DeepLabCut's own way through a detector.
-        return Runner(warm, args.batch_size or 1, "fp32" if precision == "auto" else precision)
+    dynamic = _dynamic(args, warm.network)
+    if dynamic is not None or not warm.normalises:
+        # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
+        plain: Precision = "fp32" if precision == "auto" else precision
+        return Runner(warm, 1 if dynamic else args.batch_size or 1, plain, dynamic)
     return Batches(warm, args.batch_size, precision, pcutoff, digest)
+
+
+def _dynamic(args: PoseArgs, model: Network) -> DynamicCropper | None:
+    if not isinstance(args, DeepLabCut2D) or args.dynamic is None:
+        return None
+    if model.detector is not None:
+        raise AnalysisError(
+            "dynamic cropping is not for top-down models: their detector finds the animals",
+            code="bad_dynamic",
+            field="args.dynamic",
+        )
+    return DynamicCropper(args.dynamic.threshold, args.dynamic.margin)
 
 
 class Feed:
@@ -255,7 +282,10 @@ class Feed:
 class Runner(Feed):
     """DeepLabCut's own runners, for what comes in more steps: a detector, crops, resizing."""
 
-    def __init__(self, warm: Warm, batch: int, precision: Precision) -> None:
+    def __init__(
+        self, warm: Warm, batch: int, precision: Precision, dynamic: DynamicCropper | None
+    ) -> None:
+        self._dynamic = dynamic
         self._network = warm.network
         self._dtype = warm.machine.dtype_for(precision)
         self._precision = precision
@@ -265,7 +295,7 @@ class Runner(Feed):
     def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
         """Yield each frame's; see there."""
         pose = self._network.pose
-        pose.batch_size = self.batch
+        pose.batch_size, pose.dynamic = self.batch, self._dynamic
         for group in _grouped(frames, self.batch):
             images: list[Any] = [image for _, image in group]
             device = torch.device(self._network.device).type
@@ -469,15 +499,7 @@ def _cropped(frame: Frame, crop: Crop | None) -> Frame:
     return np.ascontiguousarray(frame[crop.y1 : crop.y2, crop.x1 : crop.x2])
 
 
-def _uncrop(values: Values, crop: Crop) -> None:
-    # DeepLabCut leaves them relative to the crop; keypoints it did not find are all -1.
-    for name in {"bodyparts", "unique_bodyparts"} & values.keys():
-        poses = values[name]
-        xy = poses[..., :2]
-        xy += np.where(poses[..., 2:3] < 0, 0, np.array([crop.x1, crop.y1], poses.dtype))
-
-
-def _selected(args: DeepLabCut2D, frames: int) -> range:
+def _selected(args: PoseArgs, frames: int) -> range:
     return range(args.start, frames if args.stop is None else min(args.stop, frames), args.stride)
 
 

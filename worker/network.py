@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from posedrop.models import (
     wiped_model_config,
 )
 from worker.analyses.deeplabcut_2d import Crop
+from worker.detectors import nothing_downloaded
+from worker.herd import INFERENCE_CONFIG, Herd, herd_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Network:
     crop: Crop | None
     """The project's own, which ``analyze_videos`` applies too."""
     device: str
+    individuals: list[str] = field(default_factory=list)
+    """Of a model for several animals."""
+    herd: Herd | None = None
+    """What tracking has to know; None where animals are not followed."""
 
 
 def device_of(wanted: str) -> str:
@@ -87,11 +93,6 @@ def load(folder: Path, snapshot: str | None, device: str) -> Network:
 
 def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
     project = read_yaml(folder / CONFIG)
-    if project.get("multianimalproject"):
-        raise ModelError(
-            "deeplabcut_2d takes single-animal projects, this is a multi-animal one",
-            code="multi_animal",
-        )
     configs = sorted((folder / MODEL_FOLDERS).glob(f"iteration-*/*/train/{PYTORCH_CONFIG}"))
     if not configs:
         if project.get("engine") == "tensorflow" or (folder / "dlc-models").is_dir():
@@ -112,15 +113,22 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
         raise
     except Exception as error:  # a config of any shape: DeepLabCut raises whatever it runs into
         raise _bad_config(error) from error
-    network = _build(
+    network = build(
         loader.model_cfg,
-        _weights(weights, "model"),
-        _weights(detector, "model") if detector else None,
+        weights_of(weights, "model"),
+        weights_of(detector, "model") if detector else None,
         int(project.get("detector_batch_size") or 1),
         device,
     )
+    herd = None
+    if project.get("multianimalproject"):
+        own = train.parent / "test" / INFERENCE_CONFIG
+        settings = read_yaml(own) if own.is_file() else None
+        herd = herd_of(loader.model_cfg["metadata"], scorer, project, settings)
     return replace(
         network,
+        individuals=herd.individuals if herd else [],
+        herd=herd,
         scorer=scorer,
         snapshot=weights.stem,
         skeleton=[[str(end) for end in bone] for bone in project.get("skeleton") or []],
@@ -137,13 +145,17 @@ def _load_export(path: Path, snapshot: str | None, device: str) -> Network:
     if snapshot not in {None, name, path.stem}:
         raise ModelError(f"the model has no snapshot {snapshot!r}", code="no_such_snapshot")
     try:
-        config = PoseConfig.from_any(_tamed(content["config"]))
+        config = PoseConfig.from_any(tamed(content["config"]))
     except Exception as error:  # like above
         raise _bad_config(error) from error
+    network = build(config, content["pose"], content.get("detector"), 1, device)
+    herd = None
     if len(config["metadata"]["individuals"]) > 1:
-        raise ModelError("deeplabcut_2d takes single-animal models", code="multi_animal")
-    network = _build(config, content["pose"], content.get("detector"), 1, device)
-    return replace(network, scorer=path.stem, snapshot=name or path.stem)
+        herd = herd_of(config["metadata"], path.stem, {})
+    individuals = herd.individuals if herd else []
+    return replace(
+        network, individuals=individuals, herd=herd, scorer=path.stem, snapshot=name or path.stem
+    )
 
 
 def _loader(project: dict[str, Any], config: Path) -> Any:
@@ -161,42 +173,49 @@ def _loader(project: dict[str, Any], config: Path) -> Any:
         train = root / MODEL_FOLDERS / shuffle_folder.parent.name / shuffle_folder.name / "train"
         train.mkdir(parents=True)
         (root / CONFIG).write_text(yaml.safe_dump(copied), encoding="utf-8")
-        tamed = yaml.safe_dump(_tamed(read_yaml(config)), sort_keys=False)
-        (train / PYTORCH_CONFIG).write_text(tamed, encoding="utf-8")
+        own = yaml.safe_dump(tamed(read_yaml(config)), sort_keys=False)
+        (train / PYTORCH_CONFIG).write_text(own, encoding="utf-8")
         return DLCLoader(
             root / CONFIG, trainset_index=fractions.index(int(percent)), shuffle=int(shuffle)
         )
 
 
-def _tamed(config: Any) -> dict[str, Any]:
+def tamed(config: Any) -> dict[str, Any]:
     """Return a model's config with the switches set that are not the model's to set."""
     if not isinstance(config, dict):
         raise ModelError("the model's config is not a mapping", code="model_damaged")
-    tamed = wiped_model_config(config)
-    tamed["device"] = "auto"
-    for part in (tamed, tamed.get("detector")):
+    made = wiped_model_config(config)
+    made["device"] = "auto"
+    for part in (made, made.get("detector")):
         if isinstance(part, dict):
             part["device"] = "auto"
             part["runner"] = {**(part.get("runner") or {}), "load_weights_only": True}
-    inference = dict(tamed.get("inference") or {})
+    inference = dict(made.get("inference") or {})
     # DeepLabCut's own thread for decoding shares lists with the network's without a lock, by which
     # a frame's result can get lost; frames are decoded ahead here instead.
     inference["multithreading"] = {"enabled": False}
     inference["compile"] = {"enabled": False}  # would start a compiler
-    tamed["inference"] = inference
-    detector = tamed.get("detector")
+    made["inference"] = inference
+    detector = made.get("detector")
     if isinstance(detector, dict) and isinstance(detector.get("model"), dict):
-        detector["model"] = {**detector["model"], "pretrained": False}
-    return tamed
+        # Only where it is there: not every kind of detector knows it.
+        off = {name: False for name in detector["model"] if name.startswith("pretrained")}
+        detector["model"] = {**detector["model"], **off}
+    return made
 
 
-def _build(
+def build(
     config: Any,
     pose_weights: dict[str, Any],
     detector_weights: dict[str, Any] | None,
     detector_batch: int,
     device: str,
 ) -> Network:
+    """Build a network of a tamed config, and give it its weights.
+
+    Raises:
+        ModelError: it can't be built, or the weights are another network's.
+    """
     task = Task(config["method"])
     if task == Task.COND_TOP_DOWN:
         raise ModelError(
@@ -213,9 +232,10 @@ def _build(
         pose.model.load_state_dict(pose_weights)
         detector = None
         if task == Task.TOP_DOWN:
-            detector = get_detector_inference_runner(
-                config, snapshot_path="", batch_size=detector_batch, device=chosen
-            )
+            with nothing_downloaded():
+                detector = get_detector_inference_runner(
+                    config, snapshot_path="", batch_size=detector_batch, device=chosen
+                )
             detector.model.load_state_dict(detector_weights)
     except (torch.OutOfMemoryError, MemoryError):
         raise
@@ -250,7 +270,12 @@ def _snapshot(train: Path, wanted: str | None, *, detector: bool = False) -> Pat
     return found[-1]
 
 
-def _weights(path: Path, part: str) -> dict[str, Any]:
+def weights_of(path: Path, part: str) -> dict[str, Any]:
+    """Return the weights of a snapshot; nothing else in it is opened.
+
+    Raises:
+        ModelError: codes ``model_damaged``, ``unsafe_model``.
+    """
     content = _read_weights(path)
     if not isinstance(content, dict) or not isinstance(content.get(part), dict):
         raise ModelError(f"{path.name} is no snapshot of DeepLabCut", code="model_damaged")

@@ -5,9 +5,12 @@ They are made in another child than the network's, which goes on with the next v
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,33 +18,93 @@ import pandas as pd
 from scipy import signal
 
 from posedrop.analyses import Job
-from worker.analyses.deeplabcut_2d import DeepLabCut2D
+from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
+from worker.analyses.superanimal import SuperAnimalArgs
+from worker.parts import Values, write_arrays
+
+if TYPE_CHECKING:
+    from worker.network import Network
 
 #: What the network's child leaves in the folder of the artefacts, and this one takes out of it.
 PREDICTIONS = "predictions.npz"
 
 
+def write_predictions(path: Path, values: Values, model: Network) -> None:
+    """Write what a network found, and what its tables need to know of it."""
+    about = {
+        "herd": asdict(model.herd) if model.herd else None,
+        "individuals": model.individuals,
+    }
+    write_arrays(path, {**values, "about": np.array(json.dumps(about))})
+
+
 def finish(job: Job, answer: dict[str, Any]) -> dict[str, Any]:
     """Make the tables of what ``worker.inference`` found: ``poses`` and ``poses_filtered``.
 
-    The tables are DeepLabCut's own (key ``df_with_missing``; columns scorer, bodyparts, coords; x
-    and y in pixels of the whole frame, whatever the crop). Their index is the frame's number in
-    the video, counted from 0; a frame that can't be decoded has no row.
+    The tables are DeepLabCut's own (key ``df_with_missing``; columns scorer, individuals where
+    there are several, bodyparts, coords; x and y in pixels of the whole frame, whatever the crop).
+    Their index is the frame's number in the video, counted from 0; a frame that can't be decoded
+    has no row.
+
+    Raises:
+        AnalysisError: several animals could not be followed; see ``worker.tracking.track``.
     """
-    args = DeepLabCut2D.model_validate(job.args)
+    return _finish(job, DeepLabCut2D.model_validate(job.args), answer)
+
+
+def finish_superanimal(job: Job, answer: dict[str, Any]) -> dict[str, Any]:
+    """Do the same for the model zoo, whose animals are not followed."""
+    return _finish(job, SuperAnimalArgs.model_validate(job.args), answer)
+
+
+def _finish(job: Job, args: PoseArgs, answer: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     source = job.out / PREDICTIONS
     with np.load(source, allow_pickle=False) as file:
-        indexes, poses = file["indexes"], file["bodyparts"][:, 0, :, :3]
+        values = {name: file[name] for name in file.files}
     source.unlink()
+    about = json.loads(str(values.pop("about")))
+    indexes = values.pop("indexes")
     job.report("write", len(indexes), len(indexes))
-    details = answer["details"]
-    table = table_of(indexes, poses, details["scorer"], details["bodyparts"])
+    table, tracks = _tabulated(indexes, values, about, answer["details"], args)
     _write(table, job.out / "poses")
     if args.filter != "none":
         _write(filtered(table, args), job.out / "poses_filtered")
-    timings = {**answer["timings"], "write": round(time.monotonic() - started, 3)}
-    return {**answer, "rows": len(table), "timings": timings}
+    return {
+        **answer,
+        "rows": len(table),
+        "timings": {**answer["timings"], "write": round(time.monotonic() - started, 3)},
+        "details": {**answer["details"], **tracks},
+    }
+
+
+def _tabulated(
+    indexes: npt.NDArray[np.int64],
+    values: Values,
+    about: dict[str, Any],
+    details: dict[str, Any],
+    args: PoseArgs,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return DeepLabCut's table, and what result.json says of the animals in it."""
+    scorer, bodyparts = details["scorer"], details["bodyparts"]
+    crop = Crop.model_validate(details["crop"]) if details["crop"] else None
+    if not about["individuals"]:
+        return shifted(
+            table_of(indexes, values["bodyparts"][:, 0, :, :3], scorer, bodyparts), crop
+        ), {}
+    # DeepLabCut and all it brings along, for several animals alone.
+    from worker import tracking
+    from worker.herd import Herd
+
+    rows = [{name: value[row] for name, value in values.items()} for row in range(len(indexes))]
+    if about["herd"] and isinstance(args, DeepLabCut2D):
+        herd = Herd(**about["herd"])
+        with tempfile.TemporaryDirectory() as folder:
+            tracked = tracking.track(rows, indexes, herd, args, Path(folder))
+        return shifted(tracked.table, crop), tracking.told(herd, tracked)
+    individuals = about["individuals"]
+    table = tracking.untracked(rows, indexes, scorer, individuals, bodyparts)
+    return shifted(table, crop), {"individuals": individuals}
 
 
 def table_of(
@@ -59,7 +122,17 @@ def table_of(
     return pd.DataFrame(poses.reshape((len(poses), -1)), columns=columns, index=indexes)
 
 
-def filtered(table: pd.DataFrame, args: DeepLabCut2D) -> pd.DataFrame:
+def shifted(table: pd.DataFrame, crop: Crop | None) -> pd.DataFrame:
+    """Return a table made of cropped frames in coordinates of the whole frame."""
+    if crop is None:
+        return table
+    # Tracked in the crop's own coordinates, as a negative one is DeepLabCut's mark for none.
+    values = table.to_numpy(copy=True).reshape((len(table), -1, 3))
+    values[..., :2] += np.where(values[..., 2:] < 0, 0, np.array([crop.x1, crop.y1]))
+    return pd.DataFrame(values.reshape((len(table), -1)), columns=table.columns, index=table.index)
+
+
+def filtered(table: pd.DataFrame, args: PoseArgs) -> pd.DataFrame:
     """Return ``table`` smoothed over time, as ``deeplabcut.filterpredictions`` does.
 
     The arithmetic is that function's (deeplabcut/post_processing/filtering.py), which itself reads

@@ -310,7 +310,7 @@ def test_few_models_stay_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(inference, "_prepared", lambda model: model)
     for digest in ("a", "b", "a", "c"):
         job = Job(tmp_path, tmp_path, {}, tmp_path, digest, lambda *_: None)
-        inference._model(job, None)
+        inference._kept(job, "", lambda device: network.load(tmp_path, None, device))
     assert [key[0] for key in inference._warm] == ["a", "c"]
 
 
@@ -379,10 +379,6 @@ def make_tensorflow(model: Path) -> None:
     edit(model / "config.yaml", engine="tensorflow")
 
 
-def make_multi_animal(model: Path) -> None:
-    edit(model / "config.yaml", multianimalproject=True)
-
-
 def make_conditional(model: Path) -> None:
     edit(only(model, "pytorch_config.yaml"), method="ctd")
 
@@ -398,7 +394,6 @@ def make_conditional(model: Path) -> None:
         (drop_snapshot, "no_such_snapshot"),
         (drop_everything, "model_damaged"),
         (make_tensorflow, "tensorflow_model"),
-        (make_multi_animal, "multi_animal"),
         (make_conditional, "conditional_top_down"),
     ],
 )

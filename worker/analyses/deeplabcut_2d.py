@@ -1,11 +1,11 @@
-"""``deeplabcut_2d``: poses of one animal by a DeepLabCut 3 model of the models bucket.
+"""``deeplabcut_2d``: poses of one animal or several by a DeepLabCut 3 model of the models bucket.
 
 This is the light half, which the API imports; ``worker.inference`` is the heavy one.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -51,19 +51,32 @@ class Style(Args):
     )
 
 
-class DeepLabCut2D(Args):
-    """The arguments of ``deeplabcut_2d``."""
+class Dynamic(Args):
+    """DeepLabCut's dynamic cropping: the network sees the surroundings of the last pose alone."""
+
+    threshold: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="the animal counts as found where a keypoint has this likelihood; else the "
+        "next frame is looked at as a whole",
+    )
+    margin: int = Field(
+        default=10,
+        ge=0,
+        le=10_000,
+        description="how much is added around the keypoints, in pixels: more than the animal moves "
+        "from one frame to the next",
+    )
+
+
+class PoseArgs(Args):
+    """What all analyses have that send frames through a network of DeepLabCut."""
 
     model: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[0-9a-f]{6,64})?$",
         description="a model of the models bucket: its name (the newest of that name), "
         "or name@digest (the first 6 or more characters of the digest)",
-    )
-    snapshot: str | None = Field(
-        default=None,
-        max_length=200,
-        description="which of the model's snapshots, by name; null: its last (the best, if it has "
-        "one marked so)",
     )
     batch_size: int | None = Field(
         default=None,
@@ -124,25 +137,73 @@ class DeepLabCut2D(Args):
         return value
 
     @model_validator(mode="after")
-    def _selects_frames(self) -> DeepLabCut2D:
+    def _selects_frames(self) -> Self:
         if self.stop is not None and self.stop <= self.start:
             raise ValueError("stop must be greater than start")
         return self
+
+
+class DeepLabCut2D(PoseArgs):
+    """The arguments of ``deeplabcut_2d``."""
+
+    snapshot: str | None = Field(
+        default=None,
+        max_length=200,
+        description="which of the model's snapshots, by name; null: its last (the best, if it has "
+        "one marked so)",
+    )
+    dynamic: Dynamic | None = Field(
+        default=None,
+        description="look for the animal only where it was in the frame before, which is faster; "
+        "frames then go through the network one by one. Not for top-down models",
+    )
+    track_method: Literal["ellipse", "box", "skeleton"] | None = Field(
+        default=None,
+        description="several animals: how DeepLabCut follows each from frame to frame; null: as "
+        "the project's config.yaml says (default_track_method), else ellipse",
+    )
+    animals: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="several animals: how many tracks to make; null: as many as the project has "
+        "individuals",
+    )
+    identity_only: bool = Field(
+        default=False,
+        description="several animals: follow them by what they look like alone, for a project "
+        "with `identity: true`",
+    )
+    min_tracklet: int = Field(
+        default=10,
+        ge=3,
+        le=10_000,
+        description="several animals: pieces of a track that are shorter, in frames, are added "
+        "only after the longer ones were put together",
+    )
 
 
 def check(args: Args, model: Model) -> None:
     """Refuse arguments that don't fit the model.
 
     Raises:
-        BadRequestError: code ``multi_animal`` or ``no_such_snapshot``.
+        BadRequestError: codes ``zoo_model``, ``single_animal``, ``no_such_snapshot``.
     """
-    if model.multianimal:
+    wanted = DeepLabCut2D.model_validate(args.model_dump())
+    if model.kind == "zoo":
         raise BadRequestError(
-            f"{model.name} is a multi-animal project: deeplabcut_2d takes single-animal ones",
-            code="multi_animal",
+            f"{model.name} is of DeepLabCut's model zoo: ask for the analysis `superanimal`",
+            code="zoo_model",
             field="args.model",
         )
-    snapshot = getattr(args, "snapshot", None)
+    for name in () if model.multianimal else ("track_method", "animals", "identity_only"):
+        if getattr(wanted, name):
+            raise BadRequestError(
+                f"{model.name} is a model for one animal: {name} is for multi-animal projects",
+                code="single_animal",
+                field=f"args.{name}",
+            )
+    snapshot = wanted.snapshot
     if snapshot is not None and snapshot not in model.snapshots:
         raise BadRequestError(
             f"{model.name} has no snapshot {snapshot[:60]!r}; it has: {', '.join(model.snapshots)}",
@@ -158,7 +219,8 @@ deeplabcut_2d = Analysis(
     run="worker.inference:run",
     finish="worker.tables:finish",
     drawn=frozenset({"style"}),
-    summary="Keypoints of one animal in every frame, by a DeepLabCut 3 (PyTorch) model of yours.",
+    summary="Keypoints of one animal or several in every frame, by a DeepLabCut 3 (PyTorch) model "
+    "of yours.",
     needs_model=True,
     check=check,
 )

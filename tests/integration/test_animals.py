@@ -1,0 +1,599 @@
+"""Several animals, top-down models, dynamic crops and the model zoo: as DeepLabCut has them.
+
+The network here sees colours: each bodypart is a spot of a colour of its own, its heatmap is how
+much of it a pixel has. So DeepLabCut's predictors, assembler, trackers and stitcher are all there,
+and small films are enough.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+import yaml
+
+from posedrop import models
+from posedrop.analyses import Job
+from posedrop.errors import AnalysisError, ModelError
+from tests.samples import Sample, sample
+from worker.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
+from worker.analyses.superanimal import SuperAnimalArgs, check, superanimal
+
+os.environ.setdefault("DLClight", "True")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import torch
+from deeplabcut.pose_estimation_pytorch.config.pose import PoseConfig
+from deeplabcut.pose_estimation_pytorch.config.pose import TestConfig as PoseTestConfig
+from deeplabcut.pose_estimation_pytorch.models import DETECTORS, PoseModel
+from deeplabcut.pose_estimation_pytorch.models.backbones.base import BACKBONES, BaseBackbone
+
+from worker import inference, network, tables, tracking, zoo
+
+#: Stock DeepLabCut and posedrop must agree to this, in pixels.
+TOLERANCE = 1e-4
+BATCH = 4
+WIDTH, HEIGHT = 128, 96
+FRAMES = 30
+#: The second animal hides in these frames, so that its track is stitched of two tracklets.
+HIDDEN = range(14, 17)
+CROP = {"x1": 2, "x2": 126, "y1": 6, "y2": 94}
+#: Where a bodypart is, from an animal's centre, and its colour.
+SPOTS = {
+    "snout": ((12, 0), (255, 0, 0)),
+    "tail": ((-12, 0), (0, 0, 255)),
+    "ear": ((4, -9), (0, 255, 0)),
+}
+CORNER = (8, 86)
+#: How DeepLabCut normalises a picture's channels, of 0 to 1.
+MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+@BACKBONES.register_module
+class Palette(BaseBackbone):
+    """Passes the colours on."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(stride=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+# -- films ----
+
+
+def centres(frame: int) -> list[tuple[float, float]]:
+    """Where the animals are that are seen."""
+    first, second = (36 + frame, 26), (92 - frame, 66)
+    return [first] if frame in HIDDEN else [first, second]
+
+
+def spot(picture: npt.NDArray[np.float64], x: float, y: float, colour: Sequence[int]) -> None:
+    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
+    weight = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18)[..., None]
+    picture += weight * np.asarray(colour)
+
+
+def herd_film(path: Path, frames: Sequence[int], *, animals: bool = True) -> Path:
+    """Write these frames of two animals and a white corner, without loss."""
+    import av
+
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=30, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number, frame in enumerate(frames):
+            picture = np.zeros((HEIGHT, WIDTH, 3))
+            for x, y in centres(frame) if animals else []:
+                for (right, down), colour in SPOTS.values():
+                    spot(picture, x + right, y + down, colour)
+            if animals:
+                spot(picture, *CORNER, (255, 255, 255))
+            whole = np.clip(picture, 0, 255).astype(np.uint8)
+            image = av.VideoFrame.from_ndarray(whole, format="rgb24").reformat(format="yuv420p")
+            image.pts, image.time_base = number, Fraction(1, 30)
+            out.mux(stream.encode(image))
+        out.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("animals")
+
+
+@pytest.fixture(scope="module")
+def film(folder: Path) -> Path:
+    return herd_film(folder / "herd.mp4", range(FRAMES))
+
+
+# -- models ----
+
+
+def make_project(
+    root: Path,
+    *,
+    individuals: Sequence[str] = ("ada", "bob"),
+    unique: Sequence[str] = (),
+    detector: str | None = None,
+    **config: Any,
+) -> Path:
+    """Write a trained DeepLabCut project, by DeepLabCut's own config builders."""
+    several = len(individuals) > 1
+    parts = list(SPOTS)
+    name = "herdJan1-trainset95shuffle1"
+    train = root / "dlc-models-pytorch/iteration-0" / name / "train"
+    train.mkdir(parents=True)
+    train.with_name("test").mkdir()
+    content = {
+        "Task": "herd",
+        "scorer": "posedrop",
+        "date": "Jan1",
+        "multianimalproject": several,
+        "identity": False,
+        "project_path": str(root),
+        "engine": "pytorch",
+        "video_sets": {},
+        "bodyparts": "MULTI!" if several else parts,
+        "multianimalbodyparts": parts if several else [],
+        "uniquebodyparts": list(unique),
+        "individuals": list(individuals),
+        "skeleton": [["snout", "tail"]],
+        "pcutoff": 0.2,
+        "TrainingFraction": [0.95],
+        "iteration": 0,
+        "default_net_type": "resnet_50",
+        "default_track_method": "ellipse",
+        "snapshotindex": -1,
+        "detector_snapshotindex": -1,
+        "batch_size": BATCH,
+        "detector_batch_size": 1,
+        "cropping": False,
+        **config,
+    }
+    (root / "config.yaml").write_text(yaml.safe_dump(content))
+    path = train / "pytorch_config.yaml"
+    built = PoseConfig.build(
+        root / "config.yaml",
+        path,
+        top_down=detector is not None,
+        net_type="resnet_50",
+        detector_type="ssdlite" if detector else None,
+    )
+    PoseTestConfig.build(
+        built, test_config_path=train.with_name("test") / "pose_cfg.yaml", save=True
+    )
+    built.to_yaml(path, overwrite=True)
+    edited = yaml.safe_load(path.read_text())
+    edited["model"]["backbone"] = {"type": "Palette"}
+    edited["model"]["backbone_output_channels"] = 3
+    for head in edited["model"]["heads"].values():
+        head["num_stages"] = 0
+        if head["type"] != "DLCRNetHead":
+            del head["num_stages"]
+        for layer in ("heatmap_config", "locref_config", "paf_config"):
+            if layer in head:
+                last = (head[layer].pop("final_conv", None) or {}).get("out_channels")
+                channels = [3, last or head[layer]["channels"][-1]]
+                head[layer].update(channels=channels, kernel_size=[1], strides=[1])
+    if detector is not None:
+        edited["detector"]["model"] = {"type": "SSDLite"}
+        if detector != "ssdlite":
+            edited["detector"]["model"] = {"type": "FasterRCNN", "variant": detector}
+    path.write_text(yaml.safe_dump(edited, sort_keys=False))
+    torch.manual_seed(1)
+    torch.save({"model": colour_weights(edited["model"])}, train / "snapshot-001.pt")
+    if detector is not None:
+        network = DETECTORS.build(dict(edited["detector"]["model"]))
+        torch.save({"model": network.state_dict()}, train / "snapshot-detector-001.pt")
+    return root
+
+
+def colour_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return weights by which each bodypart is where its colour is."""
+    model = PoseModel.build(config)
+    weights = model.state_dict()
+    for name, value in weights.items():
+        if ".locref_head." in name or ".paf_head." in name:
+            value.zero_()
+    for head, colours in (
+        ("bodypart", [colour for _, colour in SPOTS.values()]),
+        ("unique_bodypart", [(255, 255, 255)]),
+    ):
+        key = f"heads.{head}.heatmap_head.deconv_layers.0"
+        if f"{key}.weight" not in weights:
+            continue
+        # Assembled from maps that go through a sigmoid; else the map is the likelihood.
+        several = f"heads.{head}.paf_head.deconv_layers.0.weight" in weights
+        scale, peak = (4.0, 2.0) if several else (0.125, 0.9)
+        for number, colour in enumerate(colours):
+            signs = torch.tensor([1.0 if part else -1.0 for part in colour])
+            most = float(signs @ ((torch.tensor(colour) / 255 - MEAN) / DEVIATION))
+            weights[f"{key}.weight"][:, number, 0, 0] = scale * signs
+            weights[f"{key}.bias"][number] = peak - most * scale
+    limbs = weights.get("heads.bodypart.paf_head.deconv_layers.0.bias")
+    if limbs is not None:
+        graph = config["heads"]["bodypart"]["predictor"]["graph"]
+        places = [np.asarray(place, float) for place, _ in SPOTS.values()]
+        for number, (start, end) in enumerate(graph):
+            along = (places[end] - places[start]) / np.linalg.norm(places[end] - places[start])
+            limbs[2 * number : 2 * number + 2] = torch.tensor(along)
+    return weights
+
+
+@pytest.fixture(scope="module")
+def project(folder: Path) -> Path:
+    return make_project(folder / "project", unique=["corner"])
+
+
+# -- the two sides ----
+
+
+class Stock(NamedTuple):
+    """What DeepLabCut itself made."""
+
+    scorer: str
+    out: Path
+    poses: pd.DataFrame
+
+
+def analysed(film: Path, model: Path, out: Path, suffix: str = "_el", **options: Any) -> Stock:
+    import deeplabcut
+
+    out.mkdir(exist_ok=True)
+    scorer = deeplabcut.analyze_videos(
+        str(model / "config.yaml"),
+        [str(film)],
+        device="cpu",
+        destfolder=str(out),
+        **{"batch_size": BATCH, **options},
+    )
+    poses = pd.read_hdf(out / f"{film.stem}{scorer}{suffix}.h5")
+    assert isinstance(poses, pd.DataFrame)
+    return Stock(scorer, out, poses)
+
+
+class Ours(NamedTuple):
+    """What posedrop made."""
+
+    out: Path
+    answer: dict[str, Any]
+    poses: pd.DataFrame
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Ours]:
+    def runs(film: Path, model: Path, **args: Any) -> Ours:
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        whole = deeplabcut_2d.normalise({"model": "herd", "batch_size": BATCH, **args})
+        job = Job(film, out, whole, model, None, lambda *_: None, device="cpu")
+        answer = tables.finish(job, inference.run(job))
+        poses = pd.read_hdf(out / "poses.h5")
+        assert isinstance(poses, pd.DataFrame)
+        return Ours(out, answer, poses)
+
+    return runs
+
+
+@pytest.fixture(autouse=True)
+def cold() -> Iterator[None]:
+    """No test sees another's models."""
+    inference._warm.clear()
+    yield
+    inference._warm.clear()
+
+
+def same(ours: pd.DataFrame, stock: pd.DataFrame) -> None:
+    """Assert the same table; a row that stock leaves out after its last track is empty."""
+    assert ours.columns.equals(stock.columns)
+    whole = stock.set_axis(ours.index[: len(stock)], axis="index").reindex(ours.index)
+    np.testing.assert_allclose(ours.to_numpy(), whole.to_numpy(), rtol=0, atol=TOLERANCE)
+
+
+# -- several animals ----
+
+
+@pytest.mark.parametrize("method", ["ellipse", "box", "skeleton"])
+def test_tracks_are_those_of_analyze_videos(
+    film: Path, run: Callable[..., Ours], tmp_path: Path, method: str
+) -> None:
+    """Assemblies, tracklets and stitched tracks, by each of DeepLabCut's trackers."""
+    # DeepLabCut's skeleton tracker can't do with unique bodyparts.
+    unique = [] if method == "skeleton" else ["corner"]
+    model = make_project(tmp_path / "model", unique=unique, default_track_method=method)
+    suffix = {"ellipse": "_el", "box": "_bx", "skeleton": "_sk"}[method]
+    stock = analysed(film, model, tmp_path / "stock", suffix)
+    ours = run(film, model)
+    same(ours.poses, stock.poses)
+    assert ours.answer["details"]["scorer"] == stock.scorer
+    assert ours.answer["details"]["track_method"] == method
+    assert (ours.answer["rows"], ours.answer["details"]["tracks"]) == (FRAMES, 2)
+
+
+def test_tracks_follow_the_animals(film: Path, project: Path, run: Callable[..., Ours]) -> None:
+    """Each animal keeps its own columns, over the gap as well; the corner is nobody's."""
+    poses = run(film, project, filter="none").poses[deeplabcut_scorer(project)]
+    for frame in range(FRAMES):
+        if frame == HIDDEN.stop:  # the tracker follows a new animal from its second frame on
+            continue
+        found = sorted(
+            (float(poses.loc[frame, (name, "snout", "y")]) for name in ("ada", "bob")),
+            key=lambda y: (np.isnan(y), y),
+        )
+        expected = [y for _, y in centres(frame)]
+        assert found[: len(expected)] == pytest.approx(expected, abs=1)
+        assert np.isnan(found[len(expected) :]).all()
+        corner = poses.loc[frame, "single"]["corner"][["x", "y"]]
+        assert corner.tolist() == pytest.approx(CORNER, abs=1)
+    for name in ("ada", "bob"):
+        assert poses[name]["snout"]["y"].std() < 1
+
+
+def deeplabcut_scorer(project: Path) -> str:
+    return network.load(project, None, "cpu").scorer
+
+
+def test_crop_and_number_of_animals(
+    film: Path, project: Path, run: Callable[..., Ours], tmp_path: Path
+) -> None:
+    """A crop's tracks are in coordinates of the whole frame; an animal too many has none."""
+    sides = [CROP["x1"], CROP["x2"], CROP["y1"], CROP["y2"]]
+    stock = analysed(film, project, tmp_path / "stock", cropping=sides, n_tracks=3)
+    for name, offset in (("x", CROP["x1"]), ("y", CROP["y1"])):
+        stock.poses.loc[:, stock.poses.columns.get_level_values("coords") == name] += offset
+    ours = run(film, project, crop=CROP, animals=3)
+    same(ours.poses, stock.poses)
+    assert ours.answer["details"]["tracks"] == 3 - int(
+        ours.poses.isna().all().groupby("individuals").all().sum()
+    )
+
+
+def test_stride(film: Path, project: Path, run: Callable[..., Ours], tmp_path: Path) -> None:
+    """Every second frame is what a film of these frames alone is; the index says which."""
+    chosen = range(1, 29, 2)
+    short = herd_film(tmp_path / "short.mp4", chosen)
+    stock = analysed(short, project, tmp_path / "stock")
+    ours = run(film, project, start=1, stop=29, stride=2)
+    assert list(ours.poses.index) == list(chosen)
+    same(ours.poses, stock.poses)
+
+
+def test_one_bodypart_is_followed_by_a_box(project: Path, tmp_path: Path) -> None:
+    """An animal of a single point has no ellipse, and no box: DeepLabCut's trackers need one."""
+    model = network.load(project, None, "cpu")
+    assert model.herd is not None
+    point = replace(model.herd, bodyparts=["snout"], unique_bodyparts=[])
+    found = [
+        {"bodyparts": np.array([[[x + frame, y, 0.9]] for x, y in centres(0)])}
+        for frame in range(12)
+    ]
+    args = DeepLabCut2D.model_validate({"model": "herd"})
+    tracked = tracking.track(found, np.arange(12), point, args, tmp_path)
+    assert (tracked.track_method, tracked.tracks) == ("box", 2)
+    assert tracked.table.notna().all().all()
+
+
+@pytest.mark.parametrize(
+    ("frames", "animals", "args", "code", "words"),
+    [
+        (12, False, {}, "no_detections", "no animal in any frame"),
+        (6, True, {}, "no_tracklets", "Analyse more frames"),
+        (12, True, {"min_tracklet": 100}, "no_tracklets", "Analyse more frames"),
+        (12, True, {"track_method": "skeleton"}, "bad_track_method", "corner"),
+    ],
+)
+def test_no_tracks_to_be_had(
+    project: Path,
+    run: Callable[..., Ours],
+    tmp_path: Path,
+    frames: int,
+    animals: bool,
+    args: dict[str, Any],
+    code: str,
+    words: str,
+) -> None:
+    """What tracking can't do is said in words: what there was, and what to do."""
+    film = herd_film(tmp_path / "film.mp4", range(frames), animals=animals)
+    with pytest.raises(AnalysisError, match=words) as caught:
+        run(film, project, **args)
+    assert caught.value.code == code
+    print(caught.value)
+
+
+# -- other software opens it ----
+
+
+def test_results_open_in_movement_pandas_and_deeplabcut(
+    film: Path, run: Callable[..., Ours], tmp_path: Path
+) -> None:
+    """The tables are DeepLabCut's: its own tools and `movement` take them."""
+    import deeplabcut
+    from movement.io import load_poses
+
+    model = make_project(tmp_path / "model")
+    ours = run(film, model)
+    for name in ("poses.h5", "poses.csv"):
+        dataset = load_poses.from_dlc_file(ours.out / name, fps=30)
+        assert list(dataset.individuals.values) == ["ada", "bob"]
+        assert list(dataset.keypoints.values) == list(SPOTS)
+        position = dataset.position.transpose("time", "individuals", "keypoints", "space")
+        table = ours.poses.to_numpy().reshape((FRAMES, 2, len(SPOTS), 3))
+        np.testing.assert_allclose(position.values, table[..., :2], rtol=1e-6)
+    scorer = ours.answer["details"]["scorer"]
+    named = tmp_path / "named"
+    named.mkdir()
+    shutil.copy(ours.out / "poses.h5", named / f"{film.stem}{scorer}_el.h5")
+    options: dict[str, Any] = {"destfolder": str(named), "track_method": "ellipse"}
+    config = str(model / "config.yaml")
+    deeplabcut.filterpredictions(config, [str(film)], **options)
+    expected = pd.read_hdf(named / f"{film.stem}{scorer}_el_filtered.h5")
+    actual = pd.read_hdf(ours.out / "poses_filtered.h5")
+    assert isinstance(expected, pd.DataFrame)
+    assert isinstance(actual, pd.DataFrame)
+    pd.testing.assert_frame_equal(actual, expected, rtol=0, atol=0)
+    deeplabcut.plot_trajectories(config, [str(film)], filtered=True, **options)
+    assert len(list(named.rglob("*.png"))) >= 3
+    shape: dict[str, Any] = {"header": [0, 1, 2, 3], "index_col": 0}
+    csv = pd.read_csv(ours.out / "poses.csv", **shape)
+    np.testing.assert_allclose(csv.to_numpy(), ours.poses.to_numpy())
+
+
+# -- top-down ----
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let stock DeepLabCut build detectors where nothing can be downloaded."""
+    from torchvision.models import mobilenet_v3_large
+
+    weights = mobilenet_v3_large(weights=None).state_dict()
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda *_, **__: weights
+    )
+
+
+@pytest.mark.parametrize("detector", ["ssdlite", "fasterrcnn_mobilenet_v3_large_320_fpn"])
+@pytest.mark.usefixtures("untrained")
+def test_top_down_is_that_of_analyze_videos(
+    run: Callable[..., Ours],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    detector: str,
+) -> None:
+    """A detector's boxes, and poses in them; and no detector needs a download."""
+    model = make_project(tmp_path / "model", individuals=["ada"], detector=detector)
+    short = herd_film(tmp_path / "short.mp4", range(6))
+    stock = analysed(short, model, tmp_path / "stock", suffix="")
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("a download")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refused)
+    ours = run(short, model)
+    assert ours.answer["details"]["scorer"] == stock.scorer
+    same(ours.poses, stock.poses)
+
+
+# -- dynamic cropping ----
+
+
+def test_dynamic_crop_is_that_of_analyze_videos(
+    folder: Path, run: Callable[..., Ours], tmp_path: Path
+) -> None:
+    """Each frame is cropped around the pose in the one before."""
+    mouse: Sample = sample(folder, 12)
+    model = tmp_path / "model"
+    shutil.copytree(mouse.model, model, copy_function=shutil.copyfile)
+    for path in (model, *model.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    options: dict[str, Any] = {"batch_size": 1, "dynamic": (True, 0.5, 30)}
+    stock = analysed(mouse.film, model, tmp_path / "stock", suffix="", **options)
+    ours = run(mouse.film, mouse.model, dynamic={"threshold": 0.5, "margin": 30})
+    same(ours.poses, stock.poses)
+    plain = run(mouse.film, mouse.model)
+    assert not np.allclose(plain.poses.to_numpy(), ours.poses.to_numpy(), atol=TOLERANCE)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_dynamic_crop_is_not_for_top_down(
+    film: Path, run: Callable[..., Ours], tmp_path: Path
+) -> None:
+    """DeepLabCut would leave it out and say so in a log; here it is refused."""
+    model = make_project(tmp_path / "model", individuals=["ada"], detector="ssdlite")
+    with pytest.raises(AnalysisError) as caught:
+        run(film, model, dynamic={})
+    assert (caught.value.code, caught.value.field) == ("bad_dynamic", "args.dynamic")
+
+
+# -- the model zoo ----
+
+
+def zoo_weights(folder: Path, args: SuperAnimalArgs) -> Path:
+    """Make weights of a SuperAnimal's networks, which find something in any picture."""
+    config = PoseConfig.build_for_superanimal_inference(
+        args.superanimal, model_name=args.model_name, detector_name=args.detector_name
+    )
+    torch.manual_seed(2)
+    pose, detector = (folder / file for file in args.files)
+    assert config["detector"] is not None
+    found = DETECTORS.build(dict(config["detector"]["model"])).state_dict()
+    for name, value in found.items():
+        if name.endswith("cls_score.bias") or (
+            "classification_head" in name and name.endswith("1.bias")
+        ):
+            value[1::2] += 5  # sure that there is an animal
+    folder.mkdir()
+    torch.save({"model": PoseModel.build(config["model"]).state_dict()}, pose)
+    torch.save({"model": found}, detector)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("args", "frames"),
+    [
+        ({"model": "superanimal_bird", "detector_name": "ssdlite"}, 3),
+        ({"model": "superanimal_topviewmouse"}, 1),
+    ],
+)
+def test_superanimal_is_that_of_video_inference_superanimal(
+    tmp_path: Path, args: dict[str, Any], frames: int
+) -> None:
+    """Weights of the real architectures, pushed as a folder, give the table that stock gives."""
+    import deeplabcut
+
+    whole = superanimal.normalise({**args, "max_individuals": 2, "batch_size": 1})
+    wanted = SuperAnimalArgs.model_validate(whole)
+    folder = zoo_weights(tmp_path / "weights", wanted)
+    film = herd_film(tmp_path / "film.mp4", range(frames))
+    pose, detector = (folder / file for file in wanted.files)
+    results = deeplabcut.video_inference_superanimal(
+        [str(film)],
+        wanted.superanimal,
+        wanted.model_name,
+        wanted.detector_name,
+        dest_folder=str(tmp_path / "stock"),
+        customized_pose_checkpoint=str(pose),
+        customized_detector_checkpoint=str(detector),
+        max_individuals=2,
+        device="cpu",
+        create_labeled_video=False,
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    record, _ = models.plan_push(folder, wanted.superanimal)
+    check(wanted, record)
+    job = Job(film, out, whole, folder, None, lambda *_: None, device="cpu")
+    answer = tables.finish_superanimal(job, zoo.run(job))
+    ours = pd.read_hdf(out / "poses.h5")
+    assert isinstance(ours, pd.DataFrame)
+    [stock] = results.values()
+    same(ours, stock)
+    assert (ours.xs("likelihood", axis=1, level="coords") > -1).any().any()
+    assert (answer["rows"], answer["details"]["individuals"]) == (frames, ["animal0", "animal1"])
+
+
+def test_superanimal_of_other_weights(film: Path, tmp_path: Path) -> None:
+    """Weights that are another network's are refused, and so are those that aren't there."""
+    args = {"model": "superanimal_bird", "detector_name": "ssdlite"}
+    whole = superanimal.normalise(args)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    job = Job(film, tmp_path, whole, folder, None, lambda *_: None, device="cpu")
+    with pytest.raises(ModelError, match="posedrop models push") as caught:
+        zoo.run(job)
+    assert caught.value.code == "weights_missing"
+    for file in SuperAnimalArgs.model_validate(whole).files:
+        torch.save({"model": {"layer": torch.zeros(1)}}, folder / file)
+    with pytest.raises(ModelError) as caught:
+        zoo.run(job)
+    assert caught.value.code == "model_damaged"
