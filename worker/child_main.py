@@ -29,6 +29,9 @@ REPORT_SECONDS = 0.2
 #: Seconds over which frames per second are averaged.
 RATE_SECONDS = 10.0
 
+#: On a machine with few cores, store and API go first: what waits for them are people.
+NICE = 5
+
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
@@ -45,6 +48,7 @@ def main(arguments: list[str]) -> None:
     """
     reads, writes, parent, *warm = arguments
     isolated = shut_in(int(parent))
+    os.nice(NICE)
     faulthandler.enable()
     threading.Thread(target=_exit_with_parent, args=(int(reads),), daemon=True).start()
     channel = Channel(int(writes))

@@ -60,6 +60,12 @@ def render(shop: Workshop, run: str) -> None:
 
 
 def _attempt(shop: Workshop, run: str, task: Task, work: Work) -> None:
+    if shop.closing:
+        # Two threads take messages: what the one hands back is not for the other of a process that
+        # ends. It is kept from taking it again, until somebody else has.
+        shop.send(task, run=run)
+        time.sleep(1.0)
+        return
     bucket = shop.settings.results_bucket
     request = shop.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
     if request is None:

@@ -32,6 +32,7 @@ from posedrop.index import Index
 from posedrop.settings import Settings, load
 from posedrop.storage import Listing, ObjectInfo, Storage
 from worker import runs
+from worker.cache import Cache
 from worker.ingest import ingest
 
 VIDEOS, RESULTS = "videos", "results"
@@ -269,8 +270,10 @@ class Shop:
     storage: MemoryStorage
     broker: Any
     name: str
+    cache: Cache
     cpu: Child = field(default_factory=Child)
     gpu: Child = field(default_factory=Child)
+    desk: Child = field(default_factory=Child)
     closing: bool = False
 
     @contextlib.contextmanager
@@ -374,7 +377,10 @@ class World:
     def work(self, message: Message[Any], gate: Gate | None = None) -> None:
         """Have a worker of its own do what a message says."""
         self._worker += 1
-        shop: Any = Shop(self.settings, self.storage, self.broker, f"worker-{self._worker}")
+        name = f"worker-{self._worker}"
+        # Without room in it: each video is fetched.
+        cache = Cache(self.settings.scratch_dir / "cache", 0)
+        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache)
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
             "infer": runs.infer,
