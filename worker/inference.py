@@ -482,7 +482,7 @@ def _predictions(network: Network, images: list[Frame]) -> list[tracking.Predict
     fed: list[Any] = list(images)
     if network.detector is not None:
         fed = list(zip(images, network.detector.inference(images), strict=True))
-    predictions: list[tracking.Prediction] = network.pose.inference(fed)
+    predictions = [tracking.slim(one) for one in network.pose.inference(fed)]
     if len(predictions) != len(images):
         raise AnalysisError(f"{len(images)} frames went in, {len(predictions)} poses came out")
     return predictions

@@ -69,6 +69,15 @@ class Tracked:
     """How many animals have one; the columns of the others are empty."""
 
 
+def slim(prediction: Prediction) -> Prediction:
+    """Return what tables and tracks are made of: the rest is not kept for every frame."""
+    return {
+        name: prediction[name][..., :width].copy()
+        for name, width in (("bodyparts", 3), ("unique_bodyparts", 3), ("identity_scores", None))
+        if name in prediction
+    }
+
+
 def herd(
     metadata: Mapping[str, Any], scorer: str, project: Mapping[str, Any], settings: Any = None
 ) -> Herd:

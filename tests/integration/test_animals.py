@@ -305,21 +305,34 @@ def same(ours: pd.DataFrame, stock: pd.DataFrame) -> None:
 # -- several animals ----
 
 
-@pytest.mark.parametrize("method", ["ellipse", "box", "skeleton"])
+@pytest.mark.parametrize(
+    ("config", "args", "suffix"),
+    [
+        ({"unique": ["corner"]}, {}, "_el"),
+        ({"unique": ["corner"], "default_track_method": "box"}, {}, "_bx"),
+        # DeepLabCut's skeleton tracker can't do with unique bodyparts.
+        ({"default_track_method": "skeleton"}, {}, "_sk"),
+        ({"identity": True}, {}, "_el"),
+        ({"identity": True, "unique": ["corner"]}, {"identity_only": True}, "_el"),
+    ],
+)
 def test_tracks_are_those_of_analyze_videos(
-    film: Path, run: Callable[..., Ours], tmp_path: Path, method: str
+    film: Path,
+    run: Callable[..., Ours],
+    tmp_path: Path,
+    config: dict[str, Any],
+    args: dict[str, Any],
+    suffix: str,
 ) -> None:
     """Assemblies, tracklets and stitched tracks, by each of DeepLabCut's trackers."""
-    # DeepLabCut's skeleton tracker can't do with unique bodyparts.
-    unique = [] if method == "skeleton" else ["corner"]
-    model = make_project(tmp_path / "model", unique=unique, default_track_method=method)
-    suffix = {"ellipse": "_el", "box": "_bx", "skeleton": "_sk"}[method]
-    stock = analysed(film, model, tmp_path / "stock", suffix)
-    ours = run(film, model)
+    model = make_project(tmp_path / "model", **config)
+    stock = analysed(film, model, tmp_path / "stock", suffix, **args)
+    ours = run(film, model, **args)
     same(ours.poses, stock.poses)
-    assert ours.answer["details"]["scorer"] == stock.scorer
-    assert ours.answer["details"]["track_method"] == method
-    assert (ours.answer["rows"], ours.answer["details"]["tracks"]) == (FRAMES, 2)
+    details = ours.answer["details"]
+    assert details["scorer"] == stock.scorer
+    assert details["track_method"] == config.get("default_track_method", "ellipse")
+    assert (ours.answer["rows"], details["tracks"], details["tracklets"]) == (FRAMES, 2, 3)
 
 
 def test_tracks_follow_the_animals(film: Path, project: Path, run: Callable[..., Ours]) -> None:
@@ -464,18 +477,27 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("detector", ["ssdlite", "fasterrcnn_mobilenet_v3_large_320_fpn"])
+@pytest.mark.parametrize(
+    ("detector", "individuals", "frames", "suffix"),
+    [
+        ("ssdlite", ["ada", "bob"], 12, "_el"),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", ["ada"], 3, ""),
+    ],
+)
 @pytest.mark.usefixtures("untrained")
 def test_top_down_is_that_of_analyze_videos(
     run: Callable[..., Ours],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     detector: str,
+    individuals: list[str],
+    frames: int,
+    suffix: str,
 ) -> None:
-    """A detector's boxes, and poses in them; and no detector needs a download."""
-    model = make_project(tmp_path / "model", individuals=["ada"], detector=detector)
-    short = herd_film(tmp_path / "short.mp4", range(6))
-    stock = analysed(short, model, tmp_path / "stock", suffix="")
+    """A detector's boxes, poses in them, and tracks; and no detector needs a download."""
+    model = make_project(tmp_path / "model", individuals=individuals, detector=detector)
+    short = herd_film(tmp_path / "short.mp4", range(frames))
+    stock = analysed(short, model, tmp_path / "stock", suffix)
 
     def refused(*_: Any, **__: Any) -> None:
         raise AssertionError("a download")
@@ -484,6 +506,7 @@ def test_top_down_is_that_of_analyze_videos(
     ours = run(short, model)
     assert ours.answer["details"]["scorer"] == stock.scorer
     same(ours.poses, stock.poses)
+    assert ours.poses.notna().all().all()
 
 
 # -- dynamic cropping ----
