@@ -220,12 +220,21 @@ def _through(
     )
     with closing(video.ahead(frames, AHEAD)) as ready:
         for number, prediction in feed.predictions(_cropped_all(ready, crop)):
-            found.add(number, prediction)
+            found.add(number, _slim(prediction))
             if feed.between_batches:
                 if parts.due(found):
                     parts.keep(found, feed.setup, feed.state())
                 job.report("infer", len(found.indexes), total)
     return found
+
+
+def _slim(prediction: Prediction) -> Prediction:
+    """Return what tables and tracks are made of: the rest is not kept for every frame."""
+    return {
+        name: prediction[name][..., :width].copy()
+        for name, width in (("bodyparts", 3), ("unique_bodyparts", 3), ("identity_scores", None))
+        if name in prediction
+    }
 
 
 def _feed(job: Job, args: PoseArgs, warm: Warm, precision: Precision) -> Feed:

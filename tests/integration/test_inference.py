@@ -83,6 +83,8 @@ def analysed(film: Path, config: Path, out: Path, **options: Any) -> Stock:
         device="cpu",
         destfolder=str(out),
         save_as_csv=True,
+        # With its thread for decoding, stock loses a frame's result now and then.
+        inference_cfg={"multithreading": {"enabled": False}},
         **options,
     )
     poses = pd.read_hdf(out / f"{film.stem}{scorer}.h5")

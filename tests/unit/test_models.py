@@ -629,3 +629,11 @@ def test_single_animal_model_is_not_tracked(tmp_path: Path) -> None:
     with pytest.raises(BadRequestError) as caught:
         check(DeepLabCut2D(model="reach"), model.model_copy(update={"kind": "zoo"}))
     assert caught.value.code == "zoo_model"
+
+
+def test_settings_of_tracking_are_pushed(tmp_path: Path) -> None:
+    """What somebody set for tracking in the project counts at the worker, too."""
+    project = make_project(tmp_path / "reach", multianimalproject=True)
+    write_yaml(project / SHUFFLE / "test" / "inference_cfg.yaml", {"pcutoff": 0.3})
+    model, _ = models.plan_push(project, "reach")
+    assert f"{SHUFFLE}/test/inference_cfg.yaml" in {file.path for file in model.files}
