@@ -36,7 +36,7 @@ lint: $(READY)  ## Style, types and the direction of imports
 	$(BIN)/lint-imports
 
 bench: $(READY)  ## Measure against stock DeepLabCut in the same run: tables, and build/*.json
-	$(BIN)/python -m benchmarks.way
+	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.events
 	$(BIN)/python -m benchmarks.scale
 

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -336,8 +337,6 @@ class Bench:
 
     def event(self) -> list[Figure]:
         """From the end of a PUT to the start of its ingest."""
-        from benchmarks.way import put_to_ingest
-
         lab = Embedded(self._fresh("data")).start()
         try:
             waits = put_to_ingest(lab, self.mouse(12).film, 50)
@@ -487,6 +486,24 @@ def clips_through(
     answers.append(lab.over(lab.run_of(put(count)), seconds=7200))
     results = [answer["result"] for answer in answers]
     return seconds, results, [result["timings"].get("wait", 0.0) for result in results]
+
+
+def put_to_ingest(lab: Embedded, film: Path, puts: int) -> list[float]:
+    """Return the seconds from the end of each PUT to the start of its ingest, by the log's time.
+
+    Each PUT waits for the one before to be ready: it is the way's latency, not its rate.
+    """
+    s3 = lab.s3()
+    seconds = []
+    for number in range(puts):
+        key = f"bench/{number}.mp4"
+        s3.put_object(Bucket="videos", Key=key, Body=film.read_bytes() + free_box(number + 8))
+        done = time.time()
+        lab.file(key)
+        record = json.loads(s3.get_object(Bucket="results", Key=f"{key}/video.json")["Body"].read())
+        begun = datetime.fromisoformat(record["ingested_at"]).timestamp()
+        seconds.append(max(0.0, begun - done))
+    return seconds
 
 
 def _begun(result: dict[str, Any]) -> tuple[float, float]:
