@@ -31,7 +31,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import httpx
 
-from tests.e2e.lab import Embedded
+from tests.e2e.lab import Embedded, Lab
 from tests.samples import REPOSITORY, Sample, free_box, sample
 
 OUT = REPOSITORY / "build/bench.json"
@@ -488,7 +488,7 @@ def clips_through(
     return seconds, results, [result["timings"].get("wait", 0.0) for result in results]
 
 
-def put_to_ingest(lab: Embedded, film: Path, puts: int) -> list[float]:
+def put_to_ingest(lab: Lab, film: Path, puts: int) -> list[float]:
     """Return the seconds from the end of each PUT to the start of its ingest, by the log's time.
 
     Each PUT waits for the one before to be ready: it is the way's latency, not its rate.

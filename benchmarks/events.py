@@ -25,7 +25,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from benchmarks.way import put_to_ingest
+from benchmarks.engine import put_to_ingest
 from posedrop.settings import ENV_FILE
 from tests.e2e.lab import Embedded, Lab, Servers
 from tests.integration.brokers import Redis
