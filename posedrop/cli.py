@@ -492,6 +492,12 @@ def models_push(
     \b
     posedrop models push ~/dlc/openfield-2026 --name openfield
     posedrop models push ~/dlc/openfield-2026 --name openfield --shuffle 2
+
+    A folder with weights of DeepLabCut's model zoo, named as the zoo names them, becomes what
+    `--analysis superanimal` runs; asking for it without them says which files to get:
+
+    \b
+    posedrop models push ~/zoo --name superanimal_topviewmouse
     """
     model = models.push(
         options.storage(),

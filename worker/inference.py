@@ -208,6 +208,7 @@ def _through(
     if found.indexes and state is not None:
         begin = found.indexes[-1] + args.stride
         feed.resume(state)
+        print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
         job.report("infer", len(found.indexes), total)
     # From the first frame on all the same: frames have their numbers by being decoded.
     frames = video.frames(

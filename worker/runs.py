@@ -325,7 +325,7 @@ def _publish_inference(
     bucket = shop.settings.results_bucket
     out = folder / "out"
     held.stage("publish")
-    shutil.copy(folder / RUN_LOG, out / RUN_LOG)
+    shutil.copy(folder / RUN_LOG, out / RUN_LOG, follow_symlinks=False)
     held.look()
     _go_on(held, shop)
     renders = analyses.get(request.analysis).renders
@@ -384,7 +384,7 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
         log=run_log,
     )
     held.stage("publish")
-    shutil.copy(run_log, out / RUN_LOG)
+    shutil.copy(run_log, out / RUN_LOG, follow_symlinks=False)
     held.look()
     _go_on(held, shop)
     drawn = publish.upload_artefacts(shop.storage, bucket, run, out, held.number)
@@ -452,7 +452,7 @@ def _succeed(
 
 
 def _tail(path: Path) -> str | None:
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         return None
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))

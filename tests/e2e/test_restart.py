@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from pathlib import Path
+
+import pandas as pd
 
 from tests.e2e.lab import POSEDROP, Embedded
 from tests.samples import sample
@@ -93,3 +97,45 @@ def test_old_videos_are_cleaned_up(tmp_path: Path) -> None:
         assert lab.get("/files")["items"] == []
     finally:
         assert lab.stop() == 0
+
+
+def test_a_killed_inference_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """The next attempt takes up the last part; its poses are those of one go, bit by bit."""
+    mouse = sample(tmp_path, 300)
+    lab = Embedded(tmp_path / "data", checkpoint_seconds="0.2").start()
+    try:
+        lab.posedrop("models", "push", str(mouse.model), "--name", "mouse")
+        lab.s3().upload_file(str(mouse.film), "videos", "a.mp4")
+        file_id = lab.file("a.mp4")["file_id"]
+        args = {"model": "mouse", "precision": "fp32", "stop": 120}
+        killed = lab.ask(file_id, "deeplabcut_2d", args).json()["analysis_id"]
+        parts = lab.until(lambda: parts_of(lab), "a checkpoint", 300)
+        network = subprocess.run(
+            ["pgrep", "-P", str(lab.pid), "-f", "worker.inference"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        os.kill(int(network.stdout), signal.SIGKILL)
+        over = lab.over(killed, seconds=400)
+        # Two for the poses, the first of which died, and one for the drawing.
+        assert (over["status"], over["result"]["attempts"]) == ("succeeded", 3)
+        assert parts
+        assert parts_of(lab) == []
+        whole = lab.ask(file_id, "deeplabcut_2d", args, force=True).json()["analysis_id"]
+        assert lab.over(whole, seconds=400)["status"] == "succeeded"
+        tables = []
+        for analysis_id in (killed, whole):
+            lab.posedrop("download", analysis_id, "--to", str(tmp_path / analysis_id))
+            tables.append(pd.read_hdf(next((tmp_path / analysis_id).rglob("poses.h5"))))
+        assert tables[0].to_numpy().tobytes() == tables[1].to_numpy().tobytes()
+        log = next((tmp_path / killed).rglob("run.log")).read_text()
+        assert "goes on from frame" in log
+    finally:
+        lab.kill()
+
+
+def parts_of(lab: Embedded) -> list[str]:
+    """Return the checkpoints in the results bucket."""
+    found = lab.s3().list_objects_v2(Bucket="results").get("Contents", [])
+    return [entry["Key"] for entry in found if "/parts/" in entry["Key"]]
