@@ -355,7 +355,8 @@ class Batches(Feed):
         self._asked = batch
         self._size: tuple[int, ...] | None = None
         self._rates: dict[int, float] = {}
-        self.batch = batch or (1 if self._device.type == "cpu" else FIRST_BATCH)
+        self._accelerated = accelerated(self._device)
+        self.batch = batch or (FIRST_BATCH if self._accelerated else 1)
         self.setup = {"precision": precision, "batch": batch, "pcutoff": pcutoff}
 
     def state(self) -> dict[str, Any]:
@@ -377,7 +378,7 @@ class Batches(Feed):
         """Yield each frame's; see there."""
         waiting: deque[tuple[int, Frame]] = deque()
         flying: deque[tuple[list[tuple[int, Frame]], Launched]] = deque()
-        in_flight = 1 if self._device.type == "cpu" else IN_FLIGHT
+        in_flight = IN_FLIGHT if self._accelerated else 1
         more = True
         since = time.monotonic()
         while more or waiting or flying:
@@ -442,9 +443,9 @@ class Batches(Feed):
 
     def _learn(self, frames: int, seconds: float) -> None:
         """On a GPU, try twice as many frames at once, as long as that is faster."""
-        if self._asked is not None or self._device.type == "cpu" or frames != self.batch:
+        if self._asked is not None or not self._accelerated or frames != self.batch:
             return
-        self._rates[frames] = max(self._rates.get(frames, 0.0), frames / seconds)
+        self._rates[frames] = max(self._rates.get(frames, 0.0), frames / max(seconds, 1e-6))
         half = self._rates.get(frames // 2)
         if half is not None and self._rates[frames] < GROWTH * half:
             self.batch = frames // 2
@@ -476,6 +477,11 @@ class Batches(Feed):
             prediction, _ = self._warm.network.pose.postprocessor([raw], context)
             predictions.append(prediction)
         return predictions
+
+
+def accelerated(device: torch.device) -> bool:
+    """Whether a device computes by itself: it wants work ahead, and much of it at once."""
+    return device.type != "cpu"
 
 
 def _grouped(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[list[tuple[int, Frame]]]:

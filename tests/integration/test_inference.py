@@ -610,6 +610,20 @@ def test_batch_is_halved_when_memory_runs_out(
     assert furthest(ours.poses, expected.poses) <= TOLERANCE
 
 
+def test_an_accelerators_way_gives_the_same(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two batches in flight and a batch that grows: every frame is there, in its place."""
+    expected = run(short.film, short.model)
+    monkeypatch.setattr(inference, "accelerated", lambda _: True)
+    monkeypatch.setattr(inference, "FIRST_BATCH", 2)
+    monkeypatch.setattr(inference, "GROWTH", 0.0)
+    ours = run(short.film, short.model)
+    assert ours.answer["details"]["batch_size"] > 2
+    assert list(ours.poses.index) == list(range(12))
+    assert furthest(ours.poses, expected.poses) <= TOLERANCE
+
+
 # -- checkpoints ----
 
 
