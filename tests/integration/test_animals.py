@@ -37,7 +37,8 @@ from deeplabcut.pose_estimation_pytorch.config.pose import TestConfig as PoseTes
 from deeplabcut.pose_estimation_pytorch.models import DETECTORS, PoseModel
 from deeplabcut.pose_estimation_pytorch.models.backbones.base import BACKBONES, BaseBackbone
 
-from worker import inference, network, tables, tracking, zoo
+from worker import inference, network, tables, tracking, video, zoo
+from worker.render import render
 
 #: Stock DeepLabCut and posedrop must agree to this, in pixels.
 TOLERANCE = 0.01
@@ -462,6 +463,37 @@ def test_results_open_in_movement_pandas_and_deeplabcut(
     shape: dict[str, Any] = {"header": [0, 1, 2, 3], "index_col": 0}
     csv = pd.read_csv(ours.out / "poses.csv", **shape)
     np.testing.assert_allclose(csv.to_numpy(), ours.poses.to_numpy())
+
+
+def test_each_animal_is_drawn(film: Path, run: Callable[..., Ours], tmp_path: Path) -> None:
+    """The labelled video has all frames, where an animal is missing too, and unlike the film."""
+    ours = run(film, make_project(tmp_path / "model", unique=["corner"]))
+    out = tmp_path / "drawn"
+    out.mkdir()
+    answer = render(
+        {
+            "video": str(film),
+            "poses": str(ours.out / "poses.h5"),
+            "poses_filtered": None,
+            "out": str(out),
+            "pcutoff": 0.1,
+            "style": {"skeleton": True, "trail": 5},
+            "skeleton": [["snout", "tail"]],
+            "start": 0,
+            "stop": None,
+            "stride": 1,
+        },
+        lambda *_: None,
+    )
+    assert answer["frames"] == FRAMES
+    assert {path.name for path in out.iterdir()} == {
+        "pose.mp4",
+        "trajectory.png",
+        "likelihood.png",
+    }
+    pairs = zip(video.frames(film), video.frames(out / "pose.mp4"), strict=True)
+    changed = [np.abs(a.astype(int) - b).max() for (_, a), (_, b) in pairs]
+    assert min(changed) > 60
 
 
 # -- top-down ----
