@@ -129,7 +129,7 @@ class Asked(Versioned):
 class Progress(Record):
     """How far a run is."""
 
-    stage: str = Field(description="fetch, load, infer, render, publish")
+    stage: str = Field(description="fetch, wait (for the network), load, infer, render...")
     done: int = Field(default=0, description="frames")
     total: int | None = Field(default=None, description="frames")
     frames_per_second: float | None = None

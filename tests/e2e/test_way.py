@@ -218,15 +218,24 @@ def test_a_duplicate_answers_with_the_results_that_exist(lab: Lab, clip: Path) -
 
 
 def test_a_running_analysis_is_cancelled(lab: Lab, clip: Path) -> None:
-    """DELETE /analyse stops a run within seconds; it ends as cancelled."""
+    """DELETE /analyse stops a run within seconds, and one that waits; they end as cancelled."""
     lab.s3().upload_file(str(clip), "videos", "cancel.mp4")
     file_id = lab.file("cancel.mp4")["file_id"]
     analysis_id = lab.ask(file_id, "dummy", {"seconds": 600}).json()["analysis_id"]
     lab.until(lambda: lab.get(f"/results/{analysis_id}")["status"] == "running", "the run to begin")
-    queued = lab.ask(file_id, "dummy", {"seconds": 601}).json()["analysis_id"]
+    # The next one is made ready while it waits, the one after that is queued.
+    ready, queued = (
+        lab.ask(file_id, "dummy", {"seconds": seconds}).json()["analysis_id"]
+        for seconds in (601, 602)
+    )
+    lab.until(
+        lambda: (lab.get(f"/results/{ready}").get("progress") or {}).get("stage") == "wait",
+        "the next one to be ready",
+    )
     assert lab.get(f"/results/{queued}")["status"] == "queued"
-    assert lab.http.delete(f"/analyse/{queued}").status_code == 202
-    assert lab.over(queued)["status"] == "cancelled"
+    for waiting in (ready, queued):
+        assert lab.http.delete(f"/analyse/{waiting}").status_code == 202
+        assert lab.over(waiting, seconds=20)["status"] == "cancelled"
     assert lab.http.delete(f"/analyse/{analysis_id}").status_code == 202
     assert lab.over(analysis_id, seconds=20)["status"] == "cancelled"
 
