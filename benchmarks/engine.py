@@ -117,7 +117,7 @@ def our_inference(model: str, film: str, out: str, precision: str, constant: boo
     import torch
 
     from posedrop.analyses import Job
-    from worker import arithmetic, inference
+    from worker import arithmetic, feed, inference
     from worker.analyses.deeplabcut_2d import deeplabcut_2d
 
     class Constant(arithmetic.Arithmetic):
@@ -132,7 +132,7 @@ def our_inference(model: str, film: str, out: str, precision: str, constant: boo
 
     args: dict[str, Any] = {"model": "m", "precision": precision}
     if constant:
-        inference.Arithmetic = Constant  # type: ignore[misc]
+        feed.Arithmetic = Constant  # type: ignore[misc]
         args["batch_size"] = 8
     whole = deeplabcut_2d.normalise(args)
     job = Job(Path(film), Path(out), whole, Path(model), "d", lambda *_: None, device="cpu")

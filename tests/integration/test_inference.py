@@ -27,7 +27,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import torch
 
-from worker import arithmetic, hardware, inference, network, tables, video
+from worker import arithmetic, feed, hardware, inference, network, tables, video
 
 #: Stock DeepLabCut and posedrop must agree to this in fp32, in pixels.
 TOLERANCE = 0.01
@@ -122,7 +122,7 @@ def run(tmp_path: Path) -> Callable[..., Ours]:
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
     """No test sees another's models, nor what was learnt of them."""
-    known: tuple[dict[Any, Any], ...] = (inference._warm, inference._best, inference._most)
+    known: tuple[dict[Any, Any], ...] = (inference._warm, feed._best, feed._most)
     for each in known:
         each.clear()
     yield
@@ -615,9 +615,9 @@ def test_an_accelerators_way_gives_the_same(
 ) -> None:
     """Two batches in flight and a batch that grows: every frame is there, in its place."""
     expected = run(short.film, short.model)
-    monkeypatch.setattr(inference, "accelerated", lambda _: True)
-    monkeypatch.setattr(inference, "FIRST_BATCH", 2)
-    monkeypatch.setattr(inference, "GROWTH", 0.0)
+    monkeypatch.setattr(feed, "accelerated", lambda _: True)
+    monkeypatch.setattr(feed, "FIRST_BATCH", 2)
+    monkeypatch.setattr(feed, "GROWTH", 0.0)
     ours = run(short.film, short.model)
     assert ours.answer["details"]["batch_size"] > 2
     assert list(ours.poses.index) == list(range(12))
