@@ -475,6 +475,23 @@ def test_fetch_mends_what_was_tidied_up(
     assert (models.fetch(storage, BUCKET, ref(model), tmp_path) / "w.pt").read_bytes() == b"weights"
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_fetch_does_not_believe_what_was_changed(
+    storage: Storage, fake: FakeStorage, tmp_path: Path, again: bool
+) -> None:
+    """A kept file of the same size with other content, or with its record too, is fetched again."""
+    model = put_model(fake, "reach", b"weights", 1)
+    found = models.fetch(storage, BUCKET, ref(model), tmp_path)
+    if again:  # found whole before
+        models.fetch(storage, BUCKET, ref(model), tmp_path)
+    (found / "w.pt").write_bytes(b"WEIGHTS")
+    record = found / models.MODEL_RECORD
+    wrong = hashlib.sha256(b"WEIGHTS").hexdigest()
+    if again:
+        record.write_text(record.read_text().replace(model.files[0].sha256, wrong))
+    assert (models.fetch(storage, BUCKET, ref(model), tmp_path) / "w.pt").read_bytes() == b"weights"
+
+
 def test_fetch_missing(storage: Storage, tmp_path: Path) -> None:
     """A model that is no longer in the bucket is an error that says so."""
     with pytest.raises(ModelError) as caught:
