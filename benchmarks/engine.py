@@ -30,9 +30,11 @@ os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import httpx
+import numpy as np
+import pandas as pd
 
 from tests.e2e.lab import Embedded, Lab
-from tests.samples import REPOSITORY, Sample, free_box, sample
+from tests.samples import REPOSITORY, SHARED, Sample, free_box, has_real_mouse, sample
 
 OUT = REPOSITORY / "build/bench.json"
 
@@ -239,6 +241,29 @@ class Bench:
             for precision, speeds in ours.items()
         ]  # fmt: skip
 
+    def labels(self) -> list[Figure]:
+        """Distance to human labels, where they lie beside the clone."""
+        folder = SHARED / "data/openfield/labeled-data/m4s1"
+        human = labels_of(folder)
+        film = self.folder / "labelled.mkv"
+        filmed(film, [folder / name for name in human.index])
+        project, out = self._project(self.mouse(2).model), self._fresh("stock")
+        config = str(project / "config.yaml")
+        alone(stock_inference, config=config, film=str(film), out=str(out), constant=False)
+        stock = pd.read_hdf(next(out.glob("*.h5")))
+        figures = []
+        for precision in ("fp32", "auto"):
+            done = self._fresh("ours")
+            answer = self._ours(self.mouse(2).model, film, precision, out=done)
+            ours = pd.read_hdf(self._poses(done, answer, film))
+            figures.append(
+                Figure(
+                    f"labels_{precision}", "pixels", distance(stock, human), distance(ours, human),
+                    "1", f"mean over {len(human)} frames; keypoints above pcutoff 0.4",
+                )
+            )  # fmt: skip
+        return figures
+
     def ceiling(self) -> list[Figure]:
         """Frames a second of everything but the network, and what length does to memory."""
         model = self.mouse(2).model
@@ -406,8 +431,6 @@ class Bench:
 
     def _poses(self, done: Path, answer: Any, film: Path) -> Path:
         """Write our predictions under DeepLabCut's own name, for both renderers."""
-        import numpy as np
-
         from worker.tables import PREDICTIONS, table_of
 
         with np.load(done / PREDICTIONS) as file:
@@ -418,6 +441,37 @@ class Bench:
         path = done / f"{film.stem}{details['scorer']}.h5"
         table.to_hdf(path, key="df_with_missing", format="table", mode="w")
         return path
+
+
+def labels_of(folder: Path) -> pd.DataFrame:
+    """Return a project's human labels: a row a picture by its name, x and y in pixels."""
+    table = pd.read_csv(next(folder.glob("CollectedData_*.csv")), header=[0, 1, 2])
+    table.index = pd.Index([str(name).rsplit("/", 1)[-1] for name in table.iloc[:, -9]])
+    return table.iloc[:, -8:].astype(float)
+
+
+def filmed(path: Path, pictures: list[Path]) -> None:
+    """Write pictures as a film, without loss."""
+    import av
+    import cv2
+
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("ffv1", rate=30)
+        stream.pix_fmt = "bgr0"
+        for number, picture in enumerate(pictures):
+            pixels = cv2.imread(str(picture))
+            stream.width, stream.height = pixels.shape[1], pixels.shape[0]
+            frame = av.VideoFrame.from_ndarray(pixels, format="bgr24").reformat(format="bgr0")
+            frame.pts = number
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+
+
+def distance(poses: Any, human: pd.DataFrame) -> float:
+    """Return the mean distance in pixels of what is above pcutoff to the labels."""
+    found = poses.to_numpy().reshape(len(human), -1, 3)
+    away = np.linalg.norm(found[..., :2] - human.to_numpy().reshape(len(human), -1, 2), axis=-1)
+    return float(np.nanmean(away[found[..., 2] >= 0.4]))
 
 
 def made_resnet50(folder: Path, mouse: Sample) -> Path:
@@ -524,7 +578,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "figures", nargs="*", help="resnet50, resnet18, ceiling, render, way, event"
+        "figures", nargs="*", help="resnet50, resnet18, labels, ceiling, render, way, event"
     )
     parser.add_argument("--quick", action="store_true", help="fewer frames, one pair")
     parser.add_argument("--pairs", type=int, help="paired runs (3)")
@@ -541,6 +595,8 @@ def main() -> None:
     if given.clip_frames:
         amount = replace(amount, clip_frames=given.clip_frames)
     names = given.figures or ["resnet50", "resnet18", "ceiling", "render", "way", "event"]
+    if not given.figures and has_real_mouse():
+        names.append("labels")
     rows = {row["figure"]: row for row in json.loads(OUT.read_text())} if OUT.exists() else {}
     OUT.parent.mkdir(exist_ok=True)
     print(f"{'figure':24}{'unit':>10}{'stock':>10}{'posedrop':>10}{'ratio':>8}{'limit':>9}  notes")
