@@ -460,7 +460,8 @@ def filmed(path: Path, pictures: list[Path]) -> None:
         stream.pix_fmt = "bgr0"
         for number, picture in enumerate(pictures):
             pixels = cv2.imread(str(picture))
-            stream.width, stream.height = pixels.shape[1], pixels.shape[0]
+            if number == 0:
+                stream.width, stream.height = pixels.shape[1], pixels.shape[0]
             frame = av.VideoFrame.from_ndarray(pixels, format="bgr24").reformat(format="bgr0")
             frame.pts = number
             out.mux(stream.encode(frame))
