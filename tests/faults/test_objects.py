@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from tests.e2e.lab import Embedded, Lab
+from tests.e2e.lab import Lab
 from tests.faults import labs
 from tests.faults.test_claims import storage_of
 
 
 def occupy(lab: Lab, name: str) -> None:
-    """Give every gpu worker something to do for some seconds."""
-    workers = 1 if isinstance(lab, Embedded) else 2
+    """Give all that take work for a gpu something to do for some seconds.
+
+    That is two workers, or a worker with the next video ready.
+    """
+    workers = 2
     for number in range(workers):
         labs.put(lab, f"{name}/busy{number}.mp4", labs.asks(seconds=4))
     lab.until(lambda: len(labs.records(lab, f"{name}/busy", "1.json")) == workers, "all to be busy")

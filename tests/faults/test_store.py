@@ -30,7 +30,8 @@ class Bad(NamedTuple):
 def bad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bad]:
     """MinIO and Redis, and all that can go wrong between posedrop and MinIO."""
     folder = tmp_path_factory.mktemp("bad")
-    lab = labs.servers(folder / "data")
+    # What is kept on the workers' disk would not be fetched again.
+    lab = labs.servers(folder / "data", cache_bytes="0")
     toxiproxy = Toxiproxy(folder, lab.store.port)
     flipper = Flipper(toxiproxy.port)
     lab.s3_endpoint = f"http://127.0.0.1:{flipper.port}"

@@ -633,6 +633,7 @@ def test_interrupted_inference_goes_on(
 ) -> None:
     """The next attempt decodes from the last part on; its poses are those of one go, bit by bit."""
     monkeypatch.setattr(arithmetic, "SAMPLES", 2)
+    monkeypatch.setattr(arithmetic, "WORTH", 0.0)  # whether it is depends on what else runs
     args = deeplabcut_2d.normalise({"model": "mouse", "precision": precision})
 
     def job(name: str, report: Callable[..., None] = lambda *_: None) -> Job:
@@ -660,4 +661,6 @@ def test_interrupted_inference_goes_on(
     ours = read(second.out, tables.finish(second, inference.run(second)))
     assert reported[:3] == [("load", 0, None), ("infer", 0, 12), ("infer", 6, 12)]
     assert ours.poses.to_numpy().tobytes() == expected.poses.to_numpy().tobytes()
+    for told in (ours.answer["details"], expected.answer["details"]):
+        del told["inference_ended_at"]
     assert ours.answer["details"] == expected.answer["details"]
