@@ -22,6 +22,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from posedrop.answers import insist_on_whole
 from posedrop.errors import ObjectChangedError, StorageError
 from posedrop.records import Record
 from posedrop.settings import Settings
@@ -421,7 +422,7 @@ class Storage:
 def _client(
     settings: Settings, endpoint: str | None, access_key: str | None, secret_key: str | None
 ) -> S3Client:
-    return boto3.client(
+    client = boto3.client(
         "s3",
         endpoint_url=endpoint,
         region_name=settings.s3_region,
@@ -439,6 +440,8 @@ def _client(
             response_checksum_validation="when_required",
         ),
     )
+    insist_on_whole(client)
+    return client
 
 
 @contextmanager

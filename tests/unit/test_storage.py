@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+import socket
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -127,3 +132,88 @@ def test_a_store_that_is_away_is_a_storage_error(settings: Settings, free_port: 
     away = Storage(settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{free_port}"}))
     with pytest.raises(StorageError, match="can't look at videos/a"):
         away.head("videos", "a")
+
+
+@contextmanager
+def cutting(upstream: str, pattern: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """A way to a server on which the first answer ends where ``pattern`` ends; all that it said."""
+    said: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    host, _, port = upstream.removeprefix("http://").partition(":")
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with client, socket.create_connection((host, int(port))) as server:
+                asked = client.recv(1 << 16)
+                server.sendall(asked.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+                answer = b"".join(iter(lambda: server.recv(1 << 16), b""))
+                found = None if said else re.search(pattern, answer)
+                said.append(answer[: found.end()] if found else answer)
+                client.sendall(said[-1])
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", said
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        rb"HTTP/1.1 20",
+        rb"(?i)\r\nx-amz-meta-ana",
+        rb"(?i)x-amz-meta-args: \{",
+        rb"\{\}\r\n",
+        rb"\r\n(?=\r\n)",
+    ],
+    ids=["status", "name", "value", "between two lines", "before the blank line"],
+)
+def test_an_answer_with_cut_headers_is_asked_for_again(
+    storage: Storage, settings: Settings, bucket: str, pattern: bytes
+) -> None:
+    """A video never loses the metadata that asks for its analysis to a connection that broke."""
+    metadata = {"analysis": "dummy", "args": "{}"}
+    storage.upload(bucket, "film", io.BytesIO(b"mouse"), "video/mp4", metadata)
+    assert settings.s3_endpoint is not None
+    with cutting(settings.s3_endpoint, pattern) as (endpoint, said):
+        away = Storage(settings.model_copy(update={"s3_endpoint": endpoint}))
+        found = away.head(bucket, "film")
+    assert (len(said), found and dict(found.metadata)) == (2, metadata)
+
+
+def test_a_listing_with_cut_headers_is_asked_for_again(
+    storage: Storage, settings: Settings, bucket: str
+) -> None:
+    """A bucket never looks empty because a connection broke."""
+    storage.write(bucket, "film", b"mouse")
+    assert settings.s3_endpoint is not None
+    with cutting(settings.s3_endpoint, rb"\r\n(?=(?i:content-length))") as (endpoint, said):
+        away = Storage(settings.model_copy(update={"s3_endpoint": endpoint}))
+        assert [found.key for found in away.objects(bucket)] == ["film"]
+    assert len(said) == 2
+
+
+def test_a_cut_leave_to_go_on_is_an_error(settings: Settings) -> None:
+    """A store that dies between the lines of ``100 Continue`` does not hold its caller for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with client:
+                        client.recv(1 << 16)
+                        client.sendall(b"HTTP/1.1 100 Continue\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        away = Storage(settings.model_copy(update={"s3_endpoint": endpoint}))
+        with pytest.raises(StorageError, match="can't create videos/a"):
+            away.create("videos", "a", b"{}")
+        listener.shutdown(socket.SHUT_RDWR)
