@@ -142,8 +142,10 @@ def _upload_routes(app: FastAPI, context: Context) -> None:
         status_code=307,
         summary="Redirects to a presigned PUT: curl -LT day1.mp4 http://host/upload/",
     )
-    def put_upload(filename: str) -> RedirectResponse:
-        return RedirectResponse(upload.redirect(context, filename), status_code=307)
+    def put_upload(filename: str, request: Request) -> RedirectResponse:
+        # Nothing reads the body: who says Expect: 100-continue sends it to the store alone.
+        url = upload.redirect(context, filename, request.headers)
+        return RedirectResponse(url, status_code=307)
 
     @app.get("/upload/{file_id}", summary="What is known of a file, and of what was refused why")
     def get_upload(file_id: str) -> upload.FileAnswer:
@@ -320,6 +322,7 @@ def _errors(app: FastAPI) -> None:
     statuses: dict[type[PosedropError], int] = {
         NotFoundError: 404,
         results.GoneError: 410,
+        upload.LengthRequiredError: 411,
         BadRequestError: 422,
         IndexBusyError: 503,
         StorageError: 503,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import mimetypes
 import secrets
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,17 @@ from posedrop import layout
 from posedrop.errors import BadRequestError, NotFoundError
 from posedrop.index import FileRow
 from posedrop.storage import Presigned, PresignedParts
+
+_META = "x-amz-meta-"
+_SHA256 = "x-amz-checksum-sha256"
+# Metadata travels in headers: ASCII only, and at most 2 KB on AWS.
+_MAX_METADATA = 1900
+
+
+class LengthRequiredError(BadRequestError):
+    """An upload whose length is not known when it begins."""
+
+    code = "length_required"
 
 
 class UploadRequest(BaseModel):
@@ -40,7 +52,9 @@ class UploadRequest(BaseModel):
     sha256: str | None = Field(
         default=None, pattern="^[0-9a-f]{64}$", description="no other content is taken then"
     )
-    content_type: str | None = Field(default=None, pattern=r"^[\w.+-]+/[\w.+-]+$", max_length=100)
+    content_type: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9_.+-]+/[A-Za-z0-9_.+-]+$", max_length=100
+    )
     analysis: str | None = Field(default=None, description="run this as soon as the video is there")
     args: dict[str, Any] = Field(default_factory=dict)
     multipart: bool = Field(default=False, description="in parts; needs size; for files over 5 GB")
@@ -86,13 +100,8 @@ def presign(context: Context, wanted: UploadRequest) -> UploadAnswer:
     Raises:
         BadRequestError: the analysis or its arguments are wrong: better now than after the upload.
     """
-    if wanted.size is not None and wanted.size > context.settings.max_video_bytes:
-        raise BadRequestError(
-            f"{wanted.size:,} bytes are more than the {context.settings.max_video_bytes:,} "
-            "this server takes",
-            code="too_large",
-            field="size",
-        )
+    if wanted.size is not None:
+        _check_size(context, wanted.size, "size")
     metadata = _metadata(context, wanted.analysis, wanted.args)
     file_id = new_file_id()
     key = layout.upload_key(file_id, wanted.filename)
@@ -124,13 +133,92 @@ def presign(context: Context, wanted: UploadRequest) -> UploadAnswer:
     )
 
 
-def redirect(context: Context, filename: str) -> str:
-    """Return the URL that takes ``curl -LT film.mp4``."""
+def redirect(context: Context, filename: str, headers: Mapping[str, str]) -> str:
+    """Return the URL that takes ``curl -LT film.mp4``, which is to follow with the same headers.
+
+    Whatever the request declares is signed, so that the one that follows can't be another: its
+    length, and its type, SHA-256, metadata and ``If-None-Match: *`` if it has them.
+
+    Raises:
+        LengthRequiredError: the length is not known; S3 takes no such object.
+        BadRequestError: it is too large, a hash or what the metadata asks for is wrong, or there
+            is a header that the store would act on, or count as a forgery.
+    """
+    declared = {name.lower(): value for name, value in headers.items()}
+    size = _declared_size(declared)
+    _check_size(context, size, "content-length")
+    metadata = _declared_metadata(context, declared)
+    content_type = declared.get("content-type")
+    if not (content_type or "").isascii():
+        raise BadRequestError("a content type is plain ASCII", field="content-type")
     file_id = new_file_id()
     bucket = context.settings.videos_bucket
     key = layout.upload_key(file_id, filename)
-    context.index.expect_file(file_id, bucket, key, now())
-    return context.storage.presign_plain_put(bucket, key).url
+    url = context.storage.presign_plain_put(
+        bucket,
+        key,
+        size=size,
+        content_type=content_type,
+        sha256=_declared_sha256(declared),
+        once=declared.get("if-none-match") == "*",
+        metadata=metadata,
+    ).url
+    asked = layout.user_metadata(metadata)
+    context.index.expect_file(file_id, bucket, key, now(), size=size, metadata=asked)
+    return url
+
+
+def _declared_size(declared: Mapping[str, str]) -> int:
+    length = declared.get("content-length", "")
+    if "transfer-encoding" in declared or not (length.isascii() and length.isdigit()):
+        raise LengthRequiredError(
+            "an upload has to say how long it is before it begins, which a pipe can't: save the "
+            "video to a file and send that (curl -LT film.mp4), or send a form (curl -F file=@-)",
+            field="content-length",
+        )
+    return int(length)
+
+
+def _declared_sha256(declared: Mapping[str, str]) -> str | None:
+    given = declared.get(_SHA256)
+    if given is None:
+        return None
+    try:
+        digest = base64.b64decode(given, validate=True)
+    except ValueError:
+        digest = b""
+    # The store compares what was signed letter by letter; base64 has several ways to write a hash.
+    if len(digest) != 32 or base64.b64encode(digest).decode() != given:
+        raise BadRequestError(
+            f"{_SHA256} is not base64 of a SHA-256 (openssl sha256 -binary film.mp4 | base64)",
+            field=_SHA256,
+        )
+    return digest.hex()
+
+
+def _declared_metadata(context: Context, declared: Mapping[str, str]) -> dict[str, str]:
+    metadata: dict[str, str] = {}
+    for name, value in declared.items():
+        if name.startswith(_META):
+            if not value.isascii():
+                raise BadRequestError(f"{name} is not plain ASCII", field=name)
+            metadata[name.removeprefix(_META)] = value
+        elif name.startswith(("x-amz-", "x-minio-")) and name != _SHA256:
+            raise BadRequestError(f"an upload can't have the header {name} here", field=name)
+    if sum(len(name) + len(value) for name, value in metadata.items()) > _MAX_METADATA:
+        raise BadRequestError("metadata may have 1,900 characters; use POST /analyse")
+    check_metadata(context, metadata.get("analysis"), metadata.get("args"))
+    return metadata
+
+
+def _check_size(context: Context, size: int, field: str) -> None:
+    most = context.settings.max_video_bytes
+    if size > most:
+        raise BadRequestError(
+            f"{size:,} bytes are more than the {most:,} this server takes",
+            code="too_large",
+            field=field,
+        )
 
 
 def guess_type(key: str) -> str:
@@ -149,9 +237,8 @@ def _metadata(context: Context, analysis: str | None, args: dict[str, Any]) -> d
             raise BadRequestError("args without an analysis", field="analysis")
         return {}
     plan.order(context, analysis, args)
-    # Metadata travels in headers: ASCII only, and at most 2 KB on AWS.
     metadata = {"analysis": analysis, "args": plan.canonical(args)}
-    if sum(len(value) for value in metadata.values()) > 1900:
+    if sum(len(value) for value in metadata.values()) > _MAX_METADATA:
         raise BadRequestError("args are too long to travel with an upload; use POST /analyse")
     return metadata
 
@@ -209,12 +296,18 @@ def delete(context: Context, file_id: str) -> None:
     results = context.settings.results_bucket
     prefix = layout.video_prefix(row.bucket, row.key)
     below = [found.key for found in context.storage.objects(results, f"{prefix}/")]
-    # Requests go first: a worker that is at it sees that its run is gone, and stops.
-    below.sort(key=lambda key: not key.endswith(f"/{layout.REQUEST}"))
+    # Requests go first: a worker that is at it sees that its run is gone, and stops. Then results:
+    # what is left of a deletion that was cut short must not read as a whole one.
+    first = (f"/{layout.REQUEST}", f"/{layout.RESULT}")
+    below.sort(key=lambda key: [not key.endswith(name) for name in first])
     context.storage.delete(context.settings.videos_bucket, [row.key])
+    # Before the results: else they would be missed, and not made, when the video comes again.
+    context.storage.delete(results, [layout.planned(file_id)])
     context.storage.delete(results, below)
     if row.sha256 is not None and row.duplicate_of is None:
         context.storage.delete(results, [layout.content(row.sha256)])
     for run in context.index.analyses_of_file(file_id):
         context.index.analysis_removed(run.analysis_id)
+    for pending in context.index.pending_of_file(file_id):
+        context.index.pending_removed(pending.pending_id)
     context.index.file_removed(file_id)

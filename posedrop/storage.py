@@ -34,6 +34,11 @@ R = TypeVar("R", bound=Record)
 _MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
 _TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _CHUNK = 1 << 20
+#: How long the redirect of ``curl -LT`` may be followed, in seconds. It is followed at once, and a
+#: signature is checked when a request begins, however long its body then takes. Unless the client
+#: said If-None-Match itself, or something before the store adds it, all that keeps the holder of
+#: such a URL from putting another film of the same size there is that it ends soon.
+PLAIN_PUT_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,33 +354,77 @@ class Storage:
             size: bytes; when given, no other length is taken.
             sha256: hexadecimal; when given, the store refuses other content.
         """
-        params: dict[str, Any] = {
-            "Bucket": bucket,
-            "Key": key,
-            "ContentType": content_type,
-            "IfNoneMatch": "*",
-            "Metadata": dict(metadata),
-        }
-        headers = {"Content-Type": content_type, "If-None-Match": "*"}
-        headers |= {f"x-amz-meta-{name}": value for name, value in metadata.items()}
-        if size is not None:
-            params["ContentLength"] = size
-            headers["Content-Length"] = str(size)
-        if sha256 is not None:
-            checksum = b64encode(bytes.fromhex(sha256)).decode()
-            params["ChecksumSHA256"] = checksum
-            headers["x-amz-checksum-sha256"] = checksum
-        url = self._presigner.generate_presigned_url(
-            "put_object", Params=params, ExpiresIn=self._expires
+        url, headers = self._signed_put(
+            bucket,
+            key,
+            self._expires,
+            size=size,
+            content_type=content_type,
+            sha256=sha256,
+            once=True,
+            metadata=metadata,
         )
         return Presigned("PUT", url, headers)
 
-    def presign_plain_put(self, bucket: str, key: str) -> Presigned:
-        """Like :meth:`presign_put` for a client that sends no headers of ours (curl -LT)."""
-        url = self._presigner.generate_presigned_url(
-            "put_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=self._expires
+    def presign_plain_put(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        size: int,
+        content_type: str | None = None,
+        sha256: str | None = None,
+        once: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Presigned:
+        """Like :meth:`presign_put` for a client that sends its own headers again (curl -LT).
+
+        What it declared is bound; what it did not can't be, as it would not send it. The URL lasts
+        for :data:`PLAIN_PUT_SECONDS` at most.
+
+        Args:
+            size: bytes; no other length is taken.
+            once: the client sends ``If-None-Match: *``.
+        """
+        url, headers = self._signed_put(
+            bucket,
+            key,
+            min(self._expires, PLAIN_PUT_SECONDS),
+            size=size,
+            content_type=content_type,
+            sha256=sha256,
+            once=once,
+            metadata=metadata or {},
         )
-        return Presigned("PUT", url, {})
+        return Presigned("PUT", url, headers)
+
+    def _signed_put(
+        self,
+        bucket: str,
+        key: str,
+        seconds: int,
+        *,
+        size: int | None,
+        content_type: str | None,
+        sha256: str | None,
+        once: bool,
+        metadata: Mapping[str, str],
+    ) -> tuple[str, dict[str, str]]:
+        """Return a URL, and the headers that have to come with it: those that are signed."""
+        params: dict[str, Any] = {"Bucket": bucket, "Key": key, "Metadata": dict(metadata)}
+        headers = {f"x-amz-meta-{name}": value for name, value in metadata.items()}
+        checksum = b64encode(bytes.fromhex(sha256)).decode() if sha256 is not None else None
+        for param, header, value in (
+            ("ContentType", "Content-Type", content_type),
+            ("IfNoneMatch", "If-None-Match", "*" if once else None),
+            ("ContentLength", "Content-Length", size),
+            ("ChecksumSHA256", "x-amz-checksum-sha256", checksum),
+        ):
+            if value is not None:
+                params[param] = value
+                headers[header] = str(value)
+        url = self._presigner.generate_presigned_url("put_object", Params=params, ExpiresIn=seconds)
+        return url, headers
 
     def presign_parts(
         self, bucket: str, key: str, *, content_type: str, size: int, metadata: Mapping[str, str]

@@ -663,10 +663,12 @@ def keys_of(root: Any) -> Iterator[tuple[str, str]]:
 
 
 def test_a_presigned_put_ends_with_its_time(store: Store) -> None:
-    """Signed for a second, sent after two: refused."""
-    signed = presign(store, f"uploads/{VIDEO_ID}/late.mp4", presign_seconds=1)
+    """Signed for a second, sent after two: refused, both kinds."""
+    key = f"uploads/{VIDEO_ID}/late.mp4"
+    signed = presign(store, key, presign_seconds=1)
+    plain = plain_put(store, key, presign_seconds=1)
     time.sleep(2.1)
-    assert Attack().send(signed).status_code == 403
+    assert [Attack().send(late).status_code for late in (signed, plain)] == [403, 403]
 
 
 def test_a_presigned_hash_lets_no_other_content_in(store: Store) -> None:
@@ -679,12 +681,22 @@ def test_a_presigned_hash_lets_no_other_content_in(store: Store) -> None:
 
 
 def test_a_plain_presigned_put_still_copies_nothing_and_stays_at_its_key(store: Store) -> None:
-    """The kind for `curl -T` signs no headers; the presigner's key is what holds it."""
-    signed = Storage(store.settings()).presign_plain_put("videos", f"uploads/{VIDEO_ID}/plain.mp4")
-    copy = Attack(headers={"x-amz-copy-source": "/videos/day1/seed"}, body=b"")
-    moved = Attack(url=key_replaced("/videos/day1/"))
-    assert [attack.send(signed).status_code for attack in (copy, moved)] == [403, 403]
+    """The kind for `curl -T` signs the length alone; the presigner's key holds it for the rest."""
+    signed = plain_put(store, f"uploads/{VIDEO_ID}/plain.mp4")
+    attacks = (
+        Attack(headers={"x-amz-copy-source": "/videos/day1/seed"}),
+        Attack(headers={"x-amz-copy-source": "/videos/day1/seed"}, body=b""),
+        Attack(url=key_replaced("/videos/day1/")),
+        Attack(body=BODY + b"!"),
+        Attack(body=b""),
+    )
+    assert {attack.send(signed).status_code for attack in attacks} == {403}
     assert Attack().send(signed).status_code == 200
+
+
+def plain_put(store: Store, key: str, **settings: Any) -> Presigned:
+    storage = Storage(store.settings(**settings))
+    return storage.presign_plain_put("videos", key, size=len(BODY))
 
 
 def test_presigned_parts_go_to_one_upload_of_one_key(store: Store) -> None:
