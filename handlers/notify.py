@@ -16,7 +16,7 @@ from posedrop import events, layout, queue
 from posedrop.errors import PosedropError
 from posedrop.events import ObjectCreated, ObjectRemoved
 from posedrop.index import EventRow, IndexBusyError
-from posedrop.records import Asked, Request, Result, VideoRecord
+from posedrop.records import Asked, Planned, Request, Result, VideoRecord
 from posedrop.storage import ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -118,8 +118,19 @@ class Planning(NamedTuple):
         return self.prefix, ""
 
 
-Found = ObjectInfo | VideoRecord | Asked | Request | Result | None
-Then = Ingest | Planning
+class Farewell(NamedTuple):
+    """A video that is gone: if the same comes again, its rules are followed again."""
+
+    file_id: str
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What two events have in common that call for one farewell."""
+        return self.file_id, "gone"
+
+
+Found = ObjectInfo | VideoRecord | Asked | Planned | Request | Result | None
+Then = Ingest | Planning | Farewell
 
 
 def follow(context: Context) -> int:
@@ -215,15 +226,27 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
         return None if rules else context.storage.head(bucket, key)
     match layout.parse_result_key(key):
         case layout.VideoObject(name=layout.VIDEO_RECORD):
-            return context.storage.read_record(bucket, key, VideoRecord)
+            record = context.storage.read_record(bucket, key, VideoRecord)
+            return None if record is None or _is_old_news(context, record) else record
         case layout.AskedObject():
             return context.storage.read_record(bucket, key, Asked)
+        case layout.AnsweredObject():
+            return context.storage.read_record(bucket, key, Planned)
         case layout.RunObject(name=layout.REQUEST):
             return context.storage.read_record(bucket, key, Request)
         case layout.RunObject(name=layout.RESULT):
             return context.storage.read_record(bucket, key, Result)
         case _:
             return None
+
+
+def _is_old_news(context: Context, record: VideoRecord) -> bool:
+    """Tell whether a record is of a video that is gone: such a one is in no index."""
+    video = record.video
+    if context.index.file(video.file_id) is not None:
+        return False
+    there = context.storage.head(video.bucket, video.key)
+    return there is None or there.etag != video.etag
 
 
 def _tell(context: Context, bucket: str, key: str, kind: str, found: Found) -> Then | None:
@@ -234,6 +257,7 @@ def _tell(context: Context, bucket: str, key: str, kind: str, found: Found) -> T
             return _tell_video(context, file_id, found) if kind == "created" else None
         if kind == "removed":
             context.index.file_removed(file_id)
+            return Farewell(file_id)
         return None
     if kind == "removed":
         if found is None:
@@ -268,6 +292,8 @@ def _tell_record(context: Context, key: str, found: Found) -> Planning | None:
             context.index.pending_asked(found)
             # It may have been asked in the very moment in which the ingest ended.
             return Planning(prefix, None)
+        case layout.AnsweredObject(pending_id=pending_id), Planned():
+            plan.note_answer(context, pending_id, found)
         case layout.RunObject(run=run), Request():
             context.index.analysis_planned(found, run)
         case layout.RunObject(run=run), Result():
@@ -290,7 +316,7 @@ def _tell_gone(context: Context, key: str) -> None:
 
 
 def _act(context: Context, then: Then) -> None:
-    """Send an ingest, or plan a video's runs."""
+    """Send an ingest, plan a video's runs, or forget that they were planned."""
     match then:
         case Ingest(etag=etag, key=key):
             bucket = context.settings.videos_bucket
@@ -302,6 +328,8 @@ def _act(context: Context, then: Then) -> None:
                 video = context.storage.read_record(results, record, VideoRecord)
             if video is not None:
                 plan.plan_ingested(context, video)
+        case Farewell(file_id=file_id):
+            context.storage.delete(context.settings.results_bucket, [layout.planned(file_id)])
 
 
 def video_arrived(context: Context, key: str) -> None:

@@ -2,6 +2,11 @@
 
 An analysis_id is made of what decides the result (content, analysis, arguments, model, version),
 so the same request on the same content is the same run, under whatever key the video lies.
+
+A video's rules are followed once, at its first ingest, and a question asked before that is answered
+for what was ingested first after it. The bucket says that this was done, so neither a reindex nor
+a rule set later starts anything: deleted results come back when somebody asks again or uploads
+again, not when an index is lost. What was cut short is planned again, from its beginning.
 """
 
 from __future__ import annotations
@@ -23,19 +28,21 @@ from posedrop.records import (
     FolderRules,
     Model,
     ModelRef,
+    Planned,
     Request,
     Result,
     RunError,
     RunState,
     VideoRecord,
 )
+from posedrop.rows import PendingRow
 
 log = logging.getLogger(__name__)
 
 Origin = Literal["api", "metadata", "folder", "default"]
 
 
-class Planned(NamedTuple):
+class Answer(NamedTuple):
     """The answer to a request: its id, how far it is, and whether it was there before."""
 
     analysis_id: str
@@ -88,7 +95,7 @@ def order(context: Context, analysis: str, args: Mapping[str, Any]) -> Order:
 
 def ask(
     context: Context, file_id: str, analysis: str, args: Mapping[str, Any], *, force: bool
-) -> Planned:
+) -> Answer:
     """Carry out POST /analyse: start the run, or keep it until the video's ingest is over.
 
     Raises:
@@ -114,8 +121,9 @@ def ask(
         if record is not None and record.probe is not None:
             return start(context, record, wanted, "api", token)
     asked = Asked(
+        # By the ETag, so that the same question about what replaces this is another one.
         pending_id=layout.make_id(
-            "pending", file_id, analysis, canonical(wanted.args), token or ""
+            "pending", file_id, file.etag or "", analysis, canonical(wanted.args), token or ""
         ),
         file_id=file_id,
         key=file.key,
@@ -126,13 +134,17 @@ def ask(
     )
     key = layout.asked(prefix, asked.pending_id)
     created = context.storage.create(context.settings.results_bucket, key, asked.to_json())
-    context.index.pending_asked(asked)
-    return Planned(asked.pending_id, "waiting", not created)
+    with context.index.together():
+        if created:
+            # It may have been asked before, and taken back.
+            context.index.pending_removed(asked.pending_id)
+        context.index.pending_asked(asked)
+    return Answer(asked.pending_id, "waiting", not created)
 
 
 def start(
     context: Context, video: VideoRecord, wanted: Order, origin: Origin, force: str | None
-) -> Planned:
+) -> Answer:
     """Create the run of an ingested video, unless the same one exists; enqueue it."""
     if video.sha256 is None or video.probe is None:
         raise BadRequestError(f"{video.video.key} has no content to analyse", code="refused")
@@ -142,10 +154,7 @@ def start(
     with context.planning:
         existing = context.index.analysis(analysis_id)
         if existing is not None:
-            return Planned(analysis_id, existing.state, True)
-        # What somebody deleted comes back when somebody asks again, not when an event does.
-        if origin != "api" and context.index.analysis_is_gone(analysis_id):
-            return Planned(analysis_id, "cancelled", True)
+            return Answer(analysis_id, existing.state, True)
         elsewhere = _run_of_the_first(context, video, wanted, analysis_id)
         request = Request(
             analysis_id=analysis_id,
@@ -175,7 +184,7 @@ def start(
         # It stands in the bucket: whoever asked is told so, and the reconciler sends it.
         log.warning("%s", error)
     log.info("planned", extra={"analysis_id": analysis_id, "file_id": video.video.file_id})
-    return Planned(analysis_id, "queued", False)
+    return Answer(analysis_id, "queued", False)
 
 
 def _run_of_the_first(
@@ -191,7 +200,7 @@ def _run_of_the_first(
     return run if there is not None else None
 
 
-def _known(context: Context, run: str, fallback: Request) -> Planned:
+def _known(context: Context, run: str, fallback: Request) -> Answer:
     """Index a run that the bucket has already; the reconciler sends it if nobody is at it."""
     bucket = context.settings.results_bucket
     request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request) or fallback
@@ -200,31 +209,63 @@ def _known(context: Context, run: str, fallback: Request) -> Planned:
     if result is not None:
         context.index.analysis_finished(result, run)
     row = context.index.analysis(request.analysis_id)
-    return Planned(request.analysis_id, row.state if row else "queued", True)
+    return Answer(request.analysis_id, row.state if row else "queued", True)
 
 
 def plan_ingested(context: Context, video: VideoRecord) -> None:
     """Start what waited for this video and what its metadata, folder or the default ask for.
 
-    Doing it again starts nothing twice. An older version's record starts nothing at all.
+    Doing it again starts nothing twice. The record of an older version, or of a video that the
+    index does not know, starts nothing at all.
     """
-    file = context.index.file(video.video.file_id)
-    if file is not None and file.etag != video.video.etag:
+    ref = video.video
+    file = context.index.file(ref.file_id)
+    if file is None or file.etag != ref.etag:
         return
-    if video.refusal is not None or video.probe is None:
-        for pending in context.index.pending_of_file(video.video.file_id):
-            reason = video.refusal.message if video.refusal else "it has no frames"
-            context.index.pending_failed(
-                pending.pending_id, RunError(code="refused", message=reason, stage="ingest")
-            )
+    _answer_questions(context, video)
+    if video.refusal is not None or video.probe is None or file.planned:
         return
-    plan_waiting(context, video)
+    bucket, key = context.settings.results_bucket, layout.planned(ref.file_id)
+    before = context.storage.read_record(bucket, key, Planned)
+    if before is None or before.etag != ref.etag:
+        done = _planned(video, _plan(context, video), None)
+        # Last: a plan that was cut short has left no such record, and is made again.
+        context.storage.write(bucket, key, done.to_json())
+    context.index.file_planned(ref.file_id, ref.etag)
+
+
+def finish_planning(context: Context, file_id: str) -> None:
+    """Plan a video whose plan was cut short, so that what is deleted now is not planned again."""
+    file = context.index.file(file_id)
+    if file is None or file.state != "ready" or file.planned:
+        return
+    key = layout.video_record(layout.video_prefix(file.bucket, file.key))
+    video = context.storage.read_record(context.settings.results_bucket, key, VideoRecord)
+    if video is not None:
+        plan_ingested(context, video)
+
+
+def _planned(video: VideoRecord, analysis_id: str | None, error: RunError | None) -> Planned:
+    ref = video.video
+    return Planned(
+        file_id=ref.file_id,
+        key=ref.key,
+        etag=ref.etag,
+        analysis_id=analysis_id,
+        error=error,
+        planned_at=now(),
+    )
+
+
+def _plan(context: Context, video: VideoRecord) -> str | None:
+    """Start the one run that a video's rules ask for, if they do; return its id."""
     if "analysis" in video.metadata:
-        _start_or_reject(
+        return _start_or_reject(
             context, video, video.metadata["analysis"], video.metadata.get("args"), "metadata"
         )
-    elif not _was_asked_for(context, video):
-        _follow_rules(context, video)
+    if _was_asked_for(context, video):
+        return None
+    return _follow_rules(context, video)
 
 
 def _was_asked_for(context: Context, video: VideoRecord) -> bool:
@@ -234,18 +275,40 @@ def _was_asked_for(context: Context, video: VideoRecord) -> bool:
     return next(iter(asked), None) is not None
 
 
-def plan_waiting(context: Context, video: VideoRecord) -> None:
-    """Start what was asked for before the video was ingested."""
+def _answer_questions(context: Context, video: VideoRecord) -> None:
+    """Start what was asked for before the video was ingested, each question once for ever."""
+    bucket = context.settings.results_bucket
+    prefix = layout.video_prefix(video.video.bucket, video.video.key)
     for pending in context.index.pending_of_file(video.video.file_id):
-        try:
-            wanted = order(context, pending.analysis, pending.args)
-            planned = start(context, video, wanted, "api", pending.force)
-            context.index.pending_resolved(pending.pending_id, planned.analysis_id)
-        except BadRequestError as error:
-            context.index.pending_failed(pending.pending_id, _error(error))
+        key = layout.answered(prefix, pending.pending_id)
+        done = context.storage.read_record(bucket, key, Planned)
+        if done is None:
+            done = _answer(context, video, pending)
+            context.storage.create(bucket, key, done.to_json())
+        note_answer(context, pending.pending_id, done)
 
 
-def _follow_rules(context: Context, video: VideoRecord) -> None:
+def note_answer(context: Context, pending_id: str, done: Planned) -> None:
+    """Tell the index what became of a question."""
+    if done.analysis_id is not None:
+        context.index.pending_resolved(pending_id, done.analysis_id)
+    elif done.error is not None:
+        context.index.pending_failed(pending_id, done.error)
+
+
+def _answer(context: Context, video: VideoRecord, pending: PendingRow) -> Planned:
+    if video.refusal is not None or video.probe is None:
+        reason = video.refusal.message if video.refusal else "it has no frames"
+        return _planned(video, None, RunError(code="refused", message=reason, stage="ingest"))
+    try:
+        wanted = order(context, pending.analysis, pending.args)
+        started = start(context, video, wanted, "api", pending.force)
+    except BadRequestError as error:
+        return _planned(video, None, _error(error))
+    return _planned(video, started.analysis_id, None)
+
+
+def _follow_rules(context: Context, video: VideoRecord) -> str | None:
     bucket = context.settings.videos_bucket
     for key in layout.folder_rules(video.video.key):
         data = context.storage.read(bucket, key)
@@ -258,31 +321,31 @@ def _follow_rules(context: Context, video: VideoRecord) -> None:
             problem = (
                 f"{key} is not a valid rule: {'.'.join(map(str, first['loc']))}: {first['msg']}"
             )
-            _reject(
+            return _reject(
                 context, video, "rules", {}, "folder", BadRequestError(problem, code="bad_rules")
             )
-            return
-        if rules.analysis is not None:
-            _start_or_reject(context, video, rules.analysis, canonical(rules.args), "folder")
-        return
-    if context.settings.default_analysis is not None:
-        _start_or_reject(
-            context,
-            video,
-            context.settings.default_analysis,
-            canonical(context.settings.default_args),
-            "default",
-        )
+        if rules.analysis is None:
+            return None
+        return _start_or_reject(context, video, rules.analysis, canonical(rules.args), "folder")
+    if context.settings.default_analysis is None:
+        return None
+    return _start_or_reject(
+        context,
+        video,
+        context.settings.default_analysis,
+        canonical(context.settings.default_args),
+        "default",
+    )
 
 
 def _start_or_reject(
     context: Context, video: VideoRecord, analysis: str, args: str | None, origin: Origin
-) -> None:
+) -> str:
     try:
         wanted = order(context, analysis, parse_args(args))
-        start(context, video, wanted, origin, None)
+        return start(context, video, wanted, origin, None).analysis_id
     except BadRequestError as error:
-        _reject(context, video, analysis, {"asked": args}, origin, error)
+        return _reject(context, video, analysis, {"asked": args}, origin, error)
 
 
 def parse_args(args: str | None) -> dict[str, Any]:
@@ -311,7 +374,7 @@ def _reject(
     args: dict[str, Any],
     origin: Origin,
     error: PosedropError,
-) -> None:
+) -> str:
     """Leave a failed result beside the video: nobody stands at the API to read a 422."""
     assert video.sha256 is not None and video.probe is not None  # noqa: S101, PT018
     # By the error's code, not its words: those list the models of the day.
@@ -346,6 +409,7 @@ def _reject(
     context.storage.create(bucket, f"{run}/{layout.RESULT}", result.to_json())
     context.storage.create(bucket, f"{run}/{layout.REQUEST}", request.to_json())
     _known(context, run, request)
+    return analysis_id
 
 
 def _error(error: PosedropError) -> RunError:

@@ -215,6 +215,10 @@ class Sweep:
                 case layout.AskedObject(pending_id=pending_id):
                     if self._context.index.pending(pending_id) is None:
                         self._later.append(found.key)
+                case layout.AnsweredObject(pending_id=pending_id):
+                    pending = self._context.index.pending(pending_id)
+                    if pending is None or pending.is_open:
+                        self._later.append(found.key)
                 case layout.RunObject(run=run, name=name, analysis_id=analysis_id):
                     if name == layout.REQUEST:
                         requested = run
@@ -355,7 +359,7 @@ class ToDo:
         """Send its message; False if there is no need, as the bucket knows."""
         row = self.row
         if isinstance(row, FileRow):
-            if row.etag is None:
+            if row.etag is None or _was_ingested(context, row):
                 return False
             context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)
             repairs.ingests_sent += 1
@@ -369,6 +373,17 @@ class ToDo:
             context.enqueue_infer(row.analysis_id, row.run)
         repairs.runs_sent += 1
         return True
+
+
+def _was_ingested(context: Context, row: FileRow) -> bool:
+    """Index a video's record that no event told of, or no longer; False if there is none."""
+    key = layout.video_record(layout.video_prefix(row.bucket, row.key))
+    bucket = context.settings.results_bucket
+    record = context.storage.read_record(bucket, key, VideoRecord)
+    if record is None or record.video.etag != row.etag:
+        return False
+    notify.result_arrived(context, key)
+    return True
 
 
 def _received(context: Context) -> Iterator[ToDo]:
@@ -405,15 +420,29 @@ def _run_now(context: Context, run: str) -> tuple[dict[str, ObjectInfo], bool]:
 
 def _plan_forgotten(context: Context, repairs: Repairs) -> None:
     """Plan what was asked for, or ruled, while nobody was there to plan it."""
+    forgotten = {row.file_id: row for row in context.index.files_unplanned()}
     for pending in context.index.pending_open():
         file = context.index.file(pending.file_id)
-        if file is None or file.state not in {"ready", "refused"}:
-            continue
+        if file is not None and file.state in {"ready", "refused"}:
+            forgotten[file.file_id] = file
+    lately = now() - timedelta(seconds=context.settings.lease_seconds)
+    for file in forgotten.values():
         key = layout.video_record(layout.video_prefix(file.bucket, file.key))
-        video = context.storage.read_record(context.settings.results_bucket, key, VideoRecord)
-        if video is not None:
+        try:
+            video = context.storage.read_record(context.settings.results_bucket, key, VideoRecord)
+        except PosedropError as error:
+            if error.code != "damaged_record":
+                raise
+            log.warning("not planned: %s", error)
+            repairs.damaged += 1
+            continue
+        if video is not None and video.video.etag == file.etag:
             plan.plan_ingested(context, video)
             repairs.requests_planned += 1
+        elif file.etag is not None and (file.enqueued_at or file.created_at) < lately:
+            # Somebody has cleared it away: it is made again.
+            context.enqueue_ingest(file.file_id, file.bucket, file.key, file.etag)
+            repairs.ingests_sent += 1
 
 
 # -- rows ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from handlers import plan
 from handlers.context import Context, now
 from posedrop import layout
 from posedrop.errors import NotFoundError, PosedropError
@@ -124,7 +125,11 @@ def read(context: Context, analysis_id: str) -> ResultAnswer:
 
 def _check_not_gone(context: Context, analysis_id: str) -> None:
     if context.index.analysis_is_gone(analysis_id):
-        raise GoneError(f"the results of {analysis_id} were deleted; ask again to make them anew")
+        raise _gone(analysis_id)
+
+
+def _gone(analysis_id: str) -> GoneError:
+    return GoneError(f"the results of {analysis_id} were deleted; ask again to make them anew")
 
 
 def _waiting(context: Context, pending_id: str) -> ResultAnswer:
@@ -132,6 +137,8 @@ def _waiting(context: Context, pending_id: str) -> ResultAnswer:
     if pending is None:
         raise NotFoundError(f"there is no analysis {pending_id}; GET /analyses lists what there is")
     if pending.analysis_id is not None:
+        if context.index.analysis(pending.analysis_id) is None:
+            raise _gone(pending.analysis_id)
         return read(context, pending.analysis_id)
     return ResultAnswer(
         analysis_id=pending_id,
@@ -267,20 +274,24 @@ def _withdraw(context: Context, pending_id: str, file_id: str) -> None:
     """Take back a request whose video never came."""
     file = context.index.file(file_id)
     if file is not None:
-        key = layout.asked(layout.video_prefix(file.bucket, file.key), pending_id)
-        context.storage.delete(context.settings.results_bucket, [key])
+        prefix = layout.video_prefix(file.bucket, file.key)
+        context.storage.delete(context.settings.results_bucket, _question(prefix, pending_id))
     error = RunError(code="cancelled", message="withdrawn before its video was ingested")
     context.index.pending_failed(pending_id, error)
 
 
+def _question(prefix: str, pending_id: str) -> list[str]:
+    # The answer goes last: without it the question would be taken for a new one.
+    return [layout.asked(prefix, pending_id), layout.answered(prefix, pending_id)]
+
+
 def _delete(context: Context, row: AnalysisRow, below: list[ObjectInfo]) -> None:
+    plan.finish_planning(context, row.file_id)
     # The result goes last: until then the run reads as over, and no worker takes it up.
     last = f"{row.run}/{layout.RESULT}"
     keys = [found.key for found in below if found.key != last]
-    # Else the next reindex would find the question, and answer it anew.
     for pending in context.index.pending_of_analysis(row.analysis_id):
-        prefix = layout.video_prefix(row.bucket, pending.key)
-        keys.append(layout.asked(prefix, pending.pending_id))
+        keys += _question(layout.video_prefix(row.bucket, pending.key), pending.pending_id)
     context.storage.delete(context.settings.results_bucket, [*keys, last])
     context.index.analysis_removed(row.analysis_id)
 

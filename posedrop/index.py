@@ -201,6 +201,23 @@ class Index:
         with self._write() as db:
             db.execute("DELETE FROM uploaded_file WHERE file_id = ?", (file_id,))
 
+    def file_planned(self, file_id: str, etag: str) -> None:
+        """Note that what rules a file was followed, for these bytes of it."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE uploaded_file SET planned = 1 WHERE file_id = ? AND etag = ?",
+                (file_id, etag),
+            )
+
+    def files_unplanned(self, limit: int = 1000) -> list[FileRow]:
+        """Return files that were ingested and not planned, oldest first."""
+        return self._rows(
+            FileRow,
+            "SELECT * FROM uploaded_file WHERE state = 'ready' AND NOT planned"
+            " ORDER BY number LIMIT ?",
+            (limit,),
+        )
+
     def file_enqueued(self, file_id: str, now: datetime) -> None:
         """Note when a file was last handed to the queue."""
         self._enqueued("uploaded_file", "file_id", file_id, now)
@@ -359,13 +376,11 @@ class Index:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many files, analyses, events, pending questions and dead letters there are."""
+        by_state: dict[str, dict[str, int]] = {"files": {}, "analyses": {}}
+        named = {"uploaded_file": "files", "analysis": "analyses"}
         with self._read() as db:
-            by_state = {
-                name: dict(
-                    map(tuple, db.conn.execute(f"SELECT state, count(*) FROM {table} GROUP BY 1"))  # noqa: S608
-                )
-                for name, table in (("files", "uploaded_file"), ("analyses", "analysis"))
-            }
+            for table, state, count in db.conn.execute("SELECT * FROM tally WHERE n > 0"):
+                by_state[named[table]][state] = count
             unhandled = db["event"].count_where("handled_at IS NULL")
             waiting = db["pending"].count_where(_UNRESOLVED)
             letters = db["dead_letter"].count

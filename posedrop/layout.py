@@ -9,6 +9,9 @@ person everything of that day::
 Keys that can't be mirrored safely (a ``..`` in them, no room for what is appended, a name that
 posedrop uses itself) have their results under ``_keys/<file_id>`` instead; the records name the
 video's real key.
+
+``_planned/<file_id>.json`` says for which bytes the video's rules were followed. It is apart from
+the video's folder, so that whoever clears that away to save space does not have it all made again.
 """
 
 from __future__ import annotations
@@ -28,9 +31,11 @@ _RUN_OBJECT = re.compile(
     rf"^(?P<run>(?P<video>.+)/(?P<analysis>[a-z][a-z0-9_]{{0,39}})-(?P<id>{_ID}))/(?P<name>.+)$"
 )
 _ASKED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.json$")
+_ANSWERED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.planned\.json$")
 _ATTEMPT = re.compile(r"^attempts/([1-9][0-9]{0,5})\.json$")
 _CONTENT = "_content"
 _POSES = "_poses"
+_PLANNED = "_planned"
 _ODD_KEYS = "_keys"
 
 #: S3 allows 1,024 bytes a key; the longest name posedrop appends to a video's key is
@@ -101,7 +106,7 @@ def _mirrors_plainly(key: str) -> bool:
     segments = key.split("/")
     return (
         len(key.encode()) <= MAX_MIRRORED_BYTES
-        and segments[0] not in {_ODD_KEYS, _CONTENT, _POSES}
+        and segments[0] not in {_ODD_KEYS, _CONTENT, _POSES, _PLANNED}
         and all(_plain_segment(segment) for segment in segments)
     )
 
@@ -134,6 +139,19 @@ def thumbnail(prefix: str) -> str:
 def asked(prefix: str, pending_id: str) -> str:
     """Return the key of a request that waits until its video's content is known."""
     return f"{prefix}/asked/{pending_id}.json"
+
+
+def answered(prefix: str, pending_id: str) -> str:
+    """Return the key of the record that says what became of such a request.
+
+    It sorts after the request, so that a removal cut short leaves no request that seems new.
+    """
+    return f"{prefix}/asked/{pending_id}.planned.json"
+
+
+def planned(file_id: str) -> str:
+    """Return the key of the record that a video's rules were followed."""
+    return f"{_PLANNED}/{file_id}.json"
 
 
 def run_prefix(prefix: str, analysis: str, analysis_id: str) -> str:
@@ -181,7 +199,17 @@ class AskedObject(NamedTuple):
     pending_id: str
 
 
-def parse_result_key(key: str) -> RunObject | VideoObject | AskedObject | None:
+class AnsweredObject(NamedTuple):
+    """What became of such a request."""
+
+    video: str
+    pending_id: str
+
+
+ResultObject = RunObject | VideoObject | AskedObject | AnsweredObject
+
+
+def parse_result_key(key: str) -> ResultObject | None:
     """Return what an object of the results bucket is, None for what posedrop did not write."""
     if match := _RUN_OBJECT.match(key):
         return RunObject(
@@ -189,6 +217,8 @@ def parse_result_key(key: str) -> RunObject | VideoObject | AskedObject | None:
         )
     if match := _ASKED_OBJECT.match(key):
         return AskedObject(match["video"], match["id"])
+    if match := _ANSWERED_OBJECT.match(key):
+        return AnsweredObject(match["video"], match["id"])
     video, _, name = key.rpartition("/")
     if video and name in {VIDEO_RECORD, THUMBNAIL} and not key.startswith(f"{_CONTENT}/"):
         return VideoObject(video, name)

@@ -126,6 +126,22 @@ class Asked(Versioned):
     force: str | None = None
 
 
+class Planned(Versioned):
+    """What a video with these bytes was planned for, so that no reindex plans it anew.
+
+    ``_planned/<file_id>.json``: that its metadata, its folder's rules or the default were followed;
+    written by the handlers alone, again when the video is replaced. ``asked/<id>.planned.json``:
+    what became of a question, whatever the video is replaced by later; created once.
+    """
+
+    file_id: str
+    key: str
+    etag: str
+    analysis_id: str | None = Field(default=None, description="null: nothing was asked for")
+    error: RunError | None = Field(default=None, description="why a question can't become a run")
+    planned_at: datetime
+
+
 class Progress(Record):
     """How far a run is."""
 
@@ -268,4 +284,5 @@ class FolderRules(Versioned):
 
 
 Attempt.model_rebuild()
+Planned.model_rebuild()
 Inference.model_rebuild()

@@ -27,7 +27,7 @@ _FINISHED = 3
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """A video as the index knows it."""
+    """A video as the index knows it; ``planned``: its rules were followed, for these bytes."""
 
     file_id: str
     bucket: str
@@ -47,6 +47,7 @@ class FileRow:
     metadata: dict[str, str] | None = None
     last_modified: datetime | None = None
     enqueued_at: datetime | None = None
+    planned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,11 @@ class PendingRow:
     force: str | None = None
     analysis_id: str | None = None
     error: RunError | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it still waits for its video."""
+        return self.analysis_id is None and self.error is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +173,7 @@ def newer_file(old: FileRow, new: FileRow) -> FileRow:
         last_modified=latest,
         created_at=latest,
         enqueued_at=old.enqueued_at or new.enqueued_at,
+        planned=old.planned or new.planned,
     )
 
 

@@ -78,6 +78,7 @@ _CODECS: dict[str, _Codec] = {
     "handled_at": _TIME,
     "last_modified": _TIME,
     "metadata": _JSON,
+    "planned": (int, bool),
     "probe": (_record_to_text, Probe.model_validate_json),
     "received_at": _TIME,
     "updated_at": _TIME,
@@ -108,9 +109,12 @@ def decode(kind: type[_Row], values: Mapping[str, Any]) -> _Row:
 _migrations = Migrations("posedrop")
 
 
-def migrate(db: Database) -> None:
-    """Bring the tables up to date; inside of the caller's transaction, so that one does it."""
-    _migrations.apply(db)
+def migrate(db: Database, *, before: str | None = None) -> None:
+    """Bring the tables up to date; inside of the caller's transaction, so that one does it.
+
+    With ``before``, only up to the step of that name, as an older posedrop has left them.
+    """
+    _migrations.apply(db, stop_before=before)
 
 
 def is_current(db: Database) -> bool:
@@ -173,6 +177,45 @@ def _tables(db: Database) -> None:
 def _search(db: Database) -> None:
     _enable_search(db, "uploaded_file", ("key",))
     _enable_search(db, "analysis", ("key", "analysis"))
+
+
+@_migrations(name="0003_planned")
+def _planned(db: Database) -> None:
+    # What an older posedrop has ingested it has planned.
+    for statement in (
+        "ALTER TABLE uploaded_file ADD COLUMN planned INTEGER NOT NULL DEFAULT 0",
+        "UPDATE uploaded_file SET planned = 1 WHERE state = 'ready'",
+        "CREATE INDEX file_unplanned ON uploaded_file (number)"
+        " WHERE state = 'ready' AND NOT planned",
+    ):
+        db.execute(statement)
+
+
+@_migrations(name="0004_counts")
+def _counts(db: Database) -> None:
+    """Keep the number of rows by state: to count a million of them takes too long for a probe."""
+    db.execute(
+        "CREATE TABLE tally (name TEXT, state TEXT, n INTEGER NOT NULL, PRIMARY KEY (name, state))"
+        " WITHOUT ROWID"
+    )
+    for table in ("uploaded_file", "analysis"):
+        add, remove = (
+            f"INSERT INTO tally VALUES ('{table}', {row}.state, {by})"  # noqa: S608
+            f" ON CONFLICT DO UPDATE SET n = n + {by};"
+            for row, by in (("new", 1), ("old", -1))
+        )
+        for statement in (
+            f"INSERT INTO tally SELECT '{table}', state, count(*) FROM {table} GROUP BY state",  # noqa: S608
+            f"CREATE TRIGGER {table}_counted_ai AFTER INSERT ON {table} BEGIN {add} END",
+            f"CREATE TRIGGER {table}_counted_ad AFTER DELETE ON {table} BEGIN {remove} END",
+            f"CREATE TRIGGER {table}_counted_au AFTER UPDATE OF state ON {table}"
+            f" WHEN old.state <> new.state BEGIN {remove} {add} END",
+        ):
+            db.execute(statement)
+    db.execute(
+        "CREATE INDEX pending_open ON pending (created_at, pending_id)"
+        " WHERE created_at IS NOT NULL AND analysis_id IS NULL AND error IS NULL"
+    )
 
 
 def _enable_search(db: Database, table: str, names: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from posedrop import layout
 from posedrop.errors import PosedropError
 from posedrop.index import AnalysisRow, FileRow
-from posedrop.records import Result
+from posedrop.records import Planned, Result
 from tests.faults.world import RESULTS, VIDEOS, Crash, Frozen, Gate, World
 
 KEYS = st.sampled_from(["a.mp4", "b.mp4", "day1/a.mp4", "../odd.mp4"])
@@ -35,7 +35,8 @@ class Machine(RuleBasedStateMachine):
         self.told: list[dict[str, Any]] = []
         #: Contents whose runs may rightly have ended otherwise, or be gone.
         self.touched: set[bytes] = set()
-        self.asked_early: set[str] = set()
+        #: Runs that were deleted, and that nobody asked for since, by what they were made of.
+        self.gone: set[tuple[bytes, float]] = set()
 
     # -- what people do
 
@@ -46,11 +47,8 @@ class Machine(RuleBasedStateMachine):
     @rule(key=KEYS, content=CONTENTS)
     def put(self, key: str, content: bytes) -> None:
         """An S3 tool uploads, or replaces what is there."""
-        if key in self.asked_early:
-            # Such a request is the file's, not the content's: a reindex after its video was
-            # replaced asks the new one as well.
-            return
         self._touch(key)
+        self.gone = {(made_of, seconds) for made_of, seconds in self.gone if made_of != content}
         self.world.clock.pass_(0.4)
         self.world.storage.put(VIDEOS, key, content)
 
@@ -80,8 +78,30 @@ class Machine(RuleBasedStateMachine):
         if rows:
             row = data.draw(st.sampled_from(sorted(rows, key=lambda row: row.analysis_id)))
             self._touch(row.key)
-            self.touched |= {c for c in (b"one", b"two", b"three") if _made_of(row, c)}
+            was_over = f"{row.run}/result.json" in self.world.storage.buckets[RESULTS]
             self._call(lambda: results.cancel_or_delete(self.world.context, row.analysis_id), None)
+            self._deleted(row, for_good=was_over)
+
+    @rule(data=st.data())
+    def remove_a_run(self, data: st.DataObject) -> None:
+        """An S3 tool deletes a run."""
+        rows = self.world.context.index.analyses(limit=100).rows
+        if rows:
+            row = data.draw(st.sampled_from(sorted(rows, key=lambda row: row.analysis_id)))
+            self._touch(row.key)
+            self._clear(f"{row.run}/")
+            self._deleted(row, for_good=True)
+
+    @rule(key=KEYS)
+    def clear_away(self, key: str) -> None:
+        """An S3 tool deletes all that was made of a video, and keeps the video."""
+        self._touch(key)
+        prefix = layout.video_prefix(VIDEOS, key)
+        rows = self.world.context.index.analyses(limit=100).rows
+        self._clear(f"{prefix}/")
+        for row in rows:
+            if row.run.startswith(f"{prefix}/"):
+                self._deleted(row, for_good=True)
 
     @rule(key=KEYS, seconds=st.sampled_from([0, 1]), at=st.none() | CALLS)
     def ask(self, key: str, seconds: int, at: int | None) -> None:
@@ -90,9 +110,7 @@ class Machine(RuleBasedStateMachine):
 
         file_id = layout.file_id_of(VIDEOS, key)
         args = {"seconds": seconds}
-        file = self.world.context.index.file(file_id)
-        if file is not None and file.state != "ready":
-            self.asked_early.add(key)
+        self.gone = {(made_of, other) for made_of, other in self.gone if other != seconds}
         self._call(lambda: plan.ask(self.world.context, file_id, "dummy", args, force=False), at)
 
     # -- what happens by itself
@@ -185,6 +203,32 @@ class Machine(RuleBasedStateMachine):
         if there is not None:
             self.touched.add(there.data)
 
+    def _clear(self, prefix: str) -> None:
+        """Remove all that lies there, as a recursive removal does."""
+        for name in sorted(self.world.storage.buckets[RESULTS]):
+            if name.startswith(prefix):
+                self.world.storage.remove(RESULTS, name)
+
+    def _deleted(self, row: AnalysisRow, *, for_good: bool) -> None:
+        for content in (b"one", b"two", b"three"):
+            if _made_of(row, content):
+                self.touched.add(content)
+                if for_good and self._all_planned(content):
+                    self.gone.add((content, row.args["seconds"]))
+
+    def _all_planned(self, content: bytes) -> bool:
+        """Tell whether nothing that is under way may still rightly start a run on a content."""
+        results = self.world.storage.buckets[RESULTS]
+        for key, stored in self.world.storage.buckets[VIDEOS].items():
+            if stored.data == content:
+                there = results.get(layout.planned(layout.file_id_of(VIDEOS, key)))
+                if there is None:
+                    return False
+                if Planned.model_validate_json(there.data).etag != stored.info.etag:
+                    return False
+        asked = {n for n in results if "/asked/" in n and ".planned." not in n}
+        return all(n.replace(".json", ".planned.json") in results for n in asked)
+
     # -- what must be true in the end
 
     def teardown(self) -> None:
@@ -196,6 +240,7 @@ class Machine(RuleBasedStateMachine):
             self._check_videos()
             self._check_runs()
             self._check_index()
+            self._check_gone()
         finally:
             self.world.end()
             shutil.rmtree(self.folder)
@@ -229,10 +274,22 @@ class Machine(RuleBasedStateMachine):
                 assert hashlib.sha256(data).hexdigest() == artefact.sha256, (run, artefact)
 
     def _check_index(self) -> None:
-        """An index made anew from the buckets has the same rows."""
+        """An index made anew from the buckets has the same rows, whatever has become the rule."""
         before = self._rows()
         self.world.reconciler.reindex()
         assert self._rows() == before
+        self.world.settings = self.world.settings.model_copy(
+            update={"default_args": {"seconds": 9}}
+        )
+        self.world.lose_index()
+        self.world.settle()
+        assert self._rows() == before
+
+    def _check_gone(self) -> None:
+        """What was deleted stays deleted until somebody asks or uploads again."""
+        runs = self.world.context.index.analyses(limit=1000).rows
+        for content, seconds in self.gone:
+            assert not any(_made_of(r, content) and r.args["seconds"] == seconds for r in runs)
 
     def _rows(self) -> dict[str, Any]:
         index = self.world.context.index

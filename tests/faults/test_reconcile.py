@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from handlers import reconcile
+from handlers import plan, reconcile, results
 from posedrop import layout
+from posedrop.errors import StorageError
 from tests.e2e.lab import Servers
 from tests.faults import labs
 from tests.faults.world import RESULTS, VIDEOS, World
@@ -164,3 +165,94 @@ def test_slices_make_a_sweep(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     while not world.reconciler.step():
         pass
     assert world.context.index.files().rows == []
+
+
+def runs(world: World) -> set[tuple[str, float]]:
+    """Return the runs of the index: each video's key, and the seconds that were asked for."""
+    rows = world.context.index.analyses(limit=100).rows
+    return {(row.key, row.args["seconds"]) for row in rows}
+
+
+def clear(world: World, prefix: str) -> None:
+    """Remove what lies there, as an S3 tool does."""
+    for key in [key for key in world.storage.buckets[RESULTS] if key.startswith(prefix)]:
+        world.storage.remove(RESULTS, key)
+
+
+def test_rules_are_followed_once_even_if_the_index_is_lost(world: World) -> None:
+    """Deleted results stay so, also with the whole folder gone; a later rule reaches no old video.
+
+    Uploading the video again is asking again.
+    """
+    for name in ("api", "tool", "folder"):
+        world.storage.put(VIDEOS, f"{name}.mp4", name.encode())
+    world.settle()
+    assert runs(world) == {("api.mp4", 0), ("tool.mp4", 0), ("folder.mp4", 0)}
+    rows = {row.key: row for row in world.context.index.analyses().rows}
+    assert results.cancel_or_delete(world.context, rows["api.mp4"].analysis_id) == "deleted"
+    clear(world, rows["tool.mp4"].run)
+    clear(world, "folder.mp4/")
+    world.settings = world.settings.model_copy(update={"default_args": {"seconds": 1}})
+    for _ in range(2):
+        world.lose_index()
+        world.settle()
+        assert runs(world) == set()
+        assert {row.state for row in world.context.index.files().rows} == {"ready"}
+    world.storage.remove(VIDEOS, "folder.mp4")
+    world.settle()
+    world.storage.put(VIDEOS, "folder.mp4", b"folder")
+    world.settle()
+    assert runs(world) == {("folder.mp4", 1)}
+
+
+def test_a_question_is_answered_for_what_is_ingested_first_after_it(world: World) -> None:
+    """Not for what replaces that; asked again before the next ingest, it is another question."""
+    world.storage.put(VIDEOS, "a.mp4", b"one")
+    world.reconciler.round()
+    file_id = layout.file_id_of(VIDEOS, "a.mp4")
+    first = plan.ask(world.context, file_id, "dummy", {"seconds": 2}, force=False)
+    world.settle()
+    # Whoever asked needs no default on top.
+    assert runs(world) == {("a.mp4", 2)}
+    world.clock.pass_(1)
+    world.storage.put(VIDEOS, "a.mp4", b"two")
+    world.settle()
+    answered = results.read(world.context, first.analysis_id).analysis_id
+    for _ in range(2):
+        assert runs(world) == {("a.mp4", 2)}
+        assert results.read(world.context, first.analysis_id).analysis_id == answered
+        world.lose_index()
+        world.settle()
+    world.clock.pass_(1)
+    world.storage.put(VIDEOS, "a.mp4", b"three")
+    world.reconciler.round()
+    again = plan.ask(world.context, file_id, "dummy", {"seconds": 2}, force=False)
+    assert again.analysis_id != first.analysis_id
+    world.settle()
+    assert results.read(world.context, again.analysis_id).analysis_id != answered
+    assert results.cancel_or_delete(world.context, again.analysis_id) == "deleted"
+    world.lose_index()
+    world.settle()
+    assert len(world.context.index.analyses().rows) == 1
+
+
+def test_what_could_not_be_planned_is_planned_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that can be read and not written, however long, loses no video's rules."""
+    world.storage.put(VIDEOS, "a.mp4", b"a film")
+    world.reconciler.round()
+    for message in world.messages():
+        world.work(message)
+
+    def full(*_: object) -> bool:
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.storage, "create", full)
+        for _ in range(2):
+            with pytest.raises(StorageError):
+                world.reconciler.round()
+    assert runs(world) == set()
+    world.settle()
+    assert runs(world) == {("a.mp4", 0)}

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from operator import methodcaller
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posedrop import index as index_module
+from posedrop import rows, schema
 from posedrop.errors import BadRequestError
 from posedrop.events import Event, ObjectCreated, ObjectRemoved
 from posedrop.index import AnalysisRow, Index, IndexBusyError
@@ -253,6 +255,22 @@ def test_enqueued_is_kept_over_ingest(index: Index) -> None:
     row = index.file(video.video.file_id)
     assert row is not None
     assert row.enqueued_at == _at(2)
+
+
+def test_a_file_is_planned_once_for_its_bytes(index: Index) -> None:
+    """From its ingest on it is to be planned; what replaces it is to be planned anew."""
+    first, second = _video(), _video(version=1)
+    _receive(index, first)
+    assert index.files_unplanned() == []
+    index.file_ingested(first)
+    assert [row.etag for row in index.files_unplanned()] == [first.video.etag]
+    index.file_planned(first.video.file_id, "of other bytes")
+    assert len(index.files_unplanned()) == 1
+    index.file_planned(first.video.file_id, first.video.etag)
+    index.file_ingested(first)
+    assert index.files_unplanned() == []
+    index.file_ingested(second)
+    assert [row.etag for row in index.files_unplanned()] == [second.video.etag]
 
 
 def test_first_with_content(index: Index) -> None:
@@ -516,6 +534,30 @@ def test_counts(index: Index) -> None:
         "dead_letters": {"kept": 1},
     }
     assert expected == index.counts()
+    index.file_removed(_video(2).video.file_id)
+    index.analysis_running(_request(1).analysis_id)
+    index.analysis_finished(_result(1), _run(1))
+    counts = index.counts()
+    assert (counts["files"], counts["analyses"]) == ({"ready": 1}, {"succeeded": 1})
+    index.reset()
+    counts = index.counts()
+    assert (counts["files"], counts["analyses"]) == ({}, {})
+
+
+def test_an_older_index_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Its rows are counted, and what it had ingested counts as planned."""
+    path = tmp_path / "old.db"
+    db = schema.connect(str(path), 30)
+    schema.migrate(db, before="0003_planned")
+    row = replace(rows.ingested_file(_video(1)), planned=True)
+    values = schema.encode(row)
+    del values["planned"]
+    schema.upsert(db, "uploaded_file", "file_id", {"number": 1, **values})
+    db.close()
+    index = Index(path)
+    assert index.file(row.file_id) == row
+    assert (index.files_unplanned(), index.counts()["files"]) == ([], {"ready": 1})
+    index.close()
 
 
 # --- pending

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from posedrop import layout
 
 KEYS = st.text(min_size=1, max_size=60) | st.sampled_from(
-    ["../x", "a/../b", "a//b", "/a", "a/", "x" * 1000, "_keys/a", "a/video.json/b", "day1/a.mp4"]
+    [
+        "../x",
+        "a/../b",
+        "a//b",
+        "/a",
+        "a/",
+        "x" * 1000,
+        "_keys/a",
+        "_planned/a.json",
+        "a/video.json/b",
+        "day1/a.mp4",
+    ]
 )
 ID = layout.make_id("an analysis")
 
@@ -24,7 +35,10 @@ def test_a_run_is_parsed_as_it_was_made(key: str) -> None:
     assert layout.parse_result_key(layout.video_record(prefix)) == layout.VideoObject(
         prefix, "video.json"
     )
-    assert layout.parse_result_key(layout.asked(prefix, ID)) == layout.AskedObject(prefix, ID)
+    question, answer = layout.asked(prefix, ID), layout.answered(prefix, ID)
+    assert layout.parse_result_key(question) == layout.AskedObject(prefix, ID)
+    assert layout.parse_result_key(answer) == layout.AnsweredObject(prefix, ID)
+    assert question < answer
 
 
 @given(KEYS)

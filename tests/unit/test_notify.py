@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,6 +79,19 @@ class Shelf(Storage):
             return False
         self.put(bucket, key, data)
         return True
+
+    def write(
+        self,
+        bucket: str,
+        key: str,
+        data: bytes,
+        content_type: str = "application/json",  # noqa: ARG002
+    ) -> None:
+        self.put(bucket, key, data)
+
+    def delete(self, bucket: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.objects_by_name.pop((bucket, key), None)
 
     def objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectInfo]:
         for (where, key), (found, _) in sorted(self.objects_by_name.items()):
