@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 import io
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from handlers import access, notify, plan, reconcile, results, sqs, upload
+from handlers import access, notify, plan, reconcile, results, sqs, upload, webhook
 from handlers.context import Context, now
 from handlers.form import FormUpload
 from handlers.metrics import Metrics
@@ -32,7 +31,6 @@ from posedrop.storage import Storage
 
 PAGE = Path(str(files("handlers") / "page"))
 _RETRY_AFTER = "2"
-_MAX_EVENT_BYTES = 4 * 2**20
 
 
 def create_app(settings: Settings, broker: Broker) -> FastAPI:
@@ -66,39 +64,19 @@ def create_app(settings: Settings, broker: Broker) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(access.Guard, settings=settings)
+    app.add_middleware(
+        webhook.Webhook,
+        token=settings.events_token,
+        record=partial(notify.record, context),
+        wake=follower.wake,
+        metrics=metrics,
+    )
     _errors(app)
-    _events_route(app, context, follower, metrics)
     _upload_routes(app, context)
     _result_routes(app, context)
     _list_routes(app, context)
     _service_routes(app, context, reconciler, metrics)
     return app
-
-
-def _events_route(
-    app: FastAPI, context: Context, follower: notify.Follower, metrics: Metrics
-) -> None:
-    """POST /events: bucket notifications, for the store alone."""
-    token = context.settings.events_token
-
-    async def post_events(request: Request) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if token is None or not hmac.compare_digest(given, token.get_secret_value().encode()):
-            return JSONResponse(
-                {"error": {"code": "unauthorized", "message": "a wrong or no events token"}}, 401
-            )
-        started = time.perf_counter()
-        body = await _body_up_to(request, _MAX_EVENT_BYTES)
-        new = await run_in_threadpool(notify.record, context, body)
-        metrics.events.labels("new" if new else "known").inc()
-        metrics.event_seconds.observe(time.perf_counter() - started)
-        if new:
-            follower.wake()
-        return Response(status_code=204)
-
-    # Starlette's own route, and the first: FastAPI's would look for parameters to check, and an
-    # upload makes four of these requests.
-    app.add_route("/events", post_events, methods=["POST"], include_in_schema=False)
 
 
 def _index(settings: Settings) -> Index:
@@ -306,16 +284,6 @@ def _service_routes(
         if name not in {"page.js", "page.css"}:
             raise NotFoundError(f"there is no {name[:40]}")
         return FileResponse(PAGE / name)
-
-
-async def _body_up_to(request: Request, limit: int) -> bytes:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            # Kept as a dead letter by its beginning: refusing it would have it sent for ever.
-            return body[:limit]
-    return body
 
 
 def _errors(app: FastAPI) -> None:

@@ -1,0 +1,94 @@
+"""POST /events: bucket notifications, taken before everything else that the API is made of.
+
+An upload makes four of these requests, and a store sends the next event when this one is answered.
+So they pass no router, no parameters to check and no headers to add: nobody's browser comes here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Callable
+
+from pydantic import SecretStr
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from handlers.metrics import Metrics
+from posedrop.index import IndexBusyError
+
+PATH = "/events"
+#: A larger body is kept as a dead letter by its beginning: refusing it would have it sent for ever.
+MAX_BYTES = 4 * 2**20
+
+
+class Webhook:
+    """The outermost middleware: it answers the store, and passes on all others."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        token: SecretStr | None,
+        record: Callable[[bytes], int],
+        wake: Callable[[], None],
+        metrics: Metrics,
+    ) -> None:
+        """Let in who has ``token``; ``record`` a body, and ``wake`` who acts on what was new."""
+        self._app = app
+        self._token = token.get_secret_value().encode() if token is not None else None
+        self._record = record
+        self._wake = wake
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 204 within milliseconds, 401 to strangers, 503 when it could not be recorded."""
+        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        if not self._may(scope):
+            refusal = _error(401, "unauthorized", "a wrong or no events token")
+            await refusal(scope, receive, send)
+            return
+        started = time.perf_counter()
+        body = await _body(receive)
+        if body is None:
+            return
+        try:
+            new = await run_in_threadpool(self._record, body)
+        except IndexBusyError as error:
+            await _error(503, error.code, error.message)(scope, receive, send)
+            return
+        self._metrics.events.labels("new" if new else "known").inc()
+        self._metrics.event_seconds.observe(time.perf_counter() - started)
+        if new:
+            self._wake()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    def _may(self, scope: Scope) -> bool:
+        given = next((v for name, v in scope["headers"] if name == b"authorization"), b"")
+        return self._token is not None and hmac.compare_digest(
+            given.removeprefix(b"Bearer "), self._token
+        )
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """Return a request's body, None if the sender went away before its end: it sends it again."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        if size < MAX_BYTES:
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+        if not message.get("more_body", False):
+            return b"".join(parts)[:MAX_BYTES]
+
+
+def _error(status: int, code: str, message: str) -> JSONResponse:
+    headers = {"Retry-After": "2"} if status == 503 else None
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers=headers)
