@@ -2,7 +2,9 @@
 
 Prints a table and writes build/events.json. The store's own rate is measured in the same run, with
 the same clients, on a bucket that notifies nobody. Clients, store, broker, handlers and workers
-share this machine: on one with few cores a part of each ratio is the price of sharing them.
+share this machine: on one with few cores a part of each ratio is the price of sharing them. So the
+processor's time is told too, for each side: what the handlers need for an upload says how many a
+second they take where they have a core to themselves.
 
     python -m benchmarks.events --stack minio-redis --puts 200 --burst 1000
 """
@@ -18,11 +20,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 from botocore.config import Config
 
 from benchmarks.engine import put_to_ingest
@@ -35,6 +38,16 @@ CLIENTS = 16
 BYTES = 100
 #: Notifies nobody, on any stack.
 QUIET_BUCKET = "models"
+#: By a word of their command lines: who is who among the processes that a lab starts.
+SIDES = {
+    "handlers": "handlers.main:app",
+    "store": "minio",
+    "broker": "redis-server",
+    "worker_cpu": "-Q cpu",
+    "worker_gpu": "-Q gpu",
+    "embedded_store": "weed",
+    "embedded": "posedrop --data-dir",
+}
 _FILES = re.compile(r'^posedrop_index_rows\{state="\w+",table="files"\} ([0-9.e+]+)$', re.MULTILINE)
 
 
@@ -105,6 +118,18 @@ def indexed(lab: Lab) -> list[str]:
             return keys
 
 
+def processor_seconds() -> dict[str, float]:
+    """Return the seconds of processor that each side has used, the clients (this process) too."""
+    own = psutil.Process()
+    used = {"clients": sum(own.cpu_times()[:2])}
+    for process in own.children(recursive=True):
+        with suppress(psutil.Error):
+            command, spent = " ".join(process.cmdline()), sum(process.cpu_times()[:2])
+            side = next((name for name, word in SIDES.items() if word in command), "others")
+            used[side] = used.get(side, 0.0) + spent
+    return used
+
+
 def measure(stack: str, puts: int, uploads: int) -> dict[str, Any]:
     """Return the figures of one stack."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -114,11 +139,14 @@ def measure(stack: str, puts: int, uploads: int) -> dict[str, Any]:
             waits = sorted(put_to_ingest(lab, clip, puts))
             before = files(lab)
             alone = uploads / burst(lambda: operator(lab), QUIET_BUCKET, uploads)
+            used = processor_seconds()
             started = time.perf_counter()
             sent = burst(lab.s3, "videos", uploads)
             lab.until(lambda: files(lab) >= before + uploads, "all to be indexed", 600)
             until_indexed = time.perf_counter() - started
+            now = processor_seconds()
             keys = indexed(lab)
+    milliseconds = {side: 1000 * (now[side] - used.get(side, 0.0)) / uploads for side in now}
     return {
         "stack": stack,
         "put_to_ingest_p50_ms": 1000 * statistics.median(waits),
@@ -131,7 +159,15 @@ def measure(stack: str, puts: int, uploads: int) -> dict[str, Any]:
         "seconds_from_last_put_to_last_indexed": until_indexed - sent,
         "lost": uploads - len(set(keys)),
         "doubled": len(keys) - len(set(keys)),
+        **{f"processor_ms_per_upload_{side}": spent for side, spent in milliseconds.items()},
+        "handlers_uploads_per_second_of_a_core": 1000 / milliseconds["handlers"]
+        if "handlers" in milliseconds
+        else None,
     }
+
+
+def _shown(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def main() -> None:
@@ -145,9 +181,9 @@ def main() -> None:
     for stack in given.stack or ["minio-redis", "embedded"]:
         load = os.getloadavg()[0]
         found.append(measure(stack, given.puts, given.burst) | {"load_average_before": load})
-    for name in found[0]:
-        row = [one[name] for one in found]
-        shown = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in row]
+    for name in dict.fromkeys(name for one in found for name in one):
+        row = [one.get(name) for one in found]
+        shown = [_shown(value) for value in row]
         print(f"{name:40}" + "".join(f"{value:>16}" for value in shown))
     out = REPOSITORY / "build/events.json"
     out.parent.mkdir(exist_ok=True)
