@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
+import re
 from urllib.parse import urlsplit
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from posedrop.settings import Settings
 
 _OPEN = frozenset({"/healthz"})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
 
 #: The page's own scripts and styles only; videos and pictures come from the store.
 CONTENT_SECURITY_POLICY = (
@@ -49,22 +50,30 @@ class Guard:
             await self._app(scope, receive, send)
             return
         refusal = None if scope["path"] in _OPEN else self._refusal(Request(scope))
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
+        unasked = Headers(scope=scope).get("expect", "").lower() == "100-continue"
+
+        async def receive_asked() -> Message:
+            nonlocal unasked
+            unasked = False
+            return await receive()
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self._headers)
+                headers = MutableHeaders(scope=message)
+                headers.update(self._headers)
+                if unasked:
+                    # The client still holds its body back. uvicorn would take what comes next on
+                    # this connection for it: through a proxy, the request of somebody else.
+                    headers["Connection"] = "close"
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        await (refusal or self._app)(scope, receive_asked, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
         token = self._token
         if token is not None and not _knows(request, token):
             return _refuse(401, "unauthorized", "send Authorization: Bearer <api token>")
-        if token is None and request.url.hostname not in _LOOPBACK | {"testserver"}:
+        if token is None and not _is_loopback(request):
             # Without a token only this machine may call; a name that somebody else's DNS
             # points at this machine (rebinding) is not this machine's.
             return _refuse(403, "forbidden", "without an API token, call by 127.0.0.1")
@@ -92,13 +101,23 @@ def _basic_password(header: str) -> str:
         return ""
     try:
         return base64.b64decode(value).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # no base64, no ASCII, no UTF-8
         return ""
+
+
+def _is_loopback(request: Request) -> bool:
+    # Not request.url, which takes a Host that it can't read ("a{b.example", and browsers send that)
+    # for the address that the server listens on.
+    host = _HOST.fullmatch(request.headers.get("host", ""))
+    return host is not None and host[1].lower() in _LOOPBACK
 
 
 def _same_origin(request: Request) -> bool:
     origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    try:
+        return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    except ValueError:
+        return False
 
 
 def _origin(url: str) -> str:
