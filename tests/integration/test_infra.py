@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import os
 import re
 import shlex
-import socket
-import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,7 +18,8 @@ import yaml
 
 from posedrop.bootstrap import Keys
 from posedrop.settings import Settings
-from tests.conftest import find_free_port, tool
+from tests.conftest import tool
+from tests.integration.caddy import API, S3, Caddy
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
@@ -280,7 +276,6 @@ def test_the_api_image_has_no_torch() -> None:
 
 # -- Caddyfile -------------------------------------------------------------------------------------
 
-API, S3 = "api.test", "s3.test"
 PRESIGNED = "/videos/uploads/f/day1.mp4?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=5ec3e7"
 NEVER_PRESIGNED = (
     *("x-amz-acl", "x-amz-copy-source", "x-amz-copy-source-range", "x-amz-tagging"),
@@ -318,93 +313,19 @@ class Echo(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-@dataclass(frozen=True)
-class Proxy:
-    port: int
-    log: Path
-
-    def ask(
-        self,
-        method: str,
-        host: str,
-        path: str,
-        headers: dict[str, str] | None = None,
-        body: bytes | None = None,
-    ) -> tuple[int, dict[str, Any]]:
-        """Send a request just as it is given; return the status and what reached the upstream."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        connection = http.client.HTTPConnection(host, self.port)
-        raw = socket.create_connection(("127.0.0.1", self.port), timeout=10)
-        with context.wrap_socket(raw, server_hostname=host) as connection.sock:
-            connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-            length = {"Content-Length": str(len(body))} if body is not None else {}
-            given = {"Host": f"{host}:{self.port}", **length, **(headers or {})}
-            for name, value in given.items():
-                connection.putheader(name, value)
-            connection.endheaders(body)
-            response = connection.getresponse()
-            content = response.read()
-            seen = json.loads(content) if response.status == 200 else {}
-            return response.status, seen
-
-
 @pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    caddy = tool("caddy")
-    home = tmp_path_factory.mktemp("caddy")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caddy]:
     upstream = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=upstream.serve_forever, daemon=True).start()
-    port, health = find_free_port(), find_free_port()
-    log = home / "log"
-    environ = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "XDG_DATA_HOME": str(home / "data"),
-        "XDG_CONFIG_HOME": str(home / "config"),
-        "API_HOST": API,
-        "S3_HOST": S3,
-        "TLS": "internal",
-        "API_UPSTREAM": f"127.0.0.1:{upstream.server_port}",
-        "S3_UPSTREAM": f"127.0.0.1:{upstream.server_port}",
-        "HTTP_PORT": str(find_free_port()),
-        "HTTPS_PORT": str(port),
-        "HEALTH_PORT": str(health),
-        "MAX_UPLOAD": "4MB",
-    }
-    command = [caddy, "run", "--config", str(INFRA / "Caddyfile"), "--adapter", "caddyfile"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
-    try:
-        running = Proxy(port, log)
-        wait_until_up(running, process, health)
-        yield running
-    finally:
-        process.terminate()
-        process.wait(10)
-        upstream.shutdown()
-        upstream.server_close()
+    port = upstream.server_port
+    caddy = Caddy(tmp_path_factory.mktemp("caddy"), port, port, MAX_UPLOAD="4MB")
+    yield caddy.start()
+    caddy.stop()
+    upstream.shutdown()
+    upstream.server_close()
 
 
-def wait_until_up(proxy: Proxy, process: subprocess.Popen[bytes], health: int) -> None:
-    """Return when the health check passes and both sites have their certificates."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", health, timeout=5)
-            connection.request("GET", "/")
-            healthy = connection.getresponse().status == 200
-            if healthy and all(proxy.ask("GET", host, "/")[0] == 200 for host in (API, S3)):
-                return
-        except OSError:
-            pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"Caddy did not start: {proxy.log.read_text()[-2000:]}")
-        time.sleep(0.1)
-
-
-def test_a_presigned_put_passes_as_it_was_signed(proxy: Proxy) -> None:
+def test_a_presigned_put_passes_as_it_was_signed(proxy: Caddy) -> None:
     signed = {
         "Content-Type": "video/mp4",
         "If-None-Match": "*",
@@ -423,8 +344,41 @@ def test_a_presigned_put_passes_as_it_was_signed(proxy: Proxy) -> None:
     assert "accept-encoding" not in seen["headers"]
 
 
+def test_who_has_a_url_creates_and_never_replaces(proxy: Caddy) -> None:
+    """Whatever a presigned PUT says or leaves out, the store is told If-None-Match: *."""
+    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=lab, SignedHeaders=host, Signature=5e"}
+    for path, headers, expected in (
+        (PRESIGNED, {}, "*"),
+        (PRESIGNED, {"If-None-Match": "*"}, "*"),
+        (PRESIGNED, {"If-None-Match": '"etag"'}, "*"),
+        (PRESIGNED, signed, "*"),
+        ("/videos/uploads/f/day1.mp4", {}, "*"),
+        (f"{PRESIGNED}&uploadid=u", {}, "*"),
+        (f"{PRESIGNED}&uploadId=u&partNumber=1", {}, None),
+        ("/videos/day1.mp4", signed, None),
+        ("/videos/day1.mp4", signed | {"If-None-Match": '"etag"'}, '"etag"'),
+    ):
+        status, seen = proxy.ask("PUT", S3, path, headers, b"film")
+        assert status == 200
+        assert seen["headers"].get("if-none-match") == expected, (path, headers)
+
+
+def test_minios_own_headers_come_from_nobody_outside(proxy: Caddy) -> None:
+    """A URL's holder can't give an object a date or an ETag; a key's owner keeps what it signed."""
+    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=lab, SignedHeaders=host, Signature=5e"}
+    header = {"X-Minio-Source-Mtime": "2001-01-01T00:00:00Z"}
+    for path, headers, passed in (
+        (PRESIGNED, {}, False),
+        (PRESIGNED, signed, False),
+        ("/videos/day1.mp4", {}, False),
+        ("/videos/day1.mp4", signed, True),
+    ):
+        seen = proxy.ask("PUT", S3, path, header | headers, b"film")[1]["headers"]
+        assert ("x-minio-source-mtime" in seen) is passed, (path, headers)
+
+
 @pytest.mark.parametrize("header", NEVER_PRESIGNED)
-def test_a_presigned_put_with_a_header_of_its_own_is_refused(proxy: Proxy, header: str) -> None:
+def test_a_presigned_put_with_a_header_of_its_own_is_refused(proxy: Caddy, header: str) -> None:
     assert proxy.ask("PUT", S3, PRESIGNED, {header: "videos/secret.mp4"})[0] == 403
     assert proxy.ask("PUT", S3, PRESIGNED, {header: ""})[0] == 403
 
@@ -440,14 +394,14 @@ def test_a_presigned_put_with_a_header_of_its_own_is_refused(proxy: Proxy, heade
         ("/videos/anonymous.mp4", None),
     ],
 )
-def test_there_is_no_way_around_it(proxy: Proxy, path: str, authorization: str | None) -> None:
+def test_there_is_no_way_around_it(proxy: Caddy, path: str, authorization: str | None) -> None:
     headers = {"x-amz-copy-source": "videos/secret.mp4"}
     if authorization is not None:
         headers["Authorization"] = authorization
     assert proxy.ask("PUT", S3, path, headers)[0] in {400, 403}
 
 
-def test_whoever_has_a_key_may_copy(proxy: Proxy) -> None:
+def test_whoever_has_a_key_may_copy(proxy: Caddy) -> None:
     headers = {
         "Authorization": "AWS4-HMAC-SHA256 Credential=lab, SignedHeaders=host, Signature=5ec3e7",
         "x-amz-copy-source": "videos/day1.mp4",
@@ -459,19 +413,19 @@ def test_whoever_has_a_key_may_copy(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("path", ["/minio/admin/v3/info", "//minio/admin/v3/info", "/minio"])
-def test_the_store_is_not_administered_from_outside(proxy: Proxy, path: str) -> None:
+def test_the_store_is_not_administered_from_outside(proxy: Caddy, path: str) -> None:
     assert proxy.ask("GET", S3, path)[0] == 403
 
 
 @pytest.mark.parametrize(
     "path", ["/events", "/events/", "//events", "/%65vents", "/./events", "/metrics", "/METRICS"]
 )
-def test_events_and_metrics_are_for_inside(proxy: Proxy, path: str) -> None:
+def test_events_and_metrics_are_for_inside(proxy: Caddy, path: str) -> None:
     assert proxy.ask("POST", API, path, {"Authorization": "Bearer token"}, b"{}")[0] == 404
     assert proxy.ask("GET", API, path)[0] == 404
 
 
-def test_the_rest_of_the_api_passes(proxy: Proxy) -> None:
+def test_the_rest_of_the_api_passes(proxy: Caddy) -> None:
     status, seen = proxy.ask("GET", API, "/files?q=day1", {"Authorization": "Bearer token"})
     assert status == 200
     assert seen["path"] == "/files?q=day1"
@@ -479,7 +433,7 @@ def test_the_rest_of_the_api_passes(proxy: Proxy) -> None:
     assert seen["headers"]["host"] == f"{API}:{proxy.port}"
 
 
-def test_bodies_are_as_large_as_they_may_be(proxy: Proxy) -> None:
+def test_bodies_are_as_large_as_they_may_be(proxy: Caddy) -> None:
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     body = bytes(2_000_000)
     assert proxy.ask("POST", API, "/upload", form, body)[1].get("received") == len(body)
@@ -491,7 +445,7 @@ def test_bodies_are_as_large_as_they_may_be(proxy: Proxy) -> None:
     assert proxy.ask("PUT", S3, PRESIGNED, {}, bytes(5_000_000))[0] in refused
 
 
-def test_no_signature_stays_in_the_log(proxy: Proxy) -> None:
+def test_no_signature_stays_in_the_log(proxy: Caddy) -> None:
     proxy.ask("GET", S3, f"{PRESIGNED}&look=here")
     deadline = time.monotonic() + 10
     while "look=here" not in proxy.log.read_text() and time.monotonic() < deadline:
