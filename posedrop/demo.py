@@ -120,7 +120,7 @@ class _Progress:
         self._said = ""
 
     def __call__(self, analysed: Run) -> None:
-        from posedrop.cli import describe_progress
+        from posedrop.cli.display import describe_progress
 
         text = describe_progress(analysed)
         if text != self._said:

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from posedrop import cli, client, embedded
 from posedrop.address import is_loopback, listen
+from posedrop.cli import options
 from posedrop.client import Client
 from posedrop.demo import mean_error
 from posedrop.embedded import Stack
@@ -88,7 +89,7 @@ class Api:
 def api(monkeypatch: pytest.MonkeyPatch) -> Api:
     api = Api()
     transport = httpx.MockTransport(api)
-    monkeypatch.setattr(cli, "Client", functools.partial(Client, transport=transport))
+    monkeypatch.setattr(options, "Client", functools.partial(Client, transport=transport))
     monkeypatch.setattr(client.time, "sleep", lambda _: None)
     return api
 

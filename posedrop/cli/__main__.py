@@ -1,0 +1,5 @@
+"""``python -m posedrop.cli``."""
+
+from posedrop.cli import main
+
+main()

@@ -1,0 +1,121 @@
+"""What a person sees: a video, a run and how far it is, tables, sizes; and JSON for a script."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from posedrop.client import Client, File, Run
+
+
+def wait(client: Client, analysis_id: str, label: str) -> Run:
+    """Return a run once it is over; until then stderr says how far it is."""
+    tty = sys.stderr.isatty()
+    said = ""
+
+    def on_progress(run: Run) -> None:
+        nonlocal said
+        line = f"{label}: {describe_progress(run)}"
+        if tty:
+            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+        elif run.status != said:
+            click.echo(line, err=True)
+        said = run.status
+
+    try:
+        return client.wait(analysis_id, on_progress=on_progress)
+    finally:
+        if tty:
+            click.echo(err=True)
+
+
+def describe_progress(run: Run) -> str:
+    """Return how far a run is, in one line."""
+    progress = run.progress
+    if progress is None:
+        before = f", {run.position} before it" if run.position else ""
+        return f"{run.status}{before}"
+    text = f"{run.status}, {progress.stage}"
+    if progress.total:
+        text += f" {progress.done}/{progress.total} frames"
+    elif progress.done:
+        text += f" {progress.done} frames"
+    if progress.frames_per_second:
+        text += f", {progress.frames_per_second:.1f} frames/s"
+    return text
+
+
+def show_file(file: File) -> None:
+    """Show a video."""
+    click.echo(f"{file.key}: {file.state}, {describe_size(file.size)}")
+    if file.probe is not None:
+        p = file.probe
+        click.echo(
+            f"  {p['width']}x{p['height']} pixels, {p['frames']} frames, {p['fps']:.4g} frames/s, "
+            f"{p['codec']}"
+        )
+    if file.sha256 is not None:
+        click.echo(f"  sha256 {file.sha256}")
+    if file.duplicate_of is not None:
+        click.echo(f"  the same content as {file.duplicate_of}")
+    if file.refusal is not None:
+        click.echo(f"  refused, {file.refusal.reason}: {file.refusal.message}")
+    table([[run.analysis_id, run.status, run.analysis] for run in file.analyses], indent="  ")
+
+
+def show_run(run: Run) -> None:
+    """Show how far a run is and what it made."""
+    click.echo(f"{run.analysis_id} {run.analysis}: {describe_progress(run)}")
+    if run.error is not None:
+        click.echo(f"  {run.error.code}: {run.error.message}")
+        if run.error.log_tail:
+            click.echo("\n".join(f"    {line}" for line in run.error.log_tail.splitlines()[-10:]))
+    table([[file.name, describe_size(file.size)] for file in run.files], indent="  ")
+    if run.files:
+        click.echo(f"  posedrop download {run.analysis_id}")
+
+
+@contextmanager
+def progress_bar(label: str, length: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Show bytes as they go; on a terminal only, and on stderr, so that output stays clean."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with click.progressbar(length=length, label=label[:40], file=sys.stderr) as bar:
+        yield bar.update
+
+
+def table(rows: Iterable[list[str]], indent: str = "") -> None:
+    """Show rows in columns."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        click.echo((indent + "  ".join(cells)).rstrip())
+
+
+def describe_size(size: int | None) -> str:
+    """Return a number of bytes for a person."""
+    if size is None:
+        return "-"
+    amount = float(size)
+    for unit in ("B", "KB", "MB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.3g} GB"
+
+
+def plain(answer: Any) -> Any:
+    """Return an answer of the API as JSON has it."""
+    return answer.model_dump(mode="json")
+
+
+def print_json(value: Any) -> None:
+    """Show a value as JSON."""
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))

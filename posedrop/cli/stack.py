@@ -1,0 +1,59 @@
+"""A stack on this machine: up, demo."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from posedrop import embedded
+from posedrop.cli.options import Options
+
+
+@click.command()
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Made if there is none."
+)
+@click.option("--host", default=embedded.DEFAULT_HOST, show_default=True, help="To listen on.")
+@click.option("--port", default=embedded.DEFAULT_PORT, show_default=True, help="Of the API.")
+@click.option("--s3-port", default=embedded.DEFAULT_S3_PORT, show_default=True, help="Of S3.")
+@click.pass_obj
+def up(options: Options, data_dir: Path | None, host: str, port: int, s3_port: int) -> None:
+    """Start the object store, the API and the workers, until Ctrl-C.
+
+    Stopped or killed at any moment, it goes on where it was when it is started again. On another
+    address than loopback, callers need the API token that is printed.
+
+    \b
+    posedrop up
+    posedrop up --data-dir /data/lab --host 0.0.0.0
+    """
+    embedded.up(data_dir or options.data_dir, host, port, s3_port)
+
+
+@click.command()
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("posedrop-demo"),
+    show_default=True,
+    help="Made if there is none.",
+)
+@click.option("--frames", default=300, show_default=True, help="Length of the film.")
+@click.option(
+    "--exit/--keep",
+    "leave",
+    default=False,
+    help="End when done, with 0 if the poses are right; or stay up to look around (default).",
+)
+def demo(data_dir: Path, frames: int, leave: bool) -> None:
+    """Show the whole way: film a drawn mouse, upload it, track it, compare with the truth.
+
+    \b
+    posedrop demo
+    posedrop demo --exit --frames 100
+    """
+    from posedrop.demo import run
+
+    sys.exit(0 if run(data_dir, frames=frames, leave=leave) else 1)

@@ -1,0 +1,311 @@
+"""Videos and what runs on them: upload, analyse, ls, show, download, cancel, rm, types."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from posedrop.cli import display
+from posedrop.cli.options import Options, analysis_options, json_option
+from posedrop.client import Client, File, Run, RunRow, Ticket
+from posedrop.errors import PosedropError
+
+T = TypeVar("T")
+
+
+@click.command()
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+)
+@analysis_options(required=False)
+@click.option("--wait", is_flag=True, help="Until the results are there; 1 if one has none.")
+@json_option
+@click.pass_obj
+def upload(
+    options: Options,
+    files: tuple[Path, ...],
+    analysis: str | None,
+    args: dict[str, Any],
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Upload videos, and have them analysed.
+
+    A video's hash goes along: the store takes no other content. Large ones go up in parts, and a
+    part that fails goes up again.
+
+    \b
+    posedrop upload film.mp4
+    posedrop upload *.mp4 --analysis deeplabcut_2d --arg model=mouse
+    posedrop upload film.mp4 --analysis dummy --arg seconds=5 --wait
+    """
+    failed = False
+    with options.client() as client:
+        tickets = [_upload(client, path, analysis, args, as_json) for path in files]
+        if not wait:
+            if as_json:
+                display.print_json([{"path": str(p), "file_id": t.file_id} for p, t in tickets])
+            return
+        outcomes = []
+        for path, ticket in tickets:
+            file = client.wait_for_file(ticket.file_id)
+            run = _run_of(client, file, analysis, args, path.name)
+            failed |= file.state == "refused" or (run is not None and run.status == "failed")
+            outcomes.append(
+                {"path": str(path), "file": display.plain(file), "run": run and display.plain(run)}
+            )
+            if not as_json:
+                _show_outcome(path, file, run)
+    if as_json:
+        display.print_json(outcomes)
+    sys.exit(1 if failed else 0)
+
+
+def _upload(
+    client: Client, path: Path, analysis: str | None, args: Mapping[str, Any], quiet: bool
+) -> tuple[Path, Ticket]:
+    with display.progress_bar(path.name, path.stat().st_size, quiet) as on_bytes:
+        ticket = client.upload(path, analysis=analysis, args=args, on_bytes=on_bytes)
+    if not quiet:
+        click.echo(f"{path}: file {ticket.file_id}")
+    return path, ticket
+
+
+def _run_of(
+    client: Client, file: File, analysis: str | None, args: Mapping[str, Any], label: str
+) -> Run | None:
+    if file.state == "refused":
+        return None
+    if analysis is not None:
+        # The same request has the same name, so this asks for nothing new: it tells the id.
+        analysis_id = client.analyse(file.file_id, analysis, args).analysis_id
+    elif file.analyses:
+        analysis_id = file.analyses[0].analysis_id
+    else:
+        return None
+    return display.wait(client, analysis_id, label)
+
+
+def _show_outcome(path: Path, file: File, run: Run | None) -> None:
+    if file.refusal is not None:
+        click.echo(f"{path}: refused, {file.refusal.reason}: {file.refusal.message}")
+    elif run is None:
+        click.echo(f"{path}: ready; no analysis was asked for")
+    else:
+        display.show_run(run)
+
+
+@click.command()
+@click.argument("file")
+@analysis_options(required=True)
+@click.option("--force", is_flag=True, help="Run it anew though results exist.")
+@click.option("--wait", is_flag=True, help="Until the results are there; 1 if it has none.")
+@json_option
+@click.pass_obj
+def analyse(
+    options: Options,
+    file: str,
+    analysis: str,
+    args: dict[str, Any],
+    force: bool,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Ask for an analysis of a video, named by its file id or its key.
+
+    \b
+    posedrop analyse day1/film.mp4 --analysis deeplabcut_2d --arg model=mouse
+    posedrop analyse mfzgs3tfebzw63lf --analysis superanimal --arg species=topviewmouse --wait
+    """
+    with options.client() as client:
+        file_id = client.file_id_of(file)
+        started = client.analyse(file_id, analysis, args, force=force)
+        if not wait:
+            if as_json:
+                display.print_json(display.plain(started))
+            else:
+                click.echo(f"{started.analysis_id} {started.status}")
+            return
+        run = display.wait(client, started.analysis_id, file)
+    if as_json:
+        display.print_json(display.plain(run))
+    else:
+        display.show_run(run)
+    sys.exit(1 if run.status == "failed" else 0)
+
+
+@click.command("ls")
+@click.argument("query", required=False)
+@click.option("--files", "kind", flag_value="files", default="files", help="Videos (default).")
+@click.option("--analyses", "kind", flag_value="analyses", help="Runs.")
+@click.option("--state", help="Such as ready, refused; running, succeeded, failed.")
+@click.option("--limit", default=100, show_default=True, help="So many, the newest.")
+@json_option
+@click.pass_obj
+def list_(
+    options: Options, query: str | None, kind: str, state: str | None, limit: int, as_json: bool
+) -> None:
+    """List videos or runs, the newest first; QUERY searches in all their words.
+
+    \b
+    posedrop ls
+    posedrop ls day1 --state refused
+    posedrop ls --analyses --state running
+    """
+    with options.client() as client:
+        if kind == "files":
+            files = _first(limit, client.files(query, state=state))
+            rows = [
+                [
+                    file.file_id,
+                    file.state,
+                    display.describe_size(file.size),
+                    file.created_at[:19],
+                    file.key,
+                ]
+                for file in files
+            ]
+            items = [display.plain(file) for file in files]
+        else:
+            runs: list[RunRow] = _first(limit, client.runs(query, state=state))
+            rows = [
+                [run.analysis_id, run.status, run.analysis, run.created_at[:19], run.key]
+                for run in runs
+            ]
+            items = [display.plain(run) for run in runs]
+    if as_json:
+        display.print_json(items)
+    else:
+        display.table(rows)
+
+
+@click.command()
+@click.argument("id_", metavar="ID")
+@json_option
+@click.pass_obj
+def show(options: Options, id_: str, as_json: bool) -> None:
+    """Show a video, or how far a run is and what it made.
+
+    \b
+    posedrop show mfzgs3tfebzw63lf
+    posedrop show day1/film.mp4
+    """
+    with options.client() as client:
+        found = _find(client, id_)
+    if as_json:
+        display.print_json(display.plain(found))
+    elif isinstance(found, Run):
+        display.show_run(found)
+    else:
+        display.show_file(found)
+
+
+@click.command()
+@click.argument("analysis_id")
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Default: a folder named like the id.",
+)
+@json_option
+@click.pass_obj
+def download(options: Options, analysis_id: str, folder: Path | None, as_json: bool) -> None:
+    """Download all files of a run; what is there and whole is not fetched again.
+
+    \b
+    posedrop download k5x2wq7mfzgs3tfe
+    posedrop download k5x2wq7mfzgs3tfe --to results/day1
+    """
+    with options.client() as client:
+        run = client.run(analysis_id)
+        if not run.over:
+            raise PosedropError(f"{analysis_id} is {run.status}; it has no files yet")
+        total = sum(file.size for file in run.files)
+        with display.progress_bar(analysis_id, total, as_json) as on_bytes:
+            paths = client.download(run, folder or Path(analysis_id), on_bytes=on_bytes)
+    if as_json:
+        display.print_json([str(path) for path in paths])
+    else:
+        for path in paths:
+            click.echo(path)
+
+
+@click.command()
+@click.argument("analysis_id")
+@click.pass_obj
+def cancel(options: Options, analysis_id: str) -> None:
+    """Stop a run that waits or goes on.
+
+    \b
+    posedrop cancel k5x2wq7mfzgs3tfe
+    """
+    with options.client() as client:
+        run = client.run(analysis_id)
+        if run.over:
+            raise PosedropError(f"{analysis_id} is over: {run.status}; `posedrop rm` deletes it")
+        click.echo(f"{analysis_id} {client.cancel(analysis_id)}")
+
+
+@click.command()
+@click.argument("id_", metavar="FILE_ID|ANALYSIS_ID")
+@click.pass_obj
+def rm(options: Options, id_: str) -> None:
+    """Delete a video with all its results, or the results of one run.
+
+    \b
+    posedrop rm mfzgs3tfebzw63lf
+    """
+    with options.client() as client:
+        found = _find(client, id_)
+        if isinstance(found, File):
+            client.delete_file(found.file_id)
+            click.echo(f"{found.key} deleted, with its results")
+        elif not found.over:
+            raise PosedropError(f"{id_} is {found.status}; `posedrop cancel {id_}` stops it first")
+        else:
+            click.echo(f"{id_} {client.cancel(found.analysis_id)}")
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def types(options: Options, as_json: bool) -> None:
+    """List the analyses that can be asked for, with their arguments.
+
+    \b
+    posedrop types
+    posedrop types --json
+    """
+    with options.client() as client:
+        items = client.analysis_types()
+    if as_json:
+        display.print_json(items)
+        return
+    for item in items:
+        click.echo(f"{item['name']}: {item['summary']}")
+        for name, schema in item["args"].get("properties", {}).items():
+            default = f" (default {json.dumps(schema['default'])})" if "default" in schema else ""
+            click.echo(f"  {name}{default}  {schema.get('description', '')}".rstrip())
+
+
+def _find(client: Client, text: str) -> File | Run:
+    """Return the video or the run that a person named."""
+    try:
+        return client.file(client.file_id_of(text))
+    except PosedropError as error:
+        if error.code != "not_found":
+            raise
+    return client.run(text)
+
+
+def _first(limit: int, items: Iterable[T]) -> list[T]:
+    return [item for item, _ in zip(items, range(limit), strict=False)]
