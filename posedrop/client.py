@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import mimetypes
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,16 +14,13 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from posedrop import layout
-from posedrop.errors import PosedropError, StorageError
+from posedrop.errors import PosedropError
 from posedrop.records import Progress, RunError
+from posedrop.transfers import OnBytes, Transfers, sha256_of
 
 T = TypeVar("T", bound="Answer")
-OnBytes = Callable[[int], None]
 
 FINAL = frozenset({"succeeded", "partial", "failed", "cancelled"})
-_CHUNK = 1 << 20
-_TRIES = 5
-_RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class UnreachableError(PosedropError):
@@ -156,7 +153,7 @@ class Client:
             base_url=self.url, headers=headers, timeout=timeout, transport=transport
         )
         # Presigned URLs are for whoever has them; the token is the API's alone.
-        self._store = httpx.Client(timeout=timeout, transport=transport)
+        self._store = Transfers(timeout, transport)
 
     def __enter__(self) -> Client:
         return self
@@ -207,81 +204,10 @@ class Client:
         ticket = self._json(Ticket, "POST", "/upload", json=body)
         report = on_bytes or (lambda _: None)
         if in_parts:
-            self._put_parts(path, size, ticket, report)
+            self._store.put_in_parts(path, size, ticket.upload, report)
         else:
-            self._put_whole(path, size, ticket, report)
+            self._store.put(path, size, ticket.upload, report)
         return ticket
-
-    def _put_whole(self, path: Path, size: int, ticket: Ticket, on_bytes: OnBytes) -> None:
-        headers = {**ticket.upload["headers"], "Content-Length": str(size)}
-        for attempt in range(1, _TRIES + 1):
-            body = _FileSlice(path, 0, size, on_bytes)
-            answer = self._try_put(ticket.upload["url"], body, headers)
-            if answer is not None and answer.is_success:
-                return
-            if answer is not None and answer.status_code == 412 and attempt > 1:
-                return  # the key is ours alone: an earlier try had arrived, its answer had not
-            body.take_back()
-            if answer is not None and answer.status_code not in _RETRY_STATUSES:
-                raise _store_refused(path.name, answer)
-            _pause(attempt)
-        raise StorageError(f"{path.name} did not go up in {_TRIES} tries; try again later")
-
-    def _put_parts(self, path: Path, size: int, ticket: Ticket, on_bytes: OnBytes) -> None:
-        part_bytes: int = ticket.upload["part_bytes"]
-        etags = []
-        try:
-            for number, url in enumerate(ticket.upload["parts"]):
-                start = number * part_bytes
-                length = min(part_bytes, size - start)
-                etags.append(self._put_part(path, start, length, url, on_bytes))
-            self._complete(path, ticket, etags)
-        except BaseException:
-            # Parts that nobody will complete would lie in the store unseen.
-            self._abort(ticket)
-            raise
-
-    def _put_part(self, path: Path, start: int, length: int, url: str, on_bytes: OnBytes) -> str:
-        for attempt in range(1, _TRIES + 1):
-            body = _FileSlice(path, start, length, on_bytes)
-            answer = self._try_put(url, body, {"Content-Length": str(length)})
-            if answer is not None and answer.is_success:
-                return answer.headers["ETag"]
-            body.take_back()
-            if answer is not None and answer.status_code not in _RETRY_STATUSES:
-                raise _store_refused(path.name, answer)
-            _pause(attempt)
-        raise StorageError(f"a part of {path.name} did not go up in {_TRIES} tries")
-
-    def _try_put(
-        self, url: str, body: _FileSlice, headers: Mapping[str, str]
-    ) -> httpx.Response | None:
-        try:
-            return self._store.put(url, content=iter(body), headers=headers)
-        except httpx.TransportError:
-            return None
-
-    def _complete(self, path: Path, ticket: Ticket, etags: Sequence[str]) -> None:
-        parts = "".join(
-            f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
-            for number, etag in enumerate(etags, start=1)
-        )
-        body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"
-        try:
-            answer = self._store.post(
-                ticket.upload["complete"], content=body, timeout=httpx.Timeout(300.0)
-            )
-        except httpx.TransportError as error:
-            raise StorageError(f"{path.name} could not be completed: {error}") from error
-        # S3 may say 200 at once and what went wrong after it.
-        if not answer.is_success or b"<Error>" in answer.content:
-            raise _store_refused(path.name, answer)
-
-    def _abort(self, ticket: Ticket) -> None:
-        try:
-            self._store.delete(ticket.upload["abort"])
-        except httpx.TransportError:
-            return  # the store forgets unfinished uploads by itself after a while
 
     def file(self, file_id: str) -> File:
         """Return what is known of a video."""
@@ -429,52 +355,19 @@ class Client:
             path = folder / layout.safe_filename(file.name)
             if on_file is not None:
                 on_file(file)
-            self._download_file(file, path, on_bytes or (lambda _: None))
+            self._store.fetch(
+                functools.partial(self._location, file.url),
+                path,
+                file.size,
+                file.sha256,
+                on_bytes or (lambda _: None),
+            )
             paths.append(path)
         path = folder / layout.RESULT
         partial = path.with_name(f"{path.name}.part")
         partial.write_text(json.dumps(run.result, indent=1) + "\n")
         partial.replace(path)
         return [*paths, path]
-
-    def _download_file(self, file: ResultFile, path: Path, on_bytes: OnBytes) -> None:
-        if path.is_file() and path.stat().st_size == file.size and sha256_of(path) == file.sha256:
-            on_bytes(file.size)
-            return
-        partial = path.with_name(f"{path.name}.part")
-        for attempt in range(1, _TRIES + 1):
-            try:
-                self._continue(file, partial, on_bytes)
-            except httpx.TransportError:
-                _pause(attempt)
-                continue
-            if sha256_of(partial) == file.sha256:
-                partial.replace(path)
-                return
-            # The beginning was another file's (results deleted and made anew): start over.
-            on_bytes(-partial.stat().st_size)
-            partial.unlink()
-        raise StorageError(f"{file.name} did not come whole in {_TRIES} tries; try again later")
-
-    def _continue(self, file: ResultFile, partial: Path, on_bytes: OnBytes) -> None:
-        have = partial.stat().st_size if partial.is_file() else 0
-        if have >= file.size > 0:
-            return
-        url = self._location(file.url)
-        headers = {"Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
-        with self._store.stream("GET", url, headers=headers) as answer:
-            if not answer.is_success:
-                answer.read()
-                raise _store_refused(file.name, answer)
-            # A store that does not know ranges sends all of it.
-            mode = "ab" if answer.status_code == 206 else "wb"
-            on_bytes(have if mode == "ab" else 0)
-            with partial.open(mode) as target:
-                for chunk in answer.iter_bytes(_CHUNK):
-                    target.write(chunk)
-                    on_bytes(len(chunk))
 
     def _location(self, url: str) -> str:
         """Return the presigned URL that one of the API's redirects to."""
@@ -508,43 +401,6 @@ class Client:
         return answer
 
 
-class _FileSlice:
-    """A part of a file as a request's body; it counts what was sent."""
-
-    def __init__(self, path: Path, start: int, length: int, on_bytes: OnBytes) -> None:
-        self._path = path
-        self._start = start
-        self._length = length
-        self._on_bytes = on_bytes
-        self._sent = 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        with self._path.open("rb") as file:
-            file.seek(self._start)
-            while self._sent < self._length:
-                chunk = file.read(min(_CHUNK, self._length - self._sent))
-                if not chunk:
-                    raise StorageError(f"{self._path} became shorter while it was sent")
-                yield chunk
-                self._sent += len(chunk)
-                self._on_bytes(len(chunk))
-
-    def take_back(self) -> None:
-        """Uncount what has to be sent again."""
-        self._on_bytes(-self._sent)
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _pause(attempt: int) -> None:
-    if attempt < _TRIES:
-        time.sleep(min(0.25 * 2**attempt, 8.0))
-
-
 def _refused(answer: httpx.Response) -> PosedropError:
     try:
         error = answer.json()["error"]
@@ -554,12 +410,3 @@ def _refused(answer: httpx.Response) -> PosedropError:
     if answer.status_code == 401:
         message = f"{message} (set POSEDROP_API_TOKEN, or name the --data-dir that has it)"
     return PosedropError(message, code=code, field=field)
-
-
-def _store_refused(name: str, answer: httpx.Response) -> StorageError:
-    text = answer.text
-    reason = f"status {answer.status_code}"
-    for tag in ("Code", "Message"):
-        if f"<{tag}>" in text:
-            reason += f", {text.partition(f'<{tag}>')[2].partition(f'</{tag}>')[0]}"
-    return StorageError(f"the object store refused {name}: {reason}")

@@ -1,0 +1,225 @@
+"""Bytes to and from the object store, for whoever has presigned URLs: whole, in parts, resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from posedrop.errors import StorageError
+
+OnBytes = Callable[[int], None]
+
+_CHUNK = 1 << 20
+_TRIES = 5
+_RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class Transfers:
+    """The object store, as presigned URLs open it; threads may share it.
+
+    ``on_bytes`` is called with the number of bytes that went since the last call; negative when
+    some have to go again.
+    """
+
+    def __init__(self, timeout: httpx.Timeout, transport: httpx.BaseTransport | None) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            timeout: of a request.
+            transport: how requests travel; None: as usual.
+        """
+        self._store = httpx.Client(timeout=timeout, transport=transport)
+
+    def close(self) -> None:
+        """End the connections."""
+        self._store.close()
+
+    # -- up ----------------------------------------------------------------------------------------
+
+    def put(self, path: Path, size: int, upload: Mapping[str, Any], on_bytes: OnBytes) -> None:
+        """Put a file of ``size`` bytes as ``upload`` says: its ``url``, with its ``headers``.
+
+        Raises:
+            StorageError: the store refused, with its reason, or the line broke at every try.
+        """
+        headers = {**upload["headers"], "Content-Length": str(size)}
+        for attempt in range(1, _TRIES + 1):
+            body = _FileSlice(path, 0, size, on_bytes)
+            answer = self._try_put(upload["url"], body, headers)
+            if answer is not None and answer.is_success:
+                return
+            if answer is not None and answer.status_code == 412 and attempt > 1:
+                return  # the key is ours alone: an earlier try had arrived, its answer had not
+            body.take_back()
+            if answer is not None and answer.status_code not in _RETRY_STATUSES:
+                raise _store_refused(path.name, answer)
+            _pause(attempt)
+        raise StorageError(f"{path.name} did not go up in {_TRIES} tries; try again later")
+
+    def put_in_parts(
+        self, path: Path, size: int, upload: Mapping[str, Any], on_bytes: OnBytes
+    ) -> None:
+        """Put a file of ``size`` bytes in the ``parts`` of ``upload``, and ``complete`` it.
+
+        Raises:
+            StorageError: like :meth:`put`; nothing of it is left in the store then.
+        """
+        part_bytes: int = upload["part_bytes"]
+        etags = []
+        try:
+            for number, url in enumerate(upload["parts"]):
+                start = number * part_bytes
+                length = min(part_bytes, size - start)
+                etags.append(self._put_part(path, start, length, url, on_bytes))
+            self._complete(path, upload["complete"], etags)
+        except BaseException:
+            # Parts that nobody will complete would lie in the store unseen.
+            self._abort(upload["abort"])
+            raise
+
+    def _put_part(self, path: Path, start: int, length: int, url: str, on_bytes: OnBytes) -> str:
+        for attempt in range(1, _TRIES + 1):
+            body = _FileSlice(path, start, length, on_bytes)
+            answer = self._try_put(url, body, {"Content-Length": str(length)})
+            if answer is not None and answer.is_success:
+                return answer.headers["ETag"]
+            body.take_back()
+            if answer is not None and answer.status_code not in _RETRY_STATUSES:
+                raise _store_refused(path.name, answer)
+            _pause(attempt)
+        raise StorageError(f"a part of {path.name} did not go up in {_TRIES} tries")
+
+    def _try_put(
+        self, url: str, body: _FileSlice, headers: Mapping[str, str]
+    ) -> httpx.Response | None:
+        try:
+            return self._store.put(url, content=iter(body), headers=headers)
+        except httpx.TransportError:
+            return None
+
+    def _complete(self, path: Path, url: str, etags: Sequence[str]) -> None:
+        parts = "".join(
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
+            for number, etag in enumerate(etags, start=1)
+        )
+        body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"
+        try:
+            answer = self._store.post(url, content=body, timeout=httpx.Timeout(300.0))
+        except httpx.TransportError as error:
+            raise StorageError(f"{path.name} could not be completed: {error}") from error
+        # S3 may say 200 at once and what went wrong after it.
+        if not answer.is_success or b"<Error>" in answer.content:
+            raise _store_refused(path.name, answer)
+
+    def _abort(self, url: str) -> None:
+        try:
+            self._store.delete(url)
+        except httpx.TransportError:
+            return  # the store forgets unfinished uploads by itself after a while
+
+    # -- down --------------------------------------------------------------------------------------
+
+    def fetch(
+        self, locate: Callable[[], str], path: Path, size: int, sha256: str, on_bytes: OnBytes
+    ) -> None:
+        """Fetch a file, unless it is there and whole; an interrupted one goes on where it was.
+
+        Args:
+            locate: returns the presigned URL, anew for each try.
+            path: the file has this name only once its hash is the right one.
+            size: in bytes.
+            sha256: in hexadecimal.
+            on_bytes: as the class says.
+
+        Raises:
+            StorageError: it can't be had whole.
+        """
+        if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:
+            on_bytes(size)
+            return
+        partial = path.with_name(f"{path.name}.part")
+        for attempt in range(1, _TRIES + 1):
+            try:
+                self._continue(locate, path, partial, size, on_bytes)
+            except httpx.TransportError:
+                _pause(attempt)
+                continue
+            if sha256_of(partial) == sha256:
+                partial.replace(path)
+                return
+            # The beginning was another file's (results deleted and made anew): start over.
+            on_bytes(-partial.stat().st_size)
+            partial.unlink()
+        raise StorageError(f"{path.name} did not come whole in {_TRIES} tries; try again later")
+
+    def _continue(
+        self, locate: Callable[[], str], path: Path, partial: Path, size: int, on_bytes: OnBytes
+    ) -> None:
+        have = partial.stat().st_size if partial.is_file() else 0
+        if have >= size > 0:
+            return
+        headers = {"Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        with self._store.stream("GET", locate(), headers=headers) as answer:
+            if not answer.is_success:
+                answer.read()
+                raise _store_refused(path.name, answer)
+            # A store that does not know ranges sends all of it.
+            mode = "ab" if answer.status_code == 206 else "wb"
+            on_bytes(have if mode == "ab" else 0)
+            with partial.open(mode) as target:
+                for chunk in answer.iter_bytes(_CHUNK):
+                    target.write(chunk)
+                    on_bytes(len(chunk))
+
+
+class _FileSlice:
+    """A part of a file as a request's body; it counts what was sent."""
+
+    def __init__(self, path: Path, start: int, length: int, on_bytes: OnBytes) -> None:
+        self._path = path
+        self._start = start
+        self._length = length
+        self._on_bytes = on_bytes
+        self._sent = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._path.open("rb") as file:
+            file.seek(self._start)
+            while self._sent < self._length:
+                chunk = file.read(min(_CHUNK, self._length - self._sent))
+                if not chunk:
+                    raise StorageError(f"{self._path} became shorter while it was sent")
+                yield chunk
+                self._sent += len(chunk)
+                self._on_bytes(len(chunk))
+
+    def take_back(self) -> None:
+        """Uncount what has to be sent again."""
+        self._on_bytes(-self._sent)
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _pause(attempt: int) -> None:
+    if attempt < _TRIES:
+        time.sleep(min(0.25 * 2**attempt, 8.0))
+
+
+def _store_refused(name: str, answer: httpx.Response) -> StorageError:
+    text = answer.text
+    reason = f"status {answer.status_code}"
+    for tag in ("Code", "Message"):
+        if f"<{tag}>" in text:
+            reason += f", {text.partition(f'<{tag}>')[2].partition(f'</{tag}>')[0]}"
+    return StorageError(f"the object store refused {name}: {reason}")
