@@ -27,7 +27,10 @@ async function call(method, path, body) {
   return answer;
 }
 
-const megabytes = (bytes) => (bytes === null ? "" : `${(bytes / 1e6).toFixed(1)} MB`);
+const ofSize = (bytes) => {
+  if (bytes === null) return "";
+  return bytes < 1e5 ? `${bytes} bytes` : `${(bytes / 1e6).toFixed(1)} MB`;
+};
 const when = (time) => new Date(time).toLocaleString();
 const shortName = (key) => (key ?? "").split("/").pop();
 
@@ -51,9 +54,29 @@ function fileRow(file) {
       refresh();
     },
   }, "delete");
+  const analyse = element("button", {
+    title: "with the analysis chosen above",
+    onclick: async () => {
+      try {
+        if (!byId("analysis").value) throw new Error("Choose above which analysis to run.");
+        await call("POST", "/analyse", { file_id: file.file_id, ...wanted() });
+        refresh();
+      } catch (error) {
+        alert(error.message);
+      }
+    },
+  }, "analyse");
   return element("tr", {}, element("td", {}, image), name, state,
-    element("td", {}, describeVideo(file.probe)), element("td", { class: "no-wrap" }, megabytes(file.size)),
-    element("td", {}, when(file.created_at)), element("td", {}, remove));
+    element("td", {}, describeVideo(file.probe)), element("td", { class: "no-wrap" }, ofSize(file.size)),
+    element("td", {}, when(file.created_at)),
+    element("td", { class: "no-wrap" }, file.state === "ready" ? analyse : "", " ", remove));
+}
+
+// What is chosen above: an analysis and, where it needs one, a model.
+function wanted() {
+  const analysis = byId("analysis").value;
+  if (!analysis) return {};
+  return byId("model").hidden ? { analysis } : { analysis, args: { model: byId("model").value } };
 }
 
 function runCard(run) {
@@ -137,12 +160,8 @@ async function send(file) {
   const bar = element("progress", { max: file.size, value: 0 });
   const note = element("span");
   byId("uploads").append(element("li", {}, `${file.name} `, bar, note));
-  const analysis = byId("analysis").value;
-  const wanted = { filename: file.name, size: file.size };
-  if (analysis) wanted.analysis = analysis;
-  if (!byId("model").hidden) wanted.args = { model: byId("model").value };
   try {
-    const { upload } = await call("POST", "/upload", wanted);
+    const { upload } = await call("POST", "/upload", { filename: file.name, size: file.size, ...wanted() });
     await put(upload, file, bar);
     note.textContent = " is there";
     refresh();

@@ -47,6 +47,7 @@ def test_the_page_shows_files_and_runs_as_text(lab: Lab, clip: Path, tmp_path: P
     assert "&lt;b id=hostile&gt;bold.mp4" in page
     assert "<b id=" not in page
     assert f"/download/{analysis_id}/result.json" in page
+    assert ">analyse</button>" in page
     assert "the file is not a video" in page.lower() or "not a video" in page
     shot = tmp_path / "page.png"
     browse(lab, tmp_path / "profile", f"--screenshot={shot}", "--window-size=1200,1400")
