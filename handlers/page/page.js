@@ -32,6 +32,7 @@ const ofSize = (bytes) => {
   return bytes < 1e5 ? `${bytes} bytes` : `${(bytes / 1e6).toFixed(1)} MB`;
 };
 const when = (time) => new Date(time).toLocaleString();
+const onTwoLines = (time) => [time.toLocaleDateString(), element("br"), time.toLocaleTimeString()];
 const shortName = (key) => (key ?? "").split("/").pop();
 
 function describeVideo(probe) {
@@ -68,7 +69,7 @@ function fileRow(file) {
   }, "analyse");
   return element("tr", {}, element("td", {}, image), name, state,
     element("td", {}, describeVideo(file.probe)), element("td", { class: "no-wrap" }, ofSize(file.size)),
-    element("td", {}, when(file.created_at)),
+    element("td", { class: "no-wrap" }, ...onTwoLines(new Date(file.created_at))),
     element("td", { class: "no-wrap" }, file.state === "ready" ? analyse : "", " ", remove));
 }
 
