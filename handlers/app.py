@@ -31,6 +31,8 @@ from posedrop.storage import Storage
 
 PAGE = Path(str(files("handlers") / "page"))
 _RETRY_AFTER = "2"
+#: What a form may have besides its file, bytes.
+_FORM_BYTES = 2**20
 
 
 def create_app(settings: Settings, broker: Broker) -> FastAPI:
@@ -135,6 +137,10 @@ def _upload_routes(app: FastAPI, context: Context) -> None:
 
 
 async def _receive_form(context: Context, request: Request, content_type: str) -> dict[str, str]:
+    length = request.headers.get("content-length", "")
+    if length.isdigit():
+        # Before it is sent, if the client asks; a film is nearly all of a form.
+        upload.check_size(context, int(length) - _FORM_BYTES, "file")
     file_id = upload.new_file_id()
 
     def sink(filename: str, fields: dict[str, str], stream: io.RawIOBase) -> None:
@@ -146,7 +152,8 @@ async def _receive_form(context: Context, request: Request, content_type: str) -
         # Its event may come after our answer; who asks at once is to find it.
         context.index.expect_file(file_id, bucket, key, now(), metadata=metadata)
 
-    await FormUpload(content_type, sink).receive(request.stream())
+    form = FormUpload(content_type, sink, context.settings.max_video_bytes)
+    await form.receive(request.stream())
     return {"file_id": file_id}
 
 

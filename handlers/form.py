@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from email.message import Message
 
+import anyio
 import anyio.to_thread
 from python_multipart.multipart import MultipartParser, parse_options_header
 
@@ -18,6 +19,7 @@ from posedrop.errors import BadRequestError
 
 _QUEUED_CHUNKS = 16
 _MAX_FIELD_BYTES = 64 * 1024
+_MAX_FIELDS = 32
 
 Sink = Callable[[str, dict[str, str], io.RawIOBase], None]
 
@@ -71,11 +73,19 @@ class FormUpload:
     ``sink(filename, fields, stream)`` is called once the file begins, with the fields before it.
     """
 
-    def __init__(self, content_type: str, sink: Sink) -> None:
+    def __init__(self, content_type: str, sink: Sink, max_bytes: int) -> None:
+        """Nothing is read yet.
+
+        Args:
+            content_type: of the request, with the boundary.
+            sink: takes the file; what it raises, :meth:`receive` raises.
+            max_bytes: that the file may have.
+        """
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or b"boundary" not in options:
             raise BadRequestError("send JSON, or a form with a file: curl -F file=@film.mp4")
         self._sink = sink
+        self._left = max_bytes
         self._fields: dict[str, str] = {}
         self._header = ""
         self._headers: dict[str, str] = {}
@@ -85,45 +95,63 @@ class FormUpload:
         self._in_file = False
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._parser = MultipartParser(
-            options[b"boundary"],
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": self._on_header_field,
-                "on_header_value": self._on_header_value,
-                "on_header_end": self._on_header_end,
-                "on_headers_finished": self._on_headers,
-                "on_part_data": self._on_data,
-                "on_part_end": self._end,
-            },
-        )
+        self._parser = self._new_parser(options[b"boundary"])
         self._current = ""
 
+    def _new_parser(self, boundary: bytes) -> MultipartParser:
+        try:
+            return MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": self._on_header_field,
+                    "on_header_value": self._on_header_value,
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers,
+                    "on_part_data": self._on_data,
+                    "on_part_end": self._end,
+                },
+            )
+        except ValueError as error:
+            raise BadRequestError(f"the form can't be read: {error}") from error
+
     async def receive(self, body: AsyncIterator[bytes]) -> None:
-        """Read the whole request.
+        """Read the whole request, or as much of it as is needed to refuse it.
 
         Raises:
-            BadRequestError: there is no file in it, or a field comes after the file.
+            BadRequestError: there is no file in it, it ends within the file, the file is too large,
+                or a field comes after it.
         """
         whole = False
+        # One of the threads that all requests share would be lost to them while a store is slow.
+        own = anyio.CapacityLimiter(1)
         try:
             async for chunk in body:
-                await anyio.to_thread.run_sync(self._parser.write, chunk)
-            self._parser.finalize()
-            whole = True
+                await anyio.to_thread.run_sync(self._parser.write, chunk, limiter=own)
+                if self._error is not None:
+                    break
+            else:
+                self._parser.finalize()
+                if self._in_file:
+                    raise BadRequestError("the form ends within its file: send it again")
+                whole = True
         except ValueError as error:
             raise BadRequestError(f"the form can't be read: {error}") from error
         finally:
-            if self._pipe is not None and not whole:
-                self._pipe.fail()
-            if self._thread is not None:
-                await anyio.to_thread.run_sync(self._thread.join)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._finish, whole, limiter=own)
         if self._error is not None:
             raise self._error
         if self._pipe is None:
             raise BadRequestError(
                 "the form has no file in it: curl -F file=@film.mp4", field="file"
             )
+
+    def _finish(self, whole: bool) -> None:
+        if self._pipe is not None and not whole:
+            self._pipe.fail()
+        if self._thread is not None:
+            self._thread.join()
 
     def _begin(self) -> None:
         self._headers, self._header, self._current, self._value = {}, "", "", b""
@@ -142,12 +170,19 @@ class FormUpload:
     def _on_headers(self) -> None:
         disposition = Message()
         disposition["content-disposition"] = self._headers.get("content-disposition", "")
-        name = disposition.get_param("name", "", header="content-disposition")
-        filename = disposition.get_filename()
+        try:
+            name = disposition.get_param("name", "", header="content-disposition")
+            filename = disposition.get_filename()
+        except (TypeError, ValueError) as error:  # by parameters that continue nothing
+            raise BadRequestError(
+                "the form can't be read: a Content-Disposition is wrong"
+            ) from error
         self._name = str(name)
         if filename is None:
             if self._pipe is not None:
                 raise BadRequestError(f"send the field {self._name!r} before the file")
+            if len(self._fields) >= _MAX_FIELDS:
+                raise BadRequestError(f"the form has more than {_MAX_FIELDS} fields")
             return
         if self._pipe is not None:
             raise BadRequestError("one file a request")
@@ -168,6 +203,11 @@ class FormUpload:
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file and self._pipe is not None:
+            self._left -= end - start
+            if self._left < 0:
+                raise BadRequestError(
+                    "the file is larger than this server takes", code="too_large", field="file"
+                )
             self._pipe.feed(data[start:end])
             return
         self._value += data[start:end]
@@ -177,5 +217,6 @@ class FormUpload:
     def _end(self) -> None:
         if self._in_file and self._pipe is not None:
             self._pipe.feed(None)
+            self._in_file = False
         else:
             self._fields[self._name] = self._value.decode("utf-8", "replace")

@@ -101,7 +101,7 @@ def presign(context: Context, wanted: UploadRequest) -> UploadAnswer:
         BadRequestError: the analysis or its arguments are wrong: better now than after the upload.
     """
     if wanted.size is not None:
-        _check_size(context, wanted.size, "size")
+        check_size(context, wanted.size, "size")
     metadata = _metadata(context, wanted.analysis, wanted.args)
     file_id = new_file_id()
     key = layout.upload_key(file_id, wanted.filename)
@@ -146,7 +146,7 @@ def redirect(context: Context, filename: str, headers: Mapping[str, str]) -> str
     """
     declared = {name.lower(): value for name, value in headers.items()}
     size = _declared_size(declared)
-    _check_size(context, size, "content-length")
+    check_size(context, size, "content-length")
     metadata = _declared_metadata(context, declared)
     content_type = declared.get("content-type")
     if not (content_type or "").isascii():
@@ -211,7 +211,12 @@ def _declared_metadata(context: Context, declared: Mapping[str, str]) -> dict[st
     return metadata
 
 
-def _check_size(context: Context, size: int, field: str) -> None:
+def check_size(context: Context, size: int, field: str) -> None:
+    """Refuse a video by its size in bytes; ``field`` is what told it.
+
+    Raises:
+        BadRequestError: it is over the limit.
+    """
     most = context.settings.max_video_bytes
     if size > most:
         raise BadRequestError(
