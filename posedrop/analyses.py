@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,6 +21,8 @@ from posedrop.errors import BadRequestError
 from posedrop.records import Model
 
 ENTRY_POINT_GROUP = "posedrop.analyses"
+#: Of models that stay loaded in a child.
+DEFAULT_MODEL_BYTES = 2**30
 
 
 class Args(BaseModel):
@@ -47,6 +50,9 @@ class Analysis:
     finish: str | None = None
     """The same, for what needs no accelerator, called as ``function(job, answer)`` with the answer
     of ``run`` in another child; it returns the answer that counts. The next job runs meanwhile."""
+    makes_ready: bool = False
+    """Whether ``run`` takes ``job.turn`` for the network alone: so its video is opened, and decoded
+    ahead, while another has the accelerator. Else it is called when it has it."""
     drawn: frozenset[str] = frozenset()
     """Arguments that change the drawing alone: with others of these, poses are not found anew."""
     needs_model: bool = False
@@ -91,6 +97,10 @@ class Job:
     """A folder for checkpoints: files put there come back in the next attempt; None: keep none."""
     part_seconds: float = 60.0
     """Seconds of work between two checkpoints."""
+    model_bytes: int = DEFAULT_MODEL_BYTES
+    """How much of models may stay loaded behind the job, in memory or on the device."""
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext
+    """``with job.turn():`` has the accelerator for itself, once others had theirs."""
 
 
 @functools.cache

@@ -96,6 +96,12 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         default=20 * 2**30, ge=0, description="of videos, and of models, kept on a worker's disk"
     )
+    model_bytes: int = Field(
+        default=2 * 2**30,
+        ge=0,
+        description="of models that a worker keeps loaded, in its memory or its accelerator's; "
+        "the one in use stays in any case",
+    )
 
     @model_validator(mode="after")
     def _keys_come_in_pairs(self) -> Settings:

@@ -78,6 +78,10 @@ class Machine:
             self._fast[dtype] = model
         return self._fast[dtype]
 
+    def forms(self) -> list[Any]:
+        """Return all that was made of the network: its exact form first."""
+        return [self.exact, *self._fast.values()]
+
     def dtype_for(self, precision: Precision) -> torch.dtype | None:
         """Return what to compute in besides fp32; None: nothing."""
         if precision == "auto":

@@ -23,9 +23,8 @@ from typing import Any
 from posedrop import errors
 from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError, PosedropError
 from posedrop.records import Progress
+from worker.turn import POLL_SECONDS, Place, Turn
 
-#: Seconds between two looks at ``should_stop``.
-POLL_SECONDS = 0.25
 #: Seconds for an interpreter to start; nothing heavy is imported before its first word.
 START_SECONDS = 60.0
 #: Bytes of one message: a child gone mad must not fill its parent's memory.
@@ -111,6 +110,7 @@ class Child:
         should_stop: Callable[[], bool],
         wall_seconds: float | None,
         log: Path,
+        turn: Turn | None = None,
     ) -> dict[str, Any]:
         """Run ``task`` in the child and return its answer.
 
@@ -119,8 +119,10 @@ class Child:
             payload: JSON types.
             on_progress: called in this thread; what it raises ends the child.
             should_stop: asked at least every 0.25 s, from when the call has to wait for another.
-            wall_seconds: the task may last no longer; None: any time.
+            wall_seconds: the task may last no longer, but for waiting for its turn; None: any
+                time.
             log: everything that the task and its libraries print is appended to this file.
+            turn: what the task waits for where it asks for it; None: it has it at once.
 
         Raises:
             CancelledRunError: ``should_stop`` said so; the child is gone.
@@ -132,21 +134,28 @@ class Child:
         with self._waited(should_stop):
             self._ensure_started()
             request = {"task": task, "payload": payload, "log": str(log)}
+            place = Place(turn)
             try:
-                answer = self._converse(request, on_progress, should_stop, wall_seconds)
+                answer = self._converse(request, on_progress, should_stop, wall_seconds, place)
             except BaseException:
                 self._end()
                 raise
+            finally:  # when the child is gone: who comes next is alone
+                place.leave()
             if answer.get("fresh"):
                 # A library failed in the middle of something: what it left behind is unknown.
                 self._end()
             return _result_of(answer)
 
-    def close(self) -> None:
-        """End the process, whatever it does; a call in another thread gets ChildDiedError."""
+    def kill(self) -> None:
+        """Kill the process, whatever it does; a call in another thread gets ChildDiedError."""
         process = self._process
         if process is not None:
             _kill_group(process)
+
+    def close(self) -> None:
+        """Do the same, and wait until nothing is left of it."""
+        self.kill()
         with self._call:
             self._end()
 
@@ -240,34 +249,52 @@ class Child:
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
         wall_seconds: float | None,
+        place: Place,
     ) -> dict[str, Any]:
-        deadline = None if wall_seconds is None else time.monotonic() + wall_seconds
+        started = time.monotonic()
         unsent = json.dumps(request).encode() + b"\n"
         while True:
             if should_stop():
                 raise CancelledRunError("cancelled: the run was asked to stop")
-            if deadline is not None and time.monotonic() > deadline:
+            worked = time.monotonic() - started - place.seconds
+            if wall_seconds is not None and not place.waits and worked > wall_seconds:
                 raise ChildDiedError(
                     f"{self._name}: no answer within {wall_seconds:g} s, killed", code="timeout"
                 )
-            unsent, messages = self._exchange(unsent)
+            unsent, messages = self._exchange(unsent, place.waits_for)
             for message in messages:
                 if "progress" in message:
                     on_progress(self._parsed_progress(message["progress"]))
+                elif message.get("turn") == "over":
+                    place.leave()
+                elif "turn" in message:
+                    if not place.ask():
+                        raise self._nonsense()
                 else:
                     return message
+            if place.come():
+                unsent += b'{"turn": "yours"}\n'
+            elif messages and place.waits:
+                on_progress(Progress(stage="wait"))
 
-    def _exchange(self, unsent: bytes) -> tuple[bytes, list[dict[str, Any]]]:
-        """Send and receive what can be within POLL_SECONDS; return what is left, what came."""
+    def _exchange(
+        self, unsent: bytes, also: Turn | None = None
+    ) -> tuple[bytes, list[dict[str, Any]]]:
+        """Send and receive what can be within POLL_SECONDS; return what is left, what came.
+
+        It returns earlier when something came, or when ``also`` is free.
+        """
         poll = select.poll()
         poll.register(self._answers, select.POLLIN)
         if unsent:
             poll.register(self._requests, select.POLLOUT)
+        if also is not None:
+            poll.register(also, select.POLLIN)
         for fd, _ in poll.poll(POLL_SECONDS * 1000):
             if fd == self._requests:
                 with contextlib.suppress(BrokenPipeError, BlockingIOError):
                     unsent = unsent[os.write(self._requests, unsent) :]
-            else:
+            elif fd == self._answers:
                 data = os.read(self._answers, 1 << 16)
                 if not data:
                     raise self._death()
@@ -285,7 +312,7 @@ class Child:
             except ValueError:
                 message = None
             if not isinstance(message, dict):
-                raise ChildDiedError(f"{self._name}: the child process speaks nonsense, killed")
+                raise self._nonsense()
             messages.append(message)
         return messages
 
@@ -293,9 +320,10 @@ class Child:
         try:
             return Progress.model_validate(fields)
         except ValueError as error:
-            raise ChildDiedError(
-                f"{self._name}: the child process speaks nonsense, killed"
-            ) from error
+            raise self._nonsense() from error
+
+    def _nonsense(self) -> ChildDiedError:
+        return ChildDiedError(f"{self._name}: the child process speaks nonsense, killed")
 
     def _death(self) -> ChildDiedError:
         process = self._process

@@ -17,8 +17,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> None:
         for line in requests:
             request = json.loads(line)
             _print_to(os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
-            answer = _answer(request["task"], request["payload"], channel)
+            report = Reporter(channel.send, heard=requests.readline)
+            answer = _answer(request["task"], request["payload"], report)
             _print_to(os.dup(idle_log))
             channel.send(answer)
 
@@ -114,11 +115,11 @@ def _exit_with_parent(reads: int) -> None:
 # -- one call --------------------------------------------------------------------------------------
 
 
-def _answer(task: str, payload: dict[str, Any], channel: Channel) -> dict[str, Any]:
+def _answer(task: str, payload: dict[str, Any], report: Reporter) -> dict[str, Any]:
     try:
         module, _, function = task.partition(":")
         run = getattr(importlib.import_module(module), function)
-        result = run(payload, Reporter(channel.send))
+        result = run(payload, report)
         json.dumps(result)
     except PosedropError as error:
         traceback.print_exc()
@@ -178,9 +179,12 @@ class Reporter:
         self,
         send: Callable[[dict[str, Any]], None],
         clock: Callable[[], float] = time.monotonic,
+        heard: Callable[[], bytes] = lambda: b"alone",
     ) -> None:
+        """Tell the parent by ``send``; ``heard`` waits for its next word, empty: it is gone."""
         self._send = send
         self._clock = clock
+        self._heard = heard
         self._stage: str | None = None
         self._told_at = 0.0
         self._told_done = -1
@@ -200,6 +204,17 @@ class Reporter:
         self._told_at, self._told_done = now, done
         progress = {"stage": stage, "done": done, "total": total}
         self._send({"progress": {**progress, "frames_per_second": self._rate()}})
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for the accelerator, and have it for oneself within the block."""
+        self._send({"turn": "wanted"})
+        if not self._heard():
+            raise EOFError("the parent is gone")
+        try:
+            yield
+        finally:
+            self._send({"turn": "over"})
 
     def _rate(self) -> float | None:
         (first, done_first), (last, done_last) = self._seen[0], self._seen[-1]

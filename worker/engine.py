@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from posedrop import analyses
-from posedrop.analyses import Job
+from posedrop.analyses import DEFAULT_MODEL_BYTES, Job
 
 
 def run_analysis(
@@ -20,8 +21,10 @@ def run_analysis(
         payload: ``analysis`` (its name), ``video`` (a file), ``out`` (an empty folder), ``args``,
             and, where there are any, ``model`` (the folder of its files), ``model_digest`` and
             ``device`` (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``), ``parts`` (a folder for
-            checkpoints) and ``part_seconds`` between two of them.
-        report: called with stage, frames done, frames in all (None: not known).
+            checkpoints) and ``part_seconds`` between two of them, ``model_bytes`` (of models that
+            stay loaded).
+        report: called with stage, frames done, frames in all (None: not known). What it has as
+            ``turn`` gives the accelerator, else it is there for the taking.
 
     Returns:
         ``frames_expected``, ``frames_decoded`` and ``rows`` (frames), ``missing`` (a list of
@@ -64,4 +67,6 @@ def _job(payload: dict[str, Any], report: Callable[[str, int, int | None], None]
         device=payload.get("device", "auto"),
         parts=Path(parts) if parts else None,
         part_seconds=payload.get("part_seconds", 60.0),
+        model_bytes=payload.get("model_bytes", DEFAULT_MODEL_BYTES),
+        turn=getattr(report, "turn", nullcontext),
     )

@@ -6,7 +6,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,9 @@ from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 
 from posedrop.errors import AnalysisError
 from worker import video
-from worker.arithmetic import Arithmetic, Launched, Machine, Precision, State
+from worker.arithmetic import Arithmetic, Launched, Precision, State
 from worker.child_main import is_out_of_memory
-from worker.network import Network
+from worker.warm import Warm
 
 Frame = npt.NDArray[np.uint8]
 Prediction = dict[str, npt.NDArray[Any]]
@@ -35,16 +34,6 @@ Setup = tuple[str, str, tuple[int, ...]]
 #: size of the frames.
 _best: dict[Setup, int] = {}
 _most: dict[Setup, int] = {}
-
-
-@dataclass(frozen=True)
-class Warm:
-    """A model, loaded and ready to run."""
-
-    network: Network
-    machine: Machine
-    normalises: bool
-    """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
 
 
 class Feed(ABC):

@@ -9,10 +9,11 @@ elsewhere (``worker.tables``), so that the accelerator need not wait for them.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -29,20 +30,45 @@ from posedrop.errors import AnalysisError, ModelError
 from worker import network, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Machine, Precision, UnfaithfulError
-from worker.feed import Batches, Feed, Frame, Prediction, Runner, Warm
+from worker.child_main import is_out_of_memory
+from worker.feed import Batches, Feed, Frame, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts
 from worker.tables import PREDICTIONS, write_predictions
+from worker.warm import Shelf, Warm, released
 
-#: Models that stay loaded, the last used.
-WARM_MODELS = 2
 #: Frames decoded ahead of the network, beside a batch.
 AHEAD = 16
 #: Threads that convert what is decoded to RGB.
 CONVERTERS = 2
 
+_warm = Shelf()
 
-_warm: OrderedDict[tuple[str, str, str], Warm] = OrderedDict()
+
+@dataclass
+class Stay:
+    """When a video had the accelerator; all but ``seconds`` is seconds since 1970."""
+
+    ready: float = 0.0
+    """Its first frame was decoded, and it asked for its turn."""
+    began: float = 0.0
+    ended: float = 0.0
+    seconds: float = 0.0
+    """It had it for so long, in all its turns."""
+
+    @contextmanager
+    def of(self, job: Job) -> Iterator[None]:
+        """Take the job's turn for the block."""
+        self.ready = self.ready or time.time()
+        with job.turn():
+            started = time.time()
+            self.began = self.began or started
+            try:
+                yield
+            finally:
+                released()
+                self.ended = time.time()
+                self.seconds += self.ended - started
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -69,15 +95,14 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
         part: of the model; with its digest and the device it names a network.
         load: returns the network, on a device.
     """
-    started = time.monotonic()
+    started = time.time()
     job.report("load", 0, None)
     warm = _kept(job, part, load)
     crop = args.crop or warm.network.crop
-    loaded = time.monotonic()
     frames = video.count(job.video)
     total = len(_selected(args, frames))
-    found, told = _infer(job, args, warm, crop, total)
-    inferred, ended = time.monotonic(), time.time()
+    stay = Stay()
+    found, told = _infer(job, args, warm, crop, total, stay)
     write_predictions(job.out / PREDICTIONS, found.arrays(), warm.network)
     # What came out counts where it is more than the container promises.
     expected = _selected(args, max(frames, found.indexes[-1] + 1))
@@ -88,8 +113,9 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
         "rows": len(found.indexes),
         "missing": _missing(expected, found.indexes, args.stride),
         "timings": {
-            "load": round(loaded - started, 3),
-            "inference": round(inferred - loaded, 3),
+            "load": round(stay.ready - started, 3),
+            "wait": round(stay.began - stay.ready, 3),
+            "inference": round(stay.seconds, 3),
         },
         "versions": {name: version(name) for name in ("deeplabcut", "torch", "numpy", "av")},
         "details": {
@@ -98,7 +124,8 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
             "snapshot": model.snapshot,
             "net_type": model.net_type,
             "device": model.device,
-            "inference_ended_at": round(ended, 3),
+            "inference_began_at": round(stay.began, 3),
+            "inference_ended_at": round(stay.ended, 3),
             **told,
             "bodyparts": model.bodyparts,
             "skeleton": model.skeleton,
@@ -121,12 +148,19 @@ def _kept(job: Job, part: str, load: Callable[[str], Network]) -> Warm:
     if job.model_digest is None:  # nothing says that the same folder holds the same files
         return _prepared(load(device))
     key = (job.model_digest, part, device)
-    if key not in _warm:
-        while len(_warm) >= WARM_MODELS:  # before the next one is loaded: memory is for one more
-            _warm.popitem(last=False)
-        _warm[key] = _prepared(load(device))
-    _warm.move_to_end(key)
-    return _warm[key]
+
+    def loaded() -> Warm:
+        return _prepared(load(device))
+
+    try:
+        return _warm.get(key, loaded, job.model_bytes)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # The accelerator is full of what others need: once more, when it is this one's turn.
+    with job.turn():
+        _warm.clear()
+        return _warm.get(key, loaded, job.model_bytes)
 
 
 def _prepared(model: Network) -> Warm:
@@ -147,23 +181,22 @@ def _only_normalises(pose: Any) -> bool:
 
 
 def _infer(
-    job: Job, args: PoseArgs, warm: Warm, crop: Crop | None, total: int
+    job: Job, args: PoseArgs, warm: Warm, crop: Crop | None, total: int, stay: Stay
 ) -> tuple[Found, dict[str, Any]]:
     """Return what is found in the frames asked for, and what the result tells of how."""
-    job.report("infer", 0, total)
     # What dynamic cropping knows of the frame before is not in a checkpoint.
     dynamic = isinstance(args, DeepLabCut2D) and args.dynamic is not None
     parts = Parts(None if dynamic else job.parts, job.part_seconds)
     precision = args.precision
     try:
         feed = _feed(job, args, warm, precision)
-        found = _through(job, args, feed, crop, total, parts)
+        found = _through(job, args, feed, crop, total, parts, stay)
     except UnfaithfulError as error:
         print(f"{error}: once more in fp32")
         parts.clear()
         precision = "fp32"
         feed = _feed(job, args, warm, precision)
-        found = _through(job, args, feed, crop, total, parts)
+        found = _through(job, args, feed, crop, total, parts, stay)
     if not found.indexes:
         raise AnalysisError(
             f"there is no frame from {args.start} to {args.stop or 'the end'} in this video",
@@ -174,7 +207,13 @@ def _infer(
 
 
 def _through(
-    job: Job, args: PoseArgs, feed: Feed, crop: Crop | None, total: int, parts: Parts
+    job: Job,
+    args: PoseArgs,
+    feed: Feed,
+    crop: Crop | None,
+    total: int,
+    parts: Parts,
+    stay: Stay,
 ) -> Found:
     found, state = parts.load(feed.setup)
     begin = args.start
@@ -182,7 +221,6 @@ def _through(
         begin = found.indexes[-1] + args.stride
         feed.resume(state)
         print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
-        job.report("infer", len(found.indexes), total)
     # From the first frame on all the same: frames have their numbers by being decoded.
     frames = video.frames(
         job.video,
@@ -193,18 +231,33 @@ def _through(
         threads=CONVERTERS,
     )
     with closing(video.ahead(frames, AHEAD)) as ready:
-        try:
-            for number, prediction in feed.predictions(_cropped_all(ready, crop)):
-                found.add(number, _slim(prediction))
-                if feed.between_batches:
-                    if parts.due(found):
-                        parts.keep(found, feed.setup, feed.state())
-                    job.report("infer", len(found.indexes), total)
-        except BaseException:
-            if isinstance(feed, Runner):
-                _warm.clear()  # it may hold half a batch: the next video must not get it
-            raise
+        # With the first one taken, more are decoded, whoever has the network meanwhile.
+        early = list(islice(ready, 1))
+        with stay.of(job):
+            job.report("infer", len(found.indexes), total)
+            _predict(job, feed, _cropped_all(chain(early, ready), crop), found, parts, total)
     return found
+
+
+def _predict(
+    job: Job,
+    feed: Feed,
+    frames: Iterator[tuple[int, Frame]],
+    found: Found,
+    parts: Parts,
+    total: int,
+) -> None:
+    try:
+        for number, prediction in feed.predictions(frames):
+            found.add(number, _slim(prediction))
+            if feed.between_batches:
+                if parts.due(found):
+                    parts.keep(found, feed.setup, feed.state())
+                job.report("infer", len(found.indexes), total)
+    except BaseException:
+        if isinstance(feed, Runner):
+            _warm.clear()  # it may hold half a batch: the next video must not get it
+        raise
 
 
 def _slim(prediction: Prediction) -> Prediction:

@@ -34,8 +34,7 @@ from posedrop.records import (
     RunError,
     Task,
 )
-from worker import checkpoints, claim, publish
-from worker.child import Child
+from worker import checkpoints, claim, pair, publish
 from worker.claim import Claim
 from worker.workshop import Workshop
 
@@ -238,29 +237,30 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path
         "device": shop.settings.device,
         "parts": str(parts.folder),
         "part_seconds": shop.settings.checkpoint_seconds,
+        "model_bytes": shop.settings.model_bytes // pair.CHILDREN,
     }
-
-    def call(child: Child, task: str, **more: Any) -> dict[str, Any]:
-        return child.call(
-            f"worker.engine:{task}",
-            {**payload, **more},
-            on_progress=on_progress,
-            should_stop=_should_stop(held, shop),
-            wall_seconds=analysis.wall_seconds(request.args, request.probe.frames),
-            log=folder / RUN_LOG,
-        )
 
     def on_progress(progress: Progress) -> None:
         held.progress(progress)
         parts.send()
 
+    options: dict[str, Any] = {
+        "on_progress": on_progress,
+        "should_stop": _should_stop(held, shop),
+        "wall_seconds": analysis.wall_seconds(request.args, request.probe.frames),
+        "log": folder / RUN_LOG,
+    }
     held.stage("wait")
     try:
-        answer = call(shop.gpu, "run_analysis")
+        answer = shop.gpu.call(
+            "worker.engine:run_analysis", payload, makes_ready=analysis.makes_ready, **options
+        )
     finally:
         parts.send()
     if analysis.finish is not None:
-        answer = call(shop.desk, "finish_analysis", answer=answer)
+        answer = shop.desk.call(
+            "worker.engine:finish_analysis", {**payload, "answer": answer}, **options
+        )
     _publish_inference(shop, run, request, held, folder, answer, fetched - started)
     record = PosesOf(analysis_id=request.analysis_id, run=run)
     shop.storage.write(bucket, layout.poses_record(_poses_id(request)), record.to_json())

@@ -21,6 +21,7 @@ from posedrop.settings import Settings
 from posedrop.storage import Storage
 from worker.cache import Cache
 from worker.child import Child
+from worker.pair import Pair
 
 _OWNED = "worker-"
 _LOCK = ".lock"
@@ -29,8 +30,9 @@ _LOCK = ".lock"
 class Workshop:
     """The tools of the actors of one worker process.
 
-    There is one child a queue: a video that kills the decoder of an ingest leaves the warm model
-    of the other alone. A third one makes tables, while the network's has the next video.
+    Each queue has children of its own: a video that kills the decoder of an ingest leaves the warm
+    model of the other alone. Of the network's two, one makes the next video ready. One more makes
+    tables meanwhile.
     """
 
     def __init__(self, settings: Settings, broker: Broker) -> None:
@@ -46,7 +48,7 @@ class Workshop:
         self._mine = _own(self._scratch)
         self.cache = Cache(settings.scratch_dir / "cache", settings.cache_bytes)
         self.cpu = Child(queue.CPU, self._scratch, warm=["worker.preflight", "worker.render"])
-        self.gpu = Child(queue.GPU, self._scratch, warm=["worker.inference"])
+        self.gpu = Pair(queue.GPU, self._scratch, warm=["worker.inference"])
         self.desk = Child("tables", self._scratch, warm=["worker.tables"])
 
     @property
@@ -65,10 +67,12 @@ class Workshop:
 
     def start_children(self, queues: frozenset[str] = frozenset({queue.CPU, queue.GPU})) -> None:
         """Start the children of these queues now, so that their imports are done before work."""
-        children = ((self.cpu, queue.CPU), (self.gpu, queue.GPU), (self.desk, queue.GPU))
-        for child, name in children:
-            if name in queues:
-                child.start()
+        if queue.CPU in queues:
+            self.cpu.start()
+        if queue.GPU in queues:
+            # A worker for the network alone has two videos at once soon enough.
+            self.gpu.start(all_of_them=queue.CPU not in queues)
+            self.desk.start()
 
     def send(self, actor: str, **arguments: str) -> None:
         """Enqueue a message for an actor."""

@@ -6,7 +6,9 @@ import copy
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +17,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from posedrop import models
+from posedrop import packing
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
+from posedrop.records import Progress
 from tests.samples import Sample, sample
 from worker.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
 from worker.child import Child
@@ -27,7 +30,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import torch
 
-from worker import arithmetic, feed, hardware, inference, network, tables, video
+from worker import arithmetic, feed, hardware, inference, network, pair, tables, video
 
 #: Stock DeepLabCut and posedrop must agree to this in fp32, in pixels.
 TOLERANCE = 0.01
@@ -109,11 +112,17 @@ class Ours(NamedTuple):
 def run(tmp_path: Path) -> Callable[..., Ours]:
     """Run the analysis in this process: ``run(film, model, **args)``."""
 
-    def runs(film: Path, model: Path, digest: str | None = "d" * 64, **args: Any) -> Ours:
+    def runs(
+        film: Path,
+        model: Path,
+        digest: str | None = "d" * 64,
+        model_bytes: int = 2**30,
+        **args: Any,
+    ) -> Ours:
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         whole = deeplabcut_2d.normalise({"model": "mouse", "precision": "fp32", **args})
-        job = Job(film, out, whole, model, digest, lambda *_: None, device="cpu")
+        job = Job(film, out, whole, model, digest, lambda *_: None, "cpu", model_bytes=model_bytes)
         return read(out, tables.finish(job, inference.run(job)))
 
     return runs
@@ -122,7 +131,7 @@ def run(tmp_path: Path) -> Callable[..., Ours]:
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
     """No test sees another's models, nor what was learnt of them."""
-    known: tuple[dict[Any, Any], ...] = (inference._warm, feed._best, feed._most)
+    known: tuple[Any, ...] = (inference._warm, feed._best, feed._most)
     for each in known:
         each.clear()
     yield
@@ -283,6 +292,61 @@ def test_frames_that_do_not_decode_are_told(
     assert (ours.answer["frames_expected"], ours.answer["frames_decoded"]) == (12, 9)
 
 
+# -- one after the other ----
+
+
+def test_two_at_once_are_as_each_alone(
+    long: Sample, short: Sample, run: Callable[..., Ours], tmp_path: Path
+) -> None:
+    """The second is decoded ahead in a child of its own, and has the network after the first."""
+    expected = {sample.film: run(sample.film, sample.model) for sample in (long, short)}
+    both = pair.Pair("gpu", tmp_path, warm=["worker.inference"])
+    both.start(all_of_them=True)
+    begun = threading.Event()
+
+    def analyse(sample: Sample) -> Ours:
+        out = tmp_path / sample.film.stem
+        out.mkdir()
+        payload = {
+            "analysis": "deeplabcut_2d",
+            "video": str(sample.film),
+            "out": str(out),
+            "args": deeplabcut_2d.normalise({"model": "mouse", "precision": "fp32"}),
+            "model": str(sample.model),
+            "model_digest": "d" * 64,
+            "device": "cpu",
+        }
+
+        def on_progress(progress: Progress) -> None:
+            if progress.stage == "infer":
+                begun.set()
+
+        answer = both.call(
+            "worker.engine:run_analysis",
+            payload,
+            makes_ready=True,
+            on_progress=on_progress,
+            should_stop=lambda: False,
+            wall_seconds=600,
+            log=tmp_path / f"{sample.film.stem}.log",
+        )
+        job = Job(sample.film, out, payload["args"], None, None, lambda *_: None)
+        return read(out, tables.finish(job, answer))
+
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(analyse, long)
+            assert begun.wait(300)
+            second = threads.submit(analyse, short)
+            one, two = first.result(), second.result()
+    finally:
+        both.close()
+    for ours, its in ((one, long), (two, short)):
+        assert furthest(ours.poses, expected[its.film].poses) == 0
+    last, following = one.answer["details"], two.answer["details"]
+    assert last["inference_ended_at"] <= following["inference_began_at"]
+
+
 # -- warm ----
 
 
@@ -306,14 +370,45 @@ def test_second_video_finds_the_model_loaded(
     assert len(loads) == 2
 
 
-def test_few_models_stay_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The least recently used model goes before another one comes."""
-    monkeypatch.setattr(network, "load", lambda *a: a)
-    monkeypatch.setattr(inference, "_prepared", lambda model: model)
-    for digest in ("a", "b", "a", "c"):
-        job = Job(tmp_path, tmp_path, {}, tmp_path, digest, lambda *_: None)
-        inference._kept(job, "", lambda device: network.load(tmp_path, None, device))
-    assert [key[0] for key in inference._warm] == ["a", "c"]
+def test_models_stay_loaded_within_a_bound(short: Sample, run: Callable[..., Ours]) -> None:
+    """All copies of the weights count; the least recently used goes, never the one in use."""
+
+    def digests() -> list[Any]:
+        return [key[0] for key in inference._warm]
+
+    run(short.film, short.model, digest="a", stop=1)
+    [warm] = inference._warm.models()
+    exact = warm.bytes
+    weights = network.load(short.model, None, "cpu").pose.model.state_dict().values()
+    whole = sum(value.numel() * value.element_size() for value in weights)
+    # Normalisations are folded into what is before them.
+    assert 0.99 * whole <= exact <= whole
+    warm.machine.fast(torch.bfloat16)
+    assert 1.4 * exact <= warm.bytes <= 1.6 * exact
+    bound = int(3.5 * exact)
+    run(short.film, short.model, digest="b", stop=1, model_bytes=bound)
+    assert digests() == ["a", "b"]
+    run(short.film, short.model, digest="a", stop=1, model_bytes=bound)
+    run(short.film, short.model, digest="c", stop=1, model_bytes=bound)
+    assert digests() == ["a", "c"]
+    run(short.film, short.model, digest="b", stop=1, model_bytes=0)
+    assert digests() == ["b"]
+
+
+def test_model_that_has_no_room_is_loaded_in_its_turn(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another video takes of an accelerator's memory fails no job that waits for it."""
+    load, full = network.load, ["full"]
+
+    def crowded(folder: Path, snapshot: str | None, device: str) -> network.Network:
+        if full:
+            raise torch.OutOfMemoryError(full.pop())
+        return load(folder, snapshot, device)
+
+    monkeypatch.setattr(network, "load", crowded)
+    assert len(run(short.film, short.model, stop=1).poses) == 1
+    assert not full
 
 
 # -- what can't be done ----
@@ -506,7 +601,7 @@ def test_export_of_the_same_model(
     source = copied(project, tmp_path / "source")
     deeplabcut.export_model(str(source / "config.yaml"), shuffle=1)
     export = only(source / "exported-models-pytorch", "*.pt")
-    record, [(content, name)] = models.plan_push(export, "mouse")
+    record, [(content, name)] = packing.plan_push(export, "mouse")
     model = tmp_path / "export"
     model.mkdir()
     assert isinstance(content, bytes)  # not the file itself: the project's path was in it
@@ -659,8 +754,8 @@ def test_interrupted_inference_goes_on(
     reported: list[tuple[str, int, int | None]] = []
     second = job("second", lambda *told: reported.append(told))
     ours = read(second.out, tables.finish(second, inference.run(second)))
-    assert reported[:3] == [("load", 0, None), ("infer", 0, 12), ("infer", 6, 12)]
+    assert reported[:2] == [("load", 0, None), ("infer", 6, 12)]
     assert ours.poses.to_numpy().tobytes() == expected.poses.to_numpy().tobytes()
     for told in (ours.answer["details"], expected.answer["details"]):
-        del told["inference_ended_at"]
+        del told["inference_began_at"], told["inference_ended_at"]
     assert ours.answer["details"] == expected.answer["details"]

@@ -218,6 +218,7 @@ deeplabcut_2d = Analysis(
     args=DeepLabCut2D,
     run="worker.inference:run",
     finish="worker.tables:finish",
+    makes_ready=True,
     drawn=frozenset({"style"}),
     summary="Keypoints of one animal or several in every frame, by a DeepLabCut 3 (PyTorch) model "
     "of yours.",
