@@ -23,7 +23,7 @@ from deeplabcut.pose_estimation_pytorch.data import DLCLoader
 from deeplabcut.pose_estimation_pytorch.task import Task
 
 from posedrop.errors import AnalysisError, ModelError
-from posedrop.models import (
+from posedrop.projects import (
     CONFIG,
     MODEL_FOLDERS,
     PYTORCH_CONFIG,

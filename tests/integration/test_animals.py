@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from posedrop import models
+from posedrop import packing
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
 from tests.samples import Sample, sample
@@ -642,7 +642,7 @@ def test_superanimal_is_that_of_video_inference_superanimal(
     )
     out = tmp_path / "out"
     out.mkdir()
-    record, _ = models.plan_push(folder, wanted.superanimal)
+    record, _ = packing.plan_push(folder, wanted.superanimal)
     check(wanted, record)
     job = Job(film, out, whole, folder, None, lambda *_: None, device="cpu")
     answer = tables.finish_superanimal(job, zoo.run(job))

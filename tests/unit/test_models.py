@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 import pytest
 import yaml
 
-from posedrop import models, zoo
+from posedrop import models, packing, zoo
 from posedrop.errors import BadRequestError, ModelError, ObjectChangedError, StorageError
 from posedrop.records import Model, ModelFile, ModelRef
 from posedrop.storage import ObjectInfo, Storage
@@ -140,7 +140,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_plan_takes_what_inference_needs(project: Path) -> None:
     """The configs and the snapshot that snapshotindex names (the best counts as the last)."""
-    model, files = models.plan_push(project, "reach")
+    model, files = packing.plan_push(project, "reach")
     assert sorted(path for _, path in files) == [
         "config.yaml",
         f"{SHUFFLE}/test/pose_cfg.yaml",
@@ -165,7 +165,7 @@ def test_plan_takes_what_inference_needs(project: Path) -> None:
 
 def test_plan_describes_the_files(project: Path) -> None:
     """Each file's size and SHA-256 are in the record, and the digest is made of them."""
-    model, files = models.plan_push(project, "reach")
+    model, files = packing.plan_push(project, "reach")
     described = {file.path: (file.size, file.sha256) for file in model.files}
     actual = {}
     for source, path in files:
@@ -178,7 +178,7 @@ def test_plan_describes_the_files(project: Path) -> None:
 
 def test_no_path_of_the_laboratory_leaves_it(project: Path) -> None:
     """Neither the project's path nor its videos' are in any byte that is uploaded."""
-    _, files = models.plan_push(project, "reach")
+    _, files = packing.plan_push(project, "reach")
     data = b"".join(s if isinstance(s, bytes) else s.read_bytes() for s, _ in files)
     assert [
         word for word in (str(project), "videos/a.mp4", "secret") if word.encode() in data
@@ -187,8 +187,8 @@ def test_no_path_of_the_laboratory_leaves_it(project: Path) -> None:
 
 def test_config_yaml_is_a_way_to_name_a_project(project: Path) -> None:
     """DeepLabCut's users hand around the path of config.yaml: it means its folder."""
-    by_folder, _ = models.plan_push(project, "reach")
-    by_config, _ = models.plan_push(project / "config.yaml", "reach")
+    by_folder, _ = packing.plan_push(project, "reach")
+    by_config, _ = packing.plan_push(project / "config.yaml", "reach")
     assert by_folder.digest == by_config.digest
 
 
@@ -196,9 +196,9 @@ def test_digest_is_the_same_on_every_machine(tmp_path: Path) -> None:
     """One project at two places is one model; other weights are another."""
     one = make_project(tmp_path / "one")
     two = make_project(tmp_path / "elsewhere" / "two")
-    assert models.plan_push(one, "a")[0].digest == models.plan_push(two, "b")[0].digest
+    assert packing.plan_push(one, "a")[0].digest == packing.plan_push(two, "b")[0].digest
     (two / SHUFFLE / "train" / "snapshot-best-090.pt").write_bytes(b"trained on")
-    assert models.plan_push(one, "a")[0].digest != models.plan_push(two, "b")[0].digest
+    assert packing.plan_push(one, "a")[0].digest != packing.plan_push(two, "b")[0].digest
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_digest_is_the_same_on_every_machine(tmp_path: Path) -> None:
 )
 def test_snapshots_of_choice(project: Path, snapshot: str, expected: list[str]) -> None:
     """One by its name, or all, in DeepLabCut's order: by epochs, the best one last."""
-    assert models.plan_push(project, "reach", snapshot=snapshot)[0].snapshots == expected
+    assert packing.plan_push(project, "reach", snapshot=snapshot)[0].snapshots == expected
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_snapshots_of_choice(project: Path, snapshot: str, expected: list[str]) 
 def test_snapshotindex_of_the_config(tmp_path: Path, index: Any, expected: str) -> None:
     """Without a choice the config's snapshotindex counts; ``all`` means the last, as for DLC."""
     project = make_project(tmp_path / "project", snapshotindex=index)
-    assert models.plan_push(project, "reach")[0].snapshots == [expected]
+    assert packing.plan_push(project, "reach")[0].snapshots == [expected]
 
 
 def test_top_down_models_bring_their_detector(project: Path) -> None:
@@ -229,10 +229,10 @@ def test_top_down_models_bring_their_detector(project: Path) -> None:
     config = yaml.safe_load((train / "pytorch_config.yaml").read_text())
     write_yaml(train / "pytorch_config.yaml", {**config, "method": "td"})
     with pytest.raises(ModelError, match="needs a detector"):
-        models.plan_push(project, "reach")
+        packing.plan_push(project, "reach")
     (train / "snapshot-detector-010.pt").write_bytes(b"10")
     (train / "snapshot-detector-best-007.pt").write_bytes(b"7")
-    model, _ = models.plan_push(project, "reach")
+    model, _ = packing.plan_push(project, "reach")
     names = {Path(file.path).name for file in model.files}
     assert names & {"snapshot-detector-010.pt", "snapshot-detector-best-007.pt"} == {
         "snapshot-detector-best-007.pt"
@@ -244,10 +244,10 @@ def test_shuffle_of_choice(project: Path) -> None:
     """Shuffle 1 unless asked otherwise; the only one there is needs no asking."""
     third = project / SHUFFLE.replace("shuffle1", "shuffle3")
     shutil.copytree(project / SHUFFLE, third)
-    default, _ = models.plan_push(project, "reach")
-    chosen, _ = models.plan_push(project, "reach", shuffle=3)
+    default, _ = packing.plan_push(project, "reach")
+    chosen, _ = packing.plan_push(project, "reach", shuffle=3)
     shutil.rmtree(project / SHUFFLE)
-    only, _ = models.plan_push(project, "reach")
+    only, _ = packing.plan_push(project, "reach")
     assert [f"{SHUFFLE}/" in file.path for file in default.files[1:]] == [True] * 3
     assert chosen.digest == only.digest != default.digest
 
@@ -295,14 +295,14 @@ def test_what_can_not_be_pushed(
     """A project that can't be used is refused with what is missing."""
     damage(project)
     with pytest.raises(ModelError, match=words):
-        models.plan_push(project, "reach", **options)
+        packing.plan_push(project, "reach", **options)
 
 
 @pytest.mark.parametrize("name", ["", ".", "../x", "a/b", "-a", "a@b", "ä", "x" * 65])
 def test_names_that_can_not_be(project: Path, name: str) -> None:
     """A name becomes part of a key, a path and a command line: letters, digits and ._- only."""
     with pytest.raises(BadRequestError) as caught:
-        models.plan_push(project, name)
+        packing.plan_push(project, name)
     assert caught.value.field == "name"
 
 
@@ -330,7 +330,7 @@ def export(tmp_path: Path) -> Path:
 
 def test_export(export: Path) -> None:
     """A file of export_model is a model, told by its own config and its name; its paths go."""
-    model, files = models.plan_push(export, "reach")
+    model, files = packing.plan_push(export, "reach")
     assert (model.kind, model.task, model.snapshots, model.bodyparts, model.pcutoff) == (
         "export",
         "reach_two",
@@ -348,7 +348,7 @@ def test_export_needs_torch(export: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """Without torch the message says what to install."""
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ModelError, match=r"posedrop\[worker\]") as caught:
-        models.plan_push(export, "reach")
+        packing.plan_push(export, "reach")
     assert caught.value.code == "needs_torch"
 
 
@@ -360,11 +360,11 @@ def test_export_that_is_none(tmp_path: Path) -> None:
     torn.write_bytes(b"PK\x03\x04 torn")
     torch.save({"model": {}}, snapshot)
     with pytest.raises(ModelError, match="can't be read"):
-        models.plan_push(torn, "x")
+        packing.plan_push(torn, "x")
     with pytest.raises(ModelError, match="push the project"):
-        models.plan_push(snapshot, "x")
+        packing.plan_push(snapshot, "x")
     with pytest.raises(ModelError, match="there is no file"):
-        models.plan_push(tmp_path / "none.pt", "x")
+        packing.plan_push(tmp_path / "none.pt", "x")
 
 
 # -- in the bucket ----
@@ -392,7 +392,7 @@ def put_model(fake: FakeStorage, name: str, content: bytes, age_days: float) -> 
     file = ModelFile(path="w.pt", size=len(content), sha256=hashlib.sha256(content).hexdigest())
     model = Model(
         name=name,
-        digest=models.digest_of([file]),
+        digest=packing.digest_of([file]),
         kind="export",
         task="t",
         scorer="",
@@ -543,7 +543,7 @@ def test_fetch_of_files_that_lead_away(
     """A file's path in model.json can't lead out of the model's folder, nor replace the record."""
     file = ModelFile(path=path, size=1, sha256=hashlib.sha256(b"x").hexdigest())
     good = put_model(fake, "reach", b"weights", 1)
-    evil = good.model_copy(update={"files": [file], "digest": models.digest_of([file])})
+    evil = good.model_copy(update={"files": [file], "digest": packing.digest_of([file])})
     fake.content[f"reach/{evil.digest}/{path}"] = b"x"
     fake.content[f"reach/{evil.digest}/model.json"] = evil.to_json()
     folder = tmp_path / "a" / "cache"
@@ -587,7 +587,7 @@ def test_zoo_has_its_own_names(
 ) -> None:
     """Weights are pushed by the name that `superanimal` finds them by, which is theirs alone."""
     with pytest.raises(error, match="--name superanimal_"):
-        models.plan_push(weights.parent / folder, name)
+        packing.plan_push(weights.parent / folder, name)
 
 
 def test_weights_that_are_not_there(storage: Storage, weights: Path) -> None:
@@ -636,7 +636,7 @@ def test_zoo_is_that_of_deeplabcut() -> None:
 
 def test_single_animal_model_is_not_tracked(tmp_path: Path) -> None:
     """What is for several animals is refused where there is one; zoo models have an analysis."""
-    model, _ = models.plan_push(make_project(tmp_path / "reach"), "reach")
+    model, _ = packing.plan_push(make_project(tmp_path / "reach"), "reach")
     for name, value in (("animals", 3), ("track_method", "box"), ("identity_only", True)):
         with pytest.raises(BadRequestError) as caught:
             check(DeepLabCut2D.model_validate({"model": "reach", name: value}), model)
@@ -652,5 +652,5 @@ def test_settings_of_tracking_are_pushed(tmp_path: Path) -> None:
     """What somebody set for tracking in the project counts at the worker, too."""
     project = make_project(tmp_path / "reach", multianimalproject=True)
     write_yaml(project / SHUFFLE / "test" / "inference_cfg.yaml", {"pcutoff": 0.3})
-    model, _ = models.plan_push(project, "reach")
+    model, _ = packing.plan_push(project, "reach")
     assert f"{SHUFFLE}/test/inference_cfg.yaml" in {file.path for file in model.files}
