@@ -1,0 +1,26 @@
+"""What deeplabcut_2d can be asked of which model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from posedrop import packing
+from posedrop.errors import BadRequestError
+from tests.unit.projects import make_project
+from worker.analyses.deeplabcut_2d import DeepLabCut2D, check
+
+
+def test_single_animal_model_is_not_tracked(tmp_path: Path) -> None:
+    """What is for several animals is refused where there is one; zoo models have an analysis."""
+    model, _ = packing.plan_push(make_project(tmp_path / "reach"), "reach")
+    for name, value in (("animals", 3), ("track_method", "box"), ("identity_only", True)):
+        with pytest.raises(BadRequestError) as caught:
+            check(DeepLabCut2D.model_validate({"model": "reach", name: value}), model)
+        assert (caught.value.code, caught.value.field) == ("single_animal", f"args.{name}")
+    several = model.model_copy(update={"multianimal": True})
+    check(DeepLabCut2D(model="reach", animals=3), several)
+    with pytest.raises(BadRequestError) as caught:
+        check(DeepLabCut2D(model="reach"), model.model_copy(update={"kind": "zoo"}))
+    assert caught.value.code == "zoo_model"
