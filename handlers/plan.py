@@ -280,6 +280,10 @@ def _answer_questions(context: Context, video: VideoRecord) -> None:
     bucket = context.settings.results_bucket
     prefix = layout.video_prefix(video.video.bucket, video.video.key)
     for pending in context.index.pending_of_file(video.video.file_id):
+        if context.storage.head(bucket, layout.asked(prefix, pending.pending_id)) is None:
+            # Taken back, or cleared away with all that was made of the video.
+            context.index.pending_removed(pending.pending_id)
+            continue
         key = layout.answered(prefix, pending.pending_id)
         done = context.storage.read_record(bucket, key, Planned)
         if done is None:

@@ -204,7 +204,7 @@ class Sweep:
 
     def _results(self) -> Iterator[None]:
         """Find records that were never indexed."""
-        requested = ""
+        requested = asked = ""
         for found in self._context.storage.objects(self._context.settings.results_bucket):
             yield
             self._repairs.results_seen += 1
@@ -213,11 +213,12 @@ class Sweep:
                     if self._waits_for_ingest(prefix):
                         self._later.append(found.key)
                 case layout.AskedObject(pending_id=pending_id):
+                    asked = pending_id
                     if self._context.index.pending(pending_id) is None:
                         self._later.append(found.key)
                 case layout.AnsweredObject(pending_id=pending_id):
                     pending = self._context.index.pending(pending_id)
-                    if pending is None or pending.is_open:
+                    if pending_id == asked and (pending is None or pending.is_open):
                         self._later.append(found.key)
                 case layout.RunObject(run=run, name=name, analysis_id=analysis_id):
                     if name == layout.REQUEST:

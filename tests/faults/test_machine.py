@@ -113,6 +113,13 @@ class Machine(RuleBasedStateMachine):
         self.gone = {(made_of, other) for made_of, other in self.gone if other != seconds}
         self._call(lambda: plan.ask(self.world.context, file_id, "dummy", args, force=False), at)
 
+    @rule(key=KEYS, content=CONTENTS)
+    def put_and_ask(self, key: str, content: bytes) -> None:
+        """Somebody uploads and asks at once, before the video is ingested."""
+        self.put(key, content)
+        self.tell_all()
+        self.ask(key, 1, None)
+
     # -- what happens by itself
 
     @precondition(lambda self: self.world.storage.events)
@@ -277,6 +284,8 @@ class Machine(RuleBasedStateMachine):
         """An index made anew from the buckets has the same rows, whatever has become the rule."""
         before = self._rows()
         self.world.reconciler.reindex()
+        # What people have cleared away is looked at anew.
+        self.world.settle()
         assert self._rows() == before
         self.world.settings = self.world.settings.model_copy(
             update={"default_args": {"seconds": 9}}

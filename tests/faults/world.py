@@ -410,12 +410,19 @@ class World:
                 pass
 
     def settle(self) -> None:
-        """Let time pass until nothing is left to do; no event is told any more."""
+        """Let time pass until nothing is left to do; no event is told any more.
+
+        Raises:
+            AssertionError: there is no end to it.
+        """
         quiet = 0
-        while quiet < 2:
+        for _ in range(100):
             self.clock.pass_(self.settings.lease_seconds + 1)
             repairs = self.reconciler.round()
             messages = self.messages()
             for message in messages:
                 self.work(message)
             quiet = quiet + 1 if not messages and not repairs.mended else 0
+            if quiet == 2:
+                return
+        raise AssertionError(f"it never settles: {repairs}, {messages}")
