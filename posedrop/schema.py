@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -175,8 +175,8 @@ def _tables(db: Database) -> None:
 
 @_migrations(name="0002_search")
 def _search(db: Database) -> None:
-    _enable_search(db, "uploaded_file", ("key",))
-    _enable_search(db, "analysis", ("key", "analysis"))
+    _enable_search(db, "uploaded_file", ("key",), range(1, 4))
+    _enable_search(db, "analysis", ("key", "analysis"), range(1, 4))
 
 
 @_migrations(name="0003_planned")
@@ -218,8 +218,22 @@ def _counts(db: Database) -> None:
     )
 
 
-def _enable_search(db: Database, table: str, names: tuple[str, ...]) -> None:
-    """Keep a full-text index of some columns of a table.
+@_migrations(name="0005_longer_words")
+def _longer_words(db: Database) -> None:
+    # Where there is no index of beginnings of its length, FTS5 puts together all that a word finds
+    # before it gives the first: 30 ms for one in 300,000 keys. With one, it gives the newest first.
+    for table, names in (("uploaded_file", ("key",)), ("analysis", ("key", "analysis"))):
+        for trigger in ("ai", "ad", "au"):
+            db.execute(f"DROP TRIGGER {table}_{trigger}")
+        db.execute(f"DROP TABLE {table}_fts")
+        _enable_search(db, table, names, range(1, 13))
+        db.execute(f"INSERT INTO {table}_fts ({table}_fts) VALUES ('rebuild')")  # noqa: S608
+
+
+def _enable_search(
+    db: Database, table: str, names: tuple[str, ...], beginnings: Iterable[int]
+) -> None:
+    """Keep a full-text index of some columns of a table, and of the words' beginnings so long.
 
     This is sqlite-utils' ``enable_fts`` with two things that it does not have: an index of
     beginnings of words, without which one typed letter reads every word there is, and a trigger
@@ -234,7 +248,8 @@ def _enable_search(db: Database, table: str, names: tuple[str, ...]) -> None:
     add = f"INSERT INTO {table}_fts (rowid, {listed}) VALUES (new.number, {new});"  # noqa: S608
     for statement in (
         f"""CREATE VIRTUAL TABLE {table}_fts USING fts5({listed}, content='{table}',
-            content_rowid='number', tokenize='unicode61 remove_diacritics 2', prefix='1 2 3')""",
+            content_rowid='number', tokenize='unicode61 remove_diacritics 2',
+            prefix='{" ".join(map(str, beginnings))}')""",
         f"CREATE TRIGGER {table}_ai AFTER INSERT ON {table} BEGIN {add} END",
         f"CREATE TRIGGER {table}_ad AFTER DELETE ON {table} BEGIN {remove} END",
         f"CREATE TRIGGER {table}_au AFTER UPDATE OF number, {listed} ON {table}"

@@ -545,7 +545,7 @@ def test_counts(index: Index) -> None:
 
 
 def test_an_older_index_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Its rows are counted, and what it had ingested counts as planned."""
+    """Its rows are counted and found, and what it had ingested counts as planned."""
     path = tmp_path / "old.db"
     db = schema.connect(str(path), 30)
     schema.migrate(db, before="0003_planned")
@@ -557,6 +557,7 @@ def test_an_older_index_is_brought_up_to_date(tmp_path: Path) -> None:
     index = Index(path)
     assert index.file(row.file_id) == row
     assert (index.files_unplanned(), index.counts()["files"]) == ([], {"ready": 1})
+    assert index.files(query="mouse").rows == [row]
     index.close()
 
 
