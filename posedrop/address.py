@@ -7,6 +7,8 @@ from ipaddress import ip_address
 
 from posedrop.errors import ConfigurationError
 
+LOOPBACK = "127.0.0.1"
+
 
 def is_loopback(host: str) -> bool:
     """Tell whether only this machine reaches ``host``."""
@@ -35,9 +37,21 @@ def listen(host: str, port: int, what: str, option: str) -> socket.socket:
     return listener
 
 
+def is_free(host: str, port: int) -> bool:
+    """Tell whether a TCP port can be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
 def reachable(host: str) -> str:
     """Return the address under which this machine itself reaches ``host``."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104
 
 
 def outside(host: str) -> str:

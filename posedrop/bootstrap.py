@@ -31,8 +31,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from posedrop import settings as settings_module
 from posedrop.errors import ConfigurationError, StorageError
+from posedrop.folders import write_private
 from posedrop.settings import Settings
-from posedrop.weed import write_private
 
 Say = Callable[[str], None]
 

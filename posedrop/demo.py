@@ -15,12 +15,12 @@ import click
 
 import posedrop
 from posedrop import models
+from posedrop.address import LOOPBACK, is_free
 from posedrop.client import Client, Run
 from posedrop.embedded import DEFAULT_PORT, DEFAULT_S3_PORT, Stack, banner, log_to
 from posedrop.errors import AnalysisError, ConfigurationError
 from posedrop.settings import Settings
 from posedrop.storage import Storage
-from posedrop.weed import LOOPBACK, is_free
 
 #: Of the checkout: a wheel has neither the mouse nor its model.
 DEMO_DIR = Path(posedrop.__file__).resolve().parent.parent / "demo"

@@ -27,13 +27,15 @@ import dramatiq
 import uvicorn
 
 from posedrop import logs, queue
-from posedrop.address import is_loopback, listen, netloc, outside, reachable
+from posedrop.address import LOOPBACK, is_loopback, listen, netloc, outside, reachable
 from posedrop.errors import ConfigurationError
+from posedrop.folders import FolderLock, write_private
 from posedrop.keyring import Keys, Secrets
 from posedrop.relay import Relay
 from posedrop.settings import ENV_FILE, Settings, load
 from posedrop.storage import Storage
-from posedrop.weed import LOOPBACK, FolderLock, Webhook, Weed, write_private
+from posedrop.weed import Weed
+from posedrop.weed_config import Webhook
 
 if TYPE_CHECKING:
     from worker.workshop import Workshop

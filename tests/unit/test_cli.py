@@ -14,13 +14,14 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from posedrop import cli, client, embedded
+from posedrop import cli, client
 from posedrop.address import is_loopback, listen
 from posedrop.cli import options
 from posedrop.client import Client
 from posedrop.demo import mean_error
 from posedrop.embedded import Stack
 from posedrop.errors import ConfigurationError
+from posedrop.folders import FolderLock
 from posedrop.keyring import Secrets
 
 FILE_ID = "mfzgs3tfebzw63lf"
@@ -421,7 +422,7 @@ def test_up_on_a_taken_port_is_one_line_and_gives_the_folder_back(tmp_path: Path
             stack.start()
     finally:
         taken.close()
-    lock = embedded.FolderLock(tmp_path / "data")
+    lock = FolderLock(tmp_path / "data")
     lock.acquire()
     with pytest.raises(ConfigurationError, match="in use by process"):
         Stack(tmp_path / "data", port=0).start()
