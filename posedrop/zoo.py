@@ -7,9 +7,13 @@ and pushes them into the models bucket, one model a SuperAnimal, with as many ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+HUB = "https://huggingface.co"
+#: Where torchvision's weights are; what it downloaded is in ~/.cache/torch/hub/checkpoints.
+TORCHVISION = "https://download.pytorch.org/models"
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,15 @@ class SuperAnimal:
     """On Hugging Face."""
     pose_models: tuple[str, ...]
     detectors: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Files by network, where the repository's are not called as elsewhere."""
+    torchvision: Mapping[str, str] = field(default_factory=dict)
+    """Files by network, of detectors that are torchvision's own."""
 
     def file(self, network: str) -> str:
         """Return the name of the file with a network's weights."""
-        return f"{self.name}_{network}.pt"
+        known = {**self.renamed, **self.torchvision}
+        return known.get(network, f"{self.name}_{network}.pt")
 
     @property
     def files(self) -> list[str]:
@@ -33,9 +42,16 @@ class SuperAnimal:
 
     def how_to_get(self, files: Sequence[str]) -> str:
         """Return what to do for these files of weights to be there."""
+        others = set(self.torchvision.values())
+        places = (
+            ([file for file in files if file not in others], f"{HUB}/{self.repository}"),
+            ([file for file in files if file in others], TORCHVISION),
+        )
+        where = " and ".join(
+            f"{' and '.join(names)} from {place}" for names, place in places if names
+        )
         return (
-            f"download {' and '.join(files)} from https://huggingface.co/{self.repository} into a "
-            "folder (of those that are to be kept, too), then: "
+            f"download {where} into a folder (of those that are to be kept, too), then: "
             f"posedrop models push FOLDER --name {self.name}"
         )
 
@@ -60,6 +76,19 @@ ZOO = {
             "DeepLabCut/DeepLabCutModelZoo-SuperAnimal-Bird",
             ("resnet_50",),
             ("fasterrcnn_mobilenet_v3_large_fpn", "ssdlite"),
+        ),
+        SuperAnimal(
+            "superanimal_humanbody",
+            "DeepLabCut/HumanBody",
+            ("rtmpose_x",),
+            ("fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_resnet50_fpn_v2"),
+            {"rtmpose_x": "rtmpose-x_simcc-body7.pt"},
+            {
+                "fasterrcnn_mobilenet_v3_large_fpn": (
+                    "fasterrcnn_mobilenet_v3_large_fpn-fb6a3cc7.pth"
+                ),
+                "fasterrcnn_resnet50_fpn_v2": "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth",
+            },
         ),
     )
 }

@@ -16,10 +16,12 @@ import torch
 import yaml
 from deeplabcut.pose_estimation_pytorch.apis.utils import (
     get_detector_inference_runner,
+    get_filtered_coco_detector_inference_runner,
     get_pose_inference_runner,
 )
 from deeplabcut.pose_estimation_pytorch.config import PoseConfig
 from deeplabcut.pose_estimation_pytorch.data import DLCLoader
+from deeplabcut.pose_estimation_pytorch.modelzoo.utils import COCO_PERSON_CATEGORY_ID
 from deeplabcut.pose_estimation_pytorch.task import Task
 
 from posedrop.errors import AnalysisError, ModelError
@@ -210,17 +212,25 @@ def build(
     detector_weights: dict[str, Any] | None,
     detector_batch: int,
     device: str,
+    *,
+    people: str | None = None,
 ) -> Network:
     """Build a network of a tamed config, and give it its weights.
+
+    Args:
+        people: torchvision's name of a detector of people, instead of one of the config.
 
     Raises:
         ModelError: it can't be built, or the weights are another network's.
     """
     task = Task(config["method"])
     if task == Task.COND_TOP_DOWN:
+        # Of a project one shuffle is pushed; this one's predictions begin with another's.
         raise ModelError(
-            "conditional top-down models need a second model; deeplabcut_2d takes bottom-up and "
-            "top-down ones",
+            f"{_net_type(config)} is a conditional top-down model: it improves the poses that "
+            f"another model of its project finds ({_conditions(config)}), and a pushed model is "
+            "one shuffle alone. Push that bottom-up shuffle, or a top-down one, or run this one "
+            "in DeepLabCut",
             code="conditional_top_down",
         )
     if task == Task.TOP_DOWN and detector_weights is None:
@@ -233,10 +243,20 @@ def build(
         detector = None
         if task == Task.TOP_DOWN:
             with nothing_downloaded():
-                detector = get_detector_inference_runner(
-                    config, snapshot_path="", batch_size=detector_batch, device=chosen
-                )
-            detector.model.load_state_dict(detector_weights)
+                if people is None:
+                    detector = get_detector_inference_runner(
+                        config, snapshot_path="", batch_size=detector_batch, device=chosen
+                    )
+                else:
+                    detector = get_filtered_coco_detector_inference_runner(
+                        people,
+                        COCO_PERSON_CATEGORY_ID,
+                        batch_size=detector_batch,
+                        device=chosen,
+                        model_config=config,
+                    )
+            whole = detector.model if people is None else detector.model.base_model
+            whole.load_state_dict(detector_weights)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # a network of any description: torch raises whatever it runs into
@@ -246,13 +266,24 @@ def build(
         detector=detector,
         scorer="",
         snapshot="",
-        net_type=str(getattr(config["net_type"], "value", config["net_type"])),
+        net_type=_net_type(config),
         bodyparts=[str(name) for name in config["metadata"]["bodyparts"]],
         skeleton=[],
         pcutoff=0.6,
         crop=None,
         device=str(pose.device),
     )
+
+
+def _net_type(config: Any) -> str:
+    return str(getattr(config["net_type"], "value", config["net_type"]))
+
+
+def _conditions(config: Any) -> str:
+    """Return in words where a conditional model's conditions come from."""
+    conditions = getattr(config.get("inference"), "conditions", None)
+    shuffle = getattr(conditions, "shuffle", None)
+    return "a bottom-up one" if shuffle is None else f"shuffle {shuffle}"
 
 
 def _bad_config(error: Exception) -> ModelError:
@@ -270,13 +301,18 @@ def _snapshot(train: Path, wanted: str | None, *, detector: bool = False) -> Pat
     return found[-1]
 
 
-def weights_of(path: Path, part: str) -> dict[str, Any]:
+def weights_of(path: Path, part: str | None) -> dict[str, Any]:
     """Return the weights of a snapshot; nothing else in it is opened.
+
+    Args:
+        part: what holds them; None: the file is nothing but weights, as torchvision's are.
 
     Raises:
         ModelError: codes ``model_damaged``, ``unsafe_model``.
     """
     content = _read_weights(path)
+    if part is None:
+        content = {part: content}
     if not isinstance(content, dict) or not isinstance(content.get(part), dict):
         raise ModelError(f"{path.name} is no snapshot of DeepLabCut", code="model_damaged")
     weights: dict[str, Any] = content[part]

@@ -50,22 +50,26 @@ def load(folder: Path, args: SuperAnimalArgs, device: str) -> network.Network:
         if not file.is_file():
             get = ZOO[args.superanimal].how_to_get([file.name])
             raise ModelError(f"the model lacks {file.name}: {get}", code="weights_missing")
+    people = args.detector_name in ZOO[args.superanimal].torchvision
     config = PoseConfig.build_for_superanimal_inference(
         args.superanimal,
         model_name=args.model_name,
-        detector_name=args.detector_name,
+        detector_name=None if people else args.detector_name,
         max_individuals=args.max_individuals,
     )
     built = network.build(
         PoseConfig.from_any(network.tamed(config.to_dict())),
         network.weights_of(pose, "model"),
-        network.weights_of(detector, "model"),
+        network.weights_of(detector, None if people else "model"),
         1,
         device,
+        people=args.detector_name if people else None,
     )
+    # By the names under which DeepLabCut keeps the files that it downloads.
+    files = [f"{args.superanimal}_{name}.pt" for name in (args.model_name, args.detector_name)]
     return replace(
         built,
-        scorer=str(get_super_animal_scorer(args.superanimal, pose, detector)),
+        scorer=str(get_super_animal_scorer(args.superanimal, *files)),
         snapshot=pose.stem,
         individuals=[str(name) for name in config["metadata"]["individuals"]],
         pcutoff=0.1,  # DeepLabCut's own for these

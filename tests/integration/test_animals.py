@@ -24,6 +24,7 @@ import yaml
 from posedrop import packing
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
+from posedrop.zoo import TORCHVISION, ZOO
 from tests.samples import Sample, sample
 from worker.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
 from worker.analyses.superanimal import SuperAnimalArgs, check, superanimal
@@ -36,6 +37,7 @@ from deeplabcut.pose_estimation_pytorch.config.pose import PoseConfig
 from deeplabcut.pose_estimation_pytorch.config.pose import TestConfig as PoseTestConfig
 from deeplabcut.pose_estimation_pytorch.models import DETECTORS, PoseModel
 from deeplabcut.pose_estimation_pytorch.models.backbones.base import BACKBONES, BaseBackbone
+from torchvision.models import get_model, get_model_weights
 
 from worker import inference, network, tables, tracking, video, zoo
 from worker.render import render
@@ -582,21 +584,28 @@ RCNN = "fasterrcnn_mobilenet_v3_large_fpn"
 
 def zoo_weights(folder: Path, args: SuperAnimalArgs) -> Path:
     """Make weights of a SuperAnimal's networks, which find something in any picture."""
+    people = args.superanimal == "superanimal_humanbody"
     config = PoseConfig.build_for_superanimal_inference(
-        args.superanimal, model_name=args.model_name, detector_name=args.detector_name
+        args.superanimal,
+        model_name=args.model_name,
+        detector_name=None if people else args.detector_name,
     )
     torch.manual_seed(2)
     pose, detector = (folder / file for file in args.files)
-    assert config["detector"] is not None
-    found = DETECTORS.build(dict(config["detector"]["model"])).state_dict()
+    if people:
+        found = get_model(args.detector_name, weights=None).state_dict()
+    else:
+        assert config["detector"] is not None
+        found = DETECTORS.build(dict(config["detector"]["model"])).state_dict()
     for name, value in found.items():
         if name.endswith("cls_score.bias") or (
             "classification_head" in name and name.endswith("1.bias")
         ):
-            value[1::2] += 5  # sure that there is an animal
+            # Sure that there is an animal, or a person: the first kind of many.
+            value[slice(1, 2) if people else slice(1, None, 2)] += 9 if people else 5
     folder.mkdir()
     torch.save({"model": PoseModel.build(config["model"]).state_dict()}, pose)
-    torch.save({"model": found}, detector)
+    torch.save(found if people else {"model": found}, detector)
     return folder
 
 
@@ -605,11 +614,12 @@ def zoo_weights(folder: Path, args: SuperAnimalArgs) -> Path:
     [
         ({"model": "superanimal_bird", "detector_name": "ssdlite"}, 3),
         ({"model": "superanimal_topviewmouse", "detector_name": RCNN}, 2),
+        ({"model": "superanimal_humanbody"}, 2),
     ],
 )
 @pytest.mark.usefixtures("untrained")
 def test_superanimal_is_that_of_video_inference_superanimal(
-    tmp_path: Path, args: dict[str, Any], frames: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: dict[str, Any], frames: int
 ) -> None:
     """Weights of the real architectures, pushed as a folder, give the table that stock gives."""
     import deeplabcut
@@ -617,16 +627,25 @@ def test_superanimal_is_that_of_video_inference_superanimal(
     whole = superanimal.normalise({**args, "max_individuals": 2, "batch_size": 1})
     wanted = SuperAnimalArgs.model_validate(whole)
     folder = zoo_weights(tmp_path / "weights", wanted)
+    pose, detector = (folder / file for file in wanted.files)
+    people = wanted.superanimal == "superanimal_humanbody"
+    if people:  # whose detector stock has from torchvision, with its weights, by a download
+        found = torch.load(detector, weights_only=True)
+        monkeypatch.setattr(
+            "torchvision.models._api.load_state_dict_from_url", lambda *_, **__: found
+        )
     config = PoseConfig.build_for_superanimal_inference(
         wanted.superanimal,
         model_name=wanted.model_name,
-        detector_name=wanted.detector_name,
+        detector_name=None if people else wanted.detector_name,
         max_individuals=2,
         device="cpu",
     ).to_dict()
     config["inference"] = ONE_THREAD
     film = herd_film(tmp_path / "film.mp4", range(frames))
-    pose, detector = (folder / file for file in wanted.files)
+    # Under the name that stock gives what it downloads.
+    kept = tmp_path / f"{wanted.superanimal}_{wanted.model_name}.pt"
+    shutil.copy(pose, kept)
     results = deeplabcut.video_inference_superanimal(
         [str(film)],
         wanted.superanimal,
@@ -634,8 +653,8 @@ def test_superanimal_is_that_of_video_inference_superanimal(
         wanted.detector_name,
         dest_folder=str(tmp_path / "stock"),
         customized_model_config=config,
-        customized_pose_checkpoint=str(pose),
-        customized_detector_checkpoint=str(detector),
+        customized_pose_checkpoint=str(kept),
+        customized_detector_checkpoint=None if people else str(detector),
         max_individuals=2,
         device="cpu",
         create_labeled_video=False,
@@ -652,6 +671,16 @@ def test_superanimal_is_that_of_video_inference_superanimal(
     same(ours, stock)
     assert (ours.xs("likelihood", axis=1, level="coords") > -1).any().any()
     assert (answer["rows"], answer["details"]["individuals"]) == (frames, ["animal0", "animal1"])
+
+
+def test_detectors_of_people_are_torchvisions() -> None:
+    """Their files are those that torchvision downloads, and DeepLabCut by it."""
+    people = ZOO["superanimal_humanbody"]
+    assert set(people.torchvision) == set(people.detectors)
+    for name, file in people.torchvision.items():
+        url = get_model_weights(name).DEFAULT.url
+        assert url == f"{TORCHVISION}/{file}"
+        assert f"download {file} from {TORCHVISION}" in people.how_to_get([file])
 
 
 def test_superanimal_of_other_weights(film: Path, tmp_path: Path) -> None:

@@ -477,7 +477,8 @@ def make_tensorflow(model: Path) -> None:
 
 
 def make_conditional(model: Path) -> None:
-    edit(only(model, "pytorch_config.yaml"), method="ctd")
+    conditions = {"conditions": {"shuffle": 17}}
+    edit(only(model, "pytorch_config.yaml"), method="ctd", inference=conditions)
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ class SuperAnimalArgs(PoseArgs):
 
     model: str = Field(
         pattern=rf"^({'|'.join(ZOO)})(@[0-9a-f]{{6,64}})?$",
-        description="which SuperAnimal: superanimal_quadruped, superanimal_topviewmouse or "
-        "superanimal_bird; its weights have to be in the models bucket",
+        description="which SuperAnimal: superanimal_quadruped, superanimal_topviewmouse, "
+        "superanimal_bird or superanimal_humanbody; its weights have to be in the models bucket",
     )
     model_name: str = Field(
         default="",
@@ -114,9 +114,10 @@ superanimal = Analysis(
     args=SuperAnimalArgs,
     run="worker.zoo:run",
     finish="worker.tables:finish_superanimal",
+    makes_ready=True,
     drawn=frozenset({"style"}),
-    summary="Keypoints of quadrupeds, mice from above or birds, by DeepLabCut's model zoo: no "
-    "labelling, no training.",
+    summary="Keypoints of quadrupeds, mice from above, birds or people, by DeepLabCut's model "
+    "zoo: no labelling, no training.",
     needs_model=True,
     wall_seconds=_wall_seconds,
     check=check,
