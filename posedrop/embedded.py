@@ -28,11 +28,12 @@ import uvicorn
 
 from posedrop import logs, queue
 from posedrop.address import LOOPBACK, is_loopback, listen, netloc, outside, reachable
+from posedrop.env_files import AWS_FILE, write_env_files
 from posedrop.errors import ConfigurationError
-from posedrop.folders import FolderLock, write_private
+from posedrop.folders import FolderLock
 from posedrop.keyring import Keys, Secrets
 from posedrop.relay import Relay
-from posedrop.settings import ENV_FILE, Settings, load
+from posedrop.settings import Settings, load
 from posedrop.storage import Storage
 from posedrop.weed import Weed
 from posedrop.weed_config import Webhook
@@ -45,7 +46,6 @@ log = logging.getLogger(__name__)
 DEFAULT_HOST = LOOPBACK
 DEFAULT_PORT = 8080
 DEFAULT_S3_PORT = 8333
-AWS_FILE = "aws.env"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 
@@ -115,7 +115,7 @@ class Stack:
         configured = load(self.data_dir, self._overrides)
         weed = self._start_store(kept, configured, api_port)
         self._settings = self._wire(kept, configured, api_port, weed)
-        self._write_env_files()
+        write_env_files(self.data_dir, self._settings, kept.user)
         storage = Storage(self._settings)
         for bucket in _buckets(self._settings):
             storage.create_bucket(bucket)
@@ -173,47 +173,6 @@ class Stack:
                 "url": f"http://{netloc(reachable(self._host), api_port)}",
             },
         )
-
-    def _write_env_files(self) -> None:
-        settings = self.settings
-        values = {
-            "POSEDROP_URL": settings.url,
-            "POSEDROP_API_TOKEN": _secret(settings.api_token),
-            "POSEDROP_S3_ENDPOINT": settings.s3_endpoint,
-            "POSEDROP_S3_PUBLIC_ENDPOINT": settings.s3_public_endpoint,
-            "POSEDROP_S3_REGION": settings.s3_region,
-            "POSEDROP_S3_ACCESS_KEY": settings.s3_access_key,
-            "POSEDROP_S3_SECRET_KEY": _secret(settings.s3_secret_key),
-            "POSEDROP_PRESIGN_ACCESS_KEY": settings.presign_access_key,
-            "POSEDROP_PRESIGN_SECRET_KEY": _secret(settings.presign_secret_key),
-            "POSEDROP_EVENTS_TOKEN": _secret(settings.events_token),
-        }
-        path = self.data_dir / ENV_FILE
-        own = _other_lines(path, set(values))
-        lines = [f"{name}={value}" for name, value in values.items() if value is not None]
-        write_private(
-            path,
-            "\n".join(
-                [
-                    "# Written by `posedrop up` at its start. Lines of your own are kept.",
-                    *lines,
-                    *own,
-                    "",
-                ]
-            ),
-        )
-        user = self.user
-        if user is not None:
-            aws = {
-                "AWS_ACCESS_KEY_ID": user.access_key,
-                "AWS_SECRET_ACCESS_KEY": user.secret_key,
-                "AWS_ENDPOINT_URL": settings.s3_public_endpoint or settings.s3_endpoint,
-                "AWS_DEFAULT_REGION": settings.s3_region,
-            }
-            write_private(
-                self.data_dir / AWS_FILE,
-                "".join(f"{name}={value}\n" for name, value in aws.items()),
-            )
 
     def _start_threads(self, listener: socket.socket) -> None:
         # These import whatever handlers and workers need; only a stack that starts should.
@@ -318,7 +277,7 @@ def log_to(data_dir: Path) -> None:
 def banner(settings: Settings, data_dir: Path) -> str:
     """Return what a person needs to try it, to be copied and pasted."""
     store = settings.s3_public_endpoint or settings.s3_endpoint
-    token = _secret(settings.api_token)
+    token = settings.api_token.get_secret_value() if settings.api_token else None
     header = f"-H 'Authorization: Bearer {token}' " if token else ""
     aws_file = shlex.quote(str(data_dir / AWS_FILE))
     if not data_dir.is_absolute():
@@ -400,25 +359,6 @@ class _Api:
 def _stop_workers(workers: list[dramatiq.Worker]) -> None:
     for worker in workers:
         worker.stop(timeout=int(_STOP_SECONDS * 1000))
-
-
-def _secret(value: Any) -> str | None:
-    return None if value is None else str(value.get_secret_value())
-
-
-def _other_lines(path: Path, ours: set[str]) -> list[str]:
-    """Return the lines of an env file that set none of ``ours``: a person's own."""
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    return [
-        line
-        for line in lines
-        if not line.startswith("# Written by `posedrop up`")
-        and line.partition("=")[0].strip().upper() not in ours
-        and line.strip()
-    ]
 
 
 def _scratch(data_dir: Path, configured: Settings) -> Path:
