@@ -162,21 +162,29 @@ class Transfers:
     ) -> None:
         have = partial.stat().st_size if partial.is_file() else 0
         if have >= size > 0:
+            on_bytes(have)
             return
         headers = {"Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
-        with self._store.stream("GET", locate(), headers=headers) as answer:
-            if not answer.is_success:
-                answer.read()
-                raise _store_refused(path.name, answer)
-            # A store that does not know ranges sends all of it.
-            mode = "ab" if answer.status_code == 206 else "wb"
-            on_bytes(have if mode == "ab" else 0)
-            with partial.open(mode) as target:
-                for chunk in answer.iter_bytes(_CHUNK):
-                    target.write(chunk)
-                    on_bytes(len(chunk))
+        counted = 0
+        try:
+            with self._store.stream("GET", locate(), headers=headers) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise _store_refused(path.name, answer)
+                # A store that does not know ranges sends all of it.
+                mode = "ab" if answer.status_code == 206 else "wb"
+                counted = have if mode == "ab" else 0
+                on_bytes(counted)
+                with partial.open(mode) as target:
+                    for chunk in answer.iter_bytes(_CHUNK):
+                        target.write(chunk)
+                        counted += len(chunk)
+                        on_bytes(len(chunk))
+        except httpx.TransportError:
+            on_bytes(-counted)  # what arrived counts when it goes on
+            raise
 
 
 class _FileSlice:
