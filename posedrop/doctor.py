@@ -14,6 +14,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -26,14 +27,14 @@ import httpx
 from posedrop import __version__, bootstrap
 from posedrop.errors import PosedropError, StorageError
 from posedrop.settings import Settings
-from posedrop.storage import Storage
+from posedrop.storage import PLAIN_PUT_SECONDS, Storage
 
 OK = "ok"
 WARN = "warn"
 FAIL = "fail"
 
-#: Presigned URLs and signatures hold for minutes; a clock that is further off breaks them.
-MAX_SKEW_SECONDS = 60.0
+#: Half of what the shortest presigned URL lasts, the one that `curl -LT` is sent to.
+MAX_SKEW_SECONDS = PLAIN_PUT_SECONDS / 2
 MIN_FREE_BYTES = 10 * 10**9
 _HTTP_SECONDS = 10.0
 _PROBE_SECONDS = 180.0
@@ -119,10 +120,18 @@ def _store(settings: Settings) -> Iterator[Finding]:
 
 
 def _clock(answer: httpx.Response) -> Finding:
-    date = answer.headers.get("date")
-    if date is None:
-        return Finding("clock", WARN, "the store tells no time, so clocks could not be compared")
-    skew = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
+    date = answer.headers.get("date", "")
+    try:
+        # With no zone (as -0000) it is UTC all the same, and no subtraction of naive times.
+        told = parsedate_to_datetime(date).replace(tzinfo=UTC)
+    except ValueError:
+        return Finding(
+            "clock",
+            WARN,
+            f"the store tells no time ({date!r}), so clocks could not be compared",
+            "compare them by hand: date -u here, and there",
+        )
+    skew = (datetime.now(UTC) - told).total_seconds()
     if abs(skew) > MAX_SKEW_SECONDS:
         ahead = "ahead of" if skew > 0 else "behind"
         return Finding(
@@ -384,18 +393,65 @@ def _redis(url: str) -> Iterator[Finding]:
 
 def _rabbitmq(url: str) -> Finding:
     import pika  # type: ignore[import-untyped]
-    from pika.exceptions import AMQPError  # type: ignore[import-untyped]
+    from pika.adapters.utils import connection_workflow as workflow  # type: ignore[import-untyped]
+    from pika.exceptions import AMQPError, UnroutableError  # type: ignore[import-untyped]
 
     try:
         parameters = pika.URLParameters(url)
         parameters.socket_timeout = _HTTP_SECONDS
+        parameters.stack_timeout = _HTTP_SECONDS
         parameters.blocked_connection_timeout = _HTTP_SECONDS
-        pika.BlockingConnection(parameters).close()
-    except (AMQPError, OSError, ValueError) as error:
-        return Finding(
-            "broker", FAIL, f"RabbitMQ: {error!r}", "start it, or correct POSEDROP_BROKER_URL"
+        with pika.BlockingConnection(parameters) as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            # To a queue that nobody has: a broker that takes messages says so, and drops this one.
+            # One that is short of disk or memory says nothing.
+            with suppress(UnroutableError):
+                channel.basic_publish("", f"doctor-{uuid.uuid4().hex}", b"", mandatory=True)
+    except (AMQPError, workflow.AMQPConnectorException, OSError, ValueError) as error:
+        reason = _innermost(error)
+        if isinstance(error, workflow.AMQPConnectorStackTimeout):
+            reason = f"no AMQP from there within {_HTTP_SECONDS:.0f} s"
+        todo = next(
+            (todo for name, todo in _RABBITMQ_TODO if name in f"{type(error).__name__} {reason}"),
+            "start it, or correct POSEDROP_BROKER_URL",
         )
-    return Finding("broker", OK, "RabbitMQ answers")
+        return Finding("broker", FAIL, f"RabbitMQ: {reason}", todo)
+    return Finding("broker", OK, "RabbitMQ takes messages")
+
+
+_RABBITMQ_TODO = (
+    ("ProbableAuthenticationError", "correct the user and password in POSEDROP_BROKER_URL"),
+    (
+        "ProbableAccessDeniedError",
+        "correct the virtual host, the part after the port in POSEDROP_BROKER_URL, "
+        "or let this user in there (rabbitmqctl set_permissions)",
+    ),
+    (
+        "ConnectionBlockedTimeout",
+        "it is out of disk or memory and takes no messages: `rabbitmq-diagnostics alarms` says of "
+        "which, and why",
+    ),
+    ("ACCESS_REFUSED", "let this user write and configure there (rabbitmqctl set_permissions)"),
+    (
+        "WRONG_VERSION_NUMBER",
+        "the port speaks no TLS: say amqp:// in POSEDROP_BROKER_URL, or take the TLS port",
+    ),
+    ("CERTIFICATE", "let this machine trust the authority that signed the broker's certificate"),
+    (
+        "StackTimeout",
+        "it hangs, or something else listens there: look at its log, or correct the port",
+    ),
+)
+
+
+def _innermost(error: BaseException) -> str:
+    """Return what the cause says; pika wraps it up to three times, and shows it as a repr."""
+    while True:
+        inner = getattr(error, "exception", None) or next(iter(error.args), None)
+        if not isinstance(inner, BaseException):
+            return str(error) or type(error).__name__
+        error = inner
 
 
 # -- a worker's machine ----------------------------------------------------------------------------

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -32,6 +36,7 @@ from posedrop import bootstrap, cli, layout, queue
 from posedrop.settings import Settings, load
 from posedrop.storage import Presigned, Storage
 from tests.conftest import find_free_port, tool
+from tests.integration.brokers import RabbitMQ
 from tests.integration.minio_server import (
     EVENTS_TOKEN,
     ROOT_ACCESS_KEY,
@@ -808,12 +813,13 @@ def test_doctor_finds_a_healthy_stack_healthy(
 
 
 def test_doctor_beside_a_worker_has_no_failures(
-    store: Store, redis_url: str, tmp_path: Path
+    store: Store, rabbitmq: RabbitMQ, tmp_path: Path
 ) -> None:
-    """What only the handlers' machine has is a warning there."""
-    environment = store.environment("WORKER", POSEDROP_BROKER_URL=redis_url)
+    """What only the handlers' machine has is a warning there. RabbitMQ is tried with a message."""
+    environment = store.environment("WORKER", POSEDROP_BROKER_URL=rabbitmq.url)
     status, findings = run_doctor(tmp_path, environment)
     assert status == 0, findings
+    assert findings["broker"][0]["message"] == "RabbitMQ takes messages"
     assert states(findings)["conditional writes"] == {"ok"}
     assert states(findings)["notifications"] == {"warn"}
 
@@ -872,6 +878,153 @@ def test_doctor_finds_a_minio_without_bootstrap_and_a_missing_one(
     status, findings = run_doctor(tmp_path, environment)
     assert status == 1
     assert states(findings)["store"] == {"fail"}
+
+
+class FullRabbitMQ(RabbitMQ):
+    """One that finds too little room on its disk."""
+
+    def _environment(self) -> dict[str, str]:
+        environment = super()._environment()
+        with (self.folder / "rabbitmq.conf").open("a") as file:
+            file.write("disk_free_limit.absolute = 1000000GB\n")
+        return environment
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_doctor_sees_a_rabbitmq_that_takes_no_messages(tmp_path: Path) -> None:
+    """It answers, and would keep whoever sends waiting: its disk is full."""
+    server = FullRabbitMQ(tmp_path / "rabbitmq")
+    server.start()
+    try:
+        environment = {
+            "POSEDROP_S3_ENDPOINT": "http://127.0.0.1:9",
+            "POSEDROP_BROKER_URL": server.url,
+        }
+        found = run_doctor(tmp_path, environment)[1]["broker"]
+    finally:
+        server.stop()
+    assert [one["state"] for one in found] == ["fail"]
+    assert "out of disk or memory" in found[0]["todo"]
+
+
+class OtherTime:
+    """A relay before a store that tells another time in each answer, as a wrong clock would."""
+
+    def __init__(self, upstream_port: int, change: Callable[[datetime], str]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def pass_on(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                upstream = http.client.HTTPConnection("127.0.0.1", upstream_port, timeout=30)
+                # With the Host that the client signed.
+                upstream.putrequest(
+                    self.command, self.path, skip_host=True, skip_accept_encoding=True
+                )
+                for name, value in self.headers.items():
+                    upstream.putheader(name, value)
+                upstream.endheaders(body)
+                answer = upstream.getresponse()
+                content = answer.read()
+                self.send_response_only(answer.status)
+                for name, value in answer.getheaders():
+                    if name.lower() not in {"date", "transfer-encoding", "content-length"}:
+                        self.send_header(name, value)
+                self.send_header("Date", change(datetime.now(UTC)))
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_PUT = do_HEAD = do_DELETE = pass_on  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        """Take no more requests."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def wrong_password(rabbitmq: RabbitMQ) -> str:
+    return rabbitmq.url.replace(":guest@", ":wrong@")
+
+
+def wrong_host(rabbitmq: RabbitMQ) -> str:
+    return f"{rabbitmq.url}/nosuch"
+
+
+def no_tls(rabbitmq: RabbitMQ) -> str:
+    return rabbitmq.url.replace("amqp:", "amqps:")
+
+
+def silent(rabbitmq: RabbitMQ) -> str:
+    """Return a port that takes connections and never answers."""
+    del rabbitmq
+    return f"amqp://127.0.0.1:{SILENT.getsockname()[1]}"
+
+
+SILENT = socket.create_server(("127.0.0.1", 0))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "clock", "broker", "says", "todo"),
+    [
+        (-3600, "ahead of the store", wrong_password, "ACCESS_REFUSED", "the user and password"),
+        (45, "behind the store", wrong_host, "nosuch not found", "the virtual host"),
+        (5, "of the store's", no_tls, "WRONG_VERSION", "say amqp://"),
+        (None, "tells no time ('noon')", silent, "no AMQP", "the port"),
+    ],
+)
+def test_doctor_tells_apart_what_is_wrong_with_the_clock_and_the_broker(
+    store: Store,
+    rabbitmq: RabbitMQ,
+    tmp_path: Path,
+    seconds: int | None,
+    clock: str,
+    broker: Callable[[RabbitMQ], str],
+    says: str,
+    todo: str,
+) -> None:
+    """Each with what to do about it, and neither hides the other or the store's own checks.
+
+    Half of the minute that curl's redirect lasts is too far off. No password is shown.
+    """
+
+    def told(now: datetime) -> str:
+        if seconds is None:
+            return "noon"
+        return format_datetime(now + timedelta(seconds=seconds), usegmt=True)
+
+    relay = OtherTime(store.server.port, told)
+    try:
+        environment = store.environment(
+            POSEDROP_S3_ENDPOINT=relay.endpoint, POSEDROP_BROKER_URL=broker(rabbitmq)
+        )
+        status, findings = run_doctor(tmp_path, environment)
+    finally:
+        relay.stop()
+    (time_found,), (broker_found,) = findings["clock"], findings["broker"]
+    assert status == 1
+    assert clock in time_found["message"]
+    wanted = "warn" if seconds is None else "ok" if seconds == 5 else "fail"
+    assert (time_found["state"], bool(time_found["todo"])) == (wanted, wanted != "ok")
+    assert broker_found["state"] == "fail"
+    assert says in broker_found["message"]
+    assert todo in broker_found["todo"]
+    assert states(findings)["conditional writes"] == {"ok"}, findings
+    assert ":wrong" not in json.dumps(findings)
 
 
 LISTED = {
