@@ -307,9 +307,9 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(PosedropError)
     async def posedrop_error(_: Request, error: PosedropError) -> JSONResponse:
         status = next((s for kind, s in statuses.items() if isinstance(error, kind)), 500)
-        body = {"code": error.code, "message": error.message}
+        body = {"code": error.code, "message": _sendable(error.message)}
         if error.field is not None:
-            body["field"] = error.field
+            body["field"] = _sendable(error.field)
         headers = {"Retry-After": _RETRY_AFTER} if status == 503 else None
         return JSONResponse({"error": body}, status, headers=headers)
 
@@ -320,5 +320,11 @@ def _errors(app: FastAPI) -> None:
     ) -> JSONResponse:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"] if part != "body")
-        body = {"code": "bad_request", "message": f"{field}: {first['msg']}", "field": field}
+        message = _sendable(f"{field}: {first['msg']}")
+        body = {"code": "bad_request", "message": message, "field": _sendable(field)}
         return JSONResponse({"error": body}, 422)
+
+
+def _sendable(text: str) -> str:
+    r"""Return a text that quotes a request, which may have half a character in it (``\ud800``)."""
+    return text.encode(errors="backslashreplace").decode()

@@ -1,0 +1,50 @@
+"""Requests that no client of ours would send, to the whole API on a real uvicorn."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import uvicorn
+
+from handlers.app import create_app
+from posedrop import queue
+from posedrop.settings import Settings
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[httpx.Client]:
+    app = create_app(settings, queue.connect("stub://"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        yield client
+    server.should_exit = True
+    thread.join(30)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/analyse", rb'{"file_id": "\ud800", "analysis": "dummy"}', 404),
+        ("/analyse", rb'{"file_id": "x", "analysis": "\ud800"}', 404),
+        ("/analyse", rb'{"file_id": "x", "analysis": "dummy", "\ud800": 1}', 422),
+        ("/upload", rb'{"filename": "\ud800.mp4"}', 422),
+        ("/upload", '{"filename": "a.mp4", "content_type": "vidéo/mp4"}'.encode(), 422),
+        ("/upload", b'{"filename": "a.mp4", "args": ' + b"[" * 5000 + b"}", 422),
+    ],
+)
+def test_half_a_character_and_the_like_are_answered_as_errors(
+    api: httpx.Client, path: str, body: bytes, status: int
+) -> None:
+    """The error quotes the request in a form that can be sent; nothing is a 500."""
+    answer = api.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["message"]
