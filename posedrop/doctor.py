@@ -104,7 +104,8 @@ def _store(settings: Settings) -> Iterator[Finding]:
     yield _clock(answer)
     yield from _public(settings, endpoint)
     storage = Storage(settings)
-    probe = f"_content/doctor-{uuid.uuid4().hex}/parts/probe"
+    # Named like a checkpoint of a run, the only kind of object that a worker's key may remove.
+    probe = f"_content/doctor-{uuid.uuid4().hex[:16]}/parts/probe"
     reachable = True
     for finding in _buckets(settings, storage, probe):
         reachable &= finding.state != FAIL

@@ -191,6 +191,7 @@ SEEDS = (
     ("videos", "day1/seed"),
     ("results", f"{RUN}/seed"),
     ("results", f"{RUN}/parts/seed"),
+    ("results", "day1/parts/a.mp4/seed"),
     ("models", "openfield/digest/seed"),
     ("other", "folder/seed"),
 )
@@ -350,6 +351,8 @@ PLACES = {
     "videos/": ("videos", "day1/"),
     "results/": ("results", f"{RUN}/"),
     "results/.../parts/": ("results", f"{RUN}/parts/"),
+    # Not checkpoints: the results of a video that somebody keeps in a folder of this name.
+    "results/parts/": ("results", "day1/parts/a.mp4/"),
     "models/": ("models", "openfield/digest/"),
     "other/": ("other", "folder/"),
 }
@@ -443,7 +446,7 @@ ALLOWED = {
     "HANDLERS": {
         *(f"{action} {place}" for action in READS for place in PLACES if place != "other/"),
         *(f"{action} videos/uploads/" for action in (*WRITES, *ABORT)),
-        *(f"{action} results/{part}" for action in WRITES for part in ("", ".../parts/")),
+        *(f"{action} results/{part}" for action in WRITES for part in ("", "parts/", ".../parts/")),
         *(f"delete {place}" for place in PLACES if place not in {"models/", "other/"}),
         *(f"copy from videos {place}" for place in PLACES if place in {"videos/uploads/"}),
         *(f"copy from videos {place}" for place in PLACES if place.startswith("results/")),
@@ -455,7 +458,7 @@ ALLOWED = {
         *(
             f"{action} results/{part}"
             for action in (*WRITES, *ABORT, "copy from videos")
-            for part in ("", ".../parts/")
+            for part in ("", "parts/", ".../parts/")
         ),
         "delete results/.../parts/",
         *(f"{action} results" for action in LISTS),
