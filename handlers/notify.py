@@ -241,9 +241,10 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
 
 
 def _is_old_news(context: Context, record: VideoRecord) -> bool:
-    """Tell whether a record is of a video that is gone: such a one is in no index."""
+    """Tell whether a record is of a video that is gone or replaced: no index should have it."""
     video = record.video
-    if context.index.file(video.file_id) is not None:
+    row = context.index.file(video.file_id)
+    if row is not None and row.etag == video.etag:
         return False
     there = context.storage.head(video.bucket, video.key)
     return there is None or there.etag != video.etag

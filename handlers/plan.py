@@ -3,10 +3,11 @@
 An analysis_id is made of what decides the result (content, analysis, arguments, model, version),
 so the same request on the same content is the same run, under whatever key the video lies.
 
-A video's rules are followed once, at its first ingest, and a question asked before that is answered
-for what was ingested first after it. The bucket says that this was done, so neither a reindex nor
-a rule set later starts anything: deleted results come back when somebody asks again or uploads
-again, not when an index is lost. What was cut short is planned again, from its beginning.
+A video's rules are followed once, at its first ingest. A question asked before that is answered for
+what was ingested first after it, which then needs no rules. The bucket says that this was done, so
+neither a reindex nor a rule set later starts anything: deleted results come back when somebody asks
+again or uploads again, not when an index is lost. What was cut short is planned again, from its
+beginning.
 """
 
 from __future__ import annotations
@@ -269,10 +270,21 @@ def _plan(context: Context, video: VideoRecord) -> str | None:
 
 
 def _was_asked_for(context: Context, video: VideoRecord) -> bool:
-    """Tell whether anybody asked for anything before the ingest; the bucket still knows."""
+    """Tell whether somebody's question is answered by these bytes, or will be; the bucket knows."""
+    bucket = context.settings.results_bucket
     prefix = layout.video_prefix(video.video.bucket, video.video.key)
-    asked = context.storage.objects(context.settings.results_bucket, f"{prefix}/asked/")
-    return next(iter(asked), None) is not None
+    asked: set[str] = set()
+    answered: dict[str, str] = {}
+    for found in context.storage.objects(bucket, f"{prefix}/asked/"):
+        match layout.parse_result_key(found.key):
+            case layout.AskedObject(pending_id=pending_id):
+                asked.add(pending_id)
+            case layout.AnsweredObject(pending_id=pending_id):
+                answered[pending_id] = found.key
+    if asked - answered.keys():
+        return True
+    answers = (context.storage.read_record(bucket, answered[id_], Planned) for id_ in asked)
+    return any(answer is not None and answer.etag == video.video.etag for answer in answers)
 
 
 def _answer_questions(context: Context, video: VideoRecord) -> None:
