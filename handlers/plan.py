@@ -372,7 +372,7 @@ def parse_args(args: str | None) -> dict[str, Any]:
     """
     try:
         value = json.loads(args or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequestError(
             f"args is not JSON ({error}): {(args or '')[:80]}", code="bad_args", field="args"
         ) from error

@@ -48,3 +48,10 @@ def test_half_a_character_and_the_like_are_answered_as_errors(
     answer = api.post(path, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["message"]
+
+
+def test_metadata_too_deep_to_read_is_answered_as_an_error(api: httpx.Client) -> None:
+    """Arguments nested beyond Python's recursion are no JSON object, and no 500."""
+    headers = {"x-amz-meta-analysis": "dummy", "x-amz-meta-args": "[" * 1500}
+    answer = api.put("/upload/film.mp4", content=b"film", headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_args")

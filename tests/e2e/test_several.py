@@ -1,0 +1,87 @@
+"""Several animals and the model zoo, from a pushed model to the tables of a result."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pandas as pd
+import pytest
+
+from tests.e2e.lab import Embedded, Lab
+from tests.herd import herd_film, make_project, zoo_weights
+from tests.samples import REPOSITORY
+from worker.analyses.superanimal import SuperAnimalArgs
+
+FRAMES = 12
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """``posedrop up``, which knows the network of tests/herd.py."""
+    lab = Embedded(tmp_path_factory.mktemp("several") / "data")
+    plugin = Path(__file__).parent / "plugin"
+    path = [str(plugin), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    lab.environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    yield lab.start()
+    assert lab.stop() == 0
+
+
+@pytest.fixture
+def file_id(lab: Lab, tmp_path: Path) -> str:
+    """Two animals, uploaded by a tool."""
+    key = f"{tmp_path.name}.mp4"
+    lab.s3().upload_file(str(herd_film(tmp_path / "herd.mp4", range(FRAMES))), "videos", key)
+    return str(lab.file(key)["file_id"])
+
+
+def table(lab: Lab, analysis_id: str) -> pd.DataFrame:
+    """Return a run's poses.csv, as GET /download has it."""
+    answer = lab.http.get(f"/download/{analysis_id}/poses.csv")
+    body = httpx.get(answer.headers["location"]).content
+    return pd.read_csv(io.BytesIO(body), header=[0, 1, 2, 3], index_col=0)
+
+
+def test_two_animals_are_followed(lab: Lab, file_id: str, tmp_path: Path) -> None:
+    """A pushed project for two animals gives a table, a film and plots with both of them."""
+    project = make_project(tmp_path / "project")
+    lab.posedrop("models", "push", str(project), "--name", "herd")
+    asked = lab.ask(file_id, "deeplabcut_2d", {"model": "herd"}).json()["analysis_id"]
+    over = lab.over(asked)
+    assert (over["status"], over["result"]["rows"]) == ("succeeded", FRAMES)
+    wanted = {"poses.h5", "poses.csv", "pose.mp4", "trajectory.png", "run.log"}
+    assert wanted <= {file["name"] for file in over["files"]}
+    poses = table(lab, asked)
+    assert set(poses.columns.get_level_values(1)) == {"ada", "bob"}
+    assert poses.notna().all().all()
+
+
+def test_what_can_not_be_followed_is_said(lab: Lab, file_id: str, tmp_path: Path) -> None:
+    """A run without tracklets fails in words that say what to do."""
+    project = make_project(tmp_path / "project")
+    lab.posedrop("models", "push", str(project), "--name", "herd")
+    args = {"model": "herd", "min_tracklet": 100}
+    over = lab.over(lab.ask(file_id, "deeplabcut_2d", args).json()["analysis_id"])
+    assert (over["status"], over["error"]["code"]) == ("failed", "no_tracklets")
+    assert "Analyse more frames" in over["error"]["message"]
+
+
+def test_the_model_zoo(lab: Lab, file_id: str, tmp_path: Path) -> None:
+    """A SuperAnimal is refused with the files that lack; once they are pushed, it runs."""
+    args = {
+        "model": "superanimal_bird", "detector_name": "ssdlite", "max_individuals": 2, "stop": 2,
+    }  # fmt: skip
+    refused = lab.ask(file_id, "superanimal", args)
+    wanted = SuperAnimalArgs.model_validate(args)
+    assert refused.status_code == 422
+    assert "posedrop models push" in refused.json()["error"]["message"]
+    weights = zoo_weights(tmp_path / "weights", wanted)
+    lab.posedrop("models", "push", str(weights), "--name", "superanimal_bird")
+    asked = lab.ask(file_id, "superanimal", args).json()["analysis_id"]
+    over = lab.over(asked, seconds=300)
+    assert (over["status"], over["result"]["rows"]) == ("succeeded", 2)
+    assert {"poses.csv", "pose.mp4"} <= {file["name"] for file in over["files"]}
+    assert set(table(lab, asked).columns.get_level_values(1)) == {"animal0", "animal1"}
