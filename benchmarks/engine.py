@@ -20,9 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +78,14 @@ class Amount:
     clip_frames: int
     ceiling_frames: int
     long_minutes: int
+    faithful_frames: int
 
 
-ALL = Amount(3, 48, 240, 1500, 10, 300, 2330, 60)
-QUICK = Amount(1, 16, 60, 300, 4, 30, 600, 4)
+ALL = Amount(3, 120, 240, 1500, 10, 300, 2330, 60, 2330)
+QUICK = Amount(1, 16, 60, 300, 4, 30, 600, 4, 100)
+
+#: What a frame takes on the accelerator that ``idle`` pretends to have, in seconds: 200 a second.
+DEVICE_SECONDS = 0.005
 
 
 # -- in a process of its own: python -m benchmarks.engine --alone NAME '{json}' --------------------
@@ -114,27 +121,17 @@ def stock_inference(config: str, film: str, out: str, constant: bool) -> dict[st
     return {"seconds": sum(seconds), "frames": sum(counts), **_memory()}
 
 
-def our_inference(model: str, film: str, out: str, precision: str, constant: bool) -> Any:
+def our_inference(
+    model: str, film: str, out: str, precision: str, constant: bool, stop: int | None = None
+) -> Any:
     """Run the analysis; return its answer."""
-    import torch
-
     from posedrop.analyses import Job
-    from worker import arithmetic, feed, inference
+    from worker import inference
     from worker.analyses.deeplabcut_2d import deeplabcut_2d
 
-    class Constant(arithmetic.Arithmetic):
-        """All that happens on the device, from frames of uint8 to poses, takes no time."""
-
-        def launch(self, pixels: torch.Tensor) -> arithmetic.Launched:
-            return arithmetic.Launched(pixels, None, fast=False)
-
-        def collect(self, batch: arithmetic.Launched) -> arithmetic.Predictions:
-            self.state.frames += len(batch.x)
-            return {"bodypart": {"poses": torch.zeros((len(batch.x), 1, 4, 3))}}
-
-    args: dict[str, Any] = {"model": "m", "precision": precision}
+    args: dict[str, Any] = {"model": "m", "precision": precision, "stop": stop}
     if constant:
-        feed.Arithmetic = Constant  # type: ignore[misc]
+        _be_constant(0.0)
         args["batch_size"] = 8
     whole = deeplabcut_2d.normalise(args)
     job = Job(Path(film), Path(out), whole, Path(model), "d", lambda *_: None, device="cpu")
@@ -145,6 +142,43 @@ def our_inference(model: str, film: str, out: str, precision: str, constant: boo
         "details": answer["details"],
         **_memory(),
     }
+
+
+def _be_constant(seconds_a_frame: float) -> None:
+    """Let all that happens on the device, from frames of uint8 to poses, take so long, elsewhere.
+
+    Batches are computed one after the other, whoever waits for them.
+    """
+    import torch
+
+    from worker import arithmetic, feed
+
+    free = time.monotonic()
+    ends: deque[float] = deque()
+
+    class Constant(arithmetic.Arithmetic):
+        def launch(self, pixels: torch.Tensor) -> arithmetic.Launched:
+            nonlocal free
+            free = max(free, time.monotonic()) + seconds_a_frame * len(pixels)
+            ends.append(free)
+            return arithmetic.Launched(pixels, None, fast=False)
+
+        def collect(self, batch: arithmetic.Launched) -> arithmetic.Predictions:
+            time.sleep(max(0.0, ends.popleft() - time.monotonic()))
+            self.state.frames += len(batch.x)
+            return {"bodypart": {"poses": torch.zeros((len(batch.x), 1, 4, 3))}}
+
+    feed.Arithmetic = Constant  # type: ignore[misc]
+
+
+def on_a_device(payload: dict[str, Any], report: Any) -> dict[str, Any]:
+    """Be ``worker.engine:run_analysis`` in a worker's child, on a pretended accelerator."""
+    from worker import engine, feed
+
+    if feed.Arithmetic.__name__ != "Constant":
+        _be_constant(DEVICE_SECONDS)
+        feed.accelerated = lambda _: True
+    return engine.run_analysis(payload, report)
 
 
 def stock_render(config: str, film: str, out: str, fast: bool) -> dict[str, Any]:
@@ -174,10 +208,52 @@ def _memory() -> dict[str, float]:
     return {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
+def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]:
+    """Time a network on single frames, and square matrices, in turn; return the best of each.
+
+    Returns:
+        ``flop`` of a frame (two a multiplication and addition); seconds of a frame in ``fp32``,
+        ``bf16`` and of the ``head`` alone; FLOP/s of matrices, ``fp32_peak`` and ``bf16_peak``.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from worker import arithmetic, network, video
+
+    loaded = network.load(Path(model), None, "cpu").pose.model
+    _, frame = next(video.frames(Path(film), order="bgr"))
+    picture = arithmetic.normalised(torch.from_numpy(frame[None]))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        loaded(picture)
+    machine = arithmetic.Machine(loaded, "cpu")
+    size = 2048
+    square = torch.randn(size, size)
+    half = square.to(torch.bfloat16)
+    with torch.inference_mode():
+        features = machine.exact.backbone(picture)
+        timed: dict[str, Callable[[], Any]] = {
+            "fp32": lambda: machine.exact(picture),
+            "bf16": lambda: machine.fast(torch.bfloat16)(picture),
+            "head": lambda: machine.exact.heads["bodypart"](features),
+            "fp32_peak": lambda: square @ square,
+            "bf16_peak": lambda: half @ half,
+        }
+        best = dict.fromkeys(timed, float("inf"))
+        for _ in range(rounds):
+            for name, function in timed.items():
+                started = time.perf_counter()
+                function()
+                best[name] = min(best[name], time.perf_counter() - started)
+    peaks = {name: 2 * size**3 / best[name] for name in ("fp32_peak", "bf16_peak")}
+    return {**best, **peaks, "flop": float(counter.get_total_flops())}
+
+
 ALONE: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (stock_inference, our_inference, stock_render, our_render)
-}
+    for function in (
+        stock_inference, our_inference, stock_render, our_render, network_and_matrices
+    )
+}  # fmt: skip
 
 
 def alone(function: Callable[..., Any], **arguments: Any) -> Any:
@@ -207,7 +283,7 @@ class Bench:
 
     def resnet50(self) -> list[Figure]:
         """Frames a second through a ResNet-50 with made weights."""
-        model = made_resnet50(self.folder, self.mouse(2))
+        model = made_resnet50(self.folder, self.mouse(self.amount.resnet50_frames))
         limits = {"fp32": ">= 1.7", "auto": ">= 3.5"}
         return self._inference("resnet50", model, self.amount.resnet50_frames, limits)
 
@@ -234,11 +310,96 @@ class Bench:
             Figure(
                 f"inference_{name}_{precision}", "frames/s", statistics.median(stock),
                 statistics.median(speeds), limits[precision],
-                f"{frames} frames; {told[precision]['used']}, of which checked in fp32 "
-                f"{told[precision]['frames_checked_in_fp32']}, repeated "
-                f"{told[precision]['share_repeated']:.1%}",
+                f"{frames} frames; {_arithmetic(told[precision])}",
             )
             for precision, speeds in ours.items()
+        ]  # fmt: skip
+
+    def faithful(self) -> list[Figure]:
+        """How far ``auto`` moves a keypoint from fp32, on the whole real video."""
+        whole = SHARED / "data/openfield/m3v1.mp4"
+        frames = self.amount.faithful_frames
+        film, model = whole if whole.is_file() else self.mouse(frames).film, self.mouse(2).model
+        poses, answers = {}, {}
+        for precision in ("fp32", "auto"):
+            out = self._fresh("ours")
+            answers[precision] = self._ours(model, film, precision, out=out, stop=frames)
+            poses[precision] = _predicted(out)[1]
+        true, fast = poses["fp32"], poses["auto"]
+        pcutoff = answers["fp32"]["details"]["pcutoff"]
+        sure = true[..., 2] >= pcutoff
+        moved = np.linalg.norm(fast[..., :2] - true[..., :2], axis=-1)[sure]
+        crossed = int((sure != (fast[..., 2] >= pcutoff)).sum())
+        return [
+            Figure(
+                "faithful_auto", "pixels", None, float(moved.max()), "<= 0.5",
+                f"largest distance to fp32 of {len(moved)} keypoints over pcutoff {pcutoff:g} in "
+                f"{len(true)} frames; {int((moved > 0.5).sum())} flipped (moved by more than 0.5), "
+                f"99th percentile {np.percentile(moved, 99):.3f}, {crossed} crossed pcutoff; "
+                f"{_arithmetic(answers['auto']['details']['precision'])}",
+            )
+        ]  # fmt: skip
+
+    def limit(self) -> list[Figure]:
+        """How near the network comes to the machine's own multiplication of matrices."""
+        mouse = self.mouse(self.amount.resnet50_frames)
+        models = {"resnet50": made_resnet50(self.folder, mouse), "resnet18": mouse.model}
+        figures = []
+        for name, model in models.items():
+            found = alone(
+                network_and_matrices,
+                model=str(model), film=str(mouse.film), rounds=8 * self.amount.pairs,
+            )  # fmt: skip
+            for precision in ("fp32", "bf16"):
+                reached = found["flop"] / found[precision] / 1e9
+                peak = found[f"{precision}_peak"] / 1e9
+                figures.append(
+                    Figure(
+                        f"limit_{name}_{precision}", "GFLOP/s", peak, reached, "",
+                        f"stock column: torch.matmul; {found['flop'] / 1e9:.1f} GFLOP a frame, "
+                        f"{1000 * found[precision]:.0f} ms, {1000 * found['head']:.0f} of them the "
+                        f"head's, in fp32",
+                    )
+                )  # fmt: skip
+        return figures
+
+    def idle(self) -> list[Figure]:
+        """How long an accelerator waits between the videos of a queue, for want of a ready one."""
+        from worker.analyses.deeplabcut_2d import deeplabcut_2d
+        from worker.pair import Pair
+
+        film, model = self.mouse(self.amount.clip_frames).film, self.mouse(2).model
+        scratch = self._fresh("children")
+        both = Pair("gpu", scratch, warm=["worker.inference"])
+
+        def analyse(number: int) -> dict[str, Any]:
+            out = scratch / f"out{number}"
+            out.mkdir()
+            payload = {
+                "analysis": "deeplabcut_2d", "video": str(film), "out": str(out),
+                "args": deeplabcut_2d.normalise({"model": "m", "batch_size": 8}),
+                "model": str(model), "model_digest": "d", "device": "cpu",
+            }  # fmt: skip
+            answer = both.call(
+                "benchmarks.engine:on_a_device", payload, makes_ready=True,
+                on_progress=lambda _: None, should_stop=lambda: False, wall_seconds=600,
+                log=scratch / "run.log",
+            )  # fmt: skip
+            return {"timings": answer["timings"], "details": answer["details"]}
+
+        try:
+            both.start(all_of_them=True)
+            with ThreadPoolExecutor(2) as threads:
+                list(threads.map(analyse, range(-2, 0)))  # both have their model then
+                results = list(threads.map(analyse, range(self.amount.clips)))
+        finally:
+            both.close()
+        return [
+            Figure(
+                "idle_share_device", "share", None, idle_share(results), "<= 0.02",
+                f"{self.amount.clips} clips of {self.amount.clip_frames} frames on a pretended "
+                f"accelerator of {1 / DEVICE_SECONDS:.0f} frames/s, beside the processor",
+            )
         ]  # fmt: skip
 
     def labels(self) -> list[Figure]:
@@ -344,9 +505,6 @@ class Bench:
             - result["timings"]["render_video"] - wait
             for result, wait in zip(results[-1:], waits[-1:], strict=True)
         ]  # fmt: skip
-        busy = sum(result["timings"]["inference"] for result in results[:-1])
-        begun = [_begun(result) for result in results[:-1]]
-        span = max(end for _, end in begun) - min(start for start, _ in begun)
         return [
             Figure(
                 "batch10", "s", count * statistics.median(script), seconds, "<= 0.25",
@@ -359,8 +517,8 @@ class Bench:
                 "inference, rendering and waiting",
             ),
             Figure(
-                "idle_share", "share", None, max(0.0, 1 - busy / span), "<= 0.02",
-                "of the network's child between the first frame and the last of the queued clips",
+                "idle_share", "share", None, idle_share(results[:-1]), "<= 0.02",
+                "of the network between the first frame and the last of the queued clips",
             ),
         ]  # fmt: skip
 
@@ -422,25 +580,45 @@ class Bench:
         *,
         constant: bool = False,
         out: Path | None = None,
+        stop: int | None = None,
     ) -> Any:
         out = out or self._fresh("ours")
         return alone(
             our_inference,
             model=str(model), film=str(film), out=str(out), precision=precision, constant=constant,
+            stop=stop,
         )  # fmt: skip
 
     def _poses(self, done: Path, answer: Any, film: Path) -> Path:
         """Write our predictions under DeepLabCut's own name, for both renderers."""
-        from worker.tables import PREDICTIONS, table_of
+        from worker.tables import table_of
 
-        with np.load(done / PREDICTIONS) as file:
-            indexes, poses = file["indexes"], file["bodyparts"][:, 0, :, :3]
-        (done / PREDICTIONS).unlink()
+        indexes, poses = _predicted(done)
         details = answer["details"]
         table = table_of(indexes, poses, details["scorer"], details["bodyparts"])
         path = done / f"{film.stem}{details['scorer']}.h5"
         table.to_hdf(path, key="df_with_missing", format="table", mode="w")
         return path
+
+
+def _predicted(done: Path) -> tuple[Any, Any]:
+    """Take our predictions: frame numbers (n), and x, y, likelihood (n, bodyparts, 3)."""
+    from worker.tables import PREDICTIONS
+
+    with np.load(done / PREDICTIONS) as file:
+        indexes, poses = file["indexes"], file["bodyparts"][:, 0, :, :3]
+    (done / PREDICTIONS).unlink()
+    return indexes, poses
+
+
+def _arithmetic(told: dict[str, Any]) -> str:
+    """Return in words what result.json says of the precision."""
+    return (
+        f"{told['used']}, of which {told['frames_checked_in_fp32']} checked in fp32, "
+        f"{told['frames_repeated_in_fp32']} repeated ({told['share_repeated']:.1%}), noise "
+        f"{told['heatmap_noise']:.4f}, largest deviation of those checked "
+        f"{told['largest_deviation_px']:.3f} px"
+    )
 
 
 def labels_of(folder: Path) -> pd.DataFrame:
@@ -476,7 +654,11 @@ def distance(poses: Any, human: pd.DataFrame) -> float:
 
 
 def made_resnet50(folder: Path, mouse: Sample) -> Path:
-    """Return the project with a ResNet-50 of made weights, sure of what it finds on this film."""
+    """Return the project with a ResNet-50 of made weights, sure of what it finds on this film.
+
+    Its peaks stand out as trained ones do in all but a few frames. How many frames ``auto``
+    computes again is a trained model's to tell: see ``faithful``.
+    """
     import torch
     import yaml
     from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
@@ -485,28 +667,61 @@ def made_resnet50(folder: Path, mouse: Sample) -> Path:
     from worker.arithmetic import normalised
 
     target = folder / "resnet50"
+    if target.exists():
+        return target
     shutil.copytree(mouse.model, target, copy_function=shutil.copyfile)
     for path in (target, *target.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     [config] = target.rglob("pytorch_config.yaml")
     described = yaml.safe_load(config.read_text())
-    network = described["model"]
-    network["backbone"]["model_name"] = "resnet50"
-    network["backbone_output_channels"] = 2048
-    head = network["heads"]["bodypart"]
+    wanted = described["model"]
+    wanted["backbone"]["model_name"] = "resnet50"
+    wanted["backbone_output_channels"] = 2048
+    head = wanted["heads"]["bodypart"]
     for part in ("heatmap_config", "locref_config"):
         head[part]["channels"][0] = 2048
     config.write_text(yaml.safe_dump(described, sort_keys=False))
     torch.manual_seed(0)
-    made = PoseModel.build(network).eval()
-    _, frame = next(video.frames(mouse.film, order="bgr"))
-    with torch.inference_mode():
-        found = made(normalised(torch.from_numpy(frame[None])))["bodypart"]["heatmap"]
-        for values in made.heads["bodypart"].heatmap_head.parameters():
-            values.mul_(0.8 / found.amax(dim=(2, 3)).min())
+    made = PoseModel.build(wanted).eval()
+    stride = max(1, video.count(mouse.film) // 8)
+    with torch.no_grad():
+        seen = [
+            made.backbone(normalised(torch.from_numpy(frame[None])))
+            for _, frame in video.frames(mouse.film, order="bgr", stride=stride)
+        ]
+        let_peaks_stand_out(made.heads["bodypart"].heatmap_head.deconv_layers[0], seen)
     [snapshot] = target.rglob("snapshot-*.pt")
     torch.save({"model": made.state_dict(), "metadata": {"epoch": 1}}, snapshot)
     return target
+
+
+def let_peaks_stand_out(layer: Any, seen: list[Any], tried: int = 256) -> None:
+    """Give a head's last layer, of many random weights, those whose heatmaps have one clear peak.
+
+    Args:
+        layer: a transposed convolution, a channel a keypoint.
+        seen: what the backbone makes of some frames, each (1, channels, rows, columns).
+        tried: how many channels to choose from.
+    """
+    import torch
+
+    many = torch.randn(layer.weight.shape[0], tried, *layer.kernel_size)
+    maps = torch.cat(
+        [
+            torch.nn.functional.conv_transpose2d(
+                features, many, None, layer.stride, layer.padding, layer.output_padding
+            )
+            for features in seen
+        ]
+    )
+    highest = maps.flatten(2).topk(2).values
+    # By how much of its height a peak is above all the rest, in the frame where that is least.
+    clear = ((highest[..., 0] - highest[..., 1]) / highest[..., 0]).amin(dim=0)
+    clear[highest[..., 0].amin(dim=0) <= 0] = 0
+    chosen = clear.topk(layer.weight.shape[1]).indices
+    heights = highest[:, chosen, 0].amin(dim=0)
+    layer.weight.copy_(many[:, chosen] * (0.8 / heights)[None, :, None, None])
+    layer.bias.zero_()
 
 
 def transcode(film: Path, target: Path) -> float:
@@ -569,18 +784,34 @@ def put_to_ingest(lab: Lab, film: Path, puts: int) -> list[float]:
     return seconds
 
 
-def _begun(result: dict[str, Any]) -> tuple[float, float]:
-    """Return when the network began with a video and when it ended, in seconds since 1970."""
-    end = float(result["details"]["inference_ended_at"])
-    return end - result["timings"]["inference"], end
+def idle_share(results: list[dict[str, Any]]) -> float:
+    """Return the share of time between the first frame and the last in which no video is at work.
+
+    A video is at work from when its first frame goes into the network until its last one is out.
+    """
+    details = sorted((result["details"] for result in results), key=_began)
+    span = details[-1]["inference_ended_at"] - details[0]["inference_began_at"]
+    gaps = sum(
+        max(0.0, _began(following) - one["inference_ended_at"])
+        for one, following in pairwise(details)
+    )
+    return float(gaps / span)
+
+
+def _began(details: dict[str, Any]) -> float:
+    return float(details["inference_began_at"])
+
+
+#: All but what needs the real mouse.
+FIGURES = (
+    "resnet50", "resnet18", "faithful", "limit", "ceiling", "idle", "render", "way", "event"
+)  # fmt: skip
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "figures", nargs="*", help="resnet50, resnet18, labels, ceiling, render, way, event"
-    )
+    parser.add_argument("figures", nargs="*", help=f"{', '.join(FIGURES)}, labels")
     parser.add_argument("--quick", action="store_true", help="fewer frames, one pair")
     parser.add_argument("--pairs", type=int, help="paired runs (3)")
     parser.add_argument("--clip-frames", type=int, help="frames of a clip of the batch (300)")
@@ -595,7 +826,7 @@ def main() -> None:
         amount = replace(amount, pairs=given.pairs)
     if given.clip_frames:
         amount = replace(amount, clip_frames=given.clip_frames)
-    names = given.figures or ["resnet50", "resnet18", "ceiling", "render", "way", "event"]
+    names = given.figures or list(FIGURES)
     if not given.figures and has_real_mouse():
         names.append("labels")
     rows = {row["figure"]: row for row in json.loads(OUT.read_text())} if OUT.exists() else {}
