@@ -63,12 +63,12 @@ def test_curl_sends_a_film_once_with_all_that_it_declares(lab: Lab, clip: Path) 
     # Debian's curl says it by itself from 1 MB on.
     given = [f"{n}: {v}" for n, v in headers.items()] + ["Expect: 100-continue"]
     words = [word for header in given for word in ("-H", header)]
-    done = curl("-v", "--fail", *words, "-LT", str(clip), f"{lab.url}/upload/")
+    done = curl("-v", "--fail", *words, "-LT", str(clip), f"{lab.url}/upload/declared.mp4")
     said = done.stderr.decode(errors="replace")
     assert done.returncode == 0, said
     answers = [line[11:14] for line in said.splitlines() if line.startswith("< HTTP/1.1 ")]
     assert answers == ["307", "100", "200"]
-    (row,) = lab.until(lambda: lab.get("/files", q=clip.stem)["items"], "the file's row")
+    (row,) = lab.until(lambda: lab.get("/files", q="declared")["items"], "the file's row")
     over = lab.over(lab.run_of(row["file_id"]))
     assert (over["status"], over["result"]["args"]) == ("succeeded", {"seconds": 0.1})
     head = lab.s3().head_object(Bucket="videos", Key=row["key"])
