@@ -17,6 +17,7 @@ import pytest
 
 from posedrop.errors import CancelledRunError, ChildDiedError
 from posedrop.records import Progress
+from worker.child import Child
 from worker.pair import Pair
 
 # -- what runs in the children (they import this file) ---------------------------------------------
@@ -142,6 +143,25 @@ def test_the_next_is_ready_and_begins_when_the_last_has_ended(desk: Desk) -> Non
 def test_jobs_one_by_one_have_one_child(desk: Desk) -> None:
     """Its models stay loaded, and no second process takes memory for nothing."""
     assert len({desk.begin().over()["pid"] for _ in range(3)}) == 1
+
+
+def test_no_job_waits_for_imports_that_another_child_has_done(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the second child starts, the first is free again, and takes the next job."""
+    started = threading.Event()
+    warm_up = Pair._warm_up
+
+    def slow(self: Pair, child: Child) -> None:
+        started.wait(30)
+        warm_up(self, child)
+
+    monkeypatch.setattr(Pair, "_warm_up", slow)
+    first = desk.begin(waits=True).until("infer")
+    second = desk.begin()
+    desk.let_go()
+    assert second.over()["pid"] == first.over()["pid"]
+    started.set()
 
 
 @pytest.mark.parametrize("tasks", [("plain", "work", "plain"), ("work", "plain", "work")])
