@@ -9,7 +9,7 @@ from typing import Any
 from dramatiq import Broker, Message
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.common import dq_name
-from dramatiq.errors import BrokerError
+from dramatiq.errors import BrokerError, ConnectionClosed
 from dramatiq.middleware import (
     Callbacks,
     CurrentMessage,
@@ -102,10 +102,24 @@ def _ready(broker: Any, queue: str) -> int:
     if isinstance(broker, StubBroker):
         return sum(broker.queues[name].qsize() for name in (queue, dq_name(queue)))
     if hasattr(broker, "get_queue_message_counts"):
-        waiting, delayed, _ = broker.get_queue_message_counts(queue)
-        return int(waiting + delayed)
+        return _ready_in_rabbitmq(broker, queue)
     names = (f"{broker.namespace}:{name}" for name in (queue, dq_name(queue)))
     return sum(int(broker.client.llen(name)) for name in names)
+
+
+def _ready_in_rabbitmq(broker: Any, queue: str) -> int:
+    from pika.exceptions import AMQPError  # type: ignore[import-untyped]
+
+    for last in (False, True):
+        try:
+            waiting, delayed, _ = broker.get_queue_message_counts(queue)
+            return int(waiting + delayed)
+        except AMQPError as error:
+            # Dramatiq renews a connection for messages alone: one that was cut would stay so.
+            del broker.connection
+            if last:
+                raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
+    raise AssertionError("unreachable")
 
 
 @contextmanager

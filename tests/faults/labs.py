@@ -20,7 +20,7 @@ from dramatiq import Broker
 from posedrop import queue
 from tests.e2e.lab import Embedded, Lab, Servers
 from tests.integration import compose
-from tests.integration.brokers import Redis
+from tests.integration.brokers import BrokerServer, Redis
 from tests.samples import REPOSITORY, free_box
 
 L = TypeVar("L", bound=Lab)
@@ -32,9 +32,10 @@ def embedded(data_dir: Path, **settings: str) -> Embedded:
     return _with_plugin(Embedded(data_dir, **settings))
 
 
-def servers(data_dir: Path, **settings: str) -> Servers:
-    """Return MinIO, Redis, handlers and workers with the faulty analysis, not started."""
-    lab = _with_plugin(Servers(data_dir, Redis(data_dir.with_name("redis")), **settings))
+def servers(data_dir: Path, broker: BrokerServer | None = None, **settings: str) -> Servers:
+    """Return MinIO, a broker (Redis), handlers and workers with ``faulty``, not started."""
+    broker = broker or Redis(data_dir.with_name("redis"))
+    lab = _with_plugin(Servers(data_dir, broker, **settings))
     lab.several_gpus = True
     return lab
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -39,7 +41,12 @@ class BrokerServer(ABC):
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._command(), env=self._environment(), stdout=log, stderr=log
+                self._command(),
+                env=self._environment(),
+                stdout=log,
+                stderr=log,
+                # RabbitMQ is a shell with children: a kill is meant for all of it.
+                start_new_session=True,
             )
         end = time.monotonic() + _READY_SECONDS
         while time.monotonic() < end:
@@ -60,7 +67,7 @@ class BrokerServer(ABC):
     def kill(self) -> None:
         """End it as a power cut would."""
         if self._process is not None:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
@@ -85,7 +92,16 @@ class Redis(BrokerServer):
 
 
 class RabbitMQ(BrokerServer):
-    """RabbitMQ, a node of its own that no other node can find."""
+    """RabbitMQ, a node of its own that no other node can find.
+
+    It takes a consumer for dead that is at one message for ``consumer_timeout`` milliseconds; as
+    docs/deploy.md says, that has to be longer than any job.
+    """
+
+    def __init__(self, folder: Path, *, consumer_timeout: int = 31_622_400_000) -> None:
+        super().__init__(folder)
+        self._consumer_timeout = consumer_timeout
+        self._ports = {"dist": str(find_free_port()), "epmd": str(find_free_port())}
 
     @property
     def url(self) -> str:
@@ -102,19 +118,31 @@ class RabbitMQ(BrokerServer):
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
         (self.folder / "enabled_plugins").write_text("[].\n")
-        # As docs/deploy.md says: RabbitMQ takes a consumer that works for half an hour for dead.
         (self.folder / "rabbitmq.conf").write_text(
-            f"listeners.tcp.local = 127.0.0.1:{self.port}\nconsumer_timeout = 31622400000\n"
+            f"listeners.tcp.local = 127.0.0.1:{self.port}\n"
+            f"consumer_timeout = {self._consumer_timeout}\n"
         )
+        # How often it looks; there is no name for this in rabbitmq.conf.
+        (self.folder / "advanced.config").write_text("[{rabbit, [{channel_tick_interval, 1000}]}].")
         return dict(os.environ) | {
             "HOME": str(home),
             "RABBITMQ_NODENAME": f"posedrop{self.port}@localhost",
-            "RABBITMQ_DIST_PORT": str(find_free_port()),
+            "RABBITMQ_DIST_PORT": self._ports["dist"],
             "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
+            "ERL_CRASH_DUMP": str(self.folder / "crash.dump"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
             "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self.folder / "log"),
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_PID_FILE": str(self.folder / "pid"),
-            "ERL_EPMD_PORT": str(find_free_port()),
+            "ERL_EPMD_PORT": self._ports["epmd"],
         }
+
+    def stop(self) -> None:
+        """End it, and the name server that Erlang leaves running."""
+        super().stop()
+        epmd = shutil.which("epmd")
+        if epmd is not None:
+            command = [epmd, "-port", self._ports["epmd"], "-kill"]
+            subprocess.run(command, capture_output=True, check=False)
