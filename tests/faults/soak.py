@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -35,6 +35,8 @@ from tests.faults import labs
 
 #: Uploads not over yet, at most: a queue that only grows says nothing of recovery.
 OUTSTANDING = 24
+#: All uploads' keys begin with it.
+FOLDER = "day"
 #: Seconds within which everything acknowledged before a fault has to be over.
 PATIENCE = 300.0
 FINAL = ("succeeded", "refused", "failed", "cancelled")
@@ -76,6 +78,7 @@ class Uploads(threading.Thread):
         self._most = most
         self._told_to_stop = threading.Event()
         self._environment = lab.aws_environment()
+        self._over: set[str] = set()
         self.acknowledged: dict[str, str] = {}
 
     def run(self) -> None:
@@ -83,11 +86,18 @@ class Uploads(threading.Thread):
         s3 = client(self._environment)
         number = 0
         while not self._told_to_stop.is_set() and len(self.acknowledged) != self._most:
-            if len(self.acknowledged.keys() - over(s3, tolerant=True)) >= OUTSTANDING:
+            if self._waiting(s3) >= OUTSTANDING:
                 time.sleep(0.2)
                 continue
             number += 1
-            self._put(s3, f"day{number % 7}/{number}.mp4")
+            self._put(s3, f"{FOLDER}{number % 7}/{number}.mp4")
+
+    def _waiting(self, s3: Any) -> int:
+        """Return how many are not over yet; the store is asked only where it seems too many."""
+        waiting = self.acknowledged.keys() - self._over
+        if len(waiting) >= OUTSTANDING:
+            self._over |= over(s3, waiting, tolerant=True)
+        return len(waiting - self._over)
 
     def _put(self, s3: Any, key: str) -> None:
         chance = self._random.random()
@@ -128,11 +138,11 @@ def client(environment: dict[str, str]) -> Any:
     )
 
 
-def over(s3: Any, *, tolerant: bool = False) -> set[str]:
-    """Return the keys of the videos that were refused or have a result, by the bucket alone."""
+def over(s3: Any, asked: Collection[str], *, tolerant: bool = False) -> set[str]:
+    """Return which of some videos were refused or have a result, by the bucket alone."""
     found: set[str] = set()
     try:
-        pages = s3.get_paginator("list_objects_v2").paginate(Bucket="results")
+        pages = s3.get_paginator("list_objects_v2").paginate(Bucket="results", Prefix=FOLDER)
         keys = [each["Key"] for page in pages for each in page.get("Contents", [])]
     except (ClientError, BotoCoreError):
         if not tolerant:
@@ -141,9 +151,10 @@ def over(s3: Any, *, tolerant: bool = False) -> set[str]:
     for key in keys:
         if key.endswith("/result.json"):
             found.add(key.rsplit("/", 2)[0])
+    found &= set(asked)
     records = {key.removesuffix("/video.json") for key in keys if key.endswith("/video.json")}
     planned = {key.rsplit("/", 2)[0] for key in keys if key.endswith("/request.json")}
-    for video in records - planned:
+    for video in (records - planned) & set(asked):
         try:
             body = s3.get_object(Bucket="results", Key=f"{video}/video.json")["Body"].read()
         except (ClientError, BotoCoreError):
@@ -324,7 +335,7 @@ def soak(
 
 def _wait_for(s3: Any, keys: set[str], seconds: float) -> bool:
     end = time.monotonic() + seconds
-    while not keys <= over(s3, tolerant=True):
+    while not keys <= over(s3, keys, tolerant=True):
         if time.monotonic() > end:
             return False
         time.sleep(0.3)
