@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from typing import Any
 import boto3
 import httpx
 import pytest
-import uvicorn
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import ClientError
@@ -43,6 +41,7 @@ from tests.integration.minio_server import (
     ROOT_SECRET_KEY,
     MinioServer,
 )
+from tests.serving import serving
 
 BUCKETS = ("videos", "results", "models")
 POSEDROP = str(Path(sys.executable).with_name("posedrop"))
@@ -749,17 +748,10 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def api(store: Store, tmp_path: Path) -> Iterator[str]:
     """The handlers, in a thread, with their own key."""
-    port = find_free_port()
     settings = store.settings(data_dir=tmp_path, events_token=EVENTS_TOKEN)
     app = create_app(settings, queue.connect("stub://"))
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(30)
+    with serving(app) as url:
+        yield url
 
 
 def run_doctor(data_dir: Path, environment: Mapping[str, str]) -> tuple[int, dict[str, list[Any]]]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from handlers.app import create_app
 from posedrop import queue
@@ -21,6 +18,7 @@ from tests.conftest import find_free_port, tool
 from tests.e2e.lab import POSEDROP, clean_environment
 from tests.integration.caddy import API, S3, Caddy
 from tests.integration.minio_server import ROOT_ACCESS_KEY, ROOT_SECRET_KEY, MinioServer
+from tests.serving import serving
 
 API_TOKEN = "token-of-the-api"
 #: Large enough for curl to ask before it sends.
@@ -98,14 +96,8 @@ def edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
             },
         )
         app = create_app(settings, queue.connect("stub://"))
-        server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.02)
-        yield Edge(caddy.start(), settings, Storage(load(folder, root)))
-        server.should_exit = True
-        thread.join(30)
+        with serving(app, port):
+            yield Edge(caddy.start(), settings, Storage(load(folder, root)))
     finally:
         caddy.stop()
         store.stop()

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
-import uvicorn
 
 from handlers.app import create_app
 from posedrop import queue
 from posedrop.settings import Settings
+from tests.serving import serving
 
 
 @pytest.fixture
 def api(settings: Settings) -> Iterator[httpx.Client]:
     app = create_app(settings, queue.connect("stub://"))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with serving(app) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield client
-    server.should_exit = True
-    thread.join(30)
 
 
 @pytest.mark.parametrize(

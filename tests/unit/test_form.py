@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
@@ -13,13 +12,13 @@ import anyio
 import anyio.to_thread
 import httpx
 import pytest
-import uvicorn
 
 from handlers.app import create_app
 from handlers.form import FormUpload
 from posedrop import queue
 from posedrop.settings import Settings
 from posedrop.storage import Storage
+from tests.serving import serving
 
 MOST = 300_000
 FORM = "multipart/form-data; boundary=B"
@@ -46,16 +45,8 @@ def api(settings: Settings, storage: Storage, bucket: str) -> Iterator[httpx.Cli
     del storage
     small = {"max_video_bytes": MOST, "videos_bucket": bucket}
     app = create_app(settings.model_copy(update=small), queue.connect("stub://"))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    with serving(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
-    server.should_exit = True
-    thread.join(30)
 
 
 def post(api: httpx.Client, *body: bytes, form: str = FORM) -> httpx.Response:
