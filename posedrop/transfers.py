@@ -47,19 +47,9 @@ class Transfers:
         Raises:
             StorageError: the store refused, with its reason, or the line broke at every try.
         """
-        headers = {**upload["headers"], "Content-Length": str(size)}
-        for attempt in range(1, _TRIES + 1):
-            body = _FileSlice(path, 0, size, on_bytes)
-            answer = self._try_put(upload["url"], body, headers)
-            if answer is not None and answer.is_success:
-                return
-            if answer is not None and answer.status_code == 412 and attempt > 1:
-                return  # the key is ours alone: an earlier try had arrived, its answer had not
-            body.take_back()
-            if answer is not None and answer.status_code not in _RETRY_STATUSES:
-                raise _store_refused(path.name, answer)
-            _pause(attempt)
-        raise StorageError(f"{path.name} did not go up in {_TRIES} tries; try again later")
+        body = _FileSlice(path, 0, size, on_bytes)
+        if self._put_slice(body, upload["url"], upload["headers"], creates=True) is None:
+            raise StorageError(f"{path.name} did not go up in {_TRIES} tries; try again later")
 
     def put_in_parts(
         self, path: Path, size: int, upload: Mapping[str, Any], on_bytes: OnBytes
@@ -83,16 +73,31 @@ class Transfers:
             raise
 
     def _put_part(self, path: Path, start: int, length: int, url: str, on_bytes: OnBytes) -> str:
+        answer = self._put_slice(_FileSlice(path, start, length, on_bytes), url, {}, creates=False)
+        if answer is None:
+            raise StorageError(f"a part of {path.name} did not go up in {_TRIES} tries")
+        return answer.headers["ETag"]
+
+    def _put_slice(
+        self, body: _FileSlice, url: str, headers: Mapping[str, str], *, creates: bool
+    ) -> httpx.Response | None:
+        """Put it, in a few tries; None if the line broke at each of them.
+
+        ``creates``: the key is ours alone, so a later try that is told of an object there (412)
+        was preceded by one that had arrived, and whose answer had not.
+        """
+        headers = {**headers, "Content-Length": str(body.length)}
         for attempt in range(1, _TRIES + 1):
-            body = _FileSlice(path, start, length, on_bytes)
-            answer = self._try_put(url, body, {"Content-Length": str(length)})
-            if answer is not None and answer.is_success:
-                return answer.headers["ETag"]
+            answer = self._try_put(url, body, headers)
+            if answer is not None:
+                there = creates and answer.status_code == 412 and attempt > 1
+                if answer.is_success or there:
+                    return answer
             body.take_back()
             if answer is not None and answer.status_code not in _RETRY_STATUSES:
-                raise _store_refused(path.name, answer)
+                raise _store_refused(body.path.name, answer)
             _pause(attempt)
-        raise StorageError(f"a part of {path.name} did not go up in {_TRIES} tries")
+        return None
 
     def _try_put(
         self, url: str, body: _FileSlice, headers: Mapping[str, str]
@@ -191,26 +196,27 @@ class _FileSlice:
     """A part of a file as a request's body; it counts what was sent."""
 
     def __init__(self, path: Path, start: int, length: int, on_bytes: OnBytes) -> None:
-        self._path = path
+        self.path = path
         self._start = start
-        self._length = length
+        self.length = length
         self._on_bytes = on_bytes
         self._sent = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             file.seek(self._start)
-            while self._sent < self._length:
-                chunk = file.read(min(_CHUNK, self._length - self._sent))
+            while self._sent < self.length:
+                chunk = file.read(min(_CHUNK, self.length - self._sent))
                 if not chunk:
-                    raise StorageError(f"{self._path} became shorter while it was sent")
+                    raise StorageError(f"{self.path} became shorter while it was sent")
                 yield chunk
                 self._sent += len(chunk)
                 self._on_bytes(len(chunk))
 
     def take_back(self) -> None:
-        """Uncount what has to be sent again."""
+        """Uncount what has to be sent again, and begin anew."""
         self._on_bytes(-self._sent)
+        self._sent = 0
 
 
 def sha256_of(path: Path) -> str:
