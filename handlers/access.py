@@ -8,13 +8,15 @@ import re
 from urllib.parse import urlsplit
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from handlers.refusal import refusal
 from posedrop.settings import Settings
 
 _OPEN = frozenset({"/healthz"})
+#: A browser asks a person for the token then, as a password.
+_ASK = {"WWW-Authenticate": 'Basic realm="posedrop", Bearer'}
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
@@ -72,13 +74,15 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         token = self._token
         if token is not None and not _knows(request, token):
-            return _refuse(401, "unauthorized", "send Authorization: Bearer <api token>")
+            return refusal(
+                401, "unauthorized", "send Authorization: Bearer <api token>", headers=_ASK
+            )
         if token is None and not _is_loopback(request):
             # Without a token only this machine may call; a name that somebody else's DNS
             # points at this machine (rebinding) is not this machine's.
-            return _refuse(403, "forbidden", "without an API token, call by 127.0.0.1")
+            return refusal(403, "forbidden", "without an API token, call by 127.0.0.1")
         if request.method not in _SAFE and not _same_origin(request):
-            return _refuse(403, "forbidden", "a page of another site may not do this")
+            return refusal(403, "forbidden", "a page of another site may not do this")
         return None
 
 
@@ -123,8 +127,3 @@ def _same_origin(request: Request) -> bool:
 def _origin(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}" if parts.netloc else url
-
-
-def _refuse(status: int, code: str, message: str) -> Response:
-    headers = {"WWW-Authenticate": 'Basic realm="posedrop", Bearer'} if status == 401 else None
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers=headers)

@@ -21,6 +21,7 @@ from handlers import access, notify, plan, reconcile, results, sqs, upload, webh
 from handlers.context import Context, now
 from handlers.form import FormUpload
 from handlers.metrics import Metrics
+from handlers.refusal import RETRY_AFTER, refusal
 from posedrop import __version__, analyses, layout, models
 from posedrop.errors import BadRequestError, NotFoundError, PosedropError, StorageError
 from posedrop.index import Index, IndexBusyError
@@ -30,7 +31,6 @@ from posedrop.settings import Settings
 from posedrop.storage import Storage
 
 PAGE = Path(str(files("handlers") / "page"))
-_RETRY_AFTER = "2"
 #: What a form may have besides its file, bytes.
 _FORM_BYTES = 2**20
 
@@ -184,7 +184,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         answer = results.read(context, analysis_id)
         if answer.status not in results.FINAL:
             response.status_code = 202
-            response.headers["Retry-After"] = _RETRY_AFTER
+            response.headers["Retry-After"] = RETRY_AFTER
         return answer
 
     @app.delete("/analyse/{analysis_id}", summary="Cancel a run, or delete its results")
@@ -307,11 +307,7 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(PosedropError)
     async def posedrop_error(_: Request, error: PosedropError) -> JSONResponse:
         status = next((s for kind, s in statuses.items() if isinstance(error, kind)), 500)
-        body = {"code": error.code, "message": _sendable(error.message)}
-        if error.field is not None:
-            body["field"] = _sendable(error.field)
-        headers = {"Retry-After": _RETRY_AFTER} if status == 503 else None
-        return JSONResponse({"error": body}, status, headers=headers)
+        return refusal(status, error.code, error.message, field=error.field)
 
     @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
@@ -320,11 +316,4 @@ def _errors(app: FastAPI) -> None:
     ) -> JSONResponse:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"] if part != "body")
-        message = _sendable(f"{field}: {first['msg']}")
-        body = {"code": "bad_request", "message": message, "field": _sendable(field)}
-        return JSONResponse({"error": body}, 422)
-
-
-def _sendable(text: str) -> str:
-    r"""Return a text that quotes a request, which may have half a character in it (``\ud800``)."""
-    return text.encode(errors="backslashreplace").decode()
+        return refusal(422, "bad_request", f"{field}: {first['msg']}", field=field)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from pydantic import SecretStr
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from handlers.metrics import Metrics
+from handlers.refusal import refusal
 from posedrop.index import IndexBusyError
 
 PATH = "/events"
@@ -48,8 +48,8 @@ class Webhook:
             await self._app(scope, receive, send)
             return
         if not self._may(scope):
-            refusal = _error(401, "unauthorized", "a wrong or no events token")
-            await refusal(scope, receive, send)
+            stranger = refusal(401, "unauthorized", "a wrong or no events token")
+            await stranger(scope, receive, send)
             return
         started = time.perf_counter()
         body = await _body(receive)
@@ -58,7 +58,7 @@ class Webhook:
         try:
             new = await run_in_threadpool(self._record, body)
         except IndexBusyError as error:
-            await _error(503, error.code, error.message)(scope, receive, send)
+            await refusal(503, error.code, error.message)(scope, receive, send)
             return
         self._metrics.events.labels("new" if new else "known").inc()
         self._metrics.event_seconds.observe(time.perf_counter() - started)
@@ -87,8 +87,3 @@ async def _body(receive: Receive) -> bytes | None:
             size += len(parts[-1])
         if not message.get("more_body", False):
             return b"".join(parts)[:MAX_BYTES]
-
-
-def _error(status: int, code: str, message: str) -> JSONResponse:
-    headers = {"Retry-After": "2"} if status == 503 else None
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers=headers)
