@@ -74,10 +74,7 @@ class Machine(RuleBasedStateMachine):
         """DELETE /analyse."""
         from handlers import results
 
-        rows = self.world.context.index.analyses(limit=100).rows
-        if rows:
-            row = data.draw(st.sampled_from(sorted(rows, key=lambda row: row.analysis_id)))
-            self._touch(row.key)
+        if (row := self._some_run(data)) is not None:
             was_over = f"{row.run}/result.json" in self.world.storage.buckets[RESULTS]
             self._call(lambda: results.cancel_or_delete(self.world.context, row.analysis_id), None)
             self._deleted(row, for_good=was_over)
@@ -85,10 +82,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def remove_a_run(self, data: st.DataObject) -> None:
         """An S3 tool deletes a run."""
-        rows = self.world.context.index.analyses(limit=100).rows
-        if rows:
-            row = data.draw(st.sampled_from(sorted(rows, key=lambda row: row.analysis_id)))
-            self._touch(row.key)
+        if (row := self._some_run(data)) is not None:
             self._clear(f"{row.run}/")
             self._deleted(row, for_good=True)
 
@@ -204,6 +198,15 @@ class Machine(RuleBasedStateMachine):
                 do()
             except (PosedropError, Crash):
                 return
+
+    def _some_run(self, data: st.DataObject) -> AnalysisRow | None:
+        """Draw a run that somebody is about to change, None if there is none."""
+        rows = self.world.context.index.analyses(limit=100).rows
+        if not rows:
+            return None
+        row = data.draw(st.sampled_from(sorted(rows, key=lambda row: row.analysis_id)))
+        self._touch(row.key)
+        return row
 
     def _touch(self, key: str) -> None:
         there = self.world.storage.buckets[VIDEOS].get(key)
