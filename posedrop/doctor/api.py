@@ -1,0 +1,67 @@
+"""The API: it answers, and takes events with their token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+
+from posedrop import __version__
+from posedrop.doctor.finding import FAIL, HTTP_SECONDS, OK, WARN, Finding
+from posedrop.settings import Settings
+
+
+def api(settings: Settings) -> Iterator[Finding]:
+    """See whether the API answers, in the version that is installed here."""
+    try:
+        answer = httpx.get(f"{settings.url.rstrip('/')}/healthz", timeout=HTTP_SECONDS)
+        answer.raise_for_status()
+        version = answer.json()["version"]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        told = "url" in settings.model_fields_set
+        yield Finding(
+            "API",
+            FAIL if told else WARN,
+            f"{settings.url}/healthz: {error!r}",
+            "start the handlers" if told else "if there is an API elsewhere, set POSEDROP_URL",
+        )
+        return
+    if version != __version__:
+        todo = "install the same version everywhere"
+        yield Finding("API", WARN, f"runs posedrop {version}, this is {__version__}", todo)
+    else:
+        yield Finding("API", OK, f"answers at {settings.url}")
+
+
+def events(settings: Settings) -> Iterator[Finding]:
+    """See whether the API takes a notification with the events token."""
+    if settings.events_token is None:
+        yield Finding(
+            "events token",
+            WARN,
+            "there is none here",
+            "handlers without POSEDROP_EVENTS_TOKEN refuse every notification; a worker needs none",
+        )
+        return
+    try:
+        answer = httpx.post(
+            f"{settings.url.rstrip('/')}/events",
+            # A notification of nothing: taken, and forgotten.
+            json={"Records": []},
+            headers={"Authorization": f"Bearer {settings.events_token.get_secret_value()}"},
+            timeout=HTTP_SECONDS,
+        )
+    except httpx.HTTPError:
+        return  # the check of the API has said so
+    if answer.status_code == 204:
+        yield Finding("events token", OK, "POST /events takes it")
+    elif answer.status_code == 401:
+        yield Finding(
+            "events token",
+            FAIL,
+            "POST /events refuses it",
+            "set one POSEDROP_EVENTS_TOKEN for the handlers, here and in MinIO's AUTH_TOKEN",
+        )
+    else:
+        todo = "look at the log of the handlers"
+        yield Finding("events token", FAIL, f"POST /events answers {answer.status_code}", todo)

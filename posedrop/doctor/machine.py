@@ -1,0 +1,174 @@
+"""The machine: what a worker needs to decode and infer, room on the disk, a whole index."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from posedrop.doctor.finding import FAIL, HTTP_SECONDS, OK, WARN, Finding
+from posedrop.settings import Settings
+
+MIN_FREE_BYTES = 10 * 10**9
+_PROBE_SECONDS = 180.0
+
+
+_CODECS = """
+import json, av
+def has(name, mode):
+    try:
+        av.codec.Codec(name, mode)
+    except ValueError:
+        return False
+    return True
+print(json.dumps({"version": av.__version__, "libx264": has("libx264", "w"),
+                  "h264": has("h264", "r")}))
+"""
+_TORCH = """
+import json
+from worker.hardware import described
+print(json.dumps(described()))
+"""
+# As the worker's children leave the network: with a user namespace, else as root.
+_NETWORK = """
+import ctypes, json
+libc = ctypes.CDLL(None)
+NEWUSER, NEWNET = 0x10000000, 0x40000000
+alone = hasattr(libc, "unshare") and 0 in (libc.unshare(NEWUSER | NEWNET), libc.unshare(NEWNET))
+print(json.dumps({"alone": alone}))
+"""
+
+
+def worker(settings: Settings) -> Iterator[Finding]:
+    """See whether videos can be decoded, drawn and inferred here, and shut in."""
+    if find_spec("av") is None or find_spec("torch") is None:
+        yield Finding("worker", OK, "not installed here (pip install 'posedrop[worker]')")
+        return
+    yield _codecs()
+    yield _device(settings.device)
+    yield _isolation()
+
+
+def _probe(code: str) -> dict[str, Any] | str:
+    """Return what a small program says, or why it could not: libraries may crash or hang."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+        found: dict[str, Any] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {_PROBE_SECONDS:.0f} s"
+    except ValueError:
+        lines = done.stderr.strip().splitlines()
+        return lines[-1] if lines else f"ended with {done.returncode}"
+    return found
+
+
+def _codecs() -> Finding:
+    found = _probe(_CODECS)
+    todo = "pip install --force-reinstall av (its wheels bring FFmpeg with libx264)"
+    if isinstance(found, str):
+        return Finding("codecs", FAIL, f"PyAV can't be loaded: {found}", todo)
+    lacking = [
+        what
+        for name, what in (("libx264", "encode H.264 (libx264)"), ("h264", "decode H.264"))
+        if not found[name]
+    ]
+    if lacking:
+        message = f"PyAV {found['version']} can't {' or '.join(lacking)}"
+        return Finding("codecs", FAIL, message, todo)
+    return Finding("codecs", OK, f"PyAV {found['version']} reads and writes H.264")
+
+
+def _device(wanted: str) -> Finding:
+    found = _probe(_TORCH)
+    if isinstance(found, str):
+        todo = "install torch again: pip install --force-reinstall torch"
+        return Finding("device", FAIL, f"torch can't be loaded: {found}", todo)
+    there = found["devices"]
+    how = "; ".join(f"{name} ({what})" for name, what in there.items())
+    message = f"torch {found['version']} has {how}"
+    if wanted == "auto":
+        return Finding("device", OK, f"{message}; POSEDROP_DEVICE=auto")
+    if wanted in there or (wanted == "cuda" and "cuda:0" in there):
+        return Finding("device", OK, f"{message}; POSEDROP_DEVICE={wanted}")
+    return Finding(
+        "device",
+        FAIL,
+        f"{message}, but POSEDROP_DEVICE={wanted}",
+        "install the driver and a torch that fits it, or set POSEDROP_DEVICE=auto",
+    )
+
+
+def _isolation() -> Finding:
+    if not sys.platform.startswith("linux"):
+        todo = "on Linux, the children that open videos have no network"
+        return Finding("isolation", WARN, "children keep the network on this system", todo)
+    found = _probe(_NETWORK)
+    if isinstance(found, dict) and found["alone"]:
+        return Finding("isolation", OK, "children that open videos have no network")
+    return Finding(
+        "isolation",
+        WARN,
+        "the kernel does not let children leave the network",
+        "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, or AppArmor's switch), "
+        "or give the worker's container a network that reaches store and broker only",
+    )
+
+
+def disk(settings: Settings) -> Iterator[Finding]:
+    """See whether scratch has room for videos."""
+    wanted = settings.scratch_dir.absolute()
+    folder = next(path for path in (wanted, *wanted.parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    message = f"{free / 1e9:.1f} GB free for {wanted}"
+    if not os.access(folder, os.W_OK):
+        todo = "set POSEDROP_SCRATCH_DIR to a folder that this user can write to"
+        yield Finding("scratch", WARN, f"{folder} can't be written to", todo)
+    elif free < MIN_FREE_BYTES:
+        todo = "free some, or set POSEDROP_SCRATCH_DIR: a worker holds a whole video there"
+        yield Finding("scratch", WARN, message, todo)
+    else:
+        yield Finding("scratch", OK, message)
+
+
+def index(settings: Settings) -> Iterator[Finding]:
+    """See whether the index is whole."""
+    path = settings.index_file
+    if not path.is_file():
+        yield Finding("index", OK, f"none here ({path}); only handlers have one")
+        return
+    answer = _quick_check(path)
+    if answer == "ok":
+        yield Finding("index", OK, f"{path} is whole")
+    else:
+        yield Finding(
+            "index",
+            FAIL,
+            f"{path}: {answer}",
+            "stop the handlers, remove it and start them: it comes back from the buckets",
+        )
+
+
+def _quick_check(path: Path) -> str:
+    # Read-only, and on a connection of its own, so that handlers at work are not held up.
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        connection = sqlite3.connect(address, uri=True, timeout=HTTP_SECONDS)
+        try:
+            return str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        return str(error)
