@@ -13,31 +13,35 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import httpx
 import numpy as np
 import pandas as pd
 
-from tests.e2e.lab import Embedded, Lab
-from tests.samples import REPOSITORY, SHARED, Sample, free_box, has_real_mouse, sample
+from benchmarks.alone import (
+    DEVICE_SECONDS,
+    alone,
+    network_and_matrices,
+    our_inference,
+    our_render,
+    stock_inference,
+    stock_render,
+)
+from benchmarks.made import distance, filmed, labels_of, made_resnet50
+from benchmarks.way import clips_through, idle_share, put_to_ingest
+from tests.e2e.lab import Embedded
+from tests.samples import REPOSITORY, SHARED, Sample, has_real_mouse, sample
 
 OUT = REPOSITORY / "build/bench.json"
 
@@ -83,194 +87,6 @@ class Amount:
 
 ALL = Amount(3, 120, 240, 1500, 10, 300, 2330, 60, 2330)
 QUICK = Amount(1, 16, 60, 300, 4, 30, 600, 4, 100)
-
-#: What a frame takes on the accelerator that ``idle`` pretends to have, in seconds: 200 a second.
-DEVICE_SECONDS = 0.005
-
-
-# -- in a process of its own: python -m benchmarks.engine --alone NAME '{json}' --------------------
-
-
-def stock_inference(config: str, film: str, out: str, constant: bool) -> dict[str, Any]:
-    """Run ``analyze_videos``; return its frames, and the seconds within its inference runner."""
-    import deeplabcut
-    import torch
-    from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
-    from deeplabcut.pose_estimation_pytorch.runners.inference import PoseInferenceRunner
-
-    if constant:
-        PoseModel.forward = lambda self, x: {  # noqa: ARG005
-            "bodypart": {
-                "heatmap": torch.zeros((len(x), 4, 61, 81)),
-                "locref": torch.zeros((len(x), 8, 61, 81)),
-            }
-        }
-    inference = PoseInferenceRunner.inference
-    seconds: list[float] = []
-    counts: list[int] = []
-
-    def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        started = time.perf_counter()
-        found = inference(self, *args, **kwargs)
-        seconds.append(time.perf_counter() - started)
-        counts.append(len(found))
-        return found
-
-    PoseInferenceRunner.inference = timed
-    deeplabcut.analyze_videos(config, [film], destfolder=out, device="cpu")
-    return {"seconds": sum(seconds), "frames": sum(counts), **_memory()}
-
-
-def our_inference(
-    model: str, film: str, out: str, precision: str, constant: bool, stop: int | None = None
-) -> Any:
-    """Run the analysis; return its answer."""
-    from posedrop.analyses import Job
-    from worker import inference
-    from worker.analyses.deeplabcut_2d import deeplabcut_2d
-
-    args: dict[str, Any] = {"model": "m", "precision": precision, "stop": stop}
-    if constant:
-        _be_constant(0.0)
-        args["batch_size"] = 8
-    whole = deeplabcut_2d.normalise(args)
-    job = Job(Path(film), Path(out), whole, Path(model), "d", lambda *_: None, device="cpu")
-    answer = inference.run(job)
-    return {
-        "seconds": answer["timings"]["inference"],
-        "frames": answer["frames_decoded"],
-        "details": answer["details"],
-        **_memory(),
-    }
-
-
-def _be_constant(seconds_a_frame: float) -> None:
-    """Let all that happens on the device, from frames of uint8 to poses, take so long, elsewhere.
-
-    Batches are computed one after the other, whoever waits for them.
-    """
-    import torch
-
-    from worker import arithmetic, feed
-
-    free = time.monotonic()
-    ends: deque[float] = deque()
-
-    class Constant(arithmetic.Arithmetic):
-        def launch(self, pixels: torch.Tensor) -> arithmetic.Launched:
-            nonlocal free
-            free = max(free, time.monotonic()) + seconds_a_frame * len(pixels)
-            ends.append(free)
-            return arithmetic.Launched(pixels, None, fast=False)
-
-        def collect(self, batch: arithmetic.Launched) -> arithmetic.Predictions:
-            time.sleep(max(0.0, ends.popleft() - time.monotonic()))
-            self.state.frames += len(batch.x)
-            return {"bodypart": {"poses": torch.zeros((len(batch.x), 1, 4, 3))}}
-
-    feed.Arithmetic = Constant  # type: ignore[misc]
-
-
-def on_a_device(payload: dict[str, Any], report: Any) -> dict[str, Any]:
-    """Be ``worker.engine:run_analysis`` in a worker's child, on a pretended accelerator."""
-    from worker import engine, feed
-
-    if feed.Arithmetic.__name__ != "Constant":
-        _be_constant(DEVICE_SECONDS)
-        feed.accelerated = lambda _: True
-    return engine.run_analysis(payload, report)
-
-
-def stock_render(config: str, film: str, out: str, fast: bool) -> dict[str, Any]:
-    """Run ``create_labeled_video`` on what ``analyze_videos`` left; return its seconds."""
-    import deeplabcut
-
-    started = time.perf_counter()
-    deeplabcut.create_labeled_video(
-        config, [film], destfolder=out, fastmode=fast, save_frames=False
-    )
-    return {"seconds": time.perf_counter() - started}
-
-
-def our_render(film: str, poses: str, out: str) -> dict[str, Any]:
-    """Draw and encode; return the seconds without plots."""
-    from worker.render import render
-
-    payload = {
-        "video": film, "poses": poses, "poses_filtered": None, "out": out, "pcutoff": 0.4,
-        "style": {}, "skeleton": [], "start": 0, "stop": None, "stride": 1,
-    }  # fmt: skip
-    answer = render(payload, lambda *_: None)
-    return {"seconds": answer["timings"]["video"]}
-
-
-def _memory() -> dict[str, float]:
-    return {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-
-
-def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]:
-    """Time a network on single frames, and square matrices, in turn; return the best of each.
-
-    Returns:
-        ``flop`` of a frame (two a multiplication and addition); seconds of a frame in ``fp32``,
-        ``bf16`` and of the ``head`` alone; FLOP/s of matrices, ``fp32_peak`` and ``bf16_peak``.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from worker import arithmetic, network, video
-
-    loaded = network.load(Path(model), None, "cpu").pose.model
-    _, frame = next(video.frames(Path(film), order="bgr"))
-    picture = arithmetic.normalised(torch.from_numpy(frame[None]))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        loaded(picture)
-    machine = arithmetic.Machine(loaded, "cpu")
-    size = 2048
-    square = torch.randn(size, size)
-    half = square.to(torch.bfloat16)
-    with torch.inference_mode():
-        features = machine.exact.backbone(picture)
-        timed: dict[str, Callable[[], Any]] = {
-            "fp32": lambda: machine.exact(picture),
-            "bf16": lambda: machine.fast(torch.bfloat16)(picture),
-            "head": lambda: machine.exact.heads["bodypart"](features),
-            "fp32_peak": lambda: square @ square,
-            "bf16_peak": lambda: half @ half,
-        }
-        best = dict.fromkeys(timed, float("inf"))
-        for _ in range(rounds):
-            for name, function in timed.items():
-                started = time.perf_counter()
-                function()
-                best[name] = min(best[name], time.perf_counter() - started)
-    peaks = {name: 2 * size**3 / best[name] for name in ("fp32_peak", "bf16_peak")}
-    return {**best, **peaks, "flop": float(counter.get_total_flops())}
-
-
-ALONE: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        stock_inference, our_inference, stock_render, our_render, network_and_matrices
-    )
-}  # fmt: skip
-
-
-def alone(function: Callable[..., Any], **arguments: Any) -> Any:
-    """Call one of the functions above in a fresh process; adds its ``wall`` seconds."""
-    command = [sys.executable, "-m", "benchmarks.engine", "--alone", function.__name__]
-    started = time.perf_counter()
-    done = subprocess.run(
-        [*command, json.dumps(arguments)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{function.__name__} failed: {done.stderr[-2000:]}")
-    return {
-        **json.loads(done.stdout.rsplit("ANSWER ", 1)[1]), "wall": time.perf_counter() - started
-    }  # fmt: skip
-
-
-# -- the figures -----------------------------------------------------------------------------------
 
 
 class Bench:
@@ -381,7 +197,7 @@ class Bench:
                 "model": str(model), "model_digest": "d", "device": "cpu",
             }  # fmt: skip
             answer = both.call(
-                "benchmarks.engine:on_a_device", payload, makes_ready=True,
+                "benchmarks.alone:on_a_device", payload, makes_ready=True,
                 on_progress=lambda _: None, should_stop=lambda: False, wall_seconds=600,
                 log=scratch / "run.log",
             )  # fmt: skip
@@ -621,109 +437,6 @@ def _arithmetic(told: dict[str, Any]) -> str:
     )
 
 
-def labels_of(folder: Path) -> pd.DataFrame:
-    """Return a project's human labels: a row a picture by its name, x and y in pixels."""
-    table = pd.read_csv(next(folder.glob("CollectedData_*.csv")), header=[0, 1, 2])
-    table.index = pd.Index([str(name).rsplit("/", 1)[-1] for name in table.iloc[:, -9]])
-    return table.iloc[:, -8:].astype(float)
-
-
-def filmed(path: Path, pictures: list[Path]) -> None:
-    """Write pictures as a film, without loss."""
-    import av
-    import cv2
-
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("ffv1", rate=30)
-        stream.pix_fmt = "bgr0"
-        for number, picture in enumerate(pictures):
-            pixels = cv2.imread(str(picture))
-            if number == 0:
-                stream.width, stream.height = pixels.shape[1], pixels.shape[0]
-            frame = av.VideoFrame.from_ndarray(pixels, format="bgr24").reformat(format="bgr0")
-            frame.pts = number
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode())
-
-
-def distance(poses: Any, human: pd.DataFrame) -> float:
-    """Return the mean distance in pixels of what is above pcutoff to the labels."""
-    found = poses.to_numpy().reshape(len(human), -1, 3)
-    away = np.linalg.norm(found[..., :2] - human.to_numpy().reshape(len(human), -1, 2), axis=-1)
-    return float(np.nanmean(away[found[..., 2] >= 0.4]))
-
-
-def made_resnet50(folder: Path, mouse: Sample) -> Path:
-    """Return the project with a ResNet-50 of made weights, sure of what it finds on this film.
-
-    Its peaks stand out as trained ones do in all but a few frames. How many frames ``auto``
-    computes again is a trained model's to tell: see ``faithful``.
-    """
-    import torch
-    import yaml
-    from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
-
-    from worker import video
-    from worker.arithmetic import normalised
-
-    target = folder / "resnet50"
-    if target.exists():
-        return target
-    shutil.copytree(mouse.model, target, copy_function=shutil.copyfile)
-    for path in (target, *target.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    [config] = target.rglob("pytorch_config.yaml")
-    described = yaml.safe_load(config.read_text())
-    wanted = described["model"]
-    wanted["backbone"]["model_name"] = "resnet50"
-    wanted["backbone_output_channels"] = 2048
-    head = wanted["heads"]["bodypart"]
-    for part in ("heatmap_config", "locref_config"):
-        head[part]["channels"][0] = 2048
-    config.write_text(yaml.safe_dump(described, sort_keys=False))
-    torch.manual_seed(0)
-    made = PoseModel.build(wanted).eval()
-    stride = max(1, video.count(mouse.film) // 8)
-    with torch.no_grad():
-        seen = [
-            made.backbone(normalised(torch.from_numpy(frame[None])))
-            for _, frame in video.frames(mouse.film, order="bgr", stride=stride)
-        ]
-        let_peaks_stand_out(made.heads["bodypart"].heatmap_head.deconv_layers[0], seen)
-    [snapshot] = target.rglob("snapshot-*.pt")
-    torch.save({"model": made.state_dict(), "metadata": {"epoch": 1}}, snapshot)
-    return target
-
-
-def let_peaks_stand_out(layer: Any, seen: list[Any], tried: int = 256) -> None:
-    """Give a head's last layer, of many random weights, those whose heatmaps have one clear peak.
-
-    Args:
-        layer: a transposed convolution, a channel a keypoint.
-        seen: what the backbone makes of some frames, each (1, channels, rows, columns).
-        tried: how many channels to choose from.
-    """
-    import torch
-
-    many = torch.randn(layer.weight.shape[0], tried, *layer.kernel_size)
-    maps = torch.cat(
-        [
-            torch.nn.functional.conv_transpose2d(
-                features, many, None, layer.stride, layer.padding, layer.output_padding
-            )
-            for features in seen
-        ]
-    )
-    highest = maps.flatten(2).topk(2).values
-    # By how much of its height a peak is above all the rest, in the frame where that is least.
-    clear = ((highest[..., 0] - highest[..., 1]) / highest[..., 0]).amin(dim=0)
-    clear[highest[..., 0].amin(dim=0) <= 0] = 0
-    chosen = clear.topk(layer.weight.shape[1]).indices
-    heights = highest[:, chosen, 0].amin(dim=0)
-    layer.weight.copy_(many[:, chosen] * (0.8 / heights)[None, :, None, None])
-    layer.bias.zero_()
-
-
 def transcode(film: Path, target: Path) -> float:
     """Return the seconds of a plain ffmpeg transcode with the preset that posedrop uses."""
     started = time.perf_counter()
@@ -733,73 +446,6 @@ def transcode(film: Path, target: Path) -> float:
         check=True,
     )  # fmt: skip
     return time.perf_counter() - started
-
-
-def clips_through(
-    lab: Embedded, film: Path, model: Path, count: int
-) -> tuple[float, list[dict[str, Any]], list[float]]:
-    """PUT clips of different contents at once; then one more by itself, on the warm model.
-
-    Returns:
-        Seconds from the first PUT to the last result.json of the clips; the results, the single
-        one last; the seconds that each waited for another.
-    """
-    lab.posedrop("models", "push", str(model), "--name", "mouse")
-    content = film.read_bytes()
-
-    def put(number: int) -> str:
-        body = {
-            "filename": f"{number}.mp4", "analysis": "deeplabcut_2d", "args": {"model": "mouse"},
-        }  # fmt: skip
-        asked = lab.http.post("/upload", json=body).json()
-        upload = asked["upload"]
-        data = content + free_box(number + 8)
-        httpx.put(upload["url"], headers=upload["headers"], content=data).raise_for_status()
-        return str(asked["file_id"])
-
-    started = time.perf_counter()
-    files = [put(number) for number in range(count)]
-    answers = [lab.over(lab.run_of(file), seconds=7200) for file in files]
-    seconds = time.perf_counter() - started
-    answers.append(lab.over(lab.run_of(put(count)), seconds=7200))
-    results = [answer["result"] for answer in answers]
-    return seconds, results, [result["timings"].get("wait", 0.0) for result in results]
-
-
-def put_to_ingest(lab: Lab, film: Path, puts: int) -> list[float]:
-    """Return the seconds from the end of each PUT to the start of its ingest, by the log's time.
-
-    Each PUT waits for the one before to be ready: it is the way's latency, not its rate.
-    """
-    s3 = lab.s3()
-    seconds = []
-    for number in range(puts):
-        key = f"bench/{number}.mp4"
-        s3.put_object(Bucket="videos", Key=key, Body=film.read_bytes() + free_box(number + 8))
-        done = time.time()
-        lab.file(key)
-        record = json.loads(s3.get_object(Bucket="results", Key=f"{key}/video.json")["Body"].read())
-        begun = datetime.fromisoformat(record["ingested_at"]).timestamp()
-        seconds.append(max(0.0, begun - done))
-    return seconds
-
-
-def idle_share(results: list[dict[str, Any]]) -> float:
-    """Return the share of time between the first frame and the last in which no video is at work.
-
-    A video is at work from when its first frame goes into the network until its last one is out.
-    """
-    details = sorted((result["details"] for result in results), key=_began)
-    span = details[-1]["inference_ended_at"] - details[0]["inference_began_at"]
-    gaps = sum(
-        max(0.0, _began(following) - one["inference_ended_at"])
-        for one, following in pairwise(details)
-    )
-    return float(gaps / span)
-
-
-def _began(details: dict[str, Any]) -> float:
-    return float(details["inference_began_at"])
 
 
 #: All but what needs the real mouse.
@@ -815,12 +461,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer frames, one pair")
     parser.add_argument("--pairs", type=int, help="paired runs (3)")
     parser.add_argument("--clip-frames", type=int, help="frames of a clip of the batch (300)")
-    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.alone:
-        name, arguments = given.alone
-        print("ANSWER", json.dumps(ALONE[name](**json.loads(arguments))))
-        return
     amount = QUICK if given.quick else ALL
     if given.pairs:
         amount = replace(amount, pairs=given.pairs)

@@ -28,7 +28,7 @@ import boto3
 import psutil
 from botocore.config import Config
 
-from benchmarks.engine import put_to_ingest
+from benchmarks.way import put_to_ingest
 from posedrop.settings import ENV_FILE
 from tests.e2e.lab import Embedded, Lab, Servers
 from tests.integration.brokers import Redis

@@ -1,0 +1,208 @@
+"""What is measured in a process of its own: stock DeepLabCut and posedrop, each from a fresh start.
+
+python -m benchmarks.alone NAME '{"argument": ...}'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DLClight", "True")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
+#: What a frame takes on the accelerator that ``idle`` pretends to have, in seconds: 200 a second.
+DEVICE_SECONDS = 0.005
+
+
+def stock_inference(config: str, film: str, out: str, constant: bool) -> dict[str, Any]:
+    """Run ``analyze_videos``; return its frames, and the seconds within its inference runner."""
+    import deeplabcut
+    import torch
+    from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
+    from deeplabcut.pose_estimation_pytorch.runners.inference import PoseInferenceRunner
+
+    if constant:
+        PoseModel.forward = lambda self, x: {  # noqa: ARG005
+            "bodypart": {
+                "heatmap": torch.zeros((len(x), 4, 61, 81)),
+                "locref": torch.zeros((len(x), 8, 61, 81)),
+            }
+        }
+    inference = PoseInferenceRunner.inference
+    seconds: list[float] = []
+    counts: list[int] = []
+
+    def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        found = inference(self, *args, **kwargs)
+        seconds.append(time.perf_counter() - started)
+        counts.append(len(found))
+        return found
+
+    PoseInferenceRunner.inference = timed
+    deeplabcut.analyze_videos(config, [film], destfolder=out, device="cpu")
+    return {"seconds": sum(seconds), "frames": sum(counts), **_memory()}
+
+
+def our_inference(
+    model: str, film: str, out: str, precision: str, constant: bool, stop: int | None = None
+) -> Any:
+    """Run the analysis; return its answer."""
+    from posedrop.analyses import Job
+    from worker import inference
+    from worker.analyses.deeplabcut_2d import deeplabcut_2d
+
+    args: dict[str, Any] = {"model": "m", "precision": precision, "stop": stop}
+    if constant:
+        _be_constant(0.0)
+        args["batch_size"] = 8
+    whole = deeplabcut_2d.normalise(args)
+    job = Job(Path(film), Path(out), whole, Path(model), "d", lambda *_: None, device="cpu")
+    answer = inference.run(job)
+    return {
+        "seconds": answer["timings"]["inference"],
+        "frames": answer["frames_decoded"],
+        "details": answer["details"],
+        **_memory(),
+    }
+
+
+def _be_constant(seconds_a_frame: float) -> None:
+    """Let all that happens on the device, from frames of uint8 to poses, take so long, elsewhere.
+
+    Batches are computed one after the other, whoever waits for them.
+    """
+    import torch
+
+    from worker import arithmetic, feed
+
+    free = time.monotonic()
+    ends: deque[float] = deque()
+
+    class Constant(arithmetic.Arithmetic):
+        def launch(self, pixels: torch.Tensor) -> arithmetic.Launched:
+            nonlocal free
+            free = max(free, time.monotonic()) + seconds_a_frame * len(pixels)
+            ends.append(free)
+            return arithmetic.Launched(pixels, None, fast=False)
+
+        def collect(self, batch: arithmetic.Launched) -> arithmetic.Predictions:
+            time.sleep(max(0.0, ends.popleft() - time.monotonic()))
+            self.state.frames += len(batch.x)
+            return {"bodypart": {"poses": torch.zeros((len(batch.x), 1, 4, 3))}}
+
+    feed.Arithmetic = Constant  # type: ignore[misc]
+
+
+def on_a_device(payload: dict[str, Any], report: Any) -> dict[str, Any]:
+    """Be ``worker.engine:run_analysis`` in a worker's child, on a pretended accelerator."""
+    from worker import engine, feed
+
+    if feed.Arithmetic.__name__ != "Constant":
+        _be_constant(DEVICE_SECONDS)
+        feed.accelerated = lambda _: True
+    return engine.run_analysis(payload, report)
+
+
+def stock_render(config: str, film: str, out: str, fast: bool) -> dict[str, Any]:
+    """Run ``create_labeled_video`` on what ``analyze_videos`` left; return its seconds."""
+    import deeplabcut
+
+    started = time.perf_counter()
+    deeplabcut.create_labeled_video(
+        config, [film], destfolder=out, fastmode=fast, save_frames=False
+    )
+    return {"seconds": time.perf_counter() - started}
+
+
+def our_render(film: str, poses: str, out: str) -> dict[str, Any]:
+    """Draw and encode; return the seconds without plots."""
+    from worker.render import render
+
+    payload = {
+        "video": film, "poses": poses, "poses_filtered": None, "out": out, "pcutoff": 0.4,
+        "style": {}, "skeleton": [], "start": 0, "stop": None, "stride": 1,
+    }  # fmt: skip
+    answer = render(payload, lambda *_: None)
+    return {"seconds": answer["timings"]["video"]}
+
+
+def _memory() -> dict[str, float]:
+    return {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]:
+    """Time a network on single frames, and square matrices, in turn; return the best of each.
+
+    Returns:
+        ``flop`` of a frame (two a multiplication and addition); seconds of a frame in ``fp32``,
+        ``bf16`` and of the ``head`` alone; FLOP/s of matrices, ``fp32_peak`` and ``bf16_peak``.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from worker import arithmetic, network, video
+
+    loaded = network.load(Path(model), None, "cpu").pose.model
+    _, frame = next(video.frames(Path(film), order="bgr"))
+    picture = arithmetic.normalised(torch.from_numpy(frame[None]))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        loaded(picture)
+    machine = arithmetic.Machine(loaded, "cpu")
+    size = 2048
+    square = torch.randn(size, size)
+    half = square.to(torch.bfloat16)
+    with torch.inference_mode():
+        features = machine.exact.backbone(picture)
+        timed: dict[str, Callable[[], Any]] = {
+            "fp32": lambda: machine.exact(picture),
+            "bf16": lambda: machine.fast(torch.bfloat16)(picture),
+            "head": lambda: machine.exact.heads["bodypart"](features),
+            "fp32_peak": lambda: square @ square,
+            "bf16_peak": lambda: half @ half,
+        }
+        best = dict.fromkeys(timed, float("inf"))
+        for _ in range(rounds):
+            for name, function in timed.items():
+                started = time.perf_counter()
+                function()
+                best[name] = min(best[name], time.perf_counter() - started)
+    peaks = {name: 2 * size**3 / best[name] for name in ("fp32_peak", "bf16_peak")}
+    return {**best, **peaks, "flop": float(counter.get_total_flops())}
+
+
+ALONE: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        stock_inference, our_inference, stock_render, our_render, network_and_matrices
+    )
+}  # fmt: skip
+
+
+def alone(function: Callable[..., Any], **arguments: Any) -> Any:
+    """Call one of the functions above in a fresh process; adds its ``wall`` seconds."""
+    command = [sys.executable, "-m", "benchmarks.alone", function.__name__]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*command, json.dumps(arguments)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{function.__name__} failed: {done.stderr[-2000:]}")
+    return {
+        **json.loads(done.stdout.rsplit("ANSWER ", 1)[1]), "wall": time.perf_counter() - started
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    name, arguments = sys.argv[1:]
+    print("ANSWER", json.dumps(ALONE[name](**json.loads(arguments))))
