@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 
 from dramatiq import Broker
 
-from posedrop import queue
+from posedrop import layout, queue
 from posedrop.index import Index
+from posedrop.records import VideoRecord
 from posedrop.settings import Settings
 from posedrop.storage import Storage
 
@@ -34,6 +35,15 @@ class Context:
     """Held while a run is looked up and created: one request, one run, under whatever key."""
     lookers: ThreadPoolExecutor = field(default_factory=_lookers)
     """Threads that ask the store about many objects at once; they end with the context."""
+
+    def video_record(self, bucket: str, key: str) -> VideoRecord | None:
+        """Return what ingest wrote of an object of the videos bucket, None if nothing.
+
+        Raises:
+            StorageError: the store is away, or what stands there is no such record.
+        """
+        record = layout.video_record(layout.video_prefix(bucket, key))
+        return self.storage.read_record(self.settings.results_bucket, record, VideoRecord)
 
     def enqueue_ingest(self, file_id: str, bucket: str, key: str, etag: str) -> None:
         """Have an object ingested."""

@@ -116,9 +116,7 @@ def ask(
         )
     prefix = layout.video_prefix(file.bucket, file.key)
     if file.state == "ready":
-        record = context.storage.read_record(
-            context.settings.results_bucket, layout.video_record(prefix), VideoRecord
-        )
+        record = context.video_record(file.bucket, file.key)
         if record is not None and record.probe is not None:
             return start(context, record, wanted, "api", token)
     asked = Asked(
@@ -240,8 +238,7 @@ def finish_planning(context: Context, file_id: str) -> None:
     file = context.index.file(file_id)
     if file is None or file.state != "ready" or file.planned:
         return
-    key = layout.video_record(layout.video_prefix(file.bucket, file.key))
-    video = context.storage.read_record(context.settings.results_bucket, key, VideoRecord)
+    video = context.video_record(file.bucket, file.key)
     if video is not None:
         plan_ingested(context, video)
 

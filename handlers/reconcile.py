@@ -23,7 +23,7 @@ from handlers.context import Context, now
 from posedrop import layout, queue
 from posedrop.errors import PosedropError
 from posedrop.index import AnalysisRow, FileRow, Page
-from posedrop.records import Attempt, FileState, RunState, VideoRecord
+from posedrop.records import Attempt, FileState, RunState
 from posedrop.storage import ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -378,12 +378,10 @@ class ToDo:
 
 def _was_ingested(context: Context, row: FileRow) -> bool:
     """Index a video's record that no event told of, or no longer; False if there is none."""
-    key = layout.video_record(layout.video_prefix(row.bucket, row.key))
-    bucket = context.settings.results_bucket
-    record = context.storage.read_record(bucket, key, VideoRecord)
+    record = context.video_record(row.bucket, row.key)
     if record is None or record.video.etag != row.etag:
         return False
-    notify.result_arrived(context, key)
+    notify.result_arrived(context, layout.video_record(layout.video_prefix(row.bucket, row.key)))
     return True
 
 
@@ -428,9 +426,8 @@ def _plan_forgotten(context: Context, repairs: Repairs) -> None:
             forgotten[file.file_id] = file
     lately = now() - timedelta(seconds=context.settings.lease_seconds)
     for file in forgotten.values():
-        key = layout.video_record(layout.video_prefix(file.bucket, file.key))
         try:
-            video = context.storage.read_record(context.settings.results_bucket, key, VideoRecord)
+            video = context.video_record(file.bucket, file.key)
         except PosedropError as error:
             if error.code != "damaged_record":
                 raise
