@@ -12,6 +12,7 @@ import av
 import av.error
 import numpy as np
 from av.codec.context import Flags as CodecFlags
+from av.codec.context import ThreadType
 from av.container import OutputContainer
 from av.video.frame import PictureType, VideoFrame
 from av.video.plane import VideoPlane
@@ -132,6 +133,8 @@ def _h264(container: OutputContainer, canvas: Canvas, crf: int) -> VideoStream:
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
     context.time_base = canvas.time_base
+    # PyAV's own choice, slices, costs x264 some time, 2 % in size, and quality at their borders.
+    context.thread_type = ThreadType.FRAME
     context.flags |= CodecFlags.frame_duration
     context.color_range = _LIMITED_RANGE
     context.colorspace = canvas.frame.colorspace
