@@ -85,7 +85,7 @@ class Amount:
     faithful_frames: int
 
 
-ALL = Amount(3, 120, 240, 1500, 10, 300, 2330, 60, 2330)
+ALL = Amount(3, 300, 240, 1500, 10, 300, 2330, 60, 2330)
 QUICK = Amount(1, 16, 60, 300, 4, 30, 600, 4, 100)
 
 

@@ -1,7 +1,8 @@
 """How a network is computed: exactly, or in fewer bits where no keypoint changes by it.
 
 Exact is fp32 with the weights and pictures in channels-last order, in which convolutions are
-fastest, and with each batch normalisation folded into the convolution before it. Fewer bits (bf16,
+fastest, with each batch normalisation folded into the convolution before it, and with what follows
+a convolution done by it (:mod:`worker.fused`). Fewer bits (bf16,
 fp16) are faster still, but two peaks of a heatmap that nearly tie may change places, by which a
 keypoint jumps. So ``auto`` watches itself:
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -30,7 +32,7 @@ from deeplabcut.pose_estimation_pytorch.models.predictors import HeatmapPredicto
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from worker import hardware
+from worker import fused, hardware
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ SAFETY = 1.5
 #: The fast arithmetic has to be so many times faster, or it isn't worth its checks.
 WORTH = 1.15
 
+#: Where DLCRNet keeps what its hooks have seen.
+_FEATURES = "interm_features"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -67,20 +71,27 @@ class Machine:
     def __init__(self, model: Any, device: str) -> None:
         """Prepare ``model`` (DeepLabCut's PoseModel, in eval mode), which is changed by it."""
         self.device = torch.device(device)
-        self.exact = _folded(model).to(memory_format=torch.channels_last)
+        #: The exact form for who casts by itself: of torch's own operators alone.
+        self.plain = _tried(model, _fold).to(memory_format=torch.channels_last)
+        self.exact = self.plain
+        if self.device.type == "cpu":
+            self.exact = _tried(self.plain, fused.fuse)
         self._fast: dict[torch.dtype, Any] = {}
 
     def fast(self, dtype: torch.dtype) -> Any:
         """Return the network with its backbone in ``dtype``; what follows it stays in fp32."""
         if dtype not in self._fast:
-            model = copy.deepcopy(self.exact)
+            model = copy.deepcopy(self.plain, _shared(self.plain))
             model.backbone = _Reduced(model.backbone, dtype)
+            # oneDNN knows only the numbers that the processor multiplies; others are torch's.
+            if self.exact is not self.plain and dtype == hardware.native_dtype(self.device):
+                fused.fuse(model)
             self._fast[dtype] = model
         return self._fast[dtype]
 
     def forms(self) -> list[Any]:
-        """Return all that was made of the network: its exact form first."""
-        return [self.exact, *self._fast.values()]
+        """Return all that was made of the network; they share what they can."""
+        return [self.plain, self.exact, *self._fast.values()]
 
     def dtype_for(self, precision: Precision) -> torch.dtype | None:
         """Return what to compute in besides fp32; None: nothing."""
@@ -376,30 +387,41 @@ class _Reduced(nn.Module):
         return found
 
 
-def _folded(model: Any) -> Any:
-    """Return a network without the batch normalisations that follow a convolution, if equal.
+def _tried(model: Any, change: Callable[[nn.Module], int]) -> Any:
+    """Return a network with a change that is to change nothing but its speed, else as it is.
 
-    Which module runs after which is not written anywhere, so each place where one stands behind the
-    other is taken for a pair, and the outcome is compared with the network as it was.
+    Which module runs after which is not written anywhere, so a change goes by how they stand, and
+    what comes out is compared with what came out before.
     """
-    folded = copy.deepcopy(model)
-    if not _fold(folded):
-        return model
-    picture = torch.rand((1, 3, 128, 128), generator=torch.Generator().manual_seed(0)) * 4 - 2
+    # Of the size that DeepLabCut gives to networks which take but one.
+    picture = torch.rand((1, 3, 256, 256), generator=torch.Generator().manual_seed(0)) * 4 - 2
     device = next(model.parameters()).device
     try:
+        changed = copy.deepcopy(model, _shared(model, *model.parameters()))
+        if not change(changed):
+            return model
         with torch.inference_mode():
-            before, after = model(picture.to(device)), folded(picture.to(device))
+            before, after = model(picture.to(device)), changed(picture.to(device))
         for head, named in before.items():
             for name, value in named.items():
                 scale = float(value.abs().max())
                 torch.testing.assert_close(
                     after[head][name], value, rtol=0, atol=1e-4 * scale + 1e-7
                 )
-    except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError):
-        log.info("the network stays as it is: its normalisations don't fold")
+    except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError, LookupError):
+        log.info("the network stays as it is, without %s", change.__name__)
         return model
-    return folded
+    return changed
+
+
+def _shared(model: Any, *others: Any) -> dict[int, Any]:
+    """Return, for ``copy.deepcopy``, what a network and its copy are to have in common.
+
+    DLCRNet's hooks write into the dictionary of the network that they were made for, its copies'
+    too: unless it is one, a copy finds nothing in its own.
+    """
+    found = [module.interm_features for module in model.modules() if hasattr(module, _FEATURES)]
+    return {id(thing): thing for thing in (*found, *others)}
 
 
 def _fold(module: nn.Module) -> int:

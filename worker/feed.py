@@ -74,6 +74,8 @@ class Runner(Feed):
         self._network = warm.network
         self._dtype = warm.machine.dtype_for(precision)
         self._precision = precision
+        machine = warm.machine
+        warm.network.pose.model = machine.exact if self._dtype is None else machine.plain
         self.batch = batch
         self.setup = {"precision": precision, "batch": batch}
 

@@ -165,7 +165,7 @@ def _kept(job: Job, part: str, load: Callable[[str], Network]) -> Warm:
 
 def _prepared(model: Network) -> Warm:
     machine = Machine(model.pose.model, model.device)
-    model.pose.model = machine.exact
+    model.pose.model = machine.exact  # the one it was loaded as is needed no more
     return Warm(model, machine, model.detector is None and _only_normalises(model.pose))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worker import fused
 from worker.arithmetic import Machine
 from worker.network import Network
 
@@ -35,7 +36,7 @@ class Warm:
             for module in modules
             for tensor in _tensors(module)
         }
-        return sum(storages.values())
+        return sum(storages.values()) + sum(fused.packed_bytes(module) for module in modules)
 
 
 class Shelf:

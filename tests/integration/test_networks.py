@@ -1,0 +1,125 @@
+"""worker.arithmetic on every architecture that DeepLabCut builds: other forms, the same outcome."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.setdefault("DLClight", "True")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import torch
+from deeplabcut.pose_estimation_pytorch.config.pose import PoseConfig
+from deeplabcut.pose_estimation_pytorch.models import PoseModel
+
+from worker import hardware
+from worker.arithmetic import Machine
+from worker.fused import Block
+from worker.warm import Warm
+
+#: With residual blocks that are done in one. DeepLabCut's ResNet-50 has GroupNorm by default.
+RESIDUAL = [
+    "resnet_50 of BatchNorm",
+    "resnet_101",
+    "hrnet_w18",
+    "hrnet_w32",
+    "dekr_w18",
+    "dlcrnet_stride16_ms5",
+    "dlcrnet_stride32_ms5",
+]
+OTHERS = ["resnet_50", "top_down_resnet_50", "cspnext_s", "rtmpose_s"]
+
+
+def build(folder: Path, net_type: str) -> Any:
+    """Return a network of this kind, with weights that leave no part of it without effect."""
+    net_type, _, kind = net_type.partition(" ")
+    several = not net_type.startswith(("resnet", "hrnet", "cspnext"))
+    parts = ["snout", "tail", "ear"]
+    project = {
+        "Task": "t", "scorer": "s", "date": "d", "project_path": str(folder), "engine": "pytorch",
+        "multianimalproject": several, "identity": False, "video_sets": {}, "uniquebodyparts": [],
+        "bodyparts": "MULTI!" if several else parts,
+        "multianimalbodyparts": parts if several else [],
+        "individuals": ["ada", "bob"] if several else ["ada"],
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(project))
+    config = PoseConfig.build(
+        folder / "config.yaml", folder / "pytorch_config.yaml", net_type=net_type,
+        top_down=net_type.startswith(("top_down", "rtmpose")),
+    )  # fmt: skip
+    described = dict(config["model"])
+    if kind:
+        described["backbone"] = {**described["backbone"], "model_name": "resnet50"}
+    torch.manual_seed(0)
+    model = PoseModel.build(described).eval()
+    for name, value in model.state_dict().items():
+        # timm begins with the last normalisation of each block at 0: its convolutions do nothing.
+        if name.endswith("running_mean"):
+            value.uniform_(-0.1, 0.1)
+        elif name.endswith("running_var"):
+            value.uniform_(0.8, 1.2)
+        elif value.dim() == 1 and name.endswith("weight"):
+            value.uniform_(0.4, 0.8)
+    return model
+
+
+def pictures(count: int, height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    noise = torch.randn((count, height, width, 3), generator=generator)
+    return noise.permute(0, 3, 1, 2)  # channels last, as frames come
+
+
+def assert_alike(ours: Any, stock: Any, share: float) -> None:
+    """Each map of each head, within this share of its largest value."""
+    assert {head: set(maps) for head, maps in ours.items()} == {
+        head: set(maps) for head, maps in stock.items()
+    }
+    for head, maps in stock.items():
+        for name, value in maps.items():
+            scale = float(value.abs().max())
+            torch.testing.assert_close(ours[head][name], value, rtol=0, atol=share * scale)
+
+
+@pytest.mark.parametrize("net_type", [*RESIDUAL, *OTHERS])
+def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
+    net_type: str, tmp_path: Path
+) -> None:
+    """On batches of changing sizes: exactly, and in bfloat16 as near as bfloat16 is."""
+    stock = build(tmp_path, net_type)
+    machine = Machine(build(tmp_path, net_type), "cpu")
+    fast = machine.fast(torch.bfloat16)
+    blocks = [part for part in machine.exact.modules() if type(part) is Block]
+    assert bool(blocks) == (net_type in RESIDUAL)
+    assert machine.exact is not machine.plain
+    with torch.inference_mode():
+        # A top-down network has one size.
+        for count, height, width in ((1, 256, 256), (2, 256, 256), (1, 256, 256)):
+            x = pictures(count, height, width)
+            before = x.clone()
+            wanted = stock(x)
+            assert_alike(machine.exact(x), wanted, 1e-4)
+            assert_alike(machine.plain(x), wanted, 1e-4)
+            assert_alike(fast(x), wanted, 0.1)
+            assert torch.equal(x, before)
+
+
+def test_what_a_fused_network_takes_is_counted(tmp_path: Path) -> None:
+    """The weights that oneDNN lays out for itself are within the bound of bytes too."""
+    machine = Machine(build(tmp_path, "resnet_50"), "cpu")
+    model = Warm(NoDetector, machine, normalises=True)  # type: ignore[arg-type]
+    weights = 4 * sum(value.numel() for value in machine.exact.parameters())
+    assert model.bytes == pytest.approx(2 * weights, rel=0.02)
+    if hardware.native_dtype(torch.device("cpu")) is not None:
+        with torch.inference_mode():
+            machine.fast(torch.bfloat16)(pictures(1, 128, 128))
+        assert model.bytes == pytest.approx(3 * weights, rel=0.02)
+
+
+class NoDetector:
+    """A loaded model's other half."""
+
+    detector = None

@@ -1,0 +1,219 @@
+"""Parts of a network that do in one operation what torch does in several, with the same outcome.
+
+torch runs a convolution, a sum and a ReLU one after the other, each of them through memory, and
+lays a convolution's weights out anew at each call. oneDNN can do the three in one, with weights
+laid out once: it is what ``torch.compile`` makes of them, had without a compiler. The operators are
+private to torch, so nobody should use what is made here without comparing what comes out.
+
+Blocks are those of timm's ResNets and HRNets, which DeepLabCut's backbones are made of, where their
+normalisations were folded into the convolutions (a GroupNorm can't be). Other convolutions gain by
+their weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from deeplabcut.pose_estimation_pytorch.models.heads import HeatmapHead
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+
+class Convolution(nn.Module):
+    """A convolution, alone or with what comes after it."""
+
+    def __init__(self, plain: nn.Conv2d, after: Literal["relu", "none"] = "none") -> None:
+        """Do as ``plain``, whose weights it shares, and what comes ``after``."""
+        super().__init__()
+        self.plain = plain
+        self._after = after
+        self._how = (list(plain.padding), list(plain.stride), list(plain.dilation), plain.groups)
+        self._packed: Tensor | None = None
+        self._shape: tuple[int, ...] = ()
+
+    @property
+    def packed_bytes(self) -> int:
+        """What its weights take a second time, as oneDNN wants them."""
+        return 0 if self._packed is None else self.plain.weight.nbytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the convolution makes of x, after the ReLU if there is one."""
+        found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self._laid_out(x), self.plain.bias, *self._how, self._after, [], ""
+        )
+        return found
+
+    def added_to(self, other: Tensor, x: Tensor, *, inplace: bool) -> Tensor:
+        """Return the sum of ``other`` and the convolution of x, after a ReLU.
+
+        Args:
+            inplace: ``other`` is nobody else's; the sum may take its place.
+        """
+        how: tuple[Any, ...] = (
+            self._laid_out(x), self.plain.bias, *self._how, "add", 1.0, "relu", [], ""
+        )  # fmt: skip
+        found: Tensor
+        if inplace:
+            found = torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *how)
+        else:
+            found = torch.ops.mkldnn._convolution_pointwise.binary(x, other, *how)
+        return found
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        # How is best depends on the size of what comes: asked without one, oneDNN halves the speed.
+        shape = tuple(x.shape)
+        if self._packed is None or shape != self._shape:
+            self._packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self.plain.weight, *self._how, list(shape)
+            )
+            self._shape = shape
+        return self._packed
+
+
+class Block(nn.Module):
+    """timm's ``BasicBlock`` or ``Bottleneck``."""
+
+    def __init__(self, plain: Any, *, owns_input: bool) -> None:
+        """Do as ``plain``; where it ``owns_input``, its output may take the input's place."""
+        super().__init__()
+        first, last = [plain.conv1], plain.conv2
+        if type(plain) is Bottleneck:
+            first, last = [plain.conv1, plain.conv2], plain.conv3
+        self.first = nn.Sequential(*(Convolution(one, "relu") for one in first))
+        self.last = Convolution(last)
+        shortcut = plain.downsample
+        self.shortcut = None if shortcut is None else Convolution(shortcut[0])
+        self._owns_shortcut = owns_input or self.shortcut is not None
+        self._forward_hooks = plain._forward_hooks  # DLCRNet takes features by them
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the plain block returns."""
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return self.last.added_to(shortcut, self.first(x), inplace=self._owns_shortcut)
+
+
+class Head(nn.Module):
+    """DeepLabCut's ``HeatmapHead``, whose two deconvolutions of the same features are one.
+
+    Each has so few channels that most of oneDNN's work for it is for none.
+    """
+
+    def __init__(self, plain: Any) -> None:
+        """Do as ``plain``."""
+        super().__init__()
+        both = [plain.heatmap_head.deconv_layers[0], plain.locref_head.deconv_layers[0]]
+        self.predictor = plain.predictor
+        self._channels = [one.out_channels for one in both]
+        self.joint = nn.ConvTranspose2d(
+            both[0].in_channels, sum(self._channels), both[0].kernel_size, both[0].stride
+        )
+        self.joint.weight = nn.Parameter(torch.cat([one.weight for one in both], dim=1))
+        self.joint.bias = nn.Parameter(torch.cat([one.bias for one in both]))
+        self.joint.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what the plain head returns."""
+        heatmap, locref = self.joint(x).split(self._channels, dim=1)
+        return {"heatmap": heatmap, "locref": locref}
+
+
+def fuse(module: nn.Module) -> int:
+    """Put fused parts in the place of a module's plain ones; return how many there were."""
+    fused = 0
+    if _has_plain_stem(module):
+        stem: Any = module
+        stem.conv1, stem.act1 = Convolution(stem.conv1, "relu"), nn.Identity()
+        fused += 1
+    before: Any = None
+    child: Any
+    for name, child in list(module.named_children()):
+        if type(child) is Convolution:
+            continue
+        new: nn.Module | None = None
+        if _is_plain_block(child):
+            # What a block made only the next one gets, unless somebody else looks.
+            follows = type(module) is nn.Sequential and type(before) is Block
+            new = Block(child, owns_input=follows and not before._forward_hooks)
+        elif _is_plain_head(child):
+            new = Head(child)
+        elif _is_convolution(child):
+            new = Convolution(child)
+        if new is None:
+            fused += fuse(child)
+        else:
+            setattr(module, name, new)
+            fused += 1
+        before = new
+    return fused
+
+
+def packed_bytes(module: nn.Module) -> int:
+    """Return what a module's weights take a second time, as oneDNN wants them."""
+    return sum(m.packed_bytes for m in module.modules() if isinstance(m, Convolution))
+
+
+def _has_plain_stem(module: Any) -> bool:
+    return (
+        type(module) is ResNet
+        and _is_convolution(module.conv1)
+        and _is_nothing(module.bn1)
+        and type(module.act1) is nn.ReLU
+    )
+
+
+def _is_plain_block(block: Any) -> bool:
+    """Tell whether a block is nothing but convolutions, ReLUs and a sum."""
+    if type(block) is BasicBlock:
+        convolutions: list[Any] = [block.conv1, block.conv2]
+        nothing = [block.bn1, block.drop_block, block.aa, block.bn2]
+        relus = [block.act1, block.act2]
+    elif type(block) is Bottleneck:
+        convolutions = [block.conv1, block.conv2, block.conv3]
+        nothing = [block.bn1, block.bn2, block.drop_block, block.aa, block.bn3]
+        relus = [block.act1, block.act2, block.act3]
+    else:
+        return False
+    if block.downsample is not None:
+        if type(block.downsample) is not nn.Sequential:
+            return False
+        first, *rest = block.downsample
+        convolutions.append(first)
+        nothing += rest
+    return (
+        all(map(_is_convolution, convolutions))
+        and all(map(_is_nothing, [*nothing, block.se, block.drop_path]))
+        and all(type(relu) is nn.ReLU for relu in relus)
+    )
+
+
+def _is_plain_head(head: Any) -> bool:
+    """Tell whether a head is nothing but two deconvolutions that differ in their channels."""
+    if type(head) is not HeatmapHead or head.locref_head is None:
+        return False
+    both = [head.heatmap_head, head.locref_head]
+    layers = [layer for one in both for layer in one.deconv_layers.children()]
+    return (
+        len(layers) == len(both)
+        and all(map(_is_deconvolution, layers))
+        and all(_is_nothing(one.final_conv) for one in both)
+        and (layers[0].kernel_size, layers[0].stride) == (layers[1].kernel_size, layers[1].stride)
+    )
+
+
+def _is_deconvolution(layer: Any) -> bool:
+    if type(layer) is not nn.ConvTranspose2d or layer.bias is None:
+        return False
+    padded = {*layer.padding, *layer.output_padding}
+    return padded == {0} and set(layer.dilation) == {1} and layer.groups == 1
+
+
+def _is_convolution(module: Any) -> bool:
+    # One whose padding is a word works it out when called.
+    if type(module) is not nn.Conv2d or isinstance(module.padding, str):
+        return False
+    return module.padding_mode == "zeros"
+
+
+def _is_nothing(module: Any) -> bool:
+    return module is None or type(module) is nn.Identity
