@@ -1,4 +1,4 @@
-"""`posedrop bootstrap`: make a MinIO ready for posedrop. The only user of minio's own SDK.
+"""`posedrop bootstrap`: make a MinIO ready for posedrop.
 
 Buckets, notifications, expiry and three keys with least rights, with the root key that posedrop
 itself never runs with. Every step looks first and changes only what differs, so that it may be run
@@ -11,49 +11,32 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import urllib3
-from minio import Minio
 from minio.commonconfig import ENABLED, Filter
-from minio.credentials.providers import StaticProvider
-from minio.error import MinioAdminException, MinioException, S3Error
+from minio.error import MinioAdminException, S3Error
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
-from minio.minioadmin import MinioAdmin
 from minio.notificationconfig import NotificationConfig, QueueConfig
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from posedrop import settings as settings_module
-from posedrop.errors import ConfigurationError, StorageError
+from posedrop.errors import ConfigurationError
 from posedrop.folders import write_private
+from posedrop.minio_client import connect, connect_admin, translated
+from posedrop.notifications import EVENTS, TARGETS, how_to_set, plain, target_of
+from posedrop.policies import load_policy, same_policy
 from posedrop.settings import Settings
 
 Say = Callable[[str], None]
 
-#: The webhook without a queue delivers at once and forgets; the one with a queue is slow and sure.
-FAST = "fast"
-SURE = "sure"
-TARGETS = (FAST, SURE)
-#: Never ``s3:ObjectCreated:*``: that family also holds changes of tags, rights and retention.
-EVENTS = (
-    "s3:ObjectCreated:CompleteMultipartUpload",
-    "s3:ObjectCreated:Copy",
-    "s3:ObjectCreated:Post",
-    "s3:ObjectCreated:Put",
-    "s3:ObjectRemoved:Delete",
-)
 POLICIES = Path(__file__).resolve().parent.parent / "infra" / "policies"
 _RETENTION_RULE = "posedrop-retention"
-_ARN = "arn:aws:s3:::"
 _MIN_SECRET = 8
 _TARGETS_SECONDS = 5.0
-_WEBHOOK = ["arn", "minio", "sqs", "webhook"]
 
 
 class Keys(BaseSettings):
@@ -131,7 +114,7 @@ class Bootstrap:
         self._say = say
         self._policies = policies
         self._client = connect(settings, keys.root_access_key, secret)
-        self._admin = _admin(settings, keys.root_access_key, secret)
+        self._admin = connect_admin(settings, keys.root_access_key, secret)
 
     def run(self, keep: Callable[[list[User]], None], *, rotate: bool = False) -> None:
         """Do what is to do.
@@ -171,7 +154,7 @@ class Bootstrap:
                 self._say("webhook targets fast and sure: there")
                 return arns
             if time.monotonic() > end:
-                raise ConfigurationError(_how_to_set(missing))
+                raise ConfigurationError(how_to_set(missing))
             time.sleep(0.2)
 
     def _arns(self) -> dict[str, str]:
@@ -185,7 +168,7 @@ class Bootstrap:
             before = self._client.get_bucket_notification(bucket)
         ours = [q for q in before.queue_config_list if target_of(q.queue) in TARGETS]
         foreign = [q for q in before.queue_config_list if q not in ours]
-        if {_plain(q) for q in ours} == {(arn, EVENTS, None, None) for arn in arns.values()}:
+        if {plain(q) for q in ours} == {(arn, EVENTS, None, None) for arn in arns.values()}:
             self._say(f"notifications of {bucket}: nothing to do")
             return
         wanted = NotificationConfig(
@@ -410,114 +393,6 @@ def _write_variables(path: Path, users: list[User], say: Say) -> None:
     say(f"{path}: written")
 
 
-# -- the store -------------------------------------------------------------------------------------
-
-
-def connect(settings: Settings, access_key: str | None, secret_key: str | None) -> Minio:
-    """Return MinIO's client for the endpoint of the settings.
-
-    Raises:
-        ConfigurationError: there is no endpoint, or it is none.
-    """
-    host, secure = _endpoint(settings)
-    try:
-        return Minio(
-            endpoint=host,
-            access_key=access_key,
-            secret_key=secret_key,
-            secure=secure,
-            region=settings.s3_region,
-            http_client=_http(),
-        )
-    except ValueError as error:
-        raise ConfigurationError(f"POSEDROP_S3_ENDPOINT: {error}") from error
-
-
-def _admin(settings: Settings, access_key: str, secret_key: str) -> MinioAdmin:
-    host, secure = _endpoint(settings)
-    return MinioAdmin(
-        endpoint=host,
-        credentials=StaticProvider(access_key, secret_key),
-        region=settings.s3_region,
-        secure=secure,
-        http_client=_http(),
-    )
-
-
-def _endpoint(settings: Settings) -> tuple[str, bool]:
-    parts = urlsplit(settings.s3_endpoint or "")
-    if parts.scheme not in {"http", "https"} or not parts.netloc:
-        raise ConfigurationError(
-            "set POSEDROP_S3_ENDPOINT to MinIO's address, such as http://minio:9000; AWS and "
-            "SeaweedFS are not prepared by `posedrop bootstrap`"
-        )
-    return parts.netloc, parts.scheme == "https"
-
-
-def _http() -> urllib3.PoolManager:
-    # The SDK's own waits five minutes for an answer, six times. SSL_CERT_FILE is obeyed.
-    return urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=5, read=30),
-        retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[502, 503, 504]),
-    )
-
-
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Turn what the SDK raises into a :class:`StorageError` that says what could not be done."""
-    try:
-        yield
-    except (MinioException, MinioAdminException, urllib3.exceptions.HTTPError) as error:
-        raise StorageError(f"can't {what}: {error}") from error
-    except ValueError as error:
-        # The SDK checks names and answers with it.
-        raise StorageError(f"can't {what}: {error}") from error
-
-
-def target_of(arn: str | None) -> str | None:
-    """Return ``fast`` of ``arn:minio:sqs:<region>:fast:webhook``, None for other kinds."""
-    parts = (arn or "").split(":")
-    return parts[4] if len(parts) == 6 and parts[:3] + parts[5:] == _WEBHOOK else None
-
-
-def notified(settings: Settings, access_key: str, secret_key: str, bucket: str) -> set[str]:
-    """Return which of the targets a bucket tells everything that posedrop needs.
-
-    Raises:
-        StorageError: the key may not ask, or the store did not answer.
-    """
-    with translated(f"read the notifications of {bucket}"):
-        config = connect(settings, access_key, secret_key).get_bucket_notification(bucket)
-    return {
-        name
-        for queue in config.queue_config_list
-        if (name := target_of(queue.queue)) in TARGETS
-        and name is not None
-        and set(EVENTS) <= _expanded(queue.events)
-        and not queue.prefix_filter_rule
-        and not queue.suffix_filter_rule
-    }
-
-
-def _expanded(events: list[str]) -> set[str]:
-    """Return the events with what a ``*`` stands for."""
-    return {
-        known
-        for known in EVENTS
-        for event in events
-        if event == known or (event.endswith("*") and known.startswith(event[:-1]))
-    }
-
-
-def _plain(queue: QueueConfig) -> tuple[object, ...]:
-    return (
-        queue.queue,
-        tuple(sorted(queue.events)),
-        queue.prefix_filter_rule,
-        queue.suffix_filter_rule,
-    )
-
-
 def _expiry(days: int) -> Rule:
     return Rule(
         status=ENABLED,
@@ -533,76 +408,3 @@ def _is_on(rule: Rule) -> bool:
 
 def _text(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret else None
-
-
-def _how_to_set(missing: list[str]) -> str:
-    lines = [f"MinIO has no webhook target {' and no '.join(missing)}. In its environment, set"]
-    for name in missing:
-        lines += [
-            f"  MINIO_NOTIFY_WEBHOOK_ENABLE_{name}=on",
-            f"  MINIO_NOTIFY_WEBHOOK_ENDPOINT_{name}=http://<handlers>:8080/events",
-            f'  MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_{name}="Bearer <POSEDROP_EVENTS_TOKEN>"',
-        ]
-        if name == SURE:
-            lines += [
-                f"  MINIO_NOTIFY_WEBHOOK_QUEUE_DIR_{name}=<a folder on a disk that stays>",
-                f"  MINIO_NOTIFY_WEBHOOK_QUEUE_LIMIT_{name}=1000000",
-            ]
-    lines.append(
-        "and start it again. MinIO says nothing of a variable that is misspelt or malformed: it "
-        "only leaves the target out. Nothing was changed."
-    )
-    return "\n".join(lines)
-
-
-# -- policies --------------------------------------------------------------------------------------
-
-
-def load_policy(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return a policy with its buckets called as ``names`` has them.
-
-    Each denies ``admin:*``, although it is not allowed either: MinIO lets every user make accounts
-    that outlive it and change its own secret, unless its policy says no. Likewise for old versions,
-    whose removal it takes for allowed to whoever may remove objects.
-
-    Raises:
-        ConfigurationError: there is no such file, or it speaks of other buckets.
-    """
-    try:
-        policy: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"can't read the policy {path}: {error}; name posedrop's infra/policies with --policies"
-        ) from error
-    for statement in policy["Statement"]:
-        if "Resource" in statement:
-            statement["Resource"] = [_renamed(each, names) for each in statement["Resource"]]
-    return policy
-
-
-def _renamed(resource: str, names: Mapping[str, str]) -> str:
-    bucket, slash, rest = resource.removeprefix(_ARN).partition("/")
-    if not resource.startswith(_ARN) or bucket not in names:
-        raise ConfigurationError(f"a policy speaks of {resource}, which is no bucket of posedrop")
-    return f"{_ARN}{names[bucket]}{slash}{rest}"
-
-
-def same_policy(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Tell whether two policies say the same; stores keep actions in an order of their own."""
-    return _said(one) == _said(other)
-
-
-def _said(policy: Mapping[str, Any]) -> set[tuple[object, ...]]:
-    return {
-        (
-            statement["Effect"],
-            frozenset(_list(statement["Action"])),
-            frozenset(_list(statement.get("Resource", []))),
-            json.dumps(statement.get("Condition") or {}, sort_keys=True),
-        )
-        for statement in policy["Statement"]
-    }
-
-
-def _list(value: str | list[str]) -> list[str]:
-    return [value] if isinstance(value, str) else value

@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from posedrop import bootstrap
+from posedrop import notifications
 from posedrop.doctor.finding import FAIL, HTTP_SECONDS, OK, WARN, Finding
 from posedrop.errors import StorageError
 from posedrop.settings import Settings
@@ -203,13 +203,13 @@ def _notifications(settings: Settings, *, is_minio: bool) -> Iterator[Finding]:
     secret = settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else ""
     for bucket in (settings.videos_bucket, settings.results_bucket):
         try:
-            told = bootstrap.notified(settings, settings.s3_access_key or "", secret, bucket)
+            told = notifications.notified(settings, settings.s3_access_key or "", secret, bucket)
         except StorageError as error:
             why = "this key may not ask" if "AccessDenied" in error.message else error.message
             todo = "ask with the handlers' key; a worker's need not know"
             yield Finding(check, WARN, f"{bucket}: {why}", todo)
             continue
-        missing = [name for name in bootstrap.TARGETS if name not in told]
+        missing = [name for name in notifications.TARGETS if name not in told]
         if missing:
             yield Finding(
                 check,
@@ -218,4 +218,4 @@ def _notifications(settings: Settings, *, is_minio: bool) -> Iterator[Finding]:
                 f"run `posedrop bootstrap`; until then {found_anyway}",
             )
         else:
-            yield Finding(check, OK, f"{bucket} tells {' and '.join(bootstrap.TARGETS)}")
+            yield Finding(check, OK, f"{bucket} tells {' and '.join(notifications.TARGETS)}")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from posedrop import bootstrap, cli
+from posedrop import cli, notifications
 from posedrop.storage import Storage
 from tests.conftest import find_free_port
 from tests.integration.bootstrapped import Store, Webhook, read_variables, run_bootstrap
@@ -65,7 +65,7 @@ def test_changes_by_others_stay_and_only_posedrops_own_are_put_right(store: Stor
     arn = next(
         arn
         for arn in json.loads(store.admin("ROOT").info())["sqsARN"]
-        if bootstrap.target_of(arn) == "fast"
+        if notifications.target_of(arn) == "fast"
     )
     root.put_bucket_notification_configuration(
         Bucket="videos",
@@ -94,7 +94,7 @@ def test_changes_by_others_stay_and_only_posedrops_own_are_put_right(store: Stor
     assert "notifications of results: nothing to do" in done.output
     assert days_by_rule(root) == {"theirs": 1, "posedrop-retention": 4}
     found = root.get_bucket_notification_configuration(Bucket="videos")["QueueConfigurations"]
-    assert [sorted(queue["Events"]) for queue in found] == [list(bootstrap.EVENTS)] * 2
+    assert [sorted(queue["Events"]) for queue in found] == [list(notifications.EVENTS)] * 2
     run_bootstrap(store.server, store.folder, "--write-env", env_file)
     assert days_by_rule(root) == {"theirs": 1}
     root.delete_bucket_lifecycle(Bucket="videos")
