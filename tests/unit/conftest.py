@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
+from posedrop.index import Index
 from posedrop.settings import Settings, load
 from posedrop.storage import Storage
 
@@ -48,3 +49,11 @@ def storage(settings: Settings, bucket: str) -> Storage:
     storage = Storage(settings)
     storage.create_bucket(bucket)
     return storage
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    """An empty index."""
+    opened = Index(tmp_path / "index.db", timeout=5)
+    yield opened
+    opened.close()

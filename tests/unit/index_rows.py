@@ -1,0 +1,142 @@
+"""Records to tell an index, and all that can be asked of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from posedrop.events import Event, ObjectCreated
+from posedrop.index import Index
+from posedrop.records import (
+    Artefact,
+    Asked,
+    Duplicate,
+    ModelRef,
+    Probe,
+    Refusal,
+    Request,
+    Result,
+    RunError,
+    VideoRecord,
+    VideoRef,
+)
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+BUCKET = "videos"
+PROBE = Probe(
+    codec="h264",
+    pixel_format="yuv420p",
+    width=640,
+    height=480,
+    fps=29.97,
+    frames=300,
+    frames_counted=True,
+    duration=10.01,
+    rotation=0,
+    variable_frame_rate=False,
+)
+ERROR = RunError(code="out_of_memory", message="The GPU is full.", stage="infer")
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def video_record(number: int = 0, *, version: int = 0, refused: bool = False) -> VideoRecord:
+    return VideoRecord(
+        video=VideoRef(
+            file_id=f"file{number:012}",
+            bucket=BUCKET,
+            key=f"day1/mouse_{number}.mp4",
+            etag=f"etag-{number}-{version}",
+            size=100 + version,
+        ),
+        last_modified=at(100 * version + number),
+        ingested_at=at(100 * version + number + 30.5),
+        sha256=None if refused else f"{number:032}{version:032}",
+        sha1=None if refused else f"{number:040}",
+        probe=None if refused else PROBE,
+        duplicate_of=None if refused else Duplicate(file_id="first", key="first.mp4"),
+        refusal=Refusal(reason="not_a_video", message="This is a letter.") if refused else None,
+        metadata={"analysis": "dummy"},
+    )
+
+
+def request_of(number: int = 0) -> Request:
+    video = video_record(number)
+    return Request(
+        analysis_id=f"run{number:013}",
+        analysis="deeplabcut_2d",
+        analysis_version="1",
+        args={"batch": 8, "model": "mäuse"},
+        video=video.video,
+        sha256="0" * 64,
+        probe=PROBE,
+        model=ModelRef(name="mice", digest="d" * 16),
+        asked_by="api",
+        created_at=at(50 + number),
+    )
+
+
+def result_of(number: int = 0, state: str = "succeeded") -> Result:
+    request = request_of(number)
+    return Result.model_validate(
+        {
+            **request.model_dump(exclude={"probe", "asked_by", "analysis_version", "force"}),
+            "state": state,
+            "artefacts": [
+                Artefact(
+                    name="poses.h5", size=9, sha256="a" * 64, content_type="application/x-hdf5"
+                )
+            ],
+            "frames_decoded": 300,
+            "rows": 300,
+            "error": ERROR if state == "failed" else None,
+            "finished_at": at(500 + number),
+        }
+    )
+
+
+def question(number: int = 0) -> Asked:
+    return Asked(
+        pending_id=f"pending{number:09}",
+        file_id=video_record().video.file_id,
+        key=video_record().video.key,
+        analysis="dummy",
+        args={"seconds": 1},
+        created_at=at(number),
+        force="again" if number else None,
+    )
+
+
+def receive(index: Index, video: VideoRecord, **changes: datetime) -> None:
+    index.file_received(
+        bucket=video.video.bucket,
+        key=video.video.key,
+        file_id=video.video.file_id,
+        etag=video.video.etag,
+        size=video.video.size,
+        metadata={"analysis": "dummy"},
+        last_modified=changes.get("last_modified", video.last_modified),
+    )
+
+
+def run_of(number: int = 0) -> str:
+    return f"day1/mouse_{number}.mp4/deeplabcut_2d-run{number:013}"
+
+
+def everything(index: Index) -> object:
+    """Return all that can be asked of a small index, to compare two of them."""
+    files = index.files(limit=1000).rows
+    return (
+        files,
+        index.analyses(limit=1000).rows,
+        [index.pending(question(n).pending_id) for n in range(3)],
+        index.pending_open(),
+        [index.files(query=word).rows for word in ("mouse", "day1", "mp4")],
+        [index.analyses(query=word).rows for word in ("mouse", "deeplabcut")],
+        index.counts(),
+    )
+
+
+def created(number: int = 0, key: str = "k") -> Event:
+    return ObjectCreated(BUCKET, key, "etag", None, f"{number:016}", NOW)
