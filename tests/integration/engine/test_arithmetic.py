@@ -1,0 +1,129 @@
+"""Fewer bits, smaller batches: the same keypoints."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.integration.engine.analysed import (
+    TOLERANCE,
+    Ours,
+    Stock,
+    furthest,
+)
+from tests.samples import Sample
+
+os.environ.setdefault("DLClight", "True")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import torch
+
+from worker import arithmetic, feed, hardware
+
+
+def test_auto_moves_no_keypoint(stock: Stock, long: Sample, run: Callable[..., Ours]) -> None:
+    """Where fewer bits are used, every keypoint above pcutoff stays within half a pixel."""
+    ours = run(long.film, long.model, precision="auto")
+    told = ours.answer["details"]["precision"]
+    poses, expected = (table.to_numpy().reshape(60, -1, 3) for table in (ours.poses, stock.poses))
+    kept = expected[..., 2] >= ours.answer["details"]["pcutoff"]
+    moved = np.hypot(*np.moveaxis(poses - expected, -1, 0)[:2])
+    print(f"largest difference of a confident keypoint: {moved[kept].max()} px; {told}")
+    assert kept.any()
+    assert moved[kept].max() <= 0.5
+    assert told["asked"] == "auto"
+    assert told["used"] in {"fp32", "bf16", "fp16"}
+
+
+def test_nearly_tied_peaks_are_computed_again(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However coarse the fast arithmetic, ``auto`` gives what fp32 gives, or goes back to it."""
+    expected = run(short.film, short.model)
+
+    def coarse(self: arithmetic.Machine, _: torch.dtype) -> Any:
+        model = copy.deepcopy(self.plain)
+        forward = model.heads["bodypart"].heatmap_head.forward
+        # Steps so wide that many cells share the highest one, the first of which is taken.
+        monkeypatch.setattr(
+            model.heads["bodypart"].heatmap_head,
+            "forward",
+            lambda x: (forward(x) * 8).round() / 8,
+        )
+        return model
+
+    monkeypatch.setattr(arithmetic.Machine, "fast", coarse)
+    monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(arithmetic, "WORTH", 0.0)
+    ours = run(short.film, short.model, precision="auto")
+    told = ours.answer["details"]["precision"]
+    assert told["used"] == "bf16"
+    assert told["frames_repeated_in_fp32"] == 12 - arithmetic.SAMPLES
+    confident = expected.poses.to_numpy().reshape(12, -1, 3)[..., 2] >= 0.4
+    moved = np.abs(ours.poses.to_numpy() - expected.poses.to_numpy()).reshape(12, -1, 3)
+    assert moved[confident][:, :2].max() <= TOLERANCE
+
+
+def test_unnoticed_change_ends_the_fast_arithmetic(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that finds a keypoint moved begins the video again in fp32."""
+    expected = run(short.film, short.model)
+
+    def shifted(self: arithmetic.Machine, _: torch.dtype) -> Any:
+        model = copy.deepcopy(self.plain)
+        forward = model.heads["bodypart"].locref_head.forward
+        monkeypatch.setattr(
+            model.heads["bodypart"].locref_head, "forward", lambda x: forward(x) + 1
+        )
+        return model
+
+    monkeypatch.setattr(arithmetic.Machine, "fast", shifted)
+    monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(arithmetic, "WORTH", 0.0)
+    monkeypatch.setattr(arithmetic, "CHECK_EVERY", 10)
+    ours = run(short.film, short.model, precision="auto")
+    assert ours.answer["details"]["precision"]["used"] == "fp32"
+    assert furthest(ours.poses, expected.poses) == 0.0
+
+
+# -- memory ----
+
+
+@pytest.mark.parametrize("moment", ["launch", "collect"])
+def test_batch_is_halved_when_memory_runs_out(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """No job fails for want of memory that a smaller batch would have run; every frame is there."""
+    expected = run(short.film, short.model)
+    whole = getattr(arithmetic.Arithmetic, moment)
+
+    def small(self: arithmetic.Arithmetic, batch: Any) -> Any:
+        if len(batch if moment == "launch" else batch.x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, batch)
+
+    monkeypatch.setattr(arithmetic.Arithmetic, moment, small)
+    ours = run(short.film, short.model, batch_size=8)
+    assert ours.answer["details"]["batch_size"] == 2
+    assert list(ours.poses.index) == list(range(12))
+    assert furthest(ours.poses, expected.poses) <= TOLERANCE
+
+
+def test_an_accelerators_way_gives_the_same(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two batches in flight and a batch that grows: every frame is there, in its place."""
+    expected = run(short.film, short.model)
+    monkeypatch.setattr(feed, "accelerated", lambda _: True)
+    monkeypatch.setattr(feed, "FIRST_BATCH", 2)
+    monkeypatch.setattr(feed, "GROWTH", 0.0)
+    ours = run(short.film, short.model)
+    assert ours.answer["details"]["batch_size"] > 2
+    assert list(ours.poses.index) == list(range(12))
+    assert furthest(ours.poses, expected.poses) <= TOLERANCE

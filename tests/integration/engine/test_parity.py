@@ -1,0 +1,188 @@
+"""DeepLabCut in posedrop gives what DeepLabCut gives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from posedrop.errors import AnalysisError
+from tests.integration.engine.analysed import (
+    BATCH,
+    CROP,
+    TOLERANCE,
+    Ours,
+    Stock,
+    analysed,
+    copied,
+    edit,
+    furthest,
+    read,
+)
+from tests.samples import Sample
+from worker.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
+from worker.child import Child
+
+os.environ.setdefault("DLClight", "True")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from worker import tables, video
+
+
+@pytest.mark.timeout(900)
+def test_poses_are_those_of_analyze_videos(stock: Stock, long: Sample, tmp_path: Path) -> None:
+    """In the child as it is used: same scorer, columns, index, types, file format, and numbers."""
+    out = tmp_path / "out"
+    out.mkdir()
+    stages: list[str] = []
+    payload = {
+        "analysis": "deeplabcut_2d",
+        "video": str(long.film),
+        "out": str(out),
+        "args": deeplabcut_2d.normalise({"model": "mouse", "precision": "fp32"}),
+        "model": str(long.model),
+        "model_digest": "d" * 64,
+        "device": "cpu",
+    }
+    child = Child("inference", tmp_path, warm=["worker.inference"])
+
+    def call(task: str, payload: dict[str, Any]) -> dict[str, Any]:
+        return child.call(
+            f"worker.engine:{task}",
+            payload,
+            on_progress=lambda progress: stages.append(progress.stage),
+            should_stop=lambda: False,
+            wall_seconds=600,
+            log=tmp_path / "run.log",
+        )
+
+    try:
+        answer = call("run_analysis", payload)
+        answer = call("finish_analysis", {**payload, "answer": answer})
+    finally:
+        child.close()
+    ours = read(out, answer)
+    deviation = furthest(ours.poses, stock.poses)
+    print(f"largest difference to analyze_videos: {deviation} px in {len(ours.poses)} frames")
+    assert ours.poses.columns.equals(stock.poses.columns)
+    assert ours.poses.index.equals(stock.poses.index)
+    assert ours.poses.dtypes.equals(stock.poses.dtypes)
+    assert deviation <= TOLERANCE
+    assert (answer["frames_expected"], answer["frames_decoded"], answer["rows"]) == (60, 60, 60)
+    assert answer["missing"] == []
+    assert answer["details"]["scorer"] == stock.scorer
+    assert answer["details"]["bodyparts"] == long.bodyparts
+    assert list(dict.fromkeys(stages)) == ["load", "infer", "write"]
+
+
+def test_csv_is_that_of_analyze_videos(
+    stock: Stock, long: Sample, run: Callable[..., Ours]
+) -> None:
+    """poses.csv reads as DeepLabCut's own csv does."""
+    ours = run(long.film, long.model, stop=BATCH)
+    shape: dict[str, Any] = {"header": [0, 1, 2], "index_col": 0}
+    expected = pd.read_csv(stock.out / f"{long.film.stem}{stock.scorer}.csv", **shape)[:BATCH]
+    actual = pd.read_csv(ours.out / "poses.csv", **shape)
+    assert actual.columns.equals(expected.columns)
+    assert furthest(actual, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        ({"filter": "median"}, {"filtertype": "median"}),
+        ({"filter": "median", "filter_window": 9}, {"filtertype": "median", "windowlength": 9}),
+        (
+            {"filter": "arima", "arima_ar_degree": 1, "arima_p_bound": 0.2},
+            {"filtertype": "arima", "ARdegree": 1, "p_bound": 0.2},
+        ),
+    ],
+)
+def test_filter_is_that_of_filterpredictions(
+    stock: Stock, tmp_path: Path, args: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """On the same poses both give the same numbers, bit by bit."""
+    import deeplabcut
+
+    name = f"{stock.film.stem}{stock.scorer}"
+    for suffix in (".h5", "_meta.pickle"):
+        shutil.copy(stock.out / f"{name}{suffix}", tmp_path)
+    deeplabcut.filterpredictions(
+        str(stock.config), [str(stock.film)], destfolder=str(tmp_path), **options
+    )
+    expected = pd.read_hdf(tmp_path / f"{name}_filtered.h5")
+    assert isinstance(expected, pd.DataFrame)
+    whole = DeepLabCut2D.model_validate({"model": "mouse", **args})
+    pd.testing.assert_frame_equal(tables.filtered(stock.poses, whole), expected, rtol=0, atol=0)
+
+
+def test_crop_gives_coordinates_of_the_whole_frame(
+    short: Sample, project: Path, run: Callable[..., Ours], tmp_path: Path
+) -> None:
+    """The network sees the crop alone, as with DeepLabCut, whose coordinates are relative to it."""
+    sides = [CROP["x1"], CROP["x2"], CROP["y1"], CROP["y2"]]
+    expected = analysed(short.film, project / "config.yaml", tmp_path / "stock", cropping=sides)
+    shifted = expected.poses.copy()
+    for name, offset in (("x", CROP["x1"]), ("y", CROP["y1"])):
+        shifted.loc[:, shifted.columns.get_level_values("coords") == name] += offset
+    ours = run(short.film, short.model, crop=CROP)
+    assert furthest(ours.poses, shifted) <= TOLERANCE
+    assert ours.answer["details"]["crop"] == CROP
+
+
+def test_crop_of_the_project(short: Sample, run: Callable[..., Ours], tmp_path: Path) -> None:
+    """A project that says ``cropping: true`` is cropped so, as with analyze_videos."""
+    model = copied(short.model, tmp_path / "model")
+    edit(model / "config.yaml", cropping=True, **CROP)
+    ours = run(short.film, model, stop=2)
+    assert ours.answer["details"]["crop"] == CROP
+
+
+def test_selection_of_frames(short: Sample, run: Callable[..., Ours]) -> None:
+    """start, stop and stride select; the index is the frame's number in the video."""
+    whole = run(short.film, short.model)
+    part = run(short.film, short.model, start=2, stop=11, stride=3)
+    assert list(part.poses.index) == [2, 5, 8]
+    # Another composition of batches: equal up to the arithmetic of a convolution.
+    assert furthest(part.poses, whole.poses.loc[[2, 5, 8]]) <= TOLERANCE
+    assert (part.answer["frames_expected"], part.answer["rows"]) == (3, 3)
+
+
+def test_filter_none_writes_no_filtered_tables(short: Sample, run: Callable[..., Ours]) -> None:
+    """``filter: none`` leaves the plain tables alone in the folder."""
+    ours = run(short.film, short.model, stop=2, filter="none")
+    assert sorted(path.name for path in ours.out.iterdir()) == ["poses.csv", "poses.h5"]
+
+
+def test_frames_that_do_not_decode_are_told(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames without a picture have no row, keep the others' numbers, and are listed."""
+    decode = video.frames
+    lost = {3, 4, 7}
+    monkeypatch.setattr(
+        video, "frames", lambda *a, **k: (one for one in decode(*a, **k) if one[0] not in lost)
+    )
+    ours = run(short.film, short.model)
+    assert list(ours.poses.index) == [0, 1, 2, 5, 6, 8, 9, 10, 11]
+    assert ours.answer["missing"] == [{"first": 3, "last": 4}, {"first": 7, "last": 7}]
+    assert (ours.answer["frames_expected"], ours.answer["frames_decoded"]) == (12, 9)
+
+
+def test_nothing_selected(short: Sample, run: Callable[..., Ours]) -> None:
+    """A start beyond the end is an error of its own, not an empty table."""
+    with pytest.raises(AnalysisError) as caught:
+        run(short.film, short.model, start=1000)
+    assert (caught.value.code, caught.value.field) == ("no_frames", "args.start")
+
+
+def test_crop_beyond_the_frame(short: Sample, run: Callable[..., Ours]) -> None:
+    """A crop that is larger than the frame is refused, where DeepLabCut would clip it silently."""
+    with pytest.raises(AnalysisError) as caught:
+        run(short.film, short.model, crop={"x1": 0, "x2": 5000, "y1": 0, "y2": 100})
+    assert (caught.value.code, caught.value.field) == ("bad_crop", "args.crop")

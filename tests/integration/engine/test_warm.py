@@ -1,0 +1,188 @@
+"""One video after the other: models that stay loaded, and work that goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posedrop.analyses import Job
+from posedrop.records import Progress
+from tests.integration.engine.analysed import (
+    TOLERANCE,
+    Ours,
+    furthest,
+    read,
+)
+from tests.samples import Sample
+from worker.analyses.deeplabcut_2d import deeplabcut_2d
+
+os.environ.setdefault("DLClight", "True")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import torch
+
+from worker import arithmetic, inference, network, pair, tables
+
+
+def test_two_at_once_are_as_each_alone(
+    long: Sample, short: Sample, run: Callable[..., Ours], tmp_path: Path
+) -> None:
+    """The second is decoded ahead in a child of its own, and has the network after the first."""
+    expected = {sample.film: run(sample.film, sample.model) for sample in (long, short)}
+    both = pair.Pair("gpu", tmp_path, warm=["worker.inference"])
+    both.start(all_of_them=True)
+    begun = threading.Event()
+
+    def analyse(sample: Sample) -> Ours:
+        out = tmp_path / sample.film.stem
+        out.mkdir()
+        payload = {
+            "analysis": "deeplabcut_2d",
+            "video": str(sample.film),
+            "out": str(out),
+            "args": deeplabcut_2d.normalise({"model": "mouse", "precision": "fp32"}),
+            "model": str(sample.model),
+            "model_digest": "d" * 64,
+            "device": "cpu",
+        }
+
+        def on_progress(progress: Progress) -> None:
+            if progress.stage == "infer":
+                begun.set()
+
+        answer = both.call(
+            "worker.engine:run_analysis",
+            payload,
+            makes_ready=True,
+            on_progress=on_progress,
+            should_stop=lambda: False,
+            wall_seconds=600,
+            log=tmp_path / f"{sample.film.stem}.log",
+        )
+        job = Job(sample.film, out, payload["args"], None, None, lambda *_: None)
+        return read(out, tables.finish(job, answer))
+
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(analyse, long)
+            assert begun.wait(300)
+            second = threads.submit(analyse, short)
+            one, two = first.result(), second.result()
+    finally:
+        both.close()
+    for ours, its in ((one, long), (two, short)):
+        assert furthest(ours.poses, expected[its.film].poses) == 0
+    last, following = one.answer["details"], two.answer["details"]
+    assert last["inference_ended_at"] <= following["inference_began_at"]
+
+
+# -- warm ----
+
+
+def test_second_video_finds_the_model_loaded(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One digest is loaded once, whatever the batch size; no digest, no trust in the folder."""
+    loads: list[Path] = []
+    load = network.load
+
+    def counted(folder: Path, snapshot: str | None, device: str) -> network.Network:
+        loads.append(folder)
+        return load(folder, snapshot, device)
+
+    monkeypatch.setattr(network, "load", counted)
+    first = run(short.film, short.model, stop=4)
+    second = run(short.film, short.model, stop=4, batch_size=4)
+    assert len(loads) == 1
+    assert furthest(first.poses, second.poses) <= TOLERANCE
+    run(short.film, short.model, digest=None, stop=1)
+    assert len(loads) == 2
+
+
+def test_models_stay_loaded_within_a_bound(short: Sample, run: Callable[..., Ours]) -> None:
+    """All copies of the weights count; the least recently used goes, never the one in use."""
+
+    def digests() -> list[Any]:
+        return [key[0] for key in inference._warm]
+
+    run(short.film, short.model, digest="a", stop=1)
+    [warm] = inference._warm.models()
+    exact = warm.bytes
+    weights = network.load(short.model, None, "cpu").pose.model.state_dict().values()
+    whole = sum(value.numel() * value.element_size() for value in weights)
+    # As they are, and as oneDNN wants them.
+    assert exact == pytest.approx(2 * whole, rel=0.02)
+    warm.machine.fast(torch.bfloat16)
+    assert warm.bytes == pytest.approx(1.25 * exact, rel=0.02)
+    bound = 3 * exact
+    run(short.film, short.model, digest="b", stop=1, model_bytes=bound)
+    assert digests() == ["a", "b"]
+    run(short.film, short.model, digest="a", stop=1, model_bytes=bound)
+    run(short.film, short.model, digest="c", stop=1, model_bytes=bound)
+    assert digests() == ["a", "c"]
+    run(short.film, short.model, digest="b", stop=1, model_bytes=0)
+    assert digests() == ["b"]
+
+
+def test_model_that_has_no_room_is_loaded_in_its_turn(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another video takes of an accelerator's memory fails no job that waits for it."""
+    load, full = network.load, ["full"]
+
+    def crowded(folder: Path, snapshot: str | None, device: str) -> network.Network:
+        if full:
+            raise torch.OutOfMemoryError(full.pop())
+        return load(folder, snapshot, device)
+
+    monkeypatch.setattr(network, "load", crowded)
+    assert len(run(short.film, short.model, stop=1).poses) == 1
+    assert not full
+
+
+# -- checkpoints ----
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_interrupted_inference_goes_on(
+    short: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """The next attempt decodes from the last part on; its poses are those of one go, bit by bit."""
+    monkeypatch.setattr(arithmetic, "SAMPLES", 2)
+    monkeypatch.setattr(arithmetic, "WORTH", 0.0)  # whether it is depends on what else runs
+    args = deeplabcut_2d.normalise({"model": "mouse", "precision": precision})
+
+    def job(name: str, report: Callable[..., None] = lambda *_: None) -> Job:
+        out = tmp_path / name
+        out.mkdir()
+        parts = tmp_path / "parts"
+        parts.mkdir(exist_ok=True)
+        return Job(
+            short.film, out, args, short.model, "d" * 64, report, "cpu",
+            parts=None if name == "whole" else parts, part_seconds=0.0,
+        )  # fmt: skip
+
+    def die(stage: str, done: int, _: int | None) -> None:
+        if stage == "infer" and done == 7:
+            raise KeyboardInterrupt
+
+    whole = job("whole")
+    expected = read(whole.out, tables.finish(whole, inference.run(whole)))
+    with pytest.raises(KeyboardInterrupt):
+        inference.run(job("first", die))
+    (tmp_path / "parts/000007.npz").write_bytes(b"half a file")
+    inference._warm.clear()
+    reported: list[tuple[str, int, int | None]] = []
+    second = job("second", lambda *told: reported.append(told))
+    ours = read(second.out, tables.finish(second, inference.run(second)))
+    assert reported[:2] == [("load", 0, None), ("infer", 6, 12)]
+    assert ours.poses.to_numpy().tobytes() == expected.poses.to_numpy().tobytes()
+    for told in (ours.answer["details"], expected.answer["details"]):
+        del told["inference_began_at"], told["inference_ended_at"]
+    assert ours.answer["details"] == expected.answer["details"]
