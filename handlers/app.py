@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
@@ -35,10 +35,18 @@ PAGE = Path(str(files("handlers") / "page"))
 _FORM_BYTES = 2**20
 
 
-def create_app(settings: Settings, broker: Broker) -> FastAPI:
-    """Return the API; its follower and reconciler run from its start to its end."""
+def create_app(
+    settings: Settings, broker: Broker, *, hurry: Callable[[bool], None] = lambda _: None
+) -> FastAPI:
+    """Return the API; its follower and reconciler run from its start to its end.
+
+    Args:
+        settings: where everything is.
+        broker: takes the messages.
+        hurry: told whether many events wait to be followed, each time that may have changed.
+    """
     context = Context(settings, Storage(settings), _index(settings), broker)
-    follower = notify.Follower(context)
+    follower = notify.Follower(context, hurry)
     reconciler = reconcile.Reconciler(context)
     metrics = Metrics()
     queue_url = settings.sqs_queue_url

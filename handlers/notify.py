@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 from handlers import plan
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: So many events share two transactions. The first of them waits for what is looked up of the last.
 _BATCH = 64
+#: Many events, at once: others may let them go first.
+_MANY = 16
 _NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD})
 
 
@@ -59,8 +62,9 @@ def _matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
 class Follower:
     """The thread that does what the recorded events call for, oldest first."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, hurry: Callable[[bool], None] = lambda _: None) -> None:
         self._context = context
+        self._hurry = hurry
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
@@ -87,10 +91,12 @@ class Follower:
             self._wake.wait(timeout=5.0)
             self._wake.clear()
             try:
-                while not self._stop.is_set() and follow(self._context):
-                    pass
+                while not self._stop.is_set() and (events := follow(self._context)):
+                    self._hurry(events >= _MANY)
             except Exception:
                 log.exception("the follower goes on after an error")
+            finally:
+                self._hurry(False)
 
 
 class Ingest(NamedTuple):

@@ -180,9 +180,12 @@ class Stack:
         from worker.actors import register
 
         broker = queue.connect(self.settings.broker_url)
+        precedence = queue.Precedence()
+        broker.add_middleware(precedence)
         workshop: Workshop = register(broker, self.settings)
         self._closers.append(workshop.close)
-        self._api = _Api(create_app(self.settings, broker), listener)
+        app = create_app(self.settings, broker, hurry=precedence.hurry)
+        self._api = _Api(app, listener)
         self._closers.append(self._api.stop)
         self._api.start()
         # It warns of the second worker's middleware, which is there for the second worker.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dramatiq import Broker, Message
+from dramatiq import Broker, Message, MessageProxy
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.common import dq_name
 from dramatiq.errors import BrokerError, ConnectionClosed
@@ -25,6 +26,10 @@ CPU = "cpu"
 GPU = "gpu"
 #: Which queue an actor's messages wait in.
 QUEUE_OF = {"ingest": CPU, "infer": GPU, "render": CPU}
+
+
+#: Seconds that a job of the cpu queue lets events go first, at most: it must not wait for ever.
+_PRECEDENCE_SECONDS = 0.25
 
 
 class QueueError(PosedropError):
@@ -72,6 +77,31 @@ def _middleware() -> list[Middleware]:
         # broker that is away.
         Retries(max_retries=10, min_backoff=1_000, max_backoff=60_000),
     ]
+
+
+class Precedence(Middleware):
+    """Lets the handlers go first, where workers share their interpreter and its one lock.
+
+    A thousand uploads at once are all known within seconds, and ingested after that; else each
+    ingest, of which there is no hurry, holds up the events of many.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nobody in a hurry."""
+        self._free = threading.Event()
+        self._free.set()
+
+    def hurry(self, many: bool) -> None:
+        """Say whether many events wait to be followed."""
+        if many:
+            self._free.clear()
+        else:
+            self._free.set()
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:  # noqa: ARG002
+        """Wait, in the worker's thread, while many events do."""
+        if message.queue_name == CPU:
+            self._free.wait(_PRECEDENCE_SECONDS)
 
 
 def send(broker: Broker, actor: str, **arguments: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -316,6 +317,25 @@ def test_events_wait_for_a_broker_that_is_away(
     context.index.record_events([ObjectCreated(VIDEOS, PLAIN[3], "e", 1, "2", NOW)], NOW)
     _follow_all(context)
     assert len(_messages(context)) == 1
+
+
+def test_the_follower_says_when_many_events_wait(context: Context) -> None:
+    """Others may let them go first, from the first large batch until all are followed."""
+    news = [ObjectCreated(VIDEOS, PLAIN[3], "e", 1, str(number), NOW) for number in range(100)]
+    context.index.record_events(news, NOW)
+    told: list[bool] = []
+    calm = threading.Event()
+
+    def hurry(many: bool) -> None:
+        told.append(many)
+        if not many:
+            calm.set()
+
+    follower = notify.Follower(context, hurry)
+    follower.start()
+    assert calm.wait(30)
+    follower.stop()
+    assert told[:3] == [True, True, False]
 
 
 @pytest.mark.parametrize("step", ["file_enqueued", "events_handled"])

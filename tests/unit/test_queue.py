@@ -1,0 +1,53 @@
+"""The broker of one process: who goes first."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import dramatiq
+import pytest
+
+from posedrop import queue
+
+
+@pytest.fixture
+def worked() -> Iterator[tuple[dramatiq.Broker, queue.Precedence, dict[str, threading.Event]]]:
+    """A broker with a worker, and which of its actors have run."""
+    broker = queue.connect("stub://")
+    precedence = queue.Precedence()
+    broker.add_middleware(precedence)
+    done = {actor: threading.Event() for actor in ("ingest", "infer")}
+    for actor, over in done.items():
+        dramatiq.actor(over.set, actor_name=actor, queue_name=queue.QUEUE_OF[actor], broker=broker)
+    worker = dramatiq.Worker(broker, worker_threads=2, worker_timeout=100)
+    worker.start()
+    yield broker, precedence, done
+    precedence.hurry(False)
+    worker.stop()
+
+
+def test_jobs_of_the_cpu_queue_let_events_go_first(
+    worked: tuple[dramatiq.Broker, queue.Precedence, dict[str, threading.Event]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While many wait, an ingest does; the network's jobs, which are in a child, don't."""
+    monkeypatch.setattr(queue, "_PRECEDENCE_SECONDS", 600.0)
+    broker, precedence, done = worked
+    precedence.hurry(True)
+    queue.send(broker, "ingest")
+    queue.send(broker, "infer")
+    assert done["infer"].wait(30)
+    assert not done["ingest"].is_set()
+    precedence.hurry(False)
+    assert done["ingest"].wait(30)
+
+
+def test_they_do_not_wait_for_ever(
+    worked: tuple[dramatiq.Broker, queue.Precedence, dict[str, threading.Event]],
+) -> None:
+    """However many events come, jobs are done."""
+    broker, precedence, done = worked
+    precedence.hurry(True)
+    queue.send(broker, "ingest")
+    assert done["ingest"].wait(30)
