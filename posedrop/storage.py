@@ -447,7 +447,7 @@ class Storage:
             part_bytes,
             [
                 sign("upload_part", PartNumber=number)
-                for number in range(1, -(-size // part_bytes) + 1)
+                for number in range(1, max(1, -(-size // part_bytes)) + 1)  # even of nothing
             ],
             sign("complete_multipart_upload"),
             sign("abort_multipart_upload"),

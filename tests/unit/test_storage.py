@@ -108,9 +108,9 @@ def test_a_presigned_put_stores_what_was_agreed(storage: Storage, bucket: str) -
     assert dict(found.metadata) == {"analysis": "dummy", "args": "{}"}
 
 
-def test_presigned_parts_make_one_object(storage: Storage, bucket: str) -> None:
-    """Each part is PUT by its own URL, then one POST completes the object."""
-    data = b"x" * (5 * 2**20) + b"tail"
+@pytest.mark.parametrize("data", [b"x" * (5 * 2**20) + b"tail", b""], ids=["two", "empty"])
+def test_presigned_parts_make_one_object(storage: Storage, bucket: str, data: bytes) -> None:
+    """Each part is PUT by its own URL, then one POST completes the object, if of nothing."""
     signed = storage.presign_parts(
         bucket, "big", content_type="video/mp4", size=len(data), metadata={}
     )
