@@ -57,6 +57,8 @@ class Lab(ABC):
         self.settings = {f"POSEDROP_{name.upper()}": value for name, value in settings.items()}
         #: Further variables of the processes, e.g. PYTHONPATH for a plug-in.
         self.environment: dict[str, str] = {}
+        #: Seconds from one question to the next while something is waited for.
+        self.pace = 0.05
 
     @abstractmethod
     def stop(self) -> int:
@@ -110,7 +112,7 @@ class Lab(ABC):
         while time.monotonic() < end:
             if answer := ask():
                 return answer
-            time.sleep(0.05)
+            time.sleep(self.pace)
         raise AssertionError(f"waited {seconds} s for {what}\n{self.log()}")
 
     def get(self, path: str, **params: Any) -> Any:
