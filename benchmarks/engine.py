@@ -300,10 +300,40 @@ class Bench:
 
     def way(self) -> list[Figure]:
         """Several clips by the whole way, against as many fresh processes of a script."""
-        count, frames = self.amount.clips, self.amount.clip_frames
-        film, model = self.mouse(frames).film, self.mouse(2).model
+        count = self.amount.clips
+        script, seconds, results, waits = self._way(self.mouse(2).model, count)
+        warm = [
+            result["timings"]["total"] - result["timings"]["inference"]
+            - result["timings"]["render_video"] - wait
+            for result, wait in zip(results[-1:], waits[-1:], strict=True)
+        ]  # fmt: skip
+        return [
+            self._batch(f"batch{count}", count, script, seconds),
+            Figure(
+                "warm_overhead_s", "s", None, statistics.median(warm), "<= 0.7",
+                "a job by itself on a warm model: from its request to its result, without "
+                "inference, rendering and waiting",
+            ),
+            Figure(
+                "idle_share", "share", None, idle_share(results[:-1]), "<= 0.02",
+                "of the network between the first frame and the last of the queued clips",
+            ),
+        ]  # fmt: skip
+
+    def heavy(self) -> list[Figure]:
+        """The same with a ResNet-50 of made weights; fewer clips and one script, for time."""
+        model = made_resnet50(self.folder, self.mouse(self.amount.resnet50_frames))
+        count = min(4, self.amount.clips)
+        script, seconds, _, _ = self._way(model, count, scripts=1)
+        return [self._batch(f"batch{count}_resnet50", count, script, seconds)]
+
+    def _way(
+        self, model: Path, count: int, scripts: int | None = None
+    ) -> tuple[list[float], float, list[dict[str, Any]], list[float]]:
+        """Return the seconds of some scripts, and of all clips by our way; their results."""
+        film = self.mouse(self.amount.clip_frames).film
         script = []
-        for _ in range(min(count, self.amount.pairs)):
+        for _ in range(scripts or min(count, self.amount.pairs)):
             out, project = self._fresh("script"), self._project(model)
             config = str(project / "config.yaml")
             first = alone(
@@ -316,27 +346,14 @@ class Bench:
             seconds, results, waits = clips_through(lab, film, model, count)
         finally:
             lab.stop()
-        warm = [
-            result["timings"]["total"] - result["timings"]["inference"]
-            - result["timings"]["render_video"] - wait
-            for result, wait in zip(results[-1:], waits[-1:], strict=True)
-        ]  # fmt: skip
-        return [
-            Figure(
-                "batch10", "s", count * statistics.median(script), seconds, "<= 0.25",
-                f"{count} clips of {frames} frames; a script's {len(script)} processes, times "
-                f"{count / len(script):g}",
-            ),
-            Figure(
-                "warm_overhead_s", "s", None, statistics.median(warm), "<= 0.7",
-                "a job by itself on a warm model: from its request to its result, without "
-                "inference, rendering and waiting",
-            ),
-            Figure(
-                "idle_share", "share", None, idle_share(results[:-1]), "<= 0.02",
-                "of the network between the first frame and the last of the queued clips",
-            ),
-        ]  # fmt: skip
+        return script, seconds, results, waits
+
+    def _batch(self, name: str, count: int, script: list[float], seconds: float) -> Figure:
+        return Figure(
+            name, "s", count * statistics.median(script), seconds, "<= 0.25",
+            f"{count} clips of {self.amount.clip_frames} frames; a script's {len(script)} "
+            f"processes, times {count / len(script):g}",
+        )  # fmt: skip
 
     def event(self) -> list[Figure]:
         """From the end of a PUT to the start of its ingest."""
@@ -450,7 +467,8 @@ def transcode(film: Path, target: Path) -> float:
 
 #: All but what needs the real mouse.
 FIGURES = (
-    "resnet50", "resnet18", "faithful", "limit", "ceiling", "idle", "render", "way", "event"
+    "resnet50", "resnet18", "faithful", "limit", "ceiling", "idle", "render", "way", "heavy",
+    "event",
 )  # fmt: skip
 
 
