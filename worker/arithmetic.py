@@ -42,7 +42,7 @@ Predictions = dict[str, dict[str, Tensor]]
 Outputs = dict[str, dict[str, Tensor]]
 
 #: Frames with a keypoint that are computed both ways at the start.
-SAMPLES = 8
+SAMPLES = 6
 #: Later, each of so many frames is.
 CHECK_EVERY = 64
 #: Pixels by which a keypoint may be uncertain in the fast arithmetic.
