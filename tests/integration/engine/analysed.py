@@ -13,7 +13,8 @@ import yaml
 #: Stock DeepLabCut and posedrop must agree to this in fp32, in pixels.
 TOLERANCE = 0.01
 BATCH = 8
-CROP = {"x1": 64, "x2": 576, "y1": 48, "y2": 432}
+#: Within the frames of the real mouse and of the made one.
+CROP = {"x1": 32, "x2": 288, "y1": 24, "y2": 216}
 
 
 class Stock(NamedTuple):

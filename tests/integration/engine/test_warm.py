@@ -116,10 +116,10 @@ def test_models_stay_loaded_within_a_bound(short: Sample, run: Callable[..., Our
     exact = warm.bytes
     weights = network.load(short.model, None, "cpu").pose.model.state_dict().values()
     whole = sum(value.numel() * value.element_size() for value in weights)
-    # As they are, and as oneDNN wants them.
-    assert exact == pytest.approx(2 * whole, rel=0.02)
+    # As they are and, of nearly all, as oneDNN wants them.
+    assert 1.7 * whole <= exact <= 2.02 * whole
     warm.machine.fast(torch.bfloat16)
-    assert warm.bytes == pytest.approx(1.25 * exact, rel=0.02)
+    assert 1.2 * exact <= warm.bytes <= 1.4 * exact
     bound = 3 * exact
     run(short.film, short.model, digest="b", stop=1, model_bytes=bound)
     assert digests() == ["a", "b"]
