@@ -80,8 +80,8 @@ def times(path: Path) -> list[Fraction]:
 def is_coloured(frame: np.ndarray, x: int, y: int, colour: Sequence[float]) -> bool:
     """Return whether a pixel has this colour (0 to 1 each), as far as H.264 keeps it.
 
-    x264 with threads is off by over 40 levels at times, and not the same ones in every run. The gradient
-    under the dots is far more than twice that from any colour that is asked for.
+    x264 with threads is off by over 40 levels at times, and not the same ones in every run. The
+    gradient under the dots differs from any colour that is asked for by more than the 90 allowed.
     """
     return bool(np.abs(frame[y, x].astype(int) - np.multiply(colour, 255)).max() < 90)
 
