@@ -27,13 +27,13 @@ from handlers.context import Context
 from handlers.reconcile import SLICE, Repairs, Sweep
 from posedrop import layout, queue, schema
 from posedrop.index import AnalysisRow, FileRow, Index
-from posedrop.records import Artefact, Probe, Request, Result, VideoRecord, VideoRef
+from posedrop.records import Artefact, Request, Result, VideoRecord, VideoRef
 from posedrop.settings import load
 from posedrop.storage import ObjectInfo, Storage
 from posedrop.weed import Weed
 from posedrop.weed_config import Identity
 from tests.faults.world import RESULTS, VIDEOS, World
-from tests.samples import REPOSITORY
+from tests.samples import PROBE, REPOSITORY
 
 QUERIES = 300
 REINDEXED = 2000
@@ -41,18 +41,6 @@ CLIENTS = 16
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 #: What a video usually has in the results bucket.
 NAMES = ("attempts/1.json", "poses.h5", "request.json", "result.json", "run.log")
-PROBE = Probe(
-    codec="h264",
-    pixel_format="yuv420p",
-    width=640,
-    height=480,
-    fps=30,
-    frames=2330,
-    frames_counted=True,
-    duration=77,
-    rotation=0,
-    variable_frame_rate=False,
-)
 
 
 def key_of(number: int) -> str:

@@ -9,8 +9,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from posedrop.records import Probe
+
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
+#: What a look at ten seconds of film finds, for records that no film stands behind.
+PROBE = Probe(
+    codec="h264",
+    pixel_format="yuv420p",
+    width=640,
+    height=480,
+    fps=29.97,
+    frames=300,
+    frames_counted=True,
+    duration=10.01,
+    rotation=0,
+    variable_frame_rate=False,
+)
 
 
 class Sample(NamedTuple):

@@ -11,7 +11,6 @@ from posedrop.records import (
     Asked,
     Duplicate,
     ModelRef,
-    Probe,
     Refusal,
     Request,
     Result,
@@ -19,21 +18,10 @@ from posedrop.records import (
     VideoRecord,
     VideoRef,
 )
+from tests.samples import PROBE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 BUCKET = "videos"
-PROBE = Probe(
-    codec="h264",
-    pixel_format="yuv420p",
-    width=640,
-    height=480,
-    fps=29.97,
-    frames=300,
-    frames_counted=True,
-    duration=10.01,
-    rotation=0,
-    variable_frame_rate=False,
-)
 ERROR = RunError(code="out_of_memory", message="The GPU is full.", stage="infer")
 
 

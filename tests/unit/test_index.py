@@ -12,11 +12,11 @@ from posedrop import index as index_module
 from posedrop import rows, schema
 from posedrop.events import ObjectRemoved
 from posedrop.index import AnalysisRow, Index
+from tests.samples import PROBE
 from tests.unit.index_rows import (
     BUCKET,
     ERROR,
     NOW,
-    PROBE,
     at,
     created,
     question,

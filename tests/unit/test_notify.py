@@ -21,24 +21,13 @@ from posedrop import layout, queue
 from posedrop.errors import StorageError
 from posedrop.events import Event, ObjectCreated, ObjectRemoved
 from posedrop.index import Index
-from posedrop.records import Asked, Probe, Record, Refusal, Request, Result, VideoRecord, VideoRef
+from posedrop.records import Asked, Record, Refusal, Request, Result, VideoRecord, VideoRef
 from posedrop.settings import load
 from posedrop.storage import ObjectInfo, Storage
+from tests.samples import PROBE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 VIDEOS, RESULTS = "videos", "results"
-PROBE = Probe(
-    codec="h264",
-    pixel_format="yuv420p",
-    width=64,
-    height=48,
-    fps=30,
-    frames=30,
-    frames_counted=True,
-    duration=1,
-    rotation=0,
-    variable_frame_rate=False,
-)
 #: Two names under one file_id: the row is the one's or the other's.
 SAME_FILE = [f"uploads/aaaaaaaaaaaaaaaa/{name}.mp4" for name in ("one", "two")]
 PLAIN = [f"day1/mouse_{number}.mp4" for number in range(4)]

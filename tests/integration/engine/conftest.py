@@ -14,6 +14,7 @@ from tests.integration.engine.analysed import Ours, Stock, analysed, copied, rea
 from tests.samples import Sample, sample
 from worker.analyses.deeplabcut_2d import deeplabcut_2d
 
+# Read by DeepLabCut when it is imported; this file is, before any of the tests.
 os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from deeplabcut.pose_estimation_pytorch.config.pose import PoseConfig
+from torchvision.models import get_model_weights
 
 from posedrop import packing
 from posedrop.analyses import Job
@@ -29,17 +31,9 @@ from tests.herd import (
     zoo_weights,
 )
 from tests.samples import Sample, sample
+from worker import inference, network, tables, tracking, video, zoo
 from worker.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
 from worker.analyses.superanimal import SuperAnimalArgs, check, superanimal
-
-os.environ.setdefault("DLClight", "True")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import torch
-from deeplabcut.pose_estimation_pytorch.config.pose import PoseConfig
-from torchvision.models import get_model_weights
-
-from worker import inference, network, tables, tracking, video, zoo
 from worker.render import render
 
 #: Stock DeepLabCut and posedrop must agree to this, in pixels.

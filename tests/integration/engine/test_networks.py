@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-
-os.environ.setdefault("DLClight", "True")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
 import torch
+import yaml
 from deeplabcut.pose_estimation_pytorch.config.pose import PoseConfig
 from deeplabcut.pose_estimation_pytorch.models import PoseModel
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,13 +24,9 @@ from tests.integration.engine.analysed import (
     read,
 )
 from tests.samples import Sample
+from worker import tables, video
 from worker.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
 from worker.child import Child
-
-os.environ.setdefault("DLClight", "True")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-from worker import tables, video
 
 
 @pytest.mark.timeout(900)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from posedrop import packing
@@ -22,11 +22,6 @@ from tests.integration.engine.analysed import (
     furthest,
 )
 from tests.samples import Sample
-
-os.environ.setdefault("DLClight", "True")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import torch
 
 
 def only(model: Path, pattern: str) -> Path:

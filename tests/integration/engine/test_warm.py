@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from posedrop.analyses import Job
 from posedrop.records import Progress
@@ -20,14 +20,8 @@ from tests.integration.engine.analysed import (
     read,
 )
 from tests.samples import Sample
-from worker.analyses.deeplabcut_2d import deeplabcut_2d
-
-os.environ.setdefault("DLClight", "True")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import torch
-
 from worker import arithmetic, inference, network, pair, tables
+from worker.analyses.deeplabcut_2d import deeplabcut_2d
 
 
 def test_two_at_once_are_as_each_alone(
