@@ -73,9 +73,10 @@ class Runner(Feed):
         self._dynamic = dynamic
         self._network = warm.network
         self._dtype = warm.machine.dtype_for(precision)
+        # Autocast casts what goes into torch's own operators alone.
+        model = warm.machine.exact if self._dtype is None else warm.machine.plain
+        self._network.pose.model = model
         self._precision = precision
-        machine = warm.machine
-        warm.network.pose.model = machine.exact if self._dtype is None else machine.plain
         self.batch = batch
         self.setup = {"precision": precision, "batch": batch}
 

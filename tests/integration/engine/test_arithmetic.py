@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.integration.engine.analysed import (
     TOLERANCE,
@@ -17,12 +17,6 @@ from tests.integration.engine.analysed import (
     furthest,
 )
 from tests.samples import Sample
-
-os.environ.setdefault("DLClight", "True")
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import torch
-
 from worker import arithmetic, feed, hardware
 
 
@@ -38,6 +32,22 @@ def test_auto_moves_no_keypoint(stock: Stock, long: Sample, run: Callable[..., O
     assert moved[kept].max() <= 0.5
     assert told["asked"] == "auto"
     assert told["used"] in {"fp32", "bf16", "fp16"}
+
+
+@pytest.mark.parametrize("dynamic", [None, {"threshold": 0.5, "margin": 100}])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_fewer_bits_throughout(
+    short: Sample, run: Callable[..., Ours], precision: str, dynamic: dict[str, Any] | None
+) -> None:
+    """Asked for, they are used for every frame, on DeepLabCut's own way too, and hardly differ."""
+    expected = run(short.film, short.model, dynamic=dynamic)
+    ours = run(short.film, short.model, precision=precision, dynamic=dynamic)
+    assert ours.answer["details"]["precision"]["used"] == precision
+    poses, true = (t.poses.to_numpy().reshape(12, -1, 3) for t in (ours, expected))
+    kept = true[..., 2] >= expected.answer["details"]["pcutoff"]
+    moved = np.hypot(*np.moveaxis(poses - true, -1, 0)[:2])[kept]
+    assert moved.max() > 0
+    assert np.median(moved) <= 0.5
 
 
 def test_nearly_tied_peaks_are_computed_again(
