@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import boto3
+import httpx
 import pytest
 from dramatiq.brokers.stub import StubBroker
 from moto.server import ThreadedMotoServer
@@ -19,6 +20,7 @@ from posedrop import queue
 from posedrop.index import Index
 from posedrop.settings import load
 from posedrop.storage import Storage
+from tests.samples import REPOSITORY
 
 
 class Aws(NamedTuple):
@@ -154,3 +156,32 @@ def test_a_message_nobody_takes_goes_to_the_dead_letter_queue(aws: Aws) -> None:
     for _ in range(3):
         aws.sqs.receive_message(QueueUrl=aws.queue_url, VisibilityTimeout=0)
     assert (waiting(aws, aws.queue_url), waiting(aws, aws.dead_url)) == (0, 1)
+
+
+def test_the_page_may_put_into_the_bucket(aws: Aws) -> None:
+    """infra/cors.json, as docs/deploy.md sets it: from the API's origin, and from no other."""
+    rules = (REPOSITORY / "infra/cors.json").read_text().replace("API_HOST", "lab.example")
+    aws.s3.put_bucket_cors(Bucket="videos", CORSConfiguration=json.loads(rules))
+    signed = aws.context.storage.presign_put(
+        "videos",
+        "uploads/x/film.mp4",
+        content_type="video/mp4",
+        size=4,
+        sha256=None,
+        metadata={"analysis": "dummy"},
+    )
+
+    def asked_first(origin: str) -> httpx.Response:
+        asks = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "PUT",
+            "Access-Control-Request-Headers": ",".join(sorted(signed.headers)).lower(),
+        }
+        return httpx.options(signed.url, headers=asks)
+
+    own = asked_first("https://lab.example")
+    assert own.status_code == 200, own.text
+    assert own.headers["Access-Control-Allow-Origin"] == "https://lab.example"
+    assert own.headers["Access-Control-Allow-Methods"] == "PUT"
+    assert own.headers["Access-Control-Allow-Headers"] == "*"
+    assert asked_first("https://evil.example").status_code == 403
