@@ -58,6 +58,7 @@ def our_inference(
     model: str, film: str, out: str, precision: str, constant: bool, stop: int | None = None
 ) -> Any:
     """Run the analysis; return its answer."""
+    _be_a_worker()
     from posedrop.analyses import Job
     from worker import inference
     from worker.analyses.deeplabcut_2d import deeplabcut_2d
@@ -75,6 +76,13 @@ def our_inference(
         "details": answer["details"],
         **_memory(),
     }
+
+
+def _be_a_worker() -> None:
+    """Have the environment of a worker's child; torch reads it when it is imported."""
+    from worker.child import FIXED
+
+    os.environ.update(FIXED)
 
 
 def _be_constant(seconds_a_frame: float) -> None:
@@ -146,8 +154,10 @@ def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]
 
     Returns:
         ``flop`` of a frame (two a multiplication and addition); seconds of a frame in ``fp32``,
-        ``bf16`` and of the ``head`` alone; FLOP/s of matrices, ``fp32_peak`` and ``bf16_peak``.
+        in fp32 ``untiled``, in ``bf16`` and of the ``head`` alone; FLOP/s of matrices,
+        ``fp32_peak`` and ``bf16_peak``.
     """
+    _be_a_worker()
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -165,8 +175,9 @@ def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]
     with torch.inference_mode():
         features = machine.exact.backbone(picture)
         timed: dict[str, Callable[[], Any]] = {
-            "fp32": lambda: machine.exact(picture),
+            "fp32": lambda: machine.tiled(picture),
             "bf16": lambda: machine.fast(torch.bfloat16)(picture),
+            "untiled": lambda: machine.exact(picture),
             "head": lambda: machine.exact.heads["bodypart"](features),
             "fp32_peak": lambda: square @ square,
             "bf16_peak": lambda: half @ half,

@@ -2,9 +2,12 @@
 
 Exact is fp32 with the weights and pictures in channels-last order, in which convolutions are
 fastest, with each batch normalisation folded into the convolution before it, and with what follows
-a convolution done by it (:mod:`worker.fused`). Fewer bits (bf16,
-fp16) are faster still, but two peaks of a heatmap that nearly tie may change places, by which a
-keypoint jumps. So ``auto`` watches itself:
+a convolution done by it (:mod:`worker.fused`). On a CPU most of the multiplications are saved too
+(:mod:`worker.winograd`), which errs by some millionths: a frame on which that could decide between
+two cells of a heatmap is computed once more without.
+
+Fewer bits (bf16, fp16) are faster still, but two peaks of a heatmap that nearly tie may change
+places, by which a keypoint jumps. So ``auto`` watches itself:
 
 * The first frames that show a keypoint are computed both ways. By how much the step from a peak
   down to its like differs between the two is the *noise* of the fast way, on this video with this
@@ -53,6 +56,12 @@ TOLERANCE = 0.5
 LIKE = 0.9
 #: The samples are few: the largest difference of all frames may be so many times theirs.
 SAFETY = 1.5
+#: Of a frame's largest value: by how much saving multiplications in fp32 may change a heatmap. The
+#: mouse's model errs by a thirtieth of it, a new ResNet-50 with GroupNorm by half; one that errs by
+#: more when it is loaded does without.
+TILED_NOISE = 2e-5
+#: Pixels by which a keypoint may be uncertain for it.
+TILED_REACH = 0.005
 #: The fast arithmetic has to be so many times faster, or it isn't worth its checks.
 WORTH = 1.15
 
@@ -76,7 +85,18 @@ class Machine:
         self.exact = self.plain
         if self.device.type == "cpu":
             self.exact = _tried(self.plain, fused.fuse)
+        self._tiled: Any = None
         self._fast: dict[torch.dtype, Any] = {}
+
+    @property
+    def tiled(self) -> Any:
+        """The exact form with fewer multiplications; the exact form itself where there is none."""
+        if self._tiled is None:
+            self._tiled = self.exact
+            if self.exact is not self.plain:
+                made = _tried(self.plain, fused.fuse_tiled, TILED_NOISE)
+                self._tiled = self.exact if made is self.plain else made
+        return self._tiled
 
     def fast(self, dtype: torch.dtype) -> Any:
         """Return the network with its backbone in ``dtype``; what follows it stays in fp32."""
@@ -85,13 +105,14 @@ class Machine:
             model.backbone = _Reduced(model.backbone, dtype)
             # oneDNN knows only the numbers that the processor multiplies; others are torch's.
             if self.exact is not self.plain and dtype == hardware.native_dtype(self.device):
-                fused.fuse(model)
+                (fused.fuse if self.tiled is self.exact else fused.fuse_tiled)(model)
             self._fast[dtype] = model
         return self._fast[dtype]
 
     def forms(self) -> list[Any]:
         """Return all that was made of the network; they share what they can."""
-        return [self.plain, self.exact, *self._fast.values()]
+        tiled = [] if self._tiled is None else [self._tiled]
+        return [self.plain, self.exact, *tiled, *self._fast.values()]
 
     def dtype_for(self, precision: Precision) -> torch.dtype | None:
         """Return what to compute in besides fp32; None: nothing."""
@@ -119,6 +140,8 @@ class State:
     """Frames computed both ways."""
     again: int = 0
     """Frames computed again because their peaks nearly tie."""
+    untiled: int = 0
+    """Frames computed again with all multiplications: their peaks tie but for millionths."""
     frames: int = 0
     deviation: float = 0.0
     """Largest distance in pixels of a keypoint that would have been kept, of the checked frames."""
@@ -132,6 +155,7 @@ class State:
             "used": self.dtype or "fp32",
             "frames_checked_in_fp32": self.checked,
             "frames_repeated_in_fp32": self.again,
+            "frames_repeated_untiled": self.untiled,
             "share_repeated": round(self.again / self.frames, 4) if self.frames else 0.0,
             "largest_deviation_px": round(self.deviation, 4),
             "heatmap_noise": self.noise,
@@ -181,7 +205,7 @@ class Arithmetic:
         """Begin a batch: frames (n, height, width, 3), BGR, uint8, on the device."""
         x = normalised(pixels)
         if self._fast is None:
-            return Launched(x, self._machine.exact(x), fast=False)
+            return Launched(x, self._exactly(x), fast=False)
         if self._watched and self.state.samples < SAMPLES:
             return Launched(x, None, fast=False)
         return Launched(x, self._fast(x), fast=True)
@@ -206,12 +230,14 @@ class Arithmetic:
             return fast
         first = self.state.frames
         checked = {i for i in range(len(batch.x)) if (first + i) % CHECK_EVERY == 0}
-        unsure = self._unsure(batch.outputs) if self._wanted == "auto" else set()
+        unsure: set[int] = set()
+        if self._wanted == "auto":
+            unsure = self._unsure(batch.outputs, lambda _: SAFETY * self.state.noise, REACH)
         self.state.again += len(unsure - checked)
         rows = sorted(checked | unsure)
         if not rows:
             return fast
-        outputs = self._machine.exact(batch.x[rows])
+        outputs = self._exactly(batch.x[rows])
         exact = self._predictions(outputs)
         held = [number for number, row in enumerate(rows) if row in checked]
         if held:
@@ -229,7 +255,7 @@ class Arithmetic:
     def _both(self, x: Tensor) -> Predictions:
         """Compute a batch in fp32 and, where it shows a keypoint, the fast way too."""
         started = time.perf_counter()
-        outputs = self._machine.exact(x)
+        outputs = self._exactly(x)
         exact = self._predictions(outputs)
         seconds = time.perf_counter() - started
         if self._fast is None or not bool(self._sure(exact).any()):
@@ -265,14 +291,33 @@ class Arithmetic:
         likelihood = [head["poses"][:, 0, :, 2] for head in predictions.values() if "poses" in head]
         return torch.cat(likelihood, dim=1) >= self._pcutoff
 
-    def _unsure(self, outputs: Outputs) -> set[int]:
-        """Return the frames in which a keypoint could lie elsewhere in fp32."""
-        noise = SAFETY * self.state.noise
+    def _exactly(self, x: Tensor) -> Outputs:
+        """Compute a batch in fp32."""
+        if not self._watched or self._machine.tiled is self._machine.exact:
+            outputs: Outputs = self._machine.exact(x)
+            return outputs
+        outputs = self._machine.tiled(x)
+        unsure = self._unsure(outputs, lambda maps: TILED_NOISE * maps.largest(), TILED_REACH)
+        if unsure:
+            self.state.untiled += len(unsure)
+            rows = sorted(unsure)
+            _put(outputs, rows, self._machine.exact(x[rows]))
+        return outputs
+
+    def _unsure(
+        self, outputs: Outputs, noise_of: Callable[[_Maps], float | Tensor], reach: float
+    ) -> set[int]:
+        """Return the frames in which noise could put a keypoint elsewhere, further than ``reach``.
+
+        Args:
+            noise_of: returns a head's noise, one for all or (n, 1).
+        """
         found = torch.zeros(len(next(iter(outputs["bodypart"].values()))), dtype=torch.bool)
         for name, values in outputs.items():
             maps = _Maps(self._machine.exact, name, values)
+            noise = noise_of(maps)
             # What does not compare, because it is not a number, is unsure.
-            close = ~(maps.reach(noise) <= REACH) & ~(maps.likelihood() < self._pcutoff - noise)
+            close = ~(maps.reach(noise) <= reach) & ~(maps.likelihood() < self._pcutoff - noise)
             found |= close.any(dim=1).cpu()
         return set(found.nonzero().flatten().tolist())
 
@@ -327,9 +372,13 @@ class _Maps:
         """Return (n, keypoints)."""
         return self._top.sigmoid() if self._sigmoid else self._top
 
-    def reach(self, noise: float) -> Tensor:
+    def largest(self) -> Tensor:
+        """Return each frame's largest value, (n, 1)."""
+        return self._heat.abs().amax(dim=(1, 2, 3))[:, None]
+
+    def reach(self, noise: float | Tensor) -> Tensor:
         """Return how far apart, in pixels, the cells within ``noise`` of the top are."""
-        rivals = self._heat >= self._top[..., None, None] - noise
+        rivals = self._heat >= (self._top - noise)[..., None, None]
         across = _span(self._x.expand_as(self._heat), rivals)
         down = _span(self._y.expand_as(self._heat), rivals)
         return torch.hypot(across, down)
@@ -366,7 +415,9 @@ def _of(values: dict[str, dict[str, Tensor]], rows: list[int]) -> dict[str, dict
     }
 
 
-def _put(target: Predictions, rows: list[int], values: Predictions) -> Predictions:
+def _put(
+    target: dict[str, dict[str, Tensor]], rows: list[int], values: dict[str, dict[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
     for head, named in values.items():
         for name, value in named.items():
             target[head][name][rows] = value
@@ -387,11 +438,11 @@ class _Reduced(nn.Module):
         return found
 
 
-def _tried(model: Any, change: Callable[[nn.Module], int]) -> Any:
+def _tried(model: Any, change: Callable[[nn.Module], int], share: float = 1e-4) -> Any:
     """Return a network with a change that is to change nothing but its speed, else as it is.
 
     Which module runs after which is not written anywhere, so a change goes by how they stand, and
-    what comes out is compared with what came out before.
+    what comes out is compared with what came out before: ``share`` of the largest value may differ.
     """
     # Of the size that DeepLabCut gives to networks which take but one.
     picture = torch.rand((1, 3, 256, 256), generator=torch.Generator().manual_seed(0)) * 4 - 2
@@ -406,11 +457,12 @@ def _tried(model: Any, change: Callable[[nn.Module], int]) -> Any:
             for name, value in named.items():
                 scale = float(value.abs().max())
                 torch.testing.assert_close(
-                    after[head][name], value, rtol=0, atol=1e-4 * scale + 1e-7
+                    after[head][name], value, rtol=0, atol=share * scale + 1e-7
                 )
     except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError, LookupError):
         log.info("the network stays as it is, without %s", change.__name__)
         return model
+    fused.forget(changed)  # frames have another size, and the exact form seldom sees one
     return changed
 
 

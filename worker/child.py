@@ -42,12 +42,16 @@ _PASSED_ON = (
     "OPENBLAS_NUM_THREADS",
     "PYTORCH_CUDA_ALLOC_CONF",
 )
-_FIXED = {
+#: What every child is told.
+FIXED = {
     "DLClight": "True",  # DeepLabCut without its windows
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
     "LOGNAME": "posedrop",
     "MPLBACKEND": "Agg",
+    # A thread that waits for work sleeps; where it would spin, it keeps others from the processor:
+    # of this process (worker.winograd), and those that render.
+    "OMP_WAIT_POLICY": "passive",
     "NO_ALBUMENTATIONS_UPDATE": "1",  # it asks PyPI for its newest version when imported
     "PYTHONUNBUFFERED": "1",
     "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # whatever a model's own config says of it
@@ -376,7 +380,7 @@ def _environment(scratch: Path) -> dict[str, str]:
     """Return the child's environment, made from nothing: no credential of ours is in it."""
     return {
         **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
-        **_FIXED,
+        **FIXED,
         "PATH": os.environ.get("PATH", os.defpath),
         "LANG": os.environ.get("LANG", "C.UTF-8"),
         "HOME": str(scratch),

@@ -12,6 +12,7 @@ their weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -19,11 +20,16 @@ from deeplabcut.pose_estimation_pytorch.models.heads import HeatmapHead
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
+from worker import winograd
+
+#: What comes after a convolution.
+After = Literal["relu", "none"]
+
 
 class Convolution(nn.Module):
     """A convolution, alone or with what comes after it."""
 
-    def __init__(self, plain: nn.Conv2d, after: Literal["relu", "none"] = "none") -> None:
+    def __init__(self, plain: nn.Conv2d, after: After) -> None:
         """Do as ``plain``, whose weights it shares, and what comes ``after``."""
         super().__init__()
         self.plain = plain
@@ -60,6 +66,10 @@ class Convolution(nn.Module):
             found = torch.ops.mkldnn._convolution_pointwise.binary(x, other, *how)
         return found
 
+    def forget(self) -> None:
+        """Let go of the weights that were laid out; the next frame needs them anew."""
+        self._packed = None
+
     def _laid_out(self, x: Tensor) -> Tensor:
         # How is best depends on the size of what comes: asked without one, oneDNN halves the speed.
         shape = tuple(x.shape)
@@ -71,19 +81,66 @@ class Convolution(nn.Module):
         return self._packed
 
 
+class Tiled(Convolution):
+    """A convolution of 3x3 with a quarter of the multiplications (:mod:`worker.winograd`)."""
+
+    def __init__(self, plain: nn.Conv2d, after: After) -> None:
+        """Do as ``plain``, whose weights it shares, and what comes ``after``."""
+        super().__init__(plain, after)
+        self._dilation = plain.dilation[0]
+        self._tiles: Tensor | None = None
+        self._frame: tuple[int, ...] = ()
+        bias = torch.zeros(plain.out_channels) if plain.bias is None else plain.bias
+        self._bias = bias.detach().float()
+
+    @property
+    def packed_bytes(self) -> int:
+        """What its weights take a second time."""
+        return super().packed_bytes + (0 if self._tiles is None else self._tiles.nbytes)
+
+    def forget(self) -> None:
+        """Let go of the weights that were laid out; the next frame needs them anew."""
+        super().forget()
+        self._tiles = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the convolution makes of x, after the ReLU if there is one."""
+        if not winograd.pays(x, self._dilation):
+            return super().forward(x)
+        return self._tiled(x, None, relu=self._after == "relu")
+
+    def added_to(self, other: Tensor, x: Tensor, *, inplace: bool) -> Tensor:
+        """Return the sum of ``other`` and the convolution of x, after a ReLU."""
+        if not winograd.pays(x, self._dilation):
+            return super().added_to(other, x, inplace=inplace)
+        return self._tiled(x, other, relu=True)
+
+    def _tiled(self, x: Tensor, other: Tensor | None, *, relu: bool) -> Tensor:
+        if self._tiles is None or tuple(x.shape[1:]) != self._frame:
+            self._tiles = winograd.packed(self.plain.weight, x, self._dilation)
+            self._frame = tuple(x.shape[1:])
+        return winograd.convolved(
+            x, self._tiles, self._bias, self._dilation, relu=relu, other=other
+        )
+
+
+#: Makes a convolution of a plain one.
+Maker = Callable[[nn.Conv2d, After], Convolution]
+
+
 class Block(nn.Module):
     """timm's ``BasicBlock`` or ``Bottleneck``."""
 
-    def __init__(self, plain: Any, *, owns_input: bool) -> None:
+    def __init__(self, plain: Any, make: Maker, *, owns_input: bool) -> None:
         """Do as ``plain``; where it ``owns_input``, its output may take the input's place."""
         super().__init__()
         first, last = [plain.conv1], plain.conv2
         if type(plain) is Bottleneck:
             first, last = [plain.conv1, plain.conv2], plain.conv3
-        self.first = nn.Sequential(*(Convolution(one, "relu") for one in first))
-        self.last = Convolution(last)
+        self.first = nn.Sequential(*(make(one, "relu") for one in first))
+        self.last = make(last, "none")
         shortcut = plain.downsample
-        self.shortcut = None if shortcut is None else Convolution(shortcut[0])
+        self.shortcut = None if shortcut is None else make(shortcut[0], "none")
         self._owns_shortcut = owns_input or self.shortcut is not None
         self._forward_hooks = plain._forward_hooks  # DLCRNet takes features by them
 
@@ -118,34 +175,47 @@ class Head(nn.Module):
         return {"heatmap": heatmap, "locref": locref}
 
 
-def fuse(module: nn.Module) -> int:
+def fuse(module: nn.Module, make: Maker = Convolution) -> int:
     """Put fused parts in the place of a module's plain ones; return how many there were."""
     fused = 0
     if _has_plain_stem(module):
         stem: Any = module
-        stem.conv1, stem.act1 = Convolution(stem.conv1, "relu"), nn.Identity()
+        stem.conv1, stem.act1 = make(stem.conv1, "relu"), nn.Identity()
         fused += 1
     before: Any = None
     child: Any
     for name, child in list(module.named_children()):
-        if type(child) is Convolution:
+        if isinstance(child, Convolution):
             continue
         new: nn.Module | None = None
         if _is_plain_block(child):
             # What a block made only the next one gets, unless somebody else looks.
             follows = type(module) is nn.Sequential and type(before) is Block
-            new = Block(child, owns_input=follows and not before._forward_hooks)
+            new = Block(child, make, owns_input=follows and not before._forward_hooks)
         elif _is_plain_head(child):
             new = Head(child)
         elif _is_convolution(child):
-            new = Convolution(child)
+            new = make(child, "none")
         if new is None:
-            fused += fuse(child)
+            fused += fuse(child, make)
         else:
             setattr(module, name, new)
             fused += 1
         before = new
     return fused
+
+
+def fuse_tiled(module: nn.Module) -> int:
+    """Do as :func:`fuse`, with convolutions that multiply less; return how many of those."""
+    fuse(module, lambda one, after: (Tiled if winograd.suits(one) else Convolution)(one, after))
+    return sum(isinstance(part, Tiled) for part in module.modules())
+
+
+def forget(module: nn.Module) -> None:
+    """Let go of all weights that were laid out for frames of some size."""
+    for part in module.modules():
+        if isinstance(part, Convolution):
+            part.forget()
 
 
 def packed_bytes(module: nn.Module) -> int:

@@ -166,6 +166,8 @@ def _kept(job: Job, part: str, load: Callable[[str], Network]) -> Warm:
 def _prepared(model: Network) -> Warm:
     machine = Machine(model.pose.model, model.device)
     model.pose.model = machine.exact  # the one it was loaded as is needed no more
+    if machine.has_peaks:
+        _ = machine.tiled  # compiled and tried before the first frame waits for it
     return Warm(model, machine, model.detector is None and _only_normalises(model.pose))
 
 

@@ -110,11 +110,11 @@ def test_models_stay_loaded_within_a_bound(short: Sample, run: Callable[..., Our
     exact = warm.bytes
     weights = network.load(short.model, None, "cpu").pose.model.state_dict().values()
     whole = sum(value.numel() * value.element_size() for value in weights)
-    # As they are and, of nearly all, as oneDNN wants them.
-    assert 1.7 * whole <= exact <= 2.02 * whole
+    # As they are and, of nearly all, four times as many for tiles.
+    assert 4.5 * whole <= exact <= 5.02 * whole
     warm.machine.fast(torch.bfloat16)
-    assert 1.2 * exact <= warm.bytes <= 1.4 * exact
-    bound = 3 * exact
+    assert exact + 0.4 * whole <= warm.bytes <= exact + 0.6 * whole
+    bound = 2 * exact + whole  # a third one fits as it is loaded, not as it runs
     run(short.film, short.model, digest="b", stop=1, model_bytes=bound)
     assert digests() == ["a", "b"]
     run(short.film, short.model, digest="a", stop=1, model_bytes=bound)
