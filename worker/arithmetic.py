@@ -30,6 +30,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import cv2
 import torch
 from deeplabcut.pose_estimation_pytorch.models.predictors import HeatmapPredictor
 from torch import Tensor, nn
@@ -398,10 +399,22 @@ def normalised(pixels: Tensor) -> Tensor:
 
     It is albumentations' ``Normalize`` with ImageNet's mean and deviation, which DeepLabCut uses.
     """
-    mean = torch.tensor([0.485, 0.456, 0.406], device=pixels.device) * 255
-    deviation = torch.tensor([0.229, 0.224, 0.225], device=pixels.device) * 255
     # The channels stay last in memory, where convolutions want them.
-    return pixels.flip(3).float().sub_(mean).mul_(1 / deviation).permute(0, 3, 1, 2)
+    if pixels.device.type == "cpu":
+        # A byte has but 256 outcomes, the same bits as by arithmetic.
+        table = _normalised(torch.arange(256)[:, None])[:, None].numpy()
+        found = torch.empty(pixels.shape)
+        for frame, target in zip(pixels, found, strict=True):
+            rgb = cv2.cvtColor(frame.numpy(), cv2.COLOR_BGR2RGB)
+            cv2.LUT(rgb, table, target.numpy())
+        return found.permute(0, 3, 1, 2)
+    return _normalised(pixels.flip(3)).permute(0, 3, 1, 2)
+
+
+def _normalised(rgb: Tensor) -> Tensor:
+    mean = torch.tensor([0.485, 0.456, 0.406], device=rgb.device) * 255
+    deviation = torch.tensor([0.229, 0.224, 0.225], device=rgb.device) * 255
+    return rgb.float().sub(mean).mul_(1 / deviation)
 
 
 def _span(values: Tensor, chosen: Tensor) -> Tensor:
