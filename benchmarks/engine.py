@@ -341,7 +341,9 @@ class Bench:
             )
             second = alone(stock_render, config=config, film=str(film), out=str(out), fast=True)
             script.append(first["wall"] + second["wall"])
-        lab = Embedded(self._fresh("data")).start()
+        lab = Embedded(self._fresh("data"))
+        lab.haste = {}
+        lab.start()
         try:
             seconds, results, waits = clips_through(lab, film, model, count)
         finally:

@@ -59,6 +59,8 @@ class Lab(ABC):
         self.environment: dict[str, str] = {}
         #: Seconds from one question to the next while something is waited for.
         self.pace = 0.05
+        #: Settings of its own clocks; none: those of a user.
+        self.haste = dict(_PACE)
 
     @abstractmethod
     def stop(self) -> int:
@@ -179,7 +181,7 @@ class Embedded(Lab):
                 [POSEDROP, "--data-dir", str(self.data_dir), "up", *options],
                 stdout=log,
                 stderr=log,
-                env=clean_environment() | _PACE | self.environment | self.settings,
+                env=clean_environment() | self.haste | self.environment | self.settings,
             )
         self.until(self._up, "the API to answer", 60)
         return self
@@ -264,7 +266,7 @@ class Servers(Lab):
         """Return the environment of a process with the key of ``role``."""
         return (
             clean_environment()
-            | _PACE
+            | self.haste
             | self.environment
             | {name: v for name, v in self.settings.items() if "ROOT" not in name}
             | {
