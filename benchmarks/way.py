@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from posedrop.client import pause
 from tests.e2e.lab import Embedded, Lab
 from tests.samples import free_box
 
@@ -24,7 +25,7 @@ def clips_through(
         Seconds from the first PUT to the last result.json of the clips; the results, the single
         one last; the seconds that each waited for another.
     """
-    lab.pace = 0.5  # as the command line asks: each question takes some of the processors' time
+    lab.pace = pause  # as the command line asks: each answer takes some of the processors' time
     lab.posedrop("models", "push", str(model), "--name", "mouse")
     content = film.read_bytes()
 

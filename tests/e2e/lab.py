@@ -57,8 +57,8 @@ class Lab(ABC):
         self.settings = {f"POSEDROP_{name.upper()}": value for name, value in settings.items()}
         #: Further variables of the processes, e.g. PYTHONPATH for a plug-in.
         self.environment: dict[str, str] = {}
-        #: Seconds from one question to the next while something is waited for.
-        self.pace = 0.05
+        #: Seconds until the next question, by those that something was waited for.
+        self.pace: Callable[[float], float] = lambda _: 0.05
         #: Settings of its own clocks; none: those of a user.
         self.haste = dict(_PACE)
 
@@ -110,11 +110,11 @@ class Lab(ABC):
 
     def until(self, ask: Callable[[], T], what: str, seconds: float = 60) -> T:
         """Ask until the answer is true, and return it."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        started = time.monotonic()
+        while (waited := time.monotonic() - started) < seconds:
             if answer := ask():
                 return answer
-            time.sleep(self.pace)
+            time.sleep(self.pace(waited))
         raise AssertionError(f"waited {seconds} s for {what}\n{self.log()}")
 
     def get(self, path: str, **params: Any) -> Any:
