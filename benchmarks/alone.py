@@ -112,6 +112,11 @@ def _be_constant(seconds_a_frame: float) -> None:
     feed.Arithmetic = Constant  # type: ignore[misc]
 
 
+def beside(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
+    """Pretend, in a worker's child, that there is an accelerator."""
+    return {"accelerated": True}
+
+
 def on_a_device(payload: dict[str, Any], report: Any) -> dict[str, Any]:
     """Be ``worker.engine:run_analysis`` in a worker's child, on a pretended accelerator."""
     from worker import engine, feed

@@ -19,6 +19,13 @@ def native_dtype(device: torch.device) -> torch.dtype | None:
     return None
 
 
+def accelerates(wanted: str) -> bool:
+    """Tell whether networks have a device of their own: ``wanted``, or any if that is ``auto``."""
+    if wanted == "auto":
+        return torch.cuda.is_available() or torch.backends.mps.is_available()
+    return not wanted.startswith("cpu")
+
+
 def described() -> dict[str, Any]:
     """Return what doctor tells: devices by torch's names, and how ``precision: auto`` uses each."""
     names = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import torch
 from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
     AugmentImage,
     LoadImage,
@@ -27,7 +28,7 @@ from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
-from worker import network, video
+from worker import hardware, network, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Machine, Precision, UnfaithfulError
 from worker.child_main import is_out_of_memory
@@ -35,6 +36,7 @@ from worker.feed import Batches, Feed, Frame, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts
 from worker.tables import PREDICTIONS, write_predictions
+from worker.transforms import kernels
 from worker.warm import Shelf, Warm, released
 
 #: Frames decoded ahead of the network, beside a batch.
@@ -69,6 +71,24 @@ class Stay:
                 released()
                 self.ended = time.time()
                 self.seconds += self.ended - started
+
+
+def begin(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
+    """Do at leisure what needs no model yet: a child's first task.
+
+    Args:
+        payload: ``device``, ``auto`` or as torch names it.
+        report: there is nothing to.
+
+    Returns:
+        ``accelerated``: whether networks are computed by something beside the processor.
+    """
+    beside = hardware.accelerates(payload["device"])
+    if not beside:
+        with suppress(Exception):  # who needs them will tell why there are none
+            for dtype in {torch.float32, hardware.native_dtype(torch.device("cpu"))} - {None}:
+                kernels(dtype)
+    return {"accelerated": beside}
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 Each job has a child of its own, so a video that hangs or kills its decoder, while it is made ready
 or later, takes nothing down but itself. The network is one child's at a time (``worker.turn``).
+
+Where the processor is the network's too, a second child would take of it what it is to save, and
+hold the model once more: there all work is the first one's.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +36,37 @@ class Pair:
     may well be free again.
     """
 
-    def __init__(self, name: str, scratch: Path, *, warm: Sequence[str] = ()) -> None:
-        """Remember how to start the children; see there."""
+    def __init__(
+        self,
+        name: str,
+        scratch: Path,
+        *,
+        warm: Sequence[str] = (),
+        device: str = "auto",
+        begins_with: str = "worker.inference:begin",
+    ) -> None:
+        """Remember how to start the children; see there.
+
+        Args:
+            device: what the network is to run on: ``auto``, or as torch names it.
+            begins_with: each child's first task, at leisure: given ``device``, it answers
+                ``accelerated``, whether that is something beside the processor.
+        """
         names = [name, *(f"{name}-{number}" for number in range(2, CHILDREN + 1))]
         self._children = [Child(each, scratch, warm=warm) for each in names]
         self._idle = list(self._children)
         self._warm: set[Child] = set()
         self._changed = threading.Condition()
+        self._begins_with, self._device = begins_with, device
+        self._accelerated: bool | None = None
         self._closed = False
         self._turn = Turn()
         self._log = scratch / f"{name}.log"
 
-    def start(self, *, all_of_them: bool = False) -> None:
-        """Start the first child, or all, so that their imports are done before work."""
-        for child in self._children if all_of_them else self._children[:1]:
-            child.start()
+    def start(self) -> None:
+        """Start the first child, so that its imports are done before work."""
+        self._children[0].start()
+        threading.Thread(target=self._be_ready, daemon=True).start()
 
     def call(
         self,
@@ -66,6 +85,7 @@ class Pair:
         """
         options |= {"should_stop": should_stop}
         with self._one(should_stop) as child:
+            self._know(child)
             if makes_ready:
                 return child.call(task, payload, turn=self._turn, **options)
             with self._turn.held(should_stop):
@@ -98,24 +118,44 @@ class Pair:
         warm = [child for child in self._idle if child in self._warm]
         if warm or len(self._idle) == CHILDREN:
             return (warm or self._idle)[0]
-        if self._idle:
+        if self._idle and self._accelerated:
             cold = self._idle.pop()
             threading.Thread(target=self._warm_up, args=(cold,), daemon=True).start()
         return None
 
+    def _be_ready(self) -> None:
+        with suppress(CancelledRunError), self._one(lambda: self._closed) as child:
+            self._know(child)
+
+    def _know(self, child: Child) -> None:
+        """Know whether a second child is of use, as soon as the first one can tell."""
+        if self._accelerated is not None:
+            return
+        accelerated = self._begun(child)
+        with self._changed:
+            self._accelerated = accelerated
+            self._changed.notify_all()
+
     def _warm_up(self, child: Child) -> None:
+        self._begun(child)
+        self._let_go(child)
+
+    def _begun(self, child: Child) -> bool | None:
+        """Have a child do its first task, after its imports; None: it failed, as others may not."""
         try:
-            child.call(
-                "worker.pair:nothing",
-                {},
+            answer = child.call(
+                self._begins_with,
+                {"device": self._device},
                 on_progress=lambda _: None,
                 should_stop=lambda: self._closed,
                 wall_seconds=WARM_UP_SECONDS,
                 log=self._log,
             )
         except PosedropError as error:
-            log.warning("no second child: %s", error)
-        self._let_go(child)
+            if not self._closed:
+                log.warning("a child for the network could not begin: %s", error)
+            return None
+        return bool(answer["accelerated"])
 
     def _let_go(self, child: Child) -> None:
         with self._changed:
@@ -123,8 +163,3 @@ class Pair:
             (self._warm.discard if child.pid is None else self._warm.add)(child)
             self._idle = sorted([*self._idle, child], key=self._children.index)
             self._changed.notify_all()
-
-
-def nothing(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
-    """Answer: a child does so when its imports are done."""
-    return {}

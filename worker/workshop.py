@@ -31,8 +31,8 @@ class Workshop:
     """The tools of the actors of one worker process.
 
     Each queue has children of its own: a video that kills the decoder of an ingest leaves the warm
-    model of the other alone. Of the network's two, one makes the next video ready. One more makes
-    tables meanwhile.
+    model of the other alone. Of the network's two, one makes the next video ready, where there is
+    an accelerator. One more makes tables meanwhile.
     """
 
     def __init__(self, settings: Settings, broker: Broker) -> None:
@@ -48,7 +48,7 @@ class Workshop:
         self._mine = _own(self._scratch)
         self.cache = Cache(settings.scratch_dir / "cache", settings.cache_bytes)
         self.cpu = Child(queue.CPU, self._scratch, warm=["worker.preflight", "worker.render"])
-        self.gpu = Pair(queue.GPU, self._scratch, warm=["worker.inference"])
+        self.gpu = Pair(queue.GPU, self._scratch, warm=["worker.inference"], device=settings.device)
         self.desk = Child("tables", self._scratch, warm=["worker.tables"])
 
     @property
@@ -70,8 +70,7 @@ class Workshop:
         if queue.CPU in queues:
             self.cpu.start()
         if queue.GPU in queues:
-            # A worker for the network alone has two videos at once soon enough.
-            self.gpu.start(all_of_them=queue.CPU not in queues)
+            self.gpu.start()
             self.desk.start()
 
     def send(self, actor: str, **arguments: str) -> None:

@@ -44,6 +44,10 @@ def plain(payload: dict[str, Any], report: Any) -> dict[str, Any]:
     return {"begun": begun, "ended": time.monotonic(), "pid": os.getpid()}
 
 
+def beside(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
+    return {"accelerated": payload["device"] != "cpu"}
+
+
 def ask_twice(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
     with report.turn(), report.turn():
         return {}
@@ -101,9 +105,9 @@ class Job:
 class Desk:
     """A pair, and what its calls wait for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cuda") -> None:
         self.folder = folder
-        self.pair = Pair("test", folder)
+        self.pair = Pair("test", folder, device=device, begins_with="test_pair:beside")
         self.threads = ThreadPoolExecutor(8)
         self.go = folder / "go"
 
@@ -116,15 +120,19 @@ class Desk:
         """Let what waits come to its end."""
         self.go.touch()
 
+    def close(self) -> None:
+        """End all of it."""
+        self.let_go()
+        self.pair.close()
+        self.threads.shutdown()
+
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     one = Desk(tmp_path)
     yield one
-    one.let_go()
-    one.pair.close()
-    one.threads.shutdown()
+    one.close()
 
 
 def test_the_next_is_ready_and_begins_when_the_last_has_ended(desk: Desk) -> None:
@@ -143,6 +151,21 @@ def test_the_next_is_ready_and_begins_when_the_last_has_ended(desk: Desk) -> Non
 def test_jobs_one_by_one_have_one_child(desk: Desk) -> None:
     """Its models stay loaded, and no second process takes memory for nothing."""
     assert len({desk.begin().over()["pid"] for _ in range(3)}) == 1
+
+
+def test_without_an_accelerator_one_child_has_all_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one would take of the processor what it is to save."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    desk = Desk(tmp_path, "cpu")
+    desk.pair.start()
+    first = desk.begin(waits=True).until("infer")
+    waiting = [desk.begin() for _ in range(2)]
+    desk.let_go()
+    pids = {job.over()["pid"] for job in (first, *waiting)}
+    desk.close()
+    assert len(pids) == 1
 
 
 def test_no_job_waits_for_imports_that_another_child_has_done(
