@@ -484,6 +484,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="paired runs (3)")
     parser.add_argument("--clip-frames", type=int, help="frames of a clip of the batch (300)")
     given = parser.parse_args()
+    if unknown := set(given.figures) - {*FIGURES, "labels"}:
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
     amount = QUICK if given.quick else ALL
     if given.pairs:
         amount = replace(amount, pairs=given.pairs)
