@@ -34,7 +34,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from posedrop.errors import RefusedVideoError
-from worker.times import Clock
+from worker.times import LONGEST_PAUSE, Clock
 
 Item = TypeVar("Item")
 Image = npt.NDArray[np.uint8]
@@ -408,7 +408,7 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
                     raise _DamagedError from error
                 gone.add(packet.pts)
                 continue
-            gone.goes_on()
+            gone.goes_on(packet)
             missing -= len(found)
             yield from map(number, found)
         try:
@@ -428,14 +428,22 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
 
 
 class _Gone:
-    """Numbers frames, and leaves a number for each that could not be decoded."""
+    """Numbers frames, and leaves a number for each that could not be decoded.
+
+    Behind an error, up to the next key frame, a packet that was to be shown and is not is lost too:
+    a decoder passes silently over what refers to what it doesn't have.
+    """
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
-        self._times: list[int] = []
-        """Of packets with an error, a heap; when they were to be shown."""
+        self._pause = int(LONGEST_PAUSE / reading.base)
+        self._damaged = False
+        self._key: int | None = None
+        """The time of the key frame that ends the damage: what it shows earlier may lack."""
+        self._waiting: list[tuple[int, bool]] = []
+        """Packets whose frame has not come: when it is to be shown, and whether it never will."""
         self._timeless = 0
-        """Packets with an error that don't say it."""
+        """Packets with an error that don't say when."""
         self._tail: list[int | None] = []
         """Of the errors since the last packet without one."""
         self._last: int | None = None
@@ -443,16 +451,22 @@ class _Gone:
 
     def add(self, time: int | None) -> None:
         """Remember a packet that could not be decoded."""
+        self._damaged = True
         self._tail.append(time)
 
-    def goes_on(self) -> None:
-        """Tell that a packet behind it could."""
+    def goes_on(self, packet: Packet[VideoStream]) -> None:
+        """Remember a packet that could."""
         for time in self._tail:
             if time is None:
                 self._timeless += 1
             else:
-                heapq.heappush(self._times, time)
+                heapq.heappush(self._waiting, (time, True))
         self._tail.clear()
+        if packet.is_keyframe:
+            self._damaged, self._key = False, packet.pts
+        early = self._key is not None and packet.pts is not None and packet.pts < self._key
+        if (self._damaged or early) and packet.pts is not None and is_shown(packet):
+            heapq.heappush(self._waiting, (packet.pts, False))
 
     def at_the_end(self) -> bool:
         """Whether nothing could be decoded any more behind the last error."""
@@ -463,18 +477,18 @@ class _Gone:
         if not self._reading.end:  # nothing that comes before the first is lost
             self._timeless = 0
             if time is None:
-                self._times.clear()
-            while self._times and time is not None and self._times[0] <= time:
-                heapq.heappop(self._times)
-        ascends = time is not None and self._last is not None and time > self._last
-        while self._timeless:
-            self._timeless -= 1
+                self._waiting.clear()
+            while self._waiting and time is not None and self._waiting[0][0] < time:
+                heapq.heappop(self._waiting)
+        last, self._last = self._last, time
+        for _ in range(self._timeless):
             self._lose(None)
-        while self._times:
-            if ascends and time is not None and self._times[0] >= time:
-                break
-            self._lose(heapq.heappop(self._times))
-        self._last = time
+        self._timeless = 0
+        ascends = time is not None and last is not None and 0 < time - last <= self._pause
+        while self._waiting and not (ascends and time is not None and self._waiting[0][0] >= time):
+            self._lose_first(ascends)
+        while self._waiting and self._waiting[0][0] == time:
+            heapq.heappop(self._waiting)
         return self._reading.add(time)
 
     def close(self) -> None:
@@ -482,8 +496,13 @@ class _Gone:
         if self._reading.end:
             for _ in range(self._timeless):
                 self._lose(None)
-            while self._times:
-                self._lose(heapq.heappop(self._times))
+            while self._waiting:
+                self._lose_first(True)
+
+    def _lose_first(self, ascends: bool) -> None:
+        time, never = heapq.heappop(self._waiting)
+        if never or ascends:
+            self._lose(time)
 
     def _lose(self, time: int | None) -> None:
         self._reading.lost.append(self._reading.add(time))
