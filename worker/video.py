@@ -51,6 +51,10 @@ MAX_PIXELS = 2**28
 REORDERED = 64
 #: Frames that a decoder with threads has in hand at most.
 _IN_FLIGHT = 17
+# As FFmpeg numbers primaries and transfer functions.
+_BT709, _UNSPECIFIED = 1, 2
+_NARROW = (_BT709, _UNSPECIFIED, 4, 5, 6, 7)
+_HIGH_RANGE = (16, 18)
 #: Stands for a time that a container doesn't tell.
 NO_TIME = -(2**63)
 #: A demuxer that reports damage more often than this is going in circles.
@@ -558,18 +562,40 @@ def to_rgb(picture: Picture, reformatter: VideoReformatter) -> Image:
 def _converted(picture: Picture, reformatter: VideoReformatter, order: Order) -> Image:
     # Bicubic and BGR are what OpenCV asks of libswscale: another way round, 10-bit video and
     # video with subsampled chroma would differ by some levels.
-    converted = reformatter.reformat(
-        picture.frame,
-        width=picture.width,
-        height=picture.height,
-        format="bgr24",
-        interpolation=Interpolation.BICUBIC,
-        threads=1,  # the decoder's threads have the cores
-    )
+    def reformat(**colours: int) -> VideoFrame:
+        return reformatter.reformat(
+            picture.frame,
+            width=picture.width,
+            height=picture.height,
+            format="bgr24",
+            interpolation=Interpolation.BICUBIC,
+            threads=1,  # the decoder's threads have the cores
+            **colours,
+        )
+
+    try:
+        converted = reformat(**_mapped(picture.frame))
+    except av.error.FFmpegError:
+        converted = reformat()  # colours that libswscale doesn't know: OpenCV shows black
     image: Image = np.asarray(converted.to_ndarray(), np.uint8)
     if order == "rgb":
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
     return np.ascontiguousarray(np.rot90(image, -picture.turns))
+
+
+def _mapped(frame: VideoFrame) -> dict[str, int]:
+    """Return what OpenCV 5 leaves to libswscale, which maps wide colours and high range to BT.709.
+
+    PyAV asks for no such thing unless told to.
+    """
+    trc, primaries = frame.color_trc, frame.color_primaries
+    high, wide = trc in _HIGH_RANGE, primaries not in _NARROW
+    colours = {}
+    if (high or wide) and trc != _UNSPECIFIED:
+        colours["dst_color_trc"] = _BT709 if high else trc
+    if (high or wide) and primaries != _UNSPECIFIED:
+        colours["dst_color_primaries"] = _BT709 if wide else primaries
+    return colours
 
 
 def rate_of(stream: VideoStream) -> Fraction:
