@@ -43,7 +43,8 @@ Order = Literal["rgb", "bgr"]
 #: Demuxers that read one file and nothing else. Playlists (HLS, DASH, concat, SDP) and image
 #: patterns are absent: they open whatever path or address the file names.
 DEMUXERS = (
-    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,flv,asf,dv,mxf"
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,flv,asf,dv,mxf,"
+    "mjpeg,yuv4mpegpipe,nut,dhav,mjpeg_2000,dirac,vc1,cine,gxf,wtv,rm,gif,apng,vvc"
 )
 #: Pixels a frame, for the decoder, where the caller sets no limit: 16384 x 16384.
 MAX_PIXELS = 2**28
@@ -78,14 +79,29 @@ def opened(
     try:
         # The prefix keeps a path from being read as an address. Tags in any encoding are fine.
         container = av.open(f"file:{path}", options=options, metadata_errors="replace")
-    except (builtins.OSError, builtins.MemoryError) as error:
-        if not isinstance(error, av.error.EOFError):
-            raise
-        raise unreadable(path) from error
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, builtins.MemoryError) as error:
+        # FFmpeg says EIO, EPERM and ENOMEM of what it reads in a header, too.
+        _read(path)
         raise unreadable(path) from error
     with container:
-        yield container, _video_stream(container, max_pixels)
+        try:
+            yield container, _video_stream(container, max_pixels)
+        except builtins.MemoryError:
+            raise
+        except av.error.FFmpegError as error:
+            _read(path)
+            raise RefusedVideoError(
+                f"its decoder failed ({error}); re-encode it, e.g. "
+                "ffmpeg -i IN -c:v libx264 OUT.mp4",
+                code="decoder_failed",
+            ) from error
+
+
+def _read(path: Path) -> None:
+    """Raise the OSError of a disk that can't give a file: what fails else is the file's fault."""
+    with path.open("rb") as file:
+        while file.read(2**20):
+            pass
 
 
 def _video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
@@ -95,7 +111,7 @@ def _video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
         # None where no decoder is built in, whatever PyAV's types say.
         if getattr(stream, "codec_context", None) is None:
             raise RefusedVideoError(
-                f"there is no decoder for its codec ({stream.codec_tag!r}); "
+                f"there is no decoder for the codec of its video stream ({stream.index}); "
                 "re-encode it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4",
                 code="unsupported_codec",
             )
@@ -120,7 +136,8 @@ def unreadable(path: Path) -> RefusedVideoError:
         return truncated()
     return RefusedVideoError(
         "this is not a video that can be read: text, a picture, a playlist, or a format other than "
-        "mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, ogv",
+        "mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, ogv, mjpeg, y4m, nut, dav; if it is a video, "
+        "convert it: ffmpeg -i IN -c copy OUT.mkv",
         code="not_a_video",
     )
 
@@ -539,7 +556,9 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[V
             for packet in container.demux(stream):
                 if packet.size:
                     yield packet
-        except av.error.InvalidDataError:
+        except builtins.MemoryError:
+            raise
+        except av.error.FFmpegError:
             continue  # with what follows the damage
         return
 
