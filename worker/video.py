@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import av
 import av.error
@@ -34,6 +34,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from posedrop.errors import RefusedVideoError
+from worker import endings
 from worker.times import LONGEST_PAUSE, Clock
 
 Item = TypeVar("Item")
@@ -132,7 +133,7 @@ def unreadable(path: Path) -> RefusedVideoError:
     """Return why a file can't be opened: empty, cut off, or not a video at all."""
     if path.stat().st_size == 0:
         return RefusedVideoError("the file is empty (0 bytes): upload it again", code="empty")
-    if _is_cut_mp4(path):
+    if endings.is_cut_mp4(path):
         return truncated()
     return RefusedVideoError(
         "this is not a video that can be read: text, a picture, a playlist, or a format other than "
@@ -152,43 +153,12 @@ def truncated() -> RefusedVideoError:
 
 
 def ends_early(path: Path, stream: VideoStream) -> bool:
-    """Whether the container's index lists samples that lie beyond the end of the file."""
+    """Whether the index in front of the samples lists some beyond the end of the file."""
     if "mov" not in stream.container.format.name or not len(stream.index_entries):
         return False
     size = path.stat().st_size
-    return any(entry.pos + entry.size > size for entry in stream.index_entries)
-
-
-def _is_cut_mp4(path: Path) -> bool:
-    """Whether a file is an MP4 or QuickTime one of which the end is missing."""
-    size = path.stat().st_size
-    position = 0
-    kinds: set[str] = set()
-    with path.open("rb") as file:
-        while position < size:
-            file.seek(position)
-            box = _box(file)
-            if box is None:
-                return "ftyp" in kinds
-            kind, length = box
-            if not kinds and kind not in {"ftyp", "moov", "mdat", "wide", "free", "skip"}:
-                return False
-            kinds.add(kind)
-            position = size if length == 0 else position + length
-    return position > size or "moov" not in kinds
-
-
-def _box(file: IO[bytes]) -> tuple[str, int] | None:
-    """Return kind and length in bytes (0: to the end) of the box that begins here, if one does."""
-    header = file.read(16)
-    if len(header) < 8:
-        return None
-    length = int.from_bytes(header[:4], "big")
-    if length == 1 and len(header) == 16:
-        length = int.from_bytes(header[8:], "big")
-    if 0 < length < 8:
-        return None
-    return header[4:8].decode("latin-1"), length
+    beyond = any(entry.pos + entry.size > size for entry in stream.index_entries)
+    return beyond and not endings.is_fragmented(path)
 
 
 # -- decoding --------------------------------------------------------------------------------------
@@ -445,7 +415,7 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
         if not gone.at_the_end():
             yield from map(number, found)
             gone.close()
-        reading.cut = broken or gone.at_the_end()
+        reading.cut = broken or gone.at_the_end() or endings.lacks_its_end(path)
 
 
 class _Gone:
