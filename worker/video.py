@@ -565,11 +565,27 @@ def _converted(picture: Picture, reformatter: VideoReformatter, order: Order) ->
     try:
         converted = reformat(**_mapped(picture.frame))
     except av.error.FFmpegError:
-        converted = reformat()  # colours that libswscale doesn't know: OpenCV shows black
+        with convertible():  # a transfer function that libswscale doesn't know: OpenCV shows black
+            converted = reformat()
     image: Image = np.asarray(converted.to_ndarray(), np.uint8)
     if order == "rgb":
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
     return np.ascontiguousarray(np.rot90(image, -picture.turns))
+
+
+@contextmanager
+def convertible() -> Iterator[None]:
+    """Say what is wrong with frames that libswscale can't convert."""
+    try:
+        yield
+    except builtins.MemoryError:
+        raise
+    except av.error.FFmpegError as error:
+        raise RefusedVideoError(
+            "its colours are stored in a way that can't be converted; re-encode it, e.g. "
+            "ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4",
+            code="unsupported_codec",
+        ) from error
 
 
 def _mapped(frame: VideoFrame) -> dict[str, int]:
