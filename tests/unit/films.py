@@ -56,6 +56,9 @@ CONTAINERS: dict[str, list[str]] = {
 #: Those of which the bytes of two files are a file.
 JOINED = ("mpegts", "matroska", "webm")
 
+#: Those with a list of what is to be shown.
+EDITED = ("mp4", "mov")
+
 
 @dataclass(frozen=True)
 class Film:
@@ -178,8 +181,10 @@ def check(path: Path, film: Film) -> video.Reading:
     """Check that a film without damage is read whole, and that its times can be."""
     reading = agree(path)
     assert not len(reading.lost)
-    if film.shape != "cut_start":
+    # What comes before zero is cut away by an MP4's edit list, for OpenCV too.
+    if film.shape != "cut_start" and (film.change == "none" or film.container not in EDITED):
         assert reading.end == film.frames * (2 if film.shape == "joined" else 1)
+    if film.shape != "cut_start":
         assert (reading.concealed, reading.cut) == (0, False)
     seconds, source = reading.seconds(np.arange(reading.end))
     assert source in ("container", "interpolated", "rate")

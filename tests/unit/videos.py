@@ -213,7 +213,7 @@ COLOURS: dict[str, tuple[object, ...]] = {
     "gray, 10 bits": ("ffv1", "gray10le"),
     "gray, 12 bits": ("ffv1", "gray12le"),
     "4:4:4, 12 bits": ("ffv1", "yuv444p12le", 1, 1, 1),
-    "GBR": ("ffv1", "gbrp", 1, 13, 0, True),
+    "GBR": ("ffv1", "bgr0"),
     "GBR, 10 bits": ("ffv1", "gbrp10le", 1, 13, 0, True),
     "BGRA": ("ffv1", "bgra"),
     "RGB": ("rawvideo", "rgb24", 2, 2, 2, False, "nut"),
