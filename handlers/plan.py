@@ -114,7 +114,7 @@ def ask(
             code="refused",
             field="file_id",
         )
-    prefix = layout.video_prefix(file.bucket, file.key)
+    prefix = context.video_prefix(file.bucket, file.key)
     if file.state == "ready":
         record = context.video_record(file.bucket, file.key)
         if record is not None and record.probe is not None:
@@ -148,7 +148,7 @@ def start(
     if video.sha256 is None or video.probe is None:
         raise BadRequestError(f"{video.video.key} has no content to analyse", code="refused")
     analysis_id = analysis_id_of(video.sha256, wanted, force)
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
     run = layout.run_prefix(prefix, wanted.analysis.name, analysis_id)
     with context.planning:
         existing = context.index.analysis(analysis_id)
@@ -193,7 +193,7 @@ def _run_of_the_first(
     first = video.duplicate_of
     if first is None:
         return None
-    prefix = layout.video_prefix(video.video.bucket, first.key)
+    prefix = context.video_prefix(video.video.bucket, first.key)
     run = layout.run_prefix(prefix, wanted.analysis.name, analysis_id)
     there = context.storage.head(context.settings.results_bucket, f"{run}/{layout.REQUEST}")
     return run if there is not None else None
@@ -269,7 +269,7 @@ def _plan(context: Context, video: VideoRecord) -> str | None:
 def _was_asked_for(context: Context, video: VideoRecord) -> bool:
     """Tell whether somebody's question is answered by these bytes, or will be; the bucket knows."""
     bucket = context.settings.results_bucket
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
     asked: set[str] = set()
     answered: dict[str, str] = {}
     for found in context.storage.objects(bucket, f"{prefix}/asked/"):
@@ -287,7 +287,7 @@ def _was_asked_for(context: Context, video: VideoRecord) -> bool:
 def _answer_questions(context: Context, video: VideoRecord) -> None:
     """Start what was asked for before the video was ingested, each question once for ever."""
     bucket = context.settings.results_bucket
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
     for pending in context.index.pending_of_file(video.video.file_id):
         if context.storage.head(bucket, layout.asked(prefix, pending.pending_id)) is None:
             # Taken back, or cleared away with all that was made of the video.
@@ -393,7 +393,7 @@ def _reject(
     # By the error's code, not its words: those list the models of the day.
     why = (error.code, error.field or "")
     analysis_id = layout.make_id("rejected", video.sha256, analysis, canonical(args), *why)
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
     run = layout.run_prefix(prefix, "rejected", analysis_id)
     request = Request(
         analysis_id=analysis_id,

@@ -332,6 +332,17 @@ class Client:
         counts: dict[str, int] = self._request("POST", "/reindex", timeout=None).json()
         return counts
 
+    def reingest(self, prefix: str) -> dict[str, str]:
+        """Have refused videos looked at anew; return their keys by file_id."""
+        found: dict[str, str] = {}
+        body: dict[str, Any] = {"prefix": prefix}
+        while True:
+            answer = self._request("POST", "/reingest", json=body, timeout=None).json()
+            found |= {item["file_id"]: item["key"] for item in answer["items"]}
+            if answer["next"] is None:
+                return found
+            body["cursor"] = answer["next"]
+
     # -- downloads -------------------------------------------------------------------------------
 
     def download(

@@ -14,7 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 FileState = Literal["expected", "received", "ready", "refused"]
 RunState = Literal["waiting", "queued", "running", "succeeded", "partial", "failed", "cancelled"]
 FinalState = Literal["succeeded", "partial", "failed", "cancelled"]
-Task = Literal["infer", "render"]
+Task = Literal["ingest", "infer", "render"]
+
+#: What video.json says of a video is looked at anew where an older ingest refused it; raised when
+#: a later posedrop reads what an earlier one could not.
+INGEST_VERSION = 2
 
 Pixels = Annotated[int, Field(ge=0)]
 Seconds = float
@@ -62,7 +66,7 @@ class Probe(Record):
 
 
 class Refusal(Record):
-    """Why a video will not be analysed; final."""
+    """Why a video will not be analysed; final, but for ``posedrop reingest``."""
 
     reason: str = Field(description="machine-readable: not_a_video, empty, truncated, ...")
     message: str
@@ -81,6 +85,7 @@ class VideoRecord(Versioned):
     video: VideoRef
     last_modified: datetime
     ingested_at: datetime
+    ingest_version: int = Field(default=1, description="of the posedrop that looked at it")
     sha256: str | None = None
     sha1: str | None = None
     probe: Probe | None = None
@@ -152,7 +157,7 @@ class Progress(Record):
 
 
 class Attempt(Versioned):
-    """``attempts/N.json``: the claim of one worker on one run, and its heartbeat."""
+    """``N.json``: the claim of one worker on one run or ingest, and its heartbeat."""
 
     number: int
     task: Task
@@ -164,6 +169,8 @@ class Attempt(Versioned):
         default=None, description="null: at work, or dead if its heartbeat has stopped"
     )
     error: RunError | None = None
+    sha256: str | None = Field(default=None, description="of an ingest: what was downloaded")
+    sha1: str | None = None
 
 
 class RunError(Record):

@@ -232,6 +232,9 @@ class MemoryStorage(Storage):
 class Child:
     """The child process: what is no video is refused; the same video never makes the same bytes."""
 
+    def start(self) -> None:
+        """It is there."""
+
     def call(self, task: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Answer as the real child would."""
         if task == "worker.preflight:probe":
@@ -285,8 +288,8 @@ class Shop:
         finally:
             shutil.rmtree(folder)
 
-    def send(self, actor: str, **arguments: str) -> None:
-        """Enqueue a message for an actor."""
+    def send(self, actor: str, *, delay_seconds: float = 0.0, **arguments: str) -> None:  # noqa: ARG002
+        """Enqueue a message for an actor; at once, as the only time here is the clock's."""
         queue.send(self.broker, actor, **arguments)
 
 
