@@ -60,10 +60,13 @@ class Clock:
 class Gate:
     """Where one thread of execution is cut or frozen: at its ``at``-th call to the store."""
 
-    def __init__(self, at: int, *, freeze: bool = False, after: bool = False) -> None:
+    def __init__(
+        self, at: int, *, freeze: bool = False, after: bool = False, raises: type | None = None
+    ) -> None:
         self.left = at
         self.freeze = freeze
         self.after = after
+        self.raises = raises or Crash
         self.frozen = threading.Event()
         self.woken = threading.Event()
 
@@ -72,7 +75,7 @@ class Gate:
         self.left -= 1
         if self.left == 0:
             if not self.freeze:
-                raise Crash
+                raise self.raises("the store is away")
             self.frozen.set()
             self.woken.wait()
 
@@ -92,7 +95,7 @@ class MemoryStorage(Storage):
         self.clock = clock
         self.buckets: dict[str, dict[str, Stored]] = {VIDEOS: {}, RESULTS: {}, "models": {}}
         self.events: list[dict[str, Any]] = []
-        self.overwritten: list[str] = []
+        self.downloads: list[tuple[str, str]] = []
         self._gates = threading.local()
         self._count = 0
 
@@ -137,6 +140,7 @@ class MemoryStorage(Storage):
             found = self.buckets[bucket].get(key)
             if found is None or (etag is not None and found.info.etag != etag):
                 raise ObjectChangedError(f"{bucket}/{key} was replaced")
+            self.downloads.append((bucket, key))
             path.write_bytes(found.data)
             return {
                 "sha256": hashlib.sha256(found.data).hexdigest(),
@@ -240,7 +244,7 @@ class Child:
         if task == "worker.preflight:probe":
             if Path(payload["video"]).read_bytes().startswith(b"bad"):
                 raise RefusedVideoError("no video", code="not_a_video")
-            return {"probe": _PROBE}
+            return {"probe": PROBE}
         nonce = os.urandom(8).hex()
         (Path(payload["out"]).parent / "run.log").write_text(f"log {nonce}")
         if task == "worker.render:render":
@@ -251,7 +255,7 @@ class Child:
         return {**counts, "missing": [], "timings": {}, "versions": {}, "details": {}}
 
 
-_PROBE = {
+PROBE = {
     "codec": "h264",
     "pixel_format": "yuv420p",
     "width": 64,
@@ -328,6 +332,10 @@ class World:
         )
         self.settings.scratch_dir.mkdir(parents=True, exist_ok=True)
         self.broker = queue.connect("stub://")
+        #: The child that probes and draws, of every worker.
+        self.cpu = Child()
+        #: Without room in it each video is fetched.
+        self.cache_bytes = 0
         self._worker = 0
         self._modules = (handlers_context, notify, plan, reconcile, results, upload)
         self._real_now = handlers_context.now
@@ -381,9 +389,8 @@ class World:
         """Have a worker of its own do what a message says."""
         self._worker += 1
         name = f"worker-{self._worker}"
-        # Without room in it: each video is fetched.
-        cache = Cache(self.settings.scratch_dir / "cache", 0)
-        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache)
+        cache = Cache(self.settings.scratch_dir / "cache", self.cache_bytes)
+        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache, self.cpu)
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
             "infer": runs.infer,
