@@ -228,9 +228,12 @@ def _failed(
         return None
     try:
         _check_fault(error, local)
+        held.look()
     except Exception:
         held.end("handed_back")
         raise
+    if held.lost:  # it was deleted, or taken over: what comes of it is not ours to say
+        return None
     log.warning("ingest failed: %s", error, extra={"file_id": video.file_id})
     attempt = held.end("failed", _told(error, local))
     now = History([*before.attempts, attempt], attempt.number, 0.0)
@@ -301,7 +304,7 @@ def _probe(shop: Workshop, held: Held, video: Path, thumbnail: Path) -> Probe:
             "max_frames": shop.settings.max_frames,
         },
         on_progress=held.progress,
-        should_stop=lambda: shop.closing,
+        should_stop=lambda: shop.closing or held.lost,
         wall_seconds=PROBE_SECONDS + video.stat().st_size / PROBE_BYTES_A_SECOND,
         log=video.with_name("probe.log"),
     )
