@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from typing import Literal
 
 from posedrop import layout
 from posedrop.errors import PosedropError, StorageError
-from posedrop.records import Attempt, Progress, RunError, Task
+from posedrop.records import Artefact, Attempt, Progress, RunError, Task
 from posedrop.storage import Storage
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ class Exhausted:
 
     attempts: int
     last: Attempt
+    artefacts: list[Artefact]
+    """What the last attempt published that has told of any."""
 
 
 def take(
@@ -70,7 +72,8 @@ def take(
             return Busy()
     spent = [a for a in attempts if a.task == task and a.outcome in {None, "failed"}]
     if len(spent) >= max_attempts:
-        return Exhausted(len(attempts), spent[-1])
+        told = (a.artefacts for a in reversed(spent) if a.artefacts)
+        return Exhausted(len(attempts), spent[-1], next(told, []))
     number = (numbers[-1] if numbers else 0) + 1
     record = Attempt(
         number=number,
@@ -81,13 +84,17 @@ def take(
     )
     if not storage.create(bucket, layout.attempt(run, number), record.to_json()):
         return Busy()
-    return Claim(storage, bucket, run, record)
+    return Claim(storage, bucket, run, record, is_last=len(spent) + 1 >= max_attempts)
 
 
 class Claim:
     """An attempt that this worker holds; :meth:`beating` keeps it alive."""
 
-    def __init__(self, storage: Storage, bucket: str, run: str, record: Attempt) -> None:
+    def __init__(
+        self, storage: Storage, bucket: str, run: str, record: Attempt, *, is_last: bool
+    ) -> None:
+        self.is_last = is_last
+        """Whether the run is given up if this attempt fails too."""
         self._storage = storage
         self._bucket = bucket
         self._run = run
@@ -95,6 +102,8 @@ class Claim:
         self._progress = record.progress
         self._cancelled = threading.Event()
         self._lost = threading.Event()
+        self._writing = threading.Lock()
+        """Held while the record changes: heartbeats come from a thread of their own."""
 
     @property
     def number(self) -> int:
@@ -105,6 +114,16 @@ class Claim:
     def task(self) -> Task:
         """Which half of the run was claimed."""
         return self._record.task
+
+    @property
+    def at(self) -> str:
+        """The stage that it is in."""
+        return self._progress.stage
+
+    @property
+    def artefacts(self) -> list[Artefact]:
+        """What it has published, or found published by an attempt before it."""
+        return self._record.artefacts
 
     @property
     def cancelled(self) -> bool:
@@ -123,6 +142,19 @@ class Claim:
     def stage(self, stage: str) -> None:
         """Note that a new stage began."""
         self._progress = Progress(stage=stage)
+
+    def published(self, artefacts: Iterable[Artefact]) -> None:
+        """Note files of the run, the newest of a name; the next heartbeat says so."""
+        by_name = {artefact.name: artefact for artefact in (*self.artefacts, *artefacts)}
+        known = {"artefacts": list(by_name.values())}
+        with self._writing:
+            self._record = self._record.model_copy(update=known)
+
+    def withdraw(self, name: str) -> None:
+        """Forget a file that is of no use."""
+        left = [artefact for artefact in self.artefacts if artefact.name != name]
+        with self._writing:
+            self._record = self._record.model_copy(update={"artefacts": left})
 
     @contextmanager
     def beating(self, seconds: float) -> Iterator[None]:
@@ -162,13 +194,15 @@ class Claim:
         self, outcome: Literal["done", "handed_back", "failed"], error: RunError | None = None
     ) -> None:
         """Say that nobody need wait for this attempt's heartbeat any more."""
-        self._record = self._record.model_copy(update={"outcome": outcome, "error": error})
+        with self._writing:
+            self._record = self._record.model_copy(update={"outcome": outcome, "error": error})
         self._write()
 
     def _write(self) -> None:
-        self._record = self._record.model_copy(
-            update={"beat": self._record.beat + 1, "progress": self._progress}
-        )
+        with self._writing:
+            self._record = self._record.model_copy(
+                update={"beat": self._record.beat + 1, "progress": self._progress}
+            )
         self._storage.write(
             self._bucket, layout.attempt(self._run, self.number), self._record.to_json()
         )
