@@ -464,13 +464,13 @@ def _poses_id(request: Request) -> str:
 
 
 def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, Any] | None:
-    """Fetch the poses that an earlier run found with the same arguments but for the drawing.
+    """Fetch the poses that an earlier run found with the same arguments, or others of the drawing.
 
     Returns:
         The answer that run's analysis gave, with its files in ``out``; None: there is none, its
         files are gone, or a run of its own was asked for (``force``).
     """
-    if request.force is not None or not analyses.get(request.analysis).drawn:
+    if request.force is not None:
         return None
     bucket = shop.settings.results_bucket
     there = shop.storage.read_record(bucket, layout.poses_record(_poses_id(request)), PosesOf)

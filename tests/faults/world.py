@@ -160,6 +160,10 @@ class MemoryStorage(Storage):
         objects = self.buckets[bucket]
         return [objects[key].info for key in sorted(k for k in objects if k.startswith(prefix))]
 
+    def presign_get(self, bucket: str, key: str, **_: str) -> str:
+        assert key in self.buckets[bucket], key
+        return f"{bucket}/{key}"
+
     # -- writing
 
     def create(self, bucket: str, key: str, data: bytes) -> bool:
@@ -325,6 +329,7 @@ class World:
         )
         self.settings.scratch_dir.mkdir(parents=True, exist_ok=True)
         self.broker = queue.connect("stub://")
+        self.child = Child()
         self._worker = 0
         self._modules = (handlers_context, notify, plan, reconcile, results, upload)
         self._real_now = handlers_context.now
@@ -380,7 +385,8 @@ class World:
         name = f"worker-{self._worker}"
         # Without room in it: each video is fetched.
         cache = Cache(self.settings.scratch_dir / "cache", 0)
-        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache)
+        children = self.child, self.child, self.child
+        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache, *children)
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
             "infer": runs.infer,
