@@ -126,7 +126,7 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     found, reading, told = _infer(job, args, warm, crop, total, stay)
     model = warm.network
     # What came out counts, whatever the container promises.
-    expected = _selected(args, max(reading.end, found.indexes[-1] + 1))
+    expected = _selected(args, reading.end)
     numbers = np.array(expected, np.int64)
     seconds, source = reading.seconds(numbers)
     answer = {
@@ -276,8 +276,8 @@ def _through(
     parts: Parts,
     stay: Stay,
 ) -> tuple[Found, video.Reading]:
-    # Of another version, frames may have other numbers or other pixels.
-    setup = {**feed.setup, "analysis_version": job.version}
+    # By another version, frames may have other numbers or other pixels.
+    setup = {**feed.setup, "analysis_version": job.version, "av": version("av")}
     found, state = parts.load(setup)
     begin = args.start
     if found.indexes and state is not None:

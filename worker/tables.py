@@ -105,37 +105,50 @@ def _tabulated(found: Predictions, args: PoseArgs, job: Job) -> tuple[pd.DataFra
     crop = Crop.model_validate(about["crop"]) if about["crop"] else None
     indexes, values = found.frames[found.decoded], found.seen()
     if not about["individuals"]:
-        table = table_of(indexes, values["bodyparts"][:, 0, :, :3], scorer, bodyparts)
+        table = table_of(indexes, values["bodyparts"][:, :1], scorer, [], bodyparts)
         return shifted(table, crop), {}
-    # DeepLabCut and all it brings along, for several animals alone.
-    from worker import tracking
-    from worker.herd import Herd
-
-    rows = [{name: value[row] for name, value in values.items()} for row in range(len(indexes))]
     if about["herd"] and isinstance(args, DeepLabCut2D):
         job.report("track", len(indexes), len(indexes))
+        # DeepLabCut and all it brings along, for this alone.
+        from worker import tracking
+        from worker.herd import Herd
+
+        rows = [{name: value[row] for name, value in values.items()} for row in range(len(indexes))]
         herd = Herd(**about["herd"])
         with tempfile.TemporaryDirectory() as folder:
             tracked = tracking.track(rows, indexes, herd, args, Path(folder))
         return shifted(tracked.table, crop), tracking.told(herd, tracked)
     individuals = about["individuals"]
-    table = tracking.untracked(rows, indexes, scorer, individuals, bodyparts)
+    poses = values["bodyparts"][:, : len(individuals)]
+    table = table_of(indexes, poses, scorer, individuals, bodyparts)
     return shifted(table, crop), {"individuals": individuals}
 
 
 def table_of(
-    indexes: npt.NDArray[np.int64], poses: npt.NDArray[Any], scorer: str, bodyparts: list[str]
+    indexes: npt.NDArray[np.int64],
+    poses: npt.NDArray[Any],
+    scorer: str,
+    individuals: list[str],
+    bodyparts: list[str],
 ) -> pd.DataFrame:
     """Return DeepLabCut's table: its ``create_df_from_prediction``, but for the index.
 
     Args:
         indexes: frame numbers (n).
-        poses: x and y in pixels, likelihood (n, bodyparts, 3).
+        poses: x and y in pixels, likelihood, and what else there is (n, animals, bodyparts, 3...);
+            -1 where a frame has fewer animals.
+        scorer: what made them.
+        individuals: a name for each animal; none, where there is one without a name.
+        bodyparts: their names.
     """
-    columns = pd.MultiIndex.from_product(
-        [[scorer], bodyparts, ["x", "y", "likelihood"]], names=["scorer", "bodyparts", "coords"]
-    )
-    return pd.DataFrame(poses.reshape((len(poses), -1)), columns=columns, index=indexes)
+    levels = {
+        "scorer": [scorer],
+        **({"individuals": individuals} if individuals else {}),
+        "bodyparts": bodyparts,
+        "coords": ["x", "y", "likelihood"],
+    }
+    columns = pd.MultiIndex.from_product(list(levels.values()), names=list(levels))
+    return pd.DataFrame(poses[..., :3].reshape((len(poses), -1)), columns=columns, index=indexes)
 
 
 def shifted(table: pd.DataFrame, crop: Crop | None) -> pd.DataFrame:
