@@ -175,7 +175,12 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         wanted: Annotated[results.AnalyseRequest, Body()], response: Response
     ) -> results.AnalyseAnswer:
         planned = plan.ask(
-            context, wanted.file_id, wanted.analysis, wanted.args, force=wanted.force
+            context,
+            wanted.file_id,
+            wanted.analysis,
+            wanted.args,
+            force=wanted.force,
+            retry=wanted.retry,
         )
         over = planned.existed and planned.status in results.FINAL
         response.status_code = 200 if over else 202

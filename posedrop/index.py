@@ -339,6 +339,15 @@ class Index:
             AnalysisRow, "SELECT * FROM analysis WHERE analysis_id = ?", (analysis_id,)
         )
 
+    def retry_of(self, analysis_id: str) -> str | None:
+        """Return the id of the run that was made for one that failed or was cancelled."""
+        row = self._row(
+            AnalysisRow,
+            "SELECT * FROM analysis WHERE retry_of = ? ORDER BY number DESC LIMIT 1",
+            (analysis_id,),
+        )
+        return row.analysis_id if row is not None else None
+
     def analyses(
         self,
         *,

@@ -57,6 +57,7 @@ REQUEST = "request.json"
 RESULT = "result.json"
 CANCEL = "cancel"
 INFERENCE = "inference.json"
+PREDICTIONS = "predictions.npz"
 FOLDER_RULES = "posedrop.json"
 
 
@@ -184,6 +185,11 @@ def attempts(run: str) -> str:
 def attempt(run: str, number: int) -> str:
     """Return the key of the claim of attempt ``number`` (from 1) of a run."""
     return f"{attempts(run)}/{number}.json"
+
+
+def needs_newer(run: str) -> str:
+    """Return the key of a worker's note that it is too old for a run."""
+    return f"{run}/attempts/needs-newer.json"
 
 
 def attempt_number(name: str) -> int | None:

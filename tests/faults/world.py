@@ -164,6 +164,10 @@ class MemoryStorage(Storage):
         objects = self.buckets[bucket]
         return [objects[key].info for key in sorted(k for k in objects if k.startswith(prefix))]
 
+    def presign_get(self, bucket: str, key: str, **_: str) -> str:
+        assert key in self.buckets[bucket], key
+        return f"{bucket}/{key}"
+
     # -- writing
 
     def create(self, bucket: str, key: str, data: bytes) -> bool:
@@ -332,8 +336,8 @@ class World:
         )
         self.settings.scratch_dir.mkdir(parents=True, exist_ok=True)
         self.broker = queue.connect("stub://")
-        #: The child that probes and draws, of every worker.
-        self.cpu = Child()
+        #: The child of every worker, whatever it does: probing, inference, tables, drawing.
+        self.child = Child()
         #: Without room in it each video is fetched.
         self.cache_bytes = 0
         self._worker = 0
@@ -390,7 +394,8 @@ class World:
         self._worker += 1
         name = f"worker-{self._worker}"
         cache = Cache(self.settings.scratch_dir / "cache", self.cache_bytes)
-        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache, self.cpu)
+        children = self.child, self.child, self.child
+        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache, *children)
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
             "infer": runs.infer,
