@@ -12,6 +12,8 @@ video's real key.
 
 ``_planned/<file_id>.json`` says for which bytes the video's rules were followed. It is apart from
 the video's folder, so that whoever clears that away to save space does not have it all made again.
+
+``_posedrop/rules/<id>.json`` names a folder's rule that is wrong, and what is wrong with it.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ _CONTENT = "_content"
 _POSES = "_poses"
 _PLANNED = "_planned"
 _ODD_KEYS = "_keys"
+_RULES = "_posedrop/rules"
+_RULE_OBJECT = re.compile(rf"^{_RULES}/({_ID})\.json$")
 
 #: S3 allows 1,024 bytes a key; the longest name posedrop appends to a video's key is
 #: ``/<40 characters>-<16>/poses_filtered.csv``.
@@ -154,6 +158,11 @@ def planned(file_id: str) -> str:
     return f"{_PLANNED}/{file_id}.json"
 
 
+def wrong_rule(key: str) -> str:
+    """Return the key of the record that says what is wrong with a rule, by the rule's own key."""
+    return f"{_RULES}/{make_id('rule', key)}.json"
+
+
 def run_prefix(prefix: str, analysis: str, analysis_id: str) -> str:
     """Return the folder of one run of an analysis on a video."""
     return f"{prefix}/{analysis}-{analysis_id}"
@@ -206,11 +215,19 @@ class AnsweredObject(NamedTuple):
     pending_id: str
 
 
-ResultObject = RunObject | VideoObject | AskedObject | AnsweredObject
+class RuleObject(NamedTuple):
+    """What is wrong with a folder's rule."""
+
+    rule_id: str
+
+
+ResultObject = RunObject | VideoObject | AskedObject | AnsweredObject | RuleObject
 
 
 def parse_result_key(key: str) -> ResultObject | None:
     """Return what an object of the results bucket is, None for what posedrop did not write."""
+    if match := _RULE_OBJECT.match(key):
+        return RuleObject(match[1])
     if match := _RUN_OBJECT.match(key):
         return RunObject(
             match["run"], match["video"], match["analysis"], match["id"], match["name"]
@@ -223,6 +240,11 @@ def parse_result_key(key: str) -> ResultObject | None:
     if video and name in {VIDEO_RECORD, THUMBNAIL} and not key.startswith(f"{_CONTENT}/"):
         return VideoObject(video, name)
     return None
+
+
+def is_folder_rule(key: str) -> bool:
+    """Tell whether an object of the videos bucket is a rule for its folder."""
+    return key.rsplit("/", 1)[-1] == FOLDER_RULES
 
 
 def folder_rules(key: str) -> list[str]:

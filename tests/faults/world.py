@@ -24,7 +24,7 @@ from urllib.parse import quote
 from dramatiq import Message
 
 from handlers import context as handlers_context
-from handlers import notify, plan, reconcile, results, upload
+from handlers import notify, plan, reconcile, results, rules, upload, waiting
 from handlers.context import Context
 from posedrop import queue
 from posedrop.errors import ObjectChangedError, RefusedVideoError, StorageError
@@ -125,9 +125,11 @@ class MemoryStorage(Storage):
             whole = found.info.last_modified.replace(microsecond=0)
             return replace(found.info, last_modified=whole)
 
-    def read(self, bucket: str, key: str) -> bytes | None:
+    def read(self, bucket: str, key: str, etag: str | None = None) -> bytes | None:
         with self._call():
             found = self.buckets[bucket].get(key)
+            if found is not None and etag not in {None, found.info.etag}:
+                raise ObjectChangedError(f"{bucket}/{key} was replaced")
             return found.data if found else None
 
     def download(
@@ -326,7 +328,16 @@ class World:
         self.settings.scratch_dir.mkdir(parents=True, exist_ok=True)
         self.broker = queue.connect("stub://")
         self._worker = 0
-        self._modules = (handlers_context, notify, plan, reconcile, results, upload)
+        self._modules = (
+            handlers_context,
+            notify,
+            plan,
+            reconcile,
+            results,
+            rules,
+            upload,
+            waiting,
+        )
         self._real_now = handlers_context.now
         for module in self._modules:
             if hasattr(module, "now"):
