@@ -133,14 +133,21 @@ class Storage:
             answer["Metadata"],
         )
 
-    def read(self, bucket: str, key: str) -> bytes | None:
-        """Return a small object's bytes, None if there is none."""
+    def read(self, bucket: str, key: str, etag: str | None = None) -> bytes | None:
+        """Return a small object's bytes, None if there is none.
+
+        Raises:
+            ObjectChangedError: its ETag is no longer ``etag``.
+        """
+        extra: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
         with _translated(f"read {bucket}/{key}"):
             try:
-                return self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+                return self._client.get_object(Bucket=bucket, Key=key, **extra)["Body"].read()
             except ClientError as error:
                 if _code(error) in _MISSING:
                     return None
+                if _code(error) in {"412", "PreconditionFailed"}:
+                    raise ObjectChangedError(f"{bucket}/{key} was replaced") from error
                 raise
 
     def read_record(self, bucket: str, key: str, kind: type[R]) -> R | None:
