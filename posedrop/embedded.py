@@ -309,7 +309,7 @@ def banner(settings: Settings, data_dir: Path) -> str:
         f"  curl {header}-LT film.mp4 {settings.url}/upload/",
         f"  set -a; . {aws_file}; set +a",
         f"  aws s3 cp film.mp4 s3://{settings.videos_bucket}/day1/film.mp4",
-        f"  aws s3 sync s3://{settings.results_bucket}/day1/ results/",
+        f"  aws s3 sync s3://{settings.results_bucket}/day1/ results/day1/",
         "",
         "Ctrl-C stops.",
     ]

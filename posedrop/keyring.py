@@ -81,6 +81,7 @@ class Secrets:
         write = _allow(
             (
                 "s3:PutObject",
+                "s3:PutObjectAcl",
                 "s3:PutObjectTagging",
                 "s3:DeleteObject",
                 "s3:DeleteObjectTagging",
@@ -99,6 +100,9 @@ class Secrets:
                 USER,
                 self.user.access_key,
                 self.user.secret_key,
+                # weed asks for these too: where a form is posted, and for an object's ACL, which
+                # s3cmd copies with an object, and which opens it to nobody.
+                actions=(f"Write:{videos}", f"WriteAcp:{videos}/*"),
                 policy=(read, write, make),
             ),
         ]

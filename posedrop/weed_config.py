@@ -32,8 +32,8 @@ class Identity:
     """``Read``, ``Write``, ``List``, ``Tagging``, ``Admin``: everywhere, or ``:bucket/prefix*``.
     ``Write:bucket`` would also change the bucket's own settings; ``Write:bucket/*`` may not."""
     policy: tuple[Mapping[str, object], ...] = ()
-    """Statements as AWS has them, instead of ``actions``: finer, since to weed's actions making a
-    bucket, deleting it and configuring it are one, ``Admin``."""
+    """Statements as AWS has them. Where there are any, ``actions`` count for posted forms and
+    ACLs alone. They are finer: to actions, making, deleting and configuring a bucket are one."""
 
 
 @dataclass(frozen=True, slots=True)
