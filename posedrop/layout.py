@@ -14,8 +14,8 @@ video's real key.
 the video's folder, so that whoever clears that away to save space does not have it all made again.
 
 ``_posedrop/`` is for all further records of posedrop's own: ``_posedrop/ingest/<file_id>/<etag>/``
-has the attempts of an ingest; ``_posedrop/rules/<id>.json`` names a folder's rule that is wrong, and
-what is wrong. Before it was, a video's key could begin so; its results stay there.
+has the attempts of an ingest; ``_posedrop/rules/<id>.json`` names a folder's rule that is wrong,
+and says why. Before it was, a video's key could begin so; its results stay there.
 """
 
 from __future__ import annotations
