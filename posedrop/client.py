@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from posedrop import layout
 from posedrop.errors import PosedropError
+from posedrop.proxies import ProxyTransport
 from posedrop.records import Progress, RunError
 from posedrop.transfers import OnBytes, Transfers, sha256_of
 
@@ -107,6 +108,8 @@ class Run(Answer):
     video_file: str | None = None
     files: list[ResultFile] = Field(default_factory=list)
     error: RunError | None = None
+    retry_of: str | None = None
+    retried_by: str | None = None
 
     @property
     def over(self) -> bool:
@@ -150,10 +153,13 @@ class Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(60.0, connect=5.0)
         self._api = httpx.Client(
-            base_url=self.url, headers=headers, timeout=timeout, transport=transport
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout,
+            transport=transport or ProxyTransport(),
         )
         # Presigned URLs are for whoever has them; the token is the API's alone.
-        self._store = Transfers(timeout, transport)
+        self._store = Transfers(timeout, transport or ProxyTransport())
 
     def __enter__(self) -> Client:
         return self
@@ -249,9 +255,21 @@ class Client:
         args: Mapping[str, Any] | None = None,
         *,
         force: bool = False,
+        retry: bool = True,
     ) -> Started:
-        """Ask for an analysis; the same one on the same content is answered with what exists."""
+        """Ask for an analysis; the same one on the same content is answered with what exists.
+
+        Args:
+            file_id: of the video.
+            analysis: by name.
+            args: of the analysis.
+            force: run it anew though results exist.
+            retry: make anew what failed or was cancelled; False: only what had done so before this
+                video was uploaded.
+        """
         body = {"file_id": file_id, "analysis": analysis, "args": dict(args or {}), "force": force}
+        if not retry:  # an older server knows only the other way
+            body["retry"] = False
         return self._json(Started, "POST", "/analyse", json=body)
 
     def run(self, analysis_id: str) -> Run:

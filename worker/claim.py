@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from typing import Literal
 
 from posedrop import layout
 from posedrop.errors import PosedropError, StorageError
-from posedrop.records import Attempt, Progress, RunError, Task
+from posedrop.records import Artefact, Attempt, Progress, RunError, Task
 from posedrop.storage import Listing, Storage
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,8 @@ class Exhausted:
 
     attempts: int
     last: Attempt
+    artefacts: list[Artefact]
+    """What the last attempt published that has told of any."""
 
 
 def take(
@@ -152,11 +154,12 @@ def take(
         return Busy()
     spent = [a for a in before.spent(None, "failed") if a.task == task]
     if len(spent) >= max_attempts:
-        return Exhausted(len(before.attempts), spent[-1])
+        told = (a.artefacts for a in reversed(spent) if a.artefacts)
+        return Exhausted(len(before.attempts), spent[-1], next(told, []))
     record = begin(storage, bucket, folder, before, task, worker)
     if record is None:
         return Busy()
-    return Claim(storage, bucket, run, record)
+    return Claim(storage, bucket, run, record, is_last=len(spent) + 1 >= max_attempts)
 
 
 class Held:
@@ -169,6 +172,8 @@ class Held:
         self._record = record
         self._progress = record.progress
         self._lost = threading.Event()
+        self._writing = threading.Lock()
+        """Held while the record changes: heartbeats come from a thread of their own."""
 
     @property
     def number(self) -> int:
@@ -179,6 +184,11 @@ class Held:
     def task(self) -> Task:
         """Which half of the run was claimed."""
         return self._record.task
+
+    @property
+    def at(self) -> str:
+        """The stage that it is in."""
+        return self._progress.stage
 
     @property
     def lost(self) -> bool:
@@ -227,14 +237,16 @@ class Held:
         self, outcome: Literal["done", "handed_back", "failed"], error: RunError | None = None
     ) -> Attempt:
         """Say that nobody need wait for this attempt's heartbeat any more; return its record."""
-        self._record = self._record.model_copy(update={"outcome": outcome, "error": error})
+        with self._writing:
+            self._record = self._record.model_copy(update={"outcome": outcome, "error": error})
         self._write()
         return self._record
 
     def _write(self) -> None:
-        self._record = self._record.model_copy(
-            update={"beat": self._record.beat + 1, "progress": self._progress}
-        )
+        with self._writing:
+            self._record = self._record.model_copy(
+                update={"beat": self._record.beat + 1, "progress": self._progress}
+            )
         key = f"{self._folder}/{self.number}.json"
         self._storage.write(self._bucket, key, self._record.to_json())
 
@@ -242,10 +254,32 @@ class Held:
 class Claim(Held):
     """An attempt at a run, which may be cancelled, finished or deleted meanwhile."""
 
-    def __init__(self, storage: Storage, bucket: str, run: str, record: Attempt) -> None:
+    def __init__(
+        self, storage: Storage, bucket: str, run: str, record: Attempt, *, is_last: bool
+    ) -> None:
         super().__init__(storage, bucket, layout.attempts(run), record)
+        self.is_last = is_last
+        """Whether the run is given up if this attempt fails too."""
         self._run = run
         self._cancelled = threading.Event()
+
+    @property
+    def artefacts(self) -> list[Artefact]:
+        """What it has published, or found published by an attempt before it."""
+        return self._record.artefacts
+
+    def published(self, artefacts: Iterable[Artefact]) -> None:
+        """Note files of the run, the newest of a name; the next heartbeat says so."""
+        by_name = {artefact.name: artefact for artefact in (*self.artefacts, *artefacts)}
+        known = {"artefacts": list(by_name.values())}
+        with self._writing:
+            self._record = self._record.model_copy(update=known)
+
+    def withdraw(self, name: str) -> None:
+        """Forget a file that is of no use."""
+        left = [artefact for artefact in self.artefacts if artefact.name != name]
+        with self._writing:
+            self._record = self._record.model_copy(update={"artefacts": left})
 
     @property
     def cancelled(self) -> bool:

@@ -54,7 +54,7 @@ def raising(error: BaseException) -> Callable[[Path], Any]:
 
 def poisoned(world: World, does: Callable[[Path], Any], key: str = "poison.mp4") -> Decoder:
     """Put a film of which the decoder does so, and have it noticed."""
-    world.cpu = decoder = Decoder(does)
+    world.child = decoder = Decoder(does)
     world.storage.put(VIDEOS, key, b"poison")
     world.reconciler.round()
     return decoder
@@ -152,7 +152,7 @@ def test_others_go_first(world: World) -> None:
     """Of thirty bad films and one good one, the good one is behind one attempt each, not three."""
     for number in range(30):
         poisoned(world, FAULTS[0], f"{number}.mp4")
-    world.cpu = decoder = Decoder(FAULTS[0])
+    world.child = decoder = Decoder(FAULTS[0])
     world.storage.put(VIDEOS, "z.mp4", b"a good film")
     world.reconciler.round()
     waiting = world.messages()
@@ -237,7 +237,7 @@ CALLS = range(1, 14)
 
 def put_for_each_call(world: World, film: bytes) -> Decoder:
     """Put a film for each call at which something is to happen."""
-    world.cpu = decoder = Decoder(FAULTS[0])
+    world.child = decoder = Decoder(FAULTS[0])
     for at in CALLS:
         world.storage.put(VIDEOS, f"{at}.mp4", film + str(at).encode())
     world.reconciler.round()
@@ -333,7 +333,7 @@ def test_a_deleted_film_takes_its_attempts_along(world: World) -> None:
 
 def refused_of_old(world: World, *keys: str) -> None:
     """Have films that an older posedrop refused, and that are fine now."""
-    world.cpu = Decoder(raising(RefusedVideoError("not today", code="not_a_video")))
+    world.child = Decoder(raising(RefusedVideoError("not today", code="not_a_video")))
     for key in keys:
         world.storage.put(VIDEOS, key, f"poison {key}".encode())
     world.reconciler._old_refusals.go_on()
@@ -346,7 +346,7 @@ def refused_of_old(world: World, *keys: str) -> None:
         world.storage.put(RESULTS, name, json.dumps(old).encode())
     world.close()
     world.open()
-    world.cpu = Child()
+    world.child = Child()
 
 
 def test_what_an_older_posedrop_refused_is_looked_at_anew_once(world: World) -> None:
@@ -368,7 +368,7 @@ def test_what_an_older_posedrop_refused_is_looked_at_anew_once(world: World) -> 
 def test_what_is_refused_again_is_not_looked_at_a_third_time(world: World) -> None:
     """Its record says that this posedrop saw it, whatever is started again."""
     refused_of_old(world, "a.mp4")
-    world.cpu = decoder = Decoder(raising(RefusedVideoError("never", code="not_a_video")))
+    world.child = decoder = Decoder(raising(RefusedVideoError("never", code="not_a_video")))
     for _ in range(3):
         world.settle()
         world.lose_index()
@@ -399,7 +399,7 @@ def test_asking_for_it(world: World) -> None:
         poisoned(world, FAULTS[0], key)
     world.storage.put(VIDEOS, "day1/fine.mp4", b"fine")
     world.settle()
-    world.cpu = decoder = Decoder(FAULTS[0])
+    world.child = decoder = Decoder(FAULTS[0])
     answer = reingest.reingest(world.context, reingest.ReingestRequest(prefix="day1/"))
     assert {item.key for item in answer.items} == {"day1/a.mp4", "day1/b.mp4"}
     assert answer.next is None
@@ -428,7 +428,7 @@ def test_results_that_lie_below_the_name_that_is_reserved_now_are_found(world: W
             world.storage.put(RESULTS, f"_posedrop/{name}", data)
     upload.delete(world.context, file_id)
     world.lose_index()
-    world.cpu = decoder = Decoder(raising(ObjectChangedError("unreachable")))
+    world.child = decoder = Decoder(raising(ObjectChangedError("unreachable")))
     world.settle()
     row = world.context.index.file_by_key(VIDEOS, key)
     assert row is not None

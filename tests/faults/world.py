@@ -24,7 +24,7 @@ from urllib.parse import quote
 from dramatiq import Message
 
 from handlers import context as handlers_context
-from handlers import notify, plan, reconcile, results, upload
+from handlers import notify, plan, reconcile, results, rules, upload, waiting
 from handlers.context import Context
 from posedrop import queue
 from posedrop.errors import ObjectChangedError, RefusedVideoError, StorageError
@@ -128,9 +128,11 @@ class MemoryStorage(Storage):
             whole = found.info.last_modified.replace(microsecond=0)
             return replace(found.info, last_modified=whole)
 
-    def read(self, bucket: str, key: str) -> bytes | None:
+    def read(self, bucket: str, key: str, etag: str | None = None) -> bytes | None:
         with self._call():
             found = self.buckets[bucket].get(key)
+            if found is not None and etag not in {None, found.info.etag}:
+                raise ObjectChangedError(f"{bucket}/{key} was replaced")
             return found.data if found else None
 
     def download(
@@ -163,6 +165,10 @@ class MemoryStorage(Storage):
     def _below(self, bucket: str, prefix: str) -> list[ObjectInfo]:
         objects = self.buckets[bucket]
         return [objects[key].info for key in sorted(k for k in objects if k.startswith(prefix))]
+
+    def presign_get(self, bucket: str, key: str, **_: str) -> str:
+        assert key in self.buckets[bucket], key
+        return f"{bucket}/{key}"
 
     # -- writing
 
@@ -332,12 +338,21 @@ class World:
         )
         self.settings.scratch_dir.mkdir(parents=True, exist_ok=True)
         self.broker = queue.connect("stub://")
-        #: The child that probes and draws, of every worker.
-        self.cpu = Child()
+        #: The child of every worker, whatever it does: probing, inference, tables, drawing.
+        self.child = Child()
         #: Without room in it each video is fetched.
         self.cache_bytes = 0
         self._worker = 0
-        self._modules = (handlers_context, notify, plan, reconcile, results, upload)
+        self._modules = (
+            handlers_context,
+            notify,
+            plan,
+            reconcile,
+            results,
+            rules,
+            upload,
+            waiting,
+        )
         self._real_now = handlers_context.now
         for module in self._modules:
             if hasattr(module, "now"):
@@ -390,7 +405,8 @@ class World:
         self._worker += 1
         name = f"worker-{self._worker}"
         cache = Cache(self.settings.scratch_dir / "cache", self.cache_bytes)
-        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache, self.cpu)
+        children = self.child, self.child, self.child
+        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache, *children)
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
             "infer": runs.infer,
