@@ -59,6 +59,8 @@ MAX_DIED = 10
 RETRY_SECONDS = 2.0
 #: Bytes of a thumbnail; preflight draws one of some kilobytes.
 MAX_THUMBNAIL_BYTES = 2**20
+#: The reason of a refusal by attempts that failed.
+DECODER_FAILED = "decoder_failed"
 _MAX_NAME = 100
 _CHUNK = 1 << 20
 #: What says nothing about the film that was to be decoded.
@@ -161,6 +163,8 @@ def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> Vid
                 probe = _probe(shop, held, local, thumbnail)
             held.end("done")
         except RefusedVideoError as error:
+            if error.code == DECODER_FAILED:  # once says little: memory may have been short
+                return _failed(shop, held, before, record, local, prefix, error)
             held.end("done")
             shop.cache.forget_video(hashes["sha256"])
             return _refused(record, error)
@@ -287,7 +291,7 @@ def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | Non
         return None
     return RefusedVideoError(
         f"decoding this file {what} (re-encode it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4)",
-        code="decoder_failed",
+        code=DECODER_FAILED,
     )
 
 
