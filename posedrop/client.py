@@ -52,6 +52,14 @@ class Refusal(Answer):
     message: str | None = None
 
 
+class WrongRule(Answer):
+    """A rule that can't be followed, for which videos wait."""
+
+    rule: str
+    code: str
+    message: str
+
+
 class RunName(Answer):
     """A run, as a file lists it."""
 
@@ -73,6 +81,7 @@ class File(Answer):
     probe: dict[str, Any] | None = None
     duplicate_of: str | None = None
     refusal: Refusal | None = None
+    waiting: WrongRule | None = None
     analyses: list[RunName] = Field(default_factory=list)
     created_at: str
 
@@ -241,6 +250,11 @@ class Client:
     ) -> Iterator[File]:
         """Yield the videos, newest first, page by page."""
         return self._pages(File, "/files", q=query, state=state, prefix=prefix)
+
+    def wrong_rules(self) -> list[WrongRule]:
+        """Return the rules that are wrong."""
+        items = self._request("GET", "/rules").json()["items"]
+        return [WrongRule.model_validate(item) for item in items]
 
     def delete_file(self, file_id: str) -> None:
         """Remove a video and all its results."""

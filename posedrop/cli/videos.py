@@ -98,6 +98,8 @@ def _run_of(
 def _show_outcome(path: Path, file: File, run: Run | None) -> None:
     if file.refusal is not None:
         click.echo(f"{path}: refused, {file.refusal.reason}: {file.refusal.message}")
+    elif file.waiting is not None and run is None:
+        click.echo(f"{path}: {display.describe_rule(file.waiting)}")
     elif run is None:
         click.echo(f"{path}: ready; no analysis was asked for")
     else:
@@ -156,6 +158,8 @@ def list_(
 ) -> None:
     """List videos or runs, the newest first; QUERY searches in all their words.
 
+    A posedrop.json that is wrong is told below the videos.
+
     \b
     posedrop ls
     posedrop ls day1 --state refused
@@ -167,7 +171,7 @@ def list_(
             rows = [
                 [
                     file.file_id,
-                    file.state,
+                    "waits" if file.waiting is not None else file.state,
                     display.describe_size(file.size),
                     file.created_at[:19],
                     file.key,
@@ -182,10 +186,13 @@ def list_(
                 for run in runs
             ]
             items = [display.plain(run) for run in runs]
+        wrong = client.wrong_rules() if kind == "files" and not as_json else []
     if as_json:
         display.print_json(items)
     else:
         display.table(rows)
+        for rule in wrong:
+            click.echo(f"{rule.rule} is wrong, the videos below it wait: {rule.message}")
 
 
 @click.command()

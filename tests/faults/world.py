@@ -219,10 +219,16 @@ class MemoryStorage(Storage):
     # -- as people's S3 tools do it
 
     def put(
-        self, bucket: str, key: str, data: bytes, metadata: Mapping[str, str] | None = None
+        self,
+        bucket: str,
+        key: str,
+        data: bytes,
+        metadata: Mapping[str, str] | None = None,
+        parts: int | None = None,
     ) -> None:
-        """Write an object, and note the event."""
+        """Write an object, or copy it onto itself, and note the event."""
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        etag += f"-{parts}" if parts is not None else ""
         info = ObjectInfo(key, etag, len(data), self.clock(), dict(metadata or {}))
         self.buckets[bucket][key] = Stored(data, info)
         self._note("s3:ObjectCreated:Put", bucket, key, {"eTag": etag, "size": len(data)})

@@ -66,7 +66,9 @@ class Api:
     """Answers by method and path; keeps what was asked."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Callable[[httpx.Request], httpx.Response] | Any] = {}
+        self.answers: dict[str, Callable[[httpx.Request], httpx.Response] | Any] = {
+            "GET /rules": {"items": []}
+        }
         self.asked: list[httpx.Request] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -162,6 +164,19 @@ def test_ls_follows_the_pages_up_to_the_limit(tmp_path: Path, api: Api) -> None:
     api.answers["GET /files"] = page
     result = call(tmp_path, "ls", "--state", "ready", "--limit", "3", "--json")
     assert [item["key"] for item in json.loads(result.output)] == ["0-0.mp4", "0-1.mp4", "1-0.mp4"]
+
+
+def test_ls_tells_which_rules_are_wrong(tmp_path: Path, api: Api) -> None:
+    """Below the videos, of which those that wait say so."""
+    rule = {"rule": "day1/posedrop.json", "code": "bad_rules", "message": "line 3, column 1"}
+    api.answers["GET /files"] = {"items": [file_json(waiting=rule)], "next": None}
+    api.answers["GET /rules"] = {"items": [rule]}
+    video, told = call(tmp_path, "ls").output.splitlines()
+    assert video.split()[1] == "waits"
+    assert "day1/posedrop.json is wrong" in told
+    assert "line 3, column 1" in told
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json(waiting=rule)
+    assert "waits, day1/posedrop.json is wrong: line 3" in call(tmp_path, "show", FILE_ID).output
 
 
 def test_ls_analyses(tmp_path: Path, api: Api) -> None:
