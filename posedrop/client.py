@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from posedrop import layout
 from posedrop.errors import PosedropError
-from posedrop.proxies import ProxyTransport
+from posedrop.proxies import ProxyTransport, proxy_of
 from posedrop.records import Progress, RunError
 from posedrop.transfers import OnBytes, Transfers, sha256_of
 
@@ -124,6 +124,11 @@ class Run(Answer):
     def over(self) -> bool:
         """Whether nothing more will happen."""
         return self.status in FINAL
+
+    @property
+    def has_results(self) -> bool:
+        """Whether it is over and its results count: all of them, or those of most frames."""
+        return self.status in {"succeeded", "partial"}
 
 
 class RunRow(Answer):
@@ -436,8 +441,9 @@ class Client:
         try:
             answer = self._api.request(method, path, **more)
         except httpx.TransportError as error:
+            by = " by the proxy of the environment" if proxy_of(self.url) else ""
             raise UnreachableError(
-                f"nothing answers at {self.url} ({error}); start it with `posedrop up`, "
+                f"nothing answers at {self.url}{by} ({error}); start it with `posedrop up`, "
                 "or say where it is with --url"
             ) from error
         if answer.status_code >= 400:
