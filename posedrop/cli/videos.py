@@ -164,7 +164,7 @@ def analyse(
 def list_(
     options: Options, query: str | None, kind: str, state: str | None, limit: int, as_json: bool
 ) -> None:
-    """List videos or runs, the newest first; QUERY searches in all their words.
+    """List videos or runs, the newest first; QUERY is any part of a name, or several.
 
     A posedrop.json that is wrong is told below the videos.
 
