@@ -246,7 +246,7 @@ def thumbnail_url(context: Context, file_id: str) -> str:
     row = context.index.file(file_id)
     if row is None or row.state != "ready":
         raise NotFoundError(f"{file_id} has no thumbnail")
-    prefix = layout.video_prefix(row.bucket, row.key)
+    prefix = context.video_prefix(row.bucket, row.key)
     return context.storage.presign_get(
         context.settings.results_bucket,
         layout.thumbnail(prefix),
@@ -295,7 +295,7 @@ def _withdraw(context: Context, pending_id: str, file_id: str) -> None:
     """Take back a request whose video never came."""
     file = context.index.file(file_id)
     if file is not None:
-        prefix = layout.video_prefix(file.bucket, file.key)
+        prefix = context.video_prefix(file.bucket, file.key)
         context.storage.delete(context.settings.results_bucket, _question(prefix, pending_id))
     error = RunError(code="cancelled", message="withdrawn before its video was ingested")
     context.index.pending_failed(pending_id, error)
@@ -312,7 +312,7 @@ def _delete(context: Context, row: AnalysisRow, below: list[ObjectInfo]) -> None
     last = f"{row.run}/{layout.RESULT}"
     keys = [found.key for found in below if found.key != last]
     for pending in context.index.pending_of_analysis(row.analysis_id):
-        keys += _question(layout.video_prefix(row.bucket, pending.key), pending.pending_id)
+        keys += _question(context.video_prefix(row.bucket, pending.key), pending.pending_id)
     context.storage.delete(context.settings.results_bucket, [*keys, last])
     context.index.analysis_removed(row.analysis_id)
 

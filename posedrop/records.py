@@ -14,7 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 FileState = Literal["expected", "received", "ready", "refused"]
 RunState = Literal["waiting", "queued", "running", "succeeded", "partial", "failed", "cancelled"]
 FinalState = Literal["succeeded", "partial", "failed", "cancelled"]
-Task = Literal["infer", "render"]
+Task = Literal["ingest", "infer", "render"]
+
+#: What video.json says of a video is looked at anew where an older ingest refused it; raised when
+#: a later posedrop reads what an earlier one could not.
+INGEST_VERSION = 2
 
 Pixels = Annotated[int, Field(ge=0)]
 Seconds = float
@@ -62,7 +66,7 @@ class Probe(Record):
 
 
 class Refusal(Record):
-    """Why a video will not be analysed; final."""
+    """Why a video will not be analysed; final, but for ``posedrop reingest``."""
 
     reason: str = Field(description="machine-readable: not_a_video, empty, truncated, ...")
     message: str
@@ -81,6 +85,7 @@ class VideoRecord(Versioned):
     video: VideoRef
     last_modified: datetime
     ingested_at: datetime
+    ingest_version: int = Field(default=1, description="of the posedrop that looked at it")
     sha256: str | None = None
     sha1: str | None = None
     probe: Probe | None = None
@@ -136,20 +141,38 @@ class Asked(Versioned):
     force: str | None = None
 
 
+class Followed(Record):
+    """What decided about a video: ``none`` is open to the rule of a folder that comes later."""
+
+    kind: Literal["metadata", "question", "folder", "default", "none"]
+    key: str | None = Field(default=None, description="folder: of the posedrop.json")
+    etag: str | None = Field(default=None, description="folder: of the posedrop.json, as it was")
+
+
 class Planned(Versioned):
     """What a video with these bytes was planned for, so that no reindex plans it anew.
 
-    ``_planned/<file_id>.json``: that its metadata, its folder's rules or the default were followed;
-    written by the handlers alone, again when the video is replaced. ``asked/<id>.planned.json``:
-    what became of a question, whatever the video is replaced by later; created once.
+    ``_planned/<file_id>.json``: which rule was followed; written by the handlers alone, again when
+    the video is replaced, or when a rule reaches it that followed none.
+    ``asked/<id>.planned.json``: what became of a question, whatever the video is replaced by later;
+    created once.
     """
 
     file_id: str
     key: str
     etag: str
-    analysis_id: str | None = Field(default=None, description="null: nothing was asked for")
+    sha256: str | None = None
+    rule: Followed | None = Field(
+        default=None, description="null: not known, an older posedrop wrote this"
+    )
+    analysis_id: str | None = Field(default=None, description="null: nothing is to be run")
     error: RunError | None = Field(default=None, description="why a question can't become a run")
     planned_at: datetime
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the rule of a folder that comes later reaches this video."""
+        return self.rule is not None and self.rule.kind == "none"
 
 
 class Progress(Record):
@@ -162,7 +185,7 @@ class Progress(Record):
 
 
 class Attempt(Versioned):
-    """``attempts/N.json``: the claim of one worker on one run, and its heartbeat."""
+    """``N.json``: the claim of one worker on one run or ingest, and its heartbeat."""
 
     number: int
     task: Task
@@ -174,6 +197,8 @@ class Attempt(Versioned):
         default=None, description="null: at work, or dead if its heartbeat has stopped"
     )
     error: RunError | None = None
+    sha256: str | None = Field(default=None, description="of an ingest: what was downloaded")
+    sha1: str | None = None
     artefacts: list[Artefact] = Field(
         default_factory=list,
         description="what it has published: a run that fails lists it",
@@ -313,8 +338,23 @@ class Model(Versioned):
 class FolderRules(Versioned):
     """``posedrop.json`` in a folder of the videos bucket: what to do with the videos below it."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     analysis: str | None = Field(default=None, description="null: nothing, stop looking further up")
     args: dict[str, Any] = Field(default_factory=dict)
+    existing: bool = Field(
+        default=True, description="also for videos that were there before and followed no rule"
+    )
+
+
+class WrongRule(Versioned):
+    """``_posedrop/rules/<id>.json``: why videos wait; gone once the rule is mended or removed."""
+
+    key: str = Field(description="of the posedrop.json, or the setting of the server's default")
+    etag: str
+    code: str
+    message: str
+    since: datetime
 
 
 Attempt.model_rebuild()
