@@ -213,7 +213,32 @@ def _counts(db: Database) -> None:
     )
 
 
-@_migrations(name="0006_any_part_of_a_name")
+@_migrations(name="0006_retries")
+def _retries(db: Database) -> None:
+    for statement in (
+        "ALTER TABLE analysis ADD COLUMN retry_of TEXT",
+        "CREATE INDEX analysis_by_retried ON analysis (retry_of, number)"
+        " WHERE retry_of IS NOT NULL",
+    ):
+        db.execute(statement)
+
+
+@_migrations(name="0007_rules")
+def _rules(db: Database) -> None:
+    # What an older posedrop has planned, no rule that comes later reaches.
+    for statement in (
+        "ALTER TABLE uploaded_file ADD COLUMN waits_for TEXT",
+        "CREATE INDEX file_waiting ON uploaded_file (key) WHERE waits_for IS NOT NULL",
+        """CREATE TABLE rule (
+            key TEXT PRIMARY KEY, etag TEXT, error TEXT, since TEXT NOT NULL,
+            checked_at TEXT NOT NULL, after TEXT, turn INTEGER NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX rule_wrong ON rule (checked_at) WHERE error IS NOT NULL",
+        "CREATE INDEX rule_to_follow ON rule (checked_at) WHERE after IS NOT NULL",
+    ):
+        db.execute(statement)
+
+
+@_migrations(name="0008_any_part_of_a_name")
 def _any_part_of_a_name(db: Database) -> None:
     """Find names by what is inside of their words, not by their beginnings as 0002 and 0005 did.
 
