@@ -39,8 +39,7 @@ from posedrop.records import (
 )
 from posedrop.settings import Settings
 from posedrop.storage import ObjectInfo
-from worker import claim
-from worker.child import check_room
+from worker import claim, room
 from worker.claim import Held, History
 from worker.workshop import Workshop
 
@@ -138,6 +137,7 @@ def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> Vid
     )
     try:
         _check_size(found.size, shop.settings.max_video_bytes)
+        room.check_fits(found.size, shop.settings.scratch_dir)
     except RefusedVideoError as error:
         return _refused(record, error)
     results = shop.settings.results_bucket
@@ -153,7 +153,7 @@ def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> Vid
         hashes = _fetch(shop, video, before, local)
         record = record.model_copy(update=hashes)
         # What would make any attempt fail makes none.
-        check_room(bench)
+        room.made(shop.cache, lambda: room.check_room(bench))
         shop.cpu.start()
         attempt = claim.begin(shop.storage, results, folder, before, "ingest", shop.name, **hashes)
         if attempt is None:
@@ -207,7 +207,9 @@ def _fetch(shop: Workshop, video: VideoRef, before: History, local: Path) -> dic
     known = _hashes(before)
     if known and shop.cache.link_video(known["sha256"], local):
         return known
-    return shop.storage.download(video.bucket, video.key, local, video.etag)
+    return room.made(
+        shop.cache, lambda: shop.storage.download(video.bucket, video.key, local, video.etag)
+    )
 
 
 # -- how an attempt ends ---------------------------------------------------------------------------
@@ -272,7 +274,7 @@ def _check_fault(error: Exception, local: Path) -> None:
                 pass
     except OSError as gone:
         raise StorageError(f"can't read {local} ({gone})", code="scratch_unreadable") from gone
-    check_room(local.parent)
+    room.check_room(local.parent)
 
 
 def _told(error: Exception, local: Path) -> RunError:
