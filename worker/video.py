@@ -492,7 +492,7 @@ class _Gone:
                 heapq.heappush(self._waiting, (time, True))
         self._tail.clear()
         if packet.is_keyframe:
-            self._damaged, self._key = False, packet.pts
+            self._damaged, self._key = False, packet.pts if self._damaged else None
         early = self._key is not None and packet.pts is not None and packet.pts < self._key
         if (self._damaged or early) and packet.pts is not None and is_shown(packet):
             heapq.heappush(self._waiting, (packet.pts, False))
