@@ -17,7 +17,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from handlers import access, notify, plan, reconcile, results, sqs, upload, webhook
+from handlers import access, notify, plan, reconcile, reingest, results, sqs, upload, webhook
 from handlers.context import Context, now
 from handlers.form import FormUpload
 from handlers.metrics import Metrics
@@ -175,7 +175,12 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         wanted: Annotated[results.AnalyseRequest, Body()], response: Response
     ) -> results.AnalyseAnswer:
         planned = plan.ask(
-            context, wanted.file_id, wanted.analysis, wanted.args, force=wanted.force
+            context,
+            wanted.file_id,
+            wanted.analysis,
+            wanted.args,
+            force=wanted.force,
+            retry=wanted.retry,
         )
         over = planned.existed and planned.status in results.FINAL
         response.status_code = 200 if over else 202
@@ -276,6 +281,12 @@ def _service_routes(
     @app.post("/reconcile", summary="Compare buckets, index and queue now, and repair")
     def post_reconcile() -> dict[str, int]:
         return reconciler.round().as_counts()
+
+    @app.post("/reingest", summary="Look at refused videos anew")
+    def post_reingest(
+        wanted: Annotated[reingest.ReingestRequest, Body()],
+    ) -> reingest.ReingestAnswer:
+        return reingest.reingest(context, wanted)
 
     @app.post("/reindex", summary="Make the index anew from the buckets")
     def post_reindex() -> dict[str, int]:

@@ -336,7 +336,8 @@ def _act(context: Context, then: Then) -> None:
             if video is not None:
                 plan.plan_ingested(context, video)
         case Farewell(file_id=file_id):
-            context.storage.delete(context.settings.results_bucket, [layout.planned(file_id)])
+            records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
+            context.storage.delete(context.settings.results_bucket, records)
 
 
 def video_arrived(context: Context, key: str) -> None:

@@ -16,6 +16,7 @@ import json
 import logging
 import secrets
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
@@ -33,12 +34,17 @@ from posedrop.records import (
     Request,
     Result,
     RunError,
+    RunRef,
     RunState,
     VideoRecord,
 )
-from posedrop.rows import PendingRow
+from posedrop.rows import AnalysisRow, PendingRow
 
 log = logging.getLogger(__name__)
+
+#: How often what fails is made anew by asking again for the same; beyond, ask with ``force``.
+MAX_RETRIES = 10
+_ALWAYS = datetime.max.replace(tzinfo=UTC)
 
 Origin = Literal["api", "metadata", "folder", "default"]
 
@@ -95,9 +101,24 @@ def order(context: Context, analysis: str, args: Mapping[str, Any]) -> Order:
 
 
 def ask(
-    context: Context, file_id: str, analysis: str, args: Mapping[str, Any], *, force: bool
+    context: Context,
+    file_id: str,
+    analysis: str,
+    args: Mapping[str, Any],
+    *,
+    force: bool,
+    retry: bool = True,
 ) -> Answer:
     """Carry out POST /analyse: start the run, or keep it until the video's ingest is over.
+
+    Args:
+        context: the handlers' tools.
+        file_id: of the video.
+        analysis: by name.
+        args: of the analysis.
+        force: make a new run, whatever there is.
+        retry: make a run anew that failed or was cancelled; False: only one that was over before
+            this video was uploaded, as whoever uploads it waits for its first.
 
     Raises:
         NotFoundError: there is no such file.
@@ -114,11 +135,12 @@ def ask(
             code="refused",
             field="file_id",
         )
-    prefix = layout.video_prefix(file.bucket, file.key)
+    prefix = context.video_prefix(file.bucket, file.key)
     if file.state == "ready":
         record = context.video_record(file.bucket, file.key)
         if record is not None and record.probe is not None:
-            return start(context, record, wanted, "api", token)
+            before = _ALWAYS if retry else file.created_at
+            return start(context, record, wanted, "api", token, retry_before=before)
     asked = Asked(
         # By the ETag, so that the same question about what replaces this is another one.
         pending_id=layout.make_id(
@@ -142,43 +164,51 @@ def ask(
 
 
 def start(
-    context: Context, video: VideoRecord, wanted: Order, origin: Origin, force: str | None
+    context: Context,
+    video: VideoRecord,
+    wanted: Order,
+    origin: Origin,
+    force: str | None,
+    *,
+    retry_before: datetime | None = None,
 ) -> Answer:
-    """Create the run of an ingested video, unless the same one exists; enqueue it."""
+    """Create the run of an ingested video, unless the same one exists; enqueue it.
+
+    Args:
+        context: the handlers' tools.
+        video: what ingest found out about it.
+        wanted: what to do with it.
+        origin: who wants it.
+        force: makes it a run of its own.
+        retry_before: a run that failed or was cancelled before this time is made anew, and so is
+            the run that was made for it; whoever asks at the same time gets the same. After
+            ``MAX_RETRIES`` the last failure is the answer.
+    """
     if video.sha256 is None or video.probe is None:
         raise BadRequestError(f"{video.video.key} has no content to analyse", code="refused")
-    analysis_id = analysis_id_of(video.sha256, wanted, force)
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
-    run = layout.run_prefix(prefix, wanted.analysis.name, analysis_id)
+    token, retry_of = force, None
     with context.planning:
-        existing = context.index.analysis(analysis_id)
-        if existing is not None:
-            return Answer(analysis_id, existing.state, True)
-        elsewhere = _run_of_the_first(context, video, wanted, analysis_id)
-        request = Request(
-            analysis_id=analysis_id,
-            analysis=wanted.analysis.name,
-            analysis_version=wanted.analysis.version,
-            args=wanted.args,
-            video=video.video,
-            sha256=video.sha256,
-            probe=video.probe,
-            model=ModelRef(name=wanted.model.name, digest=wanted.model.digest)
-            if wanted.model
-            else None,
-            asked_by=origin,
-            created_at=now(),
-            force=force,
-        )
-        bucket, key = context.settings.results_bucket, f"{run}/{layout.REQUEST}"
-        if elsewhere is not None:
-            return _known(context, elsewhere, request)
-        if not context.storage.create(bucket, key, request.to_json()):
-            # The bucket knows the run, the index did not: what stands there is what was asked.
-            return _known(context, run, request)
-        context.index.analysis_planned(request, run)
+        for retries in range(MAX_RETRIES + 1):
+            analysis_id = analysis_id_of(video.sha256, wanted, token)
+            token = f"retry:{analysis_id}"
+            row = context.index.analysis(analysis_id)
+            if retry_before is not None and row is not None and row.finished_at is None:
+                row = _up_to_date(context, row)
+            bad = row is None or row.state in {"failed", "cancelled"}
+            if not (bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
+                if row is None:
+                    request = _request(video, wanted, origin, analysis_id, force, retry_of)
+                    row = _created(context, video, request)
+                if row is None:
+                    break
+                if retries == MAX_RETRIES or not _is_retried(row, retry_before):
+                    return Answer(analysis_id, row.state, True)
+            if row is not None:
+                retry_of = RunRef(analysis_id=analysis_id, run=row.run)
     try:
-        context.enqueue_infer(analysis_id, run)
+        context.enqueue_infer(
+            analysis_id, _run_of(context, video, wanted.analysis.name, analysis_id)
+        )
     except QueueError as error:
         # It stands in the bucket: whoever asked is told so, and the reconciler sends it.
         log.warning("%s", error)
@@ -186,20 +216,84 @@ def start(
     return Answer(analysis_id, "queued", False)
 
 
+def _exists(context: Context, analysis_id: str) -> bool:
+    return context.index.analysis(analysis_id) is not None
+
+
+def _is_retried(row: AnalysisRow, before: datetime | None) -> bool:
+    if row.state not in {"failed", "cancelled"} or row.finished_at is None:
+        return False
+    return before is not None and row.finished_at < before
+
+
+def _up_to_date(context: Context, row: AnalysisRow) -> AnalysisRow | None:
+    """Return the row of a run with what the bucket knows: its event may be on the way."""
+    bucket = context.settings.results_bucket
+    result = context.storage.read_record(bucket, f"{row.run}/{layout.RESULT}", Result)
+    if result is not None:
+        context.index.analysis_finished(result, row.run)
+    return context.index.analysis(row.analysis_id)
+
+
+def _request(
+    video: VideoRecord,
+    wanted: Order,
+    origin: Origin,
+    analysis_id: str,
+    force: str | None,
+    retry_of: RunRef | None,
+) -> Request:
+    assert video.sha256 is not None and video.probe is not None  # noqa: S101, PT018
+    model = wanted.model
+    return Request(
+        analysis_id=analysis_id,
+        analysis=wanted.analysis.name,
+        analysis_version=wanted.analysis.version,
+        args=wanted.args,
+        video=video.video,
+        sha256=video.sha256,
+        probe=video.probe,
+        model=ModelRef(name=model.name, digest=model.digest) if model else None,
+        asked_by=origin,
+        created_at=now(),
+        force=force,
+        retry_of=retry_of,
+    )
+
+
+def _created(context: Context, video: VideoRecord, request: Request) -> AnalysisRow | None:
+    """Create a run that the index does not know; return its row if the bucket knows it."""
+    elsewhere = _run_of_the_first(context, video, request.analysis, request.analysis_id)
+    if elsewhere is not None:
+        return _known(context, elsewhere, request)
+    run = _run_of(context, video, request.analysis, request.analysis_id)
+    bucket, key = context.settings.results_bucket, f"{run}/{layout.REQUEST}"
+    if not context.storage.create(bucket, key, request.to_json()):
+        # The bucket knows the run, the index did not: what stands there is what was asked.
+        return _known(context, run, request)
+    context.index.analysis_planned(request, run)
+    return None
+
+
+def _run_of(context: Context, video: VideoRecord, analysis: str, analysis_id: str) -> str:
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
+    return layout.run_prefix(prefix, analysis, analysis_id)
+
+
 def _run_of_the_first(
-    context: Context, video: VideoRecord, wanted: Order, analysis_id: str
+    context: Context, video: VideoRecord, analysis: str, analysis_id: str
 ) -> str | None:
     """Return the run that a duplicate's first has; an index that was lost may not know it yet."""
     first = video.duplicate_of
     if first is None:
         return None
-    prefix = layout.video_prefix(video.video.bucket, first.key)
-    run = layout.run_prefix(prefix, wanted.analysis.name, analysis_id)
+    prefix = context.video_prefix(video.video.bucket, first.key)
+    run = layout.run_prefix(prefix, analysis, analysis_id)
     there = context.storage.head(context.settings.results_bucket, f"{run}/{layout.REQUEST}")
     return run if there is not None else None
 
 
-def _known(context: Context, run: str, fallback: Request) -> Answer:
+def _known(context: Context, run: str, fallback: Request) -> AnalysisRow | None:
     """Index a run that the bucket has already; the reconciler sends it if nobody is at it."""
     bucket = context.settings.results_bucket
     request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request) or fallback
@@ -207,8 +301,7 @@ def _known(context: Context, run: str, fallback: Request) -> Answer:
     result = context.storage.read_record(bucket, f"{run}/{layout.RESULT}", Result)
     if result is not None:
         context.index.analysis_finished(result, run)
-    row = context.index.analysis(request.analysis_id)
-    return Answer(request.analysis_id, row.state if row else "queued", True)
+    return context.index.analysis(request.analysis_id)
 
 
 def plan_ingested(context: Context, video: VideoRecord) -> None:
@@ -269,7 +362,7 @@ def _plan(context: Context, video: VideoRecord) -> str | None:
 def _was_asked_for(context: Context, video: VideoRecord) -> bool:
     """Tell whether somebody's question is answered by these bytes, or will be; the bucket knows."""
     bucket = context.settings.results_bucket
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
     asked: set[str] = set()
     answered: dict[str, str] = {}
     for found in context.storage.objects(bucket, f"{prefix}/asked/"):
@@ -287,7 +380,7 @@ def _was_asked_for(context: Context, video: VideoRecord) -> bool:
 def _answer_questions(context: Context, video: VideoRecord) -> None:
     """Start what was asked for before the video was ingested, each question once for ever."""
     bucket = context.settings.results_bucket
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
     for pending in context.index.pending_of_file(video.video.file_id):
         if context.storage.head(bucket, layout.asked(prefix, pending.pending_id)) is None:
             # Taken back, or cleared away with all that was made of the video.
@@ -315,7 +408,9 @@ def _answer(context: Context, video: VideoRecord, pending: PendingRow) -> Planne
         return _planned(video, None, RunError(code="refused", message=reason, stage="ingest"))
     try:
         wanted = order(context, pending.analysis, pending.args)
-        started = start(context, video, wanted, "api", pending.force)
+        started = start(
+            context, video, wanted, "api", pending.force, retry_before=pending.created_at
+        )
     except BadRequestError as error:
         return _planned(video, None, _error(error))
     return _planned(video, started.analysis_id, None)
@@ -393,7 +488,7 @@ def _reject(
     # By the error's code, not its words: those list the models of the day.
     why = (error.code, error.field or "")
     analysis_id = layout.make_id("rejected", video.sha256, analysis, canonical(args), *why)
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
     run = layout.run_prefix(prefix, "rejected", analysis_id)
     request = Request(
         analysis_id=analysis_id,

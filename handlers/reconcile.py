@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from handlers import notify, plan, upload
 from handlers.context import Context, now
+from handlers.reingest import OldRefusals
 from posedrop import layout, queue
 from posedrop.errors import PosedropError
 from posedrop.index import AnalysisRow, FileRow, Page
@@ -76,6 +77,7 @@ class Reconciler:
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._one_at_a_time = threading.Lock()
         self._sweep: Sweep | None = None
+        self._old_refusals = OldRefusals(context)
         # The embedded broker lives in this process: what was sent before its start is gone.
         embedded = context.settings.broker_url.startswith("stub://")
         self._forgotten_before = now() if embedded else None
@@ -94,7 +96,9 @@ class Reconciler:
         """Reconcile all of it, now."""
         with self._one_at_a_time:
             self._sweep = None
-            return reconcile(self._context, self._forgotten_before)
+            repairs = reconcile(self._context, self._forgotten_before)
+            repairs.ingests_sent += self._old_refusals.go_on()
+            return repairs
 
     def reindex(self) -> Repairs:
         """Forget the index and make it anew from the buckets."""
@@ -112,6 +116,7 @@ class Reconciler:
             if not over:
                 self._sweep = sweep
             send_again(self._context, repairs, self._forgotten_before)
+            repairs.ingests_sent += self._old_refusals.go_on()
         if repairs.mended or repairs.damaged:
             log.info("reconciled", extra=repairs.as_counts())
         return over
@@ -381,7 +386,7 @@ def _was_ingested(context: Context, row: FileRow) -> bool:
     record = context.video_record(row.bucket, row.key)
     if record is None or record.video.etag != row.etag:
         return False
-    notify.result_arrived(context, layout.video_record(layout.video_prefix(row.bucket, row.key)))
+    notify.result_arrived(context, layout.video_record(context.video_prefix(row.bucket, row.key)))
     return True
 
 

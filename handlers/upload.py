@@ -299,7 +299,7 @@ def delete(context: Context, file_id: str) -> None:
     if row is None:
         raise NotFoundError(f"there is no file {file_id}")
     results = context.settings.results_bucket
-    prefix = layout.video_prefix(row.bucket, row.key)
+    prefix = context.video_prefix(row.bucket, row.key)
     below = [found.key for found in context.storage.objects(results, f"{prefix}/")]
     # Requests go first: a worker that is at it sees that its run is gone, and stops. Then results:
     # what is left of a deletion that was cut short must not read as a whole one.
@@ -307,7 +307,7 @@ def delete(context: Context, file_id: str) -> None:
     below.sort(key=lambda key: [not key.endswith(name) for name in first])
     context.storage.delete(context.settings.videos_bucket, [row.key])
     # Before the results: else they would be missed, and not made, when the video comes again.
-    context.storage.delete(results, [layout.planned(file_id)])
+    context.storage.delete(results, [layout.planned(file_id), *context.ingest_attempts(file_id)])
     context.storage.delete(results, below)
     if row.sha256 is not None and row.duplicate_of is None:
         context.storage.delete(results, [layout.content(row.sha256)])

@@ -107,6 +107,8 @@ class Run(Answer):
     video_file: str | None = None
     files: list[ResultFile] = Field(default_factory=list)
     error: RunError | None = None
+    retry_of: str | None = None
+    retried_by: str | None = None
 
     @property
     def over(self) -> bool:
@@ -249,9 +251,21 @@ class Client:
         args: Mapping[str, Any] | None = None,
         *,
         force: bool = False,
+        retry: bool = True,
     ) -> Started:
-        """Ask for an analysis; the same one on the same content is answered with what exists."""
+        """Ask for an analysis; the same one on the same content is answered with what exists.
+
+        Args:
+            file_id: of the video.
+            analysis: by name.
+            args: of the analysis.
+            force: run it anew though results exist.
+            retry: make anew what failed or was cancelled; False: only what had done so before this
+                video was uploaded.
+        """
         body = {"file_id": file_id, "analysis": analysis, "args": dict(args or {}), "force": force}
+        if not retry:  # an older server knows only the other way
+            body["retry"] = False
         return self._json(Started, "POST", "/analyse", json=body)
 
     def run(self, analysis_id: str) -> Run:
@@ -331,6 +345,17 @@ class Client:
         """Make the index anew from the buckets; return what was found."""
         counts: dict[str, int] = self._request("POST", "/reindex", timeout=None).json()
         return counts
+
+    def reingest(self, prefix: str) -> dict[str, str]:
+        """Have refused videos looked at anew; return their keys by file_id."""
+        found: dict[str, str] = {}
+        body: dict[str, Any] = {"prefix": prefix}
+        while True:
+            answer = self._request("POST", "/reingest", json=body, timeout=None).json()
+            found |= {item["file_id"]: item["key"] for item in answer["items"]}
+            if answer["next"] is None:
+                return found
+            body["cursor"] = answer["next"]
 
     # -- downloads -------------------------------------------------------------------------------
 

@@ -201,6 +201,16 @@ class Index:
         with self._write() as db:
             db.execute("DELETE FROM uploaded_file WHERE file_id = ?", (file_id,))
 
+    def file_looked_at_anew(self, file_id: str, etag: str) -> bool:
+        """Take back that these bytes were refused, as their record is; False: they are not so."""
+        with self._write() as db:
+            changed = db.execute(
+                "UPDATE uploaded_file SET state = 'received', refusal_reason = NULL,"
+                " refusal_message = NULL WHERE file_id = ? AND etag = ? AND state = 'refused'",
+                (file_id, etag),
+            ).rowcount
+            return bool(changed > 0)
+
     def file_planned(self, file_id: str, etag: str) -> None:
         """Note that what rules a file was followed, for these bytes of it."""
         with self._write() as db:
@@ -328,6 +338,15 @@ class Index:
         return self._row(
             AnalysisRow, "SELECT * FROM analysis WHERE analysis_id = ?", (analysis_id,)
         )
+
+    def retry_of(self, analysis_id: str) -> str | None:
+        """Return the id of the run that was made for one that failed or was cancelled."""
+        row = self._row(
+            AnalysisRow,
+            "SELECT * FROM analysis WHERE retry_of = ? ORDER BY number DESC LIMIT 1",
+            (analysis_id,),
+        )
+        return row.analysis_id if row is not None else None
 
     def analyses(
         self,

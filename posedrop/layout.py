@@ -12,6 +12,9 @@ video's real key.
 
 ``_planned/<file_id>.json`` says for which bytes the video's rules were followed. It is apart from
 the video's folder, so that whoever clears that away to save space does not have it all made again.
+
+``_posedrop/`` is for all further records of posedrop's own: ``_posedrop/ingest/<file_id>/<etag>/``
+has the attempts of an ingest. Before it was, a video's key could begin so; its results stay there.
 """
 
 from __future__ import annotations
@@ -32,11 +35,15 @@ _RUN_OBJECT = re.compile(
 )
 _ASKED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.json$")
 _ANSWERED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.planned\.json$")
-_ATTEMPT = re.compile(r"^attempts/([1-9][0-9]{0,5})\.json$")
+_NUMBER = re.compile(r"^([1-9][0-9]{0,5})\.json$")
 _CONTENT = "_content"
 _POSES = "_poses"
 _PLANNED = "_planned"
 _ODD_KEYS = "_keys"
+_OWN = "_posedrop"
+_INGEST = f"{_OWN}/ingest"
+_INGEST_ATTEMPT = re.compile(rf"^{_INGEST}/{_ID}/[^/]+/[1-9][0-9]*\.json$")
+_PLAIN_ETAG = re.compile(r"^[A-Za-z0-9-]{1,80}$")
 
 #: S3 allows 1,024 bytes a key; the longest name posedrop appends to a video's key is
 #: ``/<40 characters>-<16>/poses_filtered.csv``.
@@ -50,6 +57,7 @@ REQUEST = "request.json"
 RESULT = "result.json"
 CANCEL = "cancel"
 INFERENCE = "inference.json"
+PREDICTIONS = "predictions.npz"
 FOLDER_RULES = "posedrop.json"
 
 
@@ -102,11 +110,21 @@ def video_prefix(bucket: str, key: str) -> str:
     return key if _mirrors_plainly(key) else f"{_ODD_KEYS}/{file_id_of(bucket, key)}"
 
 
-def _mirrors_plainly(key: str) -> bool:
+def former_prefix(key: str) -> str | None:
+    """Return where the results of a video may lie since before :data:`_OWN` was a reserved name."""
+    if not key.startswith(f"{_OWN}/"):
+        return None
+    return key if _mirrors_plainly(key, frozenset()) else None
+
+
+_RESERVED = frozenset({_OWN})
+
+
+def _mirrors_plainly(key: str, reserved: frozenset[str] = _RESERVED) -> bool:
     segments = key.split("/")
     return (
         len(key.encode()) <= MAX_MIRRORED_BYTES
-        and segments[0] not in {_ODD_KEYS, _CONTENT, _POSES, _PLANNED}
+        and segments[0] not in {_ODD_KEYS, _CONTENT, _POSES, _PLANNED} | reserved
         and all(_plain_segment(segment) for segment in segments)
     )
 
@@ -159,15 +177,40 @@ def run_prefix(prefix: str, analysis: str, analysis_id: str) -> str:
     return f"{prefix}/{analysis}-{analysis_id}"
 
 
+def attempts(run: str) -> str:
+    """Return the folder of the claims of a run's attempts."""
+    return f"{run}/attempts"
+
+
 def attempt(run: str, number: int) -> str:
     """Return the key of the claim of attempt ``number`` (from 1) of a run."""
-    return f"{run}/attempts/{number}.json"
+    return f"{attempts(run)}/{number}.json"
+
+
+def needs_newer(run: str) -> str:
+    """Return the key of a worker's note that it is too old for a run."""
+    return f"{run}/attempts/needs-newer.json"
 
 
 def attempt_number(name: str) -> int | None:
     """Return N of ``attempts/N.json``, None for any other name in a run's folder."""
-    match = _ATTEMPT.match(name)
+    return number_of(name, "attempts")
+
+
+def number_of(key: str, folder: str) -> int | None:
+    """Return N of ``<folder>/N.json``, None for any other key."""
+    match = _NUMBER.match(key.removeprefix(f"{folder}/")) if key.startswith(folder) else None
     return int(match.group(1)) if match else None
+
+
+def ingests(file_id: str) -> str:
+    """Return the folder of all attempts to ingest a file, whatever bytes it had."""
+    return f"{_INGEST}/{file_id}"
+
+
+def ingest(file_id: str, etag: str) -> str:
+    """Return the folder of the attempts to ingest these bytes of a file: ``1.json``, ``2.json``."""
+    return f"{ingests(file_id)}/{etag if _PLAIN_ETAG.match(etag) else make_id('etag', etag)}"
 
 
 def content(sha256: str) -> str:
@@ -211,6 +254,8 @@ ResultObject = RunObject | VideoObject | AskedObject | AnsweredObject
 
 def parse_result_key(key: str) -> ResultObject | None:
     """Return what an object of the results bucket is, None for what posedrop did not write."""
+    if _INGEST_ATTEMPT.match(key):  # whatever a store's ETags look like
+        return None
     if match := _RUN_OBJECT.match(key):
         return RunObject(
             match["run"], match["video"], match["analysis"], match["id"], match["name"]

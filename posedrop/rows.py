@@ -72,6 +72,7 @@ class AnalysisRow:
     frames_decoded: int | None = None
     rows: int | None = None
     enqueued_at: datetime | None = None
+    retry_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,7 @@ def planned_analysis(request: Request, run: str, state: RunState) -> AnalysisRow
         model=model.name if model is not None else None,
         model_digest=model.digest if model is not None else None,
         asked_by=request.asked_by,
+        retry_of=request.retry_of.analysis_id if request.retry_of is not None else None,
     )
 
 
@@ -227,6 +229,7 @@ def finished_analysis(result: Result, run: str) -> AnalysisRow:
         artefacts=tuple(result.artefacts),
         frames_decoded=result.frames_decoded,
         rows=result.rows,
+        retry_of=result.retry_of.analysis_id if result.retry_of is not None else None,
     )
 
 
@@ -238,6 +241,7 @@ def newer_analysis(old: AnalysisRow, new: AnalysisRow) -> AnalysisRow:
         created_at=min(old.created_at, new.created_at),
         asked_by=old.asked_by or new.asked_by,
         enqueued_at=old.enqueued_at or new.enqueued_at,
+        retry_of=old.retry_of or new.retry_of,
     )
 
 

@@ -230,6 +230,16 @@ def _longer_words(db: Database) -> None:
         db.execute(f"INSERT INTO {table}_fts ({table}_fts) VALUES ('rebuild')")  # noqa: S608
 
 
+@_migrations(name="0006_retries")
+def _retries(db: Database) -> None:
+    for statement in (
+        "ALTER TABLE analysis ADD COLUMN retry_of TEXT",
+        "CREATE INDEX analysis_by_retried ON analysis (retry_of, number)"
+        " WHERE retry_of IS NOT NULL",
+    ):
+        db.execute(statement)
+
+
 def _enable_search(
     db: Database, table: str, names: tuple[str, ...], beginnings: Iterable[int]
 ) -> None:

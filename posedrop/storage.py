@@ -22,7 +22,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from posedrop import __version__
+from posedrop import __version__, layout
 from posedrop.answers import insist_on_whole
 from posedrop.errors import ObjectChangedError, StorageError
 from posedrop.records import Record
@@ -158,6 +158,19 @@ class Storage:
             raise StorageError(
                 f"{bucket}/{key} is not a {kind.__name__}: {error}", code="damaged_record"
             ) from error
+
+    def video_prefix(self, results: str, bucket: str, key: str) -> str:
+        """Return the folder of the bucket ``results`` in which a video's results are, or will be.
+
+        As layout.video_prefix, but for what an older posedrop has left where none is put today.
+        """
+        former = layout.former_prefix(key)
+        if former is not None and (
+            self.head(results, layout.video_record(former)) is not None
+            or next(self.objects(results, f"{former}/asked/"), None) is not None
+        ):
+            return former
+        return layout.video_prefix(bucket, key)
 
     def download(
         self, bucket: str, key: str, path: Path, etag: str | None = None

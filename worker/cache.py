@@ -58,6 +58,11 @@ class Cache:
             os.link(source, self._videos / sha256)
         _trim(self._videos, self._max_bytes, 0.0)
 
+    def forget_video(self, sha256: str) -> None:
+        """Keep a video no longer: nobody will ask for one that was refused."""
+        with suppress(OSError):
+            (self._videos / sha256).unlink()
+
     def trim_models(self) -> None:
         """Remove the models that were used longest ago, if there are too many."""
         _trim(self.models, self._max_bytes, GRACE)

@@ -74,7 +74,7 @@ def open_canvases(
     """Decode a video into canvases; frames, arguments and errors are those of :func:`frames`."""
     with video.opened(path) as (_, stream):
         base = stream.time_base or Fraction(1, 90_000)
-        rate = video.rate_of(stream, None, base)
+        rate = video.rate_of(stream)
     step = max(1, round(1 / (rate * base)))
     reformatter = VideoReformatter()
     last: int | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import heapq
+from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
-from fractions import Fraction
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ import av
 import av.error
 import cv2
 from av.container import InputContainer
-from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from posedrop.errors import RefusedVideoError
 from posedrop.records import Probe
 from worker import video
-from worker.video import Picture
+from worker.times import Clock
+from worker.video import Picture, Reading
 
 Report = Callable[[str, int, int | None], None]
 
@@ -28,8 +28,6 @@ Report = Callable[[str, int, int | None], None]
 MIN_SIDE = 16
 #: Up to so many pixels in all, a probe decodes every frame (a few seconds of work).
 DECODE_ALL_PIXELS = 10**9
-#: By how many frames the order of decoding can differ from that of display (H.264: 16), with room.
-REORDERED = 64
 #: Frame intervals that differ by more than this share of the mean make a variable frame rate.
 UNEVEN = 0.1
 
@@ -75,12 +73,12 @@ def examine(path: Path, *, max_pixels: int, max_frames: int) -> Probe:
         raise video.unreadable(path)
     with video.opened(path, max_pixels) as (container, stream):
         _check_side(stream.width, stream.height, max_pixels)
-        _check_count(stream.frames, max_frames)
-        tally = _read_packets(container, stream, max_frames)
-        if _ends_early(path, stream):
+        listed = _read_packets(container, stream, max_frames)
+        if video.ends_early(path, stream):
             raise video.truncated()
-    with video.opened(path, max_pixels) as (container, stream):
-        shown = video.decoded(container, stream)
+        counts, codec = "mov" in container.format.name, stream.codec_context.name
+    reading = Reading()
+    with closing(video.numbered(path, reading, max_pixels)) as shown:
         first = next(shown, None)
         if first is None:
             raise RefusedVideoError(
@@ -88,12 +86,27 @@ def examine(path: Path, *, max_pixels: int, max_frames: int) -> Probe:
                 f"{max_pixels:,} pixels that this server takes",
                 code="no_frames",
             )
-        _check_side(first.width, first.height, max_pixels)
-        total, seen = tally.packets, "mov" in container.format.name
-        if tally.packets * first.width * first.height <= DECODE_ALL_PIXELS:
-            total, seen = 1 + sum(1 for _ in shown), True
-        _check_count(total, max_frames)
-        return _describe(stream, first, tally, total, seen)
+        _check_side(first.frame.width, first.frame.height, max_pixels)
+        total, ticks = len(listed), listed
+        if len(listed) * first.width * first.height <= DECODE_ALL_PIXELS:
+            for _ in shown:
+                _check_count(reading.end, max_frames)
+            total, counts, ticks = reading.end, True, reading.ticks
+    _check_count(total, max_frames)
+    found = _Times(ticks, reading)
+    upright = first.turns % 2 == 0
+    return Probe(
+        codec=codec,
+        pixel_format=first.frame.format.name,
+        width=first.width if upright else first.height,
+        height=first.height if upright else first.width,
+        fps=found.rate,
+        frames=total,
+        frames_counted=counts,
+        duration=found.duration or total / found.rate,
+        rotation=video.rotation_of(first.frame),
+        variable_frame_rate=found.uneven,
+    )
 
 
 def _check_side(width: int, height: int, max_pixels: int) -> None:
@@ -121,89 +134,43 @@ def _check_count(frames_: int, max_frames: int) -> None:
         )
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What the packets of a video say, without decoding; times in the stream's time base."""
-
-    packets: int = 0
-    first: int | None = None
-    last: int | None = None
-    duration: int = 0
-    """Of the last frame."""
-    intervals: int = 0
-    shortest: int | None = None
-    longest: int = 0
-
-    def add(self, pts: int, duration: int) -> None:
-        """Take in the next time of display, in ascending order."""
-        if self.first is None:
-            self.first = pts
-        if self.last is not None:
-            interval = pts - self.last
-            self.intervals += 1
-            self.shortest = interval if self.shortest is None else min(interval, self.shortest)
-            self.longest = max(interval, self.longest)
-        self.last, self.duration = pts, duration
-
-    @property
-    def mean(self) -> float:
-        """The mean interval between frames; 0 where there is none."""
-        if self.first is None or self.last is None or not self.intervals:
-            return 0.0
-        return (self.last - self.first) / self.intervals
-
-    @property
-    def uneven(self) -> bool:
-        """Whether intervals differ by more than rounding to the time base explains."""
-        spread = self.longest - (self.shortest or 0) if self.intervals else 0
-        return spread > max(2, UNEVEN * self.mean)
-
-
-def _read_packets(container: InputContainer, stream: VideoStream, max_frames: int) -> _Tally:
-    tally = _Tally()
-    waiting: list[tuple[int, int]] = []
+def _read_packets(container: InputContainer, stream: VideoStream, max_frames: int) -> array[int]:
+    """Return when the packets' frames are shown, in ticks, in about that order."""
+    ticks = array("q")
+    waiting: list[int] = []
     for packet in video.packets(container, stream):
         if not video.is_shown(packet):
             continue
-        tally.packets += 1
-        _check_count(tally.packets, max_frames)
-        if packet.pts is not None:
-            heapq.heappush(waiting, (packet.pts, packet.duration or 0))
-        if len(waiting) > REORDERED:
-            tally.add(*heapq.heappop(waiting))
+        heapq.heappush(waiting, video.NO_TIME if packet.pts is None else packet.pts)
+        _check_count(len(ticks) + len(waiting), max_frames)
+        if len(waiting) > video.REORDERED:
+            ticks.append(heapq.heappop(waiting))
     while waiting:
-        tally.add(*heapq.heappop(waiting))
-    return tally
+        ticks.append(heapq.heappop(waiting))
+    return ticks
 
 
-def _ends_early(path: Path, stream: VideoStream) -> bool:
-    """Whether the container's index lists samples that lie beyond the end of the file."""
-    if "mov" not in stream.container.format.name or not len(stream.index_entries):
-        return False
-    size = path.stat().st_size
-    return any(entry.pos + entry.size > size for entry in stream.index_entries)
+class _Times:
+    """What the times of a film's frames tell."""
 
-
-def _describe(
-    stream: VideoStream, first: VideoFrame, tally: _Tally, total: int, seen: bool
-) -> Probe:
-    base = stream.time_base or Fraction(1, 90_000)
-    rate = video.rate_of(stream, tally.mean if tally else None, base)
-    span = 0 if tally.first is None or tally.last is None else tally.last - tally.first
-    duration = float((span + tally.duration) * base if span else total / rate)
-    upright = video.turns_of(first) % 2 == 0
-    return Probe(
-        codec=stream.codec_context.name,
-        pixel_format=first.format.name,
-        width=first.width if upright else first.height,
-        height=first.height if upright else first.width,
-        fps=float(rate),
-        frames=total,
-        frames_counted=seen,
-        duration=duration,
-        rotation=video.rotation_of(first),
-        variable_frame_rate=tally.uneven,
-    )
+    def __init__(self, ticks: array[int], reading: Reading) -> None:
+        clock = Clock(float(reading.base), float(1 / reading.rate))
+        known = ((None if time == video.NO_TIME else time, None) for time in ticks)
+        shortest, longest, last, frames = float("inf"), 0.0, 0.0, 0
+        for frames, (time, _) in enumerate(clock.run(known), 1):
+            if frames > 1:
+                shortest, longest = min(shortest, time - last), max(longest, time - last)
+            last = time
+        mean = last / (frames - 1) if frames > 1 else 0.0
+        self.rate = float(reading.rate)
+        """Frames a second."""
+        if mean and clock.source != "rate" and not 0.98 < mean * self.rate < 1.02:
+            self.rate = 1 / mean
+        self.duration = last + 1 / self.rate
+        """Seconds."""
+        rounding = 2 * float(reading.base)
+        self.uneven = frames > 1 and longest - shortest > max(rounding, UNEVEN * mean) * 1.000001
+        """Whether intervals differ by more than rounding to the time base explains."""
 
 
 def thumbnail(path: Path, out: Path, width: int = 320) -> None:
@@ -212,7 +179,7 @@ def thumbnail(path: Path, out: Path, width: int = 320) -> None:
     Args:
         path: the video.
         out: the JPEG to write.
-        width: its width in pixels; its height keeps the frame's proportions.
+        width: its width in pixels; its height keeps the frame's proportions, up to twice that.
 
     Raises:
         RefusedVideoError: it is not a video that can be read, or no frame can be decoded.
@@ -221,21 +188,29 @@ def thumbnail(path: Path, out: Path, width: int = 320) -> None:
     if picture is None:
         raise RefusedVideoError("no frame of it can be decoded", code="no_frames")
     rgb = video.to_rgb(picture, VideoReformatter())
-    height = max(1, round(rgb.shape[0] * width / rgb.shape[1]))
-    small = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
-    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+    height, wide = rgb.shape[:2]
+    scale = min(width / wide, 2 * width / height)
+    size = (max(1, round(wide * scale)), max(1, round(height * scale)))
+    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise RefusedVideoError(
+            f"no thumbnail can be drawn of its frames of {wide} x {height} pixels", code="bad_size"
+        )
     out.write_bytes(jpeg.tobytes())
 
 
 def _keyframe(path: Path, share: float) -> Picture | None:
     with video.opened(path) as (container, stream):
+        size = (stream.width, stream.height)
         if share and stream.duration:
             try:
                 offset = (stream.start_time or 0) + int(share * stream.duration)
                 container.seek(offset, stream=stream)
-            except av.error.FFmpegError:
+            except (av.error.FFmpegError, OverflowError):
                 return None
         frame = next(video.decoded(container, stream), None)
         if frame is None:
             return None
-        return Picture(0, frame, video.turns_of(frame), frame.width, frame.height)
+        width, height = size if all(size) else (frame.width, frame.height)
+        return Picture(0, frame, video.turns_of(frame), width, height)

@@ -8,15 +8,17 @@ process, because a decoder is the part of a system that a hostile file gets to t
 from __future__ import annotations
 
 import builtins
+import heapq
 import queue
 import threading
-from bisect import bisect_left
+from array import array
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
@@ -32,6 +34,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from posedrop.errors import RefusedVideoError
+from worker.times import LONGEST_PAUSE, Clock
 
 Item = TypeVar("Item")
 Image = npt.NDArray[np.uint8]
@@ -44,6 +47,12 @@ DEMUXERS = (
 )
 #: Pixels a frame, for the decoder, where the caller sets no limit: 16384 x 16384.
 MAX_PIXELS = 2**28
+#: By how many frames the order of decoding can differ from that of display (H.264: 16), with room.
+REORDERED = 64
+#: Frames that a decoder with threads has in hand at most.
+_IN_FLIGHT = 17
+#: Stands for a time that a container doesn't tell.
+NO_TIME = -(2**63)
 #: A demuxer that reports damage more often than this is going in circles.
 MAX_DAMAGED_READS = 1000
 
@@ -121,6 +130,14 @@ def truncated() -> RefusedVideoError:
     )
 
 
+def ends_early(path: Path, stream: VideoStream) -> bool:
+    """Whether the container's index lists samples that lie beyond the end of the file."""
+    if "mov" not in stream.container.format.name or not len(stream.index_entries):
+        return False
+    size = path.stat().st_size
+    return any(entry.pos + entry.size > size for entry in stream.index_entries)
+
+
 def _is_cut_mp4(path: Path) -> bool:
     """Whether a file is an MP4 or QuickTime one of which the end is missing."""
     size = path.stat().st_size
@@ -156,6 +173,48 @@ def _box(file: IO[bytes]) -> tuple[str, int] | None:
 # -- decoding --------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class Reading:
+    """What one passage over a film finds out; complete once its frames are used up."""
+
+    lost: array[int] = field(default_factory=lambda: array("q"))
+    """Numbers of the frames that could not be decoded, ascending."""
+    concealed: int = 0
+    """Frames that were delivered, and that the decoder says are damaged."""
+    cut: bool = False
+    """Whether the end of the file is missing; found out at its end."""
+    end: int = 0
+    """One more than the last number that was given, to a frame or to a lost one."""
+    ticks: array[int] = field(default_factory=lambda: array("q"))
+    """When the container shows each frame, ``NO_TIME`` where it doesn't say."""
+    base: Fraction = Fraction(1, 90_000)
+    """Seconds a tick."""
+    rate: Fraction = Fraction(25)
+    """Frames a second, as far as the container tells."""
+
+    def seconds(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], str]:
+        """Return when frames are shown, and where these times come from.
+
+        Args:
+            numbers: of the frames, each below ``end``; (rows,).
+
+        Returns:
+            Seconds from the film's first frame on, ascending with the numbers; (rows,). And
+            ``container``, ``interpolated`` (some of them, where the container's could not be
+            right) or ``rate`` (all of them, by the frames a second).
+        """
+        clock = Clock(float(self.base), float(1 / self.rate))
+        known = ((None if time == NO_TIME else time, None) for time in self.ticks)
+        times = np.fromiter((time for time, _ in clock.run(known)), np.float64, len(self.ticks))
+        return times[numbers], clock.source
+
+    def add(self, time: int | None) -> int:
+        """Return the next number, of a frame that is shown at this time (ticks)."""
+        self.ticks.append(NO_TIME if time is None else time)
+        self.end += 1
+        return self.end - 1
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A decoded frame, and what is done to each of its video's."""
@@ -177,12 +236,13 @@ def frames(
     stride: int = 1,
     order: Order = "rgb",
     threads: int = 1,
+    reading: Reading | None = None,
 ) -> Generator[tuple[int, Image]]:
     """Decode a video, one frame in memory at a time (and the few that the decoder holds).
 
-    A frame that can't be decoded is left out and its number is not given to another; OpenCV, which
-    counts what it gets, would number those behind it lower. A video whose size changes on the way
-    is scaled to the size of its first frame.
+    A frame's number is its place among those that the decoder shows, as OpenCV counts. A frame
+    that can't be decoded has a number too, and is left out: OpenCV's reading ends there. A video
+    whose size changes on the way is scaled to the size that its header tells.
 
     Args:
         path: the video.
@@ -192,6 +252,7 @@ def frames(
         order: of a pixel's bytes.
         threads: how many convert to RGB, which takes longer than to decode; each has a frame or
             two in memory.
+        reading: told what is found out on the way.
 
     Yields:
         The frame's number, and its pixels: uint8, (height, width, 3), C-contiguous.
@@ -206,7 +267,7 @@ def frames(
             own.reformatter = VideoReformatter()
         return picture.index, _converted(picture, own.reformatter, order)
 
-    with closing(pictures(path, start, stop, stride)) as shown:
+    with closing(pictures(path, start, stop, stride, reading)) as shown:
         if threads == 1:
             yield from map(convert, shown)
             return
@@ -275,60 +336,205 @@ def ahead(items: Iterator[Item], size: int) -> Generator[Item]:
         thread.join()
 
 
-def pictures(path: Path, start: int, stop: int | None, stride: int) -> Generator[Picture]:
+def pictures(
+    path: Path, start: int, stop: int | None, stride: int, reading: Reading | None = None
+) -> Generator[Picture]:
     """Yield the decoded frames ``start``, ``start + stride``, ... before ``stop``."""
-    with opened(path) as (container, stream):
-        times = _times(path)
-        index = -1
-        first: VideoFrame | None = None
-        for frame in decoded(container, stream):
-            index = _number(frame.pts, index, times)
-            if stop is not None and index >= stop:
+    with closing(numbered(path, reading or Reading())) as shown:
+        for picture in shown:
+            if stop is not None and picture.index >= stop:
                 return
-            first = first or frame
-            if index >= start and (index - start) % stride == 0:
-                yield Picture(index, frame, turns_of(first), first.width, first.height)
+            if picture.index >= start and (picture.index - start) % stride == 0:
+                yield picture
 
 
-def _times(path: Path) -> list[int]:
-    """Return when each frame of a video is shown, ascending; none, where not all tell it."""
-    with opened(path) as (container, stream):
-        times = [packet.pts for packet in packets(container, stream) if is_shown(packet)]
-    known = sorted(time for time in times if time is not None)
-    return known if len(set(known)) == len(times) else []
+def numbered(path: Path, reading: Reading, max_pixels: int = MAX_PIXELS) -> Generator[Picture]:
+    """Yield all frames of a video that can be decoded, each with its number."""
+    given = 0
+    for exact in (False, True):
+        with suppress(_DamagedError):
+            for picture in _passage(path, reading, exact, max_pixels):
+                if picture.index >= given:
+                    given = picture.index + 1
+                    yield picture
+            return
+        # Once more from the start: it all comes again, but for what is wrong.
+        reading.lost, reading.ticks = array("q"), array("q")
+        reading.concealed = reading.end = 0
 
 
-def _number(time: int | None, last: int, times: list[int]) -> int:
-    """Return a frame's number: its place in time, so that none that is lost shifts those behind."""
-    if time is not None:
-        place = bisect_left(times, time)
-        if place > last and place < len(times) and times[place] == time:
-            return place
-    return last + 1
+class _DamagedError(Exception):
+    """A decoder with threads met an error: which packet's it is, one without will tell."""
+
+
+def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Generator[Picture]:
+    """Decode from start to end.
+
+    Args:
+        exact: one frame after the other, so that an error is told with the packet it is in; else
+            with threads, and at the first error a :class:`_DamagedError`.
+    """
+    with opened(path, max_pixels) as (container, stream):
+        if exact:
+            stream.codec_context.thread_count = 1
+        reading.base = stream.time_base or reading.base
+        reading.rate = rate_of(stream)
+        size = (stream.width, stream.height)
+        gone = _Gone(reading)
+        waiting: deque[int | None] = deque(maxlen=_IN_FLIGHT)
+        shown: deque[int | None] = deque(maxlen=_IN_FLIGHT + REORDERED)
+        missing = 0
+
+        def number(frame: VideoFrame) -> Picture:
+            nonlocal size
+            if not all(size):
+                size = (frame.width, frame.height)
+            reading.concealed += frame.is_corrupt
+            shown.append(frame.pts)
+            return Picture(gone.number(frame.pts), frame, turns_of(frame), *size)
+
+        broken = False
+        for packet in packets(container, stream):
+            broken = packet.is_corrupt
+            if is_shown(packet):
+                missing += 1
+                waiting.append(packet.pts)
+            try:
+                found = stream.decode(packet)
+            except builtins.MemoryError:
+                raise
+            except av.error.FFmpegError as error:
+                if not exact:
+                    raise _DamagedError from error
+                gone.add(packet.pts)
+                continue
+            gone.goes_on(packet)
+            missing -= len(found)
+            yield from map(number, found)
+        try:
+            found = stream.decode(None)
+        except av.error.FFmpegError as error:
+            if not exact:
+                raise _DamagedError from error
+            found = []
+        missing -= len(found)
+        told = {*shown, *(frame.pts for frame in found)}
+        if not exact and missing > 0 and any(time is None or time not in told for time in waiting):
+            raise _DamagedError  # PyAV keeps an error to itself that comes behind a frame
+        if not gone.at_the_end():
+            yield from map(number, found)
+            gone.close()
+        reading.cut = broken or gone.at_the_end()
+
+
+class _Gone:
+    """Numbers frames, and leaves a number for each that could not be decoded.
+
+    Behind an error, up to the next key frame, a packet that was to be shown and is not is lost too:
+    a decoder passes silently over what refers to what it doesn't have.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._pause = int(LONGEST_PAUSE / reading.base)
+        self._damaged = False
+        self._key: int | None = None
+        """The time of the key frame that ends the damage: what it shows earlier may lack."""
+        self._waiting: list[tuple[int, bool]] = []
+        """Packets whose frame has not come: when it is to be shown, and whether it never will."""
+        self._timeless = 0
+        """Packets with an error that don't say when."""
+        self._tail: list[int | None] = []
+        """Of the errors since the last packet without one."""
+        self._last: int | None = None
+        """The last frame's time."""
+
+    def add(self, time: int | None) -> None:
+        """Remember a packet that could not be decoded."""
+        self._damaged = True
+        self._tail.append(time)
+
+    def goes_on(self, packet: Packet[VideoStream]) -> None:
+        """Remember a packet that could."""
+        for time in self._tail:
+            if time is None:
+                self._timeless += 1
+            else:
+                heapq.heappush(self._waiting, (time, True))
+        self._tail.clear()
+        if packet.is_keyframe:
+            self._damaged, self._key = False, packet.pts
+        early = self._key is not None and packet.pts is not None and packet.pts < self._key
+        if (self._damaged or early) and packet.pts is not None and is_shown(packet):
+            heapq.heappush(self._waiting, (packet.pts, False))
+
+    def at_the_end(self) -> bool:
+        """Whether nothing could be decoded any more behind the last error."""
+        return bool(self._tail)
+
+    def number(self, time: int | None) -> int:
+        """Return the number of a frame that is shown now."""
+        if not self._reading.end:  # nothing that comes before the first is lost
+            self._timeless = 0
+            if time is None:
+                self._waiting.clear()
+            while self._waiting and time is not None and self._waiting[0][0] < time:
+                heapq.heappop(self._waiting)
+        last, self._last = self._last, time
+        for _ in range(self._timeless):
+            self._lose(None)
+        self._timeless = 0
+        ascends = time is not None and last is not None and 0 < time - last <= self._pause
+        while self._waiting and not (ascends and time is not None and self._waiting[0][0] >= time):
+            self._lose_first(ascends)
+        while self._waiting and self._waiting[0][0] == time:
+            heapq.heappop(self._waiting)
+        return self._reading.add(time)
+
+    def close(self) -> None:
+        """Number what was to be shown behind the last frame."""
+        if self._reading.end:
+            for _ in range(self._timeless):
+                self._lose(None)
+            while self._waiting:
+                self._lose_first(True)
+
+    def _lose_first(self, ascends: bool) -> None:
+        time, never = heapq.heappop(self._waiting)
+        if never or ascends:
+            self._lose(time)
+
+    def _lose(self, time: int | None) -> None:
+        self._reading.lost.append(self._reading.add(time))
 
 
 def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Yield the frames in the order of display; packets that can't be decoded are skipped."""
-    for packet in packets(container, stream):
+    """Yield what a decoder shows from where the container stands; its errors are passed over."""
+    for packet in chain(packets(container, stream), [None]):
         try:
-            pictures = stream.decode(packet)
+            found = stream.decode(packet)
         except builtins.MemoryError:
             raise
         except av.error.FFmpegError:
             continue
-        yield from pictures
+        yield from found
 
 
 def is_shown(packet: Packet[VideoStream]) -> bool:
-    """Tell a packet with a frame from what an edit list cuts away, and from the empty last one."""
-    return bool(packet.size) and not packet.is_discard
+    """Tell a packet with a frame from what an edit list cuts away, and from hidden references."""
+    if not packet.size or packet.is_discard:
+        return False
+    # VP8 has packets that are only referred to, and says so in their first byte.
+    return packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
 
 
 def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """Yield the stream's packets; the last one is empty and flushes the decoder."""
+    """Yield the stream's packets that hold something."""
     for _ in range(MAX_DAMAGED_READS):
         try:
-            yield from container.demux(stream)
+            for packet in container.demux(stream):
+                if packet.size:
+                    yield packet
         except av.error.InvalidDataError:
             continue  # with what follows the damage
         return
@@ -366,14 +572,12 @@ def _converted(picture: Picture, reformatter: VideoReformatter, order: Order) ->
     return np.ascontiguousarray(np.rot90(image, -picture.turns))
 
 
-def rate_of(stream: VideoStream, mean: float | None, base: Fraction) -> Fraction:
-    """Return the average frames per second; 25 where nothing tells it, as FFmpeg assumes.
+def rate_of(stream: VideoStream) -> Fraction:
+    """Return the frames per second that a container tells; 25, as FFmpeg assumes, if none can be.
 
-    Args:
-        mean: ticks of ``base`` (seconds) between two frames, where they were counted.
+    One frame a day and a million a second are believed, more is a broken header.
     """
-    if stream.average_rate:
-        return stream.average_rate
-    if mean:
-        return 1 / (Fraction(mean) * base)
-    return stream.guessed_rate or Fraction(25)
+    for rate in (stream.average_rate, stream.guessed_rate):
+        if rate and Fraction(1, 86_400) <= rate <= 10**6:
+            return rate
+    return Fraction(25)

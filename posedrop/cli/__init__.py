@@ -73,5 +73,6 @@ for _command in (
     operate.doctor,
     operate.reconcile,
     operate.reindex,
+    operate.reingest,
 ):
     main.add_command(_command)

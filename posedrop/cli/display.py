@@ -75,6 +75,8 @@ def show_run(run: Run) -> None:
         click.echo(f"  {run.error.code}: {run.error.message}")
         if run.error.log_tail:
             click.echo("\n".join(f"    {line}" for line in run.error.log_tail.splitlines()[-10:]))
+    if run.retried_by is not None:
+        click.echo(f"  made anew: {run.retried_by}")
     table([[file.name, describe_size(file.size)] for file in run.files], indent="  ")
     if run.files:
         click.echo(f"  posedrop download {run.analysis_id}")

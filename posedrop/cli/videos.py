@@ -85,8 +85,9 @@ def _run_of(
     if file.state == "refused":
         return None
     if analysis is not None:
-        # The same request has the same name, so this asks for nothing new: it tells the id.
-        analysis_id = client.analyse(file.file_id, analysis, args).analysis_id
+        # The same request has the same name, so this tells the id. It makes anew what had failed
+        # before the upload, not what failed of it meanwhile.
+        analysis_id = client.analyse(file.file_id, analysis, args, retry=False).analysis_id
     elif file.analyses:
         analysis_id = file.analyses[0].analysis_id
     else:

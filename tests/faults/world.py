@@ -60,10 +60,13 @@ class Clock:
 class Gate:
     """Where one thread of execution is cut or frozen: at its ``at``-th call to the store."""
 
-    def __init__(self, at: int, *, freeze: bool = False, after: bool = False) -> None:
+    def __init__(
+        self, at: int, *, freeze: bool = False, after: bool = False, raises: type | None = None
+    ) -> None:
         self.left = at
         self.freeze = freeze
         self.after = after
+        self.raises = raises or Crash
         self.frozen = threading.Event()
         self.woken = threading.Event()
 
@@ -72,7 +75,7 @@ class Gate:
         self.left -= 1
         if self.left == 0:
             if not self.freeze:
-                raise Crash
+                raise self.raises("the store is away")
             self.frozen.set()
             self.woken.wait()
 
@@ -92,7 +95,7 @@ class MemoryStorage(Storage):
         self.clock = clock
         self.buckets: dict[str, dict[str, Stored]] = {VIDEOS: {}, RESULTS: {}, "models": {}}
         self.events: list[dict[str, Any]] = []
-        self.overwritten: list[str] = []
+        self.downloads: list[tuple[str, str]] = []
         self._gates = threading.local()
         self._count = 0
 
@@ -137,6 +140,7 @@ class MemoryStorage(Storage):
             found = self.buckets[bucket].get(key)
             if found is None or (etag is not None and found.info.etag != etag):
                 raise ObjectChangedError(f"{bucket}/{key} was replaced")
+            self.downloads.append((bucket, key))
             path.write_bytes(found.data)
             return {
                 "sha256": hashlib.sha256(found.data).hexdigest(),
@@ -159,6 +163,10 @@ class MemoryStorage(Storage):
     def _below(self, bucket: str, prefix: str) -> list[ObjectInfo]:
         objects = self.buckets[bucket]
         return [objects[key].info for key in sorted(k for k in objects if k.startswith(prefix))]
+
+    def presign_get(self, bucket: str, key: str, **_: str) -> str:
+        assert key in self.buckets[bucket], key
+        return f"{bucket}/{key}"
 
     # -- writing
 
@@ -232,12 +240,15 @@ class MemoryStorage(Storage):
 class Child:
     """The child process: what is no video is refused; the same video never makes the same bytes."""
 
+    def start(self) -> None:
+        """It is there."""
+
     def call(self, task: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Answer as the real child would."""
         if task == "worker.preflight:probe":
             if Path(payload["video"]).read_bytes().startswith(b"bad"):
                 raise RefusedVideoError("no video", code="not_a_video")
-            return {"probe": _PROBE}
+            return {"probe": PROBE}
         nonce = os.urandom(8).hex()
         (Path(payload["out"]).parent / "run.log").write_text(f"log {nonce}")
         if task == "worker.render:render":
@@ -248,7 +259,7 @@ class Child:
         return {**counts, "missing": [], "timings": {}, "versions": {}, "details": {}}
 
 
-_PROBE = {
+PROBE = {
     "codec": "h264",
     "pixel_format": "yuv420p",
     "width": 64,
@@ -285,8 +296,8 @@ class Shop:
         finally:
             shutil.rmtree(folder)
 
-    def send(self, actor: str, **arguments: str) -> None:
-        """Enqueue a message for an actor."""
+    def send(self, actor: str, *, delay_seconds: float = 0.0, **arguments: str) -> None:  # noqa: ARG002
+        """Enqueue a message for an actor; at once, as the only time here is the clock's."""
         queue.send(self.broker, actor, **arguments)
 
 
@@ -325,6 +336,10 @@ class World:
         )
         self.settings.scratch_dir.mkdir(parents=True, exist_ok=True)
         self.broker = queue.connect("stub://")
+        #: The child of every worker, whatever it does: probing, inference, tables, drawing.
+        self.child = Child()
+        #: Without room in it each video is fetched.
+        self.cache_bytes = 0
         self._worker = 0
         self._modules = (handlers_context, notify, plan, reconcile, results, upload)
         self._real_now = handlers_context.now
@@ -378,9 +393,9 @@ class World:
         """Have a worker of its own do what a message says."""
         self._worker += 1
         name = f"worker-{self._worker}"
-        # Without room in it: each video is fetched.
-        cache = Cache(self.settings.scratch_dir / "cache", 0)
-        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache)
+        cache = Cache(self.settings.scratch_dir / "cache", self.cache_bytes)
+        children = self.child, self.child, self.child
+        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache, *children)
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
             "infer": runs.infer,

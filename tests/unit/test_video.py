@@ -139,12 +139,15 @@ def test_damage_in_the_middle_costs_only_the_frames_it_hit(path: Path) -> None:
     """What can't be decoded is left out; the frames before and behind it come, each as itself."""
     videos.damaged(path)
     whole = list(videos.pictures(60, 160, 120))
-    found = list(video.frames(path))
+    reading = video.Reading()
+    found = list(video.frames(path, reading=reading))
     assert 30 <= len(found) < 60
     for number, frame in (found[0], found[-1]):
         assert np.abs(frame.astype(int) - whole[number]).mean() < 20
-    assert (found[0][0], found[-1][0]) == (0, 59)
-    assert probe(path).frames == len(found)
+    numbers = [number for number, _ in found]
+    assert (numbers[0], numbers[-1]) == (0, 59)
+    assert sorted([*numbers, *reading.lost]) == list(range(60))
+    assert (reading.end, reading.cut, probe(path).frames) == (60, False, 60)
 
 
 @pytest.mark.parametrize(
