@@ -235,7 +235,7 @@ def _list_routes(app: FastAPI, context: Context) -> None:
         limit: Limit = 50,
     ) -> dict[str, Any]:
         page = context.index.files(state=state, prefix=prefix, query=q, cursor=cursor, limit=limit)
-        return {"items": [upload.file_answer(row) for row in page.rows], "next": page.cursor}
+        return {"items": upload.file_answers(context, page.rows), "next": page.cursor}
 
     @app.get("/analyses", summary="List, filter and search the runs, newest first")
     def get_analyses(
@@ -251,6 +251,10 @@ def _list_routes(app: FastAPI, context: Context) -> None:
         )
         items = [results.analysis_answer(row) for row in page.rows]
         return {"items": items, "next": page.cursor}
+
+    @app.get("/rules", summary="The rules (posedrop.json) that are wrong: videos wait for them")
+    def get_rules(limit: Limit = 50) -> dict[str, Any]:
+        return {"items": upload.wrong_rules(context, limit)}
 
     @app.get("/analysis-types", summary="What can be asked, with the JSON Schema of its args")
     def get_analysis_types() -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Context:
     broker: Broker
     planning: threading.Lock = field(default_factory=threading.Lock)
     """Held while a run is looked up and created: one request, one run, under whatever key."""
+    following: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a video is planned, so that of two versions of a rule it follows one."""
     lookers: ThreadPoolExecutor = field(default_factory=_lookers)
     """Threads that ask the store about many objects at once; they end with the context."""
 

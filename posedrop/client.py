@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from posedrop import layout
 from posedrop.errors import PosedropError
+from posedrop.proxies import ProxyTransport
 from posedrop.records import Progress, RunError
 from posedrop.transfers import OnBytes, Transfers, sha256_of
 
@@ -152,10 +153,13 @@ class Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(60.0, connect=5.0)
         self._api = httpx.Client(
-            base_url=self.url, headers=headers, timeout=timeout, transport=transport
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout,
+            transport=transport or ProxyTransport(),
         )
         # Presigned URLs are for whoever has them; the token is the API's alone.
-        self._store = Transfers(timeout, transport)
+        self._store = Transfers(timeout, transport or ProxyTransport())
 
     def __enter__(self) -> Client:
         return self

@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import dramatiq
 import uvicorn
+from pydantic import SecretStr
 
 from posedrop import logs, queue
 from posedrop.address import LOOPBACK, is_loopback, listen, netloc, outside, reachable
 from posedrop.env_files import AWS_FILE, write_env_files
 from posedrop.errors import ConfigurationError
 from posedrop.folders import FolderLock
-from posedrop.keyring import Keys, Secrets
+from posedrop.keyring import USER, Keys, Secrets
 from posedrop.relay import Relay
 from posedrop.settings import Settings, load
 from posedrop.storage import Storage
@@ -117,6 +118,14 @@ class Stack:
         self._settings = self._wire(kept, configured, api_port, weed)
         write_env_files(self.data_dir, self._settings, kept.user)
         storage = Storage(self._settings)
+        # People's tools ask the store to make the bucket that they write to: it is theirs.
+        own = {
+            "s3_access_key": kept.user.access_key,
+            "s3_secret_key": SecretStr(kept.user.secret_key),
+        }
+        persons = Storage(self._settings.model_copy(update=own))
+        if not persons.claim_bucket(self._settings.videos_bucket):
+            weed.give_bucket(self._settings.videos_bucket, USER)
         for bucket in _buckets(self._settings):
             storage.create_bucket(bucket)
         self._start_threads(listener)
@@ -300,7 +309,7 @@ def banner(settings: Settings, data_dir: Path) -> str:
         f"  curl {header}-LT film.mp4 {settings.url}/upload/",
         f"  set -a; . {aws_file}; set +a",
         f"  aws s3 cp film.mp4 s3://{settings.videos_bucket}/day1/film.mp4",
-        f"  aws s3 sync s3://{settings.results_bucket}/day1/ results/",
+        f"  aws s3 sync s3://{settings.results_bucket}/day1/ results/day1/",
         "",
         "Ctrl-C stops.",
     ]

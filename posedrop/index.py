@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -25,7 +25,7 @@ from posedrop import rows, schema
 from posedrop.events import Event, ObjectCreated
 from posedrop.listing import LAST_CHARACTER, MAX_PAGE, Page, Row, Where, storable, to_cursor
 from posedrop.records import Asked, FileState, Request, Result, RunError, RunState, VideoRecord
-from posedrop.rows import AnalysisRow, DeadLetterRow, EventRow, FileRow, PendingRow
+from posedrop.rows import AnalysisRow, DeadLetterRow, EventRow, FileRow, PendingRow, RuleRow
 from posedrop.schema import IndexBusyError
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "IndexBusyError",
     "Page",
     "PendingRow",
+    "RuleRow",
 ]
 
 #: An event that failed this often (over some ten minutes) goes to the dead letters.
@@ -137,6 +138,11 @@ class Index:
             )
             return False
 
+    def event_postponed(self, event_id: int, due: datetime) -> None:
+        """Let an event rest until a time; that is no failure."""
+        with self._write() as db:
+            db.execute("UPDATE event SET due_at = ? WHERE id = ?", (schema.to_text(due), event_id))
+
     def forget_events(self, before: datetime) -> int:
         """Drop events handled before a time, to keep the table small; return how many."""
         with self._write() as db:
@@ -211,13 +217,53 @@ class Index:
             ).rowcount
             return bool(changed > 0)
 
-    def file_planned(self, file_id: str, etag: str) -> None:
-        """Note that what rules a file was followed, for these bytes of it."""
+    def file_planned(
+        self,
+        file_id: str,
+        etag: str,
+        waits_for: str | None = None,
+        seen: Mapping[str, str | None] | None = None,
+    ) -> None:
+        """Note that what rules a file was followed, for these bytes of it; or what it waits for.
+
+        Args:
+            waits_for: as :class:`FileRow` has it.
+            seen: the ETags of the rules that were looked at, None where there was none. Of a file
+                that waits, this is not taken for its last plan if other ones are known by now: what
+                they let be planned has passed this file by.
+        """
+        seen = seen or {}
         with self._write() as db:
+            news = False
+            if waits_for is not None and seen:
+                places = ", ".join("?" * len(seen))
+                known = db.conn.execute(
+                    f"SELECT key, etag FROM rule WHERE key IN ({places})",  # noqa: S608
+                    [storable(key) for key in seen],
+                ).fetchall()
+                news = any(row["etag"] not in {None, seen.get(row["key"])} for row in known)
             db.execute(
-                "UPDATE uploaded_file SET planned = 1 WHERE file_id = ? AND etag = ?",
-                (file_id, etag),
+                "UPDATE uploaded_file SET planned = ?, waits_for = ?"
+                " WHERE file_id = ? AND etag = ?",
+                (not news, storable(waits_for), file_id, etag),
             )
+
+    def file_unplanned(self, file_id: str) -> None:
+        """Note that a file is to be planned again, as that has failed."""
+        with self._write() as db:
+            db.execute("UPDATE uploaded_file SET planned = 0 WHERE file_id = ?", (file_id,))
+
+    def files_waiting(
+        self, prefix: str, after: str, limit: int, rule: str | None = None
+    ) -> list[FileRow]:
+        """Return files that wait for a rule, or for this one ``rule``; by key, behind ``after``."""
+        only = "AND waits_for = ?" if rule is not None else ""
+        return self._rows(
+            FileRow,
+            "SELECT * FROM uploaded_file WHERE waits_for IS NOT NULL"  # noqa: S608
+            f" AND key >= ? AND key < ? AND key > ? {only} ORDER BY key LIMIT ?",
+            (prefix, f"{prefix}{LAST_CHARACTER}", after, *([rule] if rule else []), limit),
+        )
 
     def files_unplanned(self, limit: int = 1000) -> list[FileRow]:
         """Return files that were ingested and not planned, oldest first."""
@@ -463,6 +509,70 @@ class Index:
         with self._write() as db:
             schema.upsert(db, "pending", "pending_id", values)
 
+    # --- rules
+
+    def rule(self, key: str) -> RuleRow | None:
+        """Return a rule that was seen."""
+        return self._row(RuleRow, "SELECT * FROM rule WHERE key = ?", (key,))
+
+    def rule_told(
+        self, key: str, etag: str | None, error: RunError | None, since: datetime, now: datetime
+    ) -> None:
+        """Note how a rule is (``etag`` None: gone). What waits below it is planned anew.
+
+        Not if it is as it was, be it for other reasons.
+        """
+        text = error.model_dump_json() if error is not None else None
+        with self._write() as db:
+            old = schema.fetch(db, RuleRow, "SELECT * FROM rule WHERE key = ?", storable(key))
+            values = {
+                "key": storable(key),
+                "etag": etag,
+                "error": text,
+                "since": schema.to_text(since),
+                "checked_at": schema.to_text(now),
+            }
+            if old is None or (old.etag, old.error is None) != (etag, error is None):
+                values |= {"after": "", "turn": old.turn + 1 if old is not None else 0}
+            else:
+                values |= {"after": old.after, "turn": old.turn}
+            schema.upsert(db, "rule", "key", values)
+
+    def rules_wrong(self, limit: int) -> list[RuleRow]:
+        """Return rules that can't be followed, those first that were looked at the longest ago."""
+        return self._rows(
+            RuleRow,
+            "SELECT * FROM rule WHERE error IS NOT NULL ORDER BY checked_at LIMIT ?",
+            (limit,),
+        )
+
+    def rules(self, after: str, limit: int) -> list[RuleRow]:
+        """Return the rules that were seen, by key, those behind ``after``."""
+        return self._rows(
+            RuleRow, "SELECT * FROM rule WHERE key > ? ORDER BY key LIMIT ?", (after, limit)
+        )
+
+    def rule_to_follow(self) -> RuleRow | None:
+        """Return a rule below which videos may wait that were not planned anew since it came.
+
+        It is the one that was looked at the longest ago: a large folder holds up no small one.
+        """
+        return self._row(
+            RuleRow, "SELECT * FROM rule WHERE after IS NOT NULL ORDER BY checked_at LIMIT 1", ()
+        )
+
+    def rule_followed(self, row: RuleRow, after: str | None, now: datetime) -> None:
+        """Note how far down the videos below a rule were planned anew; None: all of them.
+
+        Nothing if that was begun again meanwhile. Then a rule that is gone is forgotten.
+        """
+        with self._write() as db:
+            db.execute(
+                "UPDATE rule SET after = ?, checked_at = ? WHERE key = ? AND turn = ?",
+                (storable(after), schema.to_text(now), storable(row.key), row.turn),
+            )
+            db.execute("DELETE FROM rule WHERE after IS NULL AND etag IS NULL")
+
     # --- all of it
 
     def reset(self) -> None:
@@ -471,7 +581,7 @@ class Index:
         What they don't know stays: events not yet handled, dead letters, which runs were removed.
         """
         with self._write() as db:
-            for table in ("uploaded_file", "analysis", "taken", "pending"):
+            for table in ("uploaded_file", "analysis", "taken", "pending", "rule"):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608
             db.execute("DELETE FROM event WHERE handled_at IS NOT NULL")
 

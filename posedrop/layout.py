@@ -14,7 +14,8 @@ video's real key.
 the video's folder, so that whoever clears that away to save space does not have it all made again.
 
 ``_posedrop/`` is for all further records of posedrop's own: ``_posedrop/ingest/<file_id>/<etag>/``
-has the attempts of an ingest. Before it was, a video's key could begin so; its results stay there.
+has the attempts of an ingest; ``_posedrop/rules/<id>.json`` names a folder's rule that is wrong,
+and says why. Before it was, a video's key could begin so; its results stay there.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ _OWN = "_posedrop"
 _INGEST = f"{_OWN}/ingest"
 _INGEST_ATTEMPT = re.compile(rf"^{_INGEST}/{_ID}/[^/]+/[1-9][0-9]*\.json$")
 _PLAIN_ETAG = re.compile(r"^[A-Za-z0-9-]{1,80}$")
+_RULES = f"{_OWN}/rules"
+_RULE_OBJECT = re.compile(rf"^{_RULES}/({_ID})\.json$")
 
 #: S3 allows 1,024 bytes a key; the longest name posedrop appends to a video's key is
 #: ``/<40 characters>-<16>/poses_filtered.csv``.
@@ -172,6 +175,11 @@ def planned(file_id: str) -> str:
     return f"{_PLANNED}/{file_id}.json"
 
 
+def wrong_rule(key: str) -> str:
+    """Return the key of the record that says what is wrong with a rule, by the rule's own key."""
+    return f"{_RULES}/{make_id('rule', key)}.json"
+
+
 def run_prefix(prefix: str, analysis: str, analysis_id: str) -> str:
     """Return the folder of one run of an analysis on a video."""
     return f"{prefix}/{analysis}-{analysis_id}"
@@ -249,13 +257,21 @@ class AnsweredObject(NamedTuple):
     pending_id: str
 
 
-ResultObject = RunObject | VideoObject | AskedObject | AnsweredObject
+class RuleObject(NamedTuple):
+    """What is wrong with a folder's rule."""
+
+    rule_id: str
+
+
+ResultObject = RunObject | VideoObject | AskedObject | AnsweredObject | RuleObject
 
 
 def parse_result_key(key: str) -> ResultObject | None:
     """Return what an object of the results bucket is, None for what posedrop did not write."""
     if _INGEST_ATTEMPT.match(key):  # whatever a store's ETags look like
         return None
+    if match := _RULE_OBJECT.match(key):
+        return RuleObject(match[1])
     if match := _RUN_OBJECT.match(key):
         return RunObject(
             match["run"], match["video"], match["analysis"], match["id"], match["name"]
@@ -268,6 +284,11 @@ def parse_result_key(key: str) -> ResultObject | None:
     if video and name in {VIDEO_RECORD, THUMBNAIL} and not key.startswith(f"{_CONTENT}/"):
         return VideoObject(video, name)
     return None
+
+
+def is_folder_rule(key: str) -> bool:
+    """Tell whether an object of the videos bucket is a rule for its folder."""
+    return key.rsplit("/", 1)[-1] == FOLDER_RULES
 
 
 def folder_rules(key: str) -> list[str]:

@@ -141,20 +141,38 @@ class Asked(Versioned):
     force: str | None = None
 
 
+class Followed(Record):
+    """What decided about a video: ``none`` is open to the rule of a folder that comes later."""
+
+    kind: Literal["metadata", "question", "folder", "default", "none"]
+    key: str | None = Field(default=None, description="folder: of the posedrop.json")
+    etag: str | None = Field(default=None, description="folder: of the posedrop.json, as it was")
+
+
 class Planned(Versioned):
     """What a video with these bytes was planned for, so that no reindex plans it anew.
 
-    ``_planned/<file_id>.json``: that its metadata, its folder's rules or the default were followed;
-    written by the handlers alone, again when the video is replaced. ``asked/<id>.planned.json``:
-    what became of a question, whatever the video is replaced by later; created once.
+    ``_planned/<file_id>.json``: which rule was followed; written by the handlers alone, again when
+    the video is replaced, or when a rule reaches it that followed none.
+    ``asked/<id>.planned.json``: what became of a question, whatever the video is replaced by later;
+    created once.
     """
 
     file_id: str
     key: str
     etag: str
-    analysis_id: str | None = Field(default=None, description="null: nothing was asked for")
+    sha256: str | None = None
+    rule: Followed | None = Field(
+        default=None, description="null: not known, an older posedrop wrote this"
+    )
+    analysis_id: str | None = Field(default=None, description="null: nothing is to be run")
     error: RunError | None = Field(default=None, description="why a question can't become a run")
     planned_at: datetime
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the rule of a folder that comes later reaches this video."""
+        return self.rule is not None and self.rule.kind == "none"
 
 
 class Progress(Record):
@@ -320,8 +338,23 @@ class Model(Versioned):
 class FolderRules(Versioned):
     """``posedrop.json`` in a folder of the videos bucket: what to do with the videos below it."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     analysis: str | None = Field(default=None, description="null: nothing, stop looking further up")
     args: dict[str, Any] = Field(default_factory=dict)
+    existing: bool = Field(
+        default=True, description="also for videos that were there before and followed no rule"
+    )
+
+
+class WrongRule(Versioned):
+    """``_posedrop/rules/<id>.json``: why videos wait; gone once the rule is mended or removed."""
+
+    key: str = Field(description="of the posedrop.json, or the setting of the server's default")
+    etag: str
+    code: str
+    message: str
+    since: datetime
 
 
 Attempt.model_rebuild()

@@ -71,6 +71,7 @@ _JSON: _Codec = (json.dumps, json.loads)
 _CODECS: dict[str, _Codec] = {
     "args": _JSON,
     "artefacts": (_artefacts_to_text, _artefacts_from_text),
+    "checked_at": _TIME,
     "created_at": _TIME,
     "enqueued_at": _TIME,
     "error": (_record_to_text, RunError.model_validate_json),
@@ -81,6 +82,7 @@ _CODECS: dict[str, _Codec] = {
     "planned": (int, bool),
     "probe": (_record_to_text, Probe.model_validate_json),
     "received_at": _TIME,
+    "since": _TIME,
     "updated_at": _TIME,
 }
 
@@ -236,6 +238,21 @@ def _retries(db: Database) -> None:
         "ALTER TABLE analysis ADD COLUMN retry_of TEXT",
         "CREATE INDEX analysis_by_retried ON analysis (retry_of, number)"
         " WHERE retry_of IS NOT NULL",
+    ):
+        db.execute(statement)
+
+
+@_migrations(name="0007_rules")
+def _rules(db: Database) -> None:
+    # What an older posedrop has planned, no rule that comes later reaches.
+    for statement in (
+        "ALTER TABLE uploaded_file ADD COLUMN waits_for TEXT",
+        "CREATE INDEX file_waiting ON uploaded_file (key) WHERE waits_for IS NOT NULL",
+        """CREATE TABLE rule (
+            key TEXT PRIMARY KEY, etag TEXT, error TEXT, since TEXT NOT NULL,
+            checked_at TEXT NOT NULL, after TEXT, turn INTEGER NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX rule_wrong ON rule (checked_at) WHERE error IS NOT NULL",
+        "CREATE INDEX rule_to_follow ON rule (checked_at) WHERE after IS NOT NULL",
     ):
         db.execute(statement)
 

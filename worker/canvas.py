@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 
 import av
@@ -20,7 +21,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from worker import video
-from worker.video import Image, Picture
+from worker.times import AHEAD, Clock
+from worker.video import Image, Picture, Reading
 
 # As FFmpeg numbers colour spaces and ranges.
 _RGB = 0
@@ -29,7 +31,7 @@ _LIMITED_RANGE = 1
 _FULL_RANGE = 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Canvas:
     """A frame to draw on, as the encoder takes it: YUV with 8 bits, limited range, upright.
 
@@ -46,12 +48,14 @@ class Canvas:
     v: Image
     """Red difference, (height / 2, width / 2); the same."""
     pts: int
-    """When it is shown, in ``time_base``."""
+    """When it is shown, in ``time_base``; the video's first frame at 0."""
     duration: int
     time_base: Fraction
     """Seconds."""
     rate: Fraction
     """The video's average frames per second."""
+    aspect: Fraction
+    """A pixel's width to its height."""
     frame: VideoFrame
     """What the planes are views of."""
 
@@ -71,23 +75,56 @@ class Canvas:
 def open_canvases(
     path: Path, *, start: int = 0, stop: int | None = None, stride: int = 1
 ) -> Generator[Canvas]:
-    """Decode a video into canvases; frames, arguments and errors are those of :func:`frames`."""
+    """Decode a video into canvases; frames, arguments and errors are those of :func:`frames`.
+
+    They are shown when ``Reading.seconds`` says, to a millionth of a second.
+    """
     with video.opened(path) as (_, stream):
-        base = stream.time_base or Fraction(1, 90_000)
-        rate = video.rate_of(stream)
-    step = max(1, round(1 / (rate * base)))
+        base, rate = stream.time_base or Fraction(1, 90_000), video.rate_of(stream)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+    if not Fraction(1, 32) < aspect < 32:  # no pixel is like that
+        aspect = Fraction(1)
+    clock = Clock(float(base), float(1 / rate))
+    tick = _tick(base, rate)
+    reading = Reading()
     reformatter = VideoReformatter()
-    last: int | None = None
-    with closing(video.pictures(path, start, stop, stride)) as decoded:
-        for picture in decoded:
-            guess = picture.index * step if last is None else last + step * stride
-            pts = guess if picture.frame.pts is None else picture.frame.pts
-            # Two frames at the same instant: the later one gets the next tick.
-            last = pts if last is None else max(pts, last + 1)
-            duration = (picture.frame.duration or step) * stride
-            frame = _even(_upright(_yuv420p(picture, reformatter), picture.turns))
-            y, u, v = _planes(frame)
-            yield Canvas(picture.index, y, u, v, last, duration, base, rate / stride, frame)
+
+    def drawn_on(picture: Picture) -> Canvas:
+        frame = _even(_upright(_yuv420p(picture, reformatter), picture.turns))
+        y, u, v = _planes(frame)
+        turned = 1 / aspect if picture.turns % 2 else aspect
+        return Canvas(picture.index, y, u, v, 0, 0, tick, rate / stride, turned, frame)
+
+    def timed() -> Generator[tuple[int | None, Canvas | None]]:
+        # Every frame goes by, so that each has the time that it has in the table.
+        with closing(video.numbered(path, reading)) as shown:
+            behind = 0
+            for picture in shown:
+                for ticks in reading.ticks[behind : picture.index]:  # of lost ones
+                    yield None if ticks == video.NO_TIME else ticks, None
+                behind = picture.index + 1
+                if stop is not None and picture.index >= stop + AHEAD:
+                    return
+                is_asked = picture.index >= start and (picture.index - start) % stride == 0
+                is_asked &= stop is None or picture.index < stop
+                yield picture.frame.pts, drawn_on(picture) if is_asked else None
+
+    with closing(clock.run(timed())) as run:
+        for seconds, canvas in run:
+            if canvas is not None:
+                canvas.pts = round(seconds / float(tick))
+                canvas.duration = max(1, round(clock.interval * stride / float(tick)))
+                yield canvas
+
+
+def _tick(base: Fraction, rate: Fraction) -> Fraction:
+    """Return a time base, in seconds, that a frame's times have room in, and an MP4 too.
+
+    It is a part of the container's, so that a time that is not mended stays what it was, and fine
+    enough for those that are; and so coarse that 31 bits suffice for what is between two frames.
+    """
+    fine = Fraction(1, 10**6) if rate > Fraction(1, 100) else Fraction(1, 1000)
+    return base / ceil(base / fine) if base > fine else fine
 
 
 def encode(path: Path, drawn: Iterable[Canvas], *, crf: int = 23) -> int:
@@ -103,7 +140,7 @@ def encode(path: Path, drawn: Iterable[Canvas], *, crf: int = 23) -> int:
     Returns:
         How many frames it has.
     """
-    number = 0
+    number = last = 0
     with ExitStack() as stack:
         for number, canvas in enumerate(drawn, 1):
             if number == 1:
@@ -112,7 +149,10 @@ def encode(path: Path, drawn: Iterable[Canvas], *, crf: int = 23) -> int:
                 )
                 stream = _h264(container, canvas, crf)
                 begin = canvas.pts
-            canvas.frame.pts = canvas.pts - begin
+                last = -1
+            # Each a tick behind the one before it at least, and within what an MP4 can say.
+            last = min(max(canvas.pts - begin, last + 1), last + 2**31 - 1)
+            canvas.frame.pts = last
             canvas.frame.duration = canvas.duration
             canvas.frame.time_base = canvas.time_base
             canvas.frame.pict_type = PictureType.NONE  # the encoder's choice, not the source's
@@ -133,6 +173,7 @@ def _h264(container: OutputContainer, canvas: Canvas, crf: int) -> VideoStream:
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
     context.time_base = canvas.time_base
+    context.sample_aspect_ratio = canvas.aspect
     # PyAV's own choice, slices, costs x264 some time, 2 % in size, and quality at their borders.
     context.thread_type = ThreadType.FRAME
     context.flags |= CodecFlags.frame_duration
@@ -145,14 +186,15 @@ def _h264(container: OutputContainer, canvas: Canvas, crf: int) -> VideoStream:
 
 def _yuv420p(picture: Picture, reformatter: VideoReformatter) -> VideoFrame:
     frame = picture.frame
-    converted = reformatter.reformat(
-        frame,
-        width=picture.width,
-        height=picture.height,
-        format="yuv420p",
-        dst_color_range=_LIMITED_RANGE if frame.color_range == _FULL_RANGE else None,
-        threads=1,
-    )
+    with video.convertible():
+        converted = reformatter.reformat(
+            frame,
+            width=picture.width,
+            height=picture.height,
+            format="yuv420p",
+            dst_color_range=_LIMITED_RANGE if frame.color_range == _FULL_RANGE else None,
+            threads=1,
+        )
     if converted is frame:
         # The decoder predicts later frames from this one.
         frame.make_writable()

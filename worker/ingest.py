@@ -232,7 +232,7 @@ def _failed(
         held.end("handed_back")
         raise
     log.warning("ingest failed: %s", error, extra={"file_id": video.file_id})
-    attempt = held.end("failed", _told(error))
+    attempt = held.end("failed", _told(error, local))
     now = History([*before.attempts, attempt], attempt.number, 0.0)
     why = _is_given_up(now, shop.settings)
     if why is None:
@@ -264,10 +264,12 @@ def _check_fault(error: Exception, local: Path) -> None:
     check_room(local.parent)
 
 
-def _told(error: Exception) -> RunError:
-    if isinstance(error, PosedropError):
-        return claim.run_error(error, "probe")
-    return RunError(code="internal", message=repr(error)[:500], stage="probe")
+def _told(error: Exception, local: Path) -> RunError:
+    code = error.code if isinstance(error, PosedropError) else "internal"
+    words = error.message if isinstance(error, PosedropError) else repr(error)
+    # Where a worker has its files is nobody's business, and says nothing to a person.
+    words = words.replace(f"file:{local}", "the film").replace(str(local.parent), "...")
+    return RunError(code=code, message=words[:1000], stage="probe")
 
 
 def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | None:
@@ -275,7 +277,7 @@ def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | Non
     failed, died = before.spent("failed"), before.spent(None)
     if len(failed) >= settings.max_attempts:
         said = failed[-1].error
-        what = f"failed {len(failed)} times; the last time: {said.message[:1000] if said else '?'}"
+        what = f"failed {len(failed)} times; the last time: {said.message if said else '?'}"
     elif len(died) >= MAX_DIED:
         what = f"was cut short {len(died)} times, as its worker was killed each time"
     else:

@@ -35,6 +35,7 @@ class Clock:
       them.
     - Times that jump, back or by more than a pause, and go on from there, go on by one mean
       interval.
+    - Times in the order of decoding, as of containers that know no order of display, are sorted.
     """
 
     def __init__(self, base: float, interval: float) -> None:
@@ -53,6 +54,8 @@ class Clock:
         self._last = -interval
         self._offset: float | None = None
         """Of what the film shows to what its container says, in seconds, since the last jump."""
+        self._disordered = False
+        """Whether the last frames' times were in no order."""
         self.trusted = 0
         """Frames whose time is the container's."""
         self.mended = 0
@@ -107,13 +110,34 @@ class Clock:
                 self.trusted += 1
                 yield shown, item
                 return
-        skipped, shown = self._next([time for time, _ in window])
+        times = [time for time, _ in window]
+        earliest = self._earliest(times)
+        if earliest:
+            (time, item), (other, another) = window[0], window[earliest]
+            window[0], window[earliest] = (other, item), (time, another)
+            times = [time for time, _ in window]
+            self.mended += 1
+        skipped, shown = self._next(times)
         begin, step = self._last, (shown - self._last) / (skipped + 1)
         for place in range(skipped):
             self.mended += 1
             yield begin + (place + 1) * step, window.popleft()[1]
         yield shown, window.popleft()[1]
         self._last = shown
+
+    def _earliest(self, times: list[float | None]) -> int:
+        """Return whose time is the first's, if these are sound but for their order; else 0."""
+        known = [(time, place) for place, time in enumerate(times) if time is not None]
+        if len(known) < len(times) or len(known) < 2:
+            return 0
+        (first, place), (last, _) = min(known), max(known)
+        begin = first - self.interval if self._offset is None else self._last - self._offset
+        if not first > begin or last - begin > 3 * len(times) * self.interval:
+            return 0
+        # With a single one that is off, the others tell more.
+        ascending = len(_chain(times, last - begin, None))
+        self._disordered = ascending < len(times) - (not self._disordered)
+        return place if self._disordered else 0
 
     def _next(self, times: list[float | None]) -> tuple[int, float]:
         """Return the place of the next frame whose time is taken, and that time as shown."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import av
 import av.error
@@ -34,6 +34,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from posedrop.errors import RefusedVideoError
+from worker import endings
 from worker.times import LONGEST_PAUSE, Clock
 
 Item = TypeVar("Item")
@@ -43,7 +44,8 @@ Order = Literal["rgb", "bgr"]
 #: Demuxers that read one file and nothing else. Playlists (HLS, DASH, concat, SDP) and image
 #: patterns are absent: they open whatever path or address the file names.
 DEMUXERS = (
-    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,flv,asf,dv,mxf"
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,flv,asf,dv,mxf,"
+    "mjpeg,yuv4mpegpipe,nut,dhav,mjpeg_2000,dirac,vc1,cine,gxf,wtv,rm,gif,apng,vvc"
 )
 #: Pixels a frame, for the decoder, where the caller sets no limit: 16384 x 16384.
 MAX_PIXELS = 2**28
@@ -51,6 +53,10 @@ MAX_PIXELS = 2**28
 REORDERED = 64
 #: Frames that a decoder with threads has in hand at most.
 _IN_FLIGHT = 17
+# As FFmpeg numbers primaries and transfer functions.
+_BT709, _UNSPECIFIED = 1, 2
+_NARROW = (_BT709, _UNSPECIFIED, 4, 5, 6, 7)
+_HIGH_RANGE = (16, 18)
 #: Stands for a time that a container doesn't tell.
 NO_TIME = -(2**63)
 #: A demuxer that reports damage more often than this is going in circles.
@@ -74,14 +80,29 @@ def opened(
     try:
         # The prefix keeps a path from being read as an address. Tags in any encoding are fine.
         container = av.open(f"file:{path}", options=options, metadata_errors="replace")
-    except (builtins.OSError, builtins.MemoryError) as error:
-        if not isinstance(error, av.error.EOFError):
-            raise
-        raise unreadable(path) from error
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, builtins.MemoryError) as error:
+        # FFmpeg says EIO, EPERM and ENOMEM of what it reads in a header, too.
+        _read(path)
         raise unreadable(path) from error
     with container:
-        yield container, _video_stream(container, max_pixels)
+        try:
+            yield container, _video_stream(container, max_pixels)
+        except builtins.MemoryError:
+            raise
+        except av.error.FFmpegError as error:
+            _read(path)
+            raise RefusedVideoError(
+                f"its decoder failed ({error}); re-encode it, e.g. "
+                "ffmpeg -i IN -c:v libx264 OUT.mp4",
+                code="decoder_failed",
+            ) from error
+
+
+def _read(path: Path) -> None:
+    """Raise the OSError of a disk that can't give a file: what fails else is the file's fault."""
+    with path.open("rb") as file:
+        while file.read(2**20):
+            pass
 
 
 def _video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
@@ -91,7 +112,7 @@ def _video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
         # None where no decoder is built in, whatever PyAV's types say.
         if getattr(stream, "codec_context", None) is None:
             raise RefusedVideoError(
-                f"there is no decoder for its codec ({stream.codec_tag!r}); "
+                f"there is no decoder for the codec of its video stream ({stream.index}); "
                 "re-encode it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4",
                 code="unsupported_codec",
             )
@@ -112,11 +133,12 @@ def unreadable(path: Path) -> RefusedVideoError:
     """Return why a file can't be opened: empty, cut off, or not a video at all."""
     if path.stat().st_size == 0:
         return RefusedVideoError("the file is empty (0 bytes): upload it again", code="empty")
-    if _is_cut_mp4(path):
+    if endings.is_cut_mp4(path):
         return truncated()
     return RefusedVideoError(
         "this is not a video that can be read: text, a picture, a playlist, or a format other than "
-        "mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, ogv",
+        "mp4, mov, mkv, webm, avi, mpg, ts, flv, wmv, ogv, mjpeg, y4m, nut, dav; if it is a video, "
+        "convert it: ffmpeg -i IN -c copy OUT.mkv",
         code="not_a_video",
     )
 
@@ -131,43 +153,12 @@ def truncated() -> RefusedVideoError:
 
 
 def ends_early(path: Path, stream: VideoStream) -> bool:
-    """Whether the container's index lists samples that lie beyond the end of the file."""
+    """Whether the index in front of the samples lists some beyond the end of the file."""
     if "mov" not in stream.container.format.name or not len(stream.index_entries):
         return False
     size = path.stat().st_size
-    return any(entry.pos + entry.size > size for entry in stream.index_entries)
-
-
-def _is_cut_mp4(path: Path) -> bool:
-    """Whether a file is an MP4 or QuickTime one of which the end is missing."""
-    size = path.stat().st_size
-    position = 0
-    kinds: set[str] = set()
-    with path.open("rb") as file:
-        while position < size:
-            file.seek(position)
-            box = _box(file)
-            if box is None:
-                return "ftyp" in kinds
-            kind, length = box
-            if not kinds and kind not in {"ftyp", "moov", "mdat", "wide", "free", "skip"}:
-                return False
-            kinds.add(kind)
-            position = size if length == 0 else position + length
-    return position > size or "moov" not in kinds
-
-
-def _box(file: IO[bytes]) -> tuple[str, int] | None:
-    """Return kind and length in bytes (0: to the end) of the box that begins here, if one does."""
-    header = file.read(16)
-    if len(header) < 8:
-        return None
-    length = int.from_bytes(header[:4], "big")
-    if length == 1 and len(header) == 16:
-        length = int.from_bytes(header[8:], "big")
-    if 0 < length < 8:
-        return None
-    return header[4:8].decode("latin-1"), length
+    beyond = any(entry.pos + entry.size > size for entry in stream.index_entries)
+    return beyond and not endings.is_fragmented(path)
 
 
 # -- decoding --------------------------------------------------------------------------------------
@@ -424,7 +415,7 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
         if not gone.at_the_end():
             yield from map(number, found)
             gone.close()
-        reading.cut = broken or gone.at_the_end()
+        reading.cut = broken or gone.at_the_end() or endings.lacks_its_end(path)
 
 
 class _Gone:
@@ -535,7 +526,9 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[V
             for packet in container.demux(stream):
                 if packet.size:
                     yield packet
-        except av.error.InvalidDataError:
+        except builtins.MemoryError:
+            raise
+        except av.error.FFmpegError:
             continue  # with what follows the damage
         return
 
@@ -558,18 +551,56 @@ def to_rgb(picture: Picture, reformatter: VideoReformatter) -> Image:
 def _converted(picture: Picture, reformatter: VideoReformatter, order: Order) -> Image:
     # Bicubic and BGR are what OpenCV asks of libswscale: another way round, 10-bit video and
     # video with subsampled chroma would differ by some levels.
-    converted = reformatter.reformat(
-        picture.frame,
-        width=picture.width,
-        height=picture.height,
-        format="bgr24",
-        interpolation=Interpolation.BICUBIC,
-        threads=1,  # the decoder's threads have the cores
-    )
+    def reformat(**colours: int) -> VideoFrame:
+        return reformatter.reformat(
+            picture.frame,
+            width=picture.width,
+            height=picture.height,
+            format="bgr24",
+            interpolation=Interpolation.BICUBIC,
+            threads=1,  # the decoder's threads have the cores
+            **colours,
+        )
+
+    try:
+        converted = reformat(**_mapped(picture.frame))
+    except av.error.FFmpegError:
+        with convertible():  # a transfer function that libswscale doesn't know: OpenCV shows black
+            converted = reformat()
     image: Image = np.asarray(converted.to_ndarray(), np.uint8)
     if order == "rgb":
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
     return np.ascontiguousarray(np.rot90(image, -picture.turns))
+
+
+@contextmanager
+def convertible() -> Iterator[None]:
+    """Say what is wrong with frames that libswscale can't convert."""
+    try:
+        yield
+    except builtins.MemoryError:
+        raise
+    except av.error.FFmpegError as error:
+        raise RefusedVideoError(
+            "its colours are stored in a way that can't be converted; re-encode it, e.g. "
+            "ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4",
+            code="unsupported_codec",
+        ) from error
+
+
+def _mapped(frame: VideoFrame) -> dict[str, int]:
+    """Return what OpenCV 5 leaves to libswscale, which maps wide colours and high range to BT.709.
+
+    PyAV asks for no such thing unless told to.
+    """
+    trc, primaries = frame.color_trc, frame.color_primaries
+    high, wide = trc in _HIGH_RANGE, primaries not in _NARROW
+    colours = {}
+    if (high or wide) and trc != _UNSPECIFIED:
+        colours["dst_color_trc"] = _BT709 if high else trc
+    if (high or wide) and primaries != _UNSPECIFIED:
+        colours["dst_color_primaries"] = _BT709 if wide else primaries
+    return colours
 
 
 def rate_of(stream: VideoStream) -> Fraction:

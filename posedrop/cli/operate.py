@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -118,6 +119,7 @@ def reingest(options: Options, prefix: str, no_wait: bool, as_json: bool) -> Non
     """
     with options.client() as client:
         keys = client.reingest(prefix)
+        answer: list[Any] = [{"file_id": file_id, "key": key} for file_id, key in keys.items()]
         if not as_json:
             where = f"whose key begins with {prefix}" if prefix else "at all"
             click.echo(
@@ -125,9 +127,10 @@ def reingest(options: Options, prefix: str, no_wait: bool, as_json: bool) -> Non
                 if keys
                 else f"there is no refused video {where}; `posedrop ls --state refused` lists them"
             )
-        files = [] if no_wait else list(_looked_at(client, keys, as_json))
+        if not no_wait:
+            answer = [display.plain(file) for file in _looked_at(client, keys, as_json)]
     if as_json:
-        display.print_json([display.plain(file) for file in files] if files else keys)
+        display.print_json(answer)
 
 
 def _looked_at(client: Client, keys: Mapping[str, str], quiet: bool) -> Iterator[File]:

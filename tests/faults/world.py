@@ -24,7 +24,7 @@ from urllib.parse import quote
 from dramatiq import Message
 
 from handlers import context as handlers_context
-from handlers import notify, plan, reconcile, results, upload
+from handlers import notify, plan, reconcile, results, rules, upload, waiting
 from handlers.context import Context
 from posedrop import queue
 from posedrop.errors import ObjectChangedError, RefusedVideoError, StorageError
@@ -128,9 +128,11 @@ class MemoryStorage(Storage):
             whole = found.info.last_modified.replace(microsecond=0)
             return replace(found.info, last_modified=whole)
 
-    def read(self, bucket: str, key: str) -> bytes | None:
+    def read(self, bucket: str, key: str, etag: str | None = None) -> bytes | None:
         with self._call():
             found = self.buckets[bucket].get(key)
+            if found is not None and etag not in {None, found.info.etag}:
+                raise ObjectChangedError(f"{bucket}/{key} was replaced")
             return found.data if found else None
 
     def download(
@@ -341,7 +343,16 @@ class World:
         #: Without room in it each video is fetched.
         self.cache_bytes = 0
         self._worker = 0
-        self._modules = (handlers_context, notify, plan, reconcile, results, upload)
+        self._modules = (
+            handlers_context,
+            notify,
+            plan,
+            reconcile,
+            results,
+            rules,
+            upload,
+            waiting,
+        )
         self._real_now = handlers_context.now
         for module in self._modules:
             if hasattr(module, "now"):

@@ -400,6 +400,32 @@ def test_counts(tmp_path: Path, api: Api, command: str) -> None:
     assert json.loads(call(tmp_path, command, "--json").output) == {"videos_seen": 12}
 
 
+def test_reingest_tells_what_comes_of_each(tmp_path: Path, api: Api) -> None:
+    """Page by page, then each video as it is looked at; or only what was sent."""
+
+    def page(request: httpx.Request) -> httpx.Response:
+        asked = json.loads(request.content)
+        assert asked["prefix"] == "day1/"
+        first = {"items": [{"file_id": FILE_ID, "key": "day1/film.mp4"}], "next": "c"}
+        rest = {"items": [{"file_id": RUN_ID, "key": "day1/text.mp4"}], "next": None}
+        return httpx.Response(200, json=rest if asked.get("cursor") == "c" else first)
+
+    refusal = {"reason": "not_a_video", "message": "it is text"}
+    api.answers["POST /reingest"] = page
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json()
+    api.answers[f"GET /upload/{RUN_ID}"] = file_json(state="refused", refusal=refusal)
+    assert call(tmp_path, "reingest", "day1/").output == (
+        "2 videos are looked at anew\n"
+        "1/2 day1/film.mp4: ready\n"
+        "2/2 day1/text.mp4: refused, not_a_video: it is text\n"
+    )
+    told = json.loads(call(tmp_path, "reingest", "day1/", "--json").output)
+    assert [file["state"] for file in told] == ["ready", "refused"]
+    api.answers["POST /reingest"] = {"items": [], "next": None}
+    assert "no refused video" in call(tmp_path, "reingest", "day1/").output
+    assert json.loads(call(tmp_path, "reingest", "", "--no-wait", "--json").output) == []
+
+
 def test_models_push_without_a_store_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -273,7 +273,7 @@ def test_an_older_index_is_brought_up_to_date(tmp_path: Path) -> None:
     schema.migrate(db, before="0003_planned")
     row = replace(rows.ingested_file(video_record(1)), planned=True)
     values = schema.encode(row)
-    del values["planned"]
+    del values["planned"], values["waits_for"]
     schema.upsert(db, "uploaded_file", "file_id", {"number": 1, **values})
     db.close()
     index = Index(path)
