@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from posedrop import layout
 from posedrop.errors import PosedropError
-from posedrop.proxies import ProxyTransport
+from posedrop.proxies import ProxyTransport, proxy_of
 from posedrop.records import Progress, RunError
 from posedrop.transfers import OnBytes, Transfers, sha256_of
 
@@ -52,6 +52,14 @@ class Refusal(Answer):
     message: str | None = None
 
 
+class WrongRule(Answer):
+    """A rule that can't be followed, for which videos wait."""
+
+    rule: str
+    code: str
+    message: str
+
+
 class RunName(Answer):
     """A run, as a file lists it."""
 
@@ -73,6 +81,7 @@ class File(Answer):
     probe: dict[str, Any] | None = None
     duplicate_of: str | None = None
     refusal: Refusal | None = None
+    waiting: WrongRule | None = None
     analyses: list[RunName] = Field(default_factory=list)
     created_at: str
 
@@ -115,6 +124,11 @@ class Run(Answer):
     def over(self) -> bool:
         """Whether nothing more will happen."""
         return self.status in FINAL
+
+    @property
+    def has_results(self) -> bool:
+        """Whether it is over and its results count: all of them, or those of most frames."""
+        return self.status in {"succeeded", "partial"}
 
 
 class RunRow(Answer):
@@ -241,6 +255,11 @@ class Client:
     ) -> Iterator[File]:
         """Yield the videos, newest first, page by page."""
         return self._pages(File, "/files", q=query, state=state, prefix=prefix)
+
+    def wrong_rules(self) -> list[WrongRule]:
+        """Return the rules that are wrong."""
+        items = self._request("GET", "/rules").json()["items"]
+        return [WrongRule.model_validate(item) for item in items]
 
     def delete_file(self, file_id: str) -> None:
         """Remove a video and all its results."""
@@ -422,8 +441,9 @@ class Client:
         try:
             answer = self._api.request(method, path, **more)
         except httpx.TransportError as error:
+            by = " by the proxy of the environment" if proxy_of(self.url) else ""
             raise UnreachableError(
-                f"nothing answers at {self.url} ({error}); start it with `posedrop up`, "
+                f"nothing answers at {self.url}{by} ({error}); start it with `posedrop up`, "
                 "or say where it is with --url"
             ) from error
         if answer.status_code >= 400:

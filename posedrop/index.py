@@ -10,7 +10,10 @@ can't know by itself, that an object is gone, it has to be told by ``file_remove
 from __future__ import annotations
 
 import json
+import logging
+import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,11 +25,13 @@ from typing import Any, TypeVar
 from sqlite_utils import Database
 
 from posedrop import rows, schema
+from posedrop.errors import PosedropError
 from posedrop.events import Event, ObjectCreated
-from posedrop.listing import LAST_CHARACTER, MAX_PAGE, Page, Row, Where, storable, to_cursor
+from posedrop.listing import LAST_CHARACTER, MAX_PAGE, Page, Row, Where, to_cursor
 from posedrop.records import Asked, FileState, Request, Result, RunError, RunState, VideoRecord
 from posedrop.rows import AnalysisRow, DeadLetterRow, EventRow, FileRow, PendingRow, RuleRow
 from posedrop.schema import IndexBusyError
+from posedrop.search import storable
 
 __all__ = [
     "AnalysisRow",
@@ -46,7 +51,13 @@ LONGEST_PAUSE = 120.0
 MAX_DEAD_LETTERS = 10_000
 MAX_LETTER = 64_000
 _FEW = 50_000
+#: In how many names that hold a query's trigrams a search looks for all of it, for one page.
+MAX_LOOKED_AT = 100_000
+#: How many rows of an older posedrop become searchable at a time, while nobody else can write.
+_SPELLED_AT_ONCE = 1000
 _UNRESOLVED = "created_at IS NOT NULL AND analysis_id IS NULL AND error IS NULL"
+
+log = logging.getLogger(__name__)
 
 _Listed = TypeVar("_Listed", FileRow, AnalysisRow)
 
@@ -61,15 +72,22 @@ class Index:
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._writing = threading.Lock()
+        self._closed = threading.Event()
+        self._speller = threading.Thread(target=self._go_on_spelling, name="spelling", daemon=True)
         with schema.translated():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db.enable_wal()
             if not schema.is_current(self._db):
                 with self._write():
                     schema.migrate(self._db)
+            if not schema.is_spelled(self._db):
+                self._speller.start()
 
     def close(self) -> None:
         """Close the connections of all threads."""
+        self._closed.set()
+        if self._speller.is_alive():
+            self._speller.join()
         with self._lock:
             for connection in list(self._open):
                 connection.db.close()
@@ -587,6 +605,21 @@ class Index:
 
     # --- how it is done
 
+    def _go_on_spelling(self) -> None:
+        """Make searchable what an older posedrop left; others write and read in between."""
+        took = 0.0
+        while not self._closed.wait(took):
+            try:
+                with self._write() as db:
+                    began = time.monotonic()
+                    if schema.go_on_spelling(db, _SPELLED_AT_ONCE):
+                        return
+                    took = time.monotonic() - began
+            except (PosedropError, sqlite3.Error) as error:
+                took = 5.0
+                if not self._closed.is_set():
+                    log.warning("names become searchable later: %s", error)
+
     @property
     def _db(self) -> Database:
         """Return this thread's own connection."""
@@ -666,21 +699,42 @@ class Index:
         Only the numbers of the rows are picked and sorted, the rows themselves are read after.
         """
         limit = max(1, min(limit, MAX_PAGE))
-        source, number = f"{table} AS f {how}", "f.number"
         if query is not None and query.strip():
-            if not where.search(f"{table}_fts", query):
-                return Page([], None)
-            # Full text gives its hits in order of their number, so none is sorted.
-            source, number = f"{table}_fts AS s JOIN {table} AS f ON f.number = s.rowid", "s.rowid"
-        sql = (
-            f"SELECT f.* FROM (SELECT {number} AS number FROM {source}"  # noqa: S608
-            f" WHERE {where.sql(number)} ORDER BY {number} DESC LIMIT ?) AS page"
-            f" JOIN {table} AS f ON f.number = page.number ORDER BY page.number DESC"
+            return self._search(kind, table, where, query, limit)
+        picked = (
+            f"SELECT f.number FROM {table} AS f {how} WHERE f.number < ? AND {where.sql()}"  # noqa: S608
+            " ORDER BY f.number DESC LIMIT ?"
         )
         with self._read() as db:
-            found = db.conn.execute(sql, [*where.values, limit + 1]).fetchall()
-        cursor = to_cursor(found[limit - 1]["number"]) if len(found) > limit else None
-        return Page([schema.decode(kind, row) for row in found[:limit]], cursor)
+            found = _in_order(db, table, picked, [where.before, *where.values, limit + 1])
+        return _page_of(kind, found, limit)
+
+    def _search(
+        self, kind: type[_Listed], table: str, where: Where, query: str, limit: int
+    ) -> Page[_Listed]:
+        """Return a page of what a query finds; so many names are looked at, however few have it.
+
+        Full text gives them in order of their number, so none is sorted.
+        """
+        match = where.search(query)
+        if match is None:
+            return Page([], None)
+        likely = (
+            f"FROM {table}_fts WHERE {table}_fts MATCH ? AND rowid < ? ORDER BY rowid DESC LIMIT"
+        )
+        picked = (
+            f"SELECT f.number FROM (SELECT rowid, name {likely} {MAX_LOOKED_AT}) AS s"  # noqa: S608
+            f" CROSS JOIN {table} AS f WHERE f.number = s.rowid AND {where.sql()} LIMIT ?"
+        )
+        asked: tuple[object, ...] = (match, where.before)
+        with self._read() as db:
+            found = _in_order(db, table, picked, [*asked, *where.values, limit + 1])
+            page = _page_of(kind, found, limit)
+            if page.cursor is None:
+                sql = f"SELECT rowid {likely} 1 OFFSET {MAX_LOOKED_AT - 1}"
+                last = db.conn.execute(sql, asked).fetchone()
+                page = Page(page.rows, to_cursor(last[0]) if last is not None else None)
+        return page
 
 
 class _Connection:
@@ -691,6 +745,19 @@ class _Connection:
 
     def __del__(self) -> None:
         self.db.close()
+
+
+def _in_order(db: Database, table: str, picked: str, values: Sequence[object]) -> list[Any]:
+    return db.conn.execute(
+        f"SELECT f.* FROM ({picked}) AS page JOIN {table} AS f ON f.number = page.number"  # noqa: S608
+        " ORDER BY page.number DESC",
+        values,
+    ).fetchall()
+
+
+def _page_of(kind: type[_Listed], found: Sequence[Any], limit: int) -> Page[_Listed]:
+    cursor = to_cursor(found[limit - 1]["number"]) if len(found) > limit else None
+    return Page([schema.decode(kind, row) for row in found[:limit]], cursor)
 
 
 def _identity(event: Event) -> tuple[object, ...]:

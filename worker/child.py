@@ -40,7 +40,7 @@ _CODE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
 #: the store is away, or that somebody asked for an end.
 _RAISED = (errors.AnalysisError, errors.BadRequestError, errors.RefusedVideoError)
 #: Bytes that a disk must take to pass for one that is not full.
-_ROOM = 1 << 20
+_ROOM = 1 << 18
 
 #: What a child may know of its parent's environment: hardware and threads, nothing secret.
 _PASSED_ON = (

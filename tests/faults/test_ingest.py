@@ -105,6 +105,7 @@ def probes() -> Iterator[dict[str, Any]]:
 
 FAULTS: list[Callable[[Path], Any]] = [
     raising(AnalysisError("AttributeError: no codec_tag", code="internal")),
+    raising(RefusedVideoError("its decoder failed", code="decoder_failed")),
     raising(AnalysisError("MemoryError: 2^31 entries", code="out_of_memory")),
     raising(ChildDiedError("cpu: the child process was ended by SIGSEGV")),
     raising(ChildDiedError("cpu: no answer within 180 s, killed", code="timeout")),

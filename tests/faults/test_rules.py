@@ -291,7 +291,7 @@ def test_many_films_hold_up_nothing(world: World) -> None:
     tell(world)
     set_rule(world, "a/", rule(1))
     put(world, "b/1.mp4")
-    world.tell(world.storage.events, Gate(200))
+    world.tell(world.storage.events, Gate(100))
     world.storage.events.clear()
     cuts = 0
     index = world.context.index
@@ -299,7 +299,7 @@ def test_many_films_hold_up_nothing(world: World) -> None:
         world.close()
         world.open()
         index = world.context.index
-        world.tell([], Gate(200))
+        world.tell([], Gate(100))
         cuts += 1
     assert cuts > 3
     assert index.file(layout.file_id_of(VIDEOS, "b/1.mp4")) is not None

@@ -27,7 +27,7 @@ from handlers import context as handlers_context
 from handlers import notify, plan, reconcile, results, rules, upload, waiting
 from handlers.context import Context
 from posedrop import queue
-from posedrop.errors import ObjectChangedError, RefusedVideoError, StorageError
+from posedrop.errors import AnalysisError, ObjectChangedError, RefusedVideoError, StorageError
 from posedrop.index import Index
 from posedrop.settings import Settings, load
 from posedrop.storage import Listing, ObjectInfo, Storage
@@ -219,10 +219,16 @@ class MemoryStorage(Storage):
     # -- as people's S3 tools do it
 
     def put(
-        self, bucket: str, key: str, data: bytes, metadata: Mapping[str, str] | None = None
+        self,
+        bucket: str,
+        key: str,
+        data: bytes,
+        metadata: Mapping[str, str] | None = None,
+        parts: int | None = None,
     ) -> None:
-        """Write an object, and note the event."""
+        """Write an object, or copy it onto itself, and note the event."""
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        etag += f"-{parts}" if parts is not None else ""
         info = ObjectInfo(key, etag, len(data), self.clock(), dict(metadata or {}))
         self.buckets[bucket][key] = Stored(data, info)
         self._note("s3:ObjectCreated:Put", bucket, key, {"eTag": etag, "size": len(data)})
@@ -240,7 +246,10 @@ class MemoryStorage(Storage):
 
 
 class Child:
-    """The child process: what is no video is refused; the same video never makes the same bytes."""
+    """The child process: what is no video is refused, what is poison fails each time.
+
+    The same video never makes the same bytes.
+    """
 
     def start(self) -> None:
         """It is there."""
@@ -248,7 +257,10 @@ class Child:
     def call(self, task: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Answer as the real child would."""
         if task == "worker.preflight:probe":
-            if Path(payload["video"]).read_bytes().startswith(b"bad"):
+            film = Path(payload["video"]).read_bytes()
+            if film.startswith(b"poison"):
+                raise AnalysisError("the decoder fails", code="internal")
+            if film.startswith(b"bad"):
                 raise RefusedVideoError("no video", code="not_a_video")
             return {"probe": PROBE}
         nonce = os.urandom(8).hex()
