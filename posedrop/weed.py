@@ -291,7 +291,7 @@ class Weed:
         return answer.status_code == 403
 
     def _log_tail(self) -> str:
-        lines = self._log_file.read_text(errors="replace").splitlines()
+        lines = self._log_file.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(f"  {line[:200]}" for line in lines[-12:])
 
     def _end_stale(self) -> None:
