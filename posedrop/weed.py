@@ -392,10 +392,13 @@ def rotate(log_file: Path, keep_bytes: int) -> None:
         size = log_file.stat().st_size
         if size <= keep_bytes:
             return
-        with contextlib.suppress(OSError):  # a full disk: the log gives way all the same
-            with log_file.open("rb") as old, _private(older, os.O_TRUNC) as kept:
-                old.seek(size - keep_bytes)
-                shutil.copyfileobj(old, kept)
+        with (
+            contextlib.suppress(OSError),  # a full disk: the log gives way all the same
+            log_file.open("rb") as old,
+            _private(older, os.O_TRUNC) as kept,
+        ):
+            old.seek(size - keep_bytes)
+            shutil.copyfileobj(old, kept)
         os.truncate(log_file, 0)
 
 
