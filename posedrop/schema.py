@@ -72,6 +72,7 @@ _JSON: _Codec = (json.dumps, json.loads)
 _CODECS: dict[str, _Codec] = {
     "args": _JSON,
     "artefacts": (_artefacts_to_text, _artefacts_from_text),
+    "checked_at": _TIME,
     "created_at": _TIME,
     "enqueued_at": _TIME,
     "error": (_record_to_text, RunError.model_validate_json),
@@ -82,6 +83,7 @@ _CODECS: dict[str, _Codec] = {
     "planned": (int, bool),
     "probe": (_record_to_text, Probe.model_validate_json),
     "received_at": _TIME,
+    "since": _TIME,
     "updated_at": _TIME,
 }
 

@@ -49,12 +49,14 @@ R = TypeVar("R", bound=Record)
 
 #: How long a probe may take before its decoder is killed: so many seconds, and those in which a
 #: slow disk reads the file.
-PROBE_SECONDS = 180.0
+PROBE_SECONDS = 300.0
 PROBE_BYTES_A_SECOND = 5e6
 #: Attempts that ended without a word are those of a worker that was killed, by whom can't be known.
 #: One that so many were killed at is given up all the same: it may be what kills them.
 MAX_DIED = 10
-#: Seconds before a second attempt, four times as long before a third: behind the other films.
+#: Seconds before a second attempt, four times as long before a third, and for as long again as the
+#: one that failed took: behind the other films. Not longer than it takes for the reconciler to miss
+#: the message.
 RETRY_SECONDS = 2.0
 #: Bytes of a thumbnail; preflight draws one of some kilobytes.
 MAX_THUMBNAIL_BYTES = 2**20
@@ -246,7 +248,9 @@ def _failed(
     why = _is_given_up(now, shop.settings)
     if why is None:
         shop.cache.keep_video(str(record.sha256), local)
-        delay = RETRY_SECONDS * 4.0 ** (len(now.spent("failed")) - 1)
+        took = (datetime.now(UTC) - attempt.started_at).total_seconds()
+        delay = RETRY_SECONDS * 4.0 ** (len(now.spent("failed")) - 1) + max(0.0, took)
+        delay = min(delay, shop.settings.lease_seconds)
         shop.send(
             "ingest", delay_seconds=delay, bucket=video.bucket, key=video.key, etag=video.etag
         )

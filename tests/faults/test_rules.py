@@ -158,6 +158,57 @@ def test_existing_films_are_those_that_were_uploaded_before_the_rule(world: Worl
     assert runs(world) == {"a/3.mp4": [1]}
 
 
+def test_films_that_waited_have_come_after_the_rule(world: World) -> None:
+    """Mended with "existing": false, it is followed by them, and not by those before it."""
+    put(world, "a/1.mp4")
+    tell(world)
+    set_rule(world, "a/", b"{")
+    world.clock.pass_(1)
+    put(world, "a/2.mp4")
+    tell(world)
+    set_rule(world, "a/", rule(1, existing=False))
+    tell(world)
+    assert runs(world) == {"a/2.mp4": [1]}
+
+
+def test_a_rule_whose_removal_nobody_told_is_forgotten(world: World) -> None:
+    """Also a wrong one with an index that was lost meanwhile; what comes later finds none."""
+    set_rule(world, "a/", rule(1))
+    set_rule(world, "b/", b"{")
+    tell(world)
+    world.storage.remove(VIDEOS, "a/posedrop.json")
+    world.storage.remove(VIDEOS, "b/posedrop.json")
+    lose(world)
+    assert (wrong(world), world.context.index.rules("", 9)) == ({}, [])
+    set_rule(world, "b/", b"{")
+    tell(world)
+    world.storage.remove(VIDEOS, "b/posedrop.json")
+    world.lose_index()
+    put(world, "a/1.mp4", "b/1.mp4")
+    lose(world)
+    assert (wrong(world), runs(world)) == ({}, {})
+
+
+def test_a_film_that_waits_and_is_asked_about_waits_no_more(world: World) -> None:
+    """It has a run then, which the rule does not add to, whoever removes it."""
+    put(world, "a/1.mp4")
+    set_rule(world, "a/", b"{")
+    tell(world)
+    file_id = layout.file_id_of(VIDEOS, "a/1.mp4")
+    assert upload.describe(world.context, file_id).waiting is not None
+    plan.ask(world.context, file_id, "dummy", {"seconds": 4}, force=False)
+    tell(world)
+    assert upload.describe(world.context, file_id).waiting is None
+    for key in [key for key in world.storage.buckets[RESULTS] if "/dummy-" in key]:
+        world.storage.remove(RESULTS, key)
+    tell(world)
+    world.lose_index()
+    set_rule(world, "a/", rule(1))
+    tell(world)
+    lose(world)
+    assert runs(world) == {}
+
+
 def test_a_rule_reaches_no_film_that_was_decided_about(world: World) -> None:
     """By its metadata, by the default, by a question; whether or not the results were deleted."""
     metadata = {"analysis": "dummy", "args": '{"seconds": 4}'}
