@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from boto3.s3.transfer import TransferConfig
 
 from tests.e2e.lab import Lab
 from tests.samples import free_box
@@ -63,19 +66,27 @@ def test_a_rule_that_is_synced_after_its_films_is_followed(
 
 
 def test_a_mounts_film_has_one_run_and_no_refusal(lab: Lab, clip: Path) -> None:
-    """s3fs and its like PUT nothing, then the film, then copy that onto itself: within a second."""
+    """s3fs and its like PUT nothing, then the film, then copy that onto itself: within a second.
+
+    A film in parts has another ETag when it was copied.
+    """
     s3 = lab.s3()
-    asked = {"analysis": "dummy", "args": '{"seconds": 0.05}'}
-    for number, key in enumerate(("mounted/1.mp4", "mounted/2.mp4")):
-        film = clip.read_bytes() + free_box(16 + number)
-        s3.put_object(Bucket="videos", Key=key, Body=b"", Metadata=asked)
-        s3.put_object(Bucket="videos", Key=key, Body=film, Metadata=asked)
+    s3.put_object(
+        Bucket="videos",
+        Key="mounted/posedrop.json",
+        Body=b'{"analysis": "dummy", "args": {"seconds": 0.05}}',
+    )
+    parts = TransferConfig(multipart_threshold=5 * 2**20, multipart_chunksize=5 * 2**20)
+    for key, size in {"mounted/1.mp4": 16, "mounted/2.mp4": 6 * 2**20}.items():
+        film = clip.read_bytes() + free_box(size)
+        s3.put_object(Bucket="videos", Key=key, Body=b"")
+        s3.upload_fileobj(io.BytesIO(film), "videos", key, Config=parts)
         s3.copy_object(
             Bucket="videos",
             Key=key,
             CopySource={"Bucket": "videos", "Key": key},
             MetadataDirective="REPLACE",
-            Metadata=asked | {"mtime": "1700000000"},
+            Metadata={"mtime": "1700000000"},
         )
     for key in ("mounted/1.mp4", "mounted/2.mp4"):
         assert lab.file(key, "ready")["refusal"] is None
