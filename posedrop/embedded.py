@@ -21,6 +21,8 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import click
 import dramatiq
@@ -303,9 +305,12 @@ def banner(settings: Settings, data_dir: Path) -> str:
     ]
     if token:
         lines.append(f"  token     {token}   (a browser asks for it as the password)")
+    lines += ["", "Drop a video:"]
+    host = urlsplit(store or "").hostname or ""
+    if getproxies() and not proxy_bypass(host):
+        # posedrop knows better; curl and the rest ask a proxy for loopback too.
+        lines.append(f'  export NO_PROXY="${{NO_PROXY:+$NO_PROXY,}}{host}"')
     lines += [
-        "",
-        "Drop a video:",
         f"  curl {header}-LT film.mp4 {settings.url}/upload/",
         f"  set -a; . {aws_file}; set +a",
         f"  aws s3 cp film.mp4 s3://{settings.videos_bucket}/day1/film.mp4",

@@ -14,7 +14,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from posedrop import errors
-from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError, StorageError
+from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from posedrop.records import Progress
+from worker import room
 from worker.limits import Limits
 from worker.turn import POLL_SECONDS, Place, Turn
 
@@ -39,8 +39,6 @@ _CODE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
 #: What a task may raise as itself. Anything else speaks for what the parent alone can know: that
 #: the store is away, or that somebody asked for an end.
 _RAISED = (errors.AnalysisError, errors.BadRequestError, errors.RefusedVideoError)
-#: Bytes that a disk must take to pass for one that is not full.
-_ROOM = 1 << 18
 
 #: What a child may know of its parent's environment: hardware and threads, nothing secret.
 _PASSED_ON = (
@@ -157,6 +155,7 @@ class Child:
             AnalysisError: anything else that the task raised: code ``out_of_memory``,
                 ``file_too_large`` or ``internal``.
             StorageError: the disk is full, which is not the task's fault.
+            RefusedVideoError: code ``no_room``: the task alone filled it.
         """
         with self._waited(should_stop):
             self._ensure_started()
@@ -176,7 +175,7 @@ class Child:
             return _result_of(answer)
         except AnalysisError as error:
             if error.code == "disk_full":
-                check_room(self._scratch)
+                room.check_child(self._scratch.parent)
             raise
 
     def kill(self) -> None:
@@ -389,23 +388,6 @@ def _result_of(answer: dict[str, Any]) -> dict[str, Any]:
         code=code if _CODE.match(code) else "internal",
         field=None if field is None else str(field)[:MAX_STAGE],
     )
-
-
-def check_room(folder: Path) -> None:
-    """Try whether a disk takes anything at all.
-
-    Raises:
-        StorageError: it is full, or can't be written for another reason.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(_ROOM))
-            file.flush()
-    except OSError as error:
-        raise StorageError(
-            f"can't write to {folder} ({error}): is the disk of POSEDROP_SCRATCH_DIR full?",
-            code="scratch_unwritable",
-        ) from error
 
 
 def _how_it_ended(code: int) -> str:

@@ -39,8 +39,7 @@ from posedrop.records import (
 )
 from posedrop.settings import Settings
 from posedrop.storage import ObjectInfo
-from worker import claim
-from worker.child import check_room
+from worker import claim, room
 from worker.claim import Held, History
 from worker.workshop import Workshop
 
@@ -50,12 +49,14 @@ R = TypeVar("R", bound=Record)
 
 #: How long a probe may take before its decoder is killed: so many seconds, and those in which a
 #: slow disk reads the file.
-PROBE_SECONDS = 180.0
+PROBE_SECONDS = 300.0
 PROBE_BYTES_A_SECOND = 5e6
 #: Attempts that ended without a word are those of a worker that was killed, by whom can't be known.
 #: One that so many were killed at is given up all the same: it may be what kills them.
 MAX_DIED = 10
-#: Seconds before a second attempt, four times as long before a third: behind the other films.
+#: Seconds before a second attempt, four times as long before a third, and for as long again as the
+#: one that failed took: behind the other films. Not longer than it takes for the reconciler to miss
+#: the message.
 RETRY_SECONDS = 2.0
 #: Bytes of a thumbnail; preflight draws one of some kilobytes.
 MAX_THUMBNAIL_BYTES = 2**20
@@ -136,6 +137,7 @@ def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> Vid
     )
     try:
         _check_size(found.size, shop.settings.max_video_bytes)
+        room.check_fits(found.size, shop.settings.scratch_dir)
     except RefusedVideoError as error:
         return _refused(record, error)
     results = shop.settings.results_bucket
@@ -151,7 +153,7 @@ def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> Vid
         hashes = _fetch(shop, video, before, local)
         record = record.model_copy(update=hashes)
         # What would make any attempt fail makes none.
-        check_room(bench)
+        room.made(shop.cache, lambda: room.check_room(bench))
         shop.cpu.start()
         attempt = claim.begin(shop.storage, results, folder, before, "ingest", shop.name, **hashes)
         if attempt is None:
@@ -205,7 +207,9 @@ def _fetch(shop: Workshop, video: VideoRef, before: History, local: Path) -> dic
     known = _hashes(before)
     if known and shop.cache.link_video(known["sha256"], local):
         return known
-    return shop.storage.download(video.bucket, video.key, local, video.etag)
+    return room.made(
+        shop.cache, lambda: shop.storage.download(video.bucket, video.key, local, video.etag)
+    )
 
 
 # -- how an attempt ends ---------------------------------------------------------------------------
@@ -244,7 +248,9 @@ def _failed(
     why = _is_given_up(now, shop.settings)
     if why is None:
         shop.cache.keep_video(str(record.sha256), local)
-        delay = RETRY_SECONDS * 4.0 ** (len(now.spent("failed")) - 1)
+        took = (datetime.now(UTC) - attempt.started_at).total_seconds()
+        delay = RETRY_SECONDS * 4.0 ** (len(now.spent("failed")) - 1) + max(0.0, took)
+        delay = min(delay, shop.settings.lease_seconds)
         shop.send(
             "ingest", delay_seconds=delay, bucket=video.bucket, key=video.key, etag=video.etag
         )
@@ -268,7 +274,7 @@ def _check_fault(error: Exception, local: Path) -> None:
                 pass
     except OSError as gone:
         raise StorageError(f"can't read {local} ({gone})", code="scratch_unreadable") from gone
-    check_room(local.parent)
+    room.check_room(local.parent)
 
 
 def _told(error: Exception, local: Path) -> RunError:

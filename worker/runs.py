@@ -37,7 +37,7 @@ from posedrop.records import (
     RunError,
     Task,
 )
-from worker import checkpoints, claim, pair, publish
+from worker import checkpoints, claim, pair, publish, room
 from worker.claim import Claim
 from worker.workshop import Workshop
 
@@ -292,7 +292,11 @@ def _fetch_video(shop: Workshop, request: Request, held: Claim, folder: Path) ->
         raise ObjectChangedError(f"{video.key} was replaced or removed since it was planned")
     if shop.cache.link_video(request.sha256, local):
         return local
-    if not _downloaded(shop, video.bucket, video.key, local, request.sha256, video.etag):
+    room.check_fits(video.size, shop.settings.scratch_dir)
+    if not room.made(
+        shop.cache,
+        lambda: _downloaded(shop, video.bucket, video.key, local, request.sha256, video.etag),
+    ):
         raise ObjectChangedError(f"{video.key} has other content than when it was planned")
     shop.cache.keep_video(request.sha256, local)
     return local
@@ -337,7 +341,8 @@ def _from_the_network(
     if request.model is not None:
         held.stage("fetch the model")
         kept = shop.cache.models
-        model = models.fetch(shop.storage, shop.settings.models_bucket, request.model, kept)
+        ref, there = request.model, shop.settings.models_bucket
+        model = room.made(shop.cache, lambda: models.fetch(shop.storage, there, ref, kept))
         model.touch()
         shop.cache.trim_models()
     _fetch_video(shop, request, held, folder)

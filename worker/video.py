@@ -18,7 +18,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, starmap
+from math import atan2, degrees
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -45,7 +46,7 @@ Order = Literal["rgb", "bgr"]
 #: patterns are absent: they open whatever path or address the file names.
 DEMUXERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,flv,asf,dv,mxf,"
-    "mjpeg,yuv4mpegpipe,nut,dhav,mjpeg_2000,dirac,vc1,cine,gxf,wtv,rm,gif,apng,vvc"
+    "mjpeg,yuv4mpegpipe,nut,dhav,mjpeg_2000,dirac,vc1,h263,h261,cine,gxf,wtv,rm,gif,apng,vvc"
 )
 #: Pixels a frame, for the decoder, where the caller sets no limit: 16384 x 16384.
 MAX_PIXELS = 2**28
@@ -215,7 +216,7 @@ class Picture:
     turns: int
     """Quarter turns clockwise."""
     width: int
-    """Pixels before rotation; the first frame's, whatever a later one has."""
+    """Pixels before rotation; as the file's header says, whatever a frame has."""
     height: int
 
 
@@ -252,24 +253,59 @@ def frames(
         RefusedVideoError: it is not a video that can be read.
     """
     own = threading.local()
+    told = reading or Reading()
+    opencv = _OpenCV(path)
 
-    def convert(picture: Picture) -> tuple[int, Image]:
+    def convert(picture: Picture, seen: Image | None) -> tuple[int, Image]:
         if not hasattr(own, "reformatter"):
             own.reformatter = VideoReformatter()
-        return picture.index, _converted(picture, own.reformatter, order)
+        if seen is None:
+            seen = _converted(picture, own.reformatter)
+        return picture.index, _swapped(seen) if order == "rgb" else seen
 
-    with closing(pictures(path, start, stop, stride, reading)) as shown:
+    def both() -> Iterator[tuple[Picture, Image | None]]:
+        for picture in shown:
+            mapped = _maps_by_metadata(picture.frame)
+            yield picture, opencv.image(picture.index - len(told.lost)) if mapped else None
+
+    with closing(opencv), closing(pictures(path, start, stop, stride, told)) as shown:
         if threads == 1:
-            yield from map(convert, shown)
+            yield from starmap(convert, both())
             return
         with ThreadPoolExecutor(threads, thread_name_prefix="to_rgb") as pool:
             begun: deque[Future[tuple[int, Image]]] = deque()
-            for picture in shown:
-                begun.append(pool.submit(convert, picture))
+            for picture, seen in both():
+                begun.append(pool.submit(convert, picture, seen))
                 if len(begun) > 2 * threads:
                     yield begun.popleft().result()
             while begun:
                 yield begun.popleft().result()
+
+
+class _OpenCV:
+    """OpenCV's own reading of a film that is read already, for colours that PyAV can't map so."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._capture: cv2.VideoCapture | None = None
+        self._grabbed = 0
+
+    def image(self, place: int) -> Image | None:
+        """Return its BGR of a frame, upright, by its place among those that are shown."""
+        if self._capture is None:
+            self._capture = cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG)
+        while self._grabbed < place and self._capture.grab():
+            self._grabbed += 1
+        if self._grabbed < place:
+            return None
+        self._grabbed += 1
+        there, image = self._capture.read()
+        return np.asarray(image, np.uint8) if there else None
+
+    def close(self) -> None:
+        """Close the film."""
+        if self._capture is not None:
+            self._capture.release()
 
 
 def count(path: Path) -> int:
@@ -371,18 +407,20 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
         reading.base = stream.time_base or reading.base
         reading.rate = rate_of(stream)
         size = (stream.width, stream.height)
+        turns: int | None = None
         gone = _Gone(reading)
         waiting: deque[int | None] = deque(maxlen=_IN_FLIGHT)
         shown: deque[int | None] = deque(maxlen=_IN_FLIGHT + REORDERED)
         missing = 0
 
         def number(frame: VideoFrame) -> Picture:
-            nonlocal size
-            if not all(size):
-                size = (frame.width, frame.height)
+            nonlocal size, turns
+            if turns is None:  # the first one's are those of all
+                turns = turns_of(frame)
+                size = size if all(size) else (frame.width, frame.height)
             reading.concealed += frame.is_corrupt
             shown.append(frame.pts)
-            return Picture(gone.number(frame.pts), frame, turns_of(frame), *size)
+            return Picture(gone.number(frame.pts), frame, turns, *size)
 
         broken = False
         for packet in packets(container, stream):
@@ -535,7 +573,12 @@ def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[V
 
 def rotation_of(frame: VideoFrame) -> int:
     """Return the clockwise rotation in degrees, 0 to 359, that the container asks for."""
-    return -frame.rotation % 360
+    if not frame.rotation:
+        return 0
+    # PyAV cuts the fraction off, and OpenCV rounds.
+    matrix = np.frombuffer(bytes(_side_data(frame)["DISPLAYMATRIX"]), np.int32)
+    across, down = np.hypot(matrix[[0, 1]], matrix[[3, 4]].astype(float))
+    return round(degrees(atan2(matrix[1] / down, matrix[0] / across))) % 360
 
 
 def turns_of(frame: VideoFrame) -> int:
@@ -545,10 +588,14 @@ def turns_of(frame: VideoFrame) -> int:
 
 def to_rgb(picture: Picture, reformatter: VideoReformatter) -> Image:
     """Return a frame as RGB, uint8 (height, width, 3), upright."""
-    return _converted(picture, reformatter, "rgb")
+    return _swapped(_converted(picture, reformatter))
 
 
-def _converted(picture: Picture, reformatter: VideoReformatter, order: Order) -> Image:
+def _swapped(image: Image) -> Image:
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _converted(picture: Picture, reformatter: VideoReformatter) -> Image:
     # Bicubic and BGR are what OpenCV asks of libswscale: another way round, 10-bit video and
     # video with subsampled chroma would differ by some levels.
     def reformat(**colours: int) -> VideoFrame:
@@ -568,8 +615,6 @@ def _converted(picture: Picture, reformatter: VideoReformatter, order: Order) ->
         with convertible():  # a transfer function that libswscale doesn't know: OpenCV shows black
             converted = reformat()
     image: Image = np.asarray(converted.to_ndarray(), np.uint8)
-    if order == "rgb":
-        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
     return np.ascontiguousarray(np.rot90(image, -picture.turns))
 
 
@@ -586,6 +631,21 @@ def convertible() -> Iterator[None]:
             "ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4",
             code="unsupported_codec",
         ) from error
+
+
+def _maps_by_metadata(frame: VideoFrame) -> bool:
+    """Whether a frame tells the colours of the screen it was made on.
+
+    They are the source's, and PyAV takes them for the target's too.
+    """
+    if frame.color_trc not in _HIGH_RANGE and frame.color_primaries in _NARROW:
+        return False
+    return bool(_side_data(frame).keys() & {"MASTERING_DISPLAY_METADATA", "DYNAMIC_HDR_PLUS"})
+
+
+def _side_data(frame: VideoFrame) -> dict[str, Any]:
+    every: Any = frame.side_data  # no mapping, whatever PyAV's types say
+    return {side.type.name: side for side in every}
 
 
 def _mapped(frame: VideoFrame) -> dict[str, int]:

@@ -19,7 +19,7 @@ from dramatiq import Broker
 from posedrop import queue
 from posedrop.settings import Settings
 from posedrop.storage import Storage
-from worker import limits
+from worker import limits, room
 from worker.cache import Cache
 from worker.child import Child
 from worker.pair import Pair
@@ -65,7 +65,7 @@ class Workshop:
     @contextmanager
     def bench(self) -> Iterator[Path]:
         """Give an empty folder for one job, gone afterwards."""
-        folder = Path(tempfile.mkdtemp(dir=self._scratch))
+        folder = Path(tempfile.mkdtemp(prefix=room.JOB, dir=self._scratch))
         try:
             yield folder
         finally:

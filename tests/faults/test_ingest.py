@@ -347,7 +347,7 @@ def refused_of_old(world: World, *keys: str) -> None:
         world.storage.put(RESULTS, name, json.dumps(old).encode())
     world.close()
     world.open()
-    world.child = Child()
+    world.child = Decoder(lambda _: {"probe": PROBE})
 
 
 def test_what_an_older_posedrop_refused_is_looked_at_anew_once(world: World) -> None:
