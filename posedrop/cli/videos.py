@@ -44,7 +44,7 @@ def upload(
 
     Ends with 0 if all went up; with --wait, if each video has results (those of a partial run
     count) or nothing was asked for it. Ends with 1 if one was refused, or its run failed or was
-    cancelled.
+    cancelled, or the rule of its folder is wrong.
 
     \b
     posedrop upload film.mp4
@@ -62,7 +62,8 @@ def upload(
         for path, ticket in tickets:
             file = client.wait_for_file(ticket.file_id)
             run = _run_of(client, file, analysis, args, path.name)
-            failed |= file.state == "refused" or (run is not None and not run.has_results)
+            failed |= file.state == "refused" or (run is None and file.waiting is not None)
+            failed |= run is not None and not run.has_results
             outcomes.append(
                 {"path": str(path), "file": display.plain(file), "run": run and display.plain(run)}
             )

@@ -58,8 +58,8 @@ def test_a_rule_that_is_synced_after_its_films_is_followed(
     assert "line 4, column 1" in told["message"]
     assert told["message"] in lab.posedrop("ls", "synced").stdout
     assert below(s3, "synced/", "/result.json") == []
-    (day / "posedrop.json").write_text(text.replace("},", "}"), encoding="utf-16")
-    sync(lab, day, "s3://videos/synced/")
+    mended = text.replace("},", "}").encode("utf-16")
+    s3.put_object(Bucket="videos", Key="synced/posedrop.json", Body=mended)
     lab.until(lambda: len(below(s3, "synced/", "/result.json")) == FILMS, "12 runs")
     assert len(below(s3, "synced/", "/request.json")) == FILMS
     assert {file["waiting"] for file in ready()} == {None}
