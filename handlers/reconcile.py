@@ -22,7 +22,7 @@ from handlers import notify, plan, rules, upload, waiting
 from handlers.context import Context, now
 from handlers.reingest import OldRefusals
 from posedrop import layout, queue
-from posedrop.errors import PosedropError
+from posedrop.errors import PosedropError, StorageError
 from posedrop.index import AnalysisRow, FileRow, Page
 from posedrop.records import Attempt, FileState, RunState
 from posedrop.storage import ObjectInfo
@@ -204,8 +204,13 @@ class Sweep:
                 self._index_video(found.key)
 
     def _look_at_rule(self, key: str) -> None:
-        waiting.rule_changed(self._context, key)
-        self._repairs.rules_found += 1
+        try:
+            waiting.rule_changed(self._context, key)
+        except StorageError as error:
+            # The models that it asks for may be away alone; the next sweep comes here again.
+            log.warning("%s is looked at later: %s", key, error)
+        else:
+            self._repairs.rules_found += 1
 
     def _index_video(self, key: str) -> None:
         bucket = self._context.settings.videos_bucket

@@ -12,7 +12,7 @@ import logging
 
 from handlers import plan, rules
 from handlers.context import Context, now
-from posedrop.errors import BadRequestError
+from posedrop.errors import BadRequestError, StorageError
 from posedrop.index import FileRow, IndexBusyError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,10 @@ def rule_changed(context: Context, key: str) -> None:
 def try_again(context: Context) -> None:
     """Look again at wrong rules: the model that one lacked may be there now."""
     for row in context.index.rules_wrong(_AGAIN):
-        rule_changed(context, row.key)
+        try:
+            rule_changed(context, row.key)
+        except StorageError as error:
+            log.warning("%s is looked at later: %s", row.key, error)
 
 
 def go_on(context: Context) -> int:

@@ -294,7 +294,9 @@ def is_folder_rule(key: str) -> bool:
 def folder_rules(key: str) -> list[str]:
     """Return the keys of the posedrop.json files that can rule a video, the nearest first."""
     folders = key.split("/")[:-1]
-    return ["/".join([*folders[:depth], FOLDER_RULES]) for depth in range(len(folders), -1, -1)]
+    rules = ("/".join([*folders[:depth], FOLDER_RULES]) for depth in range(len(folders), -1, -1))
+    # No store has a longer one, and asked for it some answer that as an error.
+    return [rule for rule in rules if len(rule.encode()) <= 1024]
 
 
 def user_metadata(headers: Mapping[str, str]) -> dict[str, str]:

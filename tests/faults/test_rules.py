@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from handlers import plan, results, upload
+from handlers import plan, reconcile, results, rules, upload, waiting
+from handlers.context import Context
 from posedrop import analyses, layout
+from posedrop.index import Index
 from posedrop.records import Planned, WrongRule
 from tests.faults.world import RESULTS, VIDEOS, Gate, World
 
@@ -358,3 +361,53 @@ def test_many_films_hold_up_nothing(world: World) -> None:
     for message in world.messages():
         world.work(message)
     assert runs(world) == {key: [1] for key in films}
+
+
+def test_a_rule_that_comes_while_a_film_is_planned_reaches_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan has found none, the rule's own look finds no film that waits: a round mends it."""
+    real = rules.nearest
+
+    def late(context: Context, key: str, seen: dict[str, str | None]) -> rules.Rule | None:
+        found = real(context, key, seen)
+        monkeypatch.undo()
+        set_rule(world, "a/", rule(1))
+        waiting.rule_changed(context, "a/posedrop.json")
+        while waiting.go_on(context):
+            pass
+        return found
+
+    monkeypatch.setattr(rules, "nearest", late)
+    put(world, "a/1.mp4")
+    lose(world)
+    assert runs(world) == {"a/1.mp4": [1]}
+
+
+def test_two_handlers_do_it_once(world: World, tmp_path: Path) -> None:
+    """Each with an index of its own, of which one is told of the films, one of the rule."""
+    other = replace(world.context, index=Index(tmp_path / "other.sqlite"))
+    one, two = world.context, other
+    sweeps = reconcile.Reconciler(one), reconcile.Reconciler(two)
+    put(world, *FILMS)
+    tell(world)
+    set_rule(world, "day1/", b"{")
+    world.context = two
+    tell(world)
+    for sweep in sweeps:
+        sweep.round()
+    world.storage.events.clear()
+    for step, context in enumerate((one, two)):
+        set_rule(world, "day1/", rule(step))
+        world.context = context
+        tell(world)
+        for sweep in sweeps:
+            world.clock.pass_(61)
+            sweep.round()
+    tell(world)
+    assert (wrong(world), runs(world)) == ({}, {key: [0] for key in FILMS})
+    for context in (one, two):
+        files = context.index.files(limit=100).rows
+        assert [(file.planned, file.waits_for) for file in files] == [(True, None)] * len(FILMS)
+    two.index.close()
+    world.context = one

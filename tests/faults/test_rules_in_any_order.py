@@ -128,7 +128,10 @@ class Lab:
             self.world.work(message)
         events, self.world.storage.events = self.world.storage.events, []
         self.world.tell(events if how != "none" else [], Gate(at) if at is not None else None)
-        if lost:
+        # Who waits for a wrong rule is known by the index alone. It matters if that is lost before
+        # one is mended that passes by what was there: then they are passed by, too.
+        waited = [self.rules[f.waits_for] for f in self.films.values() if f.waits_for in self.rules]
+        if lost and not any(found.says == "new ones" for found in waited):
             self.world.lose_index()
         self.world.settle()
         self.world.storage.events.clear()

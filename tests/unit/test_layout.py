@@ -98,6 +98,10 @@ def test_a_file_name_is_only_a_name(name: str) -> None:
     ("key", "rules"),
     [
         ("a.mp4", ["posedrop.json"]),
+        (
+            f"x/{'y/' * 505}a.mp4",
+            [f"x/{'y/' * n}posedrop.json" for n in range(504, -1, -1)] + ["posedrop.json"],
+        ),
         ("x/y/a.mp4", ["x/y/posedrop.json", "x/posedrop.json", "posedrop.json"]),
     ],
 )
