@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= posedrop-data
 
-.PHONY: demo up test soak lint bench clean help
+.PHONY: demo up test soak fuzz lint bench clean help
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -28,6 +28,9 @@ test: $(READY)  ## Run all tests
 
 soak: $(READY)  ## Kill everything in turn while uploads go on, then balance the books (SECONDS, SEED, STACK)
 	$(BIN)/python -m tests.faults.soak --seconds $(or $(SECONDS),300) --seed $(or $(SEED),1) --stack $(or $(STACK),embedded)
+
+fuzz: $(READY)  ## Damage films of every container, and cut them at every length: each has to end (SECONDS, SEED)
+	$(BIN)/python -m tests.faults.fuzz --cuts --seconds $(or $(SECONDS),300) --seed $(or $(SEED),1)
 
 lint: $(READY)  ## Style, types and the direction of imports
 	$(BIN)/ruff check .

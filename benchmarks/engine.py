@@ -432,7 +432,7 @@ class Bench:
 
         indexes, poses = _predicted(done)
         details = answer["details"]
-        table = table_of(indexes, poses, details["scorer"], details["bodyparts"])
+        table = table_of(indexes, poses[:, None], details["scorer"], [], details["bodyparts"])
         path = done / f"{film.stem}{details['scorer']}.h5"
         table.to_hdf(path, key="df_with_missing", format="table", mode="w")
         return path
@@ -440,11 +440,13 @@ class Bench:
 
 def _predicted(done: Path) -> tuple[Any, Any]:
     """Take our predictions: frame numbers (n), and x, y, likelihood (n, bodyparts, 3)."""
-    from worker.tables import PREDICTIONS
+    from posedrop.layout import PREDICTIONS
+    from worker import predictions
 
-    with np.load(done / PREDICTIONS) as file:
-        indexes, poses = file["indexes"], file["bodyparts"][:, 0, :, :3]
-    (done / PREDICTIONS).unlink()
+    path = done / PREDICTIONS
+    found = predictions.read(path)
+    path.unlink()
+    indexes, poses = found.frames, found.values["bodyparts"][:, 0, :, :3]
     return indexes, poses
 
 

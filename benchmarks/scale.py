@@ -27,6 +27,7 @@ from handlers.context import Context
 from handlers.reconcile import SLICE, Repairs, Sweep
 from posedrop import layout, queue, schema
 from posedrop.index import AnalysisRow, FileRow, Index
+from posedrop.listing import LAST_NUMBER
 from posedrop.records import Artefact, Request, Result, VideoRecord, VideoRef
 from posedrop.settings import load
 from posedrop.storage import ObjectInfo, Storage
@@ -84,8 +85,10 @@ def fill(path: Path, rows: int) -> None:
             f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
         )
         db.conn.executemany(statement, (list(values_of(n).values()) for n in range(rows)))
-        db.execute(f"INSERT INTO {table}_fts ({table}_fts) VALUES ('rebuild')")  # noqa: S608
+        db.execute("INSERT INTO unspelled VALUES (?, ?)", (table, LAST_NUMBER))
         db.execute(f"INSERT INTO tally SELECT '{table}', state, count(*) FROM {table} GROUP BY 2")  # noqa: S608
+    while not schema.go_on_spelling(db, 100_000):
+        pass
     for each in kept:
         db.execute(each["sql"])
     db.execute("COMMIT")
@@ -212,6 +215,11 @@ def measure(path: Path, rows: int) -> dict[str, Any]:
         "GET /files?q=trial<n>": lambda n: index.files(query=f"trial{n}"),
         "GET /files?q=mouse": lambda _: index.files(query="mouse"),
         "GET /files?q=mouse_3, one in ten": lambda _: index.files(query="mouse_3"),
+        "GET /files?q=ial<n>, inside a word": lambda n: index.files(query=f"ial{n}"),
+        "GET /files?q=m 3": lambda _: index.files(query="m 3"),
+        "GET /files?q=ferret, no hit": lambda _: index.files(query="ferret"),
+        "GET /files?q=lab0 lab1, no hit": lambda _: index.files(query="lab0 lab1"),
+        "GET /files?q=mouse_3 mouse_4, no hit": lambda _: index.files(query="mouse_3 mouse_4"),
         "GET /analyses?q=dummy": lambda _: index.analyses(query="dummy"),
         "GET /files?prefix=lab/day": lambda n: index.files(prefix=key_of(n).rsplit("/", 1)[0]),
         "GET /files, deep page": lambda n: index.files(cursor=_cursor(n)),

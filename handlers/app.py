@@ -17,7 +17,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from handlers import access, notify, plan, reconcile, results, sqs, upload, webhook
+from handlers import access, notify, plan, reconcile, reingest, results, sqs, upload, webhook
 from handlers.context import Context, now
 from handlers.form import FormUpload
 from handlers.metrics import Metrics
@@ -175,7 +175,12 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         wanted: Annotated[results.AnalyseRequest, Body()], response: Response
     ) -> results.AnalyseAnswer:
         planned = plan.ask(
-            context, wanted.file_id, wanted.analysis, wanted.args, force=wanted.force
+            context,
+            wanted.file_id,
+            wanted.analysis,
+            wanted.args,
+            force=wanted.force,
+            retry=wanted.retry,
         )
         over = planned.existed and planned.status in results.FINAL
         response.status_code = 200 if over else 202
@@ -230,7 +235,7 @@ def _list_routes(app: FastAPI, context: Context) -> None:
         limit: Limit = 50,
     ) -> dict[str, Any]:
         page = context.index.files(state=state, prefix=prefix, query=q, cursor=cursor, limit=limit)
-        return {"items": [upload.file_answer(row) for row in page.rows], "next": page.cursor}
+        return {"items": upload.file_answers(context, page.rows), "next": page.cursor}
 
     @app.get("/analyses", summary="List, filter and search the runs, newest first")
     def get_analyses(
@@ -246,6 +251,10 @@ def _list_routes(app: FastAPI, context: Context) -> None:
         )
         items = [results.analysis_answer(row) for row in page.rows]
         return {"items": items, "next": page.cursor}
+
+    @app.get("/rules", summary="The rules (posedrop.json) that are wrong: videos wait for them")
+    def get_rules(limit: Limit = 50) -> dict[str, Any]:
+        return {"items": upload.wrong_rules(context, limit)}
 
     @app.get("/analysis-types", summary="What can be asked, with the JSON Schema of its args")
     def get_analysis_types() -> dict[str, Any]:
@@ -276,6 +285,12 @@ def _service_routes(
     @app.post("/reconcile", summary="Compare buckets, index and queue now, and repair")
     def post_reconcile() -> dict[str, int]:
         return reconciler.round().as_counts()
+
+    @app.post("/reingest", summary="Look at refused videos anew")
+    def post_reingest(
+        wanted: Annotated[reingest.ReingestRequest, Body()],
+    ) -> reingest.ReingestAnswer:
+        return reingest.reingest(context, wanted)
 
     @app.post("/reindex", summary="Make the index anew from the buckets")
     def post_reindex() -> dict[str, int]:

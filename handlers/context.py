@@ -33,6 +33,8 @@ class Context:
     broker: Broker
     planning: threading.Lock = field(default_factory=threading.Lock)
     """Held while a run is looked up and created: one request, one run, under whatever key."""
+    following: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a video is planned, so that of two versions of a rule it follows one."""
     lookers: ThreadPoolExecutor = field(default_factory=_lookers)
     """Threads that ask the store about many objects at once; they end with the context."""
 
@@ -42,8 +44,17 @@ class Context:
         Raises:
             StorageError: the store is away, or what stands there is no such record.
         """
-        record = layout.video_record(layout.video_prefix(bucket, key))
+        record = layout.video_record(self.video_prefix(bucket, key))
         return self.storage.read_record(self.settings.results_bucket, record, VideoRecord)
+
+    def video_prefix(self, bucket: str, key: str) -> str:
+        """Return the folder of the results bucket for a video's results."""
+        return self.storage.video_prefix(self.settings.results_bucket, bucket, key)
+
+    def ingest_attempts(self, file_id: str) -> list[str]:
+        """Return the keys of all attempts to ingest a file."""
+        below = f"{layout.ingests(file_id)}/"
+        return [found.key for found in self.storage.objects(self.settings.results_bucket, below)]
 
     def enqueue_ingest(self, file_id: str, bucket: str, key: str, etag: str) -> None:
         """Have an object ingested."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import NamedTuple
 
-from handlers import plan
+from handlers import plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
 from posedrop.errors import PosedropError
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 #: Many events, at once: others may let them go first.
 _MANY = 16
+#: A mount begins a film with an empty object and writes it within moments: only what stays empty
+#: for so many seconds is refused.
+EMPTY_SECONDS = 5.0
 _NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD})
 
 
@@ -135,16 +139,32 @@ class Farewell(NamedTuple):
         return self.file_id, "gone"
 
 
+class Ruling(NamedTuple):
+    """A rule that has come, was replaced or is gone."""
+
+    key: str
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What two events have in common that call for one look."""
+        return self.key, "rule"
+
+
 Found = ObjectInfo | VideoRecord | Asked | Planned | Request | Result | None
-Then = Ingest | Planning | Farewell
+Then = Ingest | Planning | Farewell | Ruling
 
 
 def follow(context: Context) -> int:
-    """Act on a batch of recorded events; return how many it had. No bad one holds up another."""
+    """Act on a batch of recorded events, and on some of what waits for a rule that one told of.
+
+    Returns:
+        How many events and videos that were, 0 if there is nothing to do. No bad one holds up
+        another.
+    """
     batch = context.index.unhandled_events(_BATCH, now())
     if batch:
         _handle(context, batch)
-    return len(batch)
+    return len(batch) + waiting.go_on(context)
 
 
 def _handle(context: Context, batch: list[EventRow]) -> None:
@@ -176,11 +196,14 @@ def _handle_together(context: Context, batch: list[EventRow]) -> None:
     failed: list[tuple[EventRow, Exception]] = []
     calls: dict[tuple[str, str], tuple[Then, list[EventRow]]] = {}
     done: list[EventRow] = []
+    later: list[EventRow] = []
     with context.index.together():
         for event in batch:
             seen = found[event.bucket, event.key]
             if isinstance(seen, Exception):
                 failed.append((event, seen))
+            elif _may_grow(context, event, seen):
+                later.append(event)
             elif then := _tell(context, event.bucket, event.key, event.kind, seen):
                 calls.setdefault(then.name, (then, []))[1].append(event)
             else:
@@ -201,6 +224,18 @@ def _handle_together(context: Context, batch: list[EventRow]) -> None:
         context.index.events_handled((event.id for event in done), now())
         for event, reason in failed:
             _failed(context, event, reason)
+        for event in later:
+            due = event.received_at + timedelta(seconds=EMPTY_SECONDS)
+            context.index.event_postponed(event.id, due)
+
+
+def _may_grow(context: Context, event: EventRow, found: Found) -> bool:
+    """Tell whether an event is of an object that is empty and was written just now."""
+    if event.bucket != context.settings.videos_bucket or not isinstance(found, ObjectInfo):
+        return False
+    if found.size > 0 or event.kind != "created" or layout.is_folder_rule(event.key):
+        return False
+    return now() < event.received_at + timedelta(seconds=EMPTY_SECONDS)
 
 
 def _failed(context: Context, event: EventRow, error: Exception) -> None:
@@ -228,12 +263,11 @@ def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], Foun
 def _look_at(context: Context, bucket: str, key: str) -> Found:
     """Return what is under a key now, None if there is nothing, or nothing to be indexed."""
     if bucket == context.settings.videos_bucket:
-        rules = key.rsplit("/", 1)[-1] == layout.FOLDER_RULES
-        return None if rules else context.storage.head(bucket, key)
+        return None if layout.is_folder_rule(key) else context.storage.head(bucket, key)
     match layout.parse_result_key(key):
         case layout.VideoObject(name=layout.VIDEO_RECORD):
             record = context.storage.read_record(bucket, key, VideoRecord)
-            return None if record is None or _is_old_news(context, record) else record
+            return record if record is None else _unless_old(context, record)
         case layout.AskedObject():
             return context.storage.read_record(bucket, key, Asked)
         case layout.AnsweredObject():
@@ -246,19 +280,29 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
             return None
 
 
-def _is_old_news(context: Context, record: VideoRecord) -> bool:
-    """Tell whether a record is of a video that is gone or replaced: no index should have it."""
+def _unless_old(context: Context, record: VideoRecord) -> VideoRecord | ObjectInfo | None:
+    """Return a record unless it is of a video that is gone or replaced: no index should have it.
+
+    Where the index knows a newer one already, a worker that woke up late has written over that:
+    then return the object, to be looked at again.
+    """
     video = record.video
     row = context.index.file(video.file_id)
     if row is not None and row.etag == video.etag:
-        return False
+        return record
     there = context.storage.head(video.bucket, video.key)
-    return there is None or there.etag != video.etag
+    if there is not None and there.etag == video.etag:
+        return record
+    if there is None or row is None or row.key != video.key:
+        return None
+    return there if row.etag == there.etag and row.state in {"ready", "refused"} else None
 
 
 def _tell(context: Context, bucket: str, key: str, kind: str, found: Found) -> Then | None:
     """Tell the index what was found; return what has to follow. Nothing here is slow."""
     if bucket == context.settings.videos_bucket:
+        if layout.is_folder_rule(key):
+            return Ruling(key)
         file_id = layout.file_id_of(bucket, key)
         if isinstance(found, ObjectInfo):
             return _tell_video(context, file_id, found) if kind == "created" else None
@@ -290,8 +334,11 @@ def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | N
     return None
 
 
-def _tell_record(context: Context, key: str, found: Found) -> Planning | None:
+def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest | None:
     match layout.parse_result_key(key), found:
+        case layout.VideoObject(), ObjectInfo():
+            file_id = layout.file_id_of(context.settings.videos_bucket, found.key)
+            return Ingest(file_id, found.etag, found.key)
         case layout.VideoObject(video=prefix), VideoRecord():
             context.index.file_ingested(found)
             return Planning(prefix, found)
@@ -301,8 +348,12 @@ def _tell_record(context: Context, key: str, found: Found) -> Planning | None:
             return Planning(prefix, None)
         case layout.AnsweredObject(pending_id=pending_id), Planned():
             plan.note_answer(context, pending_id, found)
-        case layout.RunObject(run=run), Request():
+        case layout.RunObject(run=run, video=prefix), Request():
             context.index.analysis_planned(found, run)
+            row = context.index.file(found.video.file_id)
+            if row is not None and row.waits_for is not None:
+                # It has a run now, and is open to no rule any more.
+                return Planning(prefix, None)
         case layout.RunObject(run=run), Result():
             context.index.analysis_finished(found, run)
         case layout.RunObject(analysis_id=analysis_id, name="attempts/1.json"), _:
@@ -323,7 +374,7 @@ def _tell_gone(context: Context, key: str) -> None:
 
 
 def _act(context: Context, then: Then) -> None:
-    """Send an ingest, plan a video's runs, or forget that they were planned."""
+    """Send an ingest, plan a video's runs, forget that they were planned, look at a rule."""
     match then:
         case Ingest(etag=etag, key=key):
             bucket = context.settings.videos_bucket
@@ -335,8 +386,11 @@ def _act(context: Context, then: Then) -> None:
                 video = context.storage.read_record(results, record, VideoRecord)
             if video is not None:
                 plan.plan_ingested(context, video)
+        case Ruling(key=key):
+            waiting.rule_changed(context, key)
         case Farewell(file_id=file_id):
-            context.storage.delete(context.settings.results_bucket, [layout.planned(file_id)])
+            records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
+            context.storage.delete(context.settings.results_bucket, records)
 
 
 def video_arrived(context: Context, key: str) -> None:

@@ -1,13 +1,14 @@
-"""Plan: what happens to a video. POST /analyse, its own metadata, its folder's rules, the default.
+"""Plan: what happens to a video. POST /analyse, its own metadata, its folder's rule, the default.
 
 An analysis_id is made of what decides the result (content, analysis, arguments, model, version),
 so the same request on the same content is the same run, under whatever key the video lies.
 
-A video's rules are followed once, at its first ingest. A question asked before that is answered for
-what was ingested first after it, which then needs no rules. The bucket says that this was done, so
-neither a reindex nor a rule set later starts anything: deleted results come back when somebody asks
-again or uploads again, not when an index is lost. What was cut short is planned again, from its
-beginning.
+A video follows one rule, and the bucket says which (``_planned/``). A question asked before its
+first plan is answered for what was ingested first after it, which then needs no rule. So neither a
+reindex nor a rule that is changed later starts anything: deleted results come back when somebody
+asks again or uploads again, not when an index is lost. What followed no rule is open to one that
+comes into its folders, unless it has a run by then. Where the rule is wrong the video waits (see
+handlers/waiting.py). What was cut short is planned again, from its beginning.
 """
 
 from __future__ import annotations
@@ -16,29 +17,34 @@ import json
 import logging
 import secrets
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from pydantic import ValidationError
-
+from handlers import rules
 from handlers.context import Context, now
 from posedrop import analyses, layout, models
-from posedrop.errors import BadRequestError, NotFoundError, PosedropError
+from posedrop.errors import BadRequestError, NotFoundError, PosedropError, StorageError
 from posedrop.queue import QueueError
 from posedrop.records import (
     Asked,
-    FolderRules,
+    Followed,
     Model,
     ModelRef,
     Planned,
     Request,
     Result,
     RunError,
+    RunRef,
     RunState,
     VideoRecord,
 )
-from posedrop.rows import PendingRow
+from posedrop.rows import AnalysisRow, FileRow, PendingRow
 
 log = logging.getLogger(__name__)
+
+#: How often what fails is made anew by asking again for the same; beyond, ask with ``force``.
+MAX_RETRIES = 10
+_ALWAYS = datetime.max.replace(tzinfo=UTC)
 
 Origin = Literal["api", "metadata", "folder", "default"]
 
@@ -95,9 +101,24 @@ def order(context: Context, analysis: str, args: Mapping[str, Any]) -> Order:
 
 
 def ask(
-    context: Context, file_id: str, analysis: str, args: Mapping[str, Any], *, force: bool
+    context: Context,
+    file_id: str,
+    analysis: str,
+    args: Mapping[str, Any],
+    *,
+    force: bool,
+    retry: bool = True,
 ) -> Answer:
     """Carry out POST /analyse: start the run, or keep it until the video's ingest is over.
+
+    Args:
+        context: the handlers' tools.
+        file_id: of the video.
+        analysis: by name.
+        args: of the analysis.
+        force: make a new run, whatever there is.
+        retry: make a run anew that failed or was cancelled; False: only one that was over before
+            this video was uploaded, as whoever uploads it waits for its first.
 
     Raises:
         NotFoundError: there is no such file.
@@ -114,11 +135,12 @@ def ask(
             code="refused",
             field="file_id",
         )
-    prefix = layout.video_prefix(file.bucket, file.key)
+    prefix = context.video_prefix(file.bucket, file.key)
     if file.state == "ready":
         record = context.video_record(file.bucket, file.key)
         if record is not None and record.probe is not None:
-            return start(context, record, wanted, "api", token)
+            before = _ALWAYS if retry else file.created_at
+            return start(context, record, wanted, "api", token, retry_before=before)
     asked = Asked(
         # By the ETag, so that the same question about what replaces this is another one.
         pending_id=layout.make_id(
@@ -142,43 +164,51 @@ def ask(
 
 
 def start(
-    context: Context, video: VideoRecord, wanted: Order, origin: Origin, force: str | None
+    context: Context,
+    video: VideoRecord,
+    wanted: Order,
+    origin: Origin,
+    force: str | None,
+    *,
+    retry_before: datetime | None = None,
 ) -> Answer:
-    """Create the run of an ingested video, unless the same one exists; enqueue it."""
+    """Create the run of an ingested video, unless the same one exists; enqueue it.
+
+    Args:
+        context: the handlers' tools.
+        video: what ingest found out about it.
+        wanted: what to do with it.
+        origin: who wants it.
+        force: makes it a run of its own.
+        retry_before: a run that failed or was cancelled before this time is made anew, and so is
+            the run that was made for it; whoever asks at the same time gets the same. After
+            ``MAX_RETRIES`` the last failure is the answer.
+    """
     if video.sha256 is None or video.probe is None:
         raise BadRequestError(f"{video.video.key} has no content to analyse", code="refused")
-    analysis_id = analysis_id_of(video.sha256, wanted, force)
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
-    run = layout.run_prefix(prefix, wanted.analysis.name, analysis_id)
+    token, retry_of = force, None
     with context.planning:
-        existing = context.index.analysis(analysis_id)
-        if existing is not None:
-            return Answer(analysis_id, existing.state, True)
-        elsewhere = _run_of_the_first(context, video, wanted, analysis_id)
-        request = Request(
-            analysis_id=analysis_id,
-            analysis=wanted.analysis.name,
-            analysis_version=wanted.analysis.version,
-            args=wanted.args,
-            video=video.video,
-            sha256=video.sha256,
-            probe=video.probe,
-            model=ModelRef(name=wanted.model.name, digest=wanted.model.digest)
-            if wanted.model
-            else None,
-            asked_by=origin,
-            created_at=now(),
-            force=force,
-        )
-        bucket, key = context.settings.results_bucket, f"{run}/{layout.REQUEST}"
-        if elsewhere is not None:
-            return _known(context, elsewhere, request)
-        if not context.storage.create(bucket, key, request.to_json()):
-            # The bucket knows the run, the index did not: what stands there is what was asked.
-            return _known(context, run, request)
-        context.index.analysis_planned(request, run)
+        for retries in range(MAX_RETRIES + 1):
+            analysis_id = analysis_id_of(video.sha256, wanted, token)
+            token = f"retry:{analysis_id}"
+            row = context.index.analysis(analysis_id)
+            if retry_before is not None and row is not None and row.finished_at is None:
+                row = _up_to_date(context, row)
+            bad = row is None or row.state in {"failed", "cancelled"}
+            if not (bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
+                if row is None:
+                    request = _request(video, wanted, origin, analysis_id, force, retry_of)
+                    row = _created(context, video, request)
+                if row is None:
+                    break
+                if retries == MAX_RETRIES or not _is_retried(row, retry_before):
+                    return Answer(analysis_id, row.state, True)
+            if row is not None:
+                retry_of = RunRef(analysis_id=analysis_id, run=row.run)
     try:
-        context.enqueue_infer(analysis_id, run)
+        context.enqueue_infer(
+            analysis_id, _run_of(context, video, wanted.analysis.name, analysis_id)
+        )
     except QueueError as error:
         # It stands in the bucket: whoever asked is told so, and the reconciler sends it.
         log.warning("%s", error)
@@ -186,20 +216,84 @@ def start(
     return Answer(analysis_id, "queued", False)
 
 
+def _exists(context: Context, analysis_id: str) -> bool:
+    return context.index.analysis(analysis_id) is not None
+
+
+def _is_retried(row: AnalysisRow, before: datetime | None) -> bool:
+    if row.state not in {"failed", "cancelled"} or row.finished_at is None:
+        return False
+    return before is not None and row.finished_at < before
+
+
+def _up_to_date(context: Context, row: AnalysisRow) -> AnalysisRow | None:
+    """Return the row of a run with what the bucket knows: its event may be on the way."""
+    bucket = context.settings.results_bucket
+    result = context.storage.read_record(bucket, f"{row.run}/{layout.RESULT}", Result)
+    if result is not None:
+        context.index.analysis_finished(result, row.run)
+    return context.index.analysis(row.analysis_id)
+
+
+def _request(
+    video: VideoRecord,
+    wanted: Order,
+    origin: Origin,
+    analysis_id: str,
+    force: str | None,
+    retry_of: RunRef | None,
+) -> Request:
+    assert video.sha256 is not None and video.probe is not None  # noqa: S101, PT018
+    model = wanted.model
+    return Request(
+        analysis_id=analysis_id,
+        analysis=wanted.analysis.name,
+        analysis_version=wanted.analysis.version,
+        args=wanted.args,
+        video=video.video,
+        sha256=video.sha256,
+        probe=video.probe,
+        model=ModelRef(name=model.name, digest=model.digest) if model else None,
+        asked_by=origin,
+        created_at=now(),
+        force=force,
+        retry_of=retry_of,
+    )
+
+
+def _created(context: Context, video: VideoRecord, request: Request) -> AnalysisRow | None:
+    """Create a run that the index does not know; return its row if the bucket knows it."""
+    elsewhere = _run_of_the_first(context, video, request.analysis, request.analysis_id)
+    if elsewhere is not None:
+        return _known(context, elsewhere, request)
+    run = _run_of(context, video, request.analysis, request.analysis_id)
+    bucket, key = context.settings.results_bucket, f"{run}/{layout.REQUEST}"
+    if not context.storage.create(bucket, key, request.to_json()):
+        # The bucket knows the run, the index did not: what stands there is what was asked.
+        return _known(context, run, request)
+    context.index.analysis_planned(request, run)
+    return None
+
+
+def _run_of(context: Context, video: VideoRecord, analysis: str, analysis_id: str) -> str:
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
+    return layout.run_prefix(prefix, analysis, analysis_id)
+
+
 def _run_of_the_first(
-    context: Context, video: VideoRecord, wanted: Order, analysis_id: str
+    context: Context, video: VideoRecord, analysis: str, analysis_id: str
 ) -> str | None:
     """Return the run that a duplicate's first has; an index that was lost may not know it yet."""
     first = video.duplicate_of
     if first is None:
         return None
-    prefix = layout.video_prefix(video.video.bucket, first.key)
-    run = layout.run_prefix(prefix, wanted.analysis.name, analysis_id)
+    prefix = context.video_prefix(video.video.bucket, first.key)
+    run = layout.run_prefix(prefix, analysis, analysis_id)
     there = context.storage.head(context.settings.results_bucket, f"{run}/{layout.REQUEST}")
     return run if there is not None else None
 
 
-def _known(context: Context, run: str, fallback: Request) -> Answer:
+def _known(context: Context, run: str, fallback: Request) -> AnalysisRow | None:
     """Index a run that the bucket has already; the reconciler sends it if nobody is at it."""
     bucket = context.settings.results_bucket
     request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request) or fallback
@@ -207,8 +301,26 @@ def _known(context: Context, run: str, fallback: Request) -> Answer:
     result = context.storage.read_record(bucket, f"{run}/{layout.RESULT}", Result)
     if result is not None:
         context.index.analysis_finished(result, run)
-    row = context.index.analysis(request.analysis_id)
-    return Answer(request.analysis_id, row.state if row else "queued", True)
+    return context.index.analysis(request.analysis_id)
+
+
+def order_of(context: Context, rule: rules.Rule) -> Order | None:
+    """Return what a rule asks for, None if that is nothing.
+
+    Raises:
+        BadRequestError: it can't be followed.
+    """
+    if rule.problem is not None:
+        raise rule.problem
+    if rule.analysis is None:
+        return None
+    try:
+        return order(context, rule.analysis, rule.args or {})
+    except (BadRequestError, StorageError):
+        raise
+    except Exception as error:
+        # An analysis is anybody's plug-in: what it can't take must hold up nothing else.
+        raise BadRequestError(f"{rule.analysis} can't take these args: {error!r}") from error
 
 
 def plan_ingested(context: Context, video: VideoRecord) -> None:
@@ -222,72 +334,218 @@ def plan_ingested(context: Context, video: VideoRecord) -> None:
     if file is None or file.etag != ref.etag:
         return
     _answer_questions(context, video)
-    if video.refusal is not None or video.probe is None or file.planned:
+    if video.refusal is not None or video.probe is None or _is_planned(file):
         return
-    bucket, key = context.settings.results_bucket, layout.planned(ref.file_id)
-    before = context.storage.read_record(bucket, key, Planned)
-    if before is None or before.etag != ref.etag:
-        done = _planned(video, _plan(context, video), None)
-        # Last: a plan that was cut short has left no such record, and is made again.
-        context.storage.write(bucket, key, done.to_json())
-    context.index.file_planned(ref.file_id, ref.etag)
+    with context.following:
+        _follow(context, video, file)
+
+
+def _is_planned(file: FileRow) -> bool:
+    return file.planned and file.waits_for is None
 
 
 def finish_planning(context: Context, file_id: str) -> None:
     """Plan a video whose plan was cut short, so that what is deleted now is not planned again."""
     file = context.index.file(file_id)
-    if file is None or file.state != "ready" or file.planned:
+    if file is None or file.state != "ready" or _is_planned(file):
         return
     video = context.video_record(file.bucket, file.key)
     if video is not None:
         plan_ingested(context, video)
 
 
-def _planned(video: VideoRecord, analysis_id: str | None, error: RunError | None) -> Planned:
+def _planned(
+    video: VideoRecord,
+    rule: Followed,
+    analysis_id: str | None,
+    error: RunError | None = None,
+) -> Planned:
     ref = video.video
     return Planned(
         file_id=ref.file_id,
         key=ref.key,
         etag=ref.etag,
+        sha256=video.sha256,
+        rule=rule,
         analysis_id=analysis_id,
         error=error,
         planned_at=now(),
     )
 
 
-def _plan(context: Context, video: VideoRecord) -> str | None:
-    """Start the one run that a video's rules ask for, if they do; return its id."""
-    if "analysis" in video.metadata:
-        return _start_or_reject(
-            context, video, video.metadata["analysis"], video.metadata.get("args"), "metadata"
-        )
-    if _was_asked_for(context, video):
-        return None
-    return _follow_rules(context, video)
+def _follow(context: Context, video: VideoRecord, file: FileRow) -> None:
+    """Plan a video by its one rule, or have it wait for that; the bucket, then the index know."""
+    ref = video.video
+    bucket, key = context.settings.results_bucket, layout.planned(ref.file_id)
+    before = context.storage.read_record(bucket, key, Planned)
+    if before is not None and (not _is_of(before, video) or _was_rejected(context, video, before)):
+        before = None
+    seen: dict[str, str | None] = {}
+    waits_for: str | None = None
+    done = before
+    if before is None or before.is_open:
+        try:
+            done = _plan(context, video, before, file.waits_for, seen)
+        except _WaitError as wait:
+            waits_for = wait.rule
+        else:
+            waits_for = "" if done.is_open else None
+    if done is not None and (before is None or (done.rule, ref.etag) != (before.rule, before.etag)):
+        # Last: a plan that was cut short has left no such record, and is made again.
+        done = done.model_copy(update={"etag": ref.etag})
+        context.storage.write(bucket, key, done.to_json())
+    context.index.file_planned(ref.file_id, ref.etag, waits_for, seen)
 
 
-def _was_asked_for(context: Context, video: VideoRecord) -> bool:
-    """Tell whether somebody's question is answered by these bytes, or will be; the bucket knows."""
+def _is_of(planned: Planned, video: VideoRecord) -> bool:
+    """Tell whether a record is about what a video is now.
+
+    A mount that copies it onto itself can give it another ETag: that is no other film, unless its
+    metadata asks for something.
+    """
+    same = planned.sha256 is not None and planned.sha256 == video.sha256
+    return planned.etag == video.video.etag or (same and "analysis" not in video.metadata)
+
+
+def _was_rejected(context: Context, video: VideoRecord, before: Planned) -> bool:
+    """Tell whether an older posedrop left a failed run because the video's rule was wrong.
+
+    Today such a video waits, and it runs when the rule is mended.
+    """
+    if before.rule is not None or before.analysis_id is None:
+        return False
+    run = _run_of(context, video, "rejected", before.analysis_id)
     bucket = context.settings.results_bucket
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    return request is not None and _is_rejected_rule(request)
+
+
+def _is_rejected_rule(request: Request) -> bool:
+    # A version of no analysis: nothing was to be run. What metadata ask for wrongly is final.
+    return not request.analysis_version and request.asked_by in {"folder", "default"}
+
+
+class _WaitError(Exception):
+    """The video can't be planned now: its rule is wrong."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule)
+        self.rule = rule
+
+
+def _plan(
+    context: Context,
+    video: VideoRecord,
+    before: Planned | None,
+    waits_for: str | None,
+    seen: dict[str, str | None],
+) -> Planned:
+    """Start the one run that a video's rule asks for, if there is one and it does.
+
+    Args:
+        before: what was planned when no rule was there, None if this is the first time.
+        waits_for: the rule that the video has waited for.
+        seen: gets the rules that were looked at.
+
+    Raises:
+        _WaitError: the rule is wrong.
+    """
+    if before is None and "analysis" in video.metadata:
+        return _planned(video, Followed(kind="metadata"), _start_or_reject(context, video))
+    made = _made_already(context, video, whenever=before is not None)
+    if made is not None:
+        return made
+    rule = rules.nearest(context, video.video.key, seen)
+    if rule is not None:
+        if not rule.existing and _was_there(video, rule, before, waits_for):
+            return before or _planned(video, Followed(kind="none"), None)
+        followed = Followed(kind="folder", key=rule.key, etag=rule.etag)
+        return _planned(video, followed, _start(context, video, rule, "folder"))
+    rule = rules.default(context) if before is None else None
+    if rule is not None:
+        seen[rule.key] = rule.etag
+        started = _start(context, video, rule, "default")
+        return _planned(video, Followed(kind="default"), started)
+    return before or _planned(video, Followed(kind="none"), None)
+
+
+def _was_there(
+    video: VideoRecord, rule: rules.Rule, before: Planned | None, waits_for: str | None
+) -> bool:
+    """Tell whether a video was there before a rule; who waited for it, has come after it."""
+    if before is not None:
+        return True
+    is_older = rule.last_modified is not None and video.last_modified < rule.last_modified
+    return is_older and waits_for != rule.key
+
+
+def _start(context: Context, video: VideoRecord, rule: rules.Rule, origin: Origin) -> str | None:
+    """Start what a rule asks for; return the run's id.
+
+    Raises:
+        _WaitError: it can't be done as the rule says.
+    """
+    try:
+        wanted = order_of(context, rule)
+    except BadRequestError as error:
+        rules.tell(context, rule.key, rule.etag, error)
+        raise _WaitError(rule.key) from error
+    return start(context, video, wanted, origin, None).analysis_id if wanted is not None else None
+
+
+#: By what a run was asked for that is there though the video's plan was not noted.
+_KINDS: dict[Origin, Literal["metadata", "question", "folder", "default"]] = {
+    "api": "question",
+    "metadata": "metadata",
+    "folder": "folder",
+    "default": "default",
+}
+
+
+def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Planned | None:
+    """Return what decided about these bytes before, as the bucket knows it: a question, or a run.
+
+    A run counts that was asked for since the video was written: by somebody, or by a plan that was
+    cut short. With ``whenever``, an older one of the same content counts too.
+    """
+    bucket = context.settings.results_bucket
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
     asked: set[str] = set()
     answered: dict[str, str] = {}
-    for found in context.storage.objects(bucket, f"{prefix}/asked/"):
+    requests: list[str] = []
+    for found in context.storage.objects(bucket, f"{prefix}/"):
         match layout.parse_result_key(found.key):
-            case layout.AskedObject(pending_id=pending_id):
+            case layout.AskedObject(video=mine, pending_id=pending_id) if mine == prefix:
                 asked.add(pending_id)
-            case layout.AnsweredObject(pending_id=pending_id):
+            case layout.AnsweredObject(video=mine, pending_id=pending_id) if mine == prefix:
                 answered[pending_id] = found.key
+            case layout.RunObject(video=mine, name=layout.REQUEST) if mine == prefix:
+                requests.append(found.key)
+    question = Followed(kind="question")
     if asked - answered.keys():
-        return True
-    answers = (context.storage.read_record(bucket, answered[id_], Planned) for id_ in asked)
-    return any(answer is not None and answer.etag == video.video.etag for answer in answers)
+        return _planned(video, question, None)
+    for pending_id in sorted(asked):
+        answer = context.storage.read_record(bucket, answered[pending_id], Planned)
+        if answer is not None and _is_of(answer, video):
+            return _planned(video, question, answer.analysis_id)
+    for key in requests:
+        try:
+            request = context.storage.read_record(bucket, key, Request)
+        except PosedropError as error:
+            if error.code != "damaged_record":
+                raise
+            continue
+        if request is None or request.sha256 != video.sha256 or _is_rejected_rule(request):
+            continue
+        if whenever or request.created_at >= video.last_modified:
+            return _planned(video, Followed(kind=_KINDS[request.asked_by]), request.analysis_id)
+    return None
 
 
 def _answer_questions(context: Context, video: VideoRecord) -> None:
     """Start what was asked for before the video was ingested, each question once for ever."""
     bucket = context.settings.results_bucket
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
     for pending in context.index.pending_of_file(video.video.file_id):
         if context.storage.head(bucket, layout.asked(prefix, pending.pending_id)) is None:
             # Taken back, or cleared away with all that was made of the video.
@@ -312,53 +570,26 @@ def note_answer(context: Context, pending_id: str, done: Planned) -> None:
 def _answer(context: Context, video: VideoRecord, pending: PendingRow) -> Planned:
     if video.refusal is not None or video.probe is None:
         reason = video.refusal.message if video.refusal else "it has no frames"
-        return _planned(video, None, RunError(code="refused", message=reason, stage="ingest"))
+        refused = RunError(code="refused", message=reason, stage="ingest")
+        return _planned(video, Followed(kind="question"), None, refused)
     try:
         wanted = order(context, pending.analysis, pending.args)
-        started = start(context, video, wanted, "api", pending.force)
+        started = start(
+            context, video, wanted, "api", pending.force, retry_before=pending.created_at
+        )
     except BadRequestError as error:
-        return _planned(video, None, _error(error))
-    return _planned(video, started.analysis_id, None)
+        return _planned(video, Followed(kind="question"), None, _error(error))
+    return _planned(video, Followed(kind="question"), started.analysis_id)
 
 
-def _follow_rules(context: Context, video: VideoRecord) -> str | None:
-    bucket = context.settings.videos_bucket
-    for key in layout.folder_rules(video.video.key):
-        data = context.storage.read(bucket, key)
-        if data is None:
-            continue
-        try:
-            rules = FolderRules.model_validate_json(data)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            problem = (
-                f"{key} is not a valid rule: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            )
-            return _reject(
-                context, video, "rules", {}, "folder", BadRequestError(problem, code="bad_rules")
-            )
-        if rules.analysis is None:
-            return None
-        return _start_or_reject(context, video, rules.analysis, canonical(rules.args), "folder")
-    if context.settings.default_analysis is None:
-        return None
-    return _start_or_reject(
-        context,
-        video,
-        context.settings.default_analysis,
-        canonical(context.settings.default_args),
-        "default",
-    )
-
-
-def _start_or_reject(
-    context: Context, video: VideoRecord, analysis: str, args: str | None, origin: Origin
-) -> str:
+def _start_or_reject(context: Context, video: VideoRecord) -> str:
+    """Start what a video's own metadata asks for, or say beside it what is wrong with that."""
+    analysis, args = video.metadata["analysis"], video.metadata.get("args")
     try:
         wanted = order(context, analysis, parse_args(args))
-        return start(context, video, wanted, origin, None).analysis_id
+        return start(context, video, wanted, "metadata", None).analysis_id
     except BadRequestError as error:
-        return _reject(context, video, analysis, {"asked": args}, origin, error)
+        return _reject(context, video, analysis, {"asked": args}, "metadata", error)
 
 
 def parse_args(args: str | None) -> dict[str, Any]:
@@ -393,7 +624,7 @@ def _reject(
     # By the error's code, not its words: those list the models of the day.
     why = (error.code, error.field or "")
     analysis_id = layout.make_id("rejected", video.sha256, analysis, canonical(args), *why)
-    prefix = layout.video_prefix(video.video.bucket, video.video.key)
+    prefix = context.video_prefix(video.video.bucket, video.video.key)
     run = layout.run_prefix(prefix, "rejected", analysis_id)
     request = Request(
         analysis_id=analysis_id,

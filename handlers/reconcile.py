@@ -18,10 +18,11 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
-from handlers import notify, plan, upload
+from handlers import notify, plan, rules, upload, waiting
 from handlers.context import Context, now
+from handlers.reingest import OldRefusals
 from posedrop import layout, queue
-from posedrop.errors import PosedropError
+from posedrop.errors import PosedropError, StorageError
 from posedrop.index import AnalysisRow, FileRow, Page
 from posedrop.records import Attempt, FileState, RunState
 from posedrop.storage import ObjectInfo
@@ -38,6 +39,9 @@ _SLOWEST_INGEST = 10e6
 _SOON_SECONDS = 5.0
 #: How long an event is kept, to know it when it comes again; MinIO retries for days.
 _REMEMBERED = timedelta(days=30)
+_PAGE = 1000
+#: How many videos that wait for a rule are planned in a round; the follower does it between events.
+_WAITING = 1000
 _NO_REPAIRS = frozenset({"videos_seen", "results_seen", "damaged"})
 
 
@@ -48,6 +52,7 @@ class Repairs:
     videos_seen: int = 0
     results_seen: int = 0
     uploads_found: int = 0
+    rules_found: int = 0
     files_gone: int = 0
     records_indexed: int = 0
     runs_gone: int = 0
@@ -76,6 +81,7 @@ class Reconciler:
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._one_at_a_time = threading.Lock()
         self._sweep: Sweep | None = None
+        self._old_refusals = OldRefusals(context)
         # The embedded broker lives in this process: what was sent before its start is gone.
         embedded = context.settings.broker_url.startswith("stub://")
         self._forgotten_before = now() if embedded else None
@@ -94,7 +100,9 @@ class Reconciler:
         """Reconcile all of it, now."""
         with self._one_at_a_time:
             self._sweep = None
-            return reconcile(self._context, self._forgotten_before)
+            repairs = reconcile(self._context, self._forgotten_before)
+            repairs.ingests_sent += self._old_refusals.go_on()
+            return repairs
 
     def reindex(self) -> Repairs:
         """Forget the index and make it anew from the buckets."""
@@ -112,6 +120,7 @@ class Reconciler:
             if not over:
                 self._sweep = sweep
             send_again(self._context, repairs, self._forgotten_before)
+            repairs.ingests_sent += self._old_refusals.go_on()
         if repairs.mended or repairs.damaged:
             log.info("reconciled", extra=repairs.as_counts())
         return over
@@ -172,6 +181,7 @@ class Sweep:
             yield
             self._index_result(key)
         self._seen = array("Q", sorted(self._seen))
+        yield from self._gone_rules()
         yield from self._gone_files()
         yield from self._gone_runs()
 
@@ -181,12 +191,26 @@ class Sweep:
         for found in self._context.storage.objects(bucket):
             yield
             self._repairs.videos_seen += 1
-            if found.key.endswith("/") or found.key.rsplit("/", 1)[-1] == layout.FOLDER_RULES:
+            if found.key.endswith("/"):
                 continue
             self._see(found.key)
+            if layout.is_folder_rule(found.key):
+                rule = self._context.index.rule(found.key)
+                if rule is None or rule.etag != found.etag:
+                    self._look_at_rule(found.key)
+                continue
             row = self._context.index.file(layout.file_id_of(bucket, found.key))
             if not _is_known(row, found):
                 self._index_video(found.key)
+
+    def _look_at_rule(self, key: str) -> None:
+        try:
+            waiting.rule_changed(self._context, key)
+        except StorageError as error:
+            # The models that it asks for may be away alone; the next sweep comes here again.
+            log.warning("%s is looked at later: %s", key, error)
+        else:
+            self._repairs.rules_found += 1
 
     def _index_video(self, key: str) -> None:
         bucket = self._context.settings.videos_bucket
@@ -194,7 +218,7 @@ class Sweep:
         # The page of the listing may be older than what the index has been told since.
         there = self._context.storage.head(bucket, key)
         row = self._context.index.file(file_id)
-        if there is None or _is_known(row, there):
+        if there is None or _is_known(row, there) or _is_new_and_empty(there):
             return
         if row is not None and row.key == key and row.state != "expected":
             # What is there now counts, even where it is older than what was (a restored backup).
@@ -220,6 +244,8 @@ class Sweep:
                     pending = self._context.index.pending(pending_id)
                     if pending_id == asked and (pending is None or pending.is_open):
                         self._later.append(found.key)
+                case layout.RuleObject():
+                    self._check_wrong_rule(found.key)
                 case layout.RunObject(run=run, name=name, analysis_id=analysis_id):
                     if name == layout.REQUEST:
                         requested = run
@@ -227,6 +253,15 @@ class Sweep:
                     # A result whose request is gone is what a deletion left that was cut short.
                     if run == requested or name == "attempts/1.json":
                         self._compare_run(found.key, name, analysis_id)
+
+    def _check_wrong_rule(self, record: str) -> None:
+        """Find a record of what is wrong with a rule that is mended or gone."""
+        wrong = rules.wrong(self._context, record)
+        if wrong is None:
+            return
+        rule = self._context.index.rule(wrong.key)
+        if rule is None or rule.error is None:
+            self._look_at_rule(wrong.key)
 
     def _waits_for_ingest(self, prefix: str) -> bool:
         bucket = self._context.settings.videos_bucket
@@ -256,6 +291,18 @@ class Sweep:
             self._repairs.damaged += 1
         else:
             self._repairs.records_indexed += 1
+
+    def _gone_rules(self) -> Iterator[None]:
+        """Find rules that were removed."""
+        after: str | None = ""
+        while after is not None:
+            page = self._context.index.rules(after, _PAGE)
+            for row in page:
+                yield
+                is_there = row.key == rules.DEFAULT or row.etag is None or self._saw(row.key)
+                if not is_there:
+                    self._look_at_rule(row.key)
+            after = page[-1].key if len(page) == _PAGE else None
 
     def _gone_files(self) -> Iterator[None]:
         """Find rows whose object is gone, and videos past their retention."""
@@ -298,6 +345,11 @@ class Sweep:
 def _fingerprint(name: str) -> int:
     # A run's folder ends like no video's key can, so the two share one list.
     return int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:8], "big")
+
+
+def _is_new_and_empty(found: ObjectInfo) -> bool:
+    age = now() - found.last_modified
+    return found.size == 0 and age < timedelta(seconds=notify.EMPTY_SECONDS)
 
 
 def _is_known(row: FileRow | None, found: ObjectInfo) -> bool:
@@ -381,7 +433,7 @@ def _was_ingested(context: Context, row: FileRow) -> bool:
     record = context.video_record(row.bucket, row.key)
     if record is None or record.video.etag != row.etag:
         return False
-    notify.result_arrived(context, layout.video_record(layout.video_prefix(row.bucket, row.key)))
+    notify.result_arrived(context, layout.video_record(context.video_prefix(row.bucket, row.key)))
     return True
 
 
@@ -419,6 +471,12 @@ def _run_now(context: Context, run: str) -> tuple[dict[str, ObjectInfo], bool]:
 
 def _plan_forgotten(context: Context, repairs: Repairs) -> None:
     """Plan what was asked for, or ruled, while nobody was there to plan it."""
+    waiting.try_again(context)
+    for _ in range(_WAITING // waiting.SLICE):
+        planned = waiting.go_on(context)
+        if planned == 0:
+            break
+        repairs.requests_planned += planned
     forgotten = {row.file_id: row for row in context.index.files_unplanned()}
     for pending in context.index.pending_open():
         file = context.index.file(pending.file_id)
@@ -435,7 +493,13 @@ def _plan_forgotten(context: Context, repairs: Repairs) -> None:
             repairs.damaged += 1
             continue
         if video is not None and video.video.etag == file.etag:
-            plan.plan_ingested(context, video)
+            try:
+                plan.plan_ingested(context, video)
+            except PosedropError:
+                raise
+            except Exception:
+                log.exception("%s is not planned, and holds up nothing", file.key)
+                continue
             repairs.requests_planned += 1
         elif file.etag is not None and (file.enqueued_at or file.created_at) < lately:
             # Somebody has cleared it away: it is made again.
@@ -447,11 +511,11 @@ def _plan_forgotten(context: Context, repairs: Repairs) -> None:
 
 
 def _all_files(context: Context, state: FileState | None = None) -> Iterator[FileRow]:
-    return _rows(lambda cursor: context.index.files(state=state, cursor=cursor, limit=1000))
+    return _rows(lambda cursor: context.index.files(state=state, cursor=cursor, limit=_PAGE))
 
 
 def _all_analyses(context: Context, state: RunState | None = None) -> Iterator[AnalysisRow]:
-    return _rows(lambda cursor: context.index.analyses(state=state, cursor=cursor, limit=1000))
+    return _rows(lambda cursor: context.index.analyses(state=state, cursor=cursor, limit=_PAGE))
 
 
 def _rows(page_at: Callable[[str | None], Page[Row]]) -> Iterator[Row]:

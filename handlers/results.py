@@ -13,7 +13,7 @@ from handlers.context import Context, now
 from posedrop import layout
 from posedrop.errors import NotFoundError, PosedropError
 from posedrop.index import AnalysisRow
-from posedrop.records import Attempt, Progress, Request, Result, RunError
+from posedrop.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
 from posedrop.storage import ObjectInfo
 
 FINAL = frozenset({"succeeded", "partial", "failed", "cancelled"})
@@ -45,6 +45,11 @@ class AnalyseRequest(BaseModel):
     analysis: str
     args: dict[str, Any] = Field(default_factory=dict)
     force: bool = Field(default=False, description="run it anew though results exist")
+    retry: bool = Field(
+        default=True,
+        description="make anew what failed or was cancelled; false: only what had done so before "
+        "this video was uploaded",
+    )
 
 
 class AnalyseAnswer(BaseModel):
@@ -78,6 +83,8 @@ class ResultAnswer(BaseModel):
     video_file: str | None = Field(default=None, description="the labelled video")
     files: list[FileLink] = Field(default_factory=list)
     error: RunError | None = None
+    retry_of: str | None = Field(default=None, description="the run that this one was made for")
+    retried_by: str | None = Field(default=None, description="the run that was made for this one")
 
 
 class AnalysisAnswer(BaseModel):
@@ -91,6 +98,7 @@ class AnalysisAnswer(BaseModel):
     status: str
     error: RunError | None
     files: list[str]
+    retry_of: str | None
     created_at: datetime
     finished_at: datetime | None
 
@@ -110,16 +118,21 @@ def read(context: Context, analysis_id: str) -> ResultAnswer:
     bucket = context.settings.results_bucket
     result = context.storage.read_record(bucket, f"{row.run}/{layout.RESULT}", Result)
     if result is not None:
-        return _over(row, result)
-    attempt = _last_attempt(context, row.run)
+        return _over(row, result, context.index.retry_of(analysis_id))
+    attempt, needs_newer = _attempts(context, row.run)
     live = attempt is not None and attempt.outcome is None
+    progress = attempt.progress if attempt is not None and live else None
+    if needs_newer is not None and not live:
+        stage = f"waiting for a worker with {needs_newer.analysis} version {needs_newer.needs}"
+        progress = Progress(stage=stage)
     return ResultAnswer(
         analysis_id=analysis_id,
         file_id=row.file_id,
         analysis=row.analysis,
         status="running" if attempt is not None else "queued",
-        progress=attempt.progress if attempt is not None and live else None,
+        progress=progress,
         position=None if live else context.index.position(analysis_id),
+        retry_of=row.retry_of,
     )
 
 
@@ -150,7 +163,7 @@ def _waiting(context: Context, pending_id: str) -> ResultAnswer:
     )
 
 
-def _over(row: AnalysisRow, result: Result) -> ResultAnswer:
+def _over(row: AnalysisRow, result: Result, retried_by: str | None) -> ResultAnswer:
     files = [
         FileLink(
             name=artefact.name,
@@ -170,6 +183,8 @@ def _over(row: AnalysisRow, result: Result) -> ResultAnswer:
         video_file=next((file.url for file in files if file.name == "pose.mp4"), None),
         files=files,
         error=result.error,
+        retry_of=row.retry_of,
+        retried_by=retried_by,
     )
 
 
@@ -178,16 +193,22 @@ def download_path(analysis_id: str, name: str) -> str:
     return f"/download/{analysis_id}/{quote(name)}"
 
 
-def _last_attempt(context: Context, run: str) -> Attempt | None:
+def _attempts(context: Context, run: str) -> tuple[Attempt | None, NeedsNewer | None]:
+    """Return a run's last attempt, and the note of a worker that was too old for it."""
     bucket = context.settings.results_bucket
-    numbers = [
-        number
+    names = [
+        found.key.removeprefix(f"{run}/")
         for found in context.storage.objects(bucket, f"{run}/attempts/")
-        if (number := layout.attempt_number(found.key.removeprefix(f"{run}/"))) is not None
     ]
-    if not numbers:
-        return None
-    return context.storage.read_record(bucket, layout.attempt(run, max(numbers)), Attempt)
+    numbers = [number for name in names if (number := layout.attempt_number(name)) is not None]
+    attempt = needs_newer = None
+    if numbers:
+        key = layout.attempt(run, max(numbers))
+        attempt = context.storage.read_record(bucket, key, Attempt)
+    if layout.needs_newer(run).removeprefix(f"{run}/") in names:
+        key = layout.needs_newer(run)
+        needs_newer = context.storage.read_record(bucket, key, NeedsNewer)
+    return attempt, needs_newer
 
 
 def download_url(context: Context, analysis_id: str, name: str) -> str:
@@ -225,7 +246,7 @@ def thumbnail_url(context: Context, file_id: str) -> str:
     row = context.index.file(file_id)
     if row is None or row.state != "ready":
         raise NotFoundError(f"{file_id} has no thumbnail")
-    prefix = layout.video_prefix(row.bucket, row.key)
+    prefix = context.video_prefix(row.bucket, row.key)
     return context.storage.presign_get(
         context.settings.results_bucket,
         layout.thumbnail(prefix),
@@ -263,10 +284,10 @@ def cancel_or_delete(context: Context, analysis_id: str) -> str:
         _delete(context, row, below)
         return "deleted"
     context.storage.write(bucket, f"{row.run}/{layout.CANCEL}", b"", "application/octet-stream")
-    attempt = _last_attempt(context, row.run)
+    attempt, _ = _attempts(context, row.run)
     if attempt is not None and attempt.outcome is None:
         return "cancelling"
-    _cancel_queued(context, row)
+    _cancel_queued(context, row, attempt)
     return "cancelled"
 
 
@@ -274,7 +295,7 @@ def _withdraw(context: Context, pending_id: str, file_id: str) -> None:
     """Take back a request whose video never came."""
     file = context.index.file(file_id)
     if file is not None:
-        prefix = layout.video_prefix(file.bucket, file.key)
+        prefix = context.video_prefix(file.bucket, file.key)
         context.storage.delete(context.settings.results_bucket, _question(prefix, pending_id))
     error = RunError(code="cancelled", message="withdrawn before its video was ingested")
     context.index.pending_failed(pending_id, error)
@@ -291,12 +312,12 @@ def _delete(context: Context, row: AnalysisRow, below: list[ObjectInfo]) -> None
     last = f"{row.run}/{layout.RESULT}"
     keys = [found.key for found in below if found.key != last]
     for pending in context.index.pending_of_analysis(row.analysis_id):
-        keys += _question(layout.video_prefix(row.bucket, pending.key), pending.pending_id)
+        keys += _question(context.video_prefix(row.bucket, pending.key), pending.pending_id)
     context.storage.delete(context.settings.results_bucket, [*keys, last])
     context.index.analysis_removed(row.analysis_id)
 
 
-def _cancel_queued(context: Context, row: AnalysisRow) -> None:
+def _cancel_queued(context: Context, row: AnalysisRow, last: Attempt | None) -> None:
     """End a run that no worker has: its result is written here, once, like any other."""
     bucket = context.settings.results_bucket
     request = context.storage.read_record(bucket, f"{row.run}/{layout.REQUEST}", Request)
@@ -310,7 +331,9 @@ def _cancel_queued(context: Context, row: AnalysisRow) -> None:
         sha256=request.sha256,
         args=request.args,
         model=request.model,
+        artefacts=last.artefacts if last else [],
         error=RunError(code="cancelled", message="cancelled before its turn"),
+        retry_of=request.retry_of,
         created_at=request.created_at,
         finished_at=now(),
     )
@@ -329,6 +352,7 @@ def analysis_answer(row: AnalysisRow) -> AnalysisAnswer:
         status=row.state,
         error=row.error,
         files=[artefact.name for artefact in row.artefacts],
+        retry_of=row.retry_of,
         created_at=row.created_at,
         finished_at=row.finished_at,
     )

@@ -16,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from handlers import notify
 from handlers.context import Context
 from posedrop.errors import PosedropError
+from posedrop.proxies import proxies_for_boto3
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,11 @@ class Poller:
             region_name=settings.s3_region,
             aws_access_key_id=settings.s3_access_key,
             aws_secret_access_key=secret,
-            config=Config(read_timeout=_WAIT_SECONDS + 10, retries={"mode": "standard"}),
+            config=Config(
+                read_timeout=_WAIT_SECONDS + 10,
+                retries={"mode": "standard"},
+                proxies=proxies_for_boto3(settings.sqs_endpoint),
+            ),
         )
 
     def start(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import mimetypes
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,7 +15,7 @@ from handlers import plan
 from handlers.context import Context, now
 from posedrop import layout
 from posedrop.errors import BadRequestError, NotFoundError
-from posedrop.index import FileRow
+from posedrop.index import FileRow, RuleRow
 from posedrop.storage import Presigned, PresignedParts
 
 _META = "x-amz-meta-"
@@ -70,6 +70,15 @@ class UploadAnswer(BaseModel):
     expires_at: datetime
 
 
+class RuleAnswer(BaseModel):
+    """A rule that can't be followed: the videos below it wait until it is mended."""
+
+    rule: str = Field(description="the key of the posedrop.json, or the setting's name")
+    code: str
+    message: str
+    since: datetime
+
+
 class FileAnswer(BaseModel):
     """A file, as the index knows it."""
 
@@ -85,6 +94,7 @@ class FileAnswer(BaseModel):
     probe: dict[str, Any] | None
     duplicate_of: str | None
     refusal: dict[str, str | None] | None
+    waiting: RuleAnswer | None = Field(default=None, description="why nothing is run on it")
     created_at: datetime
     analyses: list[dict[str, str]] = Field(default_factory=list)
 
@@ -257,7 +267,7 @@ def describe(context: Context, file_id: str) -> FileAnswer:
     row = context.index.file(file_id)
     if row is None:
         raise NotFoundError(f"there is no file {file_id}; GET /files lists what there is")
-    answer = file_answer(row)
+    (answer,) = file_answers(context, [row])
     # The runs of a duplicate are those of its content, made under whatever name came first.
     runs = context.index.analyses_of_content(row.sha256) if row.sha256 else []
     answer.analyses = [
@@ -267,8 +277,27 @@ def describe(context: Context, file_id: str) -> FileAnswer:
     return answer
 
 
-def file_answer(row: FileRow) -> FileAnswer:
-    """Return a row of the index as the API shows it."""
+def file_answers(context: Context, rows: Sequence[FileRow]) -> list[FileAnswer]:
+    """Return rows of the index as the API shows them."""
+    rules = {row.waits_for: None for row in rows if row.waits_for}
+    known = {key: context.index.rule(key) for key in rules}
+    return [_file_answer(row, known.get(row.waits_for or "")) for row in rows]
+
+
+def rule_answer(row: RuleRow) -> RuleAnswer | None:
+    """Return what is wrong with a rule, None if nothing is (any more)."""
+    if row.error is None:
+        return None
+    return RuleAnswer(rule=row.key, code=row.error.code, message=row.error.message, since=row.since)
+
+
+def wrong_rules(context: Context, limit: int) -> list[RuleAnswer]:
+    """Return the rules that are wrong, by key."""
+    rows = sorted(context.index.rules_wrong(limit), key=lambda row: row.key)
+    return [answer for row in rows if (answer := rule_answer(row)) is not None]
+
+
+def _file_answer(row: FileRow, rule: RuleRow | None) -> FileAnswer:
     refusal = None
     if row.refusal_reason is not None:
         refusal = {"reason": row.refusal_reason, "message": row.refusal_message}
@@ -285,6 +314,7 @@ def file_answer(row: FileRow) -> FileAnswer:
         probe=row.probe.model_dump() if row.probe else None,
         duplicate_of=row.duplicate_of,
         refusal=refusal,
+        waiting=rule_answer(rule) if rule is not None else None,
         created_at=row.created_at,
     )
 
@@ -299,7 +329,7 @@ def delete(context: Context, file_id: str) -> None:
     if row is None:
         raise NotFoundError(f"there is no file {file_id}")
     results = context.settings.results_bucket
-    prefix = layout.video_prefix(row.bucket, row.key)
+    prefix = context.video_prefix(row.bucket, row.key)
     below = [found.key for found in context.storage.objects(results, f"{prefix}/")]
     # Requests go first: a worker that is at it sees that its run is gone, and stops. Then results:
     # what is left of a deletion that was cut short must not read as a whole one.
@@ -307,7 +337,7 @@ def delete(context: Context, file_id: str) -> None:
     below.sort(key=lambda key: [not key.endswith(name) for name in first])
     context.storage.delete(context.settings.videos_bucket, [row.key])
     # Before the results: else they would be missed, and not made, when the video comes again.
-    context.storage.delete(results, [layout.planned(file_id)])
+    context.storage.delete(results, [layout.planned(file_id), *context.ingest_attempts(file_id)])
     context.storage.delete(results, below)
     if row.sha256 is not None and row.duplicate_of is None:
         context.storage.delete(results, [layout.content(row.sha256)])

@@ -21,6 +21,8 @@ from posedrop.errors import BadRequestError
 from posedrop.records import Model
 
 ENTRY_POINT_GROUP = "posedrop.analyses"
+#: A file of ``Job.out`` that is not whole yet is called so at its end: no such one is published.
+UNFINISHED = ".unfinished"
 #: Of models that stay loaded in a child.
 DEFAULT_MODEL_BYTES = 2**30
 
@@ -42,14 +44,17 @@ class Analysis:
 
     name: str
     version: str
-    """Part of the analysis_id: a new version computes anew what an older one had computed."""
+    """A whole number, part of the analysis_id: a newer version computes anew what an older one had
+    computed, and a worker leaves runs of a newer one than its own to others."""
     args: type[Args]
     run: str
     """``package.module:function``, called in the child as ``function(job)`` with a :class:`Job`."""
     summary: str
     finish: str | None = None
-    """The same, for what needs no accelerator, called as ``function(job, answer)`` with the answer
-    of ``run`` in another child; it returns the answer that counts. The next job runs meanwhile."""
+    """For what needs no accelerator: called as ``function(job)`` in another child, while the next
+    job runs. It returns the answer that counts, made of ``predictions.npz`` in ``job.out`` alone,
+    which ``run`` has left there: that is published in between, and a later attempt, or a run that
+    is made anew, calls this with it and not ``run``."""
     makes_ready: bool = False
     """Whether ``run`` takes ``job.turn`` for the network alone: so its video is opened, and decoded
     ahead, while another has the accelerator. Else it is called when it has it."""
@@ -97,6 +102,10 @@ class Job:
     """A folder for checkpoints: files put there come back in the next attempt; None: keep none."""
     part_seconds: float = 60.0
     """Seconds of work between two checkpoints."""
+    sha256: str = ""
+    """Of the video."""
+    version: str = ""
+    """Of the analysis as it is installed here, whatever the request's."""
     model_bytes: int = DEFAULT_MODEL_BYTES
     """How much of models may stay loaded behind the job, in memory or on the device."""
     turn: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -113,6 +122,11 @@ def installed() -> dict[str, Analysis]:
             raise TypeError(f"entry point {entry.value} of {ENTRY_POINT_GROUP} is no Analysis")
         found[analysis.name] = analysis
     return dict(sorted(found.items()))
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Tell whether one version of an analysis is newer than another; they are whole numbers."""
+    return version.isdecimal() and than.isdecimal() and int(version) > int(than)
 
 
 def get(name: str) -> Analysis:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from posedrop import layout
 from posedrop.errors import PosedropError
+from posedrop.proxies import ProxyTransport, proxy_of
 from posedrop.records import Progress, RunError
 from posedrop.transfers import OnBytes, Transfers, sha256_of
 
@@ -51,6 +52,14 @@ class Refusal(Answer):
     message: str | None = None
 
 
+class WrongRule(Answer):
+    """A rule that can't be followed, for which videos wait."""
+
+    rule: str
+    code: str
+    message: str
+
+
 class RunName(Answer):
     """A run, as a file lists it."""
 
@@ -72,6 +81,7 @@ class File(Answer):
     probe: dict[str, Any] | None = None
     duplicate_of: str | None = None
     refusal: Refusal | None = None
+    waiting: WrongRule | None = None
     analyses: list[RunName] = Field(default_factory=list)
     created_at: str
 
@@ -107,11 +117,18 @@ class Run(Answer):
     video_file: str | None = None
     files: list[ResultFile] = Field(default_factory=list)
     error: RunError | None = None
+    retry_of: str | None = None
+    retried_by: str | None = None
 
     @property
     def over(self) -> bool:
         """Whether nothing more will happen."""
         return self.status in FINAL
+
+    @property
+    def has_results(self) -> bool:
+        """Whether it is over and its results count: all of them, or those of most frames."""
+        return self.status in {"succeeded", "partial"}
 
 
 class RunRow(Answer):
@@ -150,10 +167,13 @@ class Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(60.0, connect=5.0)
         self._api = httpx.Client(
-            base_url=self.url, headers=headers, timeout=timeout, transport=transport
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout,
+            transport=transport or ProxyTransport(),
         )
         # Presigned URLs are for whoever has them; the token is the API's alone.
-        self._store = Transfers(timeout, transport)
+        self._store = Transfers(timeout, transport or ProxyTransport())
 
     def __enter__(self) -> Client:
         return self
@@ -236,6 +256,11 @@ class Client:
         """Yield the videos, newest first, page by page."""
         return self._pages(File, "/files", q=query, state=state, prefix=prefix)
 
+    def wrong_rules(self) -> list[WrongRule]:
+        """Return the rules that are wrong."""
+        items = self._request("GET", "/rules").json()["items"]
+        return [WrongRule.model_validate(item) for item in items]
+
     def delete_file(self, file_id: str) -> None:
         """Remove a video and all its results."""
         self._request("DELETE", f"/upload/{file_id}")
@@ -249,9 +274,21 @@ class Client:
         args: Mapping[str, Any] | None = None,
         *,
         force: bool = False,
+        retry: bool = True,
     ) -> Started:
-        """Ask for an analysis; the same one on the same content is answered with what exists."""
+        """Ask for an analysis; the same one on the same content is answered with what exists.
+
+        Args:
+            file_id: of the video.
+            analysis: by name.
+            args: of the analysis.
+            force: run it anew though results exist.
+            retry: make anew what failed or was cancelled; False: only what had done so before this
+                video was uploaded.
+        """
         body = {"file_id": file_id, "analysis": analysis, "args": dict(args or {}), "force": force}
+        if not retry:  # an older server knows only the other way
+            body["retry"] = False
         return self._json(Started, "POST", "/analyse", json=body)
 
     def run(self, analysis_id: str) -> Run:
@@ -332,6 +369,17 @@ class Client:
         counts: dict[str, int] = self._request("POST", "/reindex", timeout=None).json()
         return counts
 
+    def reingest(self, prefix: str) -> dict[str, str]:
+        """Have refused videos looked at anew; return their keys by file_id."""
+        found: dict[str, str] = {}
+        body: dict[str, Any] = {"prefix": prefix}
+        while True:
+            answer = self._request("POST", "/reingest", json=body, timeout=None).json()
+            found |= {item["file_id"]: item["key"] for item in answer["items"]}
+            if answer["next"] is None:
+                return found
+            body["cursor"] = answer["next"]
+
     # -- downloads -------------------------------------------------------------------------------
 
     def download(
@@ -366,7 +414,7 @@ class Client:
             paths.append(path)
         path = folder / layout.RESULT
         partial = path.with_name(f"{path.name}.part")
-        partial.write_text(json.dumps(run.result, indent=1) + "\n")
+        partial.write_text(json.dumps(run.result, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
         return [*paths, path]
 
@@ -393,8 +441,9 @@ class Client:
         try:
             answer = self._api.request(method, path, **more)
         except httpx.TransportError as error:
+            by = " by the proxy of the environment" if proxy_of(self.url) else ""
             raise UnreachableError(
-                f"nothing answers at {self.url} ({error}); start it with `posedrop up`, "
+                f"nothing answers at {self.url}{by} ({error}); start it with `posedrop up`, "
                 "or say where it is with --url"
             ) from error
         if answer.status_code >= 400:

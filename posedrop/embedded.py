@@ -21,17 +21,20 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import click
 import dramatiq
 import uvicorn
+from pydantic import SecretStr
 
 from posedrop import logs, queue
 from posedrop.address import LOOPBACK, is_loopback, listen, netloc, outside, reachable
 from posedrop.env_files import AWS_FILE, write_env_files
 from posedrop.errors import ConfigurationError
 from posedrop.folders import FolderLock
-from posedrop.keyring import Keys, Secrets
+from posedrop.keyring import USER, Keys, Secrets
 from posedrop.relay import Relay
 from posedrop.settings import Settings, load
 from posedrop.storage import Storage
@@ -98,6 +101,9 @@ class Stack:
         """
         try:
             self._start()
+        except OSError as error:
+            self.stop()
+            raise _unusable(self.data_dir, error) from error
         except BaseException:
             self.stop()
             raise
@@ -117,6 +123,14 @@ class Stack:
         self._settings = self._wire(kept, configured, api_port, weed)
         write_env_files(self.data_dir, self._settings, kept.user)
         storage = Storage(self._settings)
+        # People's tools ask the store to make the bucket that they write to: it is theirs.
+        own = {
+            "s3_access_key": kept.user.access_key,
+            "s3_secret_key": SecretStr(kept.user.secret_key),
+        }
+        persons = Storage(self._settings.model_copy(update=own))
+        if not persons.claim_bucket(self._settings.videos_bucket):
+            weed.give_bucket(self._settings.videos_bucket, USER)
         for bucket in _buckets(self._settings):
             storage.create_bucket(bucket)
         self._start_threads(listener)
@@ -262,10 +276,19 @@ def up(
 
 
 def log_to(data_dir: Path) -> None:
-    """Have this process write its log into the data directory, and say on stderr what matters."""
+    """Have this process write its log into the data directory, and say on stderr what matters.
+
+    Raises:
+        ConfigurationError: the folder can't be written to.
+    """
     folder = data_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kept = RotatingFileHandler(folder / "posedrop.log", maxBytes=16 * 2**20, backupCount=1)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kept = RotatingFileHandler(
+            folder / "posedrop.log", maxBytes=16 * 2**20, backupCount=1, encoding="utf-8"
+        )
+    except OSError as error:
+        raise _unusable(data_dir, error) from error
     kept.setFormatter(logs.Formatter())
     shown = logging.StreamHandler()
     shown.setLevel(logging.WARNING)
@@ -275,6 +298,13 @@ def log_to(data_dir: Path) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[kept, shown])
     for chatty in ("httpx", "botocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _unusable(data_dir: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"{data_dir} can't be used: {error.strerror or error} ({error.filename or data_dir}); it "
+        "has to be yours, on a disk with room; choose another with --data-dir"
+    )
 
 
 def banner(settings: Settings, data_dir: Path) -> str:
@@ -294,13 +324,16 @@ def banner(settings: Settings, data_dir: Path) -> str:
     ]
     if token:
         lines.append(f"  token     {token}   (a browser asks for it as the password)")
+    lines += ["", "Drop a video:"]
+    host = urlsplit(store or "").hostname or ""
+    if getproxies() and not proxy_bypass(host):
+        # posedrop knows better; curl and the rest ask a proxy for loopback too.
+        lines.append(f'  export NO_PROXY="${{NO_PROXY:+$NO_PROXY,}}{host}"')
     lines += [
-        "",
-        "Drop a video:",
         f"  curl {header}-LT film.mp4 {settings.url}/upload/",
         f"  set -a; . {aws_file}; set +a",
         f"  aws s3 cp film.mp4 s3://{settings.videos_bucket}/day1/film.mp4",
-        f"  aws s3 sync s3://{settings.results_bucket}/day1/ results/",
+        f"  aws s3 sync s3://{settings.results_bucket}/day1/ results/day1/",
         "",
         "Ctrl-C stops.",
     ]

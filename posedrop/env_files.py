@@ -46,6 +46,8 @@ def write_env_files(data_dir: Path, settings: Settings, user: Keys) -> None:
         "AWS_SECRET_ACCESS_KEY": user.secret_key,
         "AWS_ENDPOINT_URL": settings.s3_public_endpoint or settings.s3_endpoint,
         "AWS_DEFAULT_REGION": settings.s3_region,
+        # One of a person's own, left in the shell, would be sent along and refused.
+        "AWS_SESSION_TOKEN": "",
     }
     write_private(
         data_dir / AWS_FILE,
@@ -56,7 +58,7 @@ def write_env_files(data_dir: Path, settings: Settings, user: Keys) -> None:
 def _other_lines(path: Path, ours: set[str]) -> list[str]:
     """Return the lines of an env file that set none of ``ours``: a person's own."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     return [

@@ -10,9 +10,12 @@ can't know by itself, that an object is gone, it has to be told by ``file_remove
 from __future__ import annotations
 
 import json
+import logging
+import sqlite3
 import threading
+import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -22,11 +25,13 @@ from typing import Any, TypeVar
 from sqlite_utils import Database
 
 from posedrop import rows, schema
+from posedrop.errors import PosedropError
 from posedrop.events import Event, ObjectCreated
-from posedrop.listing import LAST_CHARACTER, MAX_PAGE, Page, Row, Where, storable, to_cursor
+from posedrop.listing import LAST_CHARACTER, MAX_PAGE, Page, Row, Where, to_cursor
 from posedrop.records import Asked, FileState, Request, Result, RunError, RunState, VideoRecord
-from posedrop.rows import AnalysisRow, DeadLetterRow, EventRow, FileRow, PendingRow
+from posedrop.rows import AnalysisRow, DeadLetterRow, EventRow, FileRow, PendingRow, RuleRow
 from posedrop.schema import IndexBusyError
+from posedrop.search import storable
 
 __all__ = [
     "AnalysisRow",
@@ -37,6 +42,7 @@ __all__ = [
     "IndexBusyError",
     "Page",
     "PendingRow",
+    "RuleRow",
 ]
 
 #: An event that failed this often (over some ten minutes) goes to the dead letters.
@@ -45,7 +51,13 @@ LONGEST_PAUSE = 120.0
 MAX_DEAD_LETTERS = 10_000
 MAX_LETTER = 64_000
 _FEW = 50_000
+#: In how many names that hold a query's trigrams a search looks for all of it, for one page.
+MAX_LOOKED_AT = 100_000
+#: How many rows of an older posedrop become searchable at a time, while nobody else can write.
+_SPELLED_AT_ONCE = 1000
 _UNRESOLVED = "created_at IS NOT NULL AND analysis_id IS NULL AND error IS NULL"
+
+log = logging.getLogger(__name__)
 
 _Listed = TypeVar("_Listed", FileRow, AnalysisRow)
 
@@ -60,15 +72,22 @@ class Index:
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._writing = threading.Lock()
+        self._closed = threading.Event()
+        self._speller = threading.Thread(target=self._go_on_spelling, name="spelling", daemon=True)
         with schema.translated():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db.enable_wal()
             if not schema.is_current(self._db):
                 with self._write():
                     schema.migrate(self._db)
+            if not schema.is_spelled(self._db):
+                self._speller.start()
 
     def close(self) -> None:
         """Close the connections of all threads."""
+        self._closed.set()
+        if self._speller.is_alive():
+            self._speller.join()
         with self._lock:
             for connection in list(self._open):
                 connection.db.close()
@@ -137,6 +156,11 @@ class Index:
             )
             return False
 
+    def event_postponed(self, event_id: int, due: datetime) -> None:
+        """Let an event rest until a time; that is no failure."""
+        with self._write() as db:
+            db.execute("UPDATE event SET due_at = ? WHERE id = ?", (schema.to_text(due), event_id))
+
     def forget_events(self, before: datetime) -> int:
         """Drop events handled before a time, to keep the table small; return how many."""
         with self._write() as db:
@@ -201,13 +225,63 @@ class Index:
         with self._write() as db:
             db.execute("DELETE FROM uploaded_file WHERE file_id = ?", (file_id,))
 
-    def file_planned(self, file_id: str, etag: str) -> None:
-        """Note that what rules a file was followed, for these bytes of it."""
+    def file_looked_at_anew(self, file_id: str, etag: str) -> bool:
+        """Take back that these bytes were refused, as their record is; False: they are not so."""
         with self._write() as db:
-            db.execute(
-                "UPDATE uploaded_file SET planned = 1 WHERE file_id = ? AND etag = ?",
+            changed = db.execute(
+                "UPDATE uploaded_file SET state = 'received', refusal_reason = NULL,"
+                " refusal_message = NULL WHERE file_id = ? AND etag = ? AND state = 'refused'",
                 (file_id, etag),
+            ).rowcount
+            return bool(changed > 0)
+
+    def file_planned(
+        self,
+        file_id: str,
+        etag: str,
+        waits_for: str | None = None,
+        seen: Mapping[str, str | None] | None = None,
+    ) -> None:
+        """Note that what rules a file was followed, for these bytes of it; or what it waits for.
+
+        Args:
+            waits_for: as :class:`FileRow` has it.
+            seen: the ETags of the rules that were looked at, None where there was none. Of a file
+                that waits, this is not taken for its last plan if other ones are known by now: what
+                they let be planned has passed this file by.
+        """
+        seen = seen or {}
+        with self._write() as db:
+            news = False
+            if waits_for is not None and seen:
+                places = ", ".join("?" * len(seen))
+                known = db.conn.execute(
+                    f"SELECT key, etag FROM rule WHERE key IN ({places})",  # noqa: S608
+                    [storable(key) for key in seen],
+                ).fetchall()
+                news = any(row["etag"] not in {None, seen.get(row["key"])} for row in known)
+            db.execute(
+                "UPDATE uploaded_file SET planned = ?, waits_for = ?"
+                " WHERE file_id = ? AND etag = ?",
+                (not news, storable(waits_for), file_id, etag),
             )
+
+    def file_unplanned(self, file_id: str) -> None:
+        """Note that a file is to be planned again, as that has failed."""
+        with self._write() as db:
+            db.execute("UPDATE uploaded_file SET planned = 0 WHERE file_id = ?", (file_id,))
+
+    def files_waiting(
+        self, prefix: str, after: str, limit: int, rule: str | None = None
+    ) -> list[FileRow]:
+        """Return files that wait for a rule, or for this one ``rule``; by key, behind ``after``."""
+        only = "AND waits_for = ?" if rule is not None else ""
+        return self._rows(
+            FileRow,
+            "SELECT * FROM uploaded_file WHERE waits_for IS NOT NULL"  # noqa: S608
+            f" AND key >= ? AND key < ? AND key > ? {only} ORDER BY key LIMIT ?",
+            (prefix, f"{prefix}{LAST_CHARACTER}", after, *([rule] if rule else []), limit),
+        )
 
     def files_unplanned(self, limit: int = 1000) -> list[FileRow]:
         """Return files that were ingested and not planned, oldest first."""
@@ -329,6 +403,15 @@ class Index:
             AnalysisRow, "SELECT * FROM analysis WHERE analysis_id = ?", (analysis_id,)
         )
 
+    def retry_of(self, analysis_id: str) -> str | None:
+        """Return the id of the run that was made for one that failed or was cancelled."""
+        row = self._row(
+            AnalysisRow,
+            "SELECT * FROM analysis WHERE retry_of = ? ORDER BY number DESC LIMIT 1",
+            (analysis_id,),
+        )
+        return row.analysis_id if row is not None else None
+
     def analyses(
         self,
         *,
@@ -444,6 +527,70 @@ class Index:
         with self._write() as db:
             schema.upsert(db, "pending", "pending_id", values)
 
+    # --- rules
+
+    def rule(self, key: str) -> RuleRow | None:
+        """Return a rule that was seen."""
+        return self._row(RuleRow, "SELECT * FROM rule WHERE key = ?", (key,))
+
+    def rule_told(
+        self, key: str, etag: str | None, error: RunError | None, since: datetime, now: datetime
+    ) -> None:
+        """Note how a rule is (``etag`` None: gone). What waits below it is planned anew.
+
+        Not if it is as it was, be it for other reasons.
+        """
+        text = error.model_dump_json() if error is not None else None
+        with self._write() as db:
+            old = schema.fetch(db, RuleRow, "SELECT * FROM rule WHERE key = ?", storable(key))
+            values = {
+                "key": storable(key),
+                "etag": etag,
+                "error": text,
+                "since": schema.to_text(since),
+                "checked_at": schema.to_text(now),
+            }
+            if old is None or (old.etag, old.error is None) != (etag, error is None):
+                values |= {"after": "", "turn": old.turn + 1 if old is not None else 0}
+            else:
+                values |= {"after": old.after, "turn": old.turn}
+            schema.upsert(db, "rule", "key", values)
+
+    def rules_wrong(self, limit: int) -> list[RuleRow]:
+        """Return rules that can't be followed, those first that were looked at the longest ago."""
+        return self._rows(
+            RuleRow,
+            "SELECT * FROM rule WHERE error IS NOT NULL ORDER BY checked_at LIMIT ?",
+            (limit,),
+        )
+
+    def rules(self, after: str, limit: int) -> list[RuleRow]:
+        """Return the rules that were seen, by key, those behind ``after``."""
+        return self._rows(
+            RuleRow, "SELECT * FROM rule WHERE key > ? ORDER BY key LIMIT ?", (after, limit)
+        )
+
+    def rule_to_follow(self) -> RuleRow | None:
+        """Return a rule below which videos may wait that were not planned anew since it came.
+
+        It is the one that was looked at the longest ago: a large folder holds up no small one.
+        """
+        return self._row(
+            RuleRow, "SELECT * FROM rule WHERE after IS NOT NULL ORDER BY checked_at LIMIT 1", ()
+        )
+
+    def rule_followed(self, row: RuleRow, after: str | None, now: datetime) -> None:
+        """Note how far down the videos below a rule were planned anew; None: all of them.
+
+        Nothing if that was begun again meanwhile. Then a rule that is gone is forgotten.
+        """
+        with self._write() as db:
+            db.execute(
+                "UPDATE rule SET after = ?, checked_at = ? WHERE key = ? AND turn = ?",
+                (storable(after), schema.to_text(now), storable(row.key), row.turn),
+            )
+            db.execute("DELETE FROM rule WHERE after IS NULL AND etag IS NULL")
+
     # --- all of it
 
     def reset(self) -> None:
@@ -452,11 +599,26 @@ class Index:
         What they don't know stays: events not yet handled, dead letters, which runs were removed.
         """
         with self._write() as db:
-            for table in ("uploaded_file", "analysis", "taken", "pending"):
+            for table in ("uploaded_file", "analysis", "taken", "pending", "rule"):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608
             db.execute("DELETE FROM event WHERE handled_at IS NOT NULL")
 
     # --- how it is done
+
+    def _go_on_spelling(self) -> None:
+        """Make searchable what an older posedrop left; others write and read in between."""
+        took = 0.0
+        while not self._closed.wait(took):
+            try:
+                with self._write() as db:
+                    began = time.monotonic()
+                    if schema.go_on_spelling(db, _SPELLED_AT_ONCE):
+                        return
+                    took = time.monotonic() - began
+            except (PosedropError, sqlite3.Error) as error:
+                took = 5.0
+                if not self._closed.is_set():
+                    log.warning("names become searchable later: %s", error)
 
     @property
     def _db(self) -> Database:
@@ -537,21 +699,42 @@ class Index:
         Only the numbers of the rows are picked and sorted, the rows themselves are read after.
         """
         limit = max(1, min(limit, MAX_PAGE))
-        source, number = f"{table} AS f {how}", "f.number"
         if query is not None and query.strip():
-            if not where.search(f"{table}_fts", query):
-                return Page([], None)
-            # Full text gives its hits in order of their number, so none is sorted.
-            source, number = f"{table}_fts AS s JOIN {table} AS f ON f.number = s.rowid", "s.rowid"
-        sql = (
-            f"SELECT f.* FROM (SELECT {number} AS number FROM {source}"  # noqa: S608
-            f" WHERE {where.sql(number)} ORDER BY {number} DESC LIMIT ?) AS page"
-            f" JOIN {table} AS f ON f.number = page.number ORDER BY page.number DESC"
+            return self._search(kind, table, where, query, limit)
+        picked = (
+            f"SELECT f.number FROM {table} AS f {how} WHERE f.number < ? AND {where.sql()}"  # noqa: S608
+            " ORDER BY f.number DESC LIMIT ?"
         )
         with self._read() as db:
-            found = db.conn.execute(sql, [*where.values, limit + 1]).fetchall()
-        cursor = to_cursor(found[limit - 1]["number"]) if len(found) > limit else None
-        return Page([schema.decode(kind, row) for row in found[:limit]], cursor)
+            found = _in_order(db, table, picked, [where.before, *where.values, limit + 1])
+        return _page_of(kind, found, limit)
+
+    def _search(
+        self, kind: type[_Listed], table: str, where: Where, query: str, limit: int
+    ) -> Page[_Listed]:
+        """Return a page of what a query finds; so many names are looked at, however few have it.
+
+        Full text gives them in order of their number, so none is sorted.
+        """
+        match = where.search(query)
+        if match is None:
+            return Page([], None)
+        likely = (
+            f"FROM {table}_fts WHERE {table}_fts MATCH ? AND rowid < ? ORDER BY rowid DESC LIMIT"
+        )
+        picked = (
+            f"SELECT f.number FROM (SELECT rowid, name {likely} {MAX_LOOKED_AT}) AS s"  # noqa: S608
+            f" CROSS JOIN {table} AS f WHERE f.number = s.rowid AND {where.sql()} LIMIT ?"
+        )
+        asked: tuple[object, ...] = (match, where.before)
+        with self._read() as db:
+            found = _in_order(db, table, picked, [*asked, *where.values, limit + 1])
+            page = _page_of(kind, found, limit)
+            if page.cursor is None:
+                sql = f"SELECT rowid {likely} 1 OFFSET {MAX_LOOKED_AT - 1}"
+                last = db.conn.execute(sql, asked).fetchone()
+                page = Page(page.rows, to_cursor(last[0]) if last is not None else None)
+        return page
 
 
 class _Connection:
@@ -562,6 +745,19 @@ class _Connection:
 
     def __del__(self) -> None:
         self.db.close()
+
+
+def _in_order(db: Database, table: str, picked: str, values: Sequence[object]) -> list[Any]:
+    return db.conn.execute(
+        f"SELECT f.* FROM ({picked}) AS page JOIN {table} AS f ON f.number = page.number"  # noqa: S608
+        " ORDER BY page.number DESC",
+        values,
+    ).fetchall()
+
+
+def _page_of(kind: type[_Listed], found: Sequence[Any], limit: int) -> Page[_Listed]:
+    cursor = to_cursor(found[limit - 1]["number"]) if len(found) > limit else None
+    return Page([schema.decode(kind, row) for row in found[:limit]], cursor)
 
 
 def _identity(event: Event) -> tuple[object, ...]:

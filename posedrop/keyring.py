@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import string
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from posedrop.settings import Settings
 from posedrop.weed_config import Identity
 
 _SECRETS_FILE = "secrets.json"
+#: The identity of the lab's people, by its name in the store.
+USER = "user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Secrets:
         """Return those of a data directory, made if there are none."""
         path = data_dir / _SECRETS_FILE
         try:
-            kept = json.loads(path.read_text())
+            kept = json.loads(path.read_text(encoding="utf-8"))
             return cls(
                 Keys(**kept["service"]),
                 Keys(**kept["presigner"]),
@@ -72,20 +75,49 @@ class Secrets:
         """Return who may use S3, and for what."""
         videos, results = settings.videos_bucket, settings.results_bucket
         everything = ("Admin", "Read", "Write", "List", "Tagging")
-        persons = (
-            *(f"{action}:{bucket}" for bucket in (videos, results) for action in ("Read", "List")),
-            f"Write:{videos}/*",
-            f"Tagging:{videos}/*",
+        read = _allow(
+            ("s3:Get*", "s3:List*"), *(f"{b}{x}" for b in (videos, results) for x in ("", "/*"))
         )
+        write = _allow(
+            (
+                "s3:PutObject",
+                "s3:PutObjectAcl",
+                "s3:PutObjectTagging",
+                "s3:DeleteObject",
+                "s3:DeleteObjectTagging",
+                "s3:AbortMultipartUpload",
+            ),
+            f"{videos}/*",
+        )
+        # Tools make sure of a bucket before they write to it (rclone does); the bucket is there,
+        # so the answer is that they own it, and nothing is made.
+        make = _allow(("s3:CreateBucket",), videos)
         uploads = (f"Write:{videos}/uploads/*",)
         return [
             Identity("posedrop", self.service.access_key, self.service.secret_key, everything),
             Identity("presigner", self.presigner.access_key, self.presigner.secret_key, uploads),
-            Identity("user", self.user.access_key, self.user.secret_key, persons),
+            Identity(
+                USER,
+                self.user.access_key,
+                self.user.secret_key,
+                # weed asks for these too: where a form is posted, and for an object's ACL, which
+                # s3cmd copies with an object, and which opens it to nobody.
+                actions=(f"Write:{videos}", f"WriteAcp:{videos}/*"),
+                policy=(read, write, make),
+            ),
         ]
 
     def _write(self, data_dir: Path) -> None:
         write_private(data_dir / _SECRETS_FILE, json.dumps(asdict(self), indent=1))
+
+
+def _allow(actions: Sequence[str], *resources: str) -> dict[str, object]:
+    """Return a statement of a policy; ``resources`` are ``bucket`` or ``bucket/prefix*``."""
+    return {
+        "Effect": "Allow",
+        "Action": list(actions),
+        "Resource": [f"arn:aws:s3:::{resource}" for resource in resources],
+    }
 
 
 def _letters(length: int) -> str:

@@ -12,6 +12,10 @@ video's real key.
 
 ``_planned/<file_id>.json`` says for which bytes the video's rules were followed. It is apart from
 the video's folder, so that whoever clears that away to save space does not have it all made again.
+
+``_posedrop/`` is for all further records of posedrop's own: ``_posedrop/ingest/<file_id>/<etag>/``
+has the attempts of an ingest; ``_posedrop/rules/<id>.json`` names a folder's rule that is wrong,
+and says why. Before it was, a video's key could begin so; its results stay there.
 """
 
 from __future__ import annotations
@@ -32,11 +36,17 @@ _RUN_OBJECT = re.compile(
 )
 _ASKED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.json$")
 _ANSWERED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.planned\.json$")
-_ATTEMPT = re.compile(r"^attempts/([1-9][0-9]{0,5})\.json$")
+_NUMBER = re.compile(r"^([1-9][0-9]{0,5})\.json$")
 _CONTENT = "_content"
 _POSES = "_poses"
 _PLANNED = "_planned"
 _ODD_KEYS = "_keys"
+_OWN = "_posedrop"
+_INGEST = f"{_OWN}/ingest"
+_INGEST_ATTEMPT = re.compile(rf"^{_INGEST}/{_ID}/[^/]+/[1-9][0-9]*\.json$")
+_PLAIN_ETAG = re.compile(r"^[A-Za-z0-9-]{1,80}$")
+_RULES = f"{_OWN}/rules"
+_RULE_OBJECT = re.compile(rf"^{_RULES}/({_ID})\.json$")
 
 #: S3 allows 1,024 bytes a key; the longest name posedrop appends to a video's key is
 #: ``/<40 characters>-<16>/poses_filtered.csv``.
@@ -50,6 +60,7 @@ REQUEST = "request.json"
 RESULT = "result.json"
 CANCEL = "cancel"
 INFERENCE = "inference.json"
+PREDICTIONS = "predictions.npz"
 FOLDER_RULES = "posedrop.json"
 
 
@@ -102,11 +113,21 @@ def video_prefix(bucket: str, key: str) -> str:
     return key if _mirrors_plainly(key) else f"{_ODD_KEYS}/{file_id_of(bucket, key)}"
 
 
-def _mirrors_plainly(key: str) -> bool:
+def former_prefix(key: str) -> str | None:
+    """Return where the results of a video may lie since before :data:`_OWN` was a reserved name."""
+    if not key.startswith(f"{_OWN}/"):
+        return None
+    return key if _mirrors_plainly(key, frozenset()) else None
+
+
+_RESERVED = frozenset({_OWN})
+
+
+def _mirrors_plainly(key: str, reserved: frozenset[str] = _RESERVED) -> bool:
     segments = key.split("/")
     return (
         len(key.encode()) <= MAX_MIRRORED_BYTES
-        and segments[0] not in {_ODD_KEYS, _CONTENT, _POSES, _PLANNED}
+        and segments[0] not in {_ODD_KEYS, _CONTENT, _POSES, _PLANNED} | reserved
         and all(_plain_segment(segment) for segment in segments)
     )
 
@@ -154,20 +175,50 @@ def planned(file_id: str) -> str:
     return f"{_PLANNED}/{file_id}.json"
 
 
+def wrong_rule(key: str) -> str:
+    """Return the key of the record that says what is wrong with a rule, by the rule's own key."""
+    return f"{_RULES}/{make_id('rule', key)}.json"
+
+
 def run_prefix(prefix: str, analysis: str, analysis_id: str) -> str:
     """Return the folder of one run of an analysis on a video."""
     return f"{prefix}/{analysis}-{analysis_id}"
 
 
+def attempts(run: str) -> str:
+    """Return the folder of the claims of a run's attempts."""
+    return f"{run}/attempts"
+
+
 def attempt(run: str, number: int) -> str:
     """Return the key of the claim of attempt ``number`` (from 1) of a run."""
-    return f"{run}/attempts/{number}.json"
+    return f"{attempts(run)}/{number}.json"
+
+
+def needs_newer(run: str) -> str:
+    """Return the key of a worker's note that it is too old for a run."""
+    return f"{run}/attempts/needs-newer.json"
 
 
 def attempt_number(name: str) -> int | None:
     """Return N of ``attempts/N.json``, None for any other name in a run's folder."""
-    match = _ATTEMPT.match(name)
+    return number_of(name, "attempts")
+
+
+def number_of(key: str, folder: str) -> int | None:
+    """Return N of ``<folder>/N.json``, None for any other key."""
+    match = _NUMBER.match(key.removeprefix(f"{folder}/")) if key.startswith(folder) else None
     return int(match.group(1)) if match else None
+
+
+def ingests(file_id: str) -> str:
+    """Return the folder of all attempts to ingest a file, whatever bytes it had."""
+    return f"{_INGEST}/{file_id}"
+
+
+def ingest(file_id: str, etag: str) -> str:
+    """Return the folder of the attempts to ingest these bytes of a file: ``1.json``, ``2.json``."""
+    return f"{ingests(file_id)}/{etag if _PLAIN_ETAG.match(etag) else make_id('etag', etag)}"
 
 
 def content(sha256: str) -> str:
@@ -206,11 +257,21 @@ class AnsweredObject(NamedTuple):
     pending_id: str
 
 
-ResultObject = RunObject | VideoObject | AskedObject | AnsweredObject
+class RuleObject(NamedTuple):
+    """What is wrong with a folder's rule."""
+
+    rule_id: str
+
+
+ResultObject = RunObject | VideoObject | AskedObject | AnsweredObject | RuleObject
 
 
 def parse_result_key(key: str) -> ResultObject | None:
     """Return what an object of the results bucket is, None for what posedrop did not write."""
+    if _INGEST_ATTEMPT.match(key):  # whatever a store's ETags look like
+        return None
+    if match := _RULE_OBJECT.match(key):
+        return RuleObject(match[1])
     if match := _RUN_OBJECT.match(key):
         return RunObject(
             match["run"], match["video"], match["analysis"], match["id"], match["name"]
@@ -225,10 +286,17 @@ def parse_result_key(key: str) -> ResultObject | None:
     return None
 
 
+def is_folder_rule(key: str) -> bool:
+    """Tell whether an object of the videos bucket is a rule for its folder."""
+    return key.rsplit("/", 1)[-1] == FOLDER_RULES
+
+
 def folder_rules(key: str) -> list[str]:
     """Return the keys of the posedrop.json files that can rule a video, the nearest first."""
     folders = key.split("/")[:-1]
-    return ["/".join([*folders[:depth], FOLDER_RULES]) for depth in range(len(folders), -1, -1)]
+    rules = ("/".join([*folders[:depth], FOLDER_RULES]) for depth in range(len(folders), -1, -1))
+    # No store has a longer one, and asked for it some answer that as an error.
+    return [rule for rule in rules if len(rule.encode()) <= 1024]
 
 
 def user_metadata(headers: Mapping[str, str]) -> dict[str, str]:

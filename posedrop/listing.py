@@ -6,35 +6,39 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from posedrop import search
 from posedrop.errors import BadRequestError
+from posedrop.search import storable
 
 MAX_PAGE = 1000
+LAST_NUMBER = 2**63 - 1
 LAST_CHARACTER = "\U0010ffff"
-_MAX_WORDS = 16
-_WORD = re.compile(r"[^\W_]")
-_ASCII_WORD = re.compile(r"[A-Za-z0-9]")
+_ENDS_PLAINLY = re.compile(r".*[ -~]", re.DOTALL)
 
 Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Row]):
-    """Some rows, newest first; ``cursor`` asks for those after them, None if there are none."""
+    """Some rows, newest first; ``cursor`` asks for those after them, None if there are none.
+
+    A search that looked at many names for few rows gives those, and a cursor to go on with.
+    """
 
     rows: list[Row]
     cursor: str | None
 
 
 class Where:
-    """Conditions with their values; the cursor becomes one on whatever the rows are sorted by."""
+    """Conditions with their values; ``before`` is the number that the cursor names."""
 
     def __init__(self, cursor: str | None) -> None:
         self._conditions: list[str] = []
         self.values: list[object] = []
-        self._words: list[str] = []
-        self._before = from_cursor(cursor) if cursor is not None else None
+        self._prefix: re.Match[str] | None = None
+        self.before = from_cursor(cursor) if cursor is not None else LAST_NUMBER
 
     def add(self, condition: str, *values: object) -> None:
         """Add a condition with a value for each of its question marks."""
@@ -49,26 +53,30 @@ class Where:
     def begins(self, prefix: str) -> None:
         """Ask for keys that begin with ``prefix``.
 
-        A search can use its words too, and is spared from looking at the key of each of its hits.
-        Only those with an ASCII letter or digit: what else is a word, Python and FTS5 don't agree.
+        A search can use it too, and is spared from looking at the key of each of its hits: as far
+        as its last letter that no later one changes.
         """
         self.add("f.key >= ? AND f.key < ?", prefix, f"{prefix}{LAST_CHARACTER}")
-        self._words = _quoted(prefix, _ASCII_WORD)
+        self._prefix = _ENDS_PLAINLY.match(prefix)
 
-    def search(self, table: str, query: str) -> bool:
-        """Ask for all words of a query, as beginnings of words; False if there is no word in it.
+    def search(self, query: str) -> str | None:
+        """Ask for names, spelled as ``s.name``, with a query inside; None if it has no word.
 
-        Each is quoted, so that none of it is taken for FTS5's own language.
+        Returns:
+            What to ask the full text for names that may have it. Each part is quoted, so that none
+            is taken for FTS5's own language.
         """
-        words = _quoted(query, _WORD)
-        if words:
-            self.add(f"{table} MATCH ?", " ".join([*self._words, *words]))
-        return bool(words)
+        ways = search.asked(query)
+        if not ways:
+            return None
+        inside = [" AND ".join(["instr(s.name, ?)"] * len(way)) for way in ways]
+        self.add(f"({' OR '.join(inside)})", *(text for way in ways for text in way))
+        begun = [search.spelled(self._prefix[0])] if self._prefix else []
+        both = [[t for texts in (way, begun) if (t := search.trigrams(texts))] for way in ways]
+        return " OR ".join(f"({' AND '.join(parts)})" for parts in both)
 
-    def sql(self, order: str) -> str:
-        """Return all conditions, for rows in descending order of the column ``order``."""
-        if self._before is not None:
-            self.add(f"{order} < ?", self._before)
+    def sql(self) -> str:
+        """Return all conditions."""
         return " AND ".join(self._conditions) or "TRUE"
 
 
@@ -84,17 +92,6 @@ def from_cursor(cursor: str) -> int:
         number = int(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, binascii.Error):
         number = -1
-    if not 0 <= number < 2**63:
+    if not 0 <= number <= LAST_NUMBER:
         raise BadRequestError("This is not a cursor that a list has answered.", field="cursor")
     return number
-
-
-def _quoted(text: str, kind: re.Pattern[str]) -> list[str]:
-    words = storable(text.replace("\0", " ")).split()
-    quoted = [word.replace('"', '""') for word in words if kind.search(word)]
-    return [f'"{word}"*' for word in quoted[:_MAX_WORDS]]
-
-
-def storable(value: Any) -> Any:
-    """Return text without what UTF-8 can't say, which JSON from outside can."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
@@ -13,6 +14,7 @@ from minio.error import MinioAdminException, MinioException
 from minio.minioadmin import MinioAdmin
 
 from posedrop.errors import ConfigurationError, StorageError
+from posedrop.proxies import proxy_of
 from posedrop.settings import Settings
 
 
@@ -30,7 +32,7 @@ def connect(settings: Settings, access_key: str | None, secret_key: str | None) 
             secret_key=secret_key,
             secure=secure,
             region=settings.s3_region,
-            http_client=_http(),
+            http_client=_http(settings),
         )
     except ValueError as error:
         raise ConfigurationError(f"POSEDROP_S3_ENDPOINT: {error}") from error
@@ -44,7 +46,7 @@ def connect_admin(settings: Settings, access_key: str, secret_key: str) -> Minio
         credentials=StaticProvider(access_key, secret_key),
         region=settings.s3_region,
         secure=secure,
-        http_client=_http(),
+        http_client=_http(settings),
     )
 
 
@@ -58,12 +60,14 @@ def _endpoint(settings: Settings) -> tuple[str, bool]:
     return parts.netloc, parts.scheme == "https"
 
 
-def _http() -> urllib3.PoolManager:
+def _http(settings: Settings) -> urllib3.PoolManager:
     # The SDK's own waits five minutes for an answer, six times. SSL_CERT_FILE is obeyed.
-    return urllib3.PoolManager(
-        timeout=urllib3.Timeout(connect=5, read=30),
-        retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[502, 503, 504]),
-    )
+    patience: Any = {
+        "timeout": urllib3.Timeout(connect=5, read=30),
+        "retries": urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[502, 503, 504]),
+    }
+    proxy = proxy_of(settings.s3_endpoint or "")
+    return urllib3.ProxyManager(proxy, **patience) if proxy else urllib3.PoolManager(**patience)
 
 
 @contextmanager

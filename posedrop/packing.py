@@ -27,6 +27,7 @@ from posedrop.projects import (
     mapping,
     read_yaml,
     shuffle_folder,
+    what_is_set,
     wiped_model_config,
     wiped_project_config,
     without_paths,
@@ -82,7 +83,8 @@ def _plan_project(
 ) -> tuple[Model, list[tuple[Source, str]]]:
     if not (project / CONFIG).is_file():
         raise ModelError(f"{project} is no DeepLabCut project: there is no {CONFIG} in it")
-    config = read_yaml(project / CONFIG)
+    whole_config = read_yaml(project / CONFIG)
+    config = what_is_set(whole_config)
     folder = shuffle_folder(project, config, shuffle)
     pytorch_config = read_yaml(folder / "train" / PYTORCH_CONFIG)
     snapshots = chosen_snapshots(folder / "train", config, snapshot)
@@ -91,7 +93,7 @@ def _plan_project(
         return file.relative_to(project).as_posix()
 
     files: list[tuple[Source, str]] = [
-        (_dumped(wiped_project_config(config)), CONFIG),
+        (_dumped(wiped_project_config(whole_config)), CONFIG),
         (
             _dumped(wiped_model_config(pytorch_config)),
             inside(folder / "train" / PYTORCH_CONFIG),

@@ -5,14 +5,20 @@ A laboratory has all of it; a worker has what was pushed, laid out the same.
 
 from __future__ import annotations
 
+import codecs
+import locale
+import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
 
 from posedrop.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 PYTORCH_CONFIG = "pytorch_config.yaml"
@@ -121,18 +127,104 @@ def _indexed(files: Sequence[Path], index: Any, what: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML file of a model.
+    """Return a YAML file of a model, as DeepLabCut reads it (YAML 1.2), in whatever encoding.
 
     Raises:
         ModelError: code ``model_damaged``: it is missing or not what it should be.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        content = yaml.load(decoded(path.read_bytes(), path.name), Loader=_Yaml12)  # noqa: S506
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ModelError(f"{path.name} can't be read: {error}", code="model_damaged") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path.name} is not a mapping", code="model_damaged")
     return content
+
+
+def what_is_set(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a project's config without what is left empty: DeepLabCut takes its defaults then."""
+    found = {name: value for name, value in config.items() if value is not None and value != ""}
+    for name in ("cropping", "multianimalproject"):
+        if isinstance(found.get(name), str):  # YAML 1.2 knows no "yes", but DeepLabCut does
+            found[name] = found[name].lower() in {"yes", "y", "on", "t", "true", "1"}
+    return found
+
+
+class _Yaml12(yaml.SafeLoader):
+    """PyYAML with the plain words and numbers of YAML 1.2: a scorer ``NO`` is none of its bools."""
+
+
+_CHANGED = {"bool", "float", "int", "value"}
+_Yaml12.yaml_implicit_resolvers = {
+    first: [(tag, one) for tag, one in known if tag.rpartition(":")[2] not in _CHANGED]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    _Yaml12.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), list(_first)
+    )
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    digits = text.lstrip("-+")
+    number = int(digits, 0) if digits[1:2] in {"o", "x"} else int(digits)
+    return -number if text.startswith("-") else number
+
+
+_Yaml12.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+#: Encodings of two bytes a character: the first bytes of the usual ones, and the share of all
+#: that must be usual.
+_CODE_PAGES = (
+    ("cp932", (*range(0x81, 0x85), *range(0x88, 0x98)), 0.5),
+    ("cp949", range(0xB0, 0xC9), 0.9),
+    ("gbk", range(0xB0, 0xD8), 0.5),
+    ("big5", range(0xA4, 0xC7), 0.5),
+)
+
+
+def decoded(raw: bytes, name: str) -> str:
+    """Return the text of a config: in UTF-8, with a BOM, or as some Windows wrote it.
+
+    DeepLabCut writes and reads in the encoding of its machine, which the file doesn't say. It is
+    this machine's, where that can read it, or what the text looks most like.
+    """
+    for bom, encoding in ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
+        if raw.startswith(bom):
+            return raw.decode(encoding)
+    for encoding in ("utf-8-sig", locale.getpreferredencoding(do_setlocale=False)):
+        with suppress(UnicodeDecodeError, LookupError):
+            return raw.decode(encoding)
+    encoding = _likely_code_page(raw)
+    raw = raw.replace(b"\x98", b" ") if encoding == "cp1251" else raw  # the one that means nothing
+    log.warning("%s is not in UTF-8: read as %s; if names look wrong, save it so", name, encoding)
+    return raw.decode(encoding)
+
+
+def _likely_code_page(raw: bytes) -> str:
+    for encoding, first_bytes, enough in _CODE_PAGES:
+        with suppress(UnicodeDecodeError):
+            pairs = [c.encode(encoding) for c in raw.decode(encoding) if not c.isascii()]
+            usual = sum(len(pair) == 2 and pair[0] in first_bytes for pair in pairs)
+            if usual > enough * len(pairs):
+                return encoding
+    # Cyrillic words are all of such bytes; of a Latin word few letters are.
+    runs = re.findall(rb"[\x80-\xff]+", raw)
+    if 2 * sum(len(run) for run in runs if len(run) > 2) > sum(map(len, runs)):
+        return "cp1251"
+    # Five bytes mean nothing in cp1252.
+    return "latin-1" if re.search(rb"[\x81\x8d\x8f\x90\x9d]", raw) else "cp1252"
 
 
 def wiped_model_config(config: Mapping[str, Any]) -> dict[str, Any]:

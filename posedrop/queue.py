@@ -104,8 +104,8 @@ class Precedence(Middleware):
             self._free.wait(_PRECEDENCE_SECONDS)
 
 
-def send(broker: Broker, actor: str, **arguments: str) -> None:
-    """Enqueue one message for ``actor``.
+def send(broker: Broker, actor: str, *, delay_seconds: float = 0.0, **arguments: str) -> None:
+    """Enqueue one message for ``actor``, behind what waits; after a while, with ``delay_seconds``.
 
     Raises:
         QueueError: the broker is away.
@@ -114,17 +114,17 @@ def send(broker: Broker, actor: str, **arguments: str) -> None:
         queue_name=QUEUE_OF[actor], actor_name=actor, args=(), kwargs=arguments, options={}
     )
     with _translated(f"the broker did not take {actor}{arguments}"):
-        broker.enqueue(message)
+        broker.enqueue(message, delay=round(1000 * delay_seconds) or None)
 
 
-def ready(broker: Broker) -> int:
-    """Return how many messages wait in both queues; not those that a worker has fetched.
+def ready(broker: Broker, *queues: str) -> int:
+    """Return how many messages wait in these queues, or in both; not those that a worker fetched.
 
     Raises:
         QueueError: the broker is away.
     """
     with _translated("the broker did not say what waits in it"):
-        return sum(_ready(broker, queue) for queue in (CPU, GPU))
+        return sum(_ready(broker, queue) for queue in queues or (CPU, GPU))
 
 
 def _ready(broker: Any, queue: str) -> int:

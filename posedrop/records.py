@@ -14,7 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 FileState = Literal["expected", "received", "ready", "refused"]
 RunState = Literal["waiting", "queued", "running", "succeeded", "partial", "failed", "cancelled"]
 FinalState = Literal["succeeded", "partial", "failed", "cancelled"]
-Task = Literal["infer", "render"]
+Task = Literal["ingest", "infer", "render"]
+
+#: What video.json says of a video is looked at anew where an older ingest refused it; raised when
+#: a later posedrop reads what an earlier one could not.
+INGEST_VERSION = 2
 
 Pixels = Annotated[int, Field(ge=0)]
 Seconds = float
@@ -62,7 +66,7 @@ class Probe(Record):
 
 
 class Refusal(Record):
-    """Why a video will not be analysed; final."""
+    """Why a video will not be analysed; final, but for ``posedrop reingest``."""
 
     reason: str = Field(description="machine-readable: not_a_video, empty, truncated, ...")
     message: str
@@ -81,6 +85,7 @@ class VideoRecord(Versioned):
     video: VideoRef
     last_modified: datetime
     ingested_at: datetime
+    ingest_version: int = Field(default=1, description="of the posedrop that looked at it")
     sha256: str | None = None
     sha1: str | None = None
     probe: Probe | None = None
@@ -98,6 +103,13 @@ class ModelRef(Record):
     digest: str
 
 
+class RunRef(Record):
+    """Another run, by its id and its folder of the results bucket."""
+
+    analysis_id: str
+    run: str
+
+
 class Request(Versioned):
     """``request.json``: what to do with a video, complete, so that a worker needs nothing else."""
 
@@ -112,6 +124,9 @@ class Request(Versioned):
     asked_by: Literal["api", "metadata", "folder", "default"]
     created_at: datetime
     force: str | None = Field(default=None, description="made unique by a run that was forced")
+    retry_of: RunRef | None = Field(
+        default=None, description="the run that failed or was cancelled, and is made anew by this"
+    )
 
 
 class Asked(Versioned):
@@ -126,20 +141,38 @@ class Asked(Versioned):
     force: str | None = None
 
 
+class Followed(Record):
+    """What decided about a video: ``none`` is open to the rule of a folder that comes later."""
+
+    kind: Literal["metadata", "question", "folder", "default", "none"]
+    key: str | None = Field(default=None, description="folder: of the posedrop.json")
+    etag: str | None = Field(default=None, description="folder: of the posedrop.json, as it was")
+
+
 class Planned(Versioned):
     """What a video with these bytes was planned for, so that no reindex plans it anew.
 
-    ``_planned/<file_id>.json``: that its metadata, its folder's rules or the default were followed;
-    written by the handlers alone, again when the video is replaced. ``asked/<id>.planned.json``:
-    what became of a question, whatever the video is replaced by later; created once.
+    ``_planned/<file_id>.json``: which rule was followed; written by the handlers alone, again when
+    the video is replaced, or when a rule reaches it that followed none.
+    ``asked/<id>.planned.json``: what became of a question, whatever the video is replaced by later;
+    created once.
     """
 
     file_id: str
     key: str
     etag: str
-    analysis_id: str | None = Field(default=None, description="null: nothing was asked for")
+    sha256: str | None = None
+    rule: Followed | None = Field(
+        default=None, description="null: not known, an older posedrop wrote this"
+    )
+    analysis_id: str | None = Field(default=None, description="null: nothing is to be run")
     error: RunError | None = Field(default=None, description="why a question can't become a run")
     planned_at: datetime
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the rule of a folder that comes later reaches this video."""
+        return self.rule is not None and self.rule.kind == "none"
 
 
 class Progress(Record):
@@ -152,7 +185,7 @@ class Progress(Record):
 
 
 class Attempt(Versioned):
-    """``attempts/N.json``: the claim of one worker on one run, and its heartbeat."""
+    """``N.json``: the claim of one worker on one run or ingest, and its heartbeat."""
 
     number: int
     task: Task
@@ -164,6 +197,21 @@ class Attempt(Versioned):
         default=None, description="null: at work, or dead if its heartbeat has stopped"
     )
     error: RunError | None = None
+    sha256: str | None = Field(default=None, description="of an ingest: what was downloaded")
+    sha1: str | None = None
+    artefacts: list[Artefact] = Field(
+        default_factory=list,
+        description="what it has published: a run that fails lists it",
+    )
+
+
+class NeedsNewer(Versioned):
+    """``attempts/needs-newer.json``: a worker left a run to those that have a newer analysis."""
+
+    worker: str
+    analysis: str
+    has: str = Field(description="the analysis version that this worker has")
+    needs: str = Field(description="the one that was asked for")
 
 
 class RunError(Record):
@@ -197,6 +245,10 @@ class Inference(Versioned):
         default_factory=dict, description="scorer, snapshot, device, ..."
     )
     artefacts: list[Artefact] = Field(default_factory=list)
+    analysis_version: str = Field(default="", description="of what found the poses")
+    cut: bool = Field(default=False, description="the film's end is missing")
+    concealed: int = Field(default=0, description="frames that the decoder gave, flagged corrupt")
+    timestamps: str | None = Field(default=None, description="where timestamps.csv has its times")
 
 
 class PosesOf(Versioned):
@@ -239,12 +291,19 @@ class Result(Versioned):
     frames_expected: int | None = None
     frames_decoded: int | None = None
     rows: int | None = None
-    missing: list[FrameRange] = Field(default_factory=list)
+    missing: list[FrameRange] = Field(
+        default_factory=list, description="frames that were lost: their rows are NaN"
+    )
+    cut: bool = Field(default=False, description="the film's end is missing, and has no rows")
+    concealed: int = Field(default=0, description="frames that the decoder gave, flagged corrupt")
+    timestamps: str | None = Field(default=None, description="where timestamps.csv has its times")
     timings: dict[str, Seconds] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
+    analysis_version: str = Field(default="", description="of what found the poses")
     details: dict[str, Any] = Field(default_factory=dict)
     attempts: int = 0
     error: RunError | None = None
+    retry_of: RunRef | None = Field(default=None, description="the run that this one was made for")
     created_at: datetime
     finished_at: datetime
 
@@ -279,8 +338,23 @@ class Model(Versioned):
 class FolderRules(Versioned):
     """``posedrop.json`` in a folder of the videos bucket: what to do with the videos below it."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     analysis: str | None = Field(default=None, description="null: nothing, stop looking further up")
     args: dict[str, Any] = Field(default_factory=dict)
+    existing: bool = Field(
+        default=True, description="also for videos that were there before and followed no rule"
+    )
+
+
+class WrongRule(Versioned):
+    """``_posedrop/rules/<id>.json``: why videos wait; gone once the rule is mended or removed."""
+
+    key: str = Field(description="of the posedrop.json, or the setting of the server's default")
+    etag: str
+    code: str
+    message: str
+    since: datetime
 
 
 Attempt.model_rebuild()

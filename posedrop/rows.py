@@ -27,7 +27,12 @@ _FINISHED = 3
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """A video as the index knows it; ``planned``: its rules were followed, for these bytes."""
+    """A video as the index knows it.
+
+    ``planned``: there is nothing to be planned now, for these bytes. ``waits_for``: None, its rules
+    were followed for good; a rule's key, that one is wrong and may be mended; empty, it followed
+    none, and one may come.
+    """
 
     file_id: str
     bucket: str
@@ -48,6 +53,7 @@ class FileRow:
     last_modified: datetime | None = None
     enqueued_at: datetime | None = None
     planned: bool = False
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ class AnalysisRow:
     frames_decoded: int | None = None
     rows: int | None = None
     enqueued_at: datetime | None = None
+    retry_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,23 @@ class EventRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleRow:
+    """A rule that was seen; ``etag`` is None once it is gone, ``error`` is what is wrong with it.
+
+    ``after`` is the key of the last of the videos below it that were planned anew since it came,
+    None when all were; ``turn`` counts how often that was begun.
+    """
+
+    key: str
+    etag: str | None
+    error: RunError | None
+    since: datetime
+    checked_at: datetime
+    after: str | None
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetterRow:
     """Something that could not be read or handled, kept for a person."""
 
@@ -120,7 +144,7 @@ class DeadLetterRow:
     body: str
 
 
-Row = FileRow | AnalysisRow | PendingRow | EventRow | DeadLetterRow
+Row = FileRow | AnalysisRow | PendingRow | EventRow | RuleRow | DeadLetterRow
 
 
 def whole_seconds(moment: datetime) -> datetime:
@@ -174,6 +198,7 @@ def newer_file(old: FileRow, new: FileRow) -> FileRow:
         created_at=latest,
         enqueued_at=old.enqueued_at or new.enqueued_at,
         planned=old.planned or new.planned,
+        waits_for=old.waits_for if old.waits_for is not None else new.waits_for,
     )
 
 
@@ -204,6 +229,7 @@ def planned_analysis(request: Request, run: str, state: RunState) -> AnalysisRow
         model=model.name if model is not None else None,
         model_digest=model.digest if model is not None else None,
         asked_by=request.asked_by,
+        retry_of=request.retry_of.analysis_id if request.retry_of is not None else None,
     )
 
 
@@ -227,6 +253,7 @@ def finished_analysis(result: Result, run: str) -> AnalysisRow:
         artefacts=tuple(result.artefacts),
         frames_decoded=result.frames_decoded,
         rows=result.rows,
+        retry_of=result.retry_of.analysis_id if result.retry_of is not None else None,
     )
 
 
@@ -238,6 +265,7 @@ def newer_analysis(old: AnalysisRow, new: AnalysisRow) -> AnalysisRow:
         created_at=min(old.created_at, new.created_at),
         asked_by=old.asked_by or new.asked_by,
         enqueued_at=old.enqueued_at or new.enqueued_at,
+        retry_of=old.retry_of or new.retry_of,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from sqlite_utils import Database, Migrations
 from posedrop.errors import PosedropError
 from posedrop.records import Artefact, FileState, Probe, RunError, RunState
 from posedrop.rows import AnalysisRow, FileRow, Row
+from posedrop.search import spelled
 
 _UNWRITABLE = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")
 _HASH_BITS = 21
@@ -71,6 +72,7 @@ _JSON: _Codec = (json.dumps, json.loads)
 _CODECS: dict[str, _Codec] = {
     "args": _JSON,
     "artefacts": (_artefacts_to_text, _artefacts_from_text),
+    "checked_at": _TIME,
     "created_at": _TIME,
     "enqueued_at": _TIME,
     "error": (_record_to_text, RunError.model_validate_json),
@@ -81,6 +83,7 @@ _CODECS: dict[str, _Codec] = {
     "planned": (int, bool),
     "probe": (_record_to_text, Probe.model_validate_json),
     "received_at": _TIME,
+    "since": _TIME,
     "updated_at": _TIME,
 }
 
@@ -173,12 +176,6 @@ def _tables(db: Database) -> None:
         db.execute(statement)
 
 
-@_migrations(name="0002_search")
-def _search(db: Database) -> None:
-    _enable_search(db, "uploaded_file", ("key",), range(1, 4))
-    _enable_search(db, "analysis", ("key", "analysis"), range(1, 4))
-
-
 @_migrations(name="0003_planned")
 def _planned(db: Database) -> None:
     # What an older posedrop has ingested it has planned.
@@ -218,44 +215,98 @@ def _counts(db: Database) -> None:
     )
 
 
-@_migrations(name="0005_longer_words")
-def _longer_words(db: Database) -> None:
-    # Where there is no index of beginnings of its length, FTS5 puts together all that a word finds
-    # before it gives the first: 30 ms for one in 300,000 keys. With one, it gives the newest first.
-    for table, names in (("uploaded_file", ("key",)), ("analysis", ("key", "analysis"))):
-        for trigger in ("ai", "ad", "au"):
-            db.execute(f"DROP TRIGGER {table}_{trigger}")
-        db.execute(f"DROP TABLE {table}_fts")
-        _enable_search(db, table, names, range(1, 13))
-        db.execute(f"INSERT INTO {table}_fts ({table}_fts) VALUES ('rebuild')")  # noqa: S608
-
-
-def _enable_search(
-    db: Database, table: str, names: tuple[str, ...], beginnings: Iterable[int]
-) -> None:
-    """Keep a full-text index of some columns of a table, and of the words' beginnings so long.
-
-    This is sqlite-utils' ``enable_fts`` with two things that it does not have: an index of
-    beginnings of words, without which one typed letter reads every word there is, and a trigger
-    that sleeps while only other columns change. unicode61 parts ``mouse_3-day1.mp4`` at each sign.
-    """
-    listed = ", ".join(names)
-    old, new = (", ".join(f"{row}.{n}" for n in names) for row in ("old", "new"))
-    remove = (
-        f"INSERT INTO {table}_fts ({table}_fts, rowid, {listed})"  # noqa: S608
-        f" VALUES ('delete', old.number, {old});"
-    )
-    add = f"INSERT INTO {table}_fts (rowid, {listed}) VALUES (new.number, {new});"  # noqa: S608
+@_migrations(name="0006_retries")
+def _retries(db: Database) -> None:
     for statement in (
-        f"""CREATE VIRTUAL TABLE {table}_fts USING fts5({listed}, content='{table}',
-            content_rowid='number', tokenize='unicode61 remove_diacritics 2',
-            prefix='{" ".join(map(str, beginnings))}')""",
-        f"CREATE TRIGGER {table}_ai AFTER INSERT ON {table} BEGIN {add} END",
-        f"CREATE TRIGGER {table}_ad AFTER DELETE ON {table} BEGIN {remove} END",
-        f"CREATE TRIGGER {table}_au AFTER UPDATE OF number, {listed} ON {table}"
-        f" BEGIN {remove} {add} END",
+        "ALTER TABLE analysis ADD COLUMN retry_of TEXT",
+        "CREATE INDEX analysis_by_retried ON analysis (retry_of, number)"
+        " WHERE retry_of IS NOT NULL",
     ):
         db.execute(statement)
+
+
+@_migrations(name="0007_rules")
+def _rules(db: Database) -> None:
+    # What an older posedrop has planned, no rule that comes later reaches; but what it rejected,
+    # because the rule was wrong, waits from now on.
+    for statement in (
+        "ALTER TABLE uploaded_file ADD COLUMN waits_for TEXT",
+        "UPDATE uploaded_file SET planned = 0 WHERE file_id IN"
+        " (SELECT file_id FROM analysis WHERE instr(run, '/rejected-') AND asked_by <> 'metadata')",
+        "CREATE INDEX file_waiting ON uploaded_file (key) WHERE waits_for IS NOT NULL",
+        """CREATE TABLE rule (
+            key TEXT PRIMARY KEY, etag TEXT, error TEXT, since TEXT NOT NULL,
+            checked_at TEXT NOT NULL, after TEXT, turn INTEGER NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX rule_wrong ON rule (checked_at) WHERE error IS NOT NULL",
+        "CREATE INDEX rule_to_follow ON rule (checked_at) WHERE after IS NOT NULL",
+    ):
+        db.execute(statement)
+
+
+@_migrations(name="0008_any_part_of_a_name")
+def _any_part_of_a_name(db: Database) -> None:
+    """Find names by what is inside of their words, not by their beginnings as 0002 and 0005 did.
+
+    Their index goes at once, it can't be searched the same way; ``go_on_spelling`` has the rows.
+    """
+    db.execute("CREATE TABLE unspelled (name TEXT PRIMARY KEY, before INTEGER NOT NULL)")
+    for table, columns in (("uploaded_file", ("key",)), ("analysis", ("key", "analysis"))):
+        for trigger in ("ai", "ad", "au"):
+            db.execute(f"DROP TRIGGER IF EXISTS {table}_{trigger}")
+        changed = " OR ".join(f"old.{name} <> new.{name}" for name in ("number", *columns))
+        remove = f"DELETE FROM {table}_fts WHERE rowid = old.number;"  # noqa: S608
+        add = f"INSERT INTO {table}_fts (rowid, name) VALUES ({_as_searched(table, 'new')});"  # noqa: S608
+        for statement in (
+            f"DROP TABLE IF EXISTS {table}_fts",
+            # All that is kept of three characters is which rows have them: the spelled name is
+            # there too, to be compared.
+            f"CREATE VIRTUAL TABLE {table}_fts USING fts5(name, detail=none, columnsize=0,"
+            " tokenize='trigram case_sensitive 1')",
+            f"CREATE TRIGGER {table}_ai AFTER INSERT ON {table} BEGIN {add} END",
+            f"CREATE TRIGGER {table}_ad AFTER DELETE ON {table} BEGIN {remove} END",
+            f"CREATE TRIGGER {table}_au AFTER UPDATE ON {table} WHEN {changed}"
+            f" BEGIN {remove} {add} END",
+            f"INSERT INTO unspelled SELECT '{table}', number + 1 FROM {table}"  # noqa: S608
+            " ORDER BY number DESC LIMIT 1",
+        ):
+            db.execute(statement)
+
+
+def _as_searched(table: str, row: str) -> str:
+    """Return, as SQL, a row's number and what of it is searched."""
+    text = f"{row}.key" if table == "uploaded_file" else f"{row}.key || ' ' || {row}.analysis"
+    return f"{row}.number, spelled({text})"
+
+
+def is_spelled(db: Database) -> bool:
+    """Tell whether all names can be searched; they can't yet where an older posedrop left many."""
+    return db.conn.execute("SELECT 1 FROM unspelled").fetchone() is None
+
+
+def go_on_spelling(db: Database, rows: int) -> bool:
+    """Make so many more rows searchable, the newest first; True once all are.
+
+    Inside of the caller's transaction.
+    """
+    left = db.conn.execute("SELECT name, before FROM unspelled LIMIT 1").fetchone()
+    if left is None:
+        return True
+    table, before = left
+    first = db.conn.execute(
+        f"SELECT min(number) FROM (SELECT number FROM {table} WHERE number < ?"  # noqa: S608
+        " ORDER BY number DESC LIMIT ?)",
+        (before, rows),
+    ).fetchone()[0]
+    if first is None:
+        db.execute("DELETE FROM unspelled WHERE name = ?", (table,))
+        return False
+    db.execute(
+        f"INSERT OR REPLACE INTO {table}_fts (rowid, name)"  # noqa: S608
+        f" SELECT {_as_searched(table, table)} FROM {table} WHERE number >= ? AND number < ?",
+        (first, before),
+    )
+    db.execute("UPDATE unspelled SET before = ? WHERE name = ?", (first, table))
+    return False
 
 
 def connect(path: str, timeout: float) -> Database:
@@ -267,6 +318,7 @@ def connect(path: str, timeout: float) -> Database:
         path, timeout=timeout, isolation_level=None, check_same_thread=False
     )
     connection.row_factory = sqlite3.Row
+    connection.create_function("spelled", 1, spelled, deterministic=True)
     connection.execute("PRAGMA synchronous = NORMAL")
     return Database(connection, execute_plugins=False)
 

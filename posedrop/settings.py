@@ -93,8 +93,22 @@ class Settings(BaseSettings):
     checkpoint_seconds: float = Field(
         default=60.0, gt=0, description="work that a killed inference loses at most"
     )
+    child_memory_bytes: int | None = Field(
+        default=None,
+        ge=2**29,
+        description="what the child that probes and draws may have of memory (RLIMIT_DATA); "
+        "None: half of the machine's, or of its cgroup's",
+    )
+    child_file_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="the largest file that it may write (RLIMIT_FSIZE), pose.mp4 for one; "
+        "None: half of the disk of scratch_dir",
+    )
     cache_bytes: int = Field(
-        default=20 * 2**30, ge=0, description="of videos, and of models, kept on a worker's disk"
+        default=20 * 2**30,
+        ge=0,
+        description="of videos, and of models, kept on a worker's disk; a quarter of it at most",
     )
     model_bytes: int = Field(
         default=2 * 2**30,

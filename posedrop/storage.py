@@ -6,7 +6,9 @@ raised. ``create`` is the only concurrency control there is (``If-None-Match: *`
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,14 +19,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import boto3
+import botocore.session
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from posedrop import __version__
+from posedrop import __version__, layout
 from posedrop.answers import insist_on_whole
-from posedrop.errors import ObjectChangedError, StorageError
+from posedrop.errors import ConfigurationError, ObjectChangedError, StorageError
+from posedrop.proxies import proxies_for_boto3
 from posedrop.records import Record
 from posedrop.settings import Settings
 
@@ -133,14 +137,21 @@ class Storage:
             answer["Metadata"],
         )
 
-    def read(self, bucket: str, key: str) -> bytes | None:
-        """Return a small object's bytes, None if there is none."""
+    def read(self, bucket: str, key: str, etag: str | None = None) -> bytes | None:
+        """Return a small object's bytes, None if there is none.
+
+        Raises:
+            ObjectChangedError: its ETag is no longer ``etag``.
+        """
+        extra: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
         with _translated(f"read {bucket}/{key}"):
             try:
-                return self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+                return self._client.get_object(Bucket=bucket, Key=key, **extra)["Body"].read()
             except ClientError as error:
                 if _code(error) in _MISSING:
                     return None
+                if _code(error) in {"412", "PreconditionFailed"}:
+                    raise ObjectChangedError(f"{bucket}/{key} was replaced") from error
                 raise
 
     def read_record(self, bucket: str, key: str, kind: type[R]) -> R | None:
@@ -158,6 +169,19 @@ class Storage:
             raise StorageError(
                 f"{bucket}/{key} is not a {kind.__name__}: {error}", code="damaged_record"
             ) from error
+
+    def video_prefix(self, results: str, bucket: str, key: str) -> str:
+        """Return the folder of the bucket ``results`` in which a video's results are, or will be.
+
+        As layout.video_prefix, but for what an older posedrop has left where none is put today.
+        """
+        former = layout.former_prefix(key)
+        if former is not None and (
+            self.head(results, layout.video_record(former)) is not None
+            or next(self.objects(results, f"{former}/asked/"), None) is not None
+        ):
+            return former
+        return layout.video_prefix(bucket, key)
 
     def download(
         self, bucket: str, key: str, path: Path, etag: str | None = None
@@ -337,6 +361,17 @@ class Storage:
                     raise
                 self._client.create_bucket(Bucket=bucket)
 
+    def claim_bucket(self, bucket: str) -> bool:
+        """Make a bucket if there is none; return whether the store calls it this key's own."""
+        with _translated(f"create the bucket {bucket}"):
+            try:
+                self._client.create_bucket(Bucket=bucket)
+            except ClientError as error:
+                if _code(error) not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                    raise
+                return _code(error) == "BucketAlreadyOwnedByYou"
+        return True
+
     # -- presigned -------------------------------------------------------------------------------
 
     def presign_put(
@@ -472,28 +507,58 @@ class Storage:
 def _client(
     settings: Settings, endpoint: str | None, access_key: str | None, secret_key: str | None
 ) -> S3Client:
-    client = boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name=settings.s3_region,
-        aws_access_key_id=access_key,
-        aws_secret_access_key=secret_key,
-        config=Config(
-            signature_version="s3v4",
-            s3={"addressing_style": "path" if endpoint else "auto"},
-            retries={"mode": "standard", "max_attempts": 4},
-            connect_timeout=5,
-            read_timeout=60,
-            max_pool_connections=32,
-            # Its own is made anew, in a tenth of each call's time, and names this machine.
-            user_agent=f"posedrop/{__version__}",
-            # Newer boto3 adds trailers that older stores refuse; the hashes in our records do it.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if endpoint else "auto"},
+        retries={"mode": "standard", "max_attempts": 4},
+        connect_timeout=5,
+        read_timeout=60,
+        max_pool_connections=32,
+        # Its own is made anew, in a tenth of each call's time, and names this machine.
+        user_agent=f"posedrop/{__version__}",
+        # Newer boto3 adds trailers that older stores refuse; the hashes in our records do it.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        proxies=proxies_for_boto3(endpoint),
     )
+    try:
+        client = _session(own=bool(endpoint and access_key)).client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=settings.s3_region,
+            aws_access_key_id=access_key,
+            aws_secret_access_key=secret_key,
+            config=config,
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise ConfigurationError(
+            f"no S3 client can be made of POSEDROP_S3_ENDPOINT, the AWS_ variables and "
+            f"~/.aws: {error}"
+        ) from error
     insist_on_whole(client)
     return client
+
+
+@functools.cache
+def _session(*, own: bool) -> boto3.Session:
+    """Return where boto3's clients are made; where all is told to it (``own``), it looks nowhere.
+
+    Else a person's AWS_PROFILE, AWS_USE_FIPS_ENDPOINT or damaged ~/.aws/config would stand in the
+    way to a store that has nothing to do with AWS. AWS_CA_BUNDLE is obeyed.
+    """
+    if not own:
+        return boto3.Session()
+    defaults = {
+        name: (None, None, default, convert)
+        for name, (_, _, default, convert) in botocore.session.Session.SESSION_VARIABLES.items()
+        if name != "ca_bundle"
+    }
+    nothing = (None, None, os.devnull, None)
+    return boto3.Session(
+        botocore_session=botocore.session.Session(
+            session_vars={**defaults, "config_file": nothing, "credentials_file": nothing}
+        )
+    )
 
 
 @contextmanager

@@ -26,12 +26,12 @@ class Transfers:
     some have to go again.
     """
 
-    def __init__(self, timeout: httpx.Timeout, transport: httpx.BaseTransport | None) -> None:
+    def __init__(self, timeout: httpx.Timeout, transport: httpx.BaseTransport) -> None:
         """Nothing is sent yet.
 
         Args:
             timeout: of a request.
-            transport: how requests travel; None: as usual.
+            transport: how requests travel.
         """
         self._store = httpx.Client(timeout=timeout, transport=transport)
 

@@ -40,8 +40,11 @@ _STOP_SECONDS = 5.0
 _MAX_RESTARTS = 5
 _RESTART_WINDOW_SECONDS = 600.0
 _KEEP_LOG_BYTES = 16 * 2**20
+_LOG_SECONDS = 30.0
 #: Below the ports that systems hand to outgoing connections, so that they stay free between runs.
 _PORT_RANGE = range(20_000, 32_000)
+_GRPC_OFFSET = 10_000
+_ADMIN_PORT_RANGE = range(_PORT_RANGE.start, _PORT_RANGE.stop - _GRPC_OFFSET)
 
 # weed must not outlive a posedrop that was killed. A tiny program sets that up and becomes weed:
 # code between fork and exec in a process with threads, as preexec_fn has it, may deadlock.
@@ -139,6 +142,7 @@ class Weed:
                 target=self._watch, args=(binary,), name="weed", daemon=True
             )
             self._watcher.start()
+            threading.Thread(target=self._keep_log_short, name="weed-log", daemon=True).start()
             self._await_ready()
         except BaseException:
             self.stop()
@@ -158,6 +162,35 @@ class Weed:
         self._pid_file.unlink(missing_ok=True)
         self._remove_sockets()
         self._lock.release()
+
+    def give_bucket(self, bucket: str, identity: str) -> None:
+        """Make an identity a bucket's owner, so that its CreateBucket is told that it has it.
+
+        Ownership gives no right; those are the identity's own.
+
+        Raises:
+            ConfigurationError: weed did not do it; the message says why.
+        """
+        addresses = [
+            f"-{name}={LOOPBACK}:{self._ports[f'{name}.port']}.{self._ports[f'{name}.port.grpc']}"
+            for name in ("master", "filer")
+        ]
+        done = subprocess.run(
+            [find_weed(), "shell", *addresses],
+            input=f"s3.bucket.owner -name {bucket} -owner {identity}\nexit\n",
+            cwd=self._conf,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_READY_SECONDS,
+            check=False,
+        )
+        if done.returncode != 0 or identity not in done.stdout:
+            raise ConfigurationError(
+                f"the bucket {bucket} could not be given to {identity}: "
+                f"{(done.stdout + done.stderr)[-500:]}"
+            )
 
     # -- the process -----------------------------------------------------------------------------
 
@@ -202,12 +235,11 @@ class Weed:
             return self._process
 
     def _opened_log(self) -> IO[bytes]:
-        with contextlib.suppress(FileNotFoundError):
-            if self._log_file.stat().st_size > _KEEP_LOG_BYTES:
-                self._log_file.replace(self._log_file.with_suffix(".log.1"))
-        return os.fdopen(
-            os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb"
-        )
+        return _private(self._log_file, os.O_APPEND)
+
+    def _keep_log_short(self) -> None:
+        while not self._stopping.wait(_LOG_SECONDS):
+            rotate(self._log_file, _KEEP_LOG_BYTES)
 
     def _arguments(self) -> list[str]:
         flags = {
@@ -252,14 +284,14 @@ class Weed:
 
     def _answers(self) -> bool:
         try:
-            answer = httpx.get(self.endpoint, timeout=2.0)
+            answer = httpx.get(self.endpoint, timeout=2.0, trust_env=False)
         except httpx.HTTPError:
             return False
         # Anonymous callers may do nothing: that answer means that the keys are loaded, too.
         return answer.status_code == 403
 
     def _log_tail(self) -> str:
-        lines = self._log_file.read_text(errors="replace").splitlines()
+        lines = self._log_file.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(f"  {line[:200]}" for line in lines[-12:])
 
     def _end_stale(self) -> None:
@@ -303,6 +335,13 @@ class Weed:
                 others = {port for other, port in ports.items() if other != name}
                 if ports.get(name) in {None, *others} or not is_free(LOOPBACK, ports[name]):
                     ports[name] = _free_port(others)
+        # weed's maintenance worker looks for its admin server's gRPC nowhere else.
+        http, grpc = "admin.port", "admin.port.grpc"
+        others = {port for other, port in ports.items() if other not in {http, grpc}}
+        while ports[grpc] != ports[http] + _GRPC_OFFSET or ports[grpc] in others:
+            ports[http] = _free_port(others, _ADMIN_PORT_RANGE)
+            if is_free(LOOPBACK, ports[http] + _GRPC_OFFSET):
+                ports[grpc] = ports[http] + _GRPC_OFFSET
         write_private(self._ports_file, json.dumps(ports, indent=1))
         return ports
 
@@ -334,12 +373,37 @@ def find_weed() -> str:
     return found
 
 
-def _free_port(besides: set[int]) -> int:
-    for port in random.sample(_PORT_RANGE, 200):
+def _free_port(besides: set[int], within: range = _PORT_RANGE) -> int:
+    for port in random.sample(within, 200):
         # weed itself asks for a port that is free on every interface.
         if port not in besides and is_free(LOOPBACK, port) and is_free("0.0.0.0", port):  # noqa: S104
             return port
     raise ConfigurationError("no free port found for the object store")
+
+
+def rotate(log_file: Path, keep_bytes: int) -> None:
+    """Move the last ``keep_bytes`` of a log that grew over them to ``<name>.1``, over its content.
+
+    The log stays the same file, since weed, which appends to it, can't be told of another; what it
+    says between the copy and the cut is lost.
+    """
+    older = log_file.with_name(f"{log_file.name}.1")
+    with contextlib.suppress(OSError):
+        size = log_file.stat().st_size
+        if size <= keep_bytes:
+            return
+        with (
+            contextlib.suppress(OSError),  # a full disk: the log gives way all the same
+            log_file.open("rb") as old,
+            _private(older, os.O_TRUNC) as kept,
+        ):
+            old.seek(size - keep_bytes)
+            shutil.copyfileobj(old, kept)
+        os.truncate(log_file, 0)
+
+
+def _private(path: Path, flags: int) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600), "wb")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,9 +28,12 @@ class Identity:
     name: str
     access_key: str
     secret_key: str
-    actions: tuple[str, ...]
+    actions: tuple[str, ...] = ()
     """``Read``, ``Write``, ``List``, ``Tagging``, ``Admin``: everywhere, or ``:bucket/prefix*``.
     ``Write:bucket`` would also change the bucket's own settings; ``Write:bucket/*`` may not."""
+    policy: tuple[Mapping[str, object], ...] = ()
+    """Statements as AWS has them. Where there are any, ``actions`` count for posted forms and
+    ACLs alone. They are finer: to actions, making, deleting and configuring a bucket are one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,20 @@ class Webhook:
     url: str
     token: str
     buckets: tuple[str, ...]
+
+
+#: weed's maintenance worker purges old logs of metadata, forgets multipart uploads after a day and
+#: gives back the space of what was deleted: within minutes, where its own default is a day. What is
+#: meant for clusters stays off: one machine has nowhere to spread data to.
+_ADMIN = """
+[maintenance.vacuum]
+scan_interval_seconds = 900
+min_volume_age_seconds = 0
+[maintenance.balance]
+enabled = false
+[maintenance.erasure_coding]
+enabled = false
+"""
 
 
 def configuration(
@@ -52,6 +69,7 @@ def configuration(
         "tls.key": key,
         "security.toml": _security(folder),
         "s3.json": _s3_identities(identities),
+        "admin.toml": _ADMIN,
         "notification.toml": _notification(webhook),
     }
 
@@ -72,10 +90,19 @@ def _s3_identities(identities: Sequence[Identity]) -> str:
             "name": each.name,
             "credentials": [{"accessKey": each.access_key, "secretKey": each.secret_key}],
             "actions": list(each.actions),
+            "policyNames": [each.name] if each.policy else [],
         }
         for each in identities
     ]
-    return json.dumps({"identities": known}, indent=1)
+    policies = [
+        {
+            "name": each.name,
+            "content": json.dumps({"Version": "2012-10-17", "Statement": list(each.policy)}),
+        }
+        for each in identities
+        if each.policy
+    ]
+    return json.dumps({"identities": known, "policies": policies}, indent=1)
 
 
 def _notification(webhook: Webhook | None) -> str:

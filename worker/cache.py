@@ -28,9 +28,10 @@ class Cache:
         """Use ``folder``, which other processes may use too."""
         self._videos = folder / "videos"
         self.models = folder / "models"
-        self._max_bytes = max_bytes
         for each in (self._videos, self.models):
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Of a small disk a quarter each: the rest is for the jobs.
+        self._max_bytes = min(max_bytes, shutil.disk_usage(folder).total // 4)
 
     def link_video(self, sha256: str, target: Path) -> bool:
         """Put the video with this content at ``target``; False if it isn't here, whole."""
@@ -57,6 +58,25 @@ class Cache:
         with suppress(OSError):
             os.link(source, self._videos / sha256)
         _trim(self._videos, self._max_bytes, 0.0)
+
+    def forget_video(self, sha256: str) -> None:
+        """Keep a video no longer: nobody will ask for one that was refused."""
+        with suppress(OSError):
+            (self._videos / sha256).unlink()
+
+    def give_way(self) -> int:
+        """Drop all videos that no job holds: the disk is full; return the bytes that this freed.
+
+        One that a job holds too would free nothing, and be fetched again by the next.
+        """
+        freed = 0
+        for path in self._videos.iterdir():
+            with suppress(OSError):
+                there = path.stat()
+                if there.st_nlink == 1:
+                    path.unlink()
+                    freed += there.st_size
+        return freed
 
     def trim_models(self) -> None:
         """Remove the models that were used longest ago, if there are too many."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -21,14 +22,23 @@ from pathlib import Path
 from typing import Any
 
 from posedrop import errors
-from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError, PosedropError
+from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from posedrop.records import Progress
+from worker import room
+from worker.limits import Limits
 from worker.turn import POLL_SECONDS, Place, Turn
 
 #: Seconds for an interpreter to start; nothing heavy is imported before its first word.
 START_SECONDS = 60.0
 #: Bytes of one message: a child gone mad must not fill its parent's memory.
 MAX_MESSAGE_BYTES = 64 << 20
+#: Characters of what a child says for people, which goes into records.
+MAX_WORDS = 2000
+MAX_STAGE = 100
+_CODE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
+#: What a task may raise as itself. Anything else speaks for what the parent alone can know: that
+#: the store is away, or that somebody asked for an end.
+_RAISED = (errors.AnalysisError, errors.BadRequestError, errors.RefusedVideoError)
 
 #: What a child may know of its parent's environment: hardware and threads, nothing secret.
 _PASSED_ON = (
@@ -65,17 +75,26 @@ class Child:
     Calls come one at a time; :meth:`close` may come from any thread.
     """
 
-    def __init__(self, name: str, scratch: Path, *, warm: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        scratch: Path,
+        *,
+        warm: Sequence[str] = (),
+        limits: Limits | None = None,
+    ) -> None:
         """Remember how to start the child.
 
         Args:
             name: what it is called in messages and in its idle log, ``<scratch>/<name>.log``.
             scratch: an existing folder, the child's home and temporary folder.
             warm: modules to import while it waits for its first call.
+            limits: what it may take of the machine; None: anything.
         """
         self._name = name
         self._scratch = scratch
         self._warm = tuple(warm)
+        self._limits = limits or Limits()
         self._call = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._requests = -1
@@ -130,10 +149,13 @@ class Child:
 
         Raises:
             CancelledRunError: ``should_stop`` said so; the child is gone.
-            ChildDiedError: it crashed or was killed; code ``timeout`` after ``wall_seconds``.
+            ChildDiedError: it crashed or was killed; code ``timeout`` after ``wall_seconds``,
+                ``not_started`` if it never came so far.
             PosedropError: what the task raised, as the class that it was.
-            AnalysisError: anything else that the task raised: code ``out_of_memory`` or
-                ``internal``.
+            AnalysisError: anything else that the task raised: code ``out_of_memory``,
+                ``file_too_large`` or ``internal``.
+            StorageError: the disk is full, which is not the task's fault.
+            RefusedVideoError: code ``no_room``: the task alone filled it.
         """
         with self._waited(should_stop):
             self._ensure_started()
@@ -149,7 +171,12 @@ class Child:
             if answer.get("fresh"):
                 # A library failed in the middle of something: what it left behind is unknown.
                 self._end()
+        try:
             return _result_of(answer)
+        except AnalysisError as error:
+            if error.code == "disk_full":
+                room.check_child(self._scratch.parent)
+            raise
 
     def kill(self) -> None:
         """Kill the process, whatever it does; a call in another thread gets ChildDiedError."""
@@ -186,8 +213,10 @@ class Child:
         _spawner().submit(self._spawn).result()
         try:
             hello = self._wait_for_hello()
-        except BaseException:
+        except BaseException as error:
             self._end()
+            if isinstance(error, ChildDiedError):
+                raise ChildDiedError(error.message, code="not_started") from error
             raise
         self._isolated = bool(hello.get("isolated"))
 
@@ -205,6 +234,8 @@ class Child:
                         str(child_reads),
                         str(child_writes),
                         str(os.getpid()),
+                        str(self._limits.memory),
+                        str(self._limits.file),
                         *self._warm,
                     ],
                     stdin=subprocess.DEVNULL,
@@ -313,7 +344,7 @@ class Child:
         for line in lines:
             try:
                 message = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 message = None
             if not isinstance(message, dict):
                 raise self._nonsense()
@@ -322,7 +353,8 @@ class Child:
 
     def _parsed_progress(self, fields: Any) -> Progress:
         try:
-            return Progress.model_validate(fields)
+            progress = Progress.model_validate(fields)
+            return progress.model_copy(update={"stage": progress.stage[:MAX_STAGE]})
         except ValueError as error:
             raise self._nonsense() from error
 
@@ -347,14 +379,14 @@ def _result_of(answer: dict[str, Any]) -> dict[str, Any]:
     error = answer.get("error")
     if not isinstance(error, dict):
         raise ChildDiedError("the child process gave no answer")
-    kind = getattr(errors, str(error.get("class")), None)
-    if not (isinstance(kind, type) and issubclass(kind, PosedropError)):
+    kind = getattr(errors, str(error.get("class"))[:MAX_STAGE], None)
+    if not (isinstance(kind, type) and issubclass(kind, _RAISED)):
         kind = AnalysisError
-    field = error.get("field")
+    code, field = str(error.get("code")), error.get("field")
     raise kind(
-        str(error.get("message")),
-        code=str(error.get("code", "internal")),
-        field=None if field is None else str(field),
+        str(error.get("message"))[:MAX_WORDS],
+        code=code if _CODE.match(code) else "internal",
+        field=None if field is None else str(field)[:MAX_STAGE],
     )
 
 

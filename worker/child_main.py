@@ -6,6 +6,7 @@ Until it has said hello it imports nothing heavy: first it shuts itself in.
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import importlib
 import json
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from posedrop.errors import PosedropError
+from worker.limits import Limits
 
 #: Seconds between two reports of the same stage.
 REPORT_SECONDS = 0.2
@@ -43,17 +45,22 @@ def main(arguments: list[str]) -> None:
     """Serve calls until the parent closes its end.
 
     Args:
-        arguments: the descriptors to read from and to write to, the parent's process id, and the
-            modules to import while idle.
+        arguments: the descriptors to read from and to write to, the parent's process id, the bytes
+            of memory and of a file that it may take (0: any), and the modules to import while idle.
     """
-    reads, writes, parent, *warm = arguments
+    reads, writes, parent, memory, file, *warm = arguments
     isolated = shut_in(int(parent))
+    Limits(int(memory), int(file)).apply()
     os.nice(NICE)
     faulthandler.enable()
     threading.Thread(target=_exit_with_parent, args=(int(reads),), daemon=True).start()
     channel = Channel(int(writes))
     channel.send({"hello": os.getpid(), "isolated": isolated})
+    called = select.poll()
+    called.register(int(reads), select.POLLIN)
     for module in warm:
+        if called.poll(0):
+            break  # a call that waits needs few of them, and imports those itself
         try:
             importlib.import_module(module)
         except Exception:  # the call that needs it fails by itself, with its own message
@@ -62,7 +69,9 @@ def main(arguments: list[str]) -> None:
     with os.fdopen(int(reads), "rb") as requests:
         for line in requests:
             request = json.loads(line)
-            _print_to(os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+            # On a full disk there may be no room for a log; its task has the words for that.
+            with suppress(OSError):
+                _print_to(os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
             report = Reporter(channel.send, heard=requests.readline)
             answer = _answer(request["task"], request["payload"], report)
             _print_to(os.dup(idle_log))
@@ -121,15 +130,33 @@ def _answer(task: str, payload: dict[str, Any], report: Reporter) -> dict[str, A
         run = getattr(importlib.import_module(module), function)
         result = run(payload, report)
         json.dumps(result)
-    except PosedropError as error:
-        traceback.print_exc()
-        return {"error": _error(type(error), error.code, error.message, error.field)}
     except BaseException as error:  # SystemExit too: a library's wish to end is no answer
-        traceback.print_exc()
+        with suppress(OSError, ValueError):  # a full disk takes no words either
+            traceback.print_exc()
         text = f"{type(error).__name__}: {error}".strip()[:2000]
+        # Whatever else was made of it on its way: the disk is nobody's fault.
+        if _came_of(error, errno.ENOSPC, errno.EDQUOT):
+            return {"error": _error(None, "disk_full", text, None), "fresh": True}
+        if isinstance(error, PosedropError):
+            return {"error": _error(type(error), error.code, error.message, error.field)}
+        if _came_of(error, errno.EFBIG):
+            text = f"it needs a file larger than POSEDROP_CHILD_FILE_BYTES allows ({text})"
+            return {"error": _error(None, "file_too_large", text, None), "fresh": True}
         code = "out_of_memory" if is_out_of_memory(error) else "internal"
         return {"error": _error(None, code, text, None), "fresh": True}
     return {"result": result}
+
+
+def _came_of(error: BaseException, *numbers: int) -> bool:
+    """Tell whether an error, or one that it was made of, is the system's with such a number."""
+    seen: list[BaseException | None] = []
+    rest: BaseException | None = error
+    while rest is not None and rest not in seen:
+        if isinstance(rest, OSError) and rest.errno in numbers:
+            return True
+        seen.append(rest)
+        rest = rest.__cause__ or rest.__context__
+    return False
 
 
 def _error(
@@ -149,6 +176,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         bool(names & {"MemoryError", "OutOfMemoryError"})
         or "can't allocate memory" in text
+        or "can't start new thread" in text  # no room for its stack
         or "not enough memory" in text
         or "Insufficient memory" in text
     )

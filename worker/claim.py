@@ -1,4 +1,4 @@
-"""Who works on a run: numbered attempts, each claimed by creating its object, and their heartbeat.
+"""Who works on a run or an ingest: numbered attempts, each claimed by creating its object.
 
 The lease is counted on the store's clock alone (LastModified against the Date of its answer), so
 that no two machines need agree on the time.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,10 +16,98 @@ from typing import Literal
 
 from posedrop import layout
 from posedrop.errors import PosedropError, StorageError
-from posedrop.records import Attempt, Progress, RunError, Task
-from posedrop.storage import Storage
+from posedrop.records import Artefact, Attempt, Progress, RunError, Task
+from posedrop.storage import Listing, Storage
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The attempts in a folder so far, the oldest first."""
+
+    attempts: list[Attempt]
+    last: int
+    """The number of the last one, 0: there is none."""
+    silent: float
+    """Seconds since it was heard of."""
+
+    def is_busy(self, lease_seconds: float) -> bool:
+        """Tell whether somebody is at work, or was until less than a lease ago."""
+        unfinished = bool(self.attempts) and self.attempts[-1].outcome is None
+        return unfinished and self.silent < lease_seconds
+
+    def spent(self, *outcomes: str | None) -> list[Attempt]:
+        """Return those that ended so; None: they never said how, as their worker died."""
+        return [attempt for attempt in self.attempts if attempt.outcome in outcomes]
+
+
+def history(storage: Storage, bucket: str, folder: str, task: Task) -> History:
+    """Read the attempts ``<folder>/N.json``; one that can't be read counts as failed."""
+    return _history(storage, bucket, folder, task, storage.listing(bucket, f"{folder}/"))
+
+
+def _history(storage: Storage, bucket: str, folder: str, task: Task, listing: Listing) -> History:
+    beaten = {
+        number: found.last_modified
+        for found in listing.objects
+        if (number := layout.number_of(found.key, folder)) is not None
+    }
+    last = max(beaten, default=0)
+    read = (_attempt(storage, bucket, folder, task, number) for number in sorted(beaten))
+    return History(
+        [attempt for attempt in read if attempt is not None],
+        last,
+        (listing.now - beaten[last]).total_seconds() if last else 0.0,
+    )
+
+
+def _attempt(storage: Storage, bucket: str, folder: str, task: Task, number: int) -> Attempt | None:
+    try:
+        return storage.read_record(bucket, f"{folder}/{number}.json", Attempt)
+    except StorageError as error:
+        if error.code != "damaged_record":
+            raise
+        # What can't be read today can't be tomorrow: whoever waited for it would wait for ever.
+        log.warning("%s", error)
+        return Attempt(
+            number=number,
+            task=task,
+            worker="unknown",
+            started_at=datetime.now(UTC),
+            progress=Progress(stage="unknown"),
+            outcome="failed",
+            error=run_error(error, None),
+        )
+
+
+def begin(
+    storage: Storage,
+    bucket: str,
+    folder: str,
+    before: History,
+    task: Task,
+    worker: str,
+    *,
+    sha256: str | None = None,
+    sha1: str | None = None,
+) -> Attempt | None:
+    """Create the attempt after ``before``; of many callers at the same time all but one get None.
+
+    Args:
+        sha256: of the film, where an ingest knows it; so ``sha1``.
+    """
+    record = Attempt(
+        number=before.last + 1,
+        task=task,
+        worker=worker,
+        started_at=datetime.now(UTC),
+        progress=Progress(stage="claimed"),
+        sha256=sha256,
+        sha1=sha1,
+    )
+    created = storage.create(bucket, f"{folder}/{record.number}.json", record.to_json())
+    return record if created else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +126,8 @@ class Exhausted:
 
     attempts: int
     last: Attempt
+    artefacts: list[Artefact]
+    """What the last attempt published that has told of any."""
 
 
 def take(
@@ -58,43 +148,32 @@ def take(
     names = {found.key.removeprefix(f"{run}/"): found for found in listing.objects}
     if layout.RESULT in names:
         return Over()
-    numbers = sorted(n for name in names if (n := layout.attempt_number(name)) is not None)
-    attempts = [
-        record
-        for n in numbers
-        if (record := storage.read_record(bucket, layout.attempt(run, n), Attempt)) is not None
-    ]
-    if attempts and attempts[-1].outcome is None:
-        beaten = names[f"attempts/{numbers[-1]}.json"].last_modified
-        if (listing.now - beaten).total_seconds() < lease_seconds:
-            return Busy()
-    spent = [a for a in attempts if a.task == task and a.outcome in {None, "failed"}]
-    if len(spent) >= max_attempts:
-        return Exhausted(len(attempts), spent[-1])
-    number = (numbers[-1] if numbers else 0) + 1
-    record = Attempt(
-        number=number,
-        task=task,
-        worker=worker,
-        started_at=datetime.now(UTC),
-        progress=Progress(stage="claimed"),
-    )
-    if not storage.create(bucket, layout.attempt(run, number), record.to_json()):
+    folder = layout.attempts(run)
+    before = _history(storage, bucket, folder, task, listing)
+    if before.is_busy(lease_seconds):
         return Busy()
-    return Claim(storage, bucket, run, record)
+    spent = [a for a in before.spent(None, "failed") if a.task == task]
+    if len(spent) >= max_attempts:
+        told = (a.artefacts for a in reversed(spent) if a.artefacts)
+        return Exhausted(len(before.attempts), spent[-1], next(told, []))
+    record = begin(storage, bucket, folder, before, task, worker)
+    if record is None:
+        return Busy()
+    return Claim(storage, bucket, run, record, is_last=len(spent) + 1 >= max_attempts)
 
 
-class Claim:
+class Held:
     """An attempt that this worker holds; :meth:`beating` keeps it alive."""
 
-    def __init__(self, storage: Storage, bucket: str, run: str, record: Attempt) -> None:
+    def __init__(self, storage: Storage, bucket: str, folder: str, record: Attempt) -> None:
         self._storage = storage
         self._bucket = bucket
-        self._run = run
+        self._folder = folder
         self._record = record
         self._progress = record.progress
-        self._cancelled = threading.Event()
         self._lost = threading.Event()
+        self._writing = threading.Lock()
+        """Held while the record changes: heartbeats come from a thread of their own."""
 
     @property
     def number(self) -> int:
@@ -107,13 +186,13 @@ class Claim:
         return self._record.task
 
     @property
-    def cancelled(self) -> bool:
-        """Whether somebody asked for the run to stop."""
-        return self._cancelled.is_set()
+    def at(self) -> str:
+        """The stage that it is in."""
+        return self._progress.stage
 
     @property
     def lost(self) -> bool:
-        """Whether another worker took over, or the run is over or gone: stop, and write nothing."""
+        """Whether another worker took over, or there is nothing to do any more: stop."""
         return self._lost.is_set()
 
     def progress(self, progress: Progress) -> None:
@@ -136,15 +215,76 @@ class Claim:
                     if not self.lost:
                         self._write()
                 except StorageError as error:
-                    log.warning("%s: no heartbeat this time: %s", self._run, error)
+                    log.warning("%s: no heartbeat this time: %s", self._folder, error)
 
-        thread = threading.Thread(target=beat, name=f"heartbeat {self._run[-24:]}", daemon=True)
+        thread = threading.Thread(target=beat, name=f"heartbeat {self._folder[-24:]}", daemon=True)
         thread.start()
         try:
             yield
         finally:
             stop.set()
             thread.join()
+
+    def look(self) -> None:
+        """See whether this attempt is still the last one, and still there."""
+        folder = self._folder
+        listing = self._storage.listing(self._bucket, f"{folder}/")
+        numbers = {layout.number_of(found.key, folder) for found in listing.objects}
+        if self.number + 1 in numbers or self.number not in numbers:
+            self._lost.set()
+
+    def end(
+        self, outcome: Literal["done", "handed_back", "failed"], error: RunError | None = None
+    ) -> Attempt:
+        """Say that nobody need wait for this attempt's heartbeat any more; return its record."""
+        with self._writing:
+            self._record = self._record.model_copy(update={"outcome": outcome, "error": error})
+        self._write()
+        return self._record
+
+    def _write(self) -> None:
+        with self._writing:
+            self._record = self._record.model_copy(
+                update={"beat": self._record.beat + 1, "progress": self._progress}
+            )
+        key = f"{self._folder}/{self.number}.json"
+        self._storage.write(self._bucket, key, self._record.to_json())
+
+
+class Claim(Held):
+    """An attempt at a run, which may be cancelled, finished or deleted meanwhile."""
+
+    def __init__(
+        self, storage: Storage, bucket: str, run: str, record: Attempt, *, is_last: bool
+    ) -> None:
+        super().__init__(storage, bucket, layout.attempts(run), record)
+        self.is_last = is_last
+        """Whether the run is given up if this attempt fails too."""
+        self._run = run
+        self._cancelled = threading.Event()
+
+    @property
+    def artefacts(self) -> list[Artefact]:
+        """What it has published, or found published by an attempt before it."""
+        return self._record.artefacts
+
+    def published(self, artefacts: Iterable[Artefact]) -> None:
+        """Note files of the run, the newest of a name; the next heartbeat says so."""
+        by_name = {artefact.name: artefact for artefact in (*self.artefacts, *artefacts)}
+        known = {"artefacts": list(by_name.values())}
+        with self._writing:
+            self._record = self._record.model_copy(update=known)
+
+    def withdraw(self, name: str) -> None:
+        """Forget a file that is of no use."""
+        left = [artefact for artefact in self.artefacts if artefact.name != name]
+        with self._writing:
+            self._record = self._record.model_copy(update={"artefacts": left})
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked for the run to stop."""
+        return self._cancelled.is_set()
 
     def look(self) -> None:
         """See whether the run was cancelled, or is no longer ours."""
@@ -157,21 +297,6 @@ class Claim:
         taken_over = f"attempts/{self.number + 1}.json" in names
         if taken_over or layout.RESULT in names or layout.REQUEST not in names:
             self._lost.set()
-
-    def end(
-        self, outcome: Literal["done", "handed_back", "failed"], error: RunError | None = None
-    ) -> None:
-        """Say that nobody need wait for this attempt's heartbeat any more."""
-        self._record = self._record.model_copy(update={"outcome": outcome, "error": error})
-        self._write()
-
-    def _write(self) -> None:
-        self._record = self._record.model_copy(
-            update={"beat": self._record.beat + 1, "progress": self._progress}
-        )
-        self._storage.write(
-            self._bucket, layout.attempt(self._run, self.number), self._record.to_json()
-        )
 
 
 def run_error(error: PosedropError, stage: str | None, log_tail: str | None = None) -> RunError:

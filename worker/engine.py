@@ -19,10 +19,10 @@ def run_analysis(
 
     Args:
         payload: ``analysis`` (its name), ``video`` (a file), ``out`` (an empty folder), ``args``,
-            and, where there are any, ``model`` (the folder of its files), ``model_digest`` and
-            ``device`` (``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``), ``parts`` (a folder for
-            checkpoints) and ``part_seconds`` between two of them, ``model_bytes`` (of models that
-            stay loaded).
+            and, where there are any, ``sha256`` (of the video), ``model`` (the folder of its
+            files), ``model_digest`` and ``device`` (``auto``, ``cpu``, ``cuda``, ``cuda:1``,
+            ``mps``), ``parts`` (a folder for checkpoints) and ``part_seconds`` between two of them,
+            ``model_bytes`` (of models that stay loaded).
         report: called with stage, frames done, frames in all (None: not known). What it has as
             ``turn`` gives the accelerator, else it is there for the taking.
 
@@ -41,11 +41,11 @@ def run_analysis(
 def finish_analysis(
     payload: dict[str, Any], report: Callable[[str, int, int | None], None]
 ) -> dict[str, Any]:
-    """Do what is left of an analysis; ``payload`` as above, with the ``answer`` it gave."""
+    """Make of ``predictions.npz`` in ``out`` what is left of an analysis; ``payload`` as above."""
     analysis = analyses.get(payload["analysis"])
     if analysis.finish is None:
         raise ValueError(f"{analysis.name} has nothing left to do")
-    result: dict[str, Any] = _function(analysis.finish)(_job(payload, report), payload["answer"])
+    result: dict[str, Any] = _function(analysis.finish)(_job(payload, report))
     return result
 
 
@@ -67,6 +67,8 @@ def _job(payload: dict[str, Any], report: Callable[[str, int, int | None], None]
         device=payload.get("device", "auto"),
         parts=Path(parts) if parts else None,
         part_seconds=payload.get("part_seconds", 60.0),
+        sha256=payload.get("sha256", ""),
+        version=analyses.get(payload["analysis"]).version,
         model_bytes=payload.get("model_bytes", DEFAULT_MODEL_BYTES),
         turn=getattr(report, "turn", nullcontext),
     )

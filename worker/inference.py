@@ -11,11 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain, islice
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
@@ -26,16 +27,17 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
 )
 from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 
+from posedrop import layout
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
-from worker import hardware, network, video
+from worker import hardware, network, predictions, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Machine, Precision, UnfaithfulError
 from worker.child_main import is_out_of_memory
 from worker.feed import Batches, Feed, Frame, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts
-from worker.tables import PREDICTIONS, write_predictions
+from worker.predictions import Predictions
 from worker.transforms import kernels
 from worker.warm import Shelf, Warm, released
 
@@ -92,7 +94,7 @@ def begin(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG0
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Find the poses of a video; leaves ``predictions.npz`` for ``worker.tables``.
+    """Find the poses of a video; leaves ``predictions.npz``, which ``worker.tables`` goes on from.
 
     Raises:
         ModelError: the model is damaged, unsafe, of another engine, or has no such snapshot.
@@ -119,25 +121,32 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     job.report("load", 0, None)
     warm = _kept(job, part, load)
     crop = args.crop or warm.network.crop
-    frames = video.count(job.video)
-    total = len(_selected(args, frames))
+    total = len(_selected(args, video.count(job.video)))  # as the container promises
     stay = Stay()
-    found, told = _infer(job, args, warm, crop, total, stay)
-    write_predictions(job.out / PREDICTIONS, found.arrays(), warm.network)
-    # What came out counts where it is more than the container promises.
-    expected = _selected(args, max(frames, found.indexes[-1] + 1))
+    found, reading, told = _infer(job, args, warm, crop, total, stay)
     model = warm.network
-    return {
+    # What came out counts, whatever the container promises.
+    expected = _selected(args, reading.end)
+    numbers = np.array(expected, np.int64)
+    seconds, source = reading.seconds(numbers)
+    answer = {
         "frames_expected": len(expected),
         "frames_decoded": len(found.indexes),
-        "rows": len(found.indexes),
+        "rows": len(expected),
         "missing": _missing(expected, found.indexes, args.stride),
+        "cut": reading.cut,
+        "concealed": reading.concealed,
+        "timestamps": source,
+        "analysis_version": job.version,
         "timings": {
             "load": round(stay.ready - started, 3),
             "wait": round(stay.began - stay.ready, 3),
             "inference": round(stay.seconds, 3),
         },
-        "versions": {name: version(name) for name in ("deeplabcut", "torch", "numpy", "av")},
+        "versions": {
+            **{name: version(name) for name in ("deeplabcut", "torch", "numpy", "av")},
+            "opencv": cv2.__version__,
+        },
         "details": {
             "model": args.model,
             "scorer": model.scorer,
@@ -153,6 +162,36 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
             "crop": crop.model_dump() if crop else None,
             "filter": args.filter,
         },
+    }
+    values = found.arrays()
+    decoded = np.isin(numbers, values.pop("indexes"))
+    whole = Predictions(
+        numbers,
+        seconds,
+        decoded,
+        predictions.spread(values, decoded),
+        _about(job, model, answer),
+    )
+    predictions.write(job.out / layout.PREDICTIONS, whole)
+    return answer
+
+
+def _about(job: Job, model: Network, answer: dict[str, Any]) -> dict[str, Any]:
+    """Return what predictions.npz says of itself."""
+    details = answer["details"]
+    setup = ("precision", "batch_size", "device", "snapshot", "net_type")
+    return {
+        "video_sha256": job.sha256,
+        "model_digest": job.model_digest,
+        "analysis_version": job.version,
+        "scorer": model.scorer,
+        "bodyparts": model.bodyparts,
+        "unique_bodyparts": model.herd.unique_bodyparts if model.herd else [],
+        "individuals": model.individuals,
+        "crop": details["crop"],
+        "setup": {**{name: details[name] for name in setup}, "versions": answer["versions"]},
+        "herd": asdict(model.herd) if model.herd else None,
+        "answer": answer,
     }
 
 
@@ -204,28 +243,28 @@ def _only_normalises(pose: Any) -> bool:
 
 def _infer(
     job: Job, args: PoseArgs, warm: Warm, crop: Crop | None, total: int, stay: Stay
-) -> tuple[Found, dict[str, Any]]:
-    """Return what is found in the frames asked for, and what the result tells of how."""
+) -> tuple[Found, video.Reading, dict[str, Any]]:
+    """Return what is found in the frames asked for, how the film was read, and how it was found."""
     # What dynamic cropping knows of the frame before is not in a checkpoint.
     dynamic = isinstance(args, DeepLabCut2D) and args.dynamic is not None
     parts = Parts(None if dynamic else job.parts, job.part_seconds)
     precision = args.precision
     try:
         feed = _feed(job, args, warm, precision)
-        found = _through(job, args, feed, crop, total, parts, stay)
+        found, reading = _through(job, args, feed, crop, total, parts, stay)
     except UnfaithfulError as error:
         print(f"{error}: once more in fp32")
-        parts.clear()
         precision = "fp32"
         feed = _feed(job, args, warm, precision)
-        found = _through(job, args, feed, crop, total, parts, stay)
+        found, reading = _through(job, args, feed, crop, total, parts, stay)
     if not found.indexes:
+        what = "can be decoded" if _selected(args, reading.end) else "is"
         raise AnalysisError(
-            f"there is no frame from {args.start} to {args.stop or 'the end'} in this video",
+            f"no frame from {args.start} to {args.stop or 'the end'} {what} in this video",
             code="no_frames",
             field="args.start",
         )
-    return found, {"precision": feed.told(args.precision), "batch_size": feed.batch}
+    return found, reading, {"precision": feed.told(args.precision), "batch_size": feed.batch}
 
 
 def _through(
@@ -236,13 +275,16 @@ def _through(
     total: int,
     parts: Parts,
     stay: Stay,
-) -> Found:
-    found, state = parts.load(feed.setup)
+) -> tuple[Found, video.Reading]:
+    # By another version, frames may have other numbers or other pixels.
+    setup = {**feed.setup, "analysis_version": job.version, "av": version("av")}
+    found, state = parts.load(setup)
     begin = args.start
     if found.indexes and state is not None:
         begin = found.indexes[-1] + args.stride
         feed.resume(state)
         print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
+    reading = video.Reading()
     # From the first frame on all the same: frames have their numbers by being decoded.
     frames = video.frames(
         job.video,
@@ -251,14 +293,16 @@ def _through(
         stride=args.stride,
         order=feed.order,
         threads=CONVERTERS,
+        reading=reading,
     )
     with closing(video.ahead(frames, AHEAD)) as ready:
         # With the first one taken, more are decoded, whoever has the network meanwhile.
         early = list(islice(ready, 1))
         with stay.of(job):
             job.report("infer", len(found.indexes), total)
-            _predict(job, feed, _cropped_all(chain(early, ready), crop), found, parts, total)
-    return found
+            shown = _cropped_all(chain(early, ready), crop)
+            _predict(job, feed, shown, found, parts, setup, total)
+    return found, reading
 
 
 def _predict(
@@ -267,6 +311,7 @@ def _predict(
     frames: Iterator[tuple[int, Frame]],
     found: Found,
     parts: Parts,
+    setup: dict[str, Any],
     total: int,
 ) -> None:
     try:
@@ -274,7 +319,7 @@ def _predict(
             found.add(number, _slim(prediction))
             if feed.between_batches:
                 if parts.due(found):
-                    parts.keep(found, feed.setup, feed.state())
+                    parts.keep(found, setup, feed.state())
                 job.report("infer", len(found.indexes), total)
     except BaseException:
         if isinstance(feed, Runner):

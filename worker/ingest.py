@@ -1,38 +1,92 @@
-"""Ingest: what is this object? Hashes, probe and thumbnail, or a refusal; written as video.json."""
+"""Ingest: what is this object? Hashes, probe and thumbnail, or a refusal; written as video.json.
+
+A decoder may die, hang or fail of a film. Each attempt to decode one is a record of its own, and
+after the third that failed the film is refused: whatever is put into the bucket, its ingest ends.
+A full disk, a store that is away and a worker that is stopped are not the film's fault.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
+import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from posedrop import layout
-from posedrop.errors import ChildDiedError, ObjectChangedError, RefusedVideoError
-from posedrop.records import Duplicate, Probe, Refusal, VideoRecord, VideoRef
+from posedrop.errors import (
+    AnalysisError,
+    CancelledRunError,
+    ChildDiedError,
+    ObjectChangedError,
+    PosedropError,
+    RefusedVideoError,
+    StorageError,
+)
+from posedrop.queue import QueueError
+from posedrop.records import (
+    INGEST_VERSION,
+    Duplicate,
+    Probe,
+    Record,
+    Refusal,
+    RunError,
+    VideoRecord,
+    VideoRef,
+)
+from posedrop.settings import Settings
 from posedrop.storage import ObjectInfo
+from worker import claim, room
+from worker.claim import Held, History
 from worker.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
-#: How long a probe of the largest file may take, in seconds, before its decoder is killed.
-PROBE_SECONDS = 900.0
+R = TypeVar("R", bound=Record)
+
+#: How long a probe may take before its decoder is killed: so many seconds, and those in which a
+#: slow disk reads the file.
+PROBE_SECONDS = 300.0
+PROBE_BYTES_A_SECOND = 5e6
+#: Attempts that ended without a word are those of a worker that was killed, by whom can't be known.
+#: One that so many were killed at is given up all the same: it may be what kills them.
+MAX_DIED = 10
+#: Seconds before a second attempt, four times as long before a third, and for as long again as the
+#: one that failed took: behind the other films. Not longer than it takes for the reconciler to miss
+#: the message.
+RETRY_SECONDS = 2.0
+#: Bytes of a thumbnail; preflight draws one of some kilobytes.
+MAX_THUMBNAIL_BYTES = 2**20
+#: The reason of a refusal by attempts that failed.
+DECODER_FAILED = "decoder_failed"
+_MAX_NAME = 100
+_CHUNK = 1 << 20
+#: What says nothing about the film that was to be decoded.
+_NOT_THE_FILM = (StorageError, QueueError)
 
 
 def ingest(shop: Workshop, bucket: str, key: str, etag: str) -> None:
     """Write the video.json of an object, unless it is gone, replaced or ingested already."""
+    if shop.closing:
+        _hand_back(shop, bucket, key, etag)
+        return
     results = shop.settings.results_bucket
-    prefix = layout.video_prefix(bucket, key)
     found = shop.storage.head(bucket, key)
     if found is None or found.etag != etag:
         log.info("gone or replaced before its ingest", extra={"key": key})
         return
-    known = shop.storage.read_record(results, layout.video_record(prefix), VideoRecord)
-    if known is not None and known.video.etag == etag:
+    prefix = shop.storage.video_prefix(results, bucket, key)
+    if _is_known(shop, prefix, etag):
         return
     try:
         record = _examine(shop, bucket, found, prefix)
     except ObjectChangedError:
         log.info("replaced during its ingest", extra={"key": key})
+        return
+    if record is None:
         return
     now = shop.storage.head(bucket, key)
     if now is not None and now.etag == etag:
@@ -42,7 +96,31 @@ def ingest(shop: Workshop, bucket: str, key: str, etag: str) -> None:
         )
 
 
-def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> VideoRecord:
+def _is_known(shop: Workshop, prefix: str, etag: str) -> bool:
+    record = layout.video_record(prefix)
+    known = _read(shop, shop.settings.results_bucket, record, VideoRecord)
+    return known is not None and known.video.etag == etag
+
+
+def _read(shop: Workshop, bucket: str, key: str, kind: type[R]) -> R | None:
+    """Return a record that is to be written anew if it lacks, or can't be read."""
+    try:
+        return shop.storage.read_record(bucket, key, kind)
+    except StorageError as error:
+        if error.code != "damaged_record":
+            raise
+        log.warning("written anew: %s", error)
+        return None
+
+
+def _hand_back(shop: Workshop, bucket: str, key: str, etag: str) -> None:
+    """Leave an ingest to another worker; this process ends."""
+    shop.send("ingest", bucket=bucket, key=key, etag=etag)
+    time.sleep(1.0)  # as in worker.runs: kept from taking it again
+
+
+def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> VideoRecord | None:
+    """Make one attempt; None: its end is another's, or a later attempt's."""
     video = VideoRef(
         file_id=layout.file_id_of(bucket, found.key),
         bucket=bucket,
@@ -54,24 +132,49 @@ def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> Vid
         video=video,
         last_modified=found.last_modified,
         ingested_at=datetime.now(UTC),
+        ingest_version=INGEST_VERSION,
         metadata=layout.user_metadata(found.metadata),
     )
     try:
         _check_size(found.size, shop.settings.max_video_bytes)
-        with shop.bench() as folder:
-            local = folder / "video"
-            hashes = shop.storage.download(bucket, found.key, local, found.etag)
-            shop.cache.keep_video(hashes["sha256"], local)
-            record = record.model_copy(update=hashes)
-            thumbnail = folder / "thumbnail.jpg"
-            probe = _probe(shop, local, thumbnail)
-            if thumbnail.is_file():
-                shop.storage.upload(
-                    shop.settings.results_bucket, layout.thumbnail(prefix), thumbnail, "image/jpeg"
-                )
+        room.check_fits(found.size, shop.settings.scratch_dir)
     except RefusedVideoError as error:
-        refusal = Refusal(reason=error.code, message=error.message)
-        return record.model_copy(update={"refusal": refusal})
+        return _refused(record, error)
+    results = shop.settings.results_bucket
+    folder = layout.ingest(video.file_id, video.etag)
+    before = claim.history(shop.storage, results, folder, "ingest")
+    if before.is_busy(shop.settings.lease_seconds):
+        log.info("another worker is at this ingest", extra={"file_id": video.file_id})
+        return None
+    if (why := _is_given_up(before, shop.settings)) is not None:
+        return _refused(record.model_copy(update=_hashes(before)), why)
+    with shop.bench() as bench:
+        local = bench / "video"
+        hashes = _fetch(shop, video, before, local)
+        record = record.model_copy(update=hashes)
+        # What would make any attempt fail makes none.
+        room.made(shop.cache, lambda: room.check_room(bench))
+        shop.cpu.start()
+        attempt = claim.begin(shop.storage, results, folder, before, "ingest", shop.name, **hashes)
+        if attempt is None:
+            return None
+        held = Held(shop.storage, results, folder, attempt)
+        thumbnail = bench / "thumbnail.jpg"
+        try:
+            with held.beating(shop.settings.heartbeat_seconds):
+                probe = _probe(shop, held, local, thumbnail)
+            held.end("done")
+        except RefusedVideoError as error:
+            if error.code == DECODER_FAILED:  # once says little: memory may have been short
+                return _failed(shop, held, before, record, local, prefix, error)
+            held.end("done")
+            shop.cache.forget_video(hashes["sha256"])
+            return _refused(record, error)
+        except Exception as error:
+            return _failed(shop, held, before, record, local, prefix, error)
+        shop.cache.keep_video(hashes["sha256"], local)
+        if _is_picture(thumbnail):
+            shop.storage.upload(results, layout.thumbnail(prefix), thumbnail, "image/jpeg")
     duplicate = _first_of_its_content(shop, hashes["sha256"], video)
     return record.model_copy(update={"probe": probe, "duplicate_of": duplicate})
 
@@ -87,33 +190,167 @@ def _check_size(size: int, limit: int) -> None:
         )
 
 
-def _probe(shop: Workshop, video: Path, thumbnail: Path) -> Probe:
-    payload = {
-        "video": str(video),
-        "thumbnail": str(thumbnail),
-        "max_pixels": shop.settings.max_pixels,
-        "max_frames": shop.settings.max_frames,
-    }
-    # Twice, because a child can also die of something that was not this video's fault.
-    for last in (False, True):
-        try:
-            answer = shop.cpu.call(
-                "worker.preflight:probe",
-                payload,
-                on_progress=lambda _: None,
-                should_stop=lambda: shop.closing,
-                wall_seconds=PROBE_SECONDS,
-                log=video.with_name("probe.log"),
-            )
-            return Probe.model_validate(answer["probe"])
-        except ChildDiedError as error:
-            if last:
-                raise RefusedVideoError(
-                    f"the decoder died twice of this file ({error.message}); re-encode it, e.g. "
-                    "ffmpeg -i IN -c:v libx264 OUT.mp4",
-                    code="decoder_crashed",
-                ) from error
-    raise AssertionError("unreachable")
+def _refused(record: VideoRecord, error: RefusedVideoError) -> VideoRecord:
+    refusal = Refusal(reason=error.code, message=error.message)
+    return record.model_copy(update={"refusal": refusal})
+
+
+def _hashes(before: History) -> dict[str, str]:
+    """Return the hashes that an earlier attempt found, of the same bytes; none: there are none."""
+    for attempt in reversed(before.attempts):
+        if attempt.sha256 is not None and attempt.sha1 is not None:
+            return {"sha256": attempt.sha256, "sha1": attempt.sha1}
+    return {}
+
+
+def _fetch(shop: Workshop, video: VideoRef, before: History, local: Path) -> dict[str, str]:
+    known = _hashes(before)
+    if known and shop.cache.link_video(known["sha256"], local):
+        return known
+    return room.made(
+        shop.cache, lambda: shop.storage.download(video.bucket, video.key, local, video.etag)
+    )
+
+
+# -- how an attempt ends ---------------------------------------------------------------------------
+
+
+def _failed(
+    shop: Workshop,
+    held: Held,
+    before: History,
+    record: VideoRecord,
+    local: Path,
+    prefix: str,
+    error: Exception,
+) -> VideoRecord | None:
+    """Count an attempt that failed by the film's fault, and have it tried again or refuse it.
+
+    Raises:
+        Exception: ``error``, or what else the machine or the store has: the film is not to blame.
+    """
+    video = record.video
+    if shop.closing and isinstance(error, CancelledRunError | ChildDiedError):
+        held.end("handed_back")
+        _hand_back(shop, video.bucket, video.key, video.etag)
+        return None
+    try:
+        _check_fault(error, local)
+        held.look()
+    except Exception:
+        held.end("handed_back")
+        raise
+    if held.lost:  # it was deleted, or taken over: what comes of it is not ours to say
+        return None
+    log.warning("ingest failed: %s", error, extra={"file_id": video.file_id})
+    attempt = held.end("failed", _told(error, local))
+    now = History([*before.attempts, attempt], attempt.number, 0.0)
+    why = _is_given_up(now, shop.settings)
+    if why is None:
+        shop.cache.keep_video(str(record.sha256), local)
+        took = (datetime.now(UTC) - attempt.started_at).total_seconds()
+        delay = RETRY_SECONDS * 4.0 ** (len(now.spent("failed")) - 1) + max(0.0, took)
+        delay = min(delay, shop.settings.lease_seconds)
+        shop.send(
+            "ingest", delay_seconds=delay, bucket=video.bucket, key=video.key, etag=video.etag
+        )
+        return None
+    shop.cache.forget_video(str(record.sha256))
+    if _is_known(shop, prefix, video.etag):  # by a worker that took over meanwhile
+        return None
+    return _refused(record, why)
+
+
+def _check_fault(error: Exception, local: Path) -> None:
+    """Raise ``error``, or what is the matter, unless it can only be the film's fault.
+
+    It is where the film itself can be read and the disk takes what is written.
+    """
+    if isinstance(error, _NOT_THE_FILM) or getattr(error, "code", None) == "not_started":
+        raise error
+    try:
+        with local.open("rb") as file:
+            while file.read(_CHUNK):
+                pass
+    except OSError as gone:
+        raise StorageError(f"can't read {local} ({gone})", code="scratch_unreadable") from gone
+    room.check_room(local.parent)
+
+
+def _told(error: Exception, local: Path) -> RunError:
+    code = error.code if isinstance(error, PosedropError) else "internal"
+    words = error.message if isinstance(error, PosedropError) else repr(error)
+    # Where a worker has its files is nobody's business, and says nothing to a person.
+    words = words.replace(f"file:{local}", "the film").replace(str(local.parent), "...")
+    return RunError(code=code, message=words[:1000], stage="probe")
+
+
+def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | None:
+    """Return why nothing more is tried, None: something is."""
+    failed, died = before.spent("failed"), before.spent(None)
+    if len(failed) >= settings.max_attempts:
+        said = failed[-1].error
+        what = f"failed {len(failed)} times; the last time: {said.message if said else '?'}"
+    elif len(died) >= MAX_DIED:
+        what = f"was cut short {len(died)} times, as its worker was killed each time"
+    else:
+        return None
+    return RefusedVideoError(
+        f"decoding this file {what} (re-encode it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4)",
+        code=DECODER_FAILED,
+    )
+
+
+# -- the probe -------------------------------------------------------------------------------------
+
+
+def _probe(shop: Workshop, held: Held, video: Path, thumbnail: Path) -> Probe:
+    answer = shop.cpu.call(
+        "worker.preflight:probe",
+        {
+            "video": str(video),
+            "thumbnail": str(thumbnail),
+            "max_pixels": shop.settings.max_pixels,
+            "max_frames": shop.settings.max_frames,
+        },
+        on_progress=held.progress,
+        should_stop=lambda: shop.closing or held.lost,
+        wall_seconds=PROBE_SECONDS + video.stat().st_size / PROBE_BYTES_A_SECOND,
+        log=video.with_name("probe.log"),
+    )
+    return _believed(answer, shop.settings)
+
+
+def _believed(answer: dict[str, Any], settings: Settings) -> Probe:
+    """Return a probe as the child gave it, if it can be one: a decoder may have broken its child.
+
+    Raises:
+        AnalysisError: it can't.
+    """
+    try:
+        probe = Probe.model_validate(answer.get("probe"))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise AnalysisError(f"no probe: {where}: {first['msg']}", code="bad_answer") from error
+    for what, good in {
+        "size": 0 < probe.width * probe.height <= settings.max_pixels,
+        "frames": 0 < probe.frames <= settings.max_frames,
+        "fps": math.isfinite(probe.fps) and probe.fps > 0,
+        "duration": math.isfinite(probe.duration) and probe.duration >= 0,
+        "rotation": -360 < probe.rotation < 360,
+        "codec": len(probe.codec) <= _MAX_NAME and len(probe.pixel_format) <= _MAX_NAME,
+    }.items():
+        if not good:
+            raise AnalysisError(f"no probe: its {what} can't be", code="bad_answer")
+    return probe
+
+
+def _is_picture(path: Path) -> bool:
+    """Tell whether the child left a thumbnail, and no link to what only its parent may read."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    return 0 < path.stat().st_size <= MAX_THUMBNAIL_BYTES
 
 
 def _first_of_its_content(shop: Workshop, sha256: str, video: VideoRef) -> Duplicate | None:
@@ -123,14 +360,18 @@ def _first_of_its_content(shop: Workshop, sha256: str, video: VideoRef) -> Dupli
     mine = Duplicate(file_id=video.file_id, key=video.key)
     if shop.storage.create(results, name, mine.to_json()):
         return None
-    first = shop.storage.read_record(results, name, Duplicate)
-    if first is None or first.file_id == video.file_id:
+    first = _read(shop, results, name, Duplicate)
+    if first is not None and first.file_id == video.file_id:
         return None
-    record = shop.storage.read_record(
-        results, layout.video_record(layout.video_prefix(video.bucket, first.key)), VideoRecord
-    )
-    still_there = shop.storage.head(video.bucket, first.key) is not None
-    if still_there and record is not None and record.sha256 == sha256:
+    if first is not None and _is_still_there(shop, video.bucket, first.key, sha256):
         return first
     shop.storage.write(results, name, mine.to_json())
     return None
+
+
+def _is_still_there(shop: Workshop, bucket: str, key: str, sha256: str) -> bool:
+    results = shop.settings.results_bucket
+    prefix = shop.storage.video_prefix(results, bucket, key)
+    record = _read(shop, results, layout.video_record(prefix), VideoRecord)
+    there = shop.storage.head(bucket, key) is not None
+    return there and record is not None and record.sha256 == sha256

@@ -31,6 +31,7 @@ from posedrop.projects import (
     PYTORCH_CONFIG,
     list_snapshots,
     read_yaml,
+    what_is_set,
     wiped_model_config,
 )
 from worker.analyses.deeplabcut_2d import Crop
@@ -94,7 +95,7 @@ def load(folder: Path, snapshot: str | None, device: str) -> Network:
 
 
 def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
-    project = read_yaml(folder / CONFIG)
+    project = what_is_set(read_yaml(folder / CONFIG))
     configs = sorted((folder / MODEL_FOLDERS).glob(f"iteration-*/*/train/{PYTORCH_CONFIG}"))
     if not configs:
         if project.get("engine") == "tensorflow" or (folder / "dlc-models").is_dir():
@@ -163,23 +164,30 @@ def _load_export(path: Path, snapshot: str | None, device: str) -> Network:
 def _loader(project: dict[str, Any], config: Path) -> Any:
     """Return DeepLabCut's loader, for what it knows of a project: task, config and scorer.
 
-    It gets copies of the two configs in a folder of their own, and no weights.
+    It gets what it needs of the two configs in a folder of their own, and no weights.
     """
     shuffle_folder = config.parent.parent
     percent, _, shuffle = shuffle_folder.name.rpartition("-trainset")[2].partition("shuffle")
-    fractions = [int(100 * float(part)) for part in project["TrainingFraction"]]
-    copied = {**project, "project_path": ".", "video_sets": {}, "engine": "pytorch"}
-    copied["iteration"] = int(shuffle_folder.parent.name.removeprefix("iteration-"))
+    named = {part: str(project.get(part, "")) for part in ("Task", "scorer", "date")}
+    copied = {
+        **named,
+        "project_path": ".",
+        "engine": "pytorch",
+        "multianimalproject": bool(project.get("multianimalproject")),
+        "iteration": int(shuffle_folder.parent.name.removeprefix("iteration-")),
+        # What was pushed is one shuffle: its fraction is the only one, so that DeepLabCut, which
+        # cuts off what is behind the per cent, comes to the folder's name again.
+        "TrainingFraction": [min(1.0, (int(percent) + 0.5) / 100)],
+    }
+    name = f"{named['Task']}{named['date']}-trainset{percent}shuffle{shuffle}"
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        train = root / MODEL_FOLDERS / shuffle_folder.parent.name / shuffle_folder.name / "train"
+        train = root / MODEL_FOLDERS / shuffle_folder.parent.name / name / "train"
         train.mkdir(parents=True)
         (root / CONFIG).write_text(yaml.safe_dump(copied), encoding="utf-8")
         own = yaml.safe_dump(tamed(read_yaml(config)), sort_keys=False)
         (train / PYTORCH_CONFIG).write_text(own, encoding="utf-8")
-        return DLCLoader(
-            root / CONFIG, trainset_index=fractions.index(int(percent)), shuffle=int(shuffle)
-        )
+        return DLCLoader(root / CONFIG, trainset_index=0, shuffle=int(shuffle))
 
 
 def tamed(config: Any) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from posedrop.analyses import UNFINISHED
+
 Values = dict[str, npt.NDArray[Any]]
 
 #: Frames whose rows are stacked together.
@@ -72,11 +74,15 @@ class Parts:
         self._folder = folder
         self._seconds = seconds
         self._number = 0
+        """Of the last part there is, of use or not."""
         self._kept = 0
         self._since = time.monotonic()
 
     def load(self, setup: dict[str, Any]) -> tuple[Found, dict[str, Any] | None]:
-        """Return what the parts hold, up to the first that is missing, damaged or of another setup.
+        """Return what the parts hold that follow one another and were made with this setup.
+
+        Those that are damaged, of another setup or of a worker that was taken for dead are passed
+        over. None is ever replaced: what begins anew goes on behind the last one's number.
 
         Args:
             setup: JSON types; what was made with another one is of no use.
@@ -85,24 +91,20 @@ class Parts:
             The frames, and the ``state`` that the last part was kept with.
         """
         found, state = Found(), None
-        while self._folder is not None:
-            content = _read(self._path(self._number + 1))
+        for path in sorted(self._folder.glob("*.npz")) if self._folder is not None else ():
+            self._number = int(path.stem)
+            content = _read(path)
             if content is None:
-                break
+                continue
             values, meta = content
-            if meta["setup"] != setup or meta["after"] != len(found.indexes):
-                break
+            if meta["setup"] != setup or meta["after"] not in {0, len(found.indexes)}:
+                continue
+            if meta["after"] == 0:
+                found = Found()
             found.extend(values)
             state = meta["state"]
-            self._number += 1
         self._kept = len(found.indexes)
         return found, state
-
-    def clear(self) -> None:
-        """Begin anew: what was kept is of no use."""
-        self._kept = self._number = 0
-        for path in self._folder.glob("*.npz") if self._folder is not None else ():
-            path.unlink()
 
     def due(self, found: Found) -> bool:
         """Tell whether enough was worked since the last part to write one."""
@@ -127,7 +129,7 @@ class Parts:
 
 def write_arrays(path: Path, values: Values) -> None:
     """Write arrays as ``.npz``, whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_suffix(UNFINISHED)
     with unfinished.open("wb") as file:
         np.savez(file, **values)  # type: ignore[arg-type]  # none is called allow_pickle
     unfinished.rename(path)

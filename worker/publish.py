@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from posedrop import layout
+from posedrop.analyses import UNFINISHED
 from posedrop.records import Artefact, FinalState, Inference, Request, Result, RunError
 from posedrop.storage import Storage
 
@@ -34,20 +35,22 @@ def upload_artefacts(
     storage: Storage,
     bucket: str,
     run: str,
-    folder: Path,
+    paths: Iterable[Path],
     attempt: int,
     *,
     apart: Collection[str] = (),
 ) -> list[Artefact]:
-    """Upload every file of ``folder`` into a run's folder; return what they are and where.
+    """Upload files into a run's folder; return what they are and where.
 
     Where another attempt has left a file of that name, and for the names in ``apart``, the file
-    goes to ``attempts/<attempt>/``.
+    goes to ``attempts/<attempt>/``. Unfinished files are left out.
     """
     artefacts = []
-    # No links: a child that somebody has taken over would have us publish our secrets.
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and not p.is_symlink()):
-        content_type = _TYPES.get(path.suffix, "application/octet-stream")
+    for path in sorted(paths):
+        # No links: a child that somebody has taken over would have us publish our secrets.
+        if path.is_symlink() or not path.is_file() or path.suffix == UNFINISHED:
+            continue
+        content_type = content_type_of(path.name)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         place = None
@@ -56,16 +59,24 @@ def upload_artefacts(
         ):
             place = f"attempts/{attempt}/{path.name}"
             storage.upload(bucket, f"{run}/{place}", path, content_type)
-        artefacts.append(
-            Artefact(
-                name=path.name,
-                size=path.stat().st_size,
-                sha256=sha256,
-                content_type=content_type,
-                place=place,
-            )
-        )
+        artefacts.append(describe(path, sha256, place))
     return artefacts
+
+
+def content_type_of(name: str) -> str:
+    """Return what an artefact is served as."""
+    return _TYPES.get(Path(name).suffix, "application/octet-stream")
+
+
+def describe(path: Path, sha256: str, place: str | None = None) -> Artefact:
+    """Return the artefact that a file on the disk is, by its own name."""
+    return Artefact(
+        name=path.name,
+        size=path.stat().st_size,
+        sha256=sha256,
+        content_type=content_type_of(path.name),
+        place=place,
+    )
 
 
 def finish(
@@ -95,11 +106,17 @@ def finish(
         frames_decoded=inference.frames_decoded if inference else None,
         rows=inference.rows if inference else None,
         missing=inference.missing if inference else [],
+        cut=inference.cut if inference else False,
+        concealed=inference.concealed if inference else 0,
+        timestamps=inference.timestamps if inference else None,
         timings={**(inference.timings if inference else {}), **(timings or {})},
         versions=inference.versions if inference else {},
+        analysis_version=(inference.analysis_version if inference else "")
+        or request.analysis_version,
         details=inference.details if inference else {},
         attempts=attempts,
         error=error,
+        retry_of=request.retry_of,
         created_at=request.created_at,
         finished_at=datetime.now(UTC),
     )

@@ -23,6 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from posedrop.analyses import UNFINISHED
 from posedrop.errors import AnalysisError
 from worker import video
 from worker.canvas import Canvas, encode, open_canvases
@@ -43,7 +44,7 @@ BONE: Colour = (0.9, 0.9, 0.9)
 
 
 def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Write ``pose.mp4``, ``trajectory.png`` and ``likelihood.png``.
+    """Write ``pose.mp4``, ``trajectory.png`` and ``likelihood.png``, each whole or not at all.
 
     The video has the size (an odd side is a pixel longer), the timing and the frames of what was
     analysed. Keypoints that are not above ``pcutoff``, not finite, or outside the frame are not
@@ -81,9 +82,11 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         stride=payload["stride"],
     )
     with closing(video.ahead(canvases, AHEAD)) as ready:
-        drawn = encode(out / "pose.mp4", _drawn(ready, painter, report))
+        unfinished = out / f"pose{UNFINISHED}"
+        drawn = encode(unfinished, _drawn(ready, painter, report))
     if not drawn:
         raise AnalysisError("the video has no frame in this range", code="no_frames")
+    unfinished.rename(out / "pose.mp4")
     encoded = time.monotonic()
     plot_trajectory(out / "trajectory.png", poses, colours, payload["pcutoff"], painter.size)
     plot_likelihood(out / "likelihood.png", poses, colours, payload["pcutoff"])
@@ -355,4 +358,6 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, format="png")
+    unfinished = path.with_suffix(UNFINISHED)
+    figure.savefig(unfinished, format="png")
+    unfinished.rename(path)

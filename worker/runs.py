@@ -10,7 +10,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,22 @@ from posedrop.errors import (
     CancelledRunError,
     ChildDiedError,
     ObjectChangedError,
+    PosedropError,
     RefusedVideoError,
+    StorageError,
 )
 from posedrop.records import (
     Artefact,
     Inference,
     Model,
+    NeedsNewer,
     PosesOf,
     Progress,
     Request,
     RunError,
     Task,
 )
-from worker import checkpoints, claim, pair, publish
+from worker import checkpoints, claim, pair, publish, room
 from worker.claim import Claim
 from worker.workshop import Workshop
 
@@ -42,6 +45,8 @@ log = logging.getLogger(__name__)
 
 #: What no further attempt can mend.
 FINAL_ERRORS = (AnalysisError, BadRequestError, RefusedVideoError, ObjectChangedError)
+#: What a child says that it is at; the other stages are steps of this process.
+STAGES = frozenset({"infer", "track", "filter", "write", "render"})
 RUN_LOG = "run.log"
 _TAIL_BYTES = 2000
 
@@ -70,6 +75,8 @@ def _attempt(shop: Workshop, run: str, task: Task, work: Work) -> None:
     if request is None:
         log.info("deleted before its turn", extra={"run": run})
         return
+    if _is_too_new(shop, run, request):
+        return
     held = claim.take(
         shop.storage,
         bucket,
@@ -85,11 +92,36 @@ def _attempt(shop: Workshop, run: str, task: Task, work: Work) -> None:
         _hold(shop, run, request, held, task, work)
 
 
+def _is_too_new(shop: Workshop, run: str, request: Request) -> bool:
+    """Leave a run to workers with the analysis version that was asked for, if this one's is older.
+
+    Its message is dropped, and no attempt is made: the reconciler sends it again after a lease, to
+    whoever takes it then.
+    """
+    own = analyses.installed().get(request.analysis)
+    if own is None or not analyses.is_newer(request.analysis_version, own.version):
+        return False
+    note = NeedsNewer(
+        worker=shop.name,
+        analysis=request.analysis,
+        has=own.version,
+        needs=request.analysis_version,
+    )
+    log.warning(
+        "left to a newer worker: this one has %s version %s, the run needs %s",
+        note.analysis,
+        note.has,
+        note.needs,
+        extra={"analysis_id": request.analysis_id},
+    )
+    shop.storage.write(shop.settings.results_bucket, layout.needs_newer(run), note.to_json())
+    return True
+
+
 def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, work: Work) -> None:
     ids = {"analysis_id": request.analysis_id, "attempt": held.number, "task": task}
     log.info("attempt begins", extra=ids)
     with shop.bench() as folder:
-        run_log = folder / RUN_LOG
         try:
             held.look()
             _go_on(held, shop)
@@ -98,20 +130,61 @@ def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, w
         except CancelledRunError as error:
             _stopped(shop, run, request, held, error)
         except FINAL_ERRORS as error:
-            held.end("failed", claim.run_error(error, task))
-            _fail(shop, run, request, held.number, claim.run_error(error, task, _tail(run_log)))
+            failure = _failure(error, held, folder)
+            _leave(shop, run, held, folder)
+            held.end("failed", failure)
+            _fail(shop, run, request, held.number, failure, held.artefacts)
         except ChildDiedError as error:
             log.warning("attempt failed: %s", error, extra=ids)
             if shop.closing:
                 _hand_back(shop, run, held)
                 return
-            held.end("failed", claim.run_error(error, task, _tail(run_log)))
+            if held.is_last:
+                _leave(shop, run, held, folder)
+            held.end("failed", _failure(error, held, folder))
             shop.send(task, run=run)
         except Exception:
             # The store or the broker is away, or posedrop is wrong: not this run's fault, so the
             # attempt does not count, and Dramatiq tries the message again.
             held.end("handed_back")
             raise
+
+
+def _failure(error: PosedropError, held: Claim, folder: Path) -> RunError:
+    stage = held.at if held.at in STAGES else held.task
+    return claim.run_error(error, stage, _tail(folder / RUN_LOG))
+
+
+def _leave(shop: Workshop, run: str, held: Claim, folder: Path) -> None:
+    """Publish what an attempt that fails has made: its log, and whole files, if any may be."""
+    out = folder / "out"
+    run_log = folder / RUN_LOG
+    # What an analysis leaves by the way, before its predictions, need not be whole.
+    is_whole = held.task == "render" or layout.PREDICTIONS in _names(held.artefacts)
+    try:
+        out.mkdir(exist_ok=True)
+        if run_log.is_file():
+            shutil.copy(run_log, out / RUN_LOG, follow_symlinks=False)
+        _upload(shop, run, held, out.iterdir() if is_whole else [out / RUN_LOG])
+    except (OSError, StorageError) as error:
+        # The predictions are safe: all else can be made of them again.
+        log.warning("%s: what a failed attempt has made is lost: %s", run, error)
+
+
+def _upload(
+    shop: Workshop, run: str, held: Claim, paths: Iterable[Path], apart: Collection[str] = ()
+) -> None:
+    """Publish files that this attempt has not published yet."""
+    known = _names(held.artefacts)
+    new = [path for path in paths if path.name not in known]
+    bucket = shop.settings.results_bucket
+    held.published(
+        publish.upload_artefacts(shop.storage, bucket, run, new, held.number, apart=apart)
+    )
+
+
+def _names(artefacts: Iterable[Artefact]) -> set[str]:
+    return {artefact.name for artefact in artefacts}
 
 
 def _stopped(
@@ -127,6 +200,7 @@ def _stopped(
             request,
             "cancelled",
             attempts=held.number,
+            artefacts=held.artefacts,
             error=claim.run_error(error, None),
         )
         checkpoints.clear(shop.storage, shop.settings.results_bucket, run)
@@ -149,20 +223,53 @@ def _give_up(shop: Workshop, run: str, request: Request, spent: claim.Exhausted)
     )
     message = f"given up after {shop.settings.max_attempts} attempts; the last: {known.message}"
     error = known.model_copy(update={"message": message})
-    _fail(shop, run, request, spent.attempts, error)
+    _fail(shop, run, request, spent.attempts, error, spent.artefacts)
 
 
-def _fail(shop: Workshop, run: str, request: Request, attempts: int, error: RunError) -> None:
+def _fail(
+    shop: Workshop,
+    run: str,
+    request: Request,
+    attempts: int,
+    error: RunError,
+    left: Iterable[Artefact],
+) -> None:
+    """End a run that failed, with all that was made of it: poses that can't be drawn are poses."""
+    bucket = shop.settings.results_bucket
+    inference = shop.storage.read_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
+    drawn_from = inference.artefacts if inference is not None else []
+    found = {artefact.name: artefact for artefact in (*drawn_from, *left)}
+    if layout.PREDICTIONS not in found and (there := _published_predictions(shop, run)):
+        found[there.name] = there
     publish.finish(
         shop.storage,
-        shop.settings.results_bucket,
+        bucket,
         run,
         request,
         "failed",
         attempts=attempts,
+        inference=inference,
+        artefacts=[found[name] for name in sorted(found)],
         error=error,
     )
-    checkpoints.clear(shop.storage, shop.settings.results_bucket, run)
+    checkpoints.clear(shop.storage, bucket, run)
+
+
+def _published_predictions(shop: Workshop, run: str) -> Artefact | None:
+    """Return the predictions of a run whose attempts were killed before they could tell of them."""
+    with shop.bench() as folder:
+        path = folder / layout.PREDICTIONS
+        sha256 = _fetched(shop, f"{run}/{layout.PREDICTIONS}", path)
+        return publish.describe(path, sha256) if sha256 is not None else None
+
+
+def _fetched(shop: Workshop, key: str, path: Path) -> str | None:
+    """Fetch an object of the results bucket, if it is there; return its SHA-256."""
+    bucket = shop.settings.results_bucket
+    there = shop.storage.head(bucket, key)
+    if there is None:
+        return None
+    return shop.storage.download(bucket, key, path, there.etag)["sha256"]
 
 
 def _go_on(held: Claim, shop: Workshop) -> None:
@@ -185,7 +292,11 @@ def _fetch_video(shop: Workshop, request: Request, held: Claim, folder: Path) ->
         raise ObjectChangedError(f"{video.key} was replaced or removed since it was planned")
     if shop.cache.link_video(request.sha256, local):
         return local
-    if not _downloaded(shop, video.bucket, video.key, local, request.sha256, video.etag):
+    room.check_fits(video.size, shop.settings.scratch_dir)
+    if not room.made(
+        shop.cache,
+        lambda: _downloaded(shop, video.bucket, video.key, local, request.sha256, video.etag),
+    ):
         raise ObjectChangedError(f"{video.key} has other content than when it was planned")
     shop.cache.keep_video(request.sha256, local)
     return local
@@ -211,29 +322,38 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path
     if known is not None:
         _publish_inference(shop, run, request, held, folder, known, time.monotonic() - started)
         return
+    (folder / "out").mkdir()
+    found = _from_predictions(shop, run, request, held, folder)
+    answer, fetched = found or _from_the_network(shop, run, request, held, folder)
+    _publish_inference(shop, run, request, held, folder, answer, fetched)
+    record = PosesOf(analysis_id=request.analysis_id, run=run)
+    bucket = shop.settings.results_bucket
+    shop.storage.write(bucket, layout.poses_record(_poses_id(request)), record.to_json())
+
+
+def _from_the_network(
+    shop: Workshop, run: str, request: Request, held: Claim, folder: Path
+) -> tuple[dict[str, Any], float]:
+    """Return what the analysis found out, and the seconds to fetch what it needs."""
+    started = time.monotonic()
     analysis = analyses.get(request.analysis)
     model = None
     if request.model is not None:
         held.stage("fetch the model")
         kept = shop.cache.models
-        model = models.fetch(shop.storage, shop.settings.models_bucket, request.model, kept)
+        ref, there = request.model, shop.settings.models_bucket
+        model = room.made(shop.cache, lambda: models.fetch(shop.storage, there, ref, kept))
         model.touch()
         shop.cache.trim_models()
-    video = _fetch_video(shop, request, held, folder)
-    fetched = time.monotonic()
+    _fetch_video(shop, request, held, folder)
+    fetched = time.monotonic() - started
     _go_on(held, shop)
-    out = folder / "out"
-    out.mkdir()
     bucket = shop.settings.results_bucket
     parts = checkpoints.Checkpoints(shop.storage, bucket, run, folder / "parts")
     parts.fetch()
     payload = {
-        "analysis": request.analysis,
-        "video": str(video),
-        "out": str(out),
-        "args": request.args,
+        **_job(request, folder),
         "model": str(model) if model else None,
-        "model_digest": request.model.digest if request.model else None,
         "device": shop.settings.device,
         "parts": str(parts.folder),
         "part_seconds": shop.settings.checkpoint_seconds,
@@ -244,12 +364,7 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path
         held.progress(progress)
         parts.send()
 
-    options: dict[str, Any] = {
-        "on_progress": on_progress,
-        "should_stop": _should_stop(held, shop),
-        "wall_seconds": analysis.wall_seconds(request.args, request.probe.frames),
-        "log": folder / RUN_LOG,
-    }
+    options = {**_calls(shop, request, held, folder), "on_progress": on_progress}
     held.stage("wait")
     try:
         answer = shop.gpu.call(
@@ -258,12 +373,88 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path
     finally:
         parts.send()
     if analysis.finish is not None:
-        answer = shop.desk.call(
-            "worker.engine:finish_analysis", {**payload, "answer": answer}, **options
-        )
-    _publish_inference(shop, run, request, held, folder, answer, fetched - started)
-    record = PosesOf(analysis_id=request.analysis_id, run=run)
-    shop.storage.write(bucket, layout.poses_record(_poses_id(request)), record.to_json())
+        # From here on no attempt needs the network again, whatever becomes of the tables.
+        held.stage("publish")
+        held.look()
+        _go_on(held, shop)
+        _upload(shop, run, held, [folder / "out" / layout.PREDICTIONS])
+        answer = _finished(shop, request, held, folder)
+    return answer, fetched
+
+
+def _from_predictions(
+    shop: Workshop, run: str, request: Request, held: Claim, folder: Path
+) -> tuple[dict[str, Any], float] | None:
+    """Do the same from what the network found in an attempt, or in a run, before this one.
+
+    Returns:
+        None where there is nothing, or nothing that can be read.
+    """
+    if analyses.get(request.analysis).finish is None:
+        return None
+    started = time.monotonic()
+    out = folder / "out"
+    path = out / layout.PREDICTIONS
+    for place in _runs_before(shop, run, request):
+        sha256 = _fetched(shop, f"{place}/{layout.PREDICTIONS}", path)
+        if sha256 is None:
+            continue
+        if place == run:
+            held.published([publish.describe(path, sha256)])
+        else:
+            _upload(shop, run, held, [path])
+        fetched = time.monotonic() - started
+        _go_on(held, shop)
+        try:
+            return _finished(shop, request, held, folder), fetched
+        except AnalysisError as error:
+            if error.code != "damaged_predictions":
+                raise
+            log.warning("%s: %s", place, error)
+            held.withdraw(layout.PREDICTIONS)
+            shutil.rmtree(out)
+            out.mkdir()
+    return None
+
+
+def _runs_before(shop: Workshop, run: str, request: Request) -> Iterator[str]:
+    """Yield a run, the one that it is made for, the one that this was made for..."""
+    yield run
+    seen, earlier = {run}, request.retry_of
+    while earlier is not None and earlier.run not in seen:
+        yield earlier.run
+        seen.add(earlier.run)
+        key = f"{earlier.run}/{layout.REQUEST}"
+        its = shop.storage.read_record(shop.settings.results_bucket, key, Request)
+        earlier = its.retry_of if its is not None else None
+
+
+def _finished(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[str, Any]:
+    """Have the tables made of the predictions."""
+    held.stage("write")
+    options = _calls(shop, request, held, folder)
+    return shop.desk.call("worker.engine:finish_analysis", _job(request, folder), **options)
+
+
+def _job(request: Request, folder: Path) -> dict[str, Any]:
+    return {
+        "analysis": request.analysis,
+        "video": str(folder / "video"),
+        "sha256": request.sha256,
+        "out": str(folder / "out"),
+        "args": request.args,
+        "model_digest": request.model.digest if request.model else None,
+    }
+
+
+def _calls(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[str, Any]:
+    analysis = analyses.get(request.analysis)
+    return {
+        "on_progress": held.progress,
+        "should_stop": _should_stop(held, shop),
+        "wall_seconds": analysis.wall_seconds(request.args, request.probe.frames),
+        "log": folder / RUN_LOG,
+    }
 
 
 def _poses_id(request: Request) -> str:
@@ -278,13 +469,13 @@ def _poses_id(request: Request) -> str:
 
 
 def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, Any] | None:
-    """Fetch the poses that an earlier run found with the same arguments but for the drawing.
+    """Fetch the poses that an earlier run found with the same arguments, or others of the drawing.
 
     Returns:
         The answer that run's analysis gave, with its files in ``out``; None: there is none, its
         files are gone, or a run of its own was asked for (``force``).
     """
-    if request.force is not None or not analyses.get(request.analysis).drawn:
+    if request.force is not None:
         return None
     bucket = shop.settings.results_bucket
     there = shop.storage.read_record(bucket, layout.poses_record(_poses_id(request)), PosesOf)
@@ -307,10 +498,8 @@ def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, An
         files.rename(folder / "out")
         files.mkdir()  # for who removes it
     (folder / "out" / RUN_LOG).replace(folder / RUN_LOG)
-    answer = earlier.model_dump(include={"frames_expected", "frames_decoded", "rows", "versions"})
-    missing = [part.model_dump() for part in earlier.missing]
-    details = {**earlier.details, "poses_of": there.analysis_id}
-    return {**answer, "missing": missing, "details": details}
+    answer = earlier.model_dump(exclude={"analysis_id", "artefacts", "timings"})
+    return {**answer, "details": {**earlier.details, "poses_of": there.analysis_id}}
 
 
 def _publish_inference(
@@ -331,9 +520,11 @@ def _publish_inference(
     renders = analyses.get(request.analysis).renders
     # Render goes on with the log, and leaves all of it under its name.
     apart = {RUN_LOG} if renders else set()
-    artefacts = publish.upload_artefacts(shop.storage, bucket, run, out, held.number, apart=apart)
+    _upload(shop, run, held, out.iterdir(), apart)
+    artefacts = held.artefacts
     inference = Inference.model_validate(
         {
+            "analysis_version": analyses.get(request.analysis).version,
             **answer,
             "analysis_id": request.analysis_id,
             "artefacts": [artefact.model_dump() for artefact in artefacts],
@@ -387,11 +578,11 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
     shutil.copy(run_log, out / RUN_LOG, follow_symlinks=False)
     held.look()
     _go_on(held, shop)
-    drawn = publish.upload_artefacts(shop.storage, bucket, run, out, held.number)
+    _upload(shop, run, held, out.iterdir())
     kept = [a for a in inference.artefacts if a.name != RUN_LOG]
     timings = {f"render_{name}": seconds for name, seconds in answer["timings"].items()}
     held.end("done")
-    _succeed(shop, run, request, held, inference, kept + drawn, timings)
+    _succeed(shop, run, request, held, inference, kept + held.artefacts, timings)
 
 
 def _model(shop: Workshop, request: Request) -> Model | None:
@@ -436,6 +627,7 @@ def _succeed(
         inference.rows == inference.frames_decoded
         and inference.frames_decoded == inference.frames_expected
         and not inference.missing
+        and not inference.cut
     )
     total = (datetime.now(UTC) - request.created_at).total_seconds()
     publish.finish(

@@ -5,121 +5,150 @@ They are made in another child than the network's, which goes on with the next v
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import signal
+from tables.exceptions import HDF5ExtError
 
-from posedrop.analyses import Job
+from posedrop import layout
+from posedrop.analyses import UNFINISHED, Job
+from posedrop.errors import AnalysisError
+from worker import predictions
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.analyses.superanimal import SuperAnimalArgs
-from worker.parts import Values, write_arrays
+from worker.predictions import Predictions
 
-if TYPE_CHECKING:
-    from worker.network import Network
-
-#: What the network's child leaves in the folder of the artefacts, and this one takes out of it.
-PREDICTIONS = "predictions.npz"
+#: The times of the rows, beside the poses.
+TIMESTAMPS = "timestamps.csv"
 
 
-def write_predictions(path: Path, values: Values, model: Network) -> None:
-    """Write what a network found, and what its tables need to know of it."""
-    about = {
-        "herd": asdict(model.herd) if model.herd else None,
-        "individuals": model.individuals,
-    }
-    write_arrays(path, {**values, "about": np.array(json.dumps(about))})
-
-
-def finish(job: Job, answer: dict[str, Any]) -> dict[str, Any]:
-    """Make the tables of what ``worker.inference`` found: ``poses`` and ``poses_filtered``.
+def finish(job: Job) -> dict[str, Any]:
+    """Make the tables of ``predictions.npz``: ``poses``, ``poses_filtered`` and their times.
 
     The tables are DeepLabCut's own (key ``df_with_missing``; columns scorer, individuals where
     there are several, bodyparts, coords; x and y in pixels of the whole frame, whatever the crop).
-    Their index is the frame's number in the video, counted from 0; a frame that can't be decoded
-    has no row.
+    Each frame that was asked for has a row; their index is the frame's number in the video, counted
+    from 0. The row of a frame that could not be decoded is NaN, its likelihoods too.
 
     Raises:
-        AnalysisError: several animals could not be followed; see ``worker.tracking.track``.
+        AnalysisError: several animals could not be followed, see ``worker.tracking.track``; code
+            ``damaged_predictions``: what the network found can't be read, or is of another film.
     """
-    return _finish(job, DeepLabCut2D.model_validate(job.args), answer)
+    return _finish(job, DeepLabCut2D.model_validate(job.args))
 
 
-def finish_superanimal(job: Job, answer: dict[str, Any]) -> dict[str, Any]:
+def finish_superanimal(job: Job) -> dict[str, Any]:
     """Do the same for the model zoo, whose animals are not followed."""
-    return _finish(job, SuperAnimalArgs.model_validate(job.args), answer)
+    return _finish(job, SuperAnimalArgs.model_validate(job.args))
 
 
-def _finish(job: Job, args: PoseArgs, answer: dict[str, Any]) -> dict[str, Any]:
+def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
     started = time.monotonic()
-    source = job.out / PREDICTIONS
-    with np.load(source, allow_pickle=False) as file:
-        values = {name: file[name] for name in file.files}
-    source.unlink()
-    about = json.loads(str(values.pop("about")))
-    indexes = values.pop("indexes")
-    job.report("write", len(indexes), len(indexes))
-    table, tracks = _tabulated(indexes, values, about, answer["details"], args)
-    _write(table, job.out / "poses")
+    found = predictions.read(job.out / layout.PREDICTIONS)
+    about = found.about
+    for name, wanted in (("video_sha256", job.sha256), ("model_digest", job.model_digest)):
+        if wanted and about[name] and about[name] != wanted:
+            raise AnalysisError(
+                f"predictions.npz is of another {name}: {about[name]}", code="damaged_predictions"
+            )
+    rows = len(found.frames)
+    _write_times(found, job.out / TIMESTAMPS)
+    table, tracks = _tabulated(found, args, job)
+    tabulated = time.monotonic()
+    job.report("write", rows, rows)
+    whole = _with_the_lost(table, found)
+    _write(whole, job.out / "poses")
+    written = time.monotonic()
     if args.filter != "none":
-        _write(filtered(table, args), job.out / "poses_filtered")
+        job.report("filter", rows, rows)
+        # Without the lost frames: a median over NaN would invent values for their neighbours.
+        smooth = filtered(table, args)
+        job.report("write", rows, rows)
+        _write(_with_the_lost(smooth, found), job.out / "poses_filtered")
+    answer = about["answer"]
+    timings = {
+        "track": round(tabulated - started, 3),
+        "write": round(written - tabulated, 3),
+        "filter": round(time.monotonic() - written, 3),
+    }
     return {
         **answer,
-        "rows": len(table),
-        "timings": {**answer["timings"], "write": round(time.monotonic() - started, 3)},
+        "rows": len(whole),
+        "timings": {**answer["timings"], **timings},
         "details": {**answer["details"], **tracks},
     }
 
 
-def _tabulated(
-    indexes: npt.NDArray[np.int64],
-    values: Values,
-    about: dict[str, Any],
-    details: dict[str, Any],
-    args: PoseArgs,
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return DeepLabCut's table, and what result.json says of the animals in it."""
-    scorer, bodyparts = details["scorer"], details["bodyparts"]
-    crop = Crop.model_validate(details["crop"]) if details["crop"] else None
-    if not about["individuals"]:
-        return shifted(
-            table_of(indexes, values["bodyparts"][:, 0, :, :3], scorer, bodyparts), crop
-        ), {}
-    # DeepLabCut and all it brings along, for several animals alone.
-    from worker import tracking
-    from worker.herd import Herd
+def _with_the_lost(table: pd.DataFrame, found: Predictions) -> pd.DataFrame:
+    return table if found.decoded.all() else table.reindex(found.frames)
 
-    rows = [{name: value[row] for name, value in values.items()} for row in range(len(indexes))]
+
+def _write_times(found: Predictions, path: Path) -> None:
+    unfinished = path.with_suffix(UNFINISHED)
+    with unfinished.open("w", encoding="ascii", newline="\n") as file:
+        file.write("frame,seconds\n")
+        for frame, seconds in zip(found.frames, found.seconds, strict=True):
+            file.write(f"{frame},{seconds:.9f}\n")
+    unfinished.rename(path)
+
+
+def _tabulated(found: Predictions, args: PoseArgs, job: Job) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return DeepLabCut's table of the decoded frames, and what result.json says of its animals."""
+    about = found.about
+    scorer, bodyparts = about["scorer"], about["bodyparts"]
+    crop = Crop.model_validate(about["crop"]) if about["crop"] else None
+    indexes, values = found.frames[found.decoded], found.seen()
+    if not about["individuals"]:
+        table = table_of(indexes, values["bodyparts"][:, :1], scorer, [], bodyparts)
+        return shifted(table, crop), {}
     if about["herd"] and isinstance(args, DeepLabCut2D):
+        job.report("track", len(indexes), len(indexes))
+        # DeepLabCut and all it brings along, for this alone.
+        from worker import tracking
+        from worker.herd import Herd
+
+        rows = [{name: value[row] for name, value in values.items()} for row in range(len(indexes))]
         herd = Herd(**about["herd"])
         with tempfile.TemporaryDirectory() as folder:
             tracked = tracking.track(rows, indexes, herd, args, Path(folder))
         return shifted(tracked.table, crop), tracking.told(herd, tracked)
     individuals = about["individuals"]
-    table = tracking.untracked(rows, indexes, scorer, individuals, bodyparts)
+    poses = values["bodyparts"][:, : len(individuals)]
+    table = table_of(indexes, poses, scorer, individuals, bodyparts)
     return shifted(table, crop), {"individuals": individuals}
 
 
 def table_of(
-    indexes: npt.NDArray[np.int64], poses: npt.NDArray[Any], scorer: str, bodyparts: list[str]
+    indexes: npt.NDArray[np.int64],
+    poses: npt.NDArray[Any],
+    scorer: str,
+    individuals: list[str],
+    bodyparts: list[str],
 ) -> pd.DataFrame:
     """Return DeepLabCut's table: its ``create_df_from_prediction``, but for the index.
 
     Args:
         indexes: frame numbers (n).
-        poses: x and y in pixels, likelihood (n, bodyparts, 3).
+        poses: x and y in pixels, likelihood, and what else there is (n, animals, bodyparts, 3...);
+            -1 where a frame has fewer animals.
+        scorer: what made them.
+        individuals: a name for each animal; none, where there is one without a name.
+        bodyparts: their names.
     """
-    columns = pd.MultiIndex.from_product(
-        [[scorer], bodyparts, ["x", "y", "likelihood"]], names=["scorer", "bodyparts", "coords"]
-    )
-    return pd.DataFrame(poses.reshape((len(poses), -1)), columns=columns, index=indexes)
+    levels = {
+        "scorer": [scorer],
+        **({"individuals": individuals} if individuals else {}),
+        "bodyparts": bodyparts,
+        "coords": ["x", "y", "likelihood"],
+    }
+    columns = pd.MultiIndex.from_product(list(levels.values()), names=list(levels))
+    return pd.DataFrame(poses[..., :3].reshape((len(poses), -1)), columns=columns, index=indexes)
 
 
 def shifted(table: pd.DataFrame, crop: Crop | None) -> pd.DataFrame:
@@ -137,6 +166,7 @@ def filtered(table: pd.DataFrame, args: PoseArgs) -> pd.DataFrame:
 
     The arithmetic is that function's (deeplabcut/post_processing/filtering.py), which itself reads
     and writes files of a project. Rows count as neighbours in time, whatever frames lack between.
+    No row may be that of a lost frame.
     """
     if args.filter == "median":
         smooth = table.copy()
@@ -171,5 +201,13 @@ def filtered(table: pd.DataFrame, args: PoseArgs) -> pd.DataFrame:
 
 
 def _write(table: pd.DataFrame, stem: Path) -> None:
-    table.to_hdf(stem.with_suffix(".h5"), key="df_with_missing", format="table", mode="w")
-    table.to_csv(stem.with_suffix(".csv"))
+    """Write a table as HDF5 and CSV, each whole or not at all."""
+    unfinished = stem.with_suffix(UNFINISHED)
+    try:
+        table.to_hdf(unfinished, key="df_with_missing", format="table", mode="w")
+    except HDF5ExtError:
+        # Above some 2,400 columns their names have no room in the header of PyTables' format.
+        table.to_hdf(unfinished, key="df_with_missing", format="fixed", mode="w")
+    unfinished.rename(stem.with_suffix(".h5"))
+    table.to_csv(unfinished)
+    unfinished.rename(stem.with_suffix(".csv"))

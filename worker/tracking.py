@@ -8,7 +8,6 @@ it calls for the arithmetic is called here too.
 from __future__ import annotations
 
 import pickle
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from deeplabcut.pose_estimation_pytorch.apis.tracklets import build_tracklets
 from deeplabcut.pose_estimation_pytorch.apis.videos import (
     _generate_assemblies_file,
     _generate_output_data,
-    create_df_from_prediction,
 )
 from deeplabcut.refine_training_dataset.stitch import TrackletStitcher
 
@@ -82,27 +80,6 @@ def track(
     # DeepLabCut's own table ends with the last track.
     table = table.reindex(range(len(predictions))).set_axis(indexes, axis="index")
     return Tracked(table, method, len(stitcher.tracklets), len(stitcher.tracks))
-
-
-def untracked(
-    predictions: Sequence[Prediction],
-    indexes: npt.NDArray[np.int64],
-    scorer: str,
-    individuals: list[str],
-    bodyparts: list[str],
-) -> pd.DataFrame:
-    """Return DeepLabCut's table of animals that are not followed; -1 where there are fewer."""
-    metadata = {"bodyparts": bodyparts, "unique_bodyparts": [], "individuals": individuals}
-    with tempfile.TemporaryDirectory() as folder:  # it writes a file of its own, too
-        table: pd.DataFrame = create_df_from_prediction(
-            predictions=list(predictions),
-            dlc_scorer=scorer,
-            multi_animal=True,
-            model_cfg={"metadata": metadata},
-            output_path=folder,
-            output_prefix="poses",
-        )
-    return table.set_axis(indexes, axis="index")
 
 
 def told(animals: Herd, tracked: Tracked) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dramatiq import Broker
 from posedrop import queue
 from posedrop.settings import Settings
 from posedrop.storage import Storage
+from worker import limits, room
 from worker.cache import Cache
 from worker.child import Child
 from worker.pair import Pair
@@ -47,7 +48,12 @@ class Workshop:
         self._scratch.mkdir(mode=0o700)
         self._mine = _own(self._scratch)
         self.cache = Cache(settings.scratch_dir / "cache", settings.cache_bytes)
-        self.cpu = Child(queue.CPU, self._scratch, warm=["worker.preflight", "worker.render"])
+        self.cpu = Child(
+            queue.CPU,
+            self._scratch,
+            warm=["worker.preflight", "worker.render"],
+            limits=limits.of(settings.child_memory_bytes, settings.child_file_bytes, self._scratch),
+        )
         self.gpu = Pair(queue.GPU, self._scratch, warm=["worker.inference"], device=settings.device)
         self.desk = Child("tables", self._scratch, warm=["worker.tables"])
 
@@ -59,7 +65,7 @@ class Workshop:
     @contextmanager
     def bench(self) -> Iterator[Path]:
         """Give an empty folder for one job, gone afterwards."""
-        folder = Path(tempfile.mkdtemp(dir=self._scratch))
+        folder = Path(tempfile.mkdtemp(prefix=room.JOB, dir=self._scratch))
         try:
             yield folder
         finally:
@@ -73,9 +79,9 @@ class Workshop:
             self.gpu.start()
             self.desk.start()
 
-    def send(self, actor: str, **arguments: str) -> None:
+    def send(self, actor: str, *, delay_seconds: float = 0.0, **arguments: str) -> None:
         """Enqueue a message for an actor."""
-        queue.send(self.broker, actor, **arguments)
+        queue.send(self.broker, actor, delay_seconds=delay_seconds, **arguments)
 
     def close(self) -> None:
         """Kill the children; running jobs are handed back."""

@@ -45,6 +45,7 @@ function fileRow(file) {
     element("span", { class: "small" }, file.file_id));
   const state = element("td", {}, element("span", { class: `state ${file.state}` }, file.state));
   if (file.refusal) state.append(element("div", { class: "why" }, file.refusal.message));
+  if (file.waiting) state.append(element("div", { class: "why" }, `waits, ${file.waiting.rule} is wrong`));
   if (file.duplicate_of) state.append(element("div", { class: "small" }, `same as ${file.duplicate_of}`));
   const image = file.state === "ready"
     ? element("img", { src: `/thumbnail/${file.file_id}`, alt: "" }) : "";
@@ -151,9 +152,17 @@ async function list(path, target, more, empty, render, key) {
   };
 }
 
+// Rules that are wrong: the videos below them wait.
+async function rules() {
+  const found = (await call("GET", "/rules")).items;
+  byId("rules").replaceChildren(...found.map((rule) =>
+    element("li", { class: "why" }, `${rule.rule} is wrong, the videos below it wait: ${rule.message}`)));
+}
+
 let paused = false; // somebody reads older entries: leave them where they are
 async function refresh() {
   await list("analyses", "runs", "more-runs", "no-runs", runCard, "analysis_id");
+  await rules();
   await list("files", "files", "more-files", "no-files", fileRow, "file_id");
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from posedrop.client import Client, File, Run
+from posedrop.client import Client, File, Run, WrongRule
 
 
 def wait(client: Client, analysis_id: str, label: str) -> Run:
@@ -65,7 +65,14 @@ def show_file(file: File) -> None:
         click.echo(f"  the same content as {file.duplicate_of}")
     if file.refusal is not None:
         click.echo(f"  refused, {file.refusal.reason}: {file.refusal.message}")
+    if file.waiting is not None:
+        click.echo(f"  {describe_rule(file.waiting)}")
     table([[run.analysis_id, run.status, run.analysis] for run in file.analyses], indent="  ")
+
+
+def describe_rule(rule: WrongRule) -> str:
+    """Return what is wrong with a rule, in one line."""
+    return f"waits, {rule.rule} is wrong: {rule.message}"
 
 
 def show_run(run: Run) -> None:
@@ -75,6 +82,8 @@ def show_run(run: Run) -> None:
         click.echo(f"  {run.error.code}: {run.error.message}")
         if run.error.log_tail:
             click.echo("\n".join(f"    {line}" for line in run.error.log_tail.splitlines()[-10:]))
+    if run.retried_by is not None:
+        click.echo(f"  made anew: {run.retried_by}")
     table([[file.name, describe_size(file.size)] for file in run.files], indent="  ")
     if run.files:
         click.echo(f"  posedrop download {run.analysis_id}")

@@ -1,15 +1,18 @@
-"""Keeping it running: bootstrap, doctor, reconcile, reindex."""
+"""Keeping it running: bootstrap, doctor, reconcile, reindex, reingest."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from posedrop.cli import display
 from posedrop.cli.options import Options, json_option
+from posedrop.client import Client, File
+from posedrop.errors import PosedropError
 
 
 @click.command()
@@ -97,6 +100,53 @@ def reindex(options: Options, as_json: bool) -> None:
     """
     with options.client() as client:
         _show_counts(client.reindex(), as_json)
+
+
+@click.command()
+@click.argument("prefix")
+@click.option("--no-wait", is_flag=True, help="Send them, and don't wait for what comes of them.")
+@json_option
+@click.pass_obj
+def reingest(options: Options, prefix: str, no_wait: bool, as_json: bool) -> None:
+    """Look anew at the refused videos whose keys begin with PREFIX ('' for all of them).
+
+    What an older posedrop refused is looked at anew by itself, some videos a minute. A video that
+    is fine now is analysed as its rules say. Those that are not refused are left alone.
+
+    \b
+    posedrop reingest day1/
+    posedrop reingest day1/film.mp4
+    """
+    with options.client() as client:
+        keys = client.reingest(prefix)
+        answer: list[Any] = [{"file_id": file_id, "key": key} for file_id, key in keys.items()]
+        if not as_json:
+            where = f"whose key begins with {prefix}" if prefix else "at all"
+            click.echo(
+                f"{len(keys)} videos are looked at anew"
+                if keys
+                else f"there is no refused video {where}; `posedrop ls --state refused` lists them"
+            )
+        if not no_wait:
+            answer = [display.plain(file) for file in _looked_at(client, keys, as_json)]
+    if as_json:
+        display.print_json(answer)
+
+
+def _looked_at(client: Client, keys: Mapping[str, str], quiet: bool) -> Iterator[File]:
+    """Yield the videos as each was looked at, and tell what came of it."""
+    for number, (file_id, key) in enumerate(keys.items(), 1):
+        try:
+            file = client.wait_for_file(file_id)
+        except PosedropError as error:
+            if error.code != "not_found":
+                raise
+            click.echo(f"{number}/{len(keys)} {key}: deleted meanwhile", err=True)
+            continue
+        if not quiet:
+            said = f", {file.refusal.reason}: {file.refusal.message}" if file.refusal else ""
+            click.echo(f"{number}/{len(keys)} {key}: {file.state}{said}")
+        yield file
 
 
 def _show_counts(counts: Mapping[str, int], as_json: bool) -> None:

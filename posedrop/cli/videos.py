@@ -26,7 +26,7 @@ T = TypeVar("T")
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
 )
 @analysis_options(required=False)
-@click.option("--wait", is_flag=True, help="Until the results are there; 1 if one has none.")
+@click.option("--wait", is_flag=True, help="Until the runs are over.")
 @json_option
 @click.pass_obj
 def upload(
@@ -41,6 +41,10 @@ def upload(
 
     A video's hash goes along: the store takes no other content. Large ones go up in parts, and a
     part that fails goes up again.
+
+    Ends with 0 if all went up; with --wait, if each video has results (those of a partial run
+    count) or nothing was asked for it. Ends with 1 if one was refused, waits for a rule that is
+    wrong, or its run failed or was cancelled.
 
     \b
     posedrop upload film.mp4
@@ -58,7 +62,8 @@ def upload(
         for path, ticket in tickets:
             file = client.wait_for_file(ticket.file_id)
             run = _run_of(client, file, analysis, args, path.name)
-            failed |= file.state == "refused" or (run is not None and run.status == "failed")
+            lacks = file.waiting is not None if run is None else not run.has_results
+            failed |= lacks or file.state == "refused"
             outcomes.append(
                 {"path": str(path), "file": display.plain(file), "run": run and display.plain(run)}
             )
@@ -85,8 +90,9 @@ def _run_of(
     if file.state == "refused":
         return None
     if analysis is not None:
-        # The same request has the same name, so this asks for nothing new: it tells the id.
-        analysis_id = client.analyse(file.file_id, analysis, args).analysis_id
+        # The same request has the same name, so this tells the id. It makes anew what had failed
+        # before the upload, not what failed of it meanwhile.
+        analysis_id = client.analyse(file.file_id, analysis, args, retry=False).analysis_id
     elif file.analyses:
         analysis_id = file.analyses[0].analysis_id
     else:
@@ -97,6 +103,8 @@ def _run_of(
 def _show_outcome(path: Path, file: File, run: Run | None) -> None:
     if file.refusal is not None:
         click.echo(f"{path}: refused, {file.refusal.reason}: {file.refusal.message}")
+    elif file.waiting is not None and run is None:
+        click.echo(f"{path}: {display.describe_rule(file.waiting)}")
     elif run is None:
         click.echo(f"{path}: ready; no analysis was asked for")
     else:
@@ -107,7 +115,7 @@ def _show_outcome(path: Path, file: File, run: Run | None) -> None:
 @click.argument("file")
 @analysis_options(required=True)
 @click.option("--force", is_flag=True, help="Run it anew though results exist.")
-@click.option("--wait", is_flag=True, help="Until the results are there; 1 if it has none.")
+@click.option("--wait", is_flag=True, help="Until the run is over.")
 @json_option
 @click.pass_obj
 def analyse(
@@ -121,9 +129,13 @@ def analyse(
 ) -> None:
     """Ask for an analysis of a video, named by its file id or its key.
 
+    Ends with 0 if it was taken; with --wait, if there are results (those of a partial run count).
+    Ends with 1 if it was refused, or the run failed or was cancelled.
+
     \b
     posedrop analyse day1/film.mp4 --analysis deeplabcut_2d --arg model=mouse
-    posedrop analyse mfzgs3tfebzw63lf --analysis superanimal --arg species=topviewmouse --wait
+    posedrop analyse mfzgs3tfebzw63lf --wait --analysis dummy --arg seconds=5
+    posedrop analyse day1/film.mp4 --analysis superanimal --arg model=superanimal_topviewmouse
     """
     with options.client() as client:
         file_id = client.file_id_of(file)
@@ -139,7 +151,7 @@ def analyse(
         display.print_json(display.plain(run))
     else:
         display.show_run(run)
-    sys.exit(1 if run.status == "failed" else 0)
+    sys.exit(0 if run.has_results else 1)
 
 
 @click.command("ls")
@@ -153,7 +165,9 @@ def analyse(
 def list_(
     options: Options, query: str | None, kind: str, state: str | None, limit: int, as_json: bool
 ) -> None:
-    """List videos or runs, the newest first; QUERY searches in all their words.
+    """List videos or runs, the newest first; QUERY is any part of a name, or several.
+
+    A posedrop.json that is wrong is told below the videos.
 
     \b
     posedrop ls
@@ -166,7 +180,7 @@ def list_(
             rows = [
                 [
                     file.file_id,
-                    file.state,
+                    "waits" if file.waiting is not None else file.state,
                     display.describe_size(file.size),
                     file.created_at[:19],
                     file.key,
@@ -181,10 +195,13 @@ def list_(
                 for run in runs
             ]
             items = [display.plain(run) for run in runs]
+        wrong = client.wrong_rules() if kind == "files" and not as_json else []
     if as_json:
         display.print_json(items)
     else:
         display.table(rows)
+        for rule in wrong:
+            click.echo(f"{rule.rule} is wrong, the videos below it wait: {rule.message}")
 
 
 @click.command()

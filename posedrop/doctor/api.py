@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import httpx
 
 from posedrop import __version__
-from posedrop.doctor.finding import FAIL, HTTP_SECONDS, OK, WARN, Finding
+from posedrop.doctor.finding import FAIL, OK, WARN, Finding, ask, how_to_start
 from posedrop.settings import Settings
 
 
 def api(settings: Settings) -> Iterator[Finding]:
     """See whether the API answers, in the version that is installed here."""
     try:
-        answer = httpx.get(f"{settings.url.rstrip('/')}/healthz", timeout=HTTP_SECONDS)
+        answer = ask("GET", f"{settings.url.rstrip('/')}/healthz")
         answer.raise_for_status()
         version = answer.json()["version"]
     except (httpx.HTTPError, ValueError, KeyError) as error:
@@ -23,7 +23,9 @@ def api(settings: Settings) -> Iterator[Finding]:
             "API",
             FAIL if told else WARN,
             f"{settings.url}/healthz: {error!r}",
-            "start the handlers" if told else "if there is an API elsewhere, set POSEDROP_URL",
+            how_to_start(settings, "the handlers")
+            if told
+            else "if there is an API elsewhere, set POSEDROP_URL",
         )
         return
     if version != __version__:
@@ -44,12 +46,12 @@ def events(settings: Settings) -> Iterator[Finding]:
         )
         return
     try:
-        answer = httpx.post(
+        answer = ask(
+            "POST",
             f"{settings.url.rstrip('/')}/events",
             # A notification of nothing: taken, and forgotten.
             json={"Records": []},
             headers={"Authorization": f"Bearer {settings.events_token.get_secret_value()}"},
-            timeout=HTTP_SECONDS,
         )
     except httpx.HTTPError:
         return  # the check of the API has said so

@@ -10,8 +10,9 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from posedrop import notifications
-from posedrop.doctor.finding import FAIL, HTTP_SECONDS, OK, WARN, Finding
+from posedrop.doctor.finding import FAIL, OK, WARN, Finding, ask, how_to_start
 from posedrop.errors import StorageError
+from posedrop.proxies import proxy_of
 from posedrop.settings import Settings
 from posedrop.storage import PLAIN_PUT_SECONDS, Storage
 
@@ -23,16 +24,18 @@ def store(settings: Settings) -> Iterator[Finding]:
     """See whether the store is there, and all that posedrop needs of it."""
     endpoint = settings.s3_endpoint or f"https://s3.{settings.s3_region}.amazonaws.com"
     try:
-        answer = httpx.get(endpoint, timeout=HTTP_SECONDS)
+        answer = ask("GET", endpoint)
     except httpx.HTTPError as error:
+        start = how_to_start(settings, "the store")
         yield Finding(
             "store",
             FAIL,
             f"nobody answers at {endpoint}: {error}",
-            "start the store, or correct POSEDROP_S3_ENDPOINT; the buckets were not looked at",
+            f"{start}, or correct POSEDROP_S3_ENDPOINT; the buckets were not looked at",
         )
         return
-    yield Finding("store", OK, f"answers at {endpoint}")
+    by = " by the proxy of the environment" if proxy_of(endpoint) else ""
+    yield Finding("store", OK, f"answers at {endpoint}{by}")
     yield _clock(answer)
     yield from _public(settings, endpoint)
     storage = Storage(settings)
@@ -81,7 +84,7 @@ def _public(settings: Settings, endpoint: str) -> Iterator[Finding]:
     if public is None or public == endpoint:
         return
     try:
-        httpx.get(public, timeout=HTTP_SECONDS)
+        ask("GET", public)
     except httpx.HTTPError as error:
         yield Finding(
             "public store",
@@ -171,9 +174,7 @@ def _closed(settings: Settings, endpoint: str) -> Iterator[Finding]:
         return  # AWS addresses buckets otherwise, and blocks public access by itself
     buckets = (settings.videos_bucket, settings.results_bucket, settings.models_bucket)
     opened = [
-        bucket
-        for bucket in buckets
-        if httpx.get(f"{endpoint.rstrip('/')}/{bucket}", timeout=HTTP_SECONDS).is_success
+        bucket for bucket in buckets if ask("GET", f"{endpoint.rstrip('/')}/{bucket}").is_success
     ]
     if opened:
         yield Finding(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,29 @@ def test_what_is_no_video_is_refused_with_its_reason(
     assert len(file["refusal"]["message"]) > 20
     answer = lab.ask(file["file_id"], "dummy", {"seconds": 0})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "refused")
+
+
+def test_a_refused_film_is_looked_at_anew_when_somebody_asks(lab: Lab, tmp_path: Path) -> None:
+    """`posedrop reingest` takes the refusal back and tells what came of it; others are left."""
+    s3 = lab.s3()
+    s3.upload_file(str(refused(tmp_path, "text")), "videos", "anew/text.mp4")
+    s3.upload_file(str(film(tmp_path / "fine.mp4")), "videos", "anew/fine.mp4")
+    before = lab.file("anew/text.mp4")
+    assert (before["state"], lab.file("anew/fine.mp4")["state"]) == ("refused", "ready")
+
+    def written() -> datetime:
+        found: datetime = s3.head_object(Bucket="results", Key="anew/text.mp4/video.json")[
+            "LastModified"
+        ]
+        return found
+
+    first = written()
+    lab.until(lambda: datetime.now(UTC) - first > timedelta(seconds=1), "another second to begin")
+    told = lab.posedrop("reingest", "anew/").stdout
+    assert "1 videos are looked at anew" in told
+    assert "anew/text.mp4: refused, not_a_video" in told
+    assert written() > first
+    assert lab.file("anew/text.mp4")["refusal"] == before["refusal"]
 
 
 @pytest.mark.parametrize(

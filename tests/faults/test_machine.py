@@ -19,7 +19,7 @@ from posedrop.records import Planned, Result
 from tests.faults.world import RESULTS, VIDEOS, Crash, Frozen, Gate, World
 
 KEYS = st.sampled_from(["a.mp4", "b.mp4", "day1/a.mp4", "../odd.mp4"])
-CONTENTS = st.sampled_from([b"one", b"two", b"three", b"bad"])
+CONTENTS = st.sampled_from([b"one", b"two", b"three", b"bad", b"poison"])
 #: A job makes some twenty calls to the store.
 CALLS = st.integers(1, 24)
 
@@ -113,6 +113,14 @@ class Machine(RuleBasedStateMachine):
         self.put(key, content)
         self.tell_all()
         self.ask(key, 1, None)
+
+    @rule(key=KEYS, at=st.none() | CALLS)
+    def look_anew(self, key: str, at: int | None) -> None:
+        """POST /reingest, which may be cut short."""
+        from handlers import reingest
+
+        wanted = reingest.ReingestRequest(prefix=key)
+        self._call(lambda: reingest.reingest(self.world.context, wanted), at)
 
     # -- what happens by itself
 
@@ -262,9 +270,10 @@ class Machine(RuleBasedStateMachine):
         for key, stored in there.items():
             row = index.file(layout.file_id_of(VIDEOS, key))
             assert row is not None
-            assert row.state == ("refused" if stored.data == b"bad" else "ready"), row
+            refused = stored.data in {b"bad", b"poison"}
+            assert row.state == ("refused" if refused else "ready"), row
             assert (row.etag, row.size) == (stored.info.etag, len(stored.data))
-            if stored.data != b"bad" and stored.data not in self.touched:
+            if not refused and stored.data not in self.touched:
                 runs = index.analyses(limit=1000).rows
                 ends = {run.state for run in runs if _made_of(run, stored.data)}
                 assert ends == {"succeeded"}, (key, runs)

@@ -24,10 +24,10 @@ from urllib.parse import quote
 from dramatiq import Message
 
 from handlers import context as handlers_context
-from handlers import notify, plan, reconcile, results, upload
+from handlers import notify, plan, reconcile, results, rules, upload, waiting
 from handlers.context import Context
 from posedrop import queue
-from posedrop.errors import ObjectChangedError, RefusedVideoError, StorageError
+from posedrop.errors import AnalysisError, ObjectChangedError, RefusedVideoError, StorageError
 from posedrop.index import Index
 from posedrop.settings import Settings, load
 from posedrop.storage import Listing, ObjectInfo, Storage
@@ -60,10 +60,13 @@ class Clock:
 class Gate:
     """Where one thread of execution is cut or frozen: at its ``at``-th call to the store."""
 
-    def __init__(self, at: int, *, freeze: bool = False, after: bool = False) -> None:
+    def __init__(
+        self, at: int, *, freeze: bool = False, after: bool = False, raises: type | None = None
+    ) -> None:
         self.left = at
         self.freeze = freeze
         self.after = after
+        self.raises = raises or Crash
         self.frozen = threading.Event()
         self.woken = threading.Event()
 
@@ -72,7 +75,7 @@ class Gate:
         self.left -= 1
         if self.left == 0:
             if not self.freeze:
-                raise Crash
+                raise self.raises("the store is away")
             self.frozen.set()
             self.woken.wait()
 
@@ -92,7 +95,7 @@ class MemoryStorage(Storage):
         self.clock = clock
         self.buckets: dict[str, dict[str, Stored]] = {VIDEOS: {}, RESULTS: {}, "models": {}}
         self.events: list[dict[str, Any]] = []
-        self.overwritten: list[str] = []
+        self.downloads: list[tuple[str, str]] = []
         self._gates = threading.local()
         self._count = 0
 
@@ -125,9 +128,11 @@ class MemoryStorage(Storage):
             whole = found.info.last_modified.replace(microsecond=0)
             return replace(found.info, last_modified=whole)
 
-    def read(self, bucket: str, key: str) -> bytes | None:
+    def read(self, bucket: str, key: str, etag: str | None = None) -> bytes | None:
         with self._call():
             found = self.buckets[bucket].get(key)
+            if found is not None and etag not in {None, found.info.etag}:
+                raise ObjectChangedError(f"{bucket}/{key} was replaced")
             return found.data if found else None
 
     def download(
@@ -137,6 +142,7 @@ class MemoryStorage(Storage):
             found = self.buckets[bucket].get(key)
             if found is None or (etag is not None and found.info.etag != etag):
                 raise ObjectChangedError(f"{bucket}/{key} was replaced")
+            self.downloads.append((bucket, key))
             path.write_bytes(found.data)
             return {
                 "sha256": hashlib.sha256(found.data).hexdigest(),
@@ -159,6 +165,10 @@ class MemoryStorage(Storage):
     def _below(self, bucket: str, prefix: str) -> list[ObjectInfo]:
         objects = self.buckets[bucket]
         return [objects[key].info for key in sorted(k for k in objects if k.startswith(prefix))]
+
+    def presign_get(self, bucket: str, key: str, **_: str) -> str:
+        assert key in self.buckets[bucket], key
+        return f"{bucket}/{key}"
 
     # -- writing
 
@@ -209,10 +219,16 @@ class MemoryStorage(Storage):
     # -- as people's S3 tools do it
 
     def put(
-        self, bucket: str, key: str, data: bytes, metadata: Mapping[str, str] | None = None
+        self,
+        bucket: str,
+        key: str,
+        data: bytes,
+        metadata: Mapping[str, str] | None = None,
+        parts: int | None = None,
     ) -> None:
-        """Write an object, and note the event."""
+        """Write an object, or copy it onto itself, and note the event."""
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        etag += f"-{parts}" if parts is not None else ""
         info = ObjectInfo(key, etag, len(data), self.clock(), dict(metadata or {}))
         self.buckets[bucket][key] = Stored(data, info)
         self._note("s3:ObjectCreated:Put", bucket, key, {"eTag": etag, "size": len(data)})
@@ -230,14 +246,23 @@ class MemoryStorage(Storage):
 
 
 class Child:
-    """The child process: what is no video is refused; the same video never makes the same bytes."""
+    """The child process: what is no video is refused, what is poison fails each time.
+
+    The same video never makes the same bytes.
+    """
+
+    def start(self) -> None:
+        """It is there."""
 
     def call(self, task: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Answer as the real child would."""
         if task == "worker.preflight:probe":
-            if Path(payload["video"]).read_bytes().startswith(b"bad"):
+            film = Path(payload["video"]).read_bytes()
+            if film.startswith(b"poison"):
+                raise AnalysisError("the decoder fails", code="internal")
+            if film.startswith(b"bad"):
                 raise RefusedVideoError("no video", code="not_a_video")
-            return {"probe": _PROBE}
+            return {"probe": PROBE}
         nonce = os.urandom(8).hex()
         (Path(payload["out"]).parent / "run.log").write_text(f"log {nonce}")
         if task == "worker.render:render":
@@ -248,7 +273,7 @@ class Child:
         return {**counts, "missing": [], "timings": {}, "versions": {}, "details": {}}
 
 
-_PROBE = {
+PROBE = {
     "codec": "h264",
     "pixel_format": "yuv420p",
     "width": 64,
@@ -285,8 +310,8 @@ class Shop:
         finally:
             shutil.rmtree(folder)
 
-    def send(self, actor: str, **arguments: str) -> None:
-        """Enqueue a message for an actor."""
+    def send(self, actor: str, *, delay_seconds: float = 0.0, **arguments: str) -> None:  # noqa: ARG002
+        """Enqueue a message for an actor; at once, as the only time here is the clock's."""
         queue.send(self.broker, actor, **arguments)
 
 
@@ -325,8 +350,21 @@ class World:
         )
         self.settings.scratch_dir.mkdir(parents=True, exist_ok=True)
         self.broker = queue.connect("stub://")
+        #: The child of every worker, whatever it does: probing, inference, tables, drawing.
+        self.child = Child()
+        #: Without room in it each video is fetched.
+        self.cache_bytes = 0
         self._worker = 0
-        self._modules = (handlers_context, notify, plan, reconcile, results, upload)
+        self._modules = (
+            handlers_context,
+            notify,
+            plan,
+            reconcile,
+            results,
+            rules,
+            upload,
+            waiting,
+        )
         self._real_now = handlers_context.now
         for module in self._modules:
             if hasattr(module, "now"):
@@ -378,9 +416,9 @@ class World:
         """Have a worker of its own do what a message says."""
         self._worker += 1
         name = f"worker-{self._worker}"
-        # Without room in it: each video is fetched.
-        cache = Cache(self.settings.scratch_dir / "cache", 0)
-        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache)
+        cache = Cache(self.settings.scratch_dir / "cache", self.cache_bytes)
+        children = self.child, self.child, self.child
+        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache, *children)
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
             "infer": runs.infer,

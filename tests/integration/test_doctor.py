@@ -176,6 +176,17 @@ def test_doctor_finds_a_minio_without_bootstrap_and_a_missing_one(
     assert states(findings)["store"] == {"fail"}
 
 
+def test_doctor_where_no_posedrop_is_says_how_to_get_one(tmp_path: Path) -> None:
+    """Not a word of AWS's store, which nobody spoke of."""
+    status, findings = run_doctor(tmp_path, {})
+    assert status == 1
+    (stack,) = findings["stack"]
+    assert f"{tmp_path} has none" in stack["message"]
+    assert "posedrop up" in stack["todo"]
+    assert "amazonaws" not in json.dumps(findings)
+    assert not {"store", "API", "events token", "broker"} & set(findings)
+
+
 class FullRabbitMQ(RabbitMQ):
     """One that finds too little room on its disk."""
 

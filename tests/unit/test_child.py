@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,10 +24,14 @@ from posedrop.errors import (
     CancelledRunError,
     ChildDiedError,
     ModelError,
+    RefusedVideoError,
+    StorageError,
 )
 from posedrop.records import Progress
+from worker import limits
 from worker.child import Child
 from worker.child_main import Reporter
+from worker.limits import Limits
 
 # -- what runs in the child (it imports this file) ---------------------------
 
@@ -76,6 +82,15 @@ def fail(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: AR
                 """A plug-in's own."""
 
             raise PluginModelError("of a plug-in", code="odd")
+        case "store":
+            raise StorageError("the store is away, says a decoder" * 1000, code="No Code!")
+        case "cancelled":
+            raise CancelledRunError("somebody asked for an end, says a decoder")
+        case "disk":
+            try:
+                Path("/dev/full").write_text("no space left on this device")
+            except OSError as error:
+                raise RefusedVideoError("can't be decoded", code="not_a_video") from error
         case "memory":
             raise MemoryError("no room for 1 TB")
         case "torch":
@@ -84,6 +99,18 @@ def fail(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: AR
             sys.exit("a library gives up")
         case _:
             raise ZeroDivisionError("by chance")
+
+
+def take(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    """Take as much as asked of memory, of a file, or of threads' stacks."""
+    if size := payload.get("memory"):
+        bytearray(size)
+    if size := payload.get("file"):
+        with (Path.home() / "film").open("wb") as file:
+            file.truncate(size)
+    for _ in range(payload.get("threads", 0)):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    return {}
 
 
 def no_json(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
@@ -334,6 +361,83 @@ def test_unforeseen_error(child: Child, scratch: Path, how: str, code: str, word
     assert call(child, "echo", scratch)["pid"] != pid
 
 
+@pytest.mark.parametrize(
+    ("how", "code"), [("store", "internal"), ("cancelled", "cancelled"), ("disk", "disk_full")]
+)
+def test_what_only_the_parent_can_know_is_not_believed(
+    child: Child, scratch: Path, how: str, code: str
+) -> None:
+    """No child holds a run up by saying that the store is away, the disk full, or an end wanted."""
+    with pytest.raises(AnalysisError) as caught:
+        call(child, "fail", scratch, payload={"how": how})
+    assert type(caught.value) is AnalysisError
+    assert caught.value.code == code
+    assert len(caught.value.message) <= 2000
+
+
+def test_a_full_disk_is_nobodys_fault(child: Child, scratch: Path) -> None:
+    """Where the parent finds no room either, it is a StorageError, for another try."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    child.start()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(StorageError, match="POSEDROP_SCRATCH_DIR full"):
+            call(child, "fail", scratch, payload={"how": "disk"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "words"),
+    [
+        ({"memory": 200 << 20}, "out_of_memory", "MemoryError"),
+        ({"file": 5 << 20}, "file_too_large", "POSEDROP_CHILD_FILE_BYTES"),
+        ({"threads": 100}, "out_of_memory", "can't start new thread"),
+    ],
+)
+def test_limits(scratch: Path, wanted: dict[str, int], code: str, words: str) -> None:
+    """More than its share of the machine is an error with words; within it, all goes well."""
+    child = Child("limited", scratch, limits=Limits(memory=200 << 20, file=4 << 20))
+    try:
+        child.start()
+        assert (
+            call(child, "take", scratch, payload={name: n // 10 for name, n in wanted.items()})
+            == {}
+        )
+        with pytest.raises(AnalysisError, match=words) as caught:
+            call(child, "take", scratch, payload=wanted)
+        assert caught.value.code == code
+        assert call(child, "take", scratch) == {}
+    finally:
+        child.close()
+
+
+def test_limits_of_this_machine(tmp_path: Path) -> None:
+    """Half of the memory of the machine, or of the tightest of its control groups."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert limits.of(None, None, tmp_path).memory == max(
+        1 << 30, limits.memory_of_this_machine() // 2
+    )
+    assert limits.of(None, None, tmp_path).file == shutil.disk_usage(tmp_path).total // 2
+    assert limits.of(5, 6, tmp_path) == Limits(memory=5, file=6)
+    proc, group = tmp_path / "proc/self", tmp_path / "sys/fs/cgroup/lab"
+    (group / "worker").mkdir(parents=True)
+    proc.mkdir(parents=True)
+    (proc / "cgroup").write_text("0::/lab/worker\n")
+    (group / "memory.max").write_text("3000000\n")
+    (group / "worker/memory.max").write_text("max\n")
+    assert limits.memory_of_this_machine(tmp_path) == 3_000_000
+    (group / "worker/memory.max").write_text("2000000\n")
+    assert limits.memory_of_this_machine(tmp_path) == 2_000_000
+    old = tmp_path / "sys/fs/cgroup/memory"
+    old.mkdir()
+    (old / "memory.limit_in_bytes").write_text("1000000\n")
+    (proc / "cgroup").write_text("4:cpu,memory:/elsewhere\n")
+    assert limits.memory_of_this_machine(tmp_path) == 1_000_000
+    (proc / "cgroup").unlink()
+    assert limits.memory_of_this_machine(tmp_path) == there
+
+
 def test_answer_that_is_no_json(child: Child, scratch: Path) -> None:
     """An answer that can't travel is an internal error, not a hang."""
     with pytest.raises(AnalysisError, match="not JSON serializable") as caught:
@@ -341,7 +445,9 @@ def test_answer_that_is_no_json(child: Child, scratch: Path) -> None:
     assert caught.value.code == "internal"
 
 
-@pytest.mark.parametrize("text", ["nonsense\n", "[1, 2]\n", '{"progress": {"done": "?"}}\n'])
+@pytest.mark.parametrize(
+    "text", ["nonsense\n", "[1, 2]\n", '{"progress": {"done": "?"}}\n', "[" * 200_000 + "\n"]
+)
 def test_nonsense_on_the_pipe(child: Child, scratch: Path, text: str) -> None:
     """A child that breaks the protocol is killed."""
     with pytest.raises(ChildDiedError, match="nonsense"):
@@ -454,10 +560,12 @@ def test_warm_modules_that_fail_are_no_obstacle(scratch: Path) -> None:
     """A module that can't be imported ahead of time is a line in the idle log."""
     child = Child("warm", scratch, warm=["json", "no_such_module"])
     try:
+        child.start()
+        while "no_such_module" not in (scratch / "warm.log").read_text():
+            time.sleep(0.01)
         assert call(child, "echo", scratch)["pid"] == child.pid
     finally:
         child.close()
-    assert "no_such_module" in (scratch / "warm.log").read_text()
 
 
 def test_few_of_many_reports_travel(child: Child, scratch: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from posedrop import cli, client
+from posedrop import analyses, cli, client
 from posedrop.address import is_loopback, listen
 from posedrop.cli import options
 from posedrop.client import Client
@@ -66,7 +67,9 @@ class Api:
     """Answers by method and path; keeps what was asked."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Callable[[httpx.Request], httpx.Response] | Any] = {}
+        self.answers: dict[str, Callable[[httpx.Request], httpx.Response] | Any] = {
+            "GET /rules": {"items": []}
+        }
         self.asked: list[httpx.Request] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -112,6 +115,34 @@ def test_every_command_has_help_with_an_example(tmp_path: Path, words: tuple[str
     assert result.exit_code == 0
     if words != ("models",):
         assert f"  posedrop {' '.join(words)}" in result.output
+
+
+@pytest.mark.parametrize("words", [(), *commands(cli.main)], ids=" ".join)
+def test_the_examples_of_a_help_text_are_true(
+    tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each parses, and the arguments of its analysis are taken by that analysis."""
+    monkeypatch.chdir(tmp_path)
+    for film in ("film.mp4", "mouse.mp4"):
+        (tmp_path / film).touch()
+    for folder in ("my-project", "~/dlc/openfield-2026", "~/zoo"):
+        (tmp_path / folder).mkdir(parents=True)
+    lines = call(tmp_path, *words, "--help").output.splitlines()
+    for line in (line.strip() for line in lines if line.startswith("  posedrop ")):
+        said = line.partition("  ")[0].replace("*.mp4", "film.mp4 mouse.mp4")
+        group: click.Command = cli.main
+        rest, context = shlex.split(said)[1:], None
+        while True:
+            context = group.make_context("posedrop", list(rest), parent=context)
+            if not isinstance(group, click.Group):
+                break
+            _, found, rest = group.resolve_command(
+                context, [*context._protected_args, *context.args]
+            )
+            assert found is not None, line
+            group = found
+        if context.params.get("analysis"):
+            analyses.get(context.params["analysis"]).normalise(context.params["args"])
 
 
 def test_version(tmp_path: Path) -> None:
@@ -162,6 +193,19 @@ def test_ls_follows_the_pages_up_to_the_limit(tmp_path: Path, api: Api) -> None:
     api.answers["GET /files"] = page
     result = call(tmp_path, "ls", "--state", "ready", "--limit", "3", "--json")
     assert [item["key"] for item in json.loads(result.output)] == ["0-0.mp4", "0-1.mp4", "1-0.mp4"]
+
+
+def test_ls_tells_which_rules_are_wrong(tmp_path: Path, api: Api) -> None:
+    """Below the videos, of which those that wait say so."""
+    rule = {"rule": "day1/posedrop.json", "code": "bad_rules", "message": "line 3, column 1"}
+    api.answers["GET /files"] = {"items": [file_json(waiting=rule)], "next": None}
+    api.answers["GET /rules"] = {"items": [rule]}
+    video, told = call(tmp_path, "ls").output.splitlines()
+    assert video.split()[1] == "waits"
+    assert "day1/posedrop.json is wrong" in told
+    assert "line 3, column 1" in told
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json(waiting=rule)
+    assert "waits, day1/posedrop.json is wrong: line 3" in call(tmp_path, "show", FILE_ID).output
 
 
 def test_ls_analyses(tmp_path: Path, api: Api) -> None:
@@ -309,6 +353,23 @@ def test_upload_waits_for_its_run(tmp_path: Path, api: Api) -> None:
     assert outcome["run"]["status"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("status", "code"), [("succeeded", 0), ("partial", 0), ("failed", 1), ("cancelled", 1)]
+)
+def test_waiting_ends_with_0_only_where_there_are_results(
+    tmp_path: Path, api: Api, status: str, code: int
+) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"1")
+    upload_answers(api, lambda _: httpx.Response(200))
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json()
+    api.answers["POST /analyse"] = {"analysis_id": RUN_ID, "file_id": FILE_ID, "status": "queued"}
+    api.answers[f"GET /results/{RUN_ID}"] = run_json(status)
+    asked = ("--analysis", "dummy", "--wait")
+    assert call(tmp_path, "upload", str(film), *asked).exit_code == code
+    assert call(tmp_path, "analyse", FILE_ID, *asked).exit_code == code
+
+
 def test_upload_tells_of_a_refused_video(tmp_path: Path, api: Api) -> None:
     film = tmp_path / "film.mp4"
     film.write_bytes(b"1")
@@ -400,6 +461,32 @@ def test_counts(tmp_path: Path, api: Api, command: str) -> None:
     assert json.loads(call(tmp_path, command, "--json").output) == {"videos_seen": 12}
 
 
+def test_reingest_tells_what_comes_of_each(tmp_path: Path, api: Api) -> None:
+    """Page by page, then each video as it is looked at; or only what was sent."""
+
+    def page(request: httpx.Request) -> httpx.Response:
+        asked = json.loads(request.content)
+        assert asked["prefix"] == "day1/"
+        first = {"items": [{"file_id": FILE_ID, "key": "day1/film.mp4"}], "next": "c"}
+        rest = {"items": [{"file_id": RUN_ID, "key": "day1/text.mp4"}], "next": None}
+        return httpx.Response(200, json=rest if asked.get("cursor") == "c" else first)
+
+    refusal = {"reason": "not_a_video", "message": "it is text"}
+    api.answers["POST /reingest"] = page
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json()
+    api.answers[f"GET /upload/{RUN_ID}"] = file_json(state="refused", refusal=refusal)
+    assert call(tmp_path, "reingest", "day1/").output == (
+        "2 videos are looked at anew\n"
+        "1/2 day1/film.mp4: ready\n"
+        "2/2 day1/text.mp4: refused, not_a_video: it is text\n"
+    )
+    told = json.loads(call(tmp_path, "reingest", "day1/", "--json").output)
+    assert [file["state"] for file in told] == ["ready", "refused"]
+    api.answers["POST /reingest"] = {"items": [], "next": None}
+    assert "no refused video" in call(tmp_path, "reingest", "day1/").output
+    assert json.loads(call(tmp_path, "reingest", "", "--no-wait", "--json").output) == []
+
+
 def test_models_push_without_a_store_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,6 +514,15 @@ def test_up_on_a_taken_port_is_one_line_and_gives_the_folder_back(tmp_path: Path
     with pytest.raises(ConfigurationError, match="in use by process"):
         Stack(tmp_path / "data", port=0).start()
     lock.release()
+
+
+def test_a_folder_that_can_not_be_used_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="--data-dir"):
+        Stack(tmp_path / "file" / "data", port=0).start()
+    result = CliRunner().invoke(cli.main, ["--data-dir", str(tmp_path / "file" / "data"), "up"])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "--data-dir" in result.stderr
 
 
 def test_keys_are_private_and_kept(tmp_path: Path) -> None:

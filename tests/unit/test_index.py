@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -267,20 +269,44 @@ def test_counts(index: Index) -> None:
 
 
 def test_an_older_index_is_brought_up_to_date(tmp_path: Path) -> None:
-    """Its rows are counted and found, and what it had ingested counts as planned."""
+    """Its rows are counted, what it had ingested counts as planned, and all names are found.
+
+    They are made searchable some at a time, the newest first, while new ones come and old ones go.
+    """
     path = tmp_path / "old.db"
     db = schema.connect(str(path), 30)
     schema.migrate(db, before="0003_planned")
-    row = replace(rows.ingested_file(video_record(1)), planned=True)
-    values = schema.encode(row)
-    del values["planned"]
-    schema.upsert(db, "uploaded_file", "file_id", {"number": 1, **values})
+    # As posedrop had it: an index of the beginnings of words.
+    db.executescript("""
+        CREATE VIRTUAL TABLE uploaded_file_fts USING fts5(key, content='uploaded_file',
+            content_rowid='number', tokenize='unicode61 remove_diacritics 2', prefix='1 2 3');
+        CREATE TRIGGER uploaded_file_ai AFTER INSERT ON uploaded_file BEGIN
+            INSERT INTO uploaded_file_fts (rowid, key) VALUES (new.number, new.key); END;
+    """)
+    old = [replace(rows.ingested_file(video_record(n)), planned=True) for n in range(2500)]
+    db.execute("BEGIN")
+    for number, row in enumerate(old):
+        values = schema.encode(row)
+        del values["planned"], values["waits_for"]
+        schema.upsert(db, "uploaded_file", "file_id", {"number": number, **values})
+    db.execute("COMMIT")
     db.close()
     index = Index(path)
-    assert index.file(row.file_id) == row
-    assert (index.files_unplanned(), index.counts()["files"]) == ([], {"ready": 1})
-    assert index.files(query="mouse").rows == [row]
+    index.file_removed(old[1].file_id)
+    index.file_ingested(video_record(9999))
+    assert index.file(old[7].file_id) == old[7]
+    assert index.counts()["files"] == {"ready": 2500}
+    assert [row.file_id for row in index.files_unplanned()] == [video_record(9999).video.file_id]
+    deadline = time.monotonic() + 60
+    while not index.files(query="ouse_0").rows:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [row.key for row in index.files(query="ouse_0").rows] == [old[0].key]
+    assert index.files(query="ouse_1.").rows == []
+    assert len(index.files(query="ouse_9999").rows) == 1
+    assert len(index.files(query="ous", limit=1000).rows) == 1000
     index.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "spelling"]
 
 
 # --- pending

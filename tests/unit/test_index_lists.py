@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from posedrop import index as index_module
+from posedrop import search
 from posedrop.errors import BadRequestError
 from posedrop.index import Index
 from posedrop.records import (
@@ -96,15 +98,87 @@ def test_common_prefix_lists_the_same_as_a_rare_one(
     assert rare == index.files(prefix="day1/mouse_1", limit=5)
 
 
+def name(index: Index, *keys: str) -> None:
+    """Tell an index of files with these keys and no others."""
+    for row in index.files(limit=1000).rows:
+        index.file_removed(row.file_id)
+    for number, key in enumerate(keys):
+        video = VideoRef(file_id=f"f{number}", bucket=BUCKET, key=key, etag="e", size=1)
+        receive(index, video_record(number).model_copy(update={"video": video}))
+
+
 @pytest.mark.parametrize(
-    "query",
-    ["mouse", "MOUSE", "mou", "mouse_3", "mouse_3-day1", "3-day1.mp4", "day1 mouse", "cafe"],
+    ("key", "queries"),
+    [
+        (
+            "Café/mouse_3-day1.mp4",
+            "mouse|MOUSE|mou|ous|use_3-d|mouse_3|3-day1.mp4|day1 mouse|cafe|afé/|m 3 mp|é/m",
+        ),
+        ("実験マウス01.mp4", "マウス|実験|験マ|ス01|ﾏｳｽ|ス|\uff10\uff11|01 マウス|MP4"),
+        ("小鼠视频/第2天.mp4", "小鼠|鼠视|第2|2天|天.m|频/第"),
+        (unicodedata.normalize("NFD", "쥐실험_가방.avi"), "쥐|실험|쥐실|험_가|가방"),
+        ("M12cam2.mp4", "cam2|12c|m2.|m12 cam2|CAM"),
+        (unicodedata.normalize("NFD", "Müller/Maße.mp4"), "müll|üll|MÜLLER|ulle|masse|aße"),
+        ("DIŞ_\u0131ş\u0131k.mp4", "d\u0131ş|DIŞ|\u0131ş\u0131|IŞIK"),
+        ("мышь_Опыт.mkv", "МЫШЬ|ышь|пыт|опыт мышь"),
+        ("หนูทดลอง.mp4", "ทดล|ลอง|หนู"),
+        ("تجربة الفأر.mp4", "جرب|الفأر|ربة ال"),
+        ("चूहा प्रयोग.mp4", "चूह|योग"),
+        ("🐁🐀 in the maze!!.mp4", "🐀|🐁🐀|e ma|maz|!!.|aze!"),
+        ("\uff23\uff21\uff2d\uff12 ｶﾞﾗｽ.mp4", "cam2|ガラス|ラス|ｶﾞﾗ"),
+        ('a"b*c.mp4', 'a"b|"b*|b*c'),
+    ],
 )
-def test_search_finds_names(index: Index, query: str) -> None:
-    """Words and beginnings of words of a name find it, in any case and with or without accents."""
-    video = VideoRef(file_id="f", bucket=BUCKET, key="Café/mouse_3-day1.mp4", etag="e", size=1)
-    receive(index, video_record().model_copy(update={"video": video}))
-    assert [row.file_id for row in index.files(query=query).rows] == ["f"]
+def test_search_finds_what_is_inside_of_names(index: Index, key: str, queries: str) -> None:
+    """Any three characters, two of scripts without spaces; in any case, width and Unicode form."""
+    name(index, "nothing/like_it.txt", key)
+    for query in queries.split("|"):
+        assert [row.key for row in index.files(query=query).rows] == [key], query
+    for query in ("mouse rat", "猫", "ネズミ", "cam3", "zzz"):
+        assert index.files(query=query).rows == []
+
+
+_NAMES = st.text(
+    st.one_of(
+        st.sampled_from("aBz019_-/. äßİｶﾞマ実験쥐мฟูع🐁é"),
+        st.characters(exclude_categories=["Cs", "Cc", "Cf", "Mn", "Mc", "Me"]),
+    ),
+    min_size=3,
+    max_size=40,
+).filter(lambda key: not key.isspace())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=_NAMES, data=st.data())
+def test_any_part_of_any_name_finds_it(index: Index, key: str, data: st.DataObject) -> None:
+    """Three characters that stand side by side, whichever; two where they are dense."""
+    name(index, key, "other")
+    begin = data.draw(st.integers(0, len(key) - 3))
+    part = key[begin : data.draw(st.integers(begin + 3, len(key)))]
+    if not search.asked(part):
+        assert len("".join(search.spelled(part).split())) < 3  # spaces, and what is not seen
+        return
+    assert key in [row.key for row in index.files(query=part).rows]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text("鼠実験マウスかな쥐실험한글", min_size=2, max_size=2), st.text(max_size=9))
+def test_any_two_dense_characters_find_a_name(index: Index, two: str, around: str) -> None:
+    """Whatever stands beside them."""
+    name(index, f"x{around}{two}{around}")
+    assert len(index.files(query=two).rows) == 1
+
+
+def test_a_search_of_many_names_goes_on_by_its_cursor(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page looks at so many names that are likely; those after it are found with its cursor."""
+    monkeypatch.setattr(index_module, "MAX_LOOKED_AT", 4)
+    name(index, "abcd", *["abc-bcd"] * 10, "abcd", *["abc-bcd"] * 3)
+    pages = [index.files(query="abcd")]
+    while pages[-1].cursor is not None:
+        pages.append(index.files(query="abcd", cursor=pages[-1].cursor))
+    assert [[row.file_id for row in page.rows] for page in pages] == [["f11"], [], [], ["f0"]]
 
 
 @pytest.mark.parametrize(

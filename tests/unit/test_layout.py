@@ -18,6 +18,8 @@ KEYS = st.text(min_size=1, max_size=60) | st.sampled_from(
         "x" * 1000,
         "_keys/a",
         "_planned/a.json",
+        "_posedrop/a.mp4",
+        "_posedrop/ingest",
         "a/video.json/b",
         "day1/a.mp4",
     ]
@@ -57,6 +59,29 @@ def test_two_videos_never_share_a_folder(one: str, other: str) -> None:
     assert (first == second) == (one == other)
 
 
+@given(KEYS, st.text(min_size=1, max_size=100))
+def test_attempts_of_an_ingest_are_apart(key: str, etag: str) -> None:
+    """Whatever a store's ETags look like, they name no run and leave no folder."""
+    file_id = layout.file_id_of("videos", key)
+    folder = layout.ingest(file_id, etag)
+    assert folder.split("/")[:3] == ["_posedrop", "ingest", file_id]
+    assert len(folder.split("/")) == 4
+    assert not {"", ".", ".."} & set(folder.split("/"))
+    assert layout.parse_result_key(f"{folder}/1.json") is None
+    assert layout.number_of(f"{folder}/12.json", folder) == 12
+    assert not layout.video_prefix("videos", key).startswith("_posedrop/")
+
+
+def test_an_etag_like_a_run_names_none() -> None:
+    """Nothing says what an ETag is made of."""
+    etag = f"etag-{ID}"
+    assert layout.parse_result_key(f"{layout.ingest(ID, etag)}/1.json") is None
+    assert layout.parse_result_key("_posedrop/ingest/a.mp4/video.json") is not None
+    assert layout.former_prefix("_posedrop/a.mp4") == "_posedrop/a.mp4"
+    assert layout.former_prefix("_posedrop/../a.mp4") is None
+    assert layout.former_prefix("day1/a.mp4") is None
+
+
 @given(st.text(max_size=400))
 def test_a_file_name_is_only_a_name(name: str) -> None:
     """What a client calls its file can't leave the upload's folder nor fill it."""
@@ -73,6 +98,10 @@ def test_a_file_name_is_only_a_name(name: str) -> None:
     ("key", "rules"),
     [
         ("a.mp4", ["posedrop.json"]),
+        (
+            f"x/{'y/' * 505}a.mp4",
+            [f"x/{'y/' * n}posedrop.json" for n in range(504, -1, -1)] + ["posedrop.json"],
+        ),
         ("x/y/a.mp4", ["x/y/posedrop.json", "x/posedrop.json", "posedrop.json"]),
     ],
 )

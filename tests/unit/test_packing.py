@@ -256,3 +256,52 @@ def test_export_that_is_none(tmp_path: Path) -> None:
         packing.plan_push(snapshot, "x")
     with pytest.raises(ModelError, match="there is no file"):
         packing.plan_push(tmp_path / "none.pt", "x")
+
+
+@pytest.mark.parametrize(
+    ("scorer", "bodypart", "encoding"),
+    [
+        ("Müller", "Schwänzchen", "utf-8-sig"),
+        ("Müller", "Schwänzchen", "utf-16"),
+        ("Müller", "Schwänzchen", "cp1252"),
+        ("François", "nez", "latin-1"),
+        ("田中", "しっぽの先", "cp932"),
+        ("王伟", "鼻子", "gbk"),
+        ("김철수", "꼬리", "cp949"),
+        ("Иванов", "хвост", "cp1251"),
+        ("NO", "on", "ascii"),
+    ],
+)
+def test_configs_of_another_machines_encoding(
+    tmp_path: Path, scorer: str, bodypart: str, encoding: str
+) -> None:
+    """As Windows wrote them; what is pushed is in UTF-8, and a name is no number and no bool."""
+    project = make_project(tmp_path / "project", scorer="SCORER", date="010")
+    for path in (project / "config.yaml", project / SHUFFLE / "train/pytorch_config.yaml"):
+        text = path.read_text().replace("elbow", bodypart).replace("SCORER", scorer)
+        path.write_bytes(text.encode(encoding))
+    model, files = packing.plan_push(project, "reach")
+    assert (model.scorer, model.bodyparts) == (scorer, ["hand", bodypart])
+    pushed = next(source for source, path in files if path == "config.yaml")
+    assert isinstance(pushed, bytes)
+    assert yaml.safe_load(pushed)["bodyparts"] == ["hand", bodypart]
+
+
+def test_what_is_left_empty_is_deeplabcuts_default(project: Path) -> None:
+    """As its templates leave them: a key, a colon, and nothing, or an empty text."""
+    path = project / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    empty = ("pcutoff", "iteration", "snapshotindex", "TrainingFraction", "cropping", "individuals")
+    lines = "".join(f"{name}:\n" for name in empty) + "skeleton: ''\nmultianimalproject: no\n"
+    kept = {
+        name: value
+        for name, value in config.items()
+        if name not in (*empty, "skeleton", "multianimalproject")
+    }
+    path.write_text(yaml.safe_dump(kept) + lines)
+    model, _ = packing.plan_push(project, "reach")
+    assert (model.pcutoff, model.skeleton, model.multianimal) == (0.6, [], False)
+    assert model.snapshots == ["snapshot-best-090"]
+    path.write_text("Task: reach\n\tscorer: Ada\n")
+    with pytest.raises(ModelError, match=r"config.yaml can't be read: (?s:.)*line 2"):
+        packing.plan_push(project, "reach")

@@ -214,7 +214,9 @@ def check(args: Args, model: Model) -> None:
 
 deeplabcut_2d = Analysis(
     name="deeplabcut_2d",
-    version="2",  # 2: other arithmetic, by which coordinates differ in their last digits
+    # 2: other arithmetic, by which coordinates differ in their last digits.
+    # 3: frames are numbered, and have their colours, as OpenCV's; a lost one has a row of NaN.
+    version="3",
     args=DeepLabCut2D,
     run="worker.inference:run",
     finish="worker.tables:finish",

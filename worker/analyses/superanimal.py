@@ -110,7 +110,7 @@ def _wall_seconds(args: Mapping[str, Any], frames: int) -> float:  # noqa: ARG00
 
 superanimal = Analysis(
     name="superanimal",
-    version="1",
+    version="2",  # 2: as deeplabcut_2d's 3
     args=SuperAnimalArgs,
     run="worker.zoo:run",
     finish="worker.tables:finish_superanimal",

@@ -24,7 +24,7 @@ from tests.integration.engine.analysed import (
     read,
 )
 from tests.samples import Sample
-from worker import tables, video
+from worker import tables
 from worker.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
 from worker.child import Child
 
@@ -57,8 +57,8 @@ def test_poses_are_those_of_analyze_videos(stock: Stock, long: Sample, tmp_path:
         )
 
     try:
-        answer = call("run_analysis", payload)
-        answer = call("finish_analysis", {**payload, "answer": answer})
+        call("run_analysis", payload)
+        answer = call("finish_analysis", payload)
     finally:
         child.close()
     ours = read(out, answer)
@@ -72,7 +72,7 @@ def test_poses_are_those_of_analyze_videos(stock: Stock, long: Sample, tmp_path:
     assert answer["missing"] == []
     assert answer["details"]["scorer"] == stock.scorer
     assert answer["details"]["bodyparts"] == long.bodyparts
-    assert list(dict.fromkeys(stages)) == ["load", "infer", "write"]
+    assert list(dict.fromkeys(stages)) == ["load", "infer", "write", "filter"]
 
 
 def test_csv_is_that_of_analyze_videos(
@@ -151,22 +151,8 @@ def test_selection_of_frames(short: Sample, run: Callable[..., Ours]) -> None:
 def test_filter_none_writes_no_filtered_tables(short: Sample, run: Callable[..., Ours]) -> None:
     """``filter: none`` leaves the plain tables alone in the folder."""
     ours = run(short.film, short.model, stop=2, filter="none")
-    assert sorted(path.name for path in ours.out.iterdir()) == ["poses.csv", "poses.h5"]
-
-
-def test_frames_that_do_not_decode_are_told(
-    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Frames without a picture have no row, keep the others' numbers, and are listed."""
-    decode = video.frames
-    lost = {3, 4, 7}
-    monkeypatch.setattr(
-        video, "frames", lambda *a, **k: (one for one in decode(*a, **k) if one[0] not in lost)
-    )
-    ours = run(short.film, short.model)
-    assert list(ours.poses.index) == [0, 1, 2, 5, 6, 8, 9, 10, 11]
-    assert ours.answer["missing"] == [{"first": 3, "last": 4}, {"first": 7, "last": 7}]
-    assert (ours.answer["frames_expected"], ours.answer["frames_decoded"]) == (12, 9)
+    names = {path.name for path in ours.out.iterdir()}
+    assert names == {"poses.csv", "poses.h5", "predictions.npz", "timestamps.csv"}
 
 
 def test_nothing_selected(short: Sample, run: Callable[..., Ours]) -> None:

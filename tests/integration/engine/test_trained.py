@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from deeplabcut.pose_estimation_pytorch.data import DLCLoader
 
 from posedrop import packing
 from posedrop.errors import ModelError
@@ -22,6 +24,7 @@ from tests.integration.engine.analysed import (
     furthest,
 )
 from tests.samples import Sample
+from worker import network
 
 
 def only(model: Path, pattern: str) -> Path:
@@ -105,6 +108,33 @@ def test_snapshot_that_is_not_there(short: Sample, run: Callable[..., Ours]) -> 
     with pytest.raises(ModelError, match="there are: snapshot-") as caught:
         run(short.film, short.model, snapshot="snapshot-7")
     assert caught.value.code == "no_such_snapshot"
+
+
+def test_a_config_as_another_machine_wrote_it(short: Sample, tmp_path: Path) -> None:
+    """In Windows' encoding, with empty values: the scorer is DeepLabCut's, and so are the defaults.
+
+    The folder's name is as a Mac writes it, in other characters than the config's.
+    """
+    model = copied(short.model, tmp_path / "model")
+    trained = only(model, "*-trainset*")
+    task = str(yaml.safe_load((model / "config.yaml").read_text())["Task"])
+    named = trained.rename(trained.with_name(trained.name.replace(task, "Mäuse", 1)))
+    empty = dict.fromkeys(("pcutoff", "iteration", "snapshotindex", "cropping", "skeleton"))
+    edit(model / "config.yaml", Task="Mäuse", scorer="Müller", **empty)
+    config = yaml.safe_load((model / "config.yaml").read_text())
+    stock = DLCLoader({**config, "iteration": 0, "project_path": str(model)}, shuffle=1)
+    expected = stock.scorer(only(model, "snapshot-*.pt"))
+    text = yaml.safe_dump(config, allow_unicode=True).replace(": null", ":")
+    (model / "config.yaml").write_bytes(text.encode("cp1252"))
+    named.rename(named.with_name(unicodedata.normalize("NFD", named.name)))
+    _, files = packing.plan_push(model, "mouse")
+    for source, path in files:
+        target = tmp_path / "pushed" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
+    ours = network.load(tmp_path / "pushed", None, "cpu")
+    assert (ours.scorer, ours.bodyparts) == (expected, short.bodyparts)
+    assert (ours.pcutoff, ours.crop, ours.skeleton) == (0.6, None, [])
 
 
 # -- a model is somebody else's file ----

@@ -1,0 +1,115 @@
+"""Looking at refused videos anew: those that an older posedrop refused, and whatever is asked for.
+
+A refusal is taken back by removing its video.json and the attempts before it. Then the video is one
+that was received and not ingested yet, which whatever is lost on the way is mended for.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from handlers.context import Context
+from posedrop import layout, queue
+from posedrop.errors import PosedropError
+from posedrop.index import FileRow
+from posedrop.records import INGEST_VERSION
+
+log = logging.getLogger(__name__)
+
+#: How many refusals a round of the reconciler looks at, and how many of those videos it sends to
+#: the cpu queue, where nothing else waits in it; else one, so that it comes to an end.
+SEEN = 200
+SENT = 5
+#: How many videos one POST /reingest sends; `next` goes on with the others.
+PAGE = 100
+
+
+class ReingestRequest(BaseModel):
+    """What POST /reingest is asked."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prefix": "day1/"}]})
+
+    prefix: str = Field(max_length=1024, description="of the videos' keys; empty: all refused ones")
+    cursor: str | None = Field(default=None, description="`next` of the answer before")
+
+
+class Reingested(BaseModel):
+    """A video that is looked at anew."""
+
+    file_id: str
+    key: str
+
+
+class ReingestAnswer(BaseModel):
+    """The refused videos that are looked at anew; ``next``: there are more."""
+
+    items: list[Reingested]
+    next: str | None
+
+
+def reingest(context: Context, wanted: ReingestRequest) -> ReingestAnswer:
+    """Have refused videos looked at anew, page by page; GET /upload/<file_id> says what comes."""
+    page = context.index.files(
+        state="refused", prefix=wanted.prefix or None, cursor=wanted.cursor, limit=PAGE
+    )
+    items = [
+        Reingested(file_id=row.file_id, key=row.key) for row in page.rows if _again(context, row)
+    ]
+    return ReingestAnswer(items=items, next=page.cursor)
+
+
+class OldRefusals:
+    """One passage through the refusals, a few a round, for those of an older ingest.
+
+    A video's new record names the new version: whatever is started anew, none is sent twice.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._cursor: str | None = None
+        self._over = False
+
+    def go_on(self) -> int:
+        """Look at the next refusals; return how many videos were sent to be looked at anew.
+
+        Raises:
+            PosedropError: the store, the index or the broker is away; the next round tries again.
+        """
+        if self._over:
+            return 0
+        context = self._context
+        room = SENT if queue.ready(context.broker, queue.CPU) == 0 else 1
+        page = context.index.files(state="refused", cursor=self._cursor, limit=SEEN)
+        sent = 0
+        for row in page.rows:
+            if sent == room:
+                return sent  # the next round finds the rest: what was sent is not refused any more
+            sent += self._is_old(row) and _again(context, row)
+        self._cursor, self._over = page.cursor, page.cursor is None
+        return sent
+
+    def _is_old(self, row: FileRow) -> bool:
+        try:
+            record = self._context.video_record(row.bucket, row.key)
+        except PosedropError as error:
+            if error.code != "damaged_record":
+                raise
+            log.warning("passed over: %s", error)
+            return False
+        return record is not None and record.ingest_version < INGEST_VERSION
+
+
+def _again(context: Context, row: FileRow) -> bool:
+    """Take back a refusal, and have the video ingested; False: it is not refused any more."""
+    # The index first: of a process that ends here the bucket still has the refusal, which is then
+    # indexed again, by whoever looks for what was received and never ingested.
+    if row.etag is None or not context.index.file_looked_at_anew(row.file_id, row.etag):
+        return False
+    record = layout.video_record(context.video_prefix(row.bucket, row.key))
+    results = context.settings.results_bucket
+    context.storage.delete(results, [*context.ingest_attempts(row.file_id), record])
+    context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)
+    log.info("looked at anew", extra={"file_id": row.file_id})
+    return True

@@ -1,0 +1,136 @@
+"""A folder's posedrop.json: read in whatever encoding an editor saved it. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from posedrop.errors import BadRequestError
+from posedrop.records import FolderRules
+
+#: A rule is a few lines: nothing larger is read.
+MAX_BYTES = 64 * 1024
+_MAX_DEPTH = 32
+_MAX_MESSAGE = 500
+_QUOTES = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2018\u2019'`"
+
+
+class WrongRuleError(BadRequestError):
+    """A posedrop.json that can't be followed; the message says where it is wrong."""
+
+    code = "bad_rules"
+
+
+def parse(data: bytes) -> FolderRules:
+    """Return the rule that a posedrop.json's bytes stand for.
+
+    UTF-8 and UTF-16 are known by their byte order mark or without one; what is neither is taken for
+    Windows-1252, as old editors save it.
+
+    Raises:
+        WrongRuleError: it is no JSON, or asks for what no rule has.
+    """
+    value = _loads(_decode(data))
+    if not isinstance(value, dict):
+        raise WrongRuleError('it is not a JSON object like {"analysis": "deeplabcut_2d"}')
+    _check(value)
+    try:
+        rules = FolderRules.model_validate(value)
+    except ValidationError as error:
+        raise WrongRuleError(_first(error)) from error
+    if rules.args and rules.analysis is None:
+        raise WrongRuleError("it has args and no analysis")
+    return rules
+
+
+def check_size(size: int) -> None:
+    """Refuse a posedrop.json by its size in bytes, before it is read.
+
+    Raises:
+        WrongRuleError: it is larger than a rule may be.
+    """
+    if size > MAX_BYTES:
+        raise WrongRuleError(f"it has {size:,} bytes, more than the {MAX_BYTES:,} of a rule")
+
+
+def _decode(data: bytes) -> str:
+    encoding = json.detect_encoding(data)
+    for name in (encoding, "cp1252") if encoding.startswith("utf-8") else (encoding,):
+        try:
+            return data.decode(name).lstrip("\ufeff")
+        except UnicodeDecodeError:
+            continue
+    raise WrongRuleError("it is not text; save it as UTF-8")
+
+
+def _loads(text: str) -> Any:
+    if not text.strip():
+        raise WrongRuleError("it is empty")
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        raise WrongRuleError(
+            f"it is not JSON, line {error.lineno}, column {error.colno}: {_explain(error)}"
+        ) from error
+    except RecursionError as error:
+        raise WrongRuleError("it is nested too deep") from error
+    except ValueError as error:
+        raise WrongRuleError("a number in it has too many digits") from error
+
+
+def _no_number(name: str) -> NoReturn:
+    raise WrongRuleError(f"it is not JSON: {name} is no number there")
+
+
+def _explain(error: json.JSONDecodeError) -> str:
+    """Return what a person did who wrote this, for the mistakes that are made often."""
+    before, at = error.doc[: error.pos].rstrip(), error.doc[error.pos : error.pos + 1]
+    if at in {"}", "]"} and before.endswith(","):
+        return f"there is a comma before the {at}; take it out"
+    if before.endswith(",") and "trailing comma" in error.msg:
+        return "there is a comma before the closing bracket; take it out"
+    if at and at in _QUOTES:
+        return f'{at} is no quote there; use "'
+    if at in {"/", "#"}:
+        return "JSON has no comments"
+    if not at:
+        return f"it ends too early ({error.msg})"
+    return f"{error.msg}, not {at!r}"
+
+
+def _check(value: Any) -> None:
+    """Refuse what some later step could not write, or not within bounds."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += [*each, *each.values()]
+            elif isinstance(each, list):
+                inner += each
+            elif isinstance(each, int | float) and not abs(each) < 2**63:
+                raise WrongRuleError("a number in it is too large")
+            elif isinstance(each, str) and not _is_whole(each):
+                raise WrongRuleError("a text in it has half a character (a lone surrogate)")
+        level = inner
+        if not level:
+            return
+    raise WrongRuleError("it is nested too deep")
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))[:80]
+    if first["type"] == "extra_forbidden":
+        return f"{place!r} is no field of a rule; there are: analysis, args, existing"
+    return f"{place}: {first['msg']}"[:_MAX_MESSAGE]

@@ -1,0 +1,118 @@
+"""A scratch disk that is small or full: what gives way, what waits, and what can never fit.
+
+A disk that others fill is nobody's fault: the job is tried again. One that a single job would fill
+by itself is too small for it, and no retry makes it larger.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from posedrop.errors import RefusedVideoError, StorageError
+from worker.cache import Cache
+
+T = TypeVar("T")
+
+#: What a job's folder is called, below a worker's own.
+JOB = "job-"
+#: The share of a disk that a film may take: its job writes more beside it.
+_OF_A_FILM = 0.9
+#: The share of a disk by which a single job shows that it is too large for it.
+_OF_A_JOB = 0.5
+#: The share of a disk whose use makes a child's word believable that it was full.
+_NEARLY_FULL = 0.1
+#: Bytes that a disk must take to pass for one that is not full.
+_ROOM = 1 << 18
+
+
+def check_fits(size: int, scratch: Path) -> None:
+    """Refuse a film of so many bytes that the disk could not hold if it were empty.
+
+    Raises:
+        RefusedVideoError: code ``no_room``; final.
+    """
+    disk = shutil.disk_usage(scratch)
+    if size > _OF_A_FILM * disk.total:
+        raise RefusedVideoError(
+            f"the film has {size:,} bytes, and the disk of {scratch} has {disk.total:,} in all "
+            f"({disk.free:,} free): set POSEDROP_SCRATCH_DIR to a folder on a larger disk, or cut "
+            "the film; then `posedrop reingest` looks at it again",
+            code="no_room",
+        )
+
+
+def made(cache: Cache, fetch: Callable[[], T]) -> T:
+    """Fetch something; where the disk is full, once more after the cache of videos gave way.
+
+    Raises:
+        StorageError: code ``scratch_unwritable``: it is still full.
+    """
+    try:
+        return fetch()
+    except StorageError as error:
+        if error.code != "scratch_unwritable" or not cache.give_way():
+            raise
+        return fetch()
+
+
+def check_room(folder: Path) -> None:
+    """Try whether a disk takes anything at all.
+
+    Raises:
+        StorageError: it is full, or can't be written for another reason.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_ROOM))
+            file.flush()
+    except OSError as error:
+        raise StorageError(
+            f"can't write to {folder} ({error}): is the disk of POSEDROP_SCRATCH_DIR full?",
+            code="scratch_unwritable",
+        ) from error
+
+
+def check_child(scratch: Path) -> None:
+    """Find out whether the disk is full, as a child says, and have the cache of videos give way.
+
+    Raises:
+        StorageError: code ``scratch_unwritable``: it may be otherwise the next time.
+        RefusedVideoError: code ``no_room``: one job alone filled it; final.
+    """
+    try:
+        check_room(scratch)
+        full = None
+    except StorageError as error:
+        full = error
+    before = shutil.disk_usage(scratch)
+    if full is None and before.free > _NEARLY_FULL * before.total:
+        return  # children are not believed
+    freed = Cache(scratch / "cache", 0).give_way()
+    jobs = list(scratch.glob(f"*/{JOB}*"))
+    took = sum(map(size_of, jobs))
+    if freed or len(jobs) != 1 or took <= _OF_A_JOB * before.total:
+        raise full or StorageError(
+            f"{before.free:,} of {before.total:,} bytes are free in {scratch}: is the disk of "
+            "POSEDROP_SCRATCH_DIR full?",
+            code="scratch_unwritable",
+        )
+    raise RefusedVideoError(
+        f"the film and what was made of it took {took:,} bytes, and the disk of {scratch} has "
+        f"{before.total:,} in all: set POSEDROP_SCRATCH_DIR to a folder on a larger disk, or cut "
+        "the film",
+        code="no_room",
+    )
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder; what goes meanwhile is nothing."""
+    total = 0
+    for each in (path, *path.rglob("*")):
+        with suppress(OSError):
+            total += each.stat().st_size if each.is_file() else 0
+    return total
