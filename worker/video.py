@@ -610,6 +610,8 @@ def rotation_of(frame: VideoFrame) -> int:
     # PyAV cuts the fraction off, and OpenCV rounds.
     matrix = np.frombuffer(bytes(_side_data(frame)["DISPLAYMATRIX"]), np.int32)
     across, down = np.hypot(matrix[[0, 1]], matrix[[3, 4]].astype(float))
+    if not (across and down):  # it would squeeze the frame to nothing; OpenCV turns none then
+        return 0
     return round(degrees(atan2(matrix[1] / down, matrix[0] / across))) % 360
 
 
