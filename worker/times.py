@@ -22,6 +22,8 @@ LONGEST_PAUSE = 60.0
 SELDOM = 100
 #: No two frames are further apart, whatever a header says: a day.
 LONGEST_INTERVAL = 86_400.0
+#: ... nor nearer: half of a millionth of a second.
+SHORTEST_INTERVAL = 5e-7
 #: Frames that are looked at before the time of the first of them is decided.
 AHEAD = 6
 #: So many intervals make a mean one.
@@ -86,7 +88,8 @@ class Clock:
             if self._origin is None:
                 self._origin = ticks
             time = None if ticks is None else (ticks - (self._origin or 0)) * self._base
-            if time is None or before is None or not 0 < time - before <= LONGEST_PAUSE:
+            step = 0.0 if time is None or before is None else time - before
+            if not SHORTEST_INTERVAL <= step <= LONGEST_PAUSE:
                 ascending = 0
             ascending += time is not None
             before = time
@@ -103,7 +106,7 @@ class Clock:
         time, item = window[0]
         if plain and time is not None and self._offset is not None:
             shown = time + self._offset
-            if 0 < shown - self._last <= LONGEST_PAUSE:
+            if SHORTEST_INTERVAL <= shown - self._last <= LONGEST_PAUSE:
                 window.popleft()
                 self._measure(shown - self._last)
                 self._last = shown
@@ -200,10 +203,11 @@ def _chain(times: list[float | None], limit: float, begin: float | None) -> list
         if time is None:
             continue
         chain: list[tuple[int, float]] = []
-        if begin is None or 0 < time - begin <= limit * (place + 1):
+        if begin is None or SHORTEST_INTERVAL <= time - begin <= limit * (place + 1):
             chain = [(place, time)]
         for earlier, before, one in best:
-            if len(one) >= len(chain) and 0 < time - before <= limit * (place - earlier):
+            step = (time - before) / (place - earlier)
+            if len(one) >= len(chain) and SHORTEST_INTERVAL <= step <= limit:
                 chain = [*one, (place, time)]
         if chain:
             best.append((place, time, chain))

@@ -15,7 +15,7 @@ import re
 import threading
 from array import array
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -454,8 +454,13 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
             shown.append(frame.pts)
             return Picture(gone.number(frame.pts), frame, turns, *size)
 
+        def on_damage() -> None:
+            if not exact:
+                raise _DamagedError
+            gone.hides()
+
         broken = False
-        for packet in packets(container, stream):
+        for packet in packets(container, stream, on_damage):
             broken = packet.is_corrupt
             if is_shown(packet):
                 missing += 1
@@ -485,7 +490,7 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
         if not gone.at_the_end():
             yield from map(number, found)
             gone.close()
-        reading.cut = broken or gone.at_the_end() or endings.lacks_its_end(path)
+        reading.cut = broken or gone.at_the_end() or gone.hidden or endings.lacks_its_end(path)
 
 
 class _Gone:
@@ -505,6 +510,8 @@ class _Gone:
         """Packets whose frame has not come: when it is to be shown, and whether it never will."""
         self._timeless = 0
         """Packets with an error that don't say when."""
+        self.hidden = False
+        """Whether the container could not be read since the last packet."""
         self._tail: list[int | None] = []
         """Of the errors since the last packet without one."""
         self._last: int | None = None
@@ -515,8 +522,14 @@ class _Gone:
         self._damaged = True
         self._tail.append(time)
 
+    def hides(self) -> None:
+        """Remember that the container could not be read: it may hide one, or many."""
+        self.hidden = True
+
     def goes_on(self, packet: Packet[VideoStream]) -> None:
         """Remember a packet that could."""
+        self._timeless += self.hidden
+        self.hidden = False
         for time in self._tail:
             if time is None:
                 self._timeless += 1
@@ -589,17 +602,24 @@ def is_shown(packet: Packet[VideoStream]) -> bool:
     return packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
 
 
-def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
-    """Yield the stream's packets that hold something."""
+def packets(
+    container: InputContainer,
+    stream: VideoStream,
+    on_damage: Callable[[], None] = lambda: None,
+) -> Iterator[Packet[VideoStream]]:
+    """Yield the stream's packets that hold something.
+
+    Args:
+        on_damage: called where the container can't be read, and what is behind that is tried.
+    """
     for _ in range(MAX_DAMAGED_READS):
         try:
             for packet in container.demux(stream):
                 if packet.size:
                     yield packet
-        except builtins.MemoryError:
-            raise
-        except av.error.FFmpegError:
-            continue  # with what follows the damage
+        except av.error.FFmpegError:  # a packet that claims more memory than there is, too
+            on_damage()
+            continue
         return
 
 
