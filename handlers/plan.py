@@ -378,7 +378,7 @@ def _follow(context: Context, video: VideoRecord, file: FileRow) -> None:
     ref = video.video
     bucket, key = context.settings.results_bucket, layout.planned(ref.file_id)
     before = context.storage.read_record(bucket, key, Planned)
-    if before is not None and not _is_of(before, video):
+    if before is not None and (not _is_of(before, video) or _was_rejected(context, video, before)):
         before = None
     seen: dict[str, str | None] = {}
     waits_for: str | None = None
@@ -405,6 +405,24 @@ def _is_of(planned: Planned, video: VideoRecord) -> bool:
     """
     same = planned.sha256 is not None and planned.sha256 == video.sha256
     return planned.etag == video.video.etag or (same and "analysis" not in video.metadata)
+
+
+def _was_rejected(context: Context, video: VideoRecord, before: Planned) -> bool:
+    """Tell whether an older posedrop left a failed run because the video's rule was wrong.
+
+    Today such a video waits, and it runs when the rule is mended.
+    """
+    if before.rule is not None or before.analysis_id is None:
+        return False
+    run = _run_of(context, video, "rejected", before.analysis_id)
+    bucket = context.settings.results_bucket
+    request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    return request is not None and _is_rejected_rule(request)
+
+
+def _is_rejected_rule(request: Request) -> bool:
+    # A version of no analysis: nothing was to be run. What metadata ask for wrongly is final.
+    return not request.analysis_version and request.asked_by in {"folder", "default"}
 
 
 class _WaitError(Exception):
@@ -517,7 +535,7 @@ def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Pl
             if error.code != "damaged_record":
                 raise
             continue
-        if request is None or request.sha256 != video.sha256:
+        if request is None or request.sha256 != video.sha256 or _is_rejected_rule(request):
             continue
         if whenever or request.created_at >= video.last_modified:
             return _planned(video, Followed(kind=_KINDS[request.asked_by]), request.analysis_id)

@@ -414,7 +414,7 @@ class Client:
             paths.append(path)
         path = folder / layout.RESULT
         partial = path.with_name(f"{path.name}.part")
-        partial.write_text(json.dumps(run.result, indent=1) + "\n")
+        partial.write_text(json.dumps(run.result, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
         return [*paths, path]
 

@@ -101,6 +101,9 @@ class Stack:
         """
         try:
             self._start()
+        except OSError as error:
+            self.stop()
+            raise _unusable(self.data_dir, error) from error
         except BaseException:
             self.stop()
             raise
@@ -273,10 +276,19 @@ def up(
 
 
 def log_to(data_dir: Path) -> None:
-    """Have this process write its log into the data directory, and say on stderr what matters."""
+    """Have this process write its log into the data directory, and say on stderr what matters.
+
+    Raises:
+        ConfigurationError: the folder can't be written to.
+    """
     folder = data_dir / "logs"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kept = RotatingFileHandler(folder / "posedrop.log", maxBytes=16 * 2**20, backupCount=1)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kept = RotatingFileHandler(
+            folder / "posedrop.log", maxBytes=16 * 2**20, backupCount=1, encoding="utf-8"
+        )
+    except OSError as error:
+        raise _unusable(data_dir, error) from error
     kept.setFormatter(logs.Formatter())
     shown = logging.StreamHandler()
     shown.setLevel(logging.WARNING)
@@ -286,6 +298,13 @@ def log_to(data_dir: Path) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[kept, shown])
     for chatty in ("httpx", "botocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _unusable(data_dir: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"{data_dir} can't be used: {error.strerror or error} ({error.filename or data_dir}); it "
+        "has to be yours, on a disk with room; choose another with --data-dir"
+    )
 
 
 def banner(settings: Settings, data_dir: Path) -> str:

@@ -58,7 +58,7 @@ def write_env_files(data_dir: Path, settings: Settings, user: Keys) -> None:
 def _other_lines(path: Path, ours: set[str]) -> list[str]:
     """Return the lines of an env file that set none of ``ours``: a person's own."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     return [

@@ -50,6 +50,7 @@ def write_private(path: Path, content: str) -> None:
     partial = path.with_name(f".{path.name}.new")
     partial.unlink(missing_ok=True)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(content)
+    # Paths in it have the bytes that they have on the disk, whatever the locale makes of them.
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(os.fsencode(content))
     partial.replace(path)

@@ -47,7 +47,7 @@ class Secrets:
         """Return those of a data directory, made if there are none."""
         path = data_dir / _SECRETS_FILE
         try:
-            kept = json.loads(path.read_text())
+            kept = json.loads(path.read_text(encoding="utf-8"))
             return cls(
                 Keys(**kept["service"]),
                 Keys(**kept["presigner"]),

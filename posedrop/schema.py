@@ -227,9 +227,12 @@ def _retries(db: Database) -> None:
 
 @_migrations(name="0007_rules")
 def _rules(db: Database) -> None:
-    # What an older posedrop has planned, no rule that comes later reaches.
+    # What an older posedrop has planned, no rule that comes later reaches; but what it rejected,
+    # because the rule was wrong, waits from now on.
     for statement in (
         "ALTER TABLE uploaded_file ADD COLUMN waits_for TEXT",
+        "UPDATE uploaded_file SET planned = 0 WHERE file_id IN"
+        " (SELECT file_id FROM analysis WHERE instr(run, '/rejected-') AND asked_by <> 'metadata')",
         "CREATE INDEX file_waiting ON uploaded_file (key) WHERE waits_for IS NOT NULL",
         """CREATE TABLE rule (
             key TEXT PRIMARY KEY, etag TEXT, error TEXT, since TEXT NOT NULL,

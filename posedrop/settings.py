@@ -106,7 +106,9 @@ class Settings(BaseSettings):
         "None: half of the disk of scratch_dir",
     )
     cache_bytes: int = Field(
-        default=20 * 2**30, ge=0, description="of videos, and of models, kept on a worker's disk"
+        default=20 * 2**30,
+        ge=0,
+        description="of videos, and of models, kept on a worker's disk; a quarter of it at most",
     )
     model_bytes: int = Field(
         default=2 * 2**30,

@@ -291,7 +291,7 @@ class Weed:
         return answer.status_code == 403
 
     def _log_tail(self) -> str:
-        lines = self._log_file.read_text(errors="replace").splitlines()
+        lines = self._log_file.read_text(encoding="utf-8", errors="replace").splitlines()
         return "\n".join(f"  {line[:200]}" for line in lines[-12:])
 
     def _end_stale(self) -> None:
@@ -382,19 +382,24 @@ def _free_port(besides: set[int], within: range = _PORT_RANGE) -> int:
 
 
 def rotate(log_file: Path, keep_bytes: int) -> None:
-    """Move the content of a log that grew over ``keep_bytes`` to ``<name>.1``, over what is there.
+    """Move the last ``keep_bytes`` of a log that grew over them to ``<name>.1``, over its content.
 
     The log stays the same file, since weed, which appends to it, can't be told of another; what it
     says between the copy and the cut is lost.
     """
-    with contextlib.suppress(OSError):  # a full disk, say: tried again soon
-        if log_file.stat().st_size > keep_bytes:
-            with (
-                log_file.open("rb") as old,
-                _private(log_file.with_name(f"{log_file.name}.1"), os.O_TRUNC) as kept,
-            ):
-                shutil.copyfileobj(old, kept)
-            os.truncate(log_file, 0)
+    older = log_file.with_name(f"{log_file.name}.1")
+    with contextlib.suppress(OSError):
+        size = log_file.stat().st_size
+        if size <= keep_bytes:
+            return
+        with (
+            contextlib.suppress(OSError),  # a full disk: the log gives way all the same
+            log_file.open("rb") as old,
+            _private(older, os.O_TRUNC) as kept,
+        ):
+            old.seek(size - keep_bytes)
+            shutil.copyfileobj(old, kept)
+        os.truncate(log_file, 0)
 
 
 def _private(path: Path, flags: int) -> IO[bytes]:

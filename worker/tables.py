@@ -58,12 +58,12 @@ def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
                 f"predictions.npz is of another {name}: {about[name]}", code="damaged_predictions"
             )
     rows = len(found.frames)
+    _write_times(found, job.out / TIMESTAMPS)
     table, tracks = _tabulated(found, args, job)
     tabulated = time.monotonic()
     job.report("write", rows, rows)
     whole = _with_the_lost(table, found)
     _write(whole, job.out / "poses")
-    _write_times(found, job.out / TIMESTAMPS)
     written = time.monotonic()
     if args.filter != "none":
         job.report("filter", rows, rows)

@@ -23,6 +23,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except PosedropError as error:
             _fail(error.message)
+        except BrokenPipeError:
+            raise  # of the output: click ends quietly
+        except OSError as error:
+            _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
         except KeyboardInterrupt:
             sys.exit(130)
 

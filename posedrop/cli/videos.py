@@ -43,8 +43,8 @@ def upload(
     part that fails goes up again.
 
     Ends with 0 if all went up; with --wait, if each video has results (those of a partial run
-    count) or nothing was asked for it. Ends with 1 if one was refused, or its run failed or was
-    cancelled, or the rule of its folder is wrong.
+    count) or nothing was asked for it. Ends with 1 if one was refused, waits for a rule that is
+    wrong, or its run failed or was cancelled.
 
     \b
     posedrop upload film.mp4
@@ -62,8 +62,8 @@ def upload(
         for path, ticket in tickets:
             file = client.wait_for_file(ticket.file_id)
             run = _run_of(client, file, analysis, args, path.name)
-            failed |= file.state == "refused" or (run is None and file.waiting is not None)
-            failed |= run is not None and not run.has_results
+            lacks = file.waiting is not None if run is None else not run.has_results
+            failed |= lacks or file.state == "refused"
             outcomes.append(
                 {"path": str(path), "file": display.plain(file), "run": run and display.plain(run)}
             )

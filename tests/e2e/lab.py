@@ -46,6 +46,12 @@ def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("POSEDROP_", "AWS_"))}
 
 
+#: A lab's proxy, which nothing here may be asked by: nobody is there.
+PROXY = dict.fromkeys(
+    ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy"), "http://127.0.0.1:9"
+)
+
+
 class Lab(ABC):
     """A running posedrop, whatever it is made of."""
 
@@ -89,7 +95,7 @@ class Lab(ABC):
         """Run the command line against this lab."""
         return subprocess.run(
             [POSEDROP, "--data-dir", str(self.data_dir), *args],
-            env=clean_environment() | self.settings,
+            env=clean_environment() | PROXY | self.settings,
             capture_output=True,
             text=True,
             check=check,
@@ -181,7 +187,7 @@ class Embedded(Lab):
                 [POSEDROP, "--data-dir", str(self.data_dir), "up", *options],
                 stdout=log,
                 stderr=log,
-                env=clean_environment() | self.haste | self.environment | self.settings,
+                env=clean_environment() | PROXY | self.haste | self.environment | self.settings,
             )
         self.until(self._up, "the API to answer", 60)
         return self
@@ -266,6 +272,7 @@ class Servers(Lab):
         """Return the environment of a process with the key of ``role``."""
         return (
             clean_environment()
+            | PROXY
             | self.haste
             | self.environment
             | {name: v for name, v in self.settings.items() if "ROOT" not in name}

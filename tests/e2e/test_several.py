@@ -60,13 +60,32 @@ def test_two_animals_are_followed(lab: Lab, file_id: str, tmp_path: Path) -> Non
 
 
 def test_what_can_not_be_followed_is_said(lab: Lab, file_id: str, tmp_path: Path) -> None:
-    """A run without tracklets fails in words that say what to do."""
+    """A run without tracklets fails in words that say what to do, and keeps what was found.
+
+    Asked for again it is made anew from that, and the two name each other.
+    """
     project = make_project(tmp_path / "project")
     lab.posedrop("models", "push", str(project), "--name", "herd")
     args = {"model": "herd", "min_tracklet": 100}
-    over = lab.over(lab.ask(file_id, "deeplabcut_2d", args).json()["analysis_id"])
-    assert (over["status"], over["error"]["code"]) == ("failed", "no_tracklets")
-    assert "Analyse more frames" in over["error"]["message"]
+    first = lab.ask(file_id, "deeplabcut_2d", args).json()["analysis_id"]
+    lab.over(first)
+    answer = lab.ask(file_id, "deeplabcut_2d", args)
+    again = answer.json()["analysis_id"]
+    assert (answer.status_code, again != first) == (202, True)
+    ends = [lab.over(analysis_id) for analysis_id in (first, again)]
+    for over in ends:
+        error = over["error"]
+        assert (over["status"], error["code"], error["stage"]) == (
+            "failed",
+            "no_tracklets",
+            "track",
+        )
+        assert "Analyse more frames" in error["message"]
+        kept = {file["name"]: file["sha256"] for file in over["files"]}
+        assert kept.keys() == {"predictions.npz", "timestamps.csv", "run.log"}
+    one, other = ends
+    assert one["files"][0]["sha256"] == other["files"][0]["sha256"]
+    assert (one["retried_by"], other["retry_of"]) == (again, first)
 
 
 def test_the_model_zoo(lab: Lab, file_id: str, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_a_presigned_put_ends_in_poses_plots_and_a_labelled_video(
         "pose.mp4",
         "trajectory.png",
         "likelihood.png",
+        "predictions.npz",
+        "timestamps.csv",
         "run.log",
     }
     lab.posedrop("download", analysis_id, "--to", str(tmp_path))

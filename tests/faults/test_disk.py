@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -12,8 +14,11 @@ from typing import Any
 
 import pytest
 
+from posedrop.errors import RefusedVideoError, StorageError
 from tests.e2e.lab import Embedded, Lab, Servers
 from tests.faults import labs
+from worker import room
+from worker.cache import Cache
 
 
 def index_of(lab: Lab) -> Path:
@@ -100,3 +105,63 @@ def test_a_full_scratch_disk_holds_jobs_up_and_fails_none(servers: Servers) -> N
             "a worker to say so",
         )
     assert labs.result(servers, "scratch.mp4")["state"] == "succeeded"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MiB, of memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={24 << 20}", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("this machine lets nobody but root mount a disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_scratch_disk_smaller_than_the_cache_is_no_end(small_disk: Path, tmp_path: Path) -> None:
+    """Ten films larger than it together all end; one that it can never hold is refused in words."""
+    lab = labs.embedded(tmp_path / "data", scratch_dir=str(small_disk / "scratch")).start()
+    keys = [f"film{number}.mp4" for number in range(10)]
+    for key in keys:
+        labs.put(lab, key, labs.asks(), labs.film(5 << 20))
+    labs.put(lab, "large.mp4", labs.asks(), labs.film(25 << 20))
+    assert {labs.result(lab, key)["state"] for key in keys} == {"succeeded"}
+    refused = lab.file("large.mp4", "refused")
+    assert refused["refusal"]["reason"] == "no_room"
+    assert "POSEDROP_SCRATCH_DIR" in refused["refusal"]["message"]
+    assert lab.stop() == 0
+
+
+def test_what_fills_a_disk_alone_is_too_large_for_it(small_disk: Path) -> None:
+    """A child is believed where the disk is full; kept videos give way, and other jobs wait."""
+    cache = Cache(small_disk / "cache", 1 << 40)
+    for name, kept in (("held", 4), ("kept", 2), ("much", 7)):
+        source = small_disk / name
+        source.write_bytes(bytes(kept << 20))
+        cache.keep_video(name, source)
+        if name != "held":
+            source.unlink()
+    assert sorted(path.name for path in (small_disk / "cache/videos").iterdir()) == ["held", "kept"]
+    room.check_child(small_disk)  # not full, whatever a child says
+    (one, other) = (small_disk / "worker-a/job-1", small_disk / "worker-b/job-2")
+    for job, share in ((one, 13), (other, 5)):
+        job.mkdir(parents=True)
+        (job / "video").write_bytes(bytes(share << 20))
+
+    def fetch() -> int:
+        try:
+            return (one / "more").write_bytes(bytes(1 << 20))
+        except OSError as error:
+            raise StorageError("full", code="scratch_unwritable") from error
+
+    assert room.made(cache, fetch) == 1 << 20  # in the room of what was kept
+    with pytest.raises(StorageError) as waits:
+        room.check_child(small_disk)
+    assert waits.value.code == "scratch_unwritable"
+    shutil.rmtree(other)
+    (one / "more").write_bytes(bytes(5 << 20))
+    with pytest.raises(RefusedVideoError, match="POSEDROP_SCRATCH_DIR") as final:
+        room.check_child(small_disk)
+    assert final.value.code == "no_room"
+    assert (small_disk / "cache/videos/held").exists()

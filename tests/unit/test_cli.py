@@ -516,6 +516,15 @@ def test_up_on_a_taken_port_is_one_line_and_gives_the_folder_back(tmp_path: Path
     lock.release()
 
 
+def test_a_folder_that_can_not_be_used_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="--data-dir"):
+        Stack(tmp_path / "file" / "data", port=0).start()
+    result = CliRunner().invoke(cli.main, ["--data-dir", str(tmp_path / "file" / "data"), "up"])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "--data-dir" in result.stderr
+
+
 def test_keys_are_private_and_kept(tmp_path: Path) -> None:
     first = Secrets.of(tmp_path)
     token = first.new_api_token(tmp_path)

@@ -51,3 +51,15 @@ def test_they_do_not_wait_for_ever(
     precedence.hurry(True)
     queue.send(broker, "ingest")
     assert done["ingest"].wait(30)
+
+
+def test_a_message_that_comes_later_waits_in_its_queue(
+    worked: tuple[dramatiq.Broker, queue.Precedence, dict[str, threading.Event]],
+) -> None:
+    """Who asks what waits is told of it, though no worker has it yet; then it is done."""
+    idle = queue.connect("stub://")
+    queue.send(idle, "ingest", delay_seconds=0.2)
+    assert (queue.ready(idle, queue.CPU), queue.ready(idle, queue.GPU)) == (1, 0)
+    broker, _, done = worked
+    queue.send(broker, "ingest", delay_seconds=0.2)
+    assert done["ingest"].wait(30)

@@ -13,8 +13,8 @@ from tests.samples import REPOSITORY
 from tests.unit import videos
 from worker import preflight
 
-#: What ingest itself refuses: tests/faults/test_ingest.py has films for it.
-BY_INGEST = {"decoder_failed"}
+#: What ingest itself refuses: tests/faults/test_ingest.py and test_disk.py have films for it.
+BY_INGEST = {"decoder_failed", "no_room"}
 
 
 def unknown_codec(path: Path) -> Path:

@@ -39,6 +39,7 @@ def video(
     container: str = "mp4",
     options: dict[str, str] | None = None,
     movflags: str | None = None,
+    aspect: Fraction | None = None,
 ) -> Path:
     """Write a video of ``size`` (width, height).
 
@@ -53,6 +54,8 @@ def video(
             stream.codec_context.time_base = Fraction(1, 1000)
         if rotate:
             stream.set_display_rotation(rotate)
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         for index, array in enumerate(pictures(count, *size)):
             frame = av.VideoFrame.from_ndarray(array, format="rgb24")
             if times is not None:
@@ -158,6 +161,79 @@ def damaged(path: Path) -> Path:
     content[half : half + 3000] = np.random.default_rng(1).bytes(3000)
     path.write_bytes(content)
     return path
+
+
+def lying_header(path: Path) -> Path:
+    """Write an AVI of 30 frames whose headers speak of 2^31."""
+    content = bytearray(
+        video(path, codec="mjpeg", pixel_format="yuvj420p", container="avi").read_bytes()
+    )
+    struct.pack_into("<I", content, content.index(b"strh") + 40, 2**31 - 1)
+    struct.pack_into("<I", content, content.index(b"avih") + 24, 2**31 - 1)
+    path.write_bytes(content)
+    return path
+
+
+def coloured(
+    path: Path,
+    codec: str,
+    pixel_format: str,
+    primaries: int = 2,
+    transfer: int = 2,
+    matrix: int = 2,
+    full: bool = False,
+    container: str = "matroska",
+) -> Path:
+    """Write six frames whose colours are stored so, numbered as FFmpeg numbers them."""
+    with av.open(str(path), "w", format=container) as output:
+        stream = output.add_stream(codec, rate=30)
+        stream.width, stream.height = 160, 120
+        stream.pix_fmt = pixel_format
+        context = stream.codec_context
+        context.color_primaries, context.color_trc = primaries, transfer
+        context.colorspace, context.color_range = matrix, 2 if full else 1
+        for array in pictures(6, 160, 120):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format=pixel_format)
+            frame.colorspace, frame.color_range = matrix, 2 if full else 1
+            frame.color_primaries, frame.color_trc = primaries, transfer
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
+#: Codec, pixel format, and then primaries, transfer function, matrix and range.
+COLOURS: dict[str, tuple[object, ...]] = {
+    "HLG of a phone": ("libx264", "yuv420p10le", 9, 18, 9),
+    "PQ, P3": ("libx264", "yuv420p10le", 12, 16, 9),
+    "BT.709": ("libx264", "yuv420p", 1, 1, 1),
+    "BT.709, full range": ("libx264", "yuv420p", 1, 1, 1, True),
+    "BT.601": ("libx264", "yuv420p", 6, 6, 6),
+    "SMPTE 240M": ("libx264", "yuv420p", 7, 7, 7),
+    "gray": ("ffv1", "gray"),
+    "gray, 10 bits": ("ffv1", "gray10le"),
+    "gray, 12 bits": ("ffv1", "gray12le"),
+    "4:4:4, 12 bits": ("ffv1", "yuv444p12le", 1, 1, 1),
+    "GBR": ("ffv1", "bgr0"),
+    "GBR, 10 bits": ("ffv1", "gbrp10le", 1, 13, 0, True),
+    "BGRA": ("ffv1", "bgra"),
+    "RGB": ("rawvideo", "rgb24", 2, 2, 2, False, "nut"),
+    "RGB, 8 bits in all": ("rawvideo", "bgr8", 2, 2, 2, False, "nut"),
+    "ProRes with alpha": ("prores_ks", "yuva444p10le"),
+    "y4m": ("wrapped_avframe", "yuv420p", 2, 2, 2, False, "yuv4mpegpipe"),
+    "raw MJPEG": ("mjpeg", "yuvj422p", 2, 2, 2, True, "mjpeg"),
+}
+
+#: More of them that are mapped, which takes libswscale seconds each to prepare.
+MAPPED: dict[str, tuple[object, ...]] = {
+    "HLG, full range": ("libx264", "yuv420p10le", 9, 18, 9, True),
+    "HLG, narrow primaries": ("libx264", "yuv420p10le", 1, 18, 1),
+    "PQ": ("libx264", "yuv420p10le", 9, 16, 9),
+    "PQ, 4:2:2": ("libx264", "yuv422p10le", 9, 16, 9),
+    "BT.2020": ("libx264", "yuv420p10le", 9, 14, 9),
+    "BT.2020, 8 bits": ("libx264", "yuv420p", 9, 1, 9),
+    "P3, sRGB": ("libx264", "yuv444p", 12, 13, 1, True),
+    "DCI P3": ("libx264", "yuv420p", 11, 1, 1),
+}
 
 
 def blank(path: Path) -> Path:

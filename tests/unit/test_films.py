@@ -1,0 +1,226 @@
+"""worker.video, worker.canvas: films as labs have them give DeepLabCut's rows and pixels."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import av
+import av.error
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+
+from posedrop.errors import RefusedVideoError
+from tests.unit import films, videos
+from tests.unit.films import Film
+from worker import canvas, preflight, video
+from worker.times import Clock
+
+
+@settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+@given(film=films.films())
+def test_any_film_is_read_as_opencv_reads_it(film: Film) -> None:
+    """Any codec, container and times: as many frames, in the same order, of the same pixels."""
+    with TemporaryDirectory() as folder:
+        try:
+            path = films.make(Path(folder) / "film", film)
+        except (av.error.FFmpegError, OverflowError):
+            assume(False)
+        films.check(path, film)
+
+
+X264 = (("bf", "3"), ("b-pyramid", "normal"))
+GOP = Film("libx264", X264, "mp4", 40, 20, Fraction(15))
+
+
+def _like(**changes: object) -> Callable[[Path], Path]:
+    film = Film(**{**GOP.__dict__, **changes})  # type: ignore[arg-type]
+    return lambda path: films.make(path, film)
+
+
+#: What goes wrong with a film: how it is made, its frames, and how many seconds it lasts.
+KINDS: dict[str, tuple[Callable[[Path], Path], int, float]] = {
+    "one time is far off": (_like(container="matroska", change="far_off"), 40, 40 / 15),
+    "B-frames in AVI": (_like(container="avi"), 40, 40 / 15),
+    "the times are those of decoding": (
+        _like(container="matroska", change="pts_is_dts"),
+        40,
+        40 / 15,
+    ),
+    "a clock was set by hours": (_like(change="hours", seed=3), 40, 40 / 15),
+    "joined, with earlier times": (_like(container="mpegts", shape="joined"), 80, 80 / 15),
+    "joined, from zero again": (_like(container="matroska", shape="joined"), 80, 80 / 15),
+    "2,000 frames a second": (
+        _like(container="matroska", rate=Fraction(2000), frames=200),
+        200,
+        0.1,
+    ),
+    "10,000 frames a second": (
+        _like(codec="mjpeg", options=(), container="mov", rate=Fraction(10_000)),
+        40,
+        0.004,
+    ),
+    "hidden reference frames": (
+        _like(codec="libvpx", options=tuple(films.CODECS["libvpx"][0].items()), container="webm"),
+        40,
+        40 / 15,
+    ),
+    "a header that lies": (videos.lying_header, 30, 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_strange_film_has_all_its_rows_and_its_length(kind: str, tmp_path: Path) -> None:
+    """No frame is shifted, lost or called so; pose.mp4 and the probe last as long as the film."""
+    make, frames, seconds = KINDS[kind]
+    path = make(tmp_path / "film")
+    reading = films.agree(path)
+    assert (reading.end, len(reading.lost), reading.cut) == (frames, 0, False)
+    found = preflight.examine(path, max_pixels=10**6, max_frames=1000)
+    assert (found.frames, found.frames_counted) == (frames, True)
+    assert found.duration == pytest.approx(seconds, rel=0.02)
+    out = tmp_path / "pose.mp4"
+    assert canvas.encode(out, canvas.open_canvases(path)) == frames
+    assert _seconds(out) == pytest.approx(seconds, rel=0.02)
+
+
+def _seconds(path: Path) -> float:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return float(stream.duration * stream.time_base)
+
+
+@pytest.mark.parametrize("name", videos.COLOURS)
+def test_colours_are_those_of_opencv(name: str, tmp_path: Path) -> None:
+    """Wide primaries, high dynamic range, other matrices and ranges, gray, palettes, alpha."""
+    films.agree(videos.coloured(tmp_path / "film", *videos.COLOURS[name]))
+
+
+def test_a_cut_fragmented_film_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    """Frames as OpenCV has them, and the word that the end is missing; whole, it is not said."""
+    path = videos.video(tmp_path / "film", options={"g": "5"}, movflags="frag_keyframe+empty_moov")
+    assert not films.agree(path).cut
+    content = path.read_bytes()
+    for share in (0.4, 0.6, 0.9):
+        path.write_bytes(content[: int(len(content) * share)])
+        reading = films.agree(path)
+        assert reading.cut
+        assert 0 < reading.end < 30
+        found = preflight.examine(path, max_pixels=10**6, max_frames=1000)
+        assert found.frames == reading.end
+
+
+@pytest.mark.parametrize("container", ["matroska", "avi", "asf"])
+def test_a_cut_recording_says_so(container: str, tmp_path: Path) -> None:
+    """A container whose sizes reach beyond the file's end is cut, wherever that is."""
+    codec = "wmv2" if container == "asf" else "mpeg4"
+    path = videos.video(tmp_path / "film", container=container, codec=codec)
+    assert not films.agree(path).cut
+    content = path.read_bytes()
+    for share in (0.5, 0.8, 0.95):
+        path.write_bytes(content[: int(len(content) * share)])
+        reading = films.agree(path)
+        assert (reading.cut, len(reading.lost)) == (True, 0)
+
+
+def test_pixels_that_are_not_square_stay_so(tmp_path: Path) -> None:
+    """pose.mp4 has the sample aspect ratio of the film, turned with it."""
+    for rotate, expected in ((0, Fraction(16, 15)), (90, Fraction(15, 16))):
+        path = videos.video(tmp_path / "film", aspect=Fraction(16, 15), rotate=rotate)
+        out = tmp_path / "pose.mp4"
+        canvas.encode(out, canvas.open_canvases(path))
+        with av.open(str(out)) as container:
+            assert container.streams.video[0].sample_aspect_ratio == expected
+
+
+def test_interlaced_films_are_not_black(tmp_path: Path) -> None:
+    """OpenCV 5 shows nothing of them; what is shown here is the picture."""
+    options = {"flags": "+ilme+ildct", "x264-params": "tff=1"}
+    path = videos.video(tmp_path / "film", options=options)
+    for (_, frame), picture in zip(video.frames(path), videos.pictures(30, 160, 120), strict=True):
+        assert np.abs(frame.astype(int) - picture).mean() < 20
+
+
+def test_what_ffmpeg_raises_is_the_films_fault_if_the_file_can_be_read(tmp_path: Path) -> None:
+    """EIO, EPERM and ENOMEM of damaged headers are refusals; a missing file is none."""
+    path = videos.video(tmp_path / "film", container="matroska")
+    content = path.read_bytes()
+    for length in range(1, 500, 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(RefusedVideoError):
+            preflight.examine(path, max_pixels=10**6, max_frames=1000)
+    videos.video(path, movflags="faststart")
+    lying = bytearray(path.read_bytes())
+    struct.pack_into(">I", lying, lying.index(b"stts") + 8, 2**31)
+    path.write_bytes(lying)
+    with pytest.raises(RefusedVideoError):
+        preflight.examine(path, max_pixels=10**6, max_frames=1000)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        preflight.examine(path, max_pixels=10**6, max_frames=1000)
+
+
+def test_no_decoder_is_said_without_its_name(tmp_path: Path) -> None:
+    """A codec that nothing decodes is refused, and what FFmpeg calls it is not asked for."""
+    path = videos.video(tmp_path / "film")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"qqqq"))
+    with pytest.raises(RefusedVideoError) as refused:
+        preflight.examine(path, max_pixels=10**6, max_frames=1000)
+    assert refused.value.code == "unsupported_codec"
+
+
+@pytest.mark.parametrize("size", [(16, 4000), (4000, 16), (160, 120)])
+def test_a_thumbnail_is_bounded_on_both_sides(size: tuple[int, int], tmp_path: Path) -> None:
+    """However tall or wide the film is."""
+    path = videos.video(tmp_path / "film", count=2, size=size, codec="ffv1", container="matroska")
+    out = tmp_path / "thumbnail.jpg"
+    preflight.thumbnail(path, out)
+    with av.open(str(out)) as container:
+        stream = container.streams.video[0]
+        assert stream.width <= 320
+        assert stream.height <= 640
+
+
+RAMP = list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("ticks", "expected", "source"),
+    [
+        (RAMP, RAMP, "container"),
+        ([tick + 7000 for tick in RAMP], RAMP, "container"),
+        ([*RAMP[:9], 17, *RAMP[10:]], RAMP, "interpolated"),
+        ([*RAMP[:9], -4000, *RAMP[10:]], RAMP, "interpolated"),
+        ([500, *RAMP[1:]], RAMP, "interpolated"),
+        ([*RAMP[:9], None, None, *RAMP[11:]], RAMP, "interpolated"),
+        ([None, None, *RAMP[2:]], RAMP, "interpolated"),
+        ([*RAMP, *RAMP], list(range(40)), "interpolated"),
+        ([*RAMP, *(tick + 36_000 for tick in RAMP)], list(range(40)), "interpolated"),
+        ([*RAMP[:9], *(tick + 30 for tick in RAMP[9:])], [*RAMP[:9], *range(39, 50)], "container"),
+        ([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9], list(range(11)), "interpolated"),
+        ([tick // 2 for tick in RAMP], [tick / 2 for tick in RAMP], "interpolated"),
+        ([tick * 36_000 for tick in RAMP], [tick * 36_000 for tick in RAMP], "container"),
+        ([tick * 10**8 for tick in RAMP], RAMP, "rate"),
+        ([None] * 20, RAMP, "rate"),
+        ([7], [0], "container"),
+    ],
+)
+def test_times_are_mended(ticks: list[int | None], expected: list[float], source: str) -> None:
+    """What is off is put between its neighbours, jumps go on by an interval, pauses stay."""
+    clock = Clock(0.1, 0.1)
+    found = [time for time, _ in clock.run((tick, None) for tick in ticks)]
+    # The last two of an even run that stops have no time to lie before.
+    assert found == pytest.approx([0.1 * tick for tick in expected], abs=0.051 + 1e-9)
+    assert found[: len(found) - 2] == pytest.approx(
+        [0.1 * tick for tick in expected][: len(found) - 2], abs=1e-6
+    )
+    assert clock.source == source
