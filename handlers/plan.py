@@ -193,7 +193,7 @@ def start(
             token = f"retry:{analysis_id}"
             row = context.index.analysis(analysis_id)
             if retry_before is not None and row is not None and row.finished_at is None:
-                row = _up_to_date(context, row)
+                row = up_to_date(context, row)
             bad = row is None or row.state in {"failed", "cancelled"}
             if not (bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
                 if row is None:
@@ -226,7 +226,7 @@ def _is_retried(row: AnalysisRow, before: datetime | None) -> bool:
     return before is not None and row.finished_at < before
 
 
-def _up_to_date(context: Context, row: AnalysisRow) -> AnalysisRow | None:
+def up_to_date(context: Context, row: AnalysisRow) -> AnalysisRow | None:
     """Return the row of a run with what the bucket knows: its event may be on the way."""
     bucket = context.settings.results_bucket
     result = context.storage.read_record(bucket, f"{row.run}/{layout.RESULT}", Result)

@@ -222,6 +222,9 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
     if row is None:
         _check_not_gone(context, analysis_id)
         raise NotFoundError(f"there is no analysis {analysis_id}")
+    if row.finished_at is None:
+        # GET /results, which reads the bucket, may have told of it already.
+        row = plan.up_to_date(context, row) or row
     types = {artefact.name: artefact.content_type for artefact in row.artefacts}
     types |= {layout.RESULT: "application/json", layout.REQUEST: "application/json"}
     places = {artefact.name: artefact.object_name for artefact in row.artefacts}

@@ -65,6 +65,10 @@ def go_on(context: Context) -> int:
 
 def _plan_again(context: Context, file: FileRow) -> None:
     try:
+        there = context.storage.head(file.bucket, file.key)
+        if there is None or there.etag != file.etag:
+            # Of what has replaced it since, its own event tells, or the sweep.
+            return
         video = context.video_record(file.bucket, file.key)
         if video is not None:
             plan.plan_ingested(context, video)

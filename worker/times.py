@@ -114,6 +114,8 @@ class Clock:
                 yield shown, item
                 return
         times = [time for time, _ in window]
+        if self._offset is None:
+            self._begin(times)
         earliest = self._earliest(times)
         if earliest:
             (time, item), (other, another) = window[0], window[earliest]
@@ -127,6 +129,14 @@ class Clock:
             yield begin + (place + 1) * step, window.popleft()[1]
         yield shown, window.popleft()[1]
         self._last = shown
+
+    def _begin(self, times: list[float | None]) -> None:
+        """Take the interval from the film's first frames: a header's mean counts its jumps too."""
+        known = [time for time in times if time is not None]
+        steps = sorted(b - a for a, b in pairwise(known) if b > a)
+        if steps:
+            self._interval = steps[len(steps) // 2]
+            self._last = -self._interval
 
     def _earliest(self, times: list[float | None]) -> int:
         """Return whose time is the first's, if these are sound but for their order; else 0."""

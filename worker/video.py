@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import builtins
 import heapq
+import mmap
 import queue
+import re
 import threading
 from array import array
 from collections import deque
@@ -60,6 +62,11 @@ _NARROW = (_BT709, _UNSPECIFIED, 4, 5, 6, 7)
 _HIGH_RANGE = (16, 18)
 #: Stands for a time that a container doesn't tell.
 NO_TIME = -(2**63)
+#: How a JPEG begins, and what parts it; within a scan, 0xFF is followed by 0 or a restart's number.
+_JPEG = b"\xff\xd8"
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
+#: Zeros between two JPEGs, at most.
+_JPEG_PADDING = 4096
 #: A demuxer that reports damage more often than this is going in circles.
 MAX_DAMAGED_READS = 1000
 
@@ -78,9 +85,13 @@ def opened(
         # Opening decodes a little; the limit holds for that too.
         "max_pixels": str(_decoder_limit(max_pixels)),
     }
+    # FFmpeg takes JPEGs in a row for a picture, where no name of the file says otherwise.
+    known = "mjpeg" if is_jpeg_film(path) else None
     try:
         # The prefix keeps a path from being read as an address. Tags in any encoding are fine.
-        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
+        container = av.open(
+            f"file:{path}", format=known, options=options, metadata_errors="replace"
+        )
     except (av.error.FFmpegError, builtins.MemoryError) as error:
         # FFmpeg says EIO, EPERM and ENOMEM of what it reads in a header, too.
         _read(path)
@@ -97,6 +108,27 @@ def opened(
                 "ffmpeg -i IN -c:v libx264 OUT.mp4",
                 code="decoder_failed",
             ) from error
+
+
+def is_jpeg_film(path: Path) -> bool:
+    """Tell a raw MJPEG film from a picture: behind its first JPEG a second one begins.
+
+    So does a phone's photo, with a depth map or a brighter picture behind it; but that says so
+    (MPF).
+    """
+    with path.open("rb") as file:
+        if file.read(2) != _JPEG:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            at = len(_JPEG)
+            while found := _JPEG_MARKER.search(data, at):
+                at = found.end()
+                if found[1] == b"\xd9":  # the end
+                    return data[at : at + _JPEG_PADDING].lstrip(b"\0").startswith(_JPEG)
+                if found[1] == b"\xe2" and data[at + 2 : at + 6] == b"MPF\0":
+                    return False
+                at += int.from_bytes(data[at : at + 2], "big")
+    return False
 
 
 def _read(path: Path) -> None:
@@ -598,6 +630,8 @@ def rotation_of(frame: VideoFrame) -> int:
     # PyAV cuts the fraction off, and OpenCV rounds.
     matrix = np.frombuffer(bytes(_side_data(frame)["DISPLAYMATRIX"]), np.int32)
     across, down = np.hypot(matrix[[0, 1]], matrix[[3, 4]].astype(float))
+    if not (across and down):  # it would squeeze the frame to nothing; OpenCV turns none then
+        return 0
     return round(degrees(atan2(matrix[1] / down, matrix[0] / across))) % 360
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from boto3.s3.transfer import TransferConfig
 
+from posedrop import layout
 from tests.e2e.lab import Lab
 from tests.samples import free_box
 
@@ -63,7 +64,7 @@ def test_a_rule_that_is_synced_after_its_films_is_followed(
     lab.until(lambda: len(below(s3, "synced/", "/result.json")) == FILMS, "12 runs")
     assert len(below(s3, "synced/", "/request.json")) == FILMS
     assert {file["waiting"] for file in ready()} == {None}
-    assert below(s3, "_posedrop/rules/", ".json") == []
+    assert below(s3, layout.wrong_rule("synced/posedrop.json"), ".json") == []
 
 
 def test_a_mounts_film_has_one_run_and_no_refusal(lab: Lab, clip: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import fuzz
+from tests.unit import videos
 
 #: Of all cut lengths every so many-th is tried here, and all of them by `make fuzz`.
 STRIDE = 23
@@ -44,6 +46,14 @@ def test_a_film_cut_at_any_length_ends(trial: fuzz.Trial, tmp_path: Path) -> Non
     for name, film in fuzz.cut(made, STRIDE):
         trial.tries(name, film)
     check(trial.ends, len(made))
+
+
+def test_a_film_that_is_turned_to_nothing_is_not_turned(trial: fuzz.Trial, tmp_path: Path) -> None:
+    """A matrix of the display without one of its axes, as the damage above once made it."""
+    film = videos.video(tmp_path / "film", size=(64, 48), count=2, rotate=90).read_bytes()
+    turned, flat = (struct.pack(">5i", 0, -(2**16), 0, n, 0) for n in (2**16, 0))
+    assert turned in film
+    assert trial.tries("flat", film.replace(turned, flat)) == "ok"
 
 
 def test_a_damaged_film_ends(trial: fuzz.Trial, tmp_path: Path) -> None:

@@ -191,6 +191,16 @@ def test_a_run_that_fails_serves_what_there_is_and_is_made_anew(
     assert lab.ask() == (again.analysis_id, "succeeded", True)
 
 
+def test_files_are_served_before_their_event(lab: Lab) -> None:
+    """What GET /results tells of can be downloaded, though the index has heard of nothing."""
+    first = lab.ask().analysis_id
+    for _ in ("infer", "render"):
+        (message,) = lab.messages()
+        lab.work(message)
+    for name in names(results.read(lab.context, first)):
+        assert results.download_url(lab.context, first, name)
+
+
 def test_three_workers_killed_at_the_tables_leave_predictions(lab: Lab) -> None:
     """Nobody was left to tell of them: they are found where they lie."""
     answer = lab.ask()
