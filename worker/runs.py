@@ -151,8 +151,11 @@ def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, w
 
 
 def _failure(error: PosedropError, held: Claim, folder: Path) -> RunError:
-    stage = held.at if held.at in STAGES else held.task
-    return claim.run_error(error, stage, _tail(folder / RUN_LOG))
+    return claim.run_error(error, _stage(held.at, held.task), _tail(folder / RUN_LOG))
+
+
+def _stage(at: str, task: Task) -> str:
+    return at if at in STAGES else task
 
 
 def _leave(shop: Workshop, run: str, held: Claim, folder: Path) -> None:
@@ -219,7 +222,7 @@ def _give_up(shop: Workshop, run: str, request: Request, spent: claim.Exhausted)
     known = last.error or RunError(
         code="worker_died",
         message=f"worker {last.worker} was killed or lost while it was at this run",
-        stage=last.progress.stage,
+        stage=_stage(last.progress.stage, last.task),
     )
     message = f"given up after {shop.settings.max_attempts} attempts; the last: {known.message}"
     error = known.model_copy(update={"message": message})
