@@ -32,7 +32,7 @@ from pydantic import SecretStr
 from posedrop import logs, queue
 from posedrop.address import LOOPBACK, is_loopback, listen, netloc, outside, reachable
 from posedrop.env_files import AWS_FILE, write_env_files
-from posedrop.errors import ConfigurationError
+from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.folders import FolderLock
 from posedrop.keyring import USER, Keys, Secrets
 from posedrop.relay import Relay
@@ -82,6 +82,7 @@ class Stack:
         self._closers: list[Callable[[], None]] = []
         self._stop_asked = threading.Event()
         self._api: _Api | None = None
+        self._weed: Weed | None = None
         self._settings: Settings | None = None
         self.user: Keys | None = None
 
@@ -153,6 +154,7 @@ class Stack:
         )
         self._closers.append(weed.stop)
         weed.start()
+        self._weed = weed
         if relay is not None:
             relay.start(weed.s3_port)
             self._s3_port = relay.port
@@ -218,20 +220,32 @@ class Stack:
             worker.start()
 
     def wait(self) -> None:
-        """Return on Ctrl-C or SIGTERM, or when the API has ended; a second Ctrl-C ends at once."""
+        """Return on Ctrl-C or SIGTERM; a second Ctrl-C ends at once.
+
+        Raises:
+            PosedropError: the store or the API has ended for good. Whatever watches over this
+                process may start it again.
+        """
         previous = {
             sign: signal.signal(sign, self._asked_to_stop)
             for sign in (signal.SIGINT, signal.SIGTERM)
         }
         try:
             while not self._stop_asked.wait(0.5):
-                if self._api is not None and not self._api.alive:
-                    log.error("the API has ended by itself")
-                    return
+                self._check_alive()
         except BaseException:
             for sign, handler in previous.items():
                 signal.signal(sign, handler)
             raise
+
+    def _check_alive(self) -> None:
+        if self._api is not None and not self._api.alive:
+            raise PosedropError("the API has ended by itself")
+        if self._weed is not None and not self._weed.alive:
+            raise PosedropError(
+                "the object store ended again and again; its log says why: "
+                f"{self.data_dir / 'logs' / 'weed.log'}"
+            )
 
     def _asked_to_stop(self, number: int, _: FrameType | None) -> None:
         if self._stop_asked.is_set():

@@ -114,6 +114,11 @@ class Weed:
         return process.pid if process is not None and process.poll() is None else None
 
     @property
+    def alive(self) -> bool:
+        """Whether it runs, or is about to be started again; False: it was given up."""
+        return self._watcher is not None and self._watcher.is_alive()
+
+    @property
     def ports(self) -> dict[str, int]:
         """Every port that weed listens on, by the name of its flag."""
         return dict(self._ports)

@@ -21,8 +21,10 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from posedrop import weed as weed_module
 from posedrop.address import LOOPBACK
-from posedrop.errors import ConfigurationError
+from posedrop.embedded import Stack
+from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.keyring import USER, Secrets
 from posedrop.settings import Settings
 from posedrop.weed import Weed, find_weed, rotate
@@ -415,6 +417,24 @@ def test_acknowledged_puts_survive_a_kill_and_weed_comes_back(
             print(f"\n  kill -9: {len(acknowledged)} acknowledged PUTs, {len(lost)} lost")
         assert len(acknowledged) >= 200
         assert lost == []
+    finally:
+        weed.stop()
+
+
+def test_up_ends_when_its_store_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would answer on without a store, and nothing that watches over it would see to it."""
+    monkeypatch.setattr(weed_module, "_MAX_RESTARTS", 0)
+    weed = make_weed(tmp_path)
+    weed.start()
+    stack = Stack(tmp_path)
+    stack._weed = weed
+    try:
+        assert weed.pid is not None
+        os.kill(weed.pid, signal.SIGKILL)
+        with pytest.raises(PosedropError, match=r"store ended again and again.*weed\.log"):
+            stack.wait()
     finally:
         weed.stop()
 
