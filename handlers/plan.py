@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: How often what fails is made anew by asking again for the same; beyond, ask with ``force``.
 MAX_RETRIES = 10
+#: The error of a question about a video that was refused.
+_REFUSED = "refused"
 _ALWAYS = datetime.max.replace(tzinfo=UTC)
 
 Origin = Literal["api", "metadata", "folder", "default"]
@@ -155,10 +157,9 @@ def ask(
     )
     key = layout.asked(prefix, asked.pending_id)
     created = context.storage.create(context.settings.results_bucket, key, asked.to_json())
-    with context.index.together():
-        if created:
-            # It may have been asked before, and taken back.
-            context.index.pending_removed(asked.pending_id)
+    if created:  # it may have been asked before, and taken back
+        _reopen(context, asked)
+    else:
         context.index.pending_asked(asked)
     return Answer(asked.pending_id, "waiting", not created)
 
@@ -529,12 +530,7 @@ def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Pl
         if answer is not None and _is_of(answer, video):
             return _planned(video, question, answer.analysis_id)
     for key in requests:
-        try:
-            request = context.storage.read_record(bucket, key, Request)
-        except PosedropError as error:
-            if error.code != "damaged_record":
-                raise
-            continue
+        request = context.storage.read_whole_record(bucket, key, Request)
         if request is None or request.sha256 != video.sha256 or _is_rejected_rule(request):
             continue
         if whenever or request.created_at >= video.last_modified:
@@ -559,6 +555,37 @@ def _answer_questions(context: Context, video: VideoRecord) -> None:
         note_answer(context, pending.pending_id, done)
 
 
+def ask_again(context: Context, prefix: str, etag: str) -> None:
+    """Open the questions about a video again that were answered with its refusal alone.
+
+    Args:
+        context: the handlers' tools.
+        prefix: the video's folder of the results bucket.
+        etag: of the bytes that were refused.
+    """
+    bucket = context.settings.results_bucket
+    for found in list(context.storage.objects(bucket, f"{prefix}/asked/")):
+        match layout.parse_result_key(found.key):
+            case layout.AnsweredObject(video=mine, pending_id=pending_id) if mine == prefix:
+                done = context.storage.read_whole_record(bucket, found.key, Planned)
+                key = layout.asked(prefix, pending_id)
+                asked = context.storage.read_whole_record(bucket, key, Asked)
+                if asked is not None and done is not None and _says_refused(done, etag):
+                    # The index first: what is cut short here is answered as it was.
+                    _reopen(context, asked)
+                    context.storage.delete(bucket, [found.key])
+
+
+def _says_refused(done: Planned, etag: str) -> bool:
+    return done.etag == etag and done.error is not None and done.error.code == _REFUSED
+
+
+def _reopen(context: Context, asked: Asked) -> None:
+    with context.index.together():
+        context.index.pending_removed(asked.pending_id)
+        context.index.pending_asked(asked)
+
+
 def note_answer(context: Context, pending_id: str, done: Planned) -> None:
     """Tell the index what became of a question."""
     if done.analysis_id is not None:
@@ -570,7 +597,7 @@ def note_answer(context: Context, pending_id: str, done: Planned) -> None:
 def _answer(context: Context, video: VideoRecord, pending: PendingRow) -> Planned:
     if video.refusal is not None or video.probe is None:
         reason = video.refusal.message if video.refusal else "it has no frames"
-        refused = RunError(code="refused", message=reason, stage="ingest")
+        refused = RunError(code=_REFUSED, message=reason, stage="ingest")
         return _planned(video, Followed(kind="question"), None, refused)
     try:
         wanted = order(context, pending.analysis, pending.args)

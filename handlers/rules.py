@@ -114,12 +114,7 @@ def tell(context: Context, key: str, etag: str | None, problem: PosedropError | 
 
 def wrong(context: Context, record: str) -> WrongRule | None:
     """Return what a record says is wrong with a rule, None if it is gone or can't be read."""
-    try:
-        return context.storage.read_record(context.settings.results_bucket, record, WrongRule)
-    except PosedropError as error:
-        if error.code != "damaged_record":
-            raise
-        return None
+    return context.storage.read_whole_record(context.settings.results_bucket, record, WrongRule)
 
 
 def folder_of(row: RuleRow) -> str:
