@@ -329,6 +329,25 @@ def test_a_deleted_film_takes_its_attempts_along(world: World) -> None:
         world.storage.remove(RESULTS, "poison.mp4/video.json")
 
 
+@pytest.mark.parametrize("film", [b"poison", b"bad", b"fine"])
+@pytest.mark.parametrize("at", range(5, 13))
+def test_a_film_that_is_deleted_during_its_ingest_leaves_nothing(
+    world: World, film: bytes, at: int
+) -> None:
+    """No attempt and no thumbnail, whatever its worker was about to write then."""
+    world.child = Decoder(FAULTS[0])
+    world.storage.put(VIDEOS, "a.mp4", film)
+    world.reconciler.round()
+    (message,) = world.messages()
+    frozen = world.freeze(message, at)
+    upload.delete(world.context, layout.file_id_of(VIDEOS, "a.mp4"))
+    if frozen is not None:
+        frozen.wake()
+    world.settle()
+    left = list(world.storage.buckets[RESULTS])
+    assert not [name for name in left if name.startswith("_posedrop/") or name.endswith(".jpg")]
+
+
 # -- looking anew ----------------------------------------------------------------------------------
 
 
