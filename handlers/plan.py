@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: How often what fails is made anew by asking again for the same; beyond, ask with ``force``.
 MAX_RETRIES = 10
+#: How a run ends that may be made anew.
+_BAD = frozenset({"failed", "cancelled"})
 #: The error of a question about a video that was refused.
 _REFUSED = "refused"
 _ALWAYS = datetime.max.replace(tzinfo=UTC)
@@ -195,13 +197,13 @@ def start(
             row = context.index.analysis(analysis_id)
             if retry_before is not None and row is not None and row.finished_at is None:
                 row = up_to_date(context, row)
-            bad = row is None or row.state in {"failed", "cancelled"}
-            if not (bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
+            is_bad = row is None or row.state in _BAD
+            if not (is_bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
                 if row is None:
                     request = _request(video, wanted, origin, analysis_id, force, retry_of)
                     row = _created(context, video, request)
-                if row is None:
-                    break
+                    if row is None:
+                        break
                 if retries == MAX_RETRIES or not _is_retried(row, retry_before):
                     return Answer(analysis_id, row.state, True)
             if row is not None:
@@ -222,7 +224,7 @@ def _exists(context: Context, analysis_id: str) -> bool:
 
 
 def _is_retried(row: AnalysisRow, before: datetime | None) -> bool:
-    if row.state not in {"failed", "cancelled"} or row.finished_at is None:
+    if row.state not in _BAD or row.finished_at is None:
         return False
     return before is not None and row.finished_at < before
 

@@ -152,7 +152,7 @@ def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> Vid
         hashes = _fetch(shop, video, before, local)
         record = record.model_copy(update=hashes)
         # What would make any attempt fail makes none.
-        room.made(shop.cache, lambda: room.check_room(bench))
+        room.fetch_with_room(shop.cache, lambda: room.check_room(bench))
         shop.cpu.start()
         attempt = claim.begin(shop.storage, results, folder, before, "ingest", shop.name, **hashes)
         if attempt is None:
@@ -215,7 +215,7 @@ def _fetch(shop: Workshop, video: VideoRef, before: History, local: Path) -> dic
     known = _hashes(before)
     if known and shop.cache.link_video(known["sha256"], local):
         return known
-    return room.made(
+    return room.fetch_with_room(
         shop.cache, lambda: shop.storage.download(video.bucket, video.key, local, video.etag)
     )
 

@@ -293,7 +293,7 @@ def _fetch_video(shop: Workshop, request: Request, held: Claim, folder: Path) ->
     if shop.cache.link_video(request.sha256, local):
         return local
     room.check_fits(video.size, shop.settings.scratch_dir)
-    if not room.made(
+    if not room.fetch_with_room(
         shop.cache,
         lambda: _downloaded(shop, video.bucket, video.key, local, request.sha256, video.etag),
     ):
@@ -342,7 +342,9 @@ def _from_the_network(
         held.stage("fetch the model")
         kept = shop.cache.models
         ref, there = request.model, shop.settings.models_bucket
-        model = room.made(shop.cache, lambda: models.fetch(shop.storage, there, ref, kept))
+        model = room.fetch_with_room(
+            shop.cache, lambda: models.fetch(shop.storage, there, ref, kept)
+        )
         model.touch()
         shop.cache.trim_models()
     _fetch_video(shop, request, held, folder)
