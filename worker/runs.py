@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from posedrop import analyses, layout, models
 from posedrop.errors import (
     AnalysisError,
@@ -35,6 +37,7 @@ from posedrop.records import (
     Progress,
     Request,
     RunError,
+    Seconds,
     Task,
 )
 from worker import checkpoints, claim, pair, publish, room
@@ -49,6 +52,7 @@ FINAL_ERRORS = (AnalysisError, BadRequestError, RefusedVideoError, ObjectChanged
 STAGES = frozenset({"infer", "track", "filter", "write", "render"})
 RUN_LOG = "run.log"
 _TAIL_BYTES = 2000
+_TIMINGS = TypeAdapter(dict[str, Seconds])
 
 Work = Callable[[Workshop, str, Request, Claim, Path], None]
 
@@ -158,17 +162,22 @@ def _failure(error: PosedropError, held: Claim, folder: Path) -> RunError:
 def _leave(shop: Workshop, run: str, held: Claim, folder: Path) -> None:
     """Publish what an attempt that fails has made: its log, and whole files, if any may be."""
     out = folder / "out"
-    run_log = folder / RUN_LOG
     # What an analysis leaves by the way, before its predictions, need not be whole.
     is_whole = held.task == "render" or layout.PREDICTIONS in _names(held.artefacts)
     try:
         out.mkdir(exist_ok=True)
-        if run_log.is_file():
-            shutil.copy(run_log, out / RUN_LOG, follow_symlinks=False)
+        _keep_log(folder)
         _upload(shop, run, held, out.iterdir() if is_whole else [out / RUN_LOG])
     except (OSError, StorageError) as error:
         # The predictions are safe: all else can be made of them again.
         log.warning("%s: what a failed attempt has made is lost: %s", run, error)
+
+
+def _keep_log(folder: Path) -> None:
+    """Put a job's log to its artefacts; on a full disk, or of a child gone mad, there is none."""
+    run_log = folder / RUN_LOG
+    if run_log.is_file():
+        shutil.copy(run_log, folder / "out" / RUN_LOG, follow_symlinks=False)
 
 
 def _upload(
@@ -499,7 +508,8 @@ def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, An
                 return None
         files.rename(folder / "out")
         files.mkdir()  # for who removes it
-    (folder / "out" / RUN_LOG).replace(folder / RUN_LOG)
+    if (folder / "out" / RUN_LOG).exists():
+        (folder / "out" / RUN_LOG).replace(folder / RUN_LOG)
     answer = earlier.model_dump(exclude={"analysis_id", "artefacts", "timings"})
     return {**answer, "details": {**earlier.details, "poses_of": there.analysis_id}}
 
@@ -514,25 +524,16 @@ def _publish_inference(
     fetch_seconds: float,
 ) -> None:
     bucket = shop.settings.results_bucket
-    out = folder / "out"
     held.stage("publish")
-    shutil.copy(folder / RUN_LOG, out / RUN_LOG, follow_symlinks=False)
+    _keep_log(folder)
     held.look()
     _go_on(held, shop)
     renders = analyses.get(request.analysis).renders
     # Render goes on with the log, and leaves all of it under its name.
     apart = {RUN_LOG} if renders else set()
-    _upload(shop, run, held, out.iterdir(), apart)
+    _upload(shop, run, held, (folder / "out").iterdir(), apart)
     artefacts = held.artefacts
-    inference = Inference.model_validate(
-        {
-            "analysis_version": analyses.get(request.analysis).version,
-            **answer,
-            "analysis_id": request.analysis_id,
-            "artefacts": [artefact.model_dump() for artefact in artefacts],
-            "timings": {"fetch": fetch_seconds, **answer.get("timings", {})},
-        }
-    )
+    inference = _believed(request, answer, artefacts, fetch_seconds)
     if renders:
         shop.storage.create(bucket, f"{run}/{layout.INFERENCE}", inference.to_json())
         checkpoints.clear(shop.storage, bucket, run)
@@ -541,6 +542,32 @@ def _publish_inference(
     else:
         held.end("done")
         _succeed(shop, run, request, held, inference, artefacts, {})
+
+
+def _believed(
+    request: Request, answer: dict[str, Any], artefacts: list[Artefact], fetch_seconds: float
+) -> Inference:
+    """Return what an analysis answered, if it can be so: it may be anybody's, or a decoder's prey.
+
+    Raises:
+        AnalysisError: code ``bad_answer``: it can't.
+    """
+    try:
+        return Inference.model_validate(
+            {
+                "analysis_version": analyses.get(request.analysis).version,
+                **answer,
+                "analysis_id": request.analysis_id,
+                "artefacts": [artefact.model_dump() for artefact in artefacts],
+                "timings": {"fetch": fetch_seconds, **answer.get("timings", {})},
+            }
+        )
+    except (TypeError, ValueError) as error:
+        raise _bad_answer(request.analysis, error) from error
+
+
+def _bad_answer(who: str, error: Exception) -> AnalysisError:
+    return AnalysisError(f"{who} gave no answer that can be one: {error}"[:1000], code="bad_answer")
 
 
 # -- render ----------------------------------------------------------------------------------------
@@ -577,12 +604,16 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
         log=run_log,
     )
     held.stage("publish")
-    shutil.copy(run_log, out / RUN_LOG, follow_symlinks=False)
+    _keep_log(folder)
     held.look()
     _go_on(held, shop)
     _upload(shop, run, held, out.iterdir())
     kept = [a for a in inference.artefacts if a.name != RUN_LOG]
-    timings = {f"render_{name}": seconds for name, seconds in answer["timings"].items()}
+    try:
+        took = _TIMINGS.validate_python(answer.get("timings"))
+    except ValueError as error:
+        raise _bad_answer("render", error) from error
+    timings = {f"render_{name}": seconds for name, seconds in took.items()}
     held.end("done")
     _succeed(shop, run, request, held, inference, kept + held.artefacts, timings)
 
