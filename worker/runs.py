@@ -28,6 +28,7 @@ from posedrop.errors import (
     RefusedVideoError,
     StorageError,
 )
+from posedrop.queue import QueueError
 from posedrop.records import (
     Artefact,
     Inference,
@@ -140,18 +141,37 @@ def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, w
             _fail(shop, run, request, held.number, failure, held.artefacts)
         except ChildDiedError as error:
             log.warning("attempt failed: %s", error, extra=ids)
-            if shop.closing:
-                _hand_back(shop, run, held)
-                return
-            if held.is_last:
-                _leave(shop, run, held, folder)
-            held.end("failed", _failure(error, held, folder))
-            shop.send(task, run=run)
-        except Exception:
-            # The store or the broker is away, or posedrop is wrong: not this run's fault, so the
-            # attempt does not count, and Dramatiq tries the message again.
-            held.end("handed_back")
-            raise
+            _try_again(shop, run, held, folder, error)
+        except Exception as error:
+            if _is_of_the_machine(error, folder):
+                # The attempt does not count, and Dramatiq tries the message again.
+                held.end("handed_back")
+                raise
+            log.exception("attempt failed", extra=ids)
+            wrong = AnalysisError(f"posedrop itself failed: {error!r}"[:1000], code="internal")
+            _try_again(shop, run, held, folder, wrong)
+
+
+def _is_of_the_machine(error: Exception, folder: Path) -> bool:
+    """Tell whether the store or the broker is away, or the disk full: no run is to blame."""
+    if isinstance(error, StorageError | QueueError):
+        return True
+    try:
+        room.check_room(folder)
+    except StorageError:
+        return True
+    return False
+
+
+def _try_again(shop: Workshop, run: str, held: Claim, folder: Path, error: PosedropError) -> None:
+    """Count an attempt that failed, and send the run again: to be given up, if it was the last."""
+    if shop.closing:
+        _hand_back(shop, run, held)
+        return
+    if held.is_last:
+        _leave(shop, run, held, folder)
+    held.end("failed", _failure(error, held, folder))
+    shop.send(held.task, run=run)
 
 
 def _failure(error: PosedropError, held: Claim, folder: Path) -> RunError:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from posedrop import analyses
+from posedrop import analyses, layout
+from posedrop.errors import StorageError
+from posedrop.records import Result
 from tests.e2e.lab import Servers
 from tests.faults import labs
-from tests.faults.world import VIDEOS, Child, World
+from tests.faults.world import RESULTS, VIDEOS, Child, World
+from worker import room, runs
 
 
 @pytest.mark.parametrize(
@@ -101,3 +105,40 @@ def test_an_answer_that_can_not_be_one_ends_its_run(
     assert run.state == "failed"
     assert run.error is not None
     assert run.error.code == "bad_answer"
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(2, "its folder is gone")])
+@pytest.mark.parametrize("is_full", [False, True])
+def test_what_nobody_foresaw_is_counted(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception, is_full: bool
+) -> None:
+    """Three times, and the run has failed; while the disk is full none of them counts."""
+
+    def fails(*_: object) -> NoReturn:
+        raise error
+
+    def full(*_: object) -> NoReturn:
+        raise StorageError("is the disk full?", code="scratch_unwritable")
+
+    world.storage.put(VIDEOS, "a.mp4", b"a film")
+    world.reconciler.round()
+    for message in world.messages():
+        world.work(message)
+    world.reconciler.round()
+    monkeypatch.setattr(runs, "_publish_inference", fails)
+    if is_full:
+        monkeypatch.setattr(room, "check_room", full)
+    for _ in range(4):
+        for message in world.messages():
+            with contextlib.suppress(type(error)):  # for Dramatiq
+                world.work(message)
+                continue
+            world.put_back([message])
+    (run,) = world.context.index.analyses().rows
+    result = world.storage.read_record(RESULTS, f"{run.run}/{layout.RESULT}", Result)
+    if is_full:
+        assert result is None
+        return
+    assert result is not None
+    assert result.error is not None
+    assert (result.state, result.error.code, result.attempts) == ("failed", "internal", 3)
