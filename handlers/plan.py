@@ -380,7 +380,7 @@ def _follow(context: Context, video: VideoRecord, file: FileRow) -> None:
     """Plan a video by its one rule, or have it wait for that; the bucket, then the index know."""
     ref = video.video
     bucket, key = context.settings.results_bucket, layout.planned(ref.file_id)
-    before = context.storage.read_record(bucket, key, Planned)
+    before = context.storage.read_whole_record(bucket, key, Planned)
     if before is not None and (not _is_of(before, video) or _was_rejected(context, video, before)):
         before = None
     seen: dict[str, str | None] = {}
@@ -419,7 +419,7 @@ def _was_rejected(context: Context, video: VideoRecord, before: Planned) -> bool
         return False
     run = _run_of(context, video, "rejected", before.analysis_id)
     bucket = context.settings.results_bucket
-    request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    request = context.storage.read_whole_record(bucket, f"{run}/{layout.REQUEST}", Request)
     return request is not None and _is_rejected_rule(request)
 
 
@@ -528,7 +528,7 @@ def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Pl
     if asked - answered.keys():
         return _planned(video, question, None)
     for pending_id in sorted(asked):
-        answer = context.storage.read_record(bucket, answered[pending_id], Planned)
+        answer = context.storage.read_whole_record(bucket, answered[pending_id], Planned)
         if answer is not None and _is_of(answer, video):
             return _planned(video, question, answer.analysis_id)
     for key in requests:
@@ -550,7 +550,7 @@ def _answer_questions(context: Context, video: VideoRecord) -> None:
             context.index.pending_removed(pending.pending_id)
             continue
         key = layout.answered(prefix, pending.pending_id)
-        done = context.storage.read_record(bucket, key, Planned)
+        done = context.storage.read_whole_record(bucket, key, Planned)
         if done is None:
             done = _answer(context, video, pending)
             context.storage.create(bucket, key, done.to_json())
