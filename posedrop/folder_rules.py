@@ -24,7 +24,7 @@ class WrongRuleError(BadRequestError):
 
 
 def parse(data: bytes) -> FolderRules:
-    """Return the rule that a posedrop.json's bytes stand for.
+    """Parse the bytes of a posedrop.json, in whatever encoding.
 
     UTF-8 and UTF-16 are known by their byte order mark or without one; what is neither is taken for
     Windows-1252, as old editors save it.
@@ -85,7 +85,7 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _explain(error: json.JSONDecodeError) -> str:
-    """Return what a person did who wrote this, for the mistakes that are made often."""
+    """Say in plain words why a text is no JSON, for the mistakes that are made often."""
     before, at = error.doc[: error.pos].rstrip(), error.doc[error.pos : error.pos + 1]
     if at in {"}", "]"} and before.endswith(","):
         return f"there is a comma before the {at}; take it out"

@@ -148,7 +148,7 @@ def _answer(task: str, payload: dict[str, Any], report: Reporter) -> dict[str, A
 
 
 def _came_of(error: BaseException, *numbers: int) -> bool:
-    """Tell whether an error, or one that it was made of, is the system's with such a number."""
+    """Tell whether an error, or what caused it, is an OSError with one of these ``errno``."""
     seen: list[BaseException | None] = []
     rest: BaseException | None = error
     while rest is not None and rest not in seen:

@@ -38,7 +38,7 @@ class History:
         return unfinished and self.silent < lease_seconds
 
     def spent(self, *outcomes: str | None) -> list[Attempt]:
-        """Return those that ended so; None: they never said how, as their worker died."""
+        """Return the attempts with one of these outcomes; None: their worker died unheard."""
         return [attempt for attempt in self.attempts if attempt.outcome in outcomes]
 
 
@@ -237,7 +237,7 @@ class Held:
     def end(
         self, outcome: Literal["done", "handed_back", "failed"], error: RunError | None = None
     ) -> Attempt:
-        """Say that nobody need wait for this attempt's heartbeat any more; return its record."""
+        """Record how this attempt ended, so that nobody waits for its heartbeat; return that."""
         self._write(outcome=outcome, error=error)
         return self._record
 
@@ -274,7 +274,7 @@ class Claim(Held):
             self._record = self._record.model_copy(update=known)
 
     def withdraw(self, name: str) -> None:
-        """Forget a file that is of no use."""
+        """Take back that a file was published, which is of no use."""
         left = [artefact for artefact in self.artefacts if artefact.name != name]
         with self._writing:
             self._record = self._record.model_copy(update={"artefacts": left})

@@ -204,7 +204,7 @@ def _refused(record: VideoRecord, error: RefusedVideoError) -> VideoRecord:
 
 
 def _hashes(before: History) -> dict[str, str]:
-    """Return the hashes that an earlier attempt found, of the same bytes; none: there are none."""
+    """Return the hashes of these bytes that an earlier attempt found; empty: none did."""
     for attempt in reversed(before.attempts):
         if attempt.sha256 is not None and attempt.sha1 is not None:
             return {"sha256": attempt.sha256, "sha1": attempt.sha1}
@@ -294,7 +294,7 @@ def _told(error: Exception, local: Path) -> RunError:
 
 
 def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | None:
-    """Return why nothing more is tried, None: something is."""
+    """Return the refusal of a video whose attempts are used up, None: another may be made."""
     failed, died = before.spent("failed"), before.spent(None)
     if len(failed) >= settings.max_attempts:
         said = failed[-1].error

@@ -71,7 +71,7 @@ def spread(values: Values, rows: npt.NDArray[np.bool_]) -> Values:
 
 
 def write(path: Path, predictions: Predictions) -> None:
-    """Write the file, whole or not at all; doubles that are floats take the room of floats."""
+    """Write predictions.npz, whole or not at all; doubles that are floats take a float's room."""
     dtypes = {name: str(value.dtype) for name, value in predictions.values.items()}
     about = {"format": FORMAT, **predictions.about, "dtypes": dtypes}
     arrays = {
@@ -94,7 +94,7 @@ def _small(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def read(path: Path) -> Predictions:
-    """Read the file; the values have the types that they had when it was written.
+    """Read predictions.npz; the values have the types that they had when it was written.
 
     Raises:
         AnalysisError: code ``damaged_predictions``: it is no such file, or one of a newer posedrop.

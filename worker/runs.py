@@ -416,7 +416,7 @@ def _from_the_network(
 def _from_predictions(
     shop: Workshop, run: str, request: Request, held: Claim, folder: Path
 ) -> tuple[dict[str, Any], float] | None:
-    """Do the same from what the network found in an attempt, or in a run, before this one.
+    """Make the tables of what the network found in an attempt, or a run, before this one.
 
     Returns:
         None where there is nothing, or nothing that can be read.
@@ -449,7 +449,7 @@ def _from_predictions(
 
 
 def _runs_before(shop: Workshop, run: str, request: Request) -> Iterator[str]:
-    """Yield a run, the one that it is made for, the one that this was made for..."""
+    """Yield a run, the failed one that it was made for, the one that this was made for..."""
     yield run
     seen, earlier = {run}, request.retry_of
     while earlier is not None and earlier.run not in seen:

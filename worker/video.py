@@ -323,7 +323,7 @@ class _OpenCV:
         self._grabbed = 0
 
     def image(self, place: int) -> Image | None:
-        """Return its BGR of a frame, upright, by its place among those that are shown."""
+        """Return OpenCV's BGR of a frame, upright, by its place among those that are shown."""
         if self._capture is None:
             self._capture = cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG)
         while self._grabbed < place and self._capture.grab():
@@ -427,7 +427,7 @@ class _DamagedError(Exception):
 
 
 def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Generator[Picture]:
-    """Decode from start to end.
+    """Decode a video once from start to end, and number its frames.
 
     Args:
         exact: one frame after the other, so that an error is told with the packet it is in; else
@@ -527,7 +527,7 @@ class _Gone:
         self.hidden = True
 
     def goes_on(self, packet: Packet[VideoStream]) -> None:
-        """Remember a packet that could."""
+        """Remember a packet that could be decoded."""
         self._timeless += self.hidden
         self.hidden = False
         for time in self._tail:
