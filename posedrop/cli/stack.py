@@ -36,7 +36,7 @@ def up(options: Options, data_dir: Path | None, host: str, port: int, s3_port: i
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("posedrop-demo"),
+    default=embedded.DEMO_DATA_DIR,
     show_default=True,
     help="Made if there is none.",
 )
