@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from posedrop import layout
 from posedrop.cli import display
 from posedrop.cli.options import Options, analysis_options, json_option
 from posedrop.client import Client, File, Run, RunRow, Ticket
@@ -139,7 +140,12 @@ def analyse(
     """
     with options.client() as client:
         file_id = client.file_id_of(file)
-        started = client.analyse(file_id, analysis, args, force=force)
+        try:
+            started = client.analyse(file_id, analysis, args, force=force)
+        except PosedropError as error:
+            if error.code != "not_found":
+                raise
+            raise PosedropError(f"there is no video {file!r}; `posedrop ls` lists them") from error
         if not wait:
             if as_json:
                 display.print_json(display.plain(started))
@@ -200,6 +206,11 @@ def list_(
         display.print_json(items)
     else:
         display.table(rows)
+        if not rows and (query or state):
+            click.echo("nothing matches", err=True)
+        elif not rows and limit > 0:
+            todo = "upload FILE" if kind == "files" else "analyse VIDEO --analysis NAME"
+            click.echo(f"there is nothing yet; begin with `posedrop {todo}`", err=True)
         for rule in wrong:
             click.echo(f"{rule.rule} is wrong, the videos below it wait: {rule.message}")
 
@@ -243,7 +254,7 @@ def download(options: Options, analysis_id: str, folder: Path | None, as_json: b
     posedrop download k5x2wq7mfzgs3tfe --to results/day1
     """
     with options.client() as client:
-        run = client.run(analysis_id)
+        run = _run(client, analysis_id)
         if not run.over:
             raise PosedropError(f"{analysis_id} is {run.status}; it has no files yet")
         total = sum(file.size for file in run.files)
@@ -266,7 +277,7 @@ def cancel(options: Options, analysis_id: str) -> None:
     posedrop cancel k5x2wq7mfzgs3tfe
     """
     with options.client() as client:
-        run = client.run(analysis_id)
+        run = _run(client, analysis_id)
         if run.over:
             raise PosedropError(f"{analysis_id} is over: {run.status}; `posedrop rm` deletes it")
         click.echo(f"{analysis_id} {client.cancel(analysis_id)}")
@@ -321,7 +332,37 @@ def _find(client: Client, text: str) -> File | Run:
     except PosedropError as error:
         if error.code != "not_found":
             raise
-    return client.run(text)
+    return _run(client, text)
+
+
+def _run(client: Client, text: str) -> Run:
+    """Return a run by its id; whoever named a video is told the ids of its runs."""
+    if layout.is_id(text):
+        try:
+            return client.run(text)
+        except PosedropError as error:
+            if error.code != "not_found":
+                raise
+    file = _file(client, text)
+    if file is None:
+        raise PosedropError(f"there is no run {text!r}; `posedrop ls --analyses` lists them")
+    if not file.analyses:
+        raise PosedropError(f"{file.key} is a video without runs; `posedrop analyse` asks for one")
+    runs = ", ".join(f"{run.analysis_id} ({run.analysis}, {run.status})" for run in file.analyses)
+    raise PosedropError(f"{file.key} is a video; name one of its runs: {runs}")
+
+
+def _file(client: Client, text: str) -> File | None:
+    """Return the video of which this is the id, the key, or the name."""
+    if not text:
+        return None
+    try:
+        return client.file(client.file_id_of(text))
+    except PosedropError as error:
+        if error.code not in {"not_found", PosedropError.code}:
+            raise
+    found = [file for file in _first(1000, client.files(text)) if file.filename == text]
+    return client.file(found[0].file_id) if found else None
 
 
 def _first(limit: int, items: Iterable[T]) -> list[T]:
