@@ -166,7 +166,7 @@ class _Times:
         """Frames a second."""
         if mean and clock.source != "rate" and not 0.98 < mean * self.rate < 1.02:
             self.rate = 1 / mean
-        self.duration = round(last + 1 / self.rate, 6)
+        self.duration = round(last + clock.interval, 6)
         """Seconds."""
         rounding = 2 * float(reading.base)
         self.uneven = frames > 1 and longest - shortest > max(rounding, UNEVEN * mean) * 1.000001

@@ -134,7 +134,7 @@ class Clock:
         """Take the interval from the film's first frames: a header's mean counts its jumps too."""
         known = [time for time in times if time is not None]
         steps = sorted(b - a for a, b in pairwise(known) if b > a)
-        if steps:
+        if steps and SHORTEST_INTERVAL <= steps[len(steps) // 2] <= LONGEST_INTERVAL:
             self._interval = steps[len(steps) // 2]
             self._last = -self._interval
 

@@ -45,6 +45,7 @@ def main() -> None:
             except (av.error.FFmpegError, OverflowError):
                 told["not to be made"] += 1
                 assume(False)
+            assume(films.is_read(path))
             told["frames"] += films.check(path, film).end
             told["films"] += 1
             for value in (film.codec, film.container, film.change, film.shape):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import av
 import cv2
@@ -23,6 +23,7 @@ from worker import video
 
 Change = Literal["none", "far_off", "shuffled", "pts_is_dts", "offset", "hours"]
 Shape = Literal["whole", "joined", "cut_start"]
+CHANGES: tuple[Change, ...] = get_args(Change)
 
 #: Options of each codec: B-frames, open groups of pictures, hidden reference frames.
 CODECS: dict[str, list[dict[str, str]]] = {
@@ -93,7 +94,8 @@ def films(draw: st.DrawFn) -> Film:
         draw(st.integers(1, 40)),
         draw(st.integers(1, 20)),
         draw(st.sampled_from([Fraction(r) for r in ("15", "25", "30000/1001", "240", "2000")])),
-        draw(st.sampled_from(Change.__args__)),  # type: ignore[attr-defined]
+        # FFmpeg aborts where a NUT file's times are in another order.
+        draw(st.sampled_from(["none", "offset"] if container == "nut" else CHANGES)),
         draw(st.sampled_from(shapes)),
         draw(st.integers(0, 99)),
     )
@@ -153,6 +155,11 @@ def _change(packets: list[av.Packet], film: Film, chance: random.Random) -> None
             packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
 
 
+def is_read(path: Path) -> bool:
+    """Return whether OpenCV opens a film: a transport stream of two frames is too little."""
+    return bool(cv2.VideoCapture(str(path)).isOpened())
+
+
 def opencv_frames(path: Path) -> Iterator[np.ndarray]:
     """Yield a film's frames as OpenCV, and so DeepLabCut, reads them: BGR."""
     capture = cv2.VideoCapture(str(path))
@@ -185,7 +192,9 @@ def check(path: Path, film: Film) -> video.Reading:
     if film.shape != "cut_start" and (film.change == "none" or film.container not in EDITED):
         assert reading.end == film.frames * (2 if film.shape == "joined" else 1)
     if film.shape != "cut_start":
-        assert (reading.concealed, reading.cut) == (0, False)
+        assert not reading.cut
+        # FFmpeg calls the only frame of an MPEG-2 film damaged.
+        assert not reading.concealed or film.codec == "mpeg2video"
     seconds, source = reading.seconds(np.arange(reading.end))
     assert source in ("container", "interpolated", "rate")
     assert len(seconds) == 0 or seconds[0] == 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import av
 import av.error
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -35,6 +36,7 @@ def test_any_film_is_read_as_opencv_reads_it(film: Film) -> None:
             path = films.make(Path(folder) / "film", film)
         except (av.error.FFmpegError, OverflowError):
             assume(False)
+        assume(films.is_read(path))
         films.check(path, film)
 
 
@@ -224,3 +226,49 @@ def test_times_are_mended(ticks: list[int | None], expected: list[float], source
         [0.1 * tick for tick in expected][: len(found) - 2], abs=1e-6
     )
     assert clock.source == source
+
+
+@pytest.mark.parametrize("interval", [1e-6, 120.0, 1e9])
+def test_the_first_frames_tell_more_of_the_interval_than_a_header(interval: float) -> None:
+    """A mean that counts an hour's jump, or that lies, is not how long a frame lasts."""
+    clock = Clock(0.1, interval)
+    ticks = [*RAMP, *(tick + 36_000 for tick in RAMP)]
+    found = [time for time, _ in clock.run((tick, None) for tick in ticks)]
+    assert found == pytest.approx([0.1 * number for number in range(40)])
+    assert clock.interval == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (160, 120), (641, 480)])
+def test_jpegs_in_a_row_are_a_film_whatever_the_files_name(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    """Plain, progressive or with restarts, of any size, with zeros between them or without."""
+    film, jpegs = tmp_path / "film", list(_jpegs(*size))
+    for gap in (b"", b"\0" * 7):
+        film.write_bytes(gap.join(jpegs))
+        assert sum(1 for _ in video.frames(film)) == len(jpegs)
+
+
+def test_a_photo_is_no_film(tmp_path: Path) -> None:
+    """One JPEG, with a small one in its header, cut, or with a phone's second picture behind it."""
+    film, (jpeg, small, *_) = tmp_path / "film", list(_jpegs(64, 48))
+    with_small = jpeg[:2] + b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small + jpeg[2:]
+    of_a_phone = jpeg[:2] + b"\xff\xe2\0\x08MPF\0\0\0" + jpeg[2:] + small
+    for content in (
+        jpeg,
+        with_small,
+        jpeg[:-9],
+        of_a_phone,
+        b"\xff\xd8",
+        b"\xff\xd8" + b"\xff" * 99,
+    ):
+        film.write_bytes(content)
+        with pytest.raises(RefusedVideoError) as refused:
+            next(video.frames(film))
+        assert refused.value.code == "not_a_video"
+
+
+def _jpegs(width: int, height: int) -> Iterator[bytes]:
+    kinds = [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)]
+    for kind, picture in zip(kinds, videos.pictures(3, width, height), strict=True):
+        yield cv2.imencode(".jpg", picture, kind)[1].tobytes()
