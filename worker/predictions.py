@@ -104,7 +104,8 @@ def read(path: Path) -> Predictions:
             return _parsed(file)
     except _UNREADABLE as error:
         raise AnalysisError(
-            f"predictions.npz can't be read ({error}): ask with force, to find the poses anew",
+            f"predictions.npz can't be read ({error}); ask with --force (API: "
+            '"force": true), and the network finds the poses anew',
             code="damaged_predictions",
         ) from error
 
