@@ -47,7 +47,7 @@ def parse(data: bytes) -> FolderRules:
     except ValidationError as error:
         raise WrongRuleError(_first(error)) from error
     if rules.args and rules.analysis is None:
-        raise WrongRuleError("it has args and no analysis")
+        raise WrongRuleError("it has args, and no analysis that they are for")
     return rules
 
 
@@ -81,7 +81,7 @@ def _loads(text: str) -> Any:
             f"it is not JSON, line {error.lineno}, column {error.colno}: {_explain(error)}"
         ) from error
     except RecursionError as error:
-        raise WrongRuleError("it is nested too deep") from error
+        raise WrongRuleError("it is nested too deeply") from error
     except ValueError as error:
         raise WrongRuleError("a number in it has too many digits") from error
 
@@ -98,7 +98,7 @@ def _explain(error: json.JSONDecodeError) -> str:
     if before.endswith(",") and "trailing comma" in error.msg:
         return "there is a comma before the closing bracket; take it out"
     if at and at in _QUOTES:
-        return f'{at} is no quote there; use "'
+        return f'{at} is not a quote of JSON; use "'
     if at in {"/", "#"}:
         return "JSON has no comments"
     if not at:
@@ -123,7 +123,7 @@ def _check(value: Any) -> None:
         level = inner
         if not level:
             return
-    raise WrongRuleError("it is nested too deep")
+    raise WrongRuleError("it is nested too deeply")
 
 
 def _check_names(value: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ def check_fits(size: int, scratch: Path) -> None:
         raise RefusedVideoError(
             f"the film has {size:,} bytes, and the disk of {scratch} has {disk.total:,} in all "
             f"({disk.free:,} free): set POSEDROP_SCRATCH_DIR to a folder on a larger disk, or cut "
-            "the film; then `posedrop reingest` looks at it again",
+            "the film into parts; then `posedrop reingest` with its name looks at it again",
             code="no_room",
         )
 
@@ -104,7 +104,7 @@ def check_child(scratch: Path) -> None:
     raise RefusedVideoError(
         f"the film and what was made of it took {took:,} bytes, and the disk of {scratch} has "
         f"{before.total:,} in all: set POSEDROP_SCRATCH_DIR to a folder on a larger disk, or cut "
-        "the film",
+        "the film into parts",
         code="no_room",
     )
 

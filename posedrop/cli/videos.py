@@ -27,7 +27,7 @@ T = TypeVar("T")
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
 )
 @analysis_options(required=False)
-@click.option("--wait", is_flag=True, help="Until the runs are over.")
+@click.option("--wait", is_flag=True, help="Wait until the runs are over.")
 @json_option
 @click.pass_obj
 def upload(
@@ -115,8 +115,8 @@ def _show_outcome(path: Path, file: File, run: Run | None) -> None:
 @click.command()
 @click.argument("file")
 @analysis_options(required=True)
-@click.option("--force", is_flag=True, help="Run it anew though results exist.")
-@click.option("--wait", is_flag=True, help="Until the run is over.")
+@click.option("--force", is_flag=True, help="Run it anew, network and all, though results exist.")
+@click.option("--wait", is_flag=True, help="Wait until the run is over.")
 @json_option
 @click.pass_obj
 def analyse(
@@ -129,6 +129,9 @@ def analyse(
     as_json: bool,
 ) -> None:
     """Ask for an analysis of a video, named by its file id or its key.
+
+    If the same run exists, that is the answer. If it failed or was cancelled, it is made anew: from
+    predictions.npz where it has that, without the network.
 
     Ends with 0 if it was taken; with --wait, if there are results (those of a partial run count).
     Ends with 1 if it was refused, or the run failed or was cancelled.
@@ -164,8 +167,8 @@ def analyse(
 @click.argument("query", required=False)
 @click.option("--files", "kind", flag_value="files", default="files", help="Videos (default).")
 @click.option("--analyses", "kind", flag_value="analyses", help="Runs.")
-@click.option("--state", help="Such as ready, refused; running, succeeded, failed.")
-@click.option("--limit", default=100, show_default=True, help="So many, the newest.")
+@click.option("--state", help="Only those: ready, refused...; runs: running, failed...")
+@click.option("--limit", default=100, show_default=True, help="At most so many.")
 @json_option
 @click.pass_obj
 def list_(
@@ -173,7 +176,8 @@ def list_(
 ) -> None:
     """List videos or runs, the newest first; QUERY is any part of a name, or several.
 
-    A posedrop.json that is wrong is told below the videos.
+    A part has three letters or more, or one character of Chinese, Japanese or Korean; one or two
+    letters find words that begin so. What is wrong with a posedrop.json stands below the videos.
 
     \b
     posedrop ls
@@ -242,12 +246,14 @@ def show(options: Options, id_: str, as_json: bool) -> None:
     "--to",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Default: a folder named like the id.",
+    help="Folder for the files; default: one named like the id.",
 )
 @json_option
 @click.pass_obj
 def download(options: Options, analysis_id: str, folder: Path | None, as_json: bool) -> None:
     """Download all files of a run; what is there and whole is not fetched again.
+
+    A run that failed has files too: what was made before it failed.
 
     \b
     posedrop download k5x2wq7mfzgs3tfe

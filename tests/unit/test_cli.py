@@ -518,7 +518,7 @@ def test_reingest_tells_what_comes_of_each(tmp_path: Path, api: Api) -> None:
     api.answers[f"GET /upload/{FILE_ID}"] = file_json()
     api.answers[f"GET /upload/{RUN_ID}"] = file_json(state="refused", refusal=refusal)
     assert call(tmp_path, "reingest", "day1/").output == (
-        "2 videos are looked at anew\n"
+        "looked at anew: 2\n"
         "1/2 day1/film.mp4: ready\n"
         "2/2 day1/text.mp4: refused, not_a_video: it is text\n"
     )
