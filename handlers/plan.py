@@ -95,6 +95,8 @@ def order(context: Context, analysis: str, args: Mapping[str, Any]) -> Order:
         BadRequestError: no such analysis, argument or model; ``field`` names it.
     """
     found = analyses.get(analysis)
+    if found.needs_model and args.get("model") is None:
+        raise _no_model(context, found)
     complete = found.normalise(args)
     model = None
     if found.needs_model:
@@ -102,6 +104,34 @@ def order(context: Context, analysis: str, args: Mapping[str, Any]) -> Order:
         if found.check is not None:
             found.check(found.args.model_validate(complete), model)
     return Order(found, complete, model)
+
+
+def _no_model(context: Context, analysis: analyses.Analysis) -> BadRequestError:
+    """Return what to do for an analysis that was asked for without its model."""
+    there = models.list_models(context.storage, context.settings.models_bucket)
+    names = list(dict.fromkeys(model.name for model in there if _takes(analysis, model)))
+    which = analysis.args.model_fields["model"].description
+    return BadRequestError(
+        f"{analysis.name} needs args.model ({which}); say --arg model=NAME, in JSON "
+        + '"args": {"model": "NAME"}. '
+        + (
+            f"There are: {', '.join(names)}"
+            if names
+            else "None is there yet; `posedrop models push` puts one there, its --help says how"
+        ),
+        code="bad_args",
+        field="args.model",
+    )
+
+
+def _takes(analysis: analyses.Analysis, model: Model) -> bool:
+    try:
+        complete = analysis.normalise({"model": model.name})
+        if analysis.check is not None:
+            analysis.check(analysis.args.model_validate(complete), model)
+    except BadRequestError as error:
+        return error.code == "weights_missing"  # of the networks that it would take by default
+    return True
 
 
 def ask(

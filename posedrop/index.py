@@ -66,6 +66,7 @@ class Index:
     """The index in one SQLite file; safe to use from any number of threads and processes."""
 
     def __init__(self, path: Path, *, timeout: float = 30) -> None:
+        schema.check_sqlite()
         self._path = path
         self._timeout = timeout
         self._local = threading.local()

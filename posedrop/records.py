@@ -340,8 +340,6 @@ class Model(Versioned):
 class FolderRules(Versioned):
     """``posedrop.json`` in a folder of the videos bucket: what to do with the videos below it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     analysis: str | None = Field(default=None, description="null: nothing, stop looking further up")
     args: dict[str, Any] = Field(default_factory=dict)
     existing: bool = Field(

@@ -46,7 +46,7 @@ class Predictions:
     seconds: npt.NDArray[np.float64]
     """When each is shown; the film's first frame at 0; (n,)."""
     decoded: npt.NDArray[np.bool_]
-    """Whether there was a picture; where not, all else is NaN; (n,)."""
+    """Whether there was a picture; where not, the values are NaN; (n,)."""
     values: Values
     """By the names of :data:`NETWORK`, each (n, ...): pixels of what the network was shown."""
     about: dict[str, Any]
@@ -104,7 +104,8 @@ def read(path: Path) -> Predictions:
             return _parsed(file)
     except _UNREADABLE as error:
         raise AnalysisError(
-            f"predictions.npz can't be read ({error}): ask with force, to find the poses anew",
+            f"predictions.npz can't be read ({error}); ask with --force (API: "
+            '"force": true), and the network finds the poses anew',
             code="damaged_predictions",
         ) from error
 

@@ -29,7 +29,7 @@ _NEARLY_FULL = 0.1
 #: What to do about a disk that is too small; an ingest refuses by it, a run fails.
 _ADVICE = (
     "set POSEDROP_SCRATCH_DIR to a folder on a larger disk, then `posedrop reingest` the film if "
-    "it was refused, or ask for the analysis again; or cut the film"
+    "it was refused, or ask for the analysis again; or cut the film into parts"
 )
 #: Bytes that a disk must take to pass for one that is not full.
 _ROOM = 1 << 18

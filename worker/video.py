@@ -153,7 +153,8 @@ def _video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
         stream.codec_context.options = {"max_pixels": str(_decoder_limit(max_pixels))}
         return stream
     raise RefusedVideoError(
-        "the file holds no video stream, e.g. only sound", code="no_video_stream"
+        "the file holds no video stream, e.g. only sound: upload the film itself",
+        code="no_video_stream",
     )
 
 
