@@ -480,6 +480,8 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
             yield from map(number, found)
         try:
             found = stream.decode(None)
+        except builtins.MemoryError:
+            raise
         except av.error.FFmpegError as error:
             if not exact:
                 raise _DamagedError from error
