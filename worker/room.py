@@ -51,7 +51,7 @@ def check_fits(size: int, scratch: Path) -> None:
 
 
 def fetch_with_room(cache: Cache, fetch: Callable[[], T]) -> T:
-    """Call ``fetch``; where the disk is full, once more after the cache of videos gave way.
+    """Call ``fetch``; where the disk is full, once more after the cache gave way.
 
     Raises:
         StorageError: code ``scratch_unwritable``: it is still full.
@@ -82,7 +82,7 @@ def check_room(folder: Path) -> None:
 
 
 def check_child(scratch: Path) -> None:
-    """Find out whether the disk is full, as a child says, and have the cache of videos give way.
+    """Find out whether the disk is full, as a child says, and have the cache give way.
 
     Raises:
         StorageError: code ``scratch_unwritable``: it may be otherwise the next time.

@@ -70,3 +70,20 @@ def test_models_in_use_stay(tmp_path: Path) -> None:
         os.utime(folder, (stat.st_atime, stat.st_mtime - age))
     cache.trim_models()
     assert [path.name for path in cache.models.iterdir()] == ["new"]
+
+
+def test_a_full_disk_drops_what_no_job_needs(tmp_path: Path) -> None:
+    """Videos at once, and models that were not used for an hour, though within their bound."""
+    cache = Cache(tmp_path / "cache", 1000)
+    kept(cache, tmp_path, b"film")
+    for path in tmp_path.glob("source*"):
+        path.unlink()
+    for name, age in (("old", 10_000), ("new", 0)):
+        folder = cache.models / name
+        folder.mkdir()
+        (folder / "weights.pt").write_bytes(bytes(100))
+        stat = folder.stat()
+        os.utime(folder, (stat.st_atime, stat.st_mtime - age))
+    assert cache.give_way() == 104
+    assert [path.name for path in cache.models.iterdir()] == ["new"]
+    assert list((tmp_path / "cache/videos").iterdir()) == []
