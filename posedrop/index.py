@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from sqlite_utils import Database
 
 from posedrop import rows, schema
-from posedrop.errors import PosedropError
+from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.events import Event, ObjectCreated
 from posedrop.listing import LAST_CHARACTER, MAX_PAGE, Page, Row, Where, to_cursor
 from posedrop.records import Asked, FileState, Request, Result, RunError, RunState, VideoRecord
@@ -78,6 +78,12 @@ class Index:
         with schema.translated():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db.enable_wal()
+            if schema.is_newer(self._db):
+                self.close()
+                raise ConfigurationError(
+                    f"a newer posedrop has had the index {path}: remove it, with the files beside "
+                    "it that begin with its name; it comes back from the buckets"
+                )
             if not schema.is_current(self._db):
                 with self._write():
                     schema.migrate(self._db)

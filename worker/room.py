@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from posedrop.errors import RefusedVideoError, StorageError
+from posedrop.errors import ModelError, RefusedVideoError, StorageError
+from posedrop.records import Model
 from worker.cache import Cache
 
 T = TypeVar("T")
@@ -46,6 +47,23 @@ def check_fits(size: int, scratch: Path) -> None:
         raise RefusedVideoError(
             f"the film has {size:,} bytes, and the disk of {scratch} has {disk.total:,} in all "
             f"({disk.free:,} free): {_ADVICE}",
+            code="no_room",
+        )
+
+
+def check_model_fits(model: Model, scratch: Path) -> None:
+    """Fail a run whose model the disk could not hold if it were empty.
+
+    Raises:
+        ModelError: code ``no_room``; final.
+    """
+    disk = shutil.disk_usage(scratch)
+    size = sum(file.size for file in model.files)
+    if size > disk.total:
+        raise ModelError(
+            f"the model {model.name} has {size:,} bytes, and the disk of {scratch} has "
+            f"{disk.total:,} in all: set POSEDROP_SCRATCH_DIR to a folder on a larger disk, then "
+            "ask for the analysis again",
             code="no_room",
         )
 

@@ -175,8 +175,11 @@ def _try_again(shop: Workshop, run: str, held: Claim, folder: Path, error: Posed
 
 
 def _failure(error: PosedropError, held: Claim, folder: Path) -> RunError:
-    stage = held.at if held.at in STAGES else held.task
-    return claim.run_error(error, stage, _tail(folder / RUN_LOG))
+    return claim.run_error(error, _stage(held.at, held.task), _tail(folder / RUN_LOG))
+
+
+def _stage(at: str, task: Task) -> str:
+    return at if at in STAGES else task
 
 
 def _leave(shop: Workshop, run: str, held: Claim, folder: Path) -> None:
@@ -248,7 +251,7 @@ def _give_up(shop: Workshop, run: str, request: Request, spent: claim.Exhausted)
     known = last.error or RunError(
         code="worker_died",
         message=f"worker {last.worker} was killed or lost while it was at this run",
-        stage=last.progress.stage,
+        stage=_stage(last.progress.stage, last.task),
     )
     message = f"given up after {shop.settings.max_attempts} attempts; the last: {known.message}"
     error = known.model_copy(update={"message": message})
@@ -369,6 +372,9 @@ def _from_the_network(
     model = None
     if request.model is not None:
         held.stage("fetch the model")
+        record = _model(shop, request)
+        if record is not None:
+            room.check_model_fits(record, shop.settings.scratch_dir)
         kept = shop.cache.models
         ref, there = request.model, shop.settings.models_bucket
         model = room.fetch_with_room(
@@ -642,7 +648,7 @@ def _model(shop: Workshop, request: Request) -> Model | None:
     if request.model is None:
         return None
     key = f"{request.model.name}/{request.model.digest}/model.json"
-    return shop.storage.read_record(shop.settings.models_bucket, key, Model)
+    return shop.storage.read_whole_record(shop.settings.models_bucket, key, Model)
 
 
 def _drawing(

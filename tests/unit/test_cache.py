@@ -6,6 +6,11 @@ import hashlib
 import os
 from pathlib import Path
 
+import pytest
+
+from posedrop.errors import ModelError
+from posedrop.records import Model, ModelFile
+from worker import room
 from worker.cache import Cache
 
 
@@ -87,3 +92,13 @@ def test_a_full_disk_drops_what_no_job_needs(tmp_path: Path) -> None:
     assert cache.give_way() == 104
     assert [path.name for path in cache.models.iterdir()] == ["new"]
     assert list((tmp_path / "cache/videos").iterdir()) == []
+
+
+def test_a_model_that_no_disk_here_holds_ends_its_run(tmp_path: Path) -> None:
+    """It would be fetched for ever; one that fits is let pass."""
+    file = ModelFile(path="snapshot.pt", size=1 << 20, sha256="")
+    room.check_model_fits(Model.model_construct(name="small", files=[file]), tmp_path)
+    large = file.model_copy(update={"size": 1 << 60})
+    with pytest.raises(ModelError, match="POSEDROP_SCRATCH_DIR") as final:
+        room.check_model_fits(Model.model_construct(name="large", files=[large]), tmp_path)
+    assert final.value.code == "no_room"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -270,6 +271,19 @@ def test_counts(index: Index) -> None:
     assert (counts["files"], counts["analyses"]) == ({}, {})
 
 
+def test_an_index_of_a_newer_posedrop_is_refused_in_words(tmp_path: Path) -> None:
+    """It is left as it is, and who went back to this release is told what to remove."""
+    path = tmp_path / "newer.db"
+    Index(path).close()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            "INSERT INTO _sqlite_migrations (migration_set, name, applied_at)"
+            " VALUES ('posedrop', '9999_of_tomorrow', '2030-01-01')"
+        )
+    with pytest.raises(ConfigurationError, match=rf"newer posedrop .*{path.name}: remove it"):
+        Index(path)
+
+
 def test_an_older_index_is_brought_up_to_date(tmp_path: Path) -> None:
     """Its rows are counted, what it had ingested counts as planned, and all names are found.
 
@@ -284,6 +298,8 @@ def test_an_older_index_is_brought_up_to_date(tmp_path: Path) -> None:
             content_rowid='number', tokenize='unicode61 remove_diacritics 2', prefix='1 2 3');
         CREATE TRIGGER uploaded_file_ai AFTER INSERT ON uploaded_file BEGIN
             INSERT INTO uploaded_file_fts (rowid, key) VALUES (new.number, new.key); END;
+        INSERT INTO _sqlite_migrations (migration_set, name, applied_at)
+            VALUES ('posedrop', '0002_search', '2026-01-01');
     """)
     old = [replace(rows.ingested_file(video_record(n)), planned=True) for n in range(2500)]
     db.execute("BEGIN")
