@@ -26,11 +26,13 @@ up: $(READY)  ## Start the stack and leave it running
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest
 
-soak: $(READY)  ## Kill everything in turn while uploads go on, then balance the books (SECONDS, SEED, STACK)
+soak: $(READY)  ## Kill everything in turn while uploads go on, balance the books, then fuzz (SECONDS, SEED, STACK)
 	$(BIN)/python -m tests.faults.soak --seconds $(or $(SECONDS),300) --seed $(or $(SEED),1) --stack $(or $(STACK),embedded)
+	$(MAKE) fuzz
 
-fuzz: $(READY)  ## Damage films of every container, and cut them at every length: each has to end (SECONDS, SEED)
+fuzz: $(READY)  ## Damage films, cut them at every length: each ends; compare films with OpenCV (SECONDS, SEED, EXAMPLES)
 	$(BIN)/python -m tests.faults.fuzz --cuts --seconds $(or $(SECONDS),300) --seed $(or $(SEED),1)
+	$(BIN)/python -m tests.faults.films --examples $(or $(EXAMPLES),1000)
 
 lint: $(READY)  ## Style, types and the direction of imports
 	$(BIN)/ruff check .

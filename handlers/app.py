@@ -335,8 +335,15 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
     async def validation_error(
-        _: Request, error: RequestValidationError | ValidationError
+        request: Request, error: RequestValidationError | ValidationError
     ) -> JSONResponse:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"] if part != "body")
-        return refusal(422, "bad_request", f"{field}: {first['msg']}", field=field)
+        # Where a body is no JSON, FastAPI says at which character in place of the field.
+        parts = [] if first["type"] == "json_invalid" else first["loc"]
+        field = ".".join(str(part) for part in parts if part != "body")
+        if field:
+            return refusal(422, "bad_request", f"{field}: {first['msg']}", field=field)
+        message = f"the body has to be a JSON object: {first['msg']}"
+        if "json" not in request.headers.get("content-type", ""):
+            message += "; send it with -H 'Content-Type: application/json'"
+        return refusal(422, "bad_request", message)

@@ -44,6 +44,10 @@ log = logging.getLogger(__name__)
 
 #: How often what fails is made anew by asking again for the same; beyond, ask with ``force``.
 MAX_RETRIES = 10
+#: How a run ends that may be made anew.
+_BAD = frozenset({"failed", "cancelled"})
+#: The error of a question about a video that was refused.
+_REFUSED = "refused"
 _ALWAYS = datetime.max.replace(tzinfo=UTC)
 
 Origin = Literal["api", "metadata", "folder", "default"]
@@ -91,6 +95,8 @@ def order(context: Context, analysis: str, args: Mapping[str, Any]) -> Order:
         BadRequestError: no such analysis, argument or model; ``field`` names it.
     """
     found = analyses.get(analysis)
+    if found.needs_model and args.get("model") is None:
+        raise _no_model(context, found)
     complete = found.normalise(args)
     model = None
     if found.needs_model:
@@ -98,6 +104,34 @@ def order(context: Context, analysis: str, args: Mapping[str, Any]) -> Order:
         if found.check is not None:
             found.check(found.args.model_validate(complete), model)
     return Order(found, complete, model)
+
+
+def _no_model(context: Context, analysis: analyses.Analysis) -> BadRequestError:
+    """Return what to do for an analysis that was asked for without its model."""
+    there = models.list_models(context.storage, context.settings.models_bucket)
+    names = list(dict.fromkeys(model.name for model in there if _takes(analysis, model)))
+    which = analysis.args.model_fields["model"].description
+    return BadRequestError(
+        f"{analysis.name} needs args.model ({which}); say --arg model=NAME, in JSON "
+        + '"args": {"model": "NAME"}. '
+        + (
+            f"There are: {', '.join(names)}"
+            if names
+            else "None is there yet; `posedrop models push` puts one there, its --help says how"
+        ),
+        code="bad_args",
+        field="args.model",
+    )
+
+
+def _takes(analysis: analyses.Analysis, model: Model) -> bool:
+    try:
+        complete = analysis.normalise({"model": model.name})
+        if analysis.check is not None:
+            analysis.check(analysis.args.model_validate(complete), model)
+    except BadRequestError as error:
+        return error.code == "weights_missing"  # of the networks that it would take by default
+    return True
 
 
 def ask(
@@ -155,10 +189,9 @@ def ask(
     )
     key = layout.asked(prefix, asked.pending_id)
     created = context.storage.create(context.settings.results_bucket, key, asked.to_json())
-    with context.index.together():
-        if created:
-            # It may have been asked before, and taken back.
-            context.index.pending_removed(asked.pending_id)
+    if created:  # it may have been asked before, and taken back
+        _reopen(context, asked)
+    else:
         context.index.pending_asked(asked)
     return Answer(asked.pending_id, "waiting", not created)
 
@@ -194,13 +227,13 @@ def start(
             row = context.index.analysis(analysis_id)
             if retry_before is not None and row is not None and row.finished_at is None:
                 row = up_to_date(context, row)
-            bad = row is None or row.state in {"failed", "cancelled"}
-            if not (bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
+            is_bad = row is None or row.state in _BAD
+            if not (is_bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
                 if row is None:
                     request = _request(video, wanted, origin, analysis_id, force, retry_of)
                     row = _created(context, video, request)
-                if row is None:
-                    break
+                    if row is None:
+                        break
                 if retries == MAX_RETRIES or not _is_retried(row, retry_before):
                     return Answer(analysis_id, row.state, True)
             if row is not None:
@@ -221,7 +254,7 @@ def _exists(context: Context, analysis_id: str) -> bool:
 
 
 def _is_retried(row: AnalysisRow, before: datetime | None) -> bool:
-    if row.state not in {"failed", "cancelled"} or row.finished_at is None:
+    if row.state not in _BAD or row.finished_at is None:
         return False
     return before is not None and row.finished_at < before
 
@@ -377,7 +410,7 @@ def _follow(context: Context, video: VideoRecord, file: FileRow) -> None:
     """Plan a video by its one rule, or have it wait for that; the bucket, then the index know."""
     ref = video.video
     bucket, key = context.settings.results_bucket, layout.planned(ref.file_id)
-    before = context.storage.read_record(bucket, key, Planned)
+    before = context.storage.read_whole_record(bucket, key, Planned)
     if before is not None and (not _is_of(before, video) or _was_rejected(context, video, before)):
         before = None
     seen: dict[str, str | None] = {}
@@ -416,7 +449,7 @@ def _was_rejected(context: Context, video: VideoRecord, before: Planned) -> bool
         return False
     run = _run_of(context, video, "rejected", before.analysis_id)
     bucket = context.settings.results_bucket
-    request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    request = context.storage.read_whole_record(bucket, f"{run}/{layout.REQUEST}", Request)
     return request is not None and _is_rejected_rule(request)
 
 
@@ -525,16 +558,11 @@ def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Pl
     if asked - answered.keys():
         return _planned(video, question, None)
     for pending_id in sorted(asked):
-        answer = context.storage.read_record(bucket, answered[pending_id], Planned)
+        answer = context.storage.read_whole_record(bucket, answered[pending_id], Planned)
         if answer is not None and _is_of(answer, video):
             return _planned(video, question, answer.analysis_id)
     for key in requests:
-        try:
-            request = context.storage.read_record(bucket, key, Request)
-        except PosedropError as error:
-            if error.code != "damaged_record":
-                raise
-            continue
+        request = context.storage.read_whole_record(bucket, key, Request)
         if request is None or request.sha256 != video.sha256 or _is_rejected_rule(request):
             continue
         if whenever or request.created_at >= video.last_modified:
@@ -552,11 +580,42 @@ def _answer_questions(context: Context, video: VideoRecord) -> None:
             context.index.pending_removed(pending.pending_id)
             continue
         key = layout.answered(prefix, pending.pending_id)
-        done = context.storage.read_record(bucket, key, Planned)
+        done = context.storage.read_whole_record(bucket, key, Planned)
         if done is None:
             done = _answer(context, video, pending)
             context.storage.create(bucket, key, done.to_json())
         note_answer(context, pending.pending_id, done)
+
+
+def ask_again(context: Context, prefix: str, etag: str) -> None:
+    """Open the questions about a video again that were answered with its refusal alone.
+
+    Args:
+        context: the handlers' tools.
+        prefix: the video's folder of the results bucket.
+        etag: of the bytes that were refused.
+    """
+    bucket = context.settings.results_bucket
+    for found in list(context.storage.objects(bucket, f"{prefix}/asked/")):
+        match layout.parse_result_key(found.key):
+            case layout.AnsweredObject(video=mine, pending_id=pending_id) if mine == prefix:
+                done = context.storage.read_whole_record(bucket, found.key, Planned)
+                key = layout.asked(prefix, pending_id)
+                asked = context.storage.read_whole_record(bucket, key, Asked)
+                if asked is not None and done is not None and _says_refused(done, etag):
+                    # The index first: what is cut short here is answered as it was.
+                    _reopen(context, asked)
+                    context.storage.delete(bucket, [found.key])
+
+
+def _says_refused(done: Planned, etag: str) -> bool:
+    return done.etag == etag and done.error is not None and done.error.code == _REFUSED
+
+
+def _reopen(context: Context, asked: Asked) -> None:
+    with context.index.together():
+        context.index.pending_removed(asked.pending_id)
+        context.index.pending_asked(asked)
 
 
 def note_answer(context: Context, pending_id: str, done: Planned) -> None:
@@ -570,7 +629,7 @@ def note_answer(context: Context, pending_id: str, done: Planned) -> None:
 def _answer(context: Context, video: VideoRecord, pending: PendingRow) -> Planned:
     if video.refusal is not None or video.probe is None:
         reason = video.refusal.message if video.refusal else "it has no frames"
-        refused = RunError(code="refused", message=reason, stage="ingest")
+        refused = RunError(code=_REFUSED, message=reason, stage="ingest")
         return _planned(video, Followed(kind="question"), None, refused)
     try:
         wanted = order(context, pending.analysis, pending.args)

@@ -24,7 +24,7 @@ from handlers.reingest import OldRefusals
 from posedrop import layout, queue
 from posedrop.errors import PosedropError, StorageError
 from posedrop.index import AnalysisRow, FileRow, Page
-from posedrop.records import Attempt, FileState, RunState
+from posedrop.records import Attempt, FileState, RunState, VideoRecord
 from posedrop.storage import ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -430,10 +430,12 @@ class ToDo:
 
 def _was_ingested(context: Context, row: FileRow) -> bool:
     """Index a video's record that no event told of, or no longer; False if there is none."""
-    record = context.video_record(row.bucket, row.key)
+    key = layout.video_record(context.video_prefix(row.bucket, row.key))
+    results = context.settings.results_bucket
+    record = context.storage.read_whole_record(results, key, VideoRecord)
     if record is None or record.video.etag != row.etag:
-        return False
-    notify.result_arrived(context, layout.video_record(context.video_prefix(row.bucket, row.key)))
+        return False  # one that is damaged is written anew
+    notify.result_arrived(context, key)
     return True
 
 
@@ -465,7 +467,7 @@ def _run_now(context: Context, run: str) -> tuple[dict[str, ObjectInfo], bool]:
     beaten = names[f"attempts/{max(numbers)}.json"].last_modified
     if (listing.now - beaten).total_seconds() >= context.settings.lease_seconds:
         return names, False
-    attempt = context.storage.read_record(bucket, layout.attempt(run, max(numbers)), Attempt)
+    attempt = context.storage.read_whole_record(bucket, layout.attempt(run, max(numbers)), Attempt)
     return names, attempt is not None and attempt.outcome is None
 
 
@@ -486,22 +488,20 @@ def _plan_forgotten(context: Context, repairs: Repairs) -> None:
     for file in forgotten.values():
         try:
             video = context.video_record(file.bucket, file.key)
+            if video is not None and video.video.etag == file.etag:
+                plan.plan_ingested(context, video)
+                repairs.requests_planned += 1
+                continue
         except PosedropError as error:
             if error.code != "damaged_record":
                 raise
             log.warning("not planned: %s", error)
             repairs.damaged += 1
             continue
-        if video is not None and video.video.etag == file.etag:
-            try:
-                plan.plan_ingested(context, video)
-            except PosedropError:
-                raise
-            except Exception:
-                log.exception("%s is not planned, and holds up nothing", file.key)
-                continue
-            repairs.requests_planned += 1
-        elif file.etag is not None and (file.enqueued_at or file.created_at) < lately:
+        except Exception:
+            log.exception("%s is not planned, and holds up nothing", file.key)
+            continue
+        if file.etag is not None and (file.enqueued_at or file.created_at) < lately:
             # Somebody has cleared it away: it is made again.
             context.enqueue_ingest(file.file_id, file.bucket, file.key, file.etag)
             repairs.ingests_sent += 1

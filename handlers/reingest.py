@@ -1,7 +1,8 @@
 """Looking at refused videos anew: those that an older posedrop refused, and whatever is asked for.
 
-A refusal is taken back by removing its video.json and the attempts before it. Then the video is one
-that was received and not ingested yet, which whatever is lost on the way is mended for.
+A refusal is taken back by removing its video.json, the attempts before it, and what it answered to
+those who had asked for an analysis. Then the video is one that was received and not ingested yet,
+and what is lost on the way is found by the reconciler.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import logging
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from handlers import plan
 from handlers.context import Context
 from posedrop import layout, queue
-from posedrop.errors import PosedropError
 from posedrop.index import FileRow
-from posedrop.records import INGEST_VERSION
+from posedrop.records import INGEST_VERSION, VideoRecord
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +64,15 @@ def reingest(context: Context, wanted: ReingestRequest) -> ReingestAnswer:
 class OldRefusals:
     """One passage through the refusals, a few a round, for those of an older ingest.
 
-    A video's new record names the new version: whatever is started anew, none is sent twice.
+    A video's new record names the new version: whatever is started anew, none is sent twice. Nor
+    is one that a worker of the older posedrop takes, and refuses as before.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._cursor: str | None = None
+        self._sent: set[str] = set()
+        """The file ids of those behind the cursor that were sent."""
         self._over = False
 
     def go_on(self) -> int:
@@ -85,19 +89,19 @@ class OldRefusals:
         sent = 0
         for row in page.rows:
             if sent == room:
-                return sent  # the next round finds the rest: what was sent is not refused any more
-            sent += self._is_old(row) and _again(context, row)
+                return sent
+            if row.file_id not in self._sent and self._is_old(row) and _again(context, row):
+                self._sent.add(row.file_id)
+                sent += 1
         self._cursor, self._over = page.cursor, page.cursor is None
+        self._sent.clear()
         return sent
 
     def _is_old(self, row: FileRow) -> bool:
-        try:
-            record = self._context.video_record(row.bucket, row.key)
-        except PosedropError as error:
-            if error.code != "damaged_record":
-                raise
-            log.warning("passed over: %s", error)
-            return False
+        context = self._context
+        key = layout.video_record(context.video_prefix(row.bucket, row.key))
+        results = context.settings.results_bucket
+        record = context.storage.read_whole_record(results, key, VideoRecord)
         return record is not None and record.ingest_version < INGEST_VERSION
 
 
@@ -107,8 +111,10 @@ def _again(context: Context, row: FileRow) -> bool:
     # indexed again, by whoever looks for what was received and never ingested.
     if row.etag is None or not context.index.file_looked_at_anew(row.file_id, row.etag):
         return False
-    record = layout.video_record(context.video_prefix(row.bucket, row.key))
+    prefix = context.video_prefix(row.bucket, row.key)
     results = context.settings.results_bucket
+    plan.ask_again(context, prefix, row.etag)
+    record = layout.video_record(prefix)
     context.storage.delete(results, [*context.ingest_attempts(row.file_id), record])
     context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)
     log.info("looked at anew", extra={"file_id": row.file_id})

@@ -204,10 +204,10 @@ def _attempts(context: Context, run: str) -> tuple[Attempt | None, NeedsNewer | 
     attempt = needs_newer = None
     if numbers:
         key = layout.attempt(run, max(numbers))
-        attempt = context.storage.read_record(bucket, key, Attempt)
+        attempt = context.storage.read_whole_record(bucket, key, Attempt)
     if layout.needs_newer(run).removeprefix(f"{run}/") in names:
         key = layout.needs_newer(run)
-        needs_newer = context.storage.read_record(bucket, key, NeedsNewer)
+        needs_newer = context.storage.read_whole_record(bucket, key, NeedsNewer)
     return attempt, needs_newer
 
 

@@ -57,7 +57,7 @@ def nearest(context: Context, key: str, seen: dict[str, str | None]) -> Rule | N
 
 
 def read(context: Context, key: str) -> Rule | None:
-    """Return the rule that an object is, None if there is no such object.
+    """Read a posedrop.json from the videos bucket; None: there is none under this key.
 
     Raises:
         StorageError: the store did not answer, or the rule was replaced that moment.
@@ -79,7 +79,7 @@ def read(context: Context, key: str) -> Rule | None:
 
 
 def default(context: Context) -> Rule | None:
-    """Return what the server does with videos that nobody said anything about."""
+    """Return the server's default analysis as a rule, None if none is set."""
     settings = context.settings
     if settings.default_analysis is None:
         return None
@@ -88,7 +88,7 @@ def default(context: Context) -> Rule | None:
 
 
 def tell(context: Context, key: str, etag: str | None, problem: PosedropError | None) -> None:
-    """Keep what is wrong with a rule (``etag`` None: it is gone), or forget it.
+    """Record what is wrong with a rule, or that nothing is (any more); ``etag`` None: it is gone.
 
     The bucket is told before the index, so that what was cut short is told again.
     """
@@ -114,14 +114,9 @@ def tell(context: Context, key: str, etag: str | None, problem: PosedropError | 
 
 def wrong(context: Context, record: str) -> WrongRule | None:
     """Return what a record says is wrong with a rule, None if it is gone or can't be read."""
-    try:
-        return context.storage.read_record(context.settings.results_bucket, record, WrongRule)
-    except PosedropError as error:
-        if error.code != "damaged_record":
-            raise
-        return None
+    return context.storage.read_whole_record(context.settings.results_bucket, record, WrongRule)
 
 
 def folder_of(row: RuleRow) -> str:
-    """Return what the keys of the videos begin with that a rule is for."""
+    """Return the prefix of the keys of all videos that a rule is for."""
     return "" if row.key == DEFAULT else row.key.removesuffix(layout.FOLDER_RULES)

@@ -24,7 +24,7 @@ _AGAIN = 20
 
 
 def rule_changed(context: Context, key: str) -> None:
-    """Look at a rule that has come, was replaced or is gone, and note who is to be planned anew.
+    """Look at a rule that came, was replaced or is gone; the videos below it are planned anew.
 
     Raises:
         StorageError: the store did not answer; whoever asked has to ask again.
@@ -51,7 +51,7 @@ def try_again(context: Context) -> None:
 
 
 def go_on(context: Context) -> int:
-    """Plan the next few of the videos that wait for what was noted; return how many, 0 for none."""
+    """Plan the next few videos that wait for a rule which has changed; 0: no rule has."""
     row = context.index.rule_to_follow()
     if row is None:
         return 0

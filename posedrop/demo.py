@@ -47,12 +47,12 @@ def run(data_dir: Path, *, frames: int = 300, leave: bool = False) -> bool:
     """
     mouse = _mouse()
     started = time.monotonic()
+    log_to(data_dir)
     folder = data_dir / "demo"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(exist_ok=True, mode=0o700)
     film = folder / "mouse.mp4"
     click.echo(f"drawing {frames} frames of a mouse: {film}")
     known = mouse.film(film, frames, _SEED)
-    log_to(data_dir)
     stack = Stack(data_dir, port=_or_free(DEFAULT_PORT), s3_port=_or_free(DEFAULT_S3_PORT))
     try:
         click.echo("starting the object store, the API and the workers")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shlex
 import signal
 import socket
@@ -33,10 +32,10 @@ from posedrop import logs, queue
 from posedrop.address import LOOPBACK, is_loopback, listen, netloc, outside, reachable
 from posedrop.env_files import AWS_FILE, write_env_files
 from posedrop.errors import ConfigurationError, PosedropError
-from posedrop.folders import FolderLock
+from posedrop.folders import FolderLock, make_private
 from posedrop.keyring import USER, Keys, Secrets
 from posedrop.relay import Relay
-from posedrop.settings import Settings, load
+from posedrop.settings import DEFAULT_DATA_DIR, Settings, load, stack_scratch
 from posedrop.storage import Storage
 from posedrop.weed import Weed
 from posedrop.weed_config import Webhook
@@ -49,6 +48,9 @@ log = logging.getLogger(__name__)
 DEFAULT_HOST = LOOPBACK
 DEFAULT_PORT = 8080
 DEFAULT_S3_PORT = 8333
+DEMO_DATA_DIR = Path("posedrop-demo")
+#: Names of data directories that posedrop chose: nobody keeps anything else in one.
+OWN_FOLDERS = frozenset({DEFAULT_DATA_DIR.name, DEMO_DATA_DIR.name})
 _START_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 
@@ -174,7 +176,7 @@ class Stack:
         return load(
             self.data_dir,
             {
-                "scratch_dir": _scratch(self.data_dir, configured),
+                "scratch_dir": stack_scratch(configured),
                 **self._overrides,
                 "s3_endpoint": weed.endpoint,
                 "s3_public_endpoint": public,
@@ -292,12 +294,16 @@ def up(
 def log_to(data_dir: Path) -> None:
     """Have this process write its log into the data directory, and say on stderr what matters.
 
+    What it writes from now on, there or elsewhere, nobody else can read: keys, videos' names.
+
     Raises:
         ConfigurationError: the folder can't be written to.
     """
     folder = data_dir / "logs"
+    own = data_dir.resolve().name in OWN_FOLDERS
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(data_dir, own, "index.sqlite*", "logs/posedrop.log*")
+        folder.mkdir(exist_ok=True, mode=0o700)
         kept = RotatingFileHandler(
             folder / "posedrop.log", maxBytes=16 * 2**20, backupCount=1, encoding="utf-8"
         )
@@ -346,7 +352,7 @@ def banner(settings: Settings, data_dir: Path) -> str:
     lines += [
         f"  curl {header}-LT film.mp4 {settings.url}/upload/",
         f"  set -a; . {aws_file}; set +a",
-        f"  aws s3 cp film.mp4 s3://{settings.videos_bucket}/day1/film.mp4",
+        f"  aws s3 cp film2.mp4 s3://{settings.videos_bucket}/day1/",
         f"  aws s3 sync s3://{settings.results_bucket}/day1/ results/day1/",
         "",
         "Ctrl-C stops.",
@@ -409,14 +415,6 @@ class _Api:
 def _stop_workers(workers: list[dramatiq.Worker]) -> None:
     for worker in workers:
         worker.stop(timeout=int(_STOP_SECONDS * 1000))
-
-
-def _scratch(data_dir: Path, configured: Settings) -> Path:
-    """Return where jobs have their files; DeepLabCut hands their paths to a shell."""
-    own = data_dir / "scratch"
-    if "scratch_dir" in configured.model_fields_set or re.search(r"[^\w./+-]", str(own)):
-        return configured.scratch_dir
-    return own
 
 
 def _buckets(settings: Settings) -> tuple[str, str, str]:

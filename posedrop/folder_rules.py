@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
 from posedrop.errors import BadRequestError
-from posedrop.records import FolderRules
+from posedrop.records import FolderRules, Versioned
 
 #: A rule is a few lines: nothing larger is read.
 MAX_BYTES = 64 * 1024
 _MAX_DEPTH = 32
 _MAX_MESSAGE = 500
+_FIELDS = [name for name in FolderRules.model_fields if name not in Versioned.model_fields]
+#: How alike two names are (difflib's ratio) of which one is taken for a slip.
+_NEARLY = 0.7
 _QUOTES = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2018\u2019'`"
 
 
@@ -24,24 +28,26 @@ class WrongRuleError(BadRequestError):
 
 
 def parse(data: bytes) -> FolderRules:
-    """Return the rule that a posedrop.json's bytes stand for.
+    """Parse the bytes of a posedrop.json, in whatever encoding.
 
+    Fields that no rule has are a person's own ("comment", "$schema"), unless they look like a slip.
     UTF-8 and UTF-16 are known by their byte order mark or without one; what is neither is taken for
     Windows-1252, as old editors save it.
 
     Raises:
-        WrongRuleError: it is no JSON, or asks for what no rule has.
+        WrongRuleError: it is no JSON, a field's value is wrong, or a name is nearly a field's.
     """
     value = _loads(_decode(data))
     if not isinstance(value, dict):
         raise WrongRuleError('it is not a JSON object like {"analysis": "deeplabcut_2d"}')
     _check(value)
+    _check_names(value)
     try:
         rules = FolderRules.model_validate(value)
     except ValidationError as error:
         raise WrongRuleError(_first(error)) from error
     if rules.args and rules.analysis is None:
-        raise WrongRuleError("it has args and no analysis")
+        raise WrongRuleError("it has args, and no analysis that they are for")
     return rules
 
 
@@ -75,7 +81,7 @@ def _loads(text: str) -> Any:
             f"it is not JSON, line {error.lineno}, column {error.colno}: {_explain(error)}"
         ) from error
     except RecursionError as error:
-        raise WrongRuleError("it is nested too deep") from error
+        raise WrongRuleError("it is nested too deeply") from error
     except ValueError as error:
         raise WrongRuleError("a number in it has too many digits") from error
 
@@ -85,14 +91,14 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _explain(error: json.JSONDecodeError) -> str:
-    """Return what a person did who wrote this, for the mistakes that are made often."""
+    """Say in plain words why a text is no JSON, for the mistakes that are made often."""
     before, at = error.doc[: error.pos].rstrip(), error.doc[error.pos : error.pos + 1]
     if at in {"}", "]"} and before.endswith(","):
         return f"there is a comma before the {at}; take it out"
     if before.endswith(",") and "trailing comma" in error.msg:
         return "there is a comma before the closing bracket; take it out"
     if at and at in _QUOTES:
-        return f'{at} is no quote there; use "'
+        return f'{at} is not a quote of JSON; use "'
     if at in {"/", "#"}:
         return "JSON has no comments"
     if not at:
@@ -117,7 +123,17 @@ def _check(value: Any) -> None:
         level = inner
         if not level:
             return
-    raise WrongRuleError("it is nested too deep")
+    raise WrongRuleError("it is nested too deeply")
+
+
+def _check_names(value: dict[str, Any]) -> None:
+    """Refuse a name that is nearly that of a field which is not given."""
+    lacking = [name for name in _FIELDS if name not in value]
+    for name in value:
+        if name in FolderRules.model_fields:
+            continue
+        for meant in get_close_matches(name.strip().casefold(), lacking, 1, _NEARLY):
+            raise WrongRuleError(f"{name[:80]!r} is no field of a rule; did you mean {meant!r}?")
 
 
 def _is_whole(text: str) -> bool:
@@ -131,6 +147,4 @@ def _is_whole(text: str) -> bool:
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))[:80]
-    if first["type"] == "extra_forbidden":
-        return f"{place!r} is no field of a rule; there are: analysis, args, existing"
     return f"{place}: {first['msg']}"[:_MAX_MESSAGE]

@@ -45,6 +45,24 @@ class FolderLock:
             self._file = None
 
 
+def make_private(folder: Path, own: bool, *files: str) -> None:
+    """Make a folder, and have this process write nothing that others can read, wherever it writes.
+
+    Args:
+        folder: made if there is none. One that is there keeps its mode, as a lab may share it on
+            purpose, unless it is posedrop's own.
+        own: whether it has a name that posedrop chose.
+        files: patterns of files in it that an older posedrop left open; they are closed.
+    """
+    os.umask(0o077)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    paths = [path for each in files for path in folder.glob(each) if not path.is_symlink()]
+    for path in [*paths, *([folder] if own else [])]:
+        status = path.stat()
+        if status.st_uid == os.getuid() and status.st_mode & 0o077:
+            path.chmod(status.st_mode & 0o700)
+
+
 def write_private(path: Path, content: str) -> None:
     """Write a file that only its owner can read, whole or not at all."""
     partial = path.with_name(f".{path.name}.new")

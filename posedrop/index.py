@@ -66,6 +66,7 @@ class Index:
     """The index in one SQLite file; safe to use from any number of threads and processes."""
 
     def __init__(self, path: Path, *, timeout: float = 30) -> None:
+        schema.check_sqlite()
         self._path = path
         self._timeout = timeout
         self._local = threading.local()
@@ -232,7 +233,7 @@ class Index:
             db.execute("DELETE FROM uploaded_file WHERE file_id = ?", (file_id,))
 
     def file_looked_at_anew(self, file_id: str, etag: str) -> bool:
-        """Take back that these bytes were refused, as their record is; False: they are not so."""
+        """Take back the refusal of a file with this ETag; False: it is not refused."""
         with self._write() as db:
             changed = db.execute(
                 "UPDATE uploaded_file SET state = 'received', refusal_reason = NULL,"
@@ -248,7 +249,7 @@ class Index:
         waits_for: str | None = None,
         seen: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Note that what rules a file was followed, for these bytes of it; or what it waits for.
+        """Note that these bytes of a file were planned by its rule, or which rule it waits for.
 
         Args:
             waits_for: as :class:`FileRow` has it.
@@ -542,9 +543,9 @@ class Index:
     def rule_told(
         self, key: str, etag: str | None, error: RunError | None, since: datetime, now: datetime
     ) -> None:
-        """Note how a rule is (``etag`` None: gone). What waits below it is planned anew.
+        """Note the state of a rule (``etag`` None: it is gone); files below it are planned anew.
 
-        Not if it is as it was, be it for other reasons.
+        Those that wait, and unless its state is what it was, be it for other reasons.
         """
         text = error.model_dump_json() if error is not None else None
         with self._write() as db:

@@ -258,7 +258,7 @@ class AnsweredObject(NamedTuple):
 
 
 class RuleObject(NamedTuple):
-    """What is wrong with a folder's rule."""
+    """The record of what is wrong with a folder's rule."""
 
     rule_id: str
 

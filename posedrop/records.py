@@ -21,7 +21,9 @@ Task = Literal["ingest", "infer", "render"]
 INGEST_VERSION = 2
 
 Pixels = Annotated[int, Field(ge=0)]
-Seconds = float
+#: As JSON knows them, and SQLite.
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Record(BaseModel):
@@ -235,9 +237,9 @@ class Inference(Versioned):
     """``inference.json``: what infer hands to render; poses.h5 stands beside it."""
 
     analysis_id: str
-    frames_expected: int
-    frames_decoded: int
-    rows: int
+    frames_expected: Count
+    frames_decoded: Count
+    rows: Count
     missing: list[FrameRange] = Field(default_factory=list)
     timings: dict[str, Seconds] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
@@ -247,7 +249,7 @@ class Inference(Versioned):
     artefacts: list[Artefact] = Field(default_factory=list)
     analysis_version: str = Field(default="", description="of what found the poses")
     cut: bool = Field(default=False, description="the film's end is missing")
-    concealed: int = Field(default=0, description="frames that the decoder gave, flagged corrupt")
+    concealed: Count = Field(default=0, description="frames that the decoder gave, flagged corrupt")
     timestamps: str | None = Field(default=None, description="where timestamps.csv has its times")
 
 
@@ -337,8 +339,6 @@ class Model(Versioned):
 
 class FolderRules(Versioned):
     """``posedrop.json`` in a folder of the videos bucket: what to do with the videos below it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     analysis: str | None = Field(default=None, description="null: nothing, stop looking further up")
     args: dict[str, Any] = Field(default_factory=dict)

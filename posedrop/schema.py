@@ -18,12 +18,14 @@ from typing import Any, TypeVar, cast, get_args
 
 from sqlite_utils import Database, Migrations
 
-from posedrop.errors import PosedropError
+from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.records import Artefact, FileState, Probe, RunError, RunState
 from posedrop.rows import AnalysisRow, FileRow, Row
 from posedrop.search import spelled
 
 _UNWRITABLE = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")
+#: Upserts that name no column (3.35), and full text of three characters (3.34).
+_LEAST_SQLITE = (3, 35)
 _HASH_BITS = 21
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
@@ -118,6 +120,21 @@ def migrate(db: Database, *, before: str | None = None) -> None:
     With ``before``, only up to the step of that name, as an older posedrop has left them.
     """
     _migrations.apply(db, stop_before=before)
+
+
+def check_sqlite() -> None:
+    """Refuse an SQLite that is too old for the index.
+
+    Raises:
+        ConfigurationError: Python's SQLite is older than :data:`_LEAST_SQLITE`.
+    """
+    if sqlite3.sqlite_version_info < _LEAST_SQLITE:
+        least = ".".join(map(str, _LEAST_SQLITE))
+        raise ConfigurationError(
+            f"this Python has SQLite {sqlite3.sqlite_version}, and the index needs {least} or "
+            "newer: use a Python that comes with a newer one, such as that of uv, conda or "
+            "python.org"
+        )
 
 
 def is_current(db: Database) -> bool:

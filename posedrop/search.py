@@ -65,7 +65,7 @@ def asked(query: str) -> list[list[str]]:
 
 
 def trigrams(texts: list[str]) -> str:
-    """Return FTS5's query for names that may hold all of these texts; quoted, each of it."""
+    """Return an FTS5 query, by quoted trigrams, for names that may hold all of these texts."""
     found = {text[at : at + 3]: None for text in texts for at in range(len(text) - 2)}
     chosen = list(found)[:: len(found) // _MAX_TRIGRAMS + 1]
     return " AND ".join('"' + each.replace('"', '""') + '"' for each in chosen)

@@ -6,6 +6,7 @@ A wrong value stops the start with its name; nothing reads the environment later
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -132,6 +133,14 @@ class Settings(BaseSettings):
     def index_file(self) -> Path:
         """Where the SQLite index is."""
         return self.index_path or self.data_dir / "index.sqlite"
+
+
+def stack_scratch(configured: Settings) -> Path:
+    """Return where the jobs of ``posedrop up`` have their files, DeepLabCut's shell in mind."""
+    own = configured.data_dir.resolve() / "scratch"
+    if "scratch_dir" in configured.model_fields_set or re.search(r"[^\w./+-]", str(own)):
+        return configured.scratch_dir
+    return own
 
 
 def load(data_dir: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:

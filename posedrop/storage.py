@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +35,8 @@ from posedrop.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Record)
 _MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
@@ -169,6 +172,16 @@ class Storage:
             raise StorageError(
                 f"{bucket}/{key} is not a {kind.__name__}: {error}", code="damaged_record"
             ) from error
+
+    def read_whole_record(self, bucket: str, key: str, kind: type[R]) -> R | None:
+        """Return a JSON record, None if there is none, or one that is damaged (the log says so)."""
+        try:
+            return self.read_record(bucket, key, kind)
+        except StorageError as error:
+            if error.code != "damaged_record":
+                raise
+            log.warning("passed over: %s", error)
+            return None
 
     def video_prefix(self, results: str, bucket: str, key: str) -> str:
         """Return the folder of the bucket ``results`` in which a video's results are, or will be.

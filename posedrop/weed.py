@@ -180,17 +180,23 @@ class Weed:
             f"-{name}={LOOPBACK}:{self._ports[f'{name}.port']}.{self._ports[f'{name}.port.grpc']}"
             for name in ("master", "filer")
         ]
-        done = subprocess.run(
-            [find_weed(), "shell", *addresses],
-            input=f"s3.bucket.owner -name {bucket} -owner {identity}\nexit\n",
-            cwd=self._conf,
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_READY_SECONDS,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [find_weed(), "shell", *addresses],
+                input=f"s3.bucket.owner -name {bucket} -owner {identity}\nexit\n",
+                cwd=self._conf,
+                env=self._environment(),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_READY_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ConfigurationError(
+                f"the bucket {bucket} could not be given to {identity}: weed did not do it within "
+                f"{_READY_SECONDS:.0f} s"
+            ) from error
         if done.returncode != 0 or identity not in done.stdout:
             raise ConfigurationError(
                 f"the bucket {bucket} could not be given to {identity}: "

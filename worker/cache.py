@@ -65,11 +65,12 @@ class Cache:
             (self._videos / sha256).unlink()
 
     def give_way(self) -> int:
-        """Drop all videos that no job holds: the disk is full; return the bytes that this freed.
+        """Drop all that no job needs, as the disk is full; return the bytes that this freed.
 
-        One that a job holds too would free nothing, and be fetched again by the next.
+        A video that a job holds too would free nothing, and be fetched again by the next. A model
+        goes when it was not used for :data:`GRACE`.
         """
-        freed = 0
+        freed = _trim(self.models, 0, GRACE)
         for path in self._videos.iterdir():
             with suppress(OSError):
                 there = path.stat()
@@ -83,15 +84,16 @@ class Cache:
         _trim(self.models, self._max_bytes, GRACE)
 
 
-def _trim(folder: Path, max_bytes: int, grace: float) -> None:
+def _trim(folder: Path, max_bytes: int, grace: float) -> int:
+    """Remove what was used longest ago, down to a bound; return the bytes that this freed."""
     entries = []
     for path in folder.iterdir():
         with suppress(OSError):
             entries.append((path.stat().st_mtime, _size(path), path))
-    total = sum(size for _, size, _ in entries)
+    before = total = sum(size for _, size, _ in entries)
     for used, size, path in sorted(entries):
         if total <= max_bytes:
-            return
+            break
         if time.time() - used < grace:
             continue
         total -= size
@@ -99,6 +101,7 @@ def _trim(folder: Path, max_bytes: int, grace: float) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    return before - total
 
 
 def _size(path: Path) -> int:

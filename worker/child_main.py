@@ -140,7 +140,7 @@ def _answer(task: str, payload: dict[str, Any], report: Reporter) -> dict[str, A
         if isinstance(error, PosedropError):
             return {"error": _error(type(error), error.code, error.message, error.field)}
         if _came_of(error, errno.EFBIG):
-            text = f"it needs a file larger than POSEDROP_CHILD_FILE_BYTES allows ({text})"
+            text = f"it needs a larger file than POSEDROP_CHILD_FILE_BYTES, raise that ({text})"
             return {"error": _error(None, "file_too_large", text, None), "fresh": True}
         code = "out_of_memory" if is_out_of_memory(error) else "internal"
         return {"error": _error(None, code, text, None), "fresh": True}
@@ -148,7 +148,7 @@ def _answer(task: str, payload: dict[str, Any], report: Reporter) -> dict[str, A
 
 
 def _came_of(error: BaseException, *numbers: int) -> bool:
-    """Tell whether an error, or one that it was made of, is the system's with such a number."""
+    """Tell whether an error, or what caused it, is an OSError with one of these ``errno``."""
     seen: list[BaseException | None] = []
     rest: BaseException | None = error
     while rest is not None and rest not in seen:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from posedrop import layout
 from posedrop.errors import PosedropError, StorageError
@@ -38,7 +38,7 @@ class History:
         return unfinished and self.silent < lease_seconds
 
     def spent(self, *outcomes: str | None) -> list[Attempt]:
-        """Return those that ended so; None: they never said how, as their worker died."""
+        """Return the attempts with one of these outcomes; None: their worker died unheard."""
         return [attempt for attempt in self.attempts if attempt.outcome in outcomes]
 
 
@@ -173,7 +173,8 @@ class Held:
         self._progress = record.progress
         self._lost = threading.Event()
         self._writing = threading.Lock()
-        """Held while the record changes: heartbeats come from a thread of their own."""
+        """Held while the record changes, and until the store has it: heartbeats come from a thread
+        of their own, and one that is slow must not write over how the attempt ended."""
 
     @property
     def number(self) -> int:
@@ -236,19 +237,16 @@ class Held:
     def end(
         self, outcome: Literal["done", "handed_back", "failed"], error: RunError | None = None
     ) -> Attempt:
-        """Say that nobody need wait for this attempt's heartbeat any more; return its record."""
-        with self._writing:
-            self._record = self._record.model_copy(update={"outcome": outcome, "error": error})
-        self._write()
+        """Record how this attempt ended, so that nobody waits for its heartbeat; return that."""
+        self._write(outcome=outcome, error=error)
         return self._record
 
-    def _write(self) -> None:
+    def _write(self, **changes: Any) -> None:
         with self._writing:
-            self._record = self._record.model_copy(
-                update={"beat": self._record.beat + 1, "progress": self._progress}
-            )
-        key = f"{self._folder}/{self.number}.json"
-        self._storage.write(self._bucket, key, self._record.to_json())
+            changes |= {"beat": self._record.beat + 1, "progress": self._progress}
+            self._record = self._record.model_copy(update=changes)
+            key = f"{self._folder}/{self.number}.json"
+            self._storage.write(self._bucket, key, self._record.to_json())
 
 
 class Claim(Held):
@@ -276,7 +274,7 @@ class Claim(Held):
             self._record = self._record.model_copy(update=known)
 
     def withdraw(self, name: str) -> None:
-        """Forget a file that is of no use."""
+        """Take back that a file was published, which is of no use."""
         left = [artefact for artefact in self.artefacts if artefact.name != name]
         with self._writing:
             self._record = self._record.model_copy(update={"artefacts": left})

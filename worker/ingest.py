@@ -12,7 +12,7 @@ import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -31,7 +31,6 @@ from posedrop.records import (
     INGEST_VERSION,
     Duplicate,
     Probe,
-    Record,
     Refusal,
     RunError,
     VideoRecord,
@@ -44,8 +43,6 @@ from worker.claim import Held, History
 from worker.workshop import Workshop
 
 log = logging.getLogger(__name__)
-
-R = TypeVar("R", bound=Record)
 
 #: How long a probe may take before its decoder is killed: so many seconds, and those in which a
 #: slow disk reads the file.
@@ -85,32 +82,30 @@ def ingest(shop: Workshop, bucket: str, key: str, etag: str) -> None:
         record = _examine(shop, bucket, found, prefix)
     except ObjectChangedError:
         log.info("replaced during its ingest", extra={"key": key})
-        return
-    if record is None:
-        return
+        record = None
     now = shop.storage.head(bucket, key)
-    if now is not None and now.etag == etag:
+    if now is None:
+        _clear(shop, prefix, layout.file_id_of(bucket, key), etag)
+    elif record is not None and now.etag == etag:
         shop.storage.write(results, layout.video_record(prefix), record.to_json())
         log.info(
             "ingested", extra={"file_id": record.video.file_id, "refused": bool(record.refusal)}
         )
 
 
+def _clear(shop: Workshop, prefix: str, file_id: str, etag: str) -> None:
+    """Remove what an ingest has written about a video since that was deleted."""
+    results = shop.settings.results_bucket
+    folder = f"{layout.ingest(file_id, etag)}/"
+    attempts = [found.key for found in shop.storage.objects(results, folder)]
+    shop.storage.delete(results, [*attempts, layout.thumbnail(prefix)])
+
+
 def _is_known(shop: Workshop, prefix: str, etag: str) -> bool:
     record = layout.video_record(prefix)
-    known = _read(shop, shop.settings.results_bucket, record, VideoRecord)
+    results = shop.settings.results_bucket
+    known = shop.storage.read_whole_record(results, record, VideoRecord)
     return known is not None and known.video.etag == etag
-
-
-def _read(shop: Workshop, bucket: str, key: str, kind: type[R]) -> R | None:
-    """Return a record that is to be written anew if it lacks, or can't be read."""
-    try:
-        return shop.storage.read_record(bucket, key, kind)
-    except StorageError as error:
-        if error.code != "damaged_record":
-            raise
-        log.warning("written anew: %s", error)
-        return None
 
 
 def _hand_back(shop: Workshop, bucket: str, key: str, etag: str) -> None:
@@ -120,7 +115,11 @@ def _hand_back(shop: Workshop, bucket: str, key: str, etag: str) -> None:
 
 
 def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> VideoRecord | None:
-    """Make one attempt; None: its end is another's, or a later attempt's."""
+    """Return what is known of a video after one more attempt, if it needs one.
+
+    Returns:
+        None where that is for another worker, or for a later attempt, to say.
+    """
     video = VideoRef(
         file_id=layout.file_id_of(bucket, found.key),
         bucket=bucket,
@@ -153,29 +152,38 @@ def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> Vid
         hashes = _fetch(shop, video, before, local)
         record = record.model_copy(update=hashes)
         # What would make any attempt fail makes none.
-        room.made(shop.cache, lambda: room.check_room(bench))
+        room.fetch_with_room(shop.cache, lambda: room.check_room(bench))
         shop.cpu.start()
         attempt = claim.begin(shop.storage, results, folder, before, "ingest", shop.name, **hashes)
         if attempt is None:
             return None
         held = Held(shop.storage, results, folder, attempt)
-        thumbnail = bench / "thumbnail.jpg"
-        try:
-            with held.beating(shop.settings.heartbeat_seconds):
-                probe = _probe(shop, held, local, thumbnail)
-            held.end("done")
-        except RefusedVideoError as error:
-            if error.code == DECODER_FAILED:  # once says little: memory may have been short
-                return _failed(shop, held, before, record, local, prefix, error)
-            held.end("done")
-            shop.cache.forget_video(hashes["sha256"])
-            return _refused(record, error)
-        except Exception as error:
+        return _decode(shop, held, before, record, local, prefix)
+
+
+def _decode(
+    shop: Workshop, held: Held, before: History, record: VideoRecord, local: Path, prefix: str
+) -> VideoRecord | None:
+    """Have a child probe the video at ``local``; return what is known then, as :func:`_examine`."""
+    sha256 = str(record.sha256)
+    thumbnail = local.with_name("thumbnail.jpg")
+    try:
+        with held.beating(shop.settings.heartbeat_seconds):
+            probe = _probe(shop, held, local, thumbnail)
+        held.end("done")
+    except RefusedVideoError as error:
+        if error.code == DECODER_FAILED:  # once says little: memory may have been short
             return _failed(shop, held, before, record, local, prefix, error)
-        shop.cache.keep_video(hashes["sha256"], local)
-        if _is_picture(thumbnail):
-            shop.storage.upload(results, layout.thumbnail(prefix), thumbnail, "image/jpeg")
-    duplicate = _first_of_its_content(shop, hashes["sha256"], video)
+        held.end("done")
+        shop.cache.forget_video(sha256)
+        return _refused(record, error)
+    except Exception as error:
+        return _failed(shop, held, before, record, local, prefix, error)
+    shop.cache.keep_video(sha256, local)
+    if _is_picture(thumbnail):
+        name = layout.thumbnail(prefix)
+        shop.storage.upload(shop.settings.results_bucket, name, thumbnail, "image/jpeg")
+    duplicate = _first_of_its_content(shop, sha256, record.video)
     return record.model_copy(update={"probe": probe, "duplicate_of": duplicate})
 
 
@@ -196,7 +204,7 @@ def _refused(record: VideoRecord, error: RefusedVideoError) -> VideoRecord:
 
 
 def _hashes(before: History) -> dict[str, str]:
-    """Return the hashes that an earlier attempt found, of the same bytes; none: there are none."""
+    """Return the hashes of these bytes that an earlier attempt found; empty: none did."""
     for attempt in reversed(before.attempts):
         if attempt.sha256 is not None and attempt.sha1 is not None:
             return {"sha256": attempt.sha256, "sha1": attempt.sha1}
@@ -207,7 +215,7 @@ def _fetch(shop: Workshop, video: VideoRef, before: History, local: Path) -> dic
     known = _hashes(before)
     if known and shop.cache.link_video(known["sha256"], local):
         return known
-    return room.made(
+    return room.fetch_with_room(
         shop.cache, lambda: shop.storage.download(video.bucket, video.key, local, video.etag)
     )
 
@@ -286,7 +294,7 @@ def _told(error: Exception, local: Path) -> RunError:
 
 
 def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | None:
-    """Return why nothing more is tried, None: something is."""
+    """Return the refusal of a video whose attempts are used up, None: another may be made."""
     failed, died = before.spent("failed"), before.spent(None)
     if len(failed) >= settings.max_attempts:
         said = failed[-1].error
@@ -360,7 +368,7 @@ def _first_of_its_content(shop: Workshop, sha256: str, video: VideoRef) -> Dupli
     mine = Duplicate(file_id=video.file_id, key=video.key)
     if shop.storage.create(results, name, mine.to_json()):
         return None
-    first = _read(shop, results, name, Duplicate)
+    first = shop.storage.read_whole_record(results, name, Duplicate)
     if first is not None and first.file_id == video.file_id:
         return None
     if first is not None and _is_still_there(shop, video.bucket, first.key, sha256):
@@ -372,6 +380,6 @@ def _first_of_its_content(shop: Workshop, sha256: str, video: VideoRef) -> Dupli
 def _is_still_there(shop: Workshop, bucket: str, key: str, sha256: str) -> bool:
     results = shop.settings.results_bucket
     prefix = shop.storage.video_prefix(results, bucket, key)
-    record = _read(shop, results, layout.video_record(prefix), VideoRecord)
+    record = shop.storage.read_whole_record(results, layout.video_record(prefix), VideoRecord)
     there = shop.storage.head(bucket, key) is not None
     return there and record is not None and record.sha256 == sha256

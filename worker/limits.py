@@ -23,7 +23,7 @@ class Limits:
     """Of each file that is written (RLIMIT_FSIZE)."""
 
     def apply(self) -> None:
-        """Set them for this process, for good."""
+        """Set these limits for this process, for good."""
         for what, most in ((resource.RLIMIT_DATA, self.memory), (resource.RLIMIT_FSIZE, self.file)):
             if most:
                 hard = resource.getrlimit(what)[1]

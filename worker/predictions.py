@@ -46,7 +46,7 @@ class Predictions:
     seconds: npt.NDArray[np.float64]
     """When each is shown; the film's first frame at 0; (n,)."""
     decoded: npt.NDArray[np.bool_]
-    """Whether there was a picture; where not, all else is NaN; (n,)."""
+    """Whether there was a picture; where not, the values are NaN; (n,)."""
     values: Values
     """By the names of :data:`NETWORK`, each (n, ...): pixels of what the network was shown."""
     about: dict[str, Any]
@@ -71,7 +71,7 @@ def spread(values: Values, rows: npt.NDArray[np.bool_]) -> Values:
 
 
 def write(path: Path, predictions: Predictions) -> None:
-    """Write the file, whole or not at all; doubles that are floats take the room of floats."""
+    """Write predictions.npz, whole or not at all; doubles that are floats take a float's room."""
     dtypes = {name: str(value.dtype) for name, value in predictions.values.items()}
     about = {"format": FORMAT, **predictions.about, "dtypes": dtypes}
     arrays = {
@@ -94,7 +94,7 @@ def _small(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def read(path: Path) -> Predictions:
-    """Read the file; the values have the types that they had when it was written.
+    """Read predictions.npz; the values have the types that they had when it was written.
 
     Raises:
         AnalysisError: code ``damaged_predictions``: it is no such file, or one of a newer posedrop.
@@ -104,7 +104,8 @@ def read(path: Path) -> Predictions:
             return _parsed(file)
     except _UNREADABLE as error:
         raise AnalysisError(
-            f"predictions.npz can't be read ({error}): ask with force, to find the poses anew",
+            f"predictions.npz can't be read ({error}); ask with --force (API: "
+            '"force": true), and the network finds the poses anew',
             code="damaged_predictions",
         ) from error
 

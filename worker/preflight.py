@@ -83,7 +83,7 @@ def examine(path: Path, *, max_pixels: int, max_frames: int) -> Probe:
         if first is None:
             raise RefusedVideoError(
                 f"no frame of it can be decoded: it is damaged, or has frames of far more than the "
-                f"{max_pixels:,} pixels that this server takes",
+                f"{max_pixels:,} pixels that this server takes; upload it again, or scale it down",
                 code="no_frames",
             )
         _check_side(first.frame.width, first.frame.height, max_pixels)
@@ -186,7 +186,9 @@ def thumbnail(path: Path, out: Path, width: int = 320) -> None:
     """
     picture = _keyframe(path, 0.1) or _keyframe(path, 0.0)
     if picture is None:
-        raise RefusedVideoError("no frame of it can be decoded", code="no_frames")
+        raise RefusedVideoError(
+            "no frame of it can be decoded: it is damaged; upload it again", code="no_frames"
+        )
     rgb = video.to_rgb(picture, VideoReformatter())
     height, wide = rgb.shape[:2]
     scale = min(width / wide, 2 * width / height)
@@ -195,7 +197,9 @@ def thumbnail(path: Path, out: Path, width: int = 320) -> None:
     done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
     if not done:
         raise RefusedVideoError(
-            f"no thumbnail can be drawn of its frames of {wide} x {height} pixels", code="bad_size"
+            f"no thumbnail can be drawn of its frames of {wide} x {height} pixels; scale it, e.g. "
+            "ffmpeg -i IN -vf scale=640:480 OUT.mp4",
+            code="bad_size",
         )
     out.write_bytes(jpeg.tobytes())
 

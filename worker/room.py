@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from posedrop.errors import RefusedVideoError, StorageError
+from posedrop.errors import ModelError, RefusedVideoError, StorageError
+from posedrop.records import Model
 from worker.cache import Cache
 
 T = TypeVar("T")
@@ -26,6 +27,11 @@ _OF_A_FILM = 0.9
 _OF_A_JOB = 0.5
 #: The share of a disk whose use makes a child's word believable that it was full.
 _NEARLY_FULL = 0.1
+#: What to do about a disk that is too small; an ingest refuses by it, a run fails.
+_ADVICE = (
+    "set POSEDROP_SCRATCH_DIR to a folder on a larger disk, then `posedrop reingest` the film if "
+    "it was refused, or ask for the analysis again; or cut the film into parts"
+)
 #: Bytes that a disk must take to pass for one that is not full.
 _ROOM = 1 << 18
 
@@ -40,14 +46,30 @@ def check_fits(size: int, scratch: Path) -> None:
     if size > _OF_A_FILM * disk.total:
         raise RefusedVideoError(
             f"the film has {size:,} bytes, and the disk of {scratch} has {disk.total:,} in all "
-            f"({disk.free:,} free): set POSEDROP_SCRATCH_DIR to a folder on a larger disk, or cut "
-            "the film; then `posedrop reingest` looks at it again",
+            f"({disk.free:,} free): {_ADVICE}",
             code="no_room",
         )
 
 
-def made(cache: Cache, fetch: Callable[[], T]) -> T:
-    """Fetch something; where the disk is full, once more after the cache of videos gave way.
+def check_model_fits(model: Model, scratch: Path) -> None:
+    """Fail a run whose model the disk could not hold if it were empty.
+
+    Raises:
+        ModelError: code ``no_room``; final.
+    """
+    disk = shutil.disk_usage(scratch)
+    size = sum(file.size for file in model.files)
+    if size > disk.total:
+        raise ModelError(
+            f"the model {model.name} has {size:,} bytes, and the disk of {scratch} has "
+            f"{disk.total:,} in all: set POSEDROP_SCRATCH_DIR to a folder on a larger disk, then "
+            "ask for the analysis again",
+            code="no_room",
+        )
+
+
+def fetch_with_room(cache: Cache, fetch: Callable[[], T]) -> T:
+    """Call ``fetch``; where the disk is full, once more after the cache gave way.
 
     Raises:
         StorageError: code ``scratch_unwritable``: it is still full.
@@ -78,7 +100,7 @@ def check_room(folder: Path) -> None:
 
 
 def check_child(scratch: Path) -> None:
-    """Find out whether the disk is full, as a child says, and have the cache of videos give way.
+    """Find out whether the disk is full, as a child says, and have the cache give way.
 
     Raises:
         StorageError: code ``scratch_unwritable``: it may be otherwise the next time.
@@ -103,8 +125,7 @@ def check_child(scratch: Path) -> None:
         )
     raise RefusedVideoError(
         f"the film and what was made of it took {took:,} bytes, and the disk of {scratch} has "
-        f"{before.total:,} in all: set POSEDROP_SCRATCH_DIR to a folder on a larger disk, or cut "
-        "the film",
+        f"{before.total:,} in all: {_ADVICE}",
         code="no_room",
     )
 

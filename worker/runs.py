@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from posedrop import analyses, layout, models
 from posedrop.errors import (
     AnalysisError,
@@ -26,6 +28,7 @@ from posedrop.errors import (
     RefusedVideoError,
     StorageError,
 )
+from posedrop.queue import QueueError
 from posedrop.records import (
     Artefact,
     Inference,
@@ -35,6 +38,7 @@ from posedrop.records import (
     Progress,
     Request,
     RunError,
+    Seconds,
     Task,
 )
 from worker import checkpoints, claim, pair, publish, room
@@ -49,6 +53,7 @@ FINAL_ERRORS = (AnalysisError, BadRequestError, RefusedVideoError, ObjectChanged
 STAGES = frozenset({"infer", "track", "filter", "write", "render"})
 RUN_LOG = "run.log"
 _TAIL_BYTES = 2000
+_TIMINGS = TypeAdapter(dict[str, Seconds])
 
 Work = Callable[[Workshop, str, Request, Claim, Path], None]
 
@@ -136,18 +141,37 @@ def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, w
             _fail(shop, run, request, held.number, failure, held.artefacts)
         except ChildDiedError as error:
             log.warning("attempt failed: %s", error, extra=ids)
-            if shop.closing:
-                _hand_back(shop, run, held)
-                return
-            if held.is_last:
-                _leave(shop, run, held, folder)
-            held.end("failed", _failure(error, held, folder))
-            shop.send(task, run=run)
-        except Exception:
-            # The store or the broker is away, or posedrop is wrong: not this run's fault, so the
-            # attempt does not count, and Dramatiq tries the message again.
-            held.end("handed_back")
-            raise
+            _try_again(shop, run, held, folder, error)
+        except Exception as error:
+            if _is_of_the_machine(error, folder):
+                # The attempt does not count, and Dramatiq tries the message again.
+                held.end("handed_back")
+                raise
+            log.exception("attempt failed", extra=ids)
+            wrong = AnalysisError(f"posedrop itself failed: {error!r}"[:1000], code="internal")
+            _try_again(shop, run, held, folder, wrong)
+
+
+def _is_of_the_machine(error: Exception, folder: Path) -> bool:
+    """Tell whether the store or the broker is away, or the disk full: no run is to blame."""
+    if isinstance(error, StorageError | QueueError):
+        return True
+    try:
+        room.check_room(folder)
+    except StorageError:
+        return True
+    return False
+
+
+def _try_again(shop: Workshop, run: str, held: Claim, folder: Path, error: PosedropError) -> None:
+    """Count an attempt that failed, and send the run again: to be given up, if it was the last."""
+    if shop.closing:
+        _hand_back(shop, run, held)
+        return
+    if held.is_last:
+        _leave(shop, run, held, folder)
+    held.end("failed", _failure(error, held, folder))
+    shop.send(held.task, run=run)
 
 
 def _failure(error: PosedropError, held: Claim, folder: Path) -> RunError:
@@ -161,17 +185,22 @@ def _stage(at: str, task: Task) -> str:
 def _leave(shop: Workshop, run: str, held: Claim, folder: Path) -> None:
     """Publish what an attempt that fails has made: its log, and whole files, if any may be."""
     out = folder / "out"
-    run_log = folder / RUN_LOG
     # What an analysis leaves by the way, before its predictions, need not be whole.
     is_whole = held.task == "render" or layout.PREDICTIONS in _names(held.artefacts)
     try:
         out.mkdir(exist_ok=True)
-        if run_log.is_file():
-            shutil.copy(run_log, out / RUN_LOG, follow_symlinks=False)
+        _keep_log(folder)
         _upload(shop, run, held, out.iterdir() if is_whole else [out / RUN_LOG])
     except (OSError, StorageError) as error:
         # The predictions are safe: all else can be made of them again.
         log.warning("%s: what a failed attempt has made is lost: %s", run, error)
+
+
+def _keep_log(folder: Path) -> None:
+    """Put a job's log to its artefacts; on a full disk, or of a child gone mad, there is none."""
+    run_log = folder / RUN_LOG
+    if run_log.is_file():
+        shutil.copy(run_log, folder / "out" / RUN_LOG, follow_symlinks=False)
 
 
 def _upload(
@@ -296,7 +325,7 @@ def _fetch_video(shop: Workshop, request: Request, held: Claim, folder: Path) ->
     if shop.cache.link_video(request.sha256, local):
         return local
     room.check_fits(video.size, shop.settings.scratch_dir)
-    if not room.made(
+    if not room.fetch_with_room(
         shop.cache,
         lambda: _downloaded(shop, video.bucket, video.key, local, request.sha256, video.etag),
     ):
@@ -343,9 +372,14 @@ def _from_the_network(
     model = None
     if request.model is not None:
         held.stage("fetch the model")
+        record = _model(shop, request)
+        if record is not None:
+            room.check_model_fits(record, shop.settings.scratch_dir)
         kept = shop.cache.models
         ref, there = request.model, shop.settings.models_bucket
-        model = room.made(shop.cache, lambda: models.fetch(shop.storage, there, ref, kept))
+        model = room.fetch_with_room(
+            shop.cache, lambda: models.fetch(shop.storage, there, ref, kept)
+        )
         model.touch()
         shop.cache.trim_models()
     _fetch_video(shop, request, held, folder)
@@ -388,7 +422,7 @@ def _from_the_network(
 def _from_predictions(
     shop: Workshop, run: str, request: Request, held: Claim, folder: Path
 ) -> tuple[dict[str, Any], float] | None:
-    """Do the same from what the network found in an attempt, or in a run, before this one.
+    """Make the tables of what the network found in an attempt, or a run, before this one.
 
     Returns:
         None where there is nothing, or nothing that can be read.
@@ -421,7 +455,7 @@ def _from_predictions(
 
 
 def _runs_before(shop: Workshop, run: str, request: Request) -> Iterator[str]:
-    """Yield a run, the one that it is made for, the one that this was made for..."""
+    """Yield a run, the failed one that it was made for, the one that this was made for..."""
     yield run
     seen, earlier = {run}, request.retry_of
     while earlier is not None and earlier.run not in seen:
@@ -500,7 +534,8 @@ def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, An
                 return None
         files.rename(folder / "out")
         files.mkdir()  # for who removes it
-    (folder / "out" / RUN_LOG).replace(folder / RUN_LOG)
+    if (folder / "out" / RUN_LOG).exists():
+        (folder / "out" / RUN_LOG).replace(folder / RUN_LOG)
     answer = earlier.model_dump(exclude={"analysis_id", "artefacts", "timings"})
     return {**answer, "details": {**earlier.details, "poses_of": there.analysis_id}}
 
@@ -515,25 +550,16 @@ def _publish_inference(
     fetch_seconds: float,
 ) -> None:
     bucket = shop.settings.results_bucket
-    out = folder / "out"
     held.stage("publish")
-    shutil.copy(folder / RUN_LOG, out / RUN_LOG, follow_symlinks=False)
+    _keep_log(folder)
     held.look()
     _go_on(held, shop)
     renders = analyses.get(request.analysis).renders
     # Render goes on with the log, and leaves all of it under its name.
     apart = {RUN_LOG} if renders else set()
-    _upload(shop, run, held, out.iterdir(), apart)
+    _upload(shop, run, held, (folder / "out").iterdir(), apart)
     artefacts = held.artefacts
-    inference = Inference.model_validate(
-        {
-            "analysis_version": analyses.get(request.analysis).version,
-            **answer,
-            "analysis_id": request.analysis_id,
-            "artefacts": [artefact.model_dump() for artefact in artefacts],
-            "timings": {"fetch": fetch_seconds, **answer.get("timings", {})},
-        }
-    )
+    inference = _believed(request, answer, artefacts, fetch_seconds)
     if renders:
         shop.storage.create(bucket, f"{run}/{layout.INFERENCE}", inference.to_json())
         checkpoints.clear(shop.storage, bucket, run)
@@ -542,6 +568,32 @@ def _publish_inference(
     else:
         held.end("done")
         _succeed(shop, run, request, held, inference, artefacts, {})
+
+
+def _believed(
+    request: Request, answer: dict[str, Any], artefacts: list[Artefact], fetch_seconds: float
+) -> Inference:
+    """Return what an analysis answered, if it can be so: it may be anybody's, or a decoder's prey.
+
+    Raises:
+        AnalysisError: code ``bad_answer``: it can't.
+    """
+    try:
+        return Inference.model_validate(
+            {
+                "analysis_version": analyses.get(request.analysis).version,
+                **answer,
+                "analysis_id": request.analysis_id,
+                "artefacts": [artefact.model_dump() for artefact in artefacts],
+                "timings": {"fetch": fetch_seconds, **answer.get("timings", {})},
+            }
+        )
+    except (TypeError, ValueError) as error:
+        raise _bad_answer(request.analysis, error) from error
+
+
+def _bad_answer(who: str, error: Exception) -> AnalysisError:
+    return AnalysisError(f"{who} gave no answer that can be one: {error}"[:1000], code="bad_answer")
 
 
 # -- render ----------------------------------------------------------------------------------------
@@ -578,12 +630,16 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
         log=run_log,
     )
     held.stage("publish")
-    shutil.copy(run_log, out / RUN_LOG, follow_symlinks=False)
+    _keep_log(folder)
     held.look()
     _go_on(held, shop)
     _upload(shop, run, held, out.iterdir())
     kept = [a for a in inference.artefacts if a.name != RUN_LOG]
-    timings = {f"render_{name}": seconds for name, seconds in answer["timings"].items()}
+    try:
+        took = _TIMINGS.validate_python(answer.get("timings"))
+    except ValueError as error:
+        raise _bad_answer("render", error) from error
+    timings = {f"render_{name}": seconds for name, seconds in took.items()}
     held.end("done")
     _succeed(shop, run, request, held, inference, kept + held.artefacts, timings)
 
@@ -592,7 +648,7 @@ def _model(shop: Workshop, request: Request) -> Model | None:
     if request.model is None:
         return None
     key = f"{request.model.name}/{request.model.digest}/model.json"
-    return shop.storage.read_record(shop.settings.models_bucket, key, Model)
+    return shop.storage.read_whole_record(shop.settings.models_bucket, key, Model)
 
 
 def _drawing(

@@ -55,7 +55,9 @@ def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
     for name, wanted in (("video_sha256", job.sha256), ("model_digest", job.model_digest)):
         if wanted and about[name] and about[name] != wanted:
             raise AnalysisError(
-                f"predictions.npz is of another {name}: {about[name]}", code="damaged_predictions"
+                f"predictions.npz is of another {name}: {about[name]}; ask with --force (API: "
+                '"force": true), and the network finds the poses anew',
+                code="damaged_predictions",
             )
     rows = len(found.frames)
     _write_times(found, job.out / TIMESTAMPS)

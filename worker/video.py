@@ -153,7 +153,8 @@ def _video_stream(container: InputContainer, max_pixels: int) -> VideoStream:
         stream.codec_context.options = {"max_pixels": str(_decoder_limit(max_pixels))}
         return stream
     raise RefusedVideoError(
-        "the file holds no video stream, e.g. only sound", code="no_video_stream"
+        "the file holds no video stream, e.g. only sound: upload the film itself",
+        code="no_video_stream",
     )
 
 
@@ -323,7 +324,7 @@ class _OpenCV:
         self._grabbed = 0
 
     def image(self, place: int) -> Image | None:
-        """Return its BGR of a frame, upright, by its place among those that are shown."""
+        """Return OpenCV's BGR of a frame, upright, by its place among those that are shown."""
         if self._capture is None:
             self._capture = cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG)
         while self._grabbed < place and self._capture.grab():
@@ -427,7 +428,7 @@ class _DamagedError(Exception):
 
 
 def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Generator[Picture]:
-    """Decode from start to end.
+    """Decode a video once from start to end, and number its frames.
 
     Args:
         exact: one frame after the other, so that an error is told with the packet it is in; else
@@ -479,6 +480,8 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
             yield from map(number, found)
         try:
             found = stream.decode(None)
+        except builtins.MemoryError:
+            raise
         except av.error.FFmpegError as error:
             if not exact:
                 raise _DamagedError from error
@@ -527,7 +530,7 @@ class _Gone:
         self.hidden = True
 
     def goes_on(self, packet: Packet[VideoStream]) -> None:
-        """Remember a packet that could."""
+        """Remember a packet that could be decoded."""
         self._timeless += self.hidden
         self.hidden = False
         for time in self._tail:

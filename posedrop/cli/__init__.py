@@ -43,9 +43,11 @@ def _fail(message: str) -> NoReturn:
     envvar="POSEDROP_DATA_DIR",
     default=DEFAULT_DATA_DIR,
     show_default=True,
-    help="Of `posedrop up`: its settings are read there.",
+    help="Folder of `posedrop up`; settings are read there.",
 )
-@click.option("--url", help="Of the API; default: POSEDROP_URL, or the one of the data directory.")
+@click.option(
+    "--url", help="Address of the API; default: POSEDROP_URL, or what the data directory says."
+)
 @click.version_option(__version__, prog_name="posedrop")
 @click.pass_context
 def main(ctx: click.Context, data_dir: Path, url: str | None) -> None:

@@ -73,6 +73,8 @@ def models_ls(options: Options, as_json: bool) -> None:
         items = client.models()
     if as_json:
         display.print_json(items)
+    elif not items:
+        click.echo("there is none yet; `posedrop models push` puts one there", err=True)
     else:
         display.table(
             [

@@ -104,14 +104,14 @@ def reindex(options: Options, as_json: bool) -> None:
 
 @click.command()
 @click.argument("prefix")
-@click.option("--no-wait", is_flag=True, help="Send them, and don't wait for what comes of them.")
+@click.option("--no-wait", is_flag=True, help="End at once, without what comes of each.")
 @json_option
 @click.pass_obj
 def reingest(options: Options, prefix: str, no_wait: bool, as_json: bool) -> None:
     """Look anew at the refused videos whose keys begin with PREFIX ('' for all of them).
 
-    What an older posedrop refused is looked at anew by itself, some videos a minute. A video that
-    is fine now is analysed as its rules say. Those that are not refused are left alone.
+    A video that is fine now is analysed as its rules say. Videos that are not refused are left
+    alone. What an older posedrop refused is looked at anew by itself, some videos a minute.
 
     \b
     posedrop reingest day1/
@@ -123,7 +123,7 @@ def reingest(options: Options, prefix: str, no_wait: bool, as_json: bool) -> Non
         if not as_json:
             where = f"whose key begins with {prefix}" if prefix else "at all"
             click.echo(
-                f"{len(keys)} videos are looked at anew"
+                f"looked at anew: {len(keys)}"
                 if keys
                 else f"there is no refused video {where}; `posedrop ls --state refused` lists them"
             )

@@ -85,14 +85,16 @@ def analysis_options(*, required: bool) -> Callable[[F], F]:
             "args",
             multiple=True,
             callback=_named_values,
-            help="Of the analysis, such as model=openfield; JSON, or else text. Repeatable.",
+            help="An argument of it, such as model=openfield; JSON, or else text. Repeatable.",
         )(command)
         return click.option(
-            "--analysis", required=required, help="Such as deeplabcut_2d; `posedrop types` lists."
+            "--analysis",
+            required=required,
+            help="Such as deeplabcut_2d; `posedrop types` lists all.",
         )(command)
 
     return decorate
 
 
 #: Gives a command --json, as ``as_json``.
-json_option = click.option("--json", "as_json", is_flag=True, help="For a script: JSON.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for a script.")

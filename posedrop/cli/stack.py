@@ -13,11 +13,15 @@ from posedrop.cli.options import Options
 
 @click.command()
 @click.option(
-    "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Made if there is none."
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for all data; made if there is none.",
 )
-@click.option("--host", default=embedded.DEFAULT_HOST, show_default=True, help="To listen on.")
-@click.option("--port", default=embedded.DEFAULT_PORT, show_default=True, help="Of the API.")
-@click.option("--s3-port", default=embedded.DEFAULT_S3_PORT, show_default=True, help="Of S3.")
+@click.option(
+    "--host", default=embedded.DEFAULT_HOST, show_default=True, help="Address to listen on."
+)
+@click.option("--port", default=embedded.DEFAULT_PORT, show_default=True, help="Port of the API.")
+@click.option("--s3-port", default=embedded.DEFAULT_S3_PORT, show_default=True, help="Port of S3.")
 @click.pass_obj
 def up(options: Options, data_dir: Path | None, host: str, port: int, s3_port: int) -> None:
     """Start the object store, the API and the workers, until Ctrl-C.
@@ -36,11 +40,11 @@ def up(options: Options, data_dir: Path | None, host: str, port: int, s3_port: i
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("posedrop-demo"),
+    default=embedded.DEMO_DATA_DIR,
     show_default=True,
-    help="Made if there is none.",
+    help="Folder for all data; made if there is none.",
 )
-@click.option("--frames", default=300, show_default=True, help="Length of the film.")
+@click.option("--frames", default=300, show_default=True, help="Length of the film, in frames.")
 @click.option(
     "--exit/--keep",
     "leave",

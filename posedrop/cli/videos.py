@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from posedrop import layout
 from posedrop.cli import display
 from posedrop.cli.options import Options, analysis_options, json_option
 from posedrop.client import Client, File, Run, RunRow, Ticket
@@ -26,7 +27,7 @@ T = TypeVar("T")
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
 )
 @analysis_options(required=False)
-@click.option("--wait", is_flag=True, help="Until the runs are over.")
+@click.option("--wait", is_flag=True, help="Wait until the runs are over.")
 @json_option
 @click.pass_obj
 def upload(
@@ -114,8 +115,8 @@ def _show_outcome(path: Path, file: File, run: Run | None) -> None:
 @click.command()
 @click.argument("file")
 @analysis_options(required=True)
-@click.option("--force", is_flag=True, help="Run it anew though results exist.")
-@click.option("--wait", is_flag=True, help="Until the run is over.")
+@click.option("--force", is_flag=True, help="Run it anew, network and all, though results exist.")
+@click.option("--wait", is_flag=True, help="Wait until the run is over.")
 @json_option
 @click.pass_obj
 def analyse(
@@ -129,6 +130,9 @@ def analyse(
 ) -> None:
     """Ask for an analysis of a video, named by its file id or its key.
 
+    If the same run exists, that is the answer. If it failed or was cancelled, it is made anew: from
+    predictions.npz where it has that, without the network.
+
     Ends with 0 if it was taken; with --wait, if there are results (those of a partial run count).
     Ends with 1 if it was refused, or the run failed or was cancelled.
 
@@ -139,7 +143,12 @@ def analyse(
     """
     with options.client() as client:
         file_id = client.file_id_of(file)
-        started = client.analyse(file_id, analysis, args, force=force)
+        try:
+            started = client.analyse(file_id, analysis, args, force=force)
+        except PosedropError as error:
+            if error.code != "not_found":
+                raise
+            raise PosedropError(f"there is no video {file!r}; `posedrop ls` lists them") from error
         if not wait:
             if as_json:
                 display.print_json(display.plain(started))
@@ -158,8 +167,8 @@ def analyse(
 @click.argument("query", required=False)
 @click.option("--files", "kind", flag_value="files", default="files", help="Videos (default).")
 @click.option("--analyses", "kind", flag_value="analyses", help="Runs.")
-@click.option("--state", help="Such as ready, refused; running, succeeded, failed.")
-@click.option("--limit", default=100, show_default=True, help="So many, the newest.")
+@click.option("--state", help="Only those: ready, refused...; runs: running, failed...")
+@click.option("--limit", default=100, show_default=True, help="At most so many.")
 @json_option
 @click.pass_obj
 def list_(
@@ -167,7 +176,8 @@ def list_(
 ) -> None:
     """List videos or runs, the newest first; QUERY is any part of a name, or several.
 
-    A posedrop.json that is wrong is told below the videos.
+    A part has three letters or more, or one character of Chinese, Japanese or Korean; one or two
+    letters find words that begin so. What is wrong with a posedrop.json stands below the videos.
 
     \b
     posedrop ls
@@ -200,6 +210,11 @@ def list_(
         display.print_json(items)
     else:
         display.table(rows)
+        if not rows and (query or state):
+            click.echo("nothing matches", err=True)
+        elif not rows and limit > 0:
+            todo = "upload FILE" if kind == "files" else "analyse VIDEO --analysis NAME"
+            click.echo(f"there is nothing yet; begin with `posedrop {todo}`", err=True)
         for rule in wrong:
             click.echo(f"{rule.rule} is wrong, the videos below it wait: {rule.message}")
 
@@ -231,19 +246,21 @@ def show(options: Options, id_: str, as_json: bool) -> None:
     "--to",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Default: a folder named like the id.",
+    help="Folder for the files; default: one named like the id.",
 )
 @json_option
 @click.pass_obj
 def download(options: Options, analysis_id: str, folder: Path | None, as_json: bool) -> None:
     """Download all files of a run; what is there and whole is not fetched again.
 
+    A run that failed has files too: what was made before it failed.
+
     \b
     posedrop download k5x2wq7mfzgs3tfe
     posedrop download k5x2wq7mfzgs3tfe --to results/day1
     """
     with options.client() as client:
-        run = client.run(analysis_id)
+        run = _run(client, analysis_id)
         if not run.over:
             raise PosedropError(f"{analysis_id} is {run.status}; it has no files yet")
         total = sum(file.size for file in run.files)
@@ -266,7 +283,7 @@ def cancel(options: Options, analysis_id: str) -> None:
     posedrop cancel k5x2wq7mfzgs3tfe
     """
     with options.client() as client:
-        run = client.run(analysis_id)
+        run = _run(client, analysis_id)
         if run.over:
             raise PosedropError(f"{analysis_id} is over: {run.status}; `posedrop rm` deletes it")
         click.echo(f"{analysis_id} {client.cancel(analysis_id)}")
@@ -321,7 +338,37 @@ def _find(client: Client, text: str) -> File | Run:
     except PosedropError as error:
         if error.code != "not_found":
             raise
-    return client.run(text)
+    return _run(client, text)
+
+
+def _run(client: Client, text: str) -> Run:
+    """Return a run by its id; whoever named a video is told the ids of its runs."""
+    if layout.is_id(text):
+        try:
+            return client.run(text)
+        except PosedropError as error:
+            if error.code != "not_found":
+                raise
+    file = _file(client, text)
+    if file is None:
+        raise PosedropError(f"there is no run {text!r}; `posedrop ls --analyses` lists them")
+    if not file.analyses:
+        raise PosedropError(f"{file.key} is a video without runs; `posedrop analyse` asks for one")
+    runs = ", ".join(f"{run.analysis_id} ({run.analysis}, {run.status})" for run in file.analyses)
+    raise PosedropError(f"{file.key} is a video; name one of its runs: {runs}")
+
+
+def _file(client: Client, text: str) -> File | None:
+    """Return the video of which this is the id, the key, or the name."""
+    if not text:
+        return None
+    try:
+        return client.file(client.file_id_of(text))
+    except PosedropError as error:
+        if error.code not in {"not_found", PosedropError.code}:
+            raise
+    found = [file for file in _first(1000, client.files(text)) if file.filename == text]
+    return client.file(found[0].file_id) if found else None
 
 
 def _first(limit: int, items: Iterable[T]) -> list[T]:

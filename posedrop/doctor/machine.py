@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posedrop.doctor.finding import FAIL, HTTP_SECONDS, OK, WARN, Finding
-from posedrop.settings import Settings
+from posedrop.settings import ENV_FILE, Settings, stack_scratch
 
 MIN_FREE_BYTES = 10 * 10**9
 _PROBE_SECONDS = 180.0
@@ -129,7 +129,8 @@ def _isolation() -> Finding:
 
 def disk(settings: Settings) -> Iterator[Finding]:
     """See whether scratch has room for videos."""
-    wanted = settings.scratch_dir.absolute()
+    embedded = (settings.data_dir / ENV_FILE).is_file()
+    wanted = (stack_scratch(settings) if embedded else settings.scratch_dir).absolute()
     folder = next(path for path in (wanted, *wanted.parents) if path.is_dir())
     free = shutil.disk_usage(folder).free
     message = f"{free / 1e9:.1f} GB free for {wanted}"

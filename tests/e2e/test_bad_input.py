@@ -121,7 +121,7 @@ def test_a_refused_film_is_looked_at_anew_when_somebody_asks(lab: Lab, tmp_path:
     first = written()
     lab.until(lambda: datetime.now(UTC) - first > timedelta(seconds=1), "another second to begin")
     told = lab.posedrop("reingest", "anew/").stdout
-    assert "1 videos are looked at anew" in told
+    assert "looked at anew: 1" in told
     assert "anew/text.mp4: refused, not_a_video" in told
     assert written() > first
     assert lab.file("anew/text.mp4")["refusal"] == before["refusal"]

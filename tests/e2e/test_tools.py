@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 from minio import Minio
 
 from tests.conftest import tool
-from tests.e2e.lab import BIN, Embedded, Lab, clean_environment
+from tests.e2e.lab import BIN, Lab, clean_environment
 
 ASKED = {"analysis": "dummy", "args": '{"seconds":0.1}'}
 NAME = "Käfig 1+2 50%.mp4"
@@ -209,7 +209,8 @@ def test_the_readmes_lines_for_the_aws_cli_run_where_the_films_are(
         next(line for line in lines if f"aws s3 {verb}" in line) for verb in ("cp", "sync")
     )
     (tmp_path / "day1").mkdir()
-    for film in (tmp_path / "mouse.mp4", tmp_path / "day1" / "mouse.mp4"):
+    name = copy.split()[3]
+    for film in (tmp_path / name, tmp_path / "day1" / name):
         film.write_bytes(clip.read_bytes())
     asked = copy.replace("deeplabcut_2d", "dummy").replace(
         r'"{\"model\": \"openfield\"}"', r'"{\"seconds\": 0.1}"'
@@ -218,16 +219,15 @@ def test_the_readmes_lines_for_the_aws_cli_run_where_the_films_are(
     environment = clean_environment() | lab.aws_environment()
     environment["PATH"] = f"{BIN}:{environment['PATH']}"
     run("sh", "-ec", asked, env=environment, cwd=tmp_path)
-    over = lab.over(lab.run_of(lab.file("day1/mouse.mp4")["file_id"]))
+    over = lab.over(lab.run_of(lab.file(f"day1/{name}")["file_id"]))
     run("sh", "-ec", fetch, env=environment, cwd=tmp_path)
-    assert (tmp_path / "day1" / "mouse.mp4").read_bytes() == clip.read_bytes()
-    assert list(tmp_path.glob("results/day1/mouse.mp4/*/result.json")), over
+    assert (tmp_path / "day1" / name).read_bytes() == clip.read_bytes()
+    assert list(tmp_path.glob(f"results/day1/{name}/*/result.json")), over
 
 
+@pytest.mark.parametrize("lab", ["embedded"], indirect=True)
 def test_a_person_may_make_no_other_bucket_and_change_none(lab: Lab) -> None:
-    """On the embedded stack, whose key for people is posedrop's own to make."""
-    if not isinstance(lab, Embedded):
-        pytest.skip("on MinIO a lab makes its people's keys itself")
+    """On the embedded stack alone: on MinIO a lab makes its people's keys itself."""
     s3 = lab.s3()
     for bucket in ("results", "models", "another"):
         with pytest.raises(ClientError, match="AccessDenied"):

@@ -155,7 +155,7 @@ def test_what_fills_a_disk_alone_is_too_large_for_it(small_disk: Path) -> None:
         except OSError as error:
             raise StorageError("full", code="scratch_unwritable") from error
 
-    assert room.made(cache, fetch) == 1 << 20  # in the room of what was kept
+    assert room.fetch_with_room(cache, fetch) == 1 << 20  # in the room of what was kept
     with pytest.raises(StorageError) as waits:
         room.check_child(small_disk)
     assert waits.value.code == "scratch_unwritable"

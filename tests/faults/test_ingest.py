@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from handlers import reingest, upload
+from handlers import plan, reingest, results, upload
 from posedrop import layout
 from posedrop.errors import (
     AnalysisError,
@@ -329,6 +329,25 @@ def test_a_deleted_film_takes_its_attempts_along(world: World) -> None:
         world.storage.remove(RESULTS, "poison.mp4/video.json")
 
 
+@pytest.mark.parametrize("film", [b"poison", b"bad", b"fine"])
+@pytest.mark.parametrize("at", range(5, 13))
+def test_a_film_that_is_deleted_during_its_ingest_leaves_nothing(
+    world: World, film: bytes, at: int
+) -> None:
+    """No attempt and no thumbnail, whatever its worker was about to write then."""
+    world.child = Decoder(FAULTS[0])
+    world.storage.put(VIDEOS, "a.mp4", film)
+    world.reconciler.round()
+    (message,) = world.messages()
+    frozen = world.freeze(message, at)
+    upload.delete(world.context, layout.file_id_of(VIDEOS, "a.mp4"))
+    if frozen is not None:
+        frozen.wake()
+    world.settle()
+    left = list(world.storage.buckets[RESULTS])
+    assert not [name for name in left if name.startswith("_posedrop/") or name.endswith(".jpg")]
+
+
 # -- looking anew ----------------------------------------------------------------------------------
 
 
@@ -394,6 +413,35 @@ def test_looking_anew_may_be_cut_short(world: World, after: bool) -> None:
         assert (row.state, row.planned) == ("ready", True)
 
 
+def test_a_worker_of_an_older_posedrop_has_it_only_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it refuses again, as it did before, is not sent round after round."""
+    keys = [f"{at}.mp4" for at in range(reingest.SENT + 1)]
+    refused_of_old(world, *keys)
+    monkeypatch.setattr("worker.ingest.INGEST_VERSION", 1)
+    world.child = decoder = Decoder(raising(RefusedVideoError("not yet", code="not_a_video")))
+    world.settle()
+    assert len(decoder.decodes) == len(keys)
+
+
+def test_a_question_that_was_refused_is_asked_again(world: World) -> None:
+    """Under the id that it has: what was asked before the ingest is run when the film is fine."""
+    world.storage.put(VIDEOS, "a.mp4", b"poison a")
+    world.tell(world.storage.events)
+    row = world.context.index.file_by_key(VIDEOS, "a.mp4")
+    assert row is not None
+    asked = plan.ask(world.context, row.file_id, "dummy", {"seconds": 0}, force=False)
+    refused_of_old(world, "a.mp4")
+    assert results.read(world.context, asked.analysis_id).status == "failed"
+    world.settle()
+    assert results.read(world.context, asked.analysis_id).status == "succeeded"
+    world.lose_index()
+    world.settle()
+    assert results.read(world.context, asked.analysis_id).status == "succeeded"
+    assert len(world.context.index.analyses().rows) == 1
+
+
 def test_asking_for_it(world: World) -> None:
     """Below a prefix, also what this posedrop refused, with all its attempts; the others stay."""
     for key in ("day1/a.mp4", "day1/b.mp4", "day2/a.mp4"):
@@ -438,8 +486,6 @@ def test_results_that_lie_below_the_name_that_is_reserved_now_are_found(world: W
     (run,) = world.context.index.analyses().rows
     assert (run.state, run.run.startswith(f"{key}/dummy-")) == ("succeeded", True)
     # What comes after is beside it, and all of it goes together.
-    from handlers import plan
-
     plan.ask(world.context, row.file_id, "dummy", {"seconds": 1}, force=False)
     world.settle()
     runs = world.context.index.analyses().rows

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
 import pytest
 
+from posedrop import analyses, layout
+from posedrop.errors import StorageError
+from posedrop.records import Result
 from tests.e2e.lab import Servers
 from tests.faults import labs
+from tests.faults.world import RESULTS, VIDEOS, Child, World
+from worker import room, runs
 
 
 @pytest.mark.parametrize(
@@ -50,3 +60,85 @@ def test_a_run_that_kills_its_worker_is_given_up(servers: Servers) -> None:
     assert len(labs.records(servers, "poison/kills.mp4/", "3.json")) == 1
     labs.put(servers, "poison/after-kills.mp4", labs.asks())
     assert labs.result(servers, "poison/after-kills.mp4")["state"] == "succeeded"
+
+
+ANSWERS: list[tuple[str, dict[str, Any]]] = [
+    ("worker.engine:run_analysis", {"frames_expected": "many"}),
+    ("worker.engine:run_analysis", {"frames_expected": None}),
+    ("worker.engine:run_analysis", {"rows": 2**63}),
+    ("worker.engine:run_analysis", {"timings": [1]}),
+    ("worker.engine:run_analysis", {"timings": {"infer": float("inf")}}),
+    ("worker.engine:run_analysis", {"missing": [{"first": 1}]}),
+    ("worker.engine:run_analysis", {"details": "none"}),
+    ("worker.render:render", {"timings": None}),
+    ("worker.render:render", {"timings": {"video": "long"}}),
+    ("worker.render:render", {"timings": {"video": float("nan")}}),
+]
+
+
+class Nonsense(Child):
+    """A child, taken over or a bad plug-in's, that answers a task wrongly, and leaves no log."""
+
+    def __init__(self, of: str, answer: dict[str, Any]) -> None:
+        self.of = of
+        self.answer = answer
+
+    def call(self, task: str, payload: dict[str, Any], **more: Any) -> dict[str, Any]:
+        answer = super().call(task, payload, **more)
+        if task == self.of:
+            (Path(payload["out"]).parent / "run.log").unlink()
+            return {**answer, **self.answer}
+        return answer
+
+
+@pytest.mark.parametrize(("task", "answer"), ANSWERS)
+def test_an_answer_that_can_not_be_one_ends_its_run(
+    world: World, monkeypatch: pytest.MonkeyPatch, task: str, answer: dict[str, Any]
+) -> None:
+    """It has failed, in words: such an answer is not asked for again and again."""
+    drawn = replace(analyses.get("dummy"), renders=True)
+    monkeypatch.setattr(analyses, "installed", lambda: {"dummy": drawn})
+    world.child = Nonsense(task, answer)
+    world.storage.put(VIDEOS, "a.mp4", b"a film")
+    world.settle()
+    (run,) = world.context.index.analyses().rows
+    assert run.state == "failed"
+    assert run.error is not None
+    assert run.error.code == "bad_answer"
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(2, "its folder is gone")])
+@pytest.mark.parametrize("is_full", [False, True])
+def test_what_nobody_foresaw_is_counted(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception, is_full: bool
+) -> None:
+    """Three times, and the run has failed; while the disk is full none of them counts."""
+
+    def fails(*_: object) -> NoReturn:
+        raise error
+
+    def full(*_: object) -> NoReturn:
+        raise StorageError("is the disk full?", code="scratch_unwritable")
+
+    world.storage.put(VIDEOS, "a.mp4", b"a film")
+    world.reconciler.round()
+    for message in world.messages():
+        world.work(message)
+    world.reconciler.round()
+    monkeypatch.setattr(runs, "_publish_inference", fails)
+    if is_full:
+        monkeypatch.setattr(room, "check_room", full)
+    for _ in range(4):
+        for message in world.messages():
+            with contextlib.suppress(type(error)):  # for Dramatiq
+                world.work(message)
+                continue
+            world.put_back([message])
+    (run,) = world.context.index.analyses().rows
+    result = world.storage.read_record(RESULTS, f"{run.run}/{layout.RESULT}", Result)
+    if is_full:
+        assert result is None
+        return
+    assert result is not None
+    assert result.error is not None
+    assert (result.state, result.error.code, result.attempts) == ("failed", "internal", 3)

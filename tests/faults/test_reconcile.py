@@ -11,7 +11,7 @@ from posedrop import layout
 from posedrop.errors import StorageError
 from tests.e2e.lab import Servers
 from tests.faults import labs
-from tests.faults.world import RESULTS, VIDEOS, World
+from tests.faults.world import RESULTS, VIDEOS, Gate, World
 
 
 def test_the_whole_way_works_with_notifications_switched_off(servers: Servers) -> None:
@@ -137,6 +137,36 @@ def test_one_damaged_record_holds_up_nothing(world: World) -> None:
     row = world.context.index.file(layout.file_id_of(VIDEOS, "b.mp4"))
     assert row is not None
     assert row.state == "ready"
+
+
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [
+        ("a.mp4/video.json", 1),
+        (layout.planned(layout.file_id_of(VIDEOS, "a.mp4")), 1),
+        ("attempts/1.json", 3),
+    ],
+)
+def test_a_record_that_is_damaged_on_the_way_holds_up_nothing(
+    world: World, name: str, when: int
+) -> None:
+    """Whatever it is of, its own film ends as well."""
+    for key in ("a.mp4", "b.mp4"):
+        world.storage.put(VIDEOS, key, key.encode())
+    for _ in range(when):
+        world.reconciler.round()
+        for message in world.messages():
+            world.work(message, Gate(9) if message.actor_name == "infer" else None)
+    run = next((row.run for row in world.context.index.analyses(query="a.mp4").rows), "")
+    damaged = f"{run}/{name}" if name.startswith("attempts/") else name
+    world.storage.put(RESULTS, damaged, b"{")
+    world.reconciler.round()
+    world.settle()
+    runs = world.context.index.analyses().rows
+    assert {(row.key, row.state) for row in runs} == {
+        ("a.mp4", "succeeded"),
+        ("b.mp4", "succeeded"),
+    }
 
 
 def test_what_a_deletion_left_does_not_come_back(world: World) -> None:

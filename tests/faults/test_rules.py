@@ -257,6 +257,8 @@ def test_a_default_is_followed_for_good(world: World) -> None:
     [
         (b'{"analysis": "dummy",}', "bad_rules"),
         (b'{"analysis": "nonsense"}', "unknown_analysis"),
+        (b'{"analyse": "dummy"}', "bad_rules"),
+        (b'{"analysis": "deeplabcut_2d"}', "bad_args"),
         (b'{"analysis": "dummy", "args": {"seconds": -1}}', "bad_args"),
         (b'{"analysis": "deeplabcut_2d", "args": {"model": "missing"}}', "no_such_model"),
         (b" " * 65_537, "bad_rules"),

@@ -40,6 +40,28 @@ def test_half_a_character_and_the_like_are_answered_as_errors(
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/analyse", b"{}", "application/x-www-form-urlencoded"),
+        ("/analyse", b"", "text/plain"),
+        ("/analyse", b"{", "application/json"),
+        ("/analyse", b"[]", "application/json"),
+        ("/upload", b"", "application/x-www-form-urlencoded"),
+        ("/reingest", b"{}", "text/plain"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_told_so(
+    api: httpx.Client, path: str, body: bytes, kind: str
+) -> None:
+    """It is no field that is wrong; curl's own content type is told how to be another."""
+    answer = api.post(path, content=body, headers={"Content-Type": kind})
+    error = answer.json()["error"]
+    assert (answer.status_code, error.get("field")) == (422, None)
+    assert error["message"].startswith("the body has to be a JSON object: ")
+    assert ("'Content-Type: application/json'" in error["message"]) is ("json" not in kind)
+
+
 def test_metadata_too_deep_to_read_is_answered_as_an_error(api: httpx.Client) -> None:
     """Arguments nested beyond Python's recursion are no JSON object, and no 500."""
     headers = {"x-amz-meta-analysis": "dummy", "x-amz-meta-args": "[" * 1500}

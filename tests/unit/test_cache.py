@@ -6,6 +6,11 @@ import hashlib
 import os
 from pathlib import Path
 
+import pytest
+
+from posedrop.errors import ModelError
+from posedrop.records import Model, ModelFile
+from worker import room
 from worker.cache import Cache
 
 
@@ -70,3 +75,30 @@ def test_models_in_use_stay(tmp_path: Path) -> None:
         os.utime(folder, (stat.st_atime, stat.st_mtime - age))
     cache.trim_models()
     assert [path.name for path in cache.models.iterdir()] == ["new"]
+
+
+def test_a_full_disk_drops_what_no_job_needs(tmp_path: Path) -> None:
+    """Videos at once, and models that were not used for an hour, though within their bound."""
+    cache = Cache(tmp_path / "cache", 1000)
+    kept(cache, tmp_path, b"film")
+    for path in tmp_path.glob("source*"):
+        path.unlink()
+    for name, age in (("old", 10_000), ("new", 0)):
+        folder = cache.models / name
+        folder.mkdir()
+        (folder / "weights.pt").write_bytes(bytes(100))
+        stat = folder.stat()
+        os.utime(folder, (stat.st_atime, stat.st_mtime - age))
+    assert cache.give_way() == 104
+    assert [path.name for path in cache.models.iterdir()] == ["new"]
+    assert list((tmp_path / "cache/videos").iterdir()) == []
+
+
+def test_a_model_that_no_disk_here_holds_ends_its_run(tmp_path: Path) -> None:
+    """It would be fetched for ever; one that fits is let pass."""
+    file = ModelFile(path="snapshot.pt", size=1 << 20, sha256="")
+    room.check_model_fits(Model.model_construct(name="small", files=[file]), tmp_path)
+    large = file.model_copy(update={"size": 1 << 60})
+    with pytest.raises(ModelError, match="POSEDROP_SCRATCH_DIR") as final:
+        room.check_model_fits(Model.model_construct(name="large", files=[large]), tmp_path)
+    assert final.value.code == "no_room"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
 
 from posedrop.records import Attempt, RunError, Task
 from posedrop.storage import Storage
@@ -49,6 +53,34 @@ def test_render_follows_infer_without_waiting(storage: Storage, bucket: str) -> 
     held(take(storage, bucket)).end("done")
     second = held(take(storage, bucket, "render"))
     assert (second.number, second.task) == (2, "render")
+
+
+def test_a_slow_heartbeat_does_not_write_over_the_end(
+    storage: Storage, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was on its way to the store says no longer that the attempt is alive."""
+    storage.write(bucket, "run/request.json", b"{}")
+    mine = held(take(storage, bucket))
+    writes = storage.write
+    beats, goes_on = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> None:
+        if threading.current_thread() is not ender:
+            beats.set()
+            goes_on.wait()
+        writes(*args)
+
+    ender = threading.Thread(target=mine.end, args=("done",))
+    monkeypatch.setattr(storage, "write", slow)
+    with mine.beating(0.01):
+        beats.wait()
+        ender.start()
+        ender.join(0.1)
+        goes_on.set()
+        ender.join()
+    attempt = storage.read_record(bucket, "run/attempts/1.json", Attempt)
+    assert attempt is not None
+    assert attempt.outcome == "done"
 
 
 def test_three_failures_are_enough(storage: Storage, bucket: str) -> None:

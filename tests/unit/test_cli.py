@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import shlex
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,13 @@ from posedrop.address import is_loopback, listen
 from posedrop.cli import options
 from posedrop.client import Client
 from posedrop.demo import mean_error
-from posedrop.embedded import Stack
+from posedrop.doctor import machine
+from posedrop.embedded import Stack, log_to
 from posedrop.errors import ConfigurationError
 from posedrop.folders import FolderLock
+from posedrop.index import Index
 from posedrop.keyring import Secrets
+from posedrop.settings import load
 
 FILE_ID = "mfzgs3tfebzw63lf"
 RUN_ID = "k5x2wq7mfzgs3tfe"
@@ -159,11 +164,31 @@ def test_unreachable_api_says_what_to_start(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("api")
 def test_errors_of_the_api_are_one_line(tmp_path: Path) -> None:
-    result = call(tmp_path, "download", RUN_ID)
-    assert (result.exit_code, result.stderr) == (
-        1,
-        f"posedrop: there is no /results/{RUN_ID}\n",
-    )
+    result = call(tmp_path, "ls")
+    assert (result.exit_code, result.stderr) == (1, "posedrop: there is no /files\n")
+
+
+@pytest.mark.parametrize("command", ["download", "cancel", "show"])
+def test_a_run_that_is_not_there_is_told_with_what_is(
+    tmp_path: Path, api: Api, command: str
+) -> None:
+    """Who names a video in place of its run, by key, name or id, is told the ids of its runs."""
+    api.answers["GET /files"] = {"items": [], "next": None}
+    for nothing in ("", RUN_ID, "day2/nowhere.mp4"):
+        told = call(tmp_path, command, nothing)
+        assert (told.exit_code, told.stderr.count("\n")) == (1, 1)
+        assert "`posedrop ls" in told.stderr
+    run = {"analysis_id": RUN_ID, "analysis": "dummy", "status": "succeeded"}
+    api.answers["GET /files"] = {"items": [file_json()], "next": None}
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json(analyses=[run])
+    for video in () if command == "show" else ("day1/film.mp4", "film.mp4", FILE_ID):
+        told = call(tmp_path, command, video)
+        assert (told.exit_code, told.stderr) == (
+            1,
+            "posedrop: day1/film.mp4 is a video; name one of its runs: "
+            f"{RUN_ID} (dummy, succeeded)\n",
+        )
+    assert "no video" in call(tmp_path, "analyse", RUN_ID, "--analysis", "dummy").stderr
 
 
 def test_wrong_setting_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +231,23 @@ def test_ls_tells_which_rules_are_wrong(tmp_path: Path, api: Api) -> None:
     assert "line 3, column 1" in told
     api.answers[f"GET /upload/{FILE_ID}"] = file_json(waiting=rule)
     assert "waits, day1/posedrop.json is wrong: line 3" in call(tmp_path, "show", FILE_ID).output
+
+
+def test_an_empty_list_says_so_beside_the_output(tmp_path: Path, api: Api) -> None:
+    """And what to do, where there is nothing at all; a script's JSON stays what it was."""
+    api.answers["GET /files"] = api.answers["GET /analyses"] = {"items": [], "next": None}
+    api.answers["GET /models"] = {"items": []}
+    for words, said in (
+        (("ls", "zzz"), "nothing matches"),
+        (("ls",), "`posedrop upload FILE`"),
+        (("ls", "--analyses"), "`posedrop analyse "),
+        (("models", "ls"), "`posedrop models push`"),
+    ):
+        told = call(tmp_path, *words)
+        assert (told.exit_code, told.stdout, told.stderr.count("\n")) == (0, "", 1)
+        assert said in told.stderr
+        told = call(tmp_path, *words, "--json")
+        assert (told.stdout, told.stderr) == ("[]\n", "")
 
 
 def test_ls_analyses(tmp_path: Path, api: Api) -> None:
@@ -476,7 +518,7 @@ def test_reingest_tells_what_comes_of_each(tmp_path: Path, api: Api) -> None:
     api.answers[f"GET /upload/{FILE_ID}"] = file_json()
     api.answers[f"GET /upload/{RUN_ID}"] = file_json(state="refused", refusal=refusal)
     assert call(tmp_path, "reingest", "day1/").output == (
-        "2 videos are looked at anew\n"
+        "looked at anew: 2\n"
         "1/2 day1/film.mp4: ready\n"
         "2/2 day1/text.mp4: refused, not_a_video: it is text\n"
     )
@@ -523,6 +565,55 @@ def test_a_folder_that_can_not_be_used_is_told_in_a_line(tmp_path: Path) -> None
     result = CliRunner().invoke(cli.main, ["--data-dir", str(tmp_path / "file" / "data"), "up"])
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "--data-dir" in result.stderr
+
+
+@pytest.mark.parametrize(("name", "folder_mode"), [("posedrop-data", 0o700), ("lab", 0o755)])
+def test_what_a_stack_writes_is_its_owners_alone(
+    tmp_path: Path, name: str, folder_mode: int
+) -> None:
+    """Closed where an older posedrop left it open, but for a folder that a lab has made."""
+    before = os.umask(0o022)
+    try:
+        for data_dir in (tmp_path / name, tmp_path / "parent" / name):
+            log_to(data_dir)
+            Index(data_dir / "index.sqlite", timeout=5).close()
+            assert {stat.S_IMODE(path.stat().st_mode) for path in all_of(data_dir)} <= {
+                0o600,
+                0o700,
+            }
+        data_dir = tmp_path / name
+        data_dir.chmod(0o755)
+        for path in all_of(data_dir):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        (data_dir / "of a person.txt").touch(0o644)
+        (data_dir / "of a person.txt").chmod(0o644)
+        log_to(data_dir)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in all_of(data_dir)}
+    assert modes == {
+        name: folder_mode,
+        "logs": 0o755,
+        "posedrop.log": 0o600,
+        "index.sqlite": 0o600,
+        "of a person.txt": 0o644,
+    }
+
+
+def all_of(folder: Path) -> list[Path]:
+    return [folder, *folder.rglob("*")]
+
+
+def test_doctor_looks_at_the_scratch_folder_that_the_stack_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POSEDROP_SCRATCH_DIR", raising=False)
+    (tmp_path / "posedrop.env").touch()
+    (found,) = machine.disk(load(tmp_path))
+    assert str(tmp_path / "scratch") in found.message
+    monkeypatch.setenv("POSEDROP_SCRATCH_DIR", str(tmp_path / "large"))
+    (found,) = machine.disk(load(tmp_path))
+    assert str(tmp_path / "large") in found.message
 
 
 def test_keys_are_private_and_kept(tmp_path: Path) -> None:

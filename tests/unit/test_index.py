@@ -411,3 +411,17 @@ def test_dead_letters(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     letters = index.dead_letters(10)
     assert [letter.body for letter in letters] == ["null", "\"b'bytes'\"", '{"a": "é?"}']
     assert index.dead_letters(1) == letters[:1]
+
+
+# --- the file
+
+
+def test_an_sqlite_that_is_too_old_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Python comes with too old an SQLite, nothing starts, and the version is named."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.34.1")
+    with pytest.raises(ConfigurationError, match=r"has SQLite 3\.34\.1, .* needs 3\.35 or newer"):
+        Index(tmp_path / "index.db")
+    assert not list(tmp_path.iterdir())

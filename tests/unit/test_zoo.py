@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import yaml
 
+from handlers import plan
+from handlers.context import Context
 from posedrop import models, packing, zoo
 from posedrop.errors import BadRequestError, ModelError
 from posedrop.storage import Storage
@@ -97,3 +100,22 @@ def test_zoo_is_that_of_deeplabcut() -> None:
         if network not in animal.torchvision
     }
     assert ours == theirs
+
+
+def test_an_analysis_without_its_model_is_told_which_there_are(
+    storage: Storage, weights: Path
+) -> None:
+    """Those that it takes, by name; or that none was pushed, and how one is."""
+    settings = SimpleNamespace(models_bucket=BUCKET)
+    context = cast(Context, SimpleNamespace(storage=storage, settings=settings))
+
+    def told(analysis: str) -> str:
+        with pytest.raises(BadRequestError, match="--arg model=NAME") as caught:
+            plan.order(context, analysis, {})
+        assert caught.value.field == "args.model"
+        return caught.value.message
+
+    assert "`posedrop models push`" in told("superanimal")
+    models.push(storage, BUCKET, weights, MOUSE)
+    assert told("superanimal").endswith(f"There are: {MOUSE}")
+    assert "`posedrop models push`" in told("deeplabcut_2d")
