@@ -182,7 +182,7 @@ class Weed:
         ]
         try:
             done = subprocess.run(
-                [find_weed(), "shell", *addresses],
+                [*_launcher(), find_weed(), "shell", *addresses],
                 input=f"s3.bucket.owner -name {bucket} -owner {identity}\nexit\n",
                 cwd=self._conf,
                 env=self._environment(),
@@ -230,9 +230,8 @@ class Weed:
                 return None
             # What an earlier start left there would be taken as options of this one.
             (self._data / "mini.options").unlink(missing_ok=True)
-            launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
             self._process = subprocess.Popen(
-                [*launcher, binary, *self._arguments()],
+                [*_launcher(), binary, *self._arguments()],
                 cwd=self._conf,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
@@ -367,6 +366,11 @@ class Weed:
         files = configuration(self._conf, self._identities, self._webhook)
         for name, content in files.items():
             write_private(self._conf / name, content)
+
+
+def _launcher() -> list[str]:
+    """Return what a command line begins with whose process is to end with this one."""
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
 
 
 def find_weed() -> str:

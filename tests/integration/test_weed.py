@@ -17,6 +17,7 @@ from typing import Any
 
 import boto3
 import httpx
+import psutil
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
@@ -455,6 +456,28 @@ def test_weed_dies_with_its_parent(tmp_path: Path) -> None:
     while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
         assert time.monotonic() < deadline, "weed outlived its parent"
         time.sleep(0.05)
+
+
+def test_a_weed_that_is_asked_something_dies_with_who_asks(tmp_path: Path) -> None:
+    """Killed while the bucket is given away, posedrop leaves neither the store nor its shell."""
+    program = (
+        "import os, signal, sys; from pathlib import Path; from posedrop.weed import Weed;"
+        "f = Path(sys.argv[1]); w = Weed(f / 'weed', f / 'log', s3_port=0, identities=());"
+        "w.start(); os.kill(w.pid, signal.SIGSTOP); print(flush=True); w.give_bucket('b', 'i')"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        deadline = time.monotonic() + 30
+        while not any("shell" in each.cmdline() for each in psutil.Process(parent.pid).children()):
+            assert time.monotonic() < deadline, "no shell was started"
+            time.sleep(0.05)
+        left = psutil.Process(parent.pid).children()
+        assert len(left) == 2
+        parent.kill()
+    assert psutil.wait_procs(left, timeout=10)[1] == []
 
 
 def test_stale_weed_is_ended_before_the_start(tmp_path: Path) -> None:
