@@ -440,15 +440,20 @@ def test_up_ends_when_its_store_is_given_up(
         weed.stop()
 
 
-def test_weed_dies_with_its_parent(tmp_path: Path) -> None:
+def starts_weed(folder: Path, then: str) -> subprocess.Popen[str]:
+    """Start a process that starts weed as ``w``, and then does this."""
     program = (
-        "import sys, time; from pathlib import Path; from posedrop.weed import Weed;"
+        "import os, signal, sys, time; from pathlib import Path; from posedrop.weed import Weed;"
         "f = Path(sys.argv[1]); w = Weed(f / 'weed', f / 'log', s3_port=0, identities=());"
-        "w.start(); print(w.pid, flush=True); time.sleep(600)"
+        f"w.start(); {then}"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as parent:
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_weed_dies_with_its_parent(tmp_path: Path) -> None:
+    with starts_weed(tmp_path, "print(w.pid, flush=True); time.sleep(600)") as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.kill()
@@ -460,14 +465,8 @@ def test_weed_dies_with_its_parent(tmp_path: Path) -> None:
 
 def test_a_weed_that_is_asked_something_dies_with_who_asks(tmp_path: Path) -> None:
     """Killed while the bucket is given away, posedrop leaves neither the store nor its shell."""
-    program = (
-        "import os, signal, sys; from pathlib import Path; from posedrop.weed import Weed;"
-        "f = Path(sys.argv[1]); w = Weed(f / 'weed', f / 'log', s3_port=0, identities=());"
-        "w.start(); os.kill(w.pid, signal.SIGSTOP); print(flush=True); w.give_bucket('b', 'i')"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as parent:
+    then = "os.kill(w.pid, signal.SIGSTOP); print(flush=True); w.give_bucket('b', 'i')"
+    with starts_weed(tmp_path, then) as parent:
         assert parent.stdout is not None
         parent.stdout.readline()
         deadline = time.monotonic() + 30
