@@ -195,6 +195,8 @@ class State:
     later: list[tuple[int, float]] = field(default_factory=list)
     """The same of those checked since, where it grew: the number of a picture, and the noise."""
     samples: int = 0
+    blank: int = 0
+    """Batches before the first sample, that showed no keypoint."""
     checked: int = 0
     """Pictures computed both ways."""
     again: int = 0
@@ -399,6 +401,7 @@ class Arithmetic:
         exact = self._predictions(outputs)
         shown = [row for row in self._shown(exact) if row < count]
         if self._fast is None or not shown:
+            self.state.blank += self.state.samples == 0
             return exact
         fast_outputs = self._fast(x)
         fast = self._predictions(fast_outputs)
