@@ -100,10 +100,12 @@ class Machine:
         return self._tiled
 
     def fast(self, dtype: torch.dtype) -> Any:
-        """Return the network with its backbone in ``dtype``; what follows it stays in fp32."""
+        """Return the network with its backbone in ``dtype``; the last layers stay in fp32."""
         if dtype not in self._fast:
             model = copy.deepcopy(self.plain, _shared(self.plain))
             model.backbone = _Reduced(model.backbone, dtype)
+            for name, head in model.heads.items():
+                model.heads[name] = fused.narrowed(head, dtype)
             # oneDNN knows only the numbers that the processor multiplies; others are torch's.
             if self.exact is not self.plain and dtype == hardware.native_dtype(self.device):
                 (fused.fuse if self.tiled is self.exact else fused.fuse_tiled)(model)

@@ -9,8 +9,9 @@ unsure unless every choice is the same wherever in their intervals the numbers a
 * *Peaks.* A cell is a peak if nothing is higher in the window around it. A peak's rivals are the
   cells of its window that come within the noise. It stays one peak, in one of its rivals, if these
   see each other and are higher than all else that they see. No other cell may be so near to being a
-  peak, and no likelihood so near to the threshold, or to another where only the first few count.
-* *Limbs.* A pair's affinity lies between those of all its rivals. A pair is joined if it is worth
+  peak, and no likelihoods so near to each other where only the first few count.
+* *Limbs.* A pair's affinity lies between those of all its rivals, or is 0 if a peak is so near to
+  the threshold that it may not be one. A pair is joined if it is worth
   more than each exchange of partners with another one. Of what is left, no pair may be good enough.
 * *Animals.* What is connected is one animal, in whatever order it is joined, if it has no bodypart
   twice. No two may lie so much upon each other that DeepLabCut drops one, and it has to be clear
@@ -35,8 +36,46 @@ from worker.watch import LIKE, Named, Watch
 POINTS, DECIMALS = 10, 1000.0
 #: As in DeepLabCut: no peak is lower.
 LEAST_PEAK = 0.01
-#: More than fp32 errs by in sums of affinities.
+#: More than fp32 errs by in likelihoods and sums of affinities.
 ROUNDING = 1e-5
+#: Of the noise of heatmaps before their sigmoid, that of affinities: about what bfloat16 makes.
+SHARE = 1 / 8
+
+
+#: Where a larger share of the cells are of peaks, or a frame has more peaks, nothing is clear.
+CROWD, MOST_PEAKS = 1 / 8, 5000
+
+
+def hasten(model: Any) -> None:
+    """Let the predictors of DeepLabCut's PoseModel find peaks, the same ones, in less time."""
+    for head in model.heads.values():
+        if type(head.predictor) is PartAffinityFieldPredictor:
+            head.predictor.find_local_peak_indices_maxpool_nms = peaks
+
+
+def peaks(heat: Tensor, radius: int, threshold: float) -> Tensor:
+    """Return frame, bodypart, row and column of each cell that none in the window is higher than.
+
+    DeepLabCut looks for the highest around every cell, though few reach the threshold.
+
+    Args:
+        heat: (n, bodyparts, rows, columns).
+        radius: as DeepLabCut calls the window's size, in cells; odd.
+        threshold: above 0; peaks are not lower.
+
+    Returns:
+        (peaks, 4), int32, ascending.
+    """
+    cell = (heat >= threshold).flatten().nonzero()[:, 0]
+    if len(cell) > CROWD * heat.numel():
+        found: Tensor = PartAffinityFieldPredictor.find_local_peak_indices_maxpool_nms(
+            heat, radius, threshold
+        )
+        return found
+    inside, places = _around(heat.shape, cell, radius // 2)
+    highest = torch.where(inside, heat.flatten()[places], -math.inf).flatten(1).amax(dim=1)
+    cell = cell[heat.flatten()[cell] == highest]
+    return torch.stack(torch.unravel_index(cell, heat.shape), dim=1).int()
 
 
 @dataclass(frozen=True)
@@ -51,8 +90,8 @@ class Cells:
     row: Tensor
     column: Tensor
     """Each (cells,)."""
-    filled: Tensor
-    """(frames, bodyparts, animals), bool: slots with a peak."""
+    sure: Tensor
+    """(frames, bodyparts, animals), bool: slots whose peak is there in any case."""
 
 
 class PafWatch(Watch):
@@ -67,6 +106,17 @@ class PafWatch(Watch):
         self._edges = [int(edge) for edge in self.predictor.edges_to_keep]
         self._graph = [tuple(self.predictor.graph[edge]) for edge in self._edges]
         self._window = int(self.predictor.nms_radius)
+        radius, sight = self._window, self._window // 2
+        kernel = self.predictor.make_2d_gaussian_kernel(self.predictor.sigma, 2 * radius + 1)
+        #: How a cell of a heatmap goes into what its neighbours are smoothed to; (11,).
+        self._line = kernel.sum(dim=0)
+        shifted = [
+            F.pad(kernel, (sight + right, sight - right, sight + down, sight - down))
+            for down in range(-sight, sight + 1)
+            for right in range(-sight, sight + 1)
+        ]
+        #: How cells go into the steps from the middle of a window to its other cells; (25, 225).
+        self._steps = (torch.stack(shifted) - F.pad(kernel, (sight,) * 4)).abs().flatten(1)
 
     @classmethod
     def knows(cls, predictor: Any) -> bool:
@@ -95,23 +145,27 @@ class PafWatch(Watch):
         return found
 
     def noise(self, exact: Named, fast: Named) -> float:
-        """Return by how much likelihoods near a peak, and affinities, differ at most."""
-        heat = self._likelihoods(exact)
+        """Return the least noise that covers the differences near peaks, and of affinities."""
+        heat, slope, steep = self._likelihoods(exact)
+        difference = self._likelihoods(fast)[0] - heat
         highest = F.max_pool2d(heat, self._window, stride=1, padding=self._window // 2)
         near = (heat >= LIKE * highest) & (heat >= LIKE * self._least)
-        difference = (self._likelihoods(fast) - heat).abs()
-        found = float(torch.where(near, difference, 0.0).max())
-        _, cells = self._peaks(heat, heat.new_zeros(len(heat)))
+        found = [_share(difference[near], slope[near])]
+        peak = (near & (heat == highest)).flatten().nonzero()[:, 0]
+        inside, places = _around(heat.shape, peak, self._window // 2)
+        inside &= near.flatten()[places]
+        steps = difference.flatten()[places] - difference.flatten()[peak, None, None]
+        found.append(_share(steps[inside], self._climbs(steep, peak).view_as(steps)[inside]))
+        _, cells = self._peaks(heat, slope, steep, heat.new_zeros(len(heat)))
         pairs = self._pairs(cells)
-        if len(pairs[0]):
-            true, other = (self._affinities(some["paf"], cells, pairs) for some in (exact, fast))
-            found = max(found, float((other - true).abs().max()))
-        return found
+        true, other = (self._affinities(some["paf"], cells, pairs) for some in (exact, fast))
+        found.append(_share(other - true, torch.full_like(true, SHARE)))
+        return max(found)
 
     def largest(self, outputs: Named) -> Tensor:
-        """Return each picture's largest, of heatmaps and of fields."""
+        """Return each picture's largest of a heatmap or, if it is more, of a field."""
         heat = outputs["heatmap"].abs().flatten(1).amax(dim=1)
-        return torch.maximum(heat, outputs["paf"].abs().flatten(1).amax(dim=1))
+        return torch.maximum(heat, outputs["paf"].abs().flatten(1).amax(dim=1) / SHARE)
 
     def moved(self, exact: Named, fast: Named) -> Tensor:
         """Return how far keypoints are apart; infinitely where others belong together."""
@@ -120,17 +174,14 @@ class PafWatch(Watch):
 
     def unsure(self, outputs: Named, noise: float | Tensor, reach: float) -> Tensor:
         """Return where a choice is not clear."""
-        heat = self._likelihoods(outputs)
-        n = len(heat)
-        noise = torch.as_tensor(noise, dtype=heat.dtype, device=heat.device).expand(n)
-        sums = [values.flatten(1).sum(dim=1) for values in outputs.values()]
+        heat, slope, steep = self._likelihoods(outputs)
+        noise = torch.as_tensor(noise, dtype=heat.dtype, device=heat.device).expand(len(heat))
+        unsure, cells = self._peaks(heat, slope, steep, noise)
         # What is not a number does not compare.
-        broken = ~torch.stack(sums).sum(dim=0).isfinite()
-        unsure, cells = self._peaks(heat, noise)
-        pairs = self._pairs(cells)
-        low, high = self._ranges(outputs["paf"], cells, pairs, noise)
+        unsure |= ~(heat.flatten(1).sum(dim=1) + noise).isfinite()
+        low, high = self._ranges(outputs["paf"], cells, self._pairs(cells), SHARE * noise)
         joined, open_ = self._joined(low, high)
-        unsure |= broken | open_
+        unsure |= open_
         return unsure | self._unsure_animals(outputs["locref"], cells, joined, low, high, reach)
 
     # -- peaks --
@@ -139,41 +190,66 @@ class PafWatch(Watch):
     def _least(self) -> float:
         return float(self.predictor.assembler.pcutoff)
 
-    def _likelihoods(self, outputs: Named) -> Tensor:
+    def _likelihoods(self, outputs: Named) -> tuple[Tensor, Tensor, Tensor]:
+        """Return likelihoods, smoothed, and how noise moves them: smoothed, and not smoothed."""
         heat = outputs["heatmap"]
+        slope = torch.ones_like(heat)
         if self.predictor.apply_sigmoid:
             heat = heat.sigmoid()
-        channels, size = heat.shape[1], 2 * self.predictor.nms_radius + 1
-        kernel = self.predictor.make_2d_gaussian_kernel(self.predictor.sigma, size)
-        line = kernel.sum(dim=0).to(heat)
+            slope = heat * (1 - heat)
+        channels, size = 2 * heat.shape[1], 2 * self.predictor.nms_radius + 1
+        line = self._line.to(heat)
+        both = torch.cat([heat, slope], dim=1)
         # Row by row, then column by column: a tenth of the multiplications.
-        across = F.conv2d(heat, line.expand(channels, 1, 1, size), padding="same", groups=channels)
+        across = F.conv2d(both, line.expand(channels, 1, 1, size), padding="same", groups=channels)
         down = line[:, None].expand(channels, 1, size, 1)
-        return F.conv2d(across, down, padding="same", groups=channels)
+        both = F.conv2d(across, down, padding="same", groups=channels)
+        return both[:, : heat.shape[1]], both[:, heat.shape[1] :], slope
 
-    def _peaks(self, heat: Tensor, noise: Tensor) -> tuple[Tensor, Cells]:
-        """Return which frames' peaks are not clear (n,), and the cells of those that count."""
+    def _climbs(self, steep: Tensor, cell: Tensor) -> Tensor:
+        """Return how noise moves the steps from each cell to those in its window; (cells, 25)."""
+        inside, places = _around(steep.shape, cell, self._window + self._window // 2)
+        of_each = torch.where(inside, steep.flatten()[places], 0.0).flatten(1)
+        found: Tensor = of_each @ self._steps.to(steep).T
+        return found
+
+    def _peaks(
+        self, heat: Tensor, slope: Tensor, steep: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Cells]:
+        """Return which frames' peaks are not clear (n,), and the cells of those that count.
+
+        By noise a cell goes up or down by its slope times the noise.
+        """
         n, parts, height, width = heat.shape
-        animals, sight = self._animals, self._window // 2
-        unsure = torch.zeros(n, dtype=torch.bool, device=heat.device)
-        # Most cells are far below all that counts.
-        cell = (heat >= (self._least - noise)[:, None, None, None]).flatten().nonzero()[:, 0]
-        top, own = heat.flatten()[cell], noise[cell // (parts * height * width)]
-        highest = self._around(heat, cell, sight)[0].flatten(1).amax(dim=1)
-        maybe = cell[top >= highest - 2 * own]
-        peak = top == highest
-        cell, top, own = cell[peak], top[peak], own[peak]
-        group = cell // (height * width)
-        frame = group // parts
-        unsure[frame[top < self._least + own]] = True
+        size, animals, sight = parts * height * width, self._animals, self._window // 2
+        # The slope itself is of what is noisy.
+        share = (noise * noise.exp())[:, None, None, None]
+        step = slope * share + ROUNDING
+        low, high = (heat - step).flatten(), (heat + step).flatten()
+        # Most cells are far below all that counts; where they are not, nothing is clear.
+        counts = high.view(heat.shape) >= self._least
+        unsure = counts.flatten(1).sum(dim=1) > CROWD * size
+        cell = (counts & ~unsure[:, None, None, None]).flatten().nonzero()[:, 0]
+        around, places = _around(heat.shape, cell, sight)
+        floor = torch.where(around, low[places], -math.inf).flatten(1).amax(dim=1)
+        highest = torch.where(around, heat.flatten()[places], -math.inf).flatten(1).amax(dim=1)
+        maybe = cell[high[cell] >= floor]
+        cell = cell[heat.flatten()[cell] == highest]
+        crowded = (cell // size).bincount(minlength=n) > MOST_PEAKS
+        unsure |= crowded
+        cell = cell[~crowded[cell // size]]
+        group, frame = cell // (height * width), cell // size
         # Around each peak, all that its rivals see.
-        around, places = self._around(heat, cell, 2 * sight)
-        near = around >= (top - 2 * own)[:, None, None]
-        rivals = torch.zeros_like(near)
+        around, places = _around(heat.shape, cell, 2 * sight)
+        near = around & (high[places] >= low[cell][:, None, None])
         middle = (slice(None), slice(sight, -sight), slice(sight, -sight))
-        rivals[middle] = near[middle]
+        down = heat.flatten()[cell][:, None, None] - heat.flatten()[places[middle]]
+        climb = share.flatten()[frame][:, None] * self._climbs(steep, cell) + ROUNDING
+        rivals = torch.zeros_like(near)
+        rivals[middle] = around[middle] & (down <= climb.view_as(down))
+        near[middle] = False
         seen = F.max_pool2d(rivals.float()[:, None], self._window, stride=1, padding=sight)[:, 0]
-        blurred = (near & ~rivals & (seen > 0)).flatten(1).any(dim=1)
+        blurred = (near & (seen > 0)).flatten(1).any(dim=1)
         for axis in (1, 2):
             taken = rivals.any(dim=axis).float()
             blurred |= 4 * sight - taken.flip(1).argmax(dim=1) - taken.argmax(dim=1) > sight
@@ -181,56 +257,39 @@ class PafWatch(Watch):
         whose, *_ = rivals.nonzero(as_tuple=True)
         taken = places[rivals]
         lone = maybe[~torch.isin(maybe, taken)]
+        inside, those = _around(heat.shape, lone, sight)
+        up = (
+            torch.where(inside, heat.flatten()[those], -math.inf) - heat.flatten()[lone, None, None]
+        )
+        climb = share.flatten()[lone // size][:, None] * self._climbs(steep, lone) + ROUNDING
+        lone = lone[~(up.flatten(1) > climb).any(dim=1)]
         ascending = taken.sort().values
         twice = ascending[1:][ascending[1:] == ascending[:-1]]
-        unsure[torch.cat([lone, twice]) // (parts * height * width)] = True
+        unsure[torch.cat([lone, twice]) // size] = True
         # Into slots, the most likely first.
-        order = top.argsort(descending=True, stable=True)
+        order = heat.flatten()[cell].argsort(descending=True, stable=True)
         order = order[group[order].argsort(stable=True)]
-        sorted_group, likelihood = group[order], top[order]
-        rank = torch.arange(len(order), device=heat.device)
-        rank = rank - torch.searchsorted(sorted_group, sorted_group)
-        after = (rank[1:] == animals).nonzero()[:, 0]
-        close = likelihood[after] - likelihood[after + 1] <= 2 * own[order[after]]
-        unsure[frame[order[after[close]]]] = True
-        slot = torch.full((len(cell),), -1, dtype=torch.long, device=heat.device)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=heat.device)
+        rank -= torch.searchsorted(group[order], group)
         kept = rank < animals
-        slot[order[kept]] = (sorted_group * animals + rank)[kept]
-        filled = torch.zeros(n * parts * animals, dtype=torch.bool, device=heat.device)
-        filled[slot[slot >= 0]] = True
-        slots = slot[whose]
-        place = taken[slots >= 0] % (height * width)
-        slots = slots[slots >= 0]
-        filled = filled.view(n, parts, animals)
-        return unsure, Cells(slots, place // width, place % width, filled)
-
-    @staticmethod
-    def _around(heat: Tensor, cell: Tensor, sight: int) -> tuple[Tensor, Tensor]:
-        """Return the square around each cell, and which cells these are.
-
-        Args:
-            heat: (n, bodyparts, rows, columns).
-            cell: (cells,), places in ``heat`` when flat.
-            sight: cells from the middle to an edge.
-
-        Returns:
-            Both (cells, 2 * sight + 1, 2 * sight + 1); beyond the edge, minus infinity.
-        """
-        height, width = heat.shape[2:]
-        step = torch.arange(-sight, sight + 1, device=heat.device)
-        row = (cell // width % height)[:, None] + step
-        column = (cell % width)[:, None] + step
-        places = cell[:, None, None] + step[:, None] * width + step
-        inside = ((row >= 0) & (row < height))[:, :, None]
-        inside = inside & ((column >= 0) & (column < width))[:, None]
-        values = heat.flatten()[places.clamp(0, heat.numel() - 1)]
-        return values.masked_fill(~inside, -math.inf), places
+        least = heat.new_full((n * parts,), math.inf)
+        least.scatter_reduce_(0, group[kept], low[cell[kept]], "amin")
+        most = torch.where(rivals, high[places], -math.inf).flatten(1).amax(dim=1)
+        unsure[frame[~kept & (most >= least[group])]] = True
+        slot = torch.where(kept, group * animals + rank, -1)
+        sure = torch.zeros(n * parts * animals, dtype=torch.bool, device=heat.device)
+        sure[slot[kept]] = low[cell[kept]] >= self._least
+        use = slot[whose] >= 0
+        place = taken[use] % (height * width)
+        sure = sure.view(n, parts, animals)
+        return unsure, Cells(slot[whose][use], place // width, place % width, sure)
 
     # -- limbs --
 
     def _pairs(self, cells: Cells) -> tuple[Tensor, Tensor, Tensor]:
         """Return limbs that there may be: which of ``_graph`` (pairs,), from and to which cell."""
-        n, parts, animals = cells.filled.shape
+        n, parts, animals = cells.sure.shape
         device = cells.slot.device
         owner = cells.slot // animals
         order = owner.argsort(stable=True)
@@ -256,7 +315,7 @@ class PafWatch(Watch):
     ) -> Tensor:
         """Return the affinity of each pair, not rounded; by the same steps as DeepLabCut."""
         limb, source, target = pairs
-        _, parts, animals = cells.filled.shape
+        _, parts, animals = cells.sure.shape
         height, width = paf.shape[2:]
         places = torch.stack([cells.row, cells.column], dim=1).float()
         start, end = places[source], places[target]
@@ -281,7 +340,7 @@ class PafWatch(Watch):
 
         Where there is no peak, both are 0: nothing is to be had there, and for sure.
         """
-        n, parts, animals = cells.filled.shape
+        n, parts, animals = cells.sure.shape
         limb, source, target = pairs
         found = self._affinities(paf, cells, pairs)
         start, end = cells.slot[source], cells.slot[target]
@@ -290,8 +349,11 @@ class PafWatch(Watch):
         place = (place * animals + start % animals) * animals + end % animals
         size = n * len(self._graph) * animals * animals
         low, high = found.new_full((size,), math.inf), found.new_zeros(size)
-        low.scatter_reduce_(0, place, _rounded((found - own).clamp(min=0)), "amin")
-        high.scatter_reduce_(0, place, _rounded(found + own), "amax")
+        # A peak that is not there is joined like one of no affinity to any.
+        sure = cells.sure.flatten()
+        least = torch.where(sure[start] & sure[end], found - own, 0.0)
+        low.scatter_reduce_(0, place, _rounded(least.clamp(min=0)).nan_to_num(0.0), "amin")
+        high.scatter_reduce_(0, place, _rounded(found + own).nan_to_num(math.inf), "amax")
         low[low.isinf()] = 0
         shape = (n, len(self._graph), animals, animals)
         return low.view(shape), high.view(shape)
@@ -326,7 +388,7 @@ class PafWatch(Watch):
     def _unsure_animals(
         self, locref: Tensor, cells: Cells, joined: Tensor, low: Tensor, high: Tensor, reach: float
     ) -> Tensor:
-        n, parts, animals = cells.filled.shape
+        n, parts, animals = cells.sure.shape
         nodes = parts * animals
         frame, limb, source, target = joined.nonzero(as_tuple=True)
         graph = torch.tensor(self._graph, device=low.device).reshape(-1, 2)
@@ -371,7 +433,7 @@ class PafWatch(Watch):
 
     def _misplaced(self, locref: Tensor, cells: Cells, members: Tensor, reach: float) -> Tensor:
         """Return where a keypoint is not clear, or two animals nearly cover each other; (n,)."""
-        n, parts, animals = cells.filled.shape
+        n, parts, animals = cells.sure.shape
         height, width = locref.shape[2:]
         part = cells.slot // animals  # of its frame
         at = part * 2 * height * width + cells.row * width + cells.column
@@ -381,7 +443,7 @@ class PafWatch(Watch):
         spans = [_range(values, cells.slot, n * parts * animals) for values in (x, y)]
         (left, right), (top, bottom) = ([one.view(n, -1) for one in span] for span in spans)
         used = members.any(dim=1)
-        far = torch.hypot(right - left, bottom - top) > reach
+        far = ~(torch.hypot(right - left, bottom - top) <= reach)
         unsure = (far & used).any(dim=1)
         if members.shape[1] < 2:
             return unsure
@@ -401,6 +463,32 @@ class PafWatch(Watch):
         covered = (share >= self.predictor.assembler.max_overlap - ROUNDING) & pairs
         unsure |= covered.flatten(1).any(dim=1)
         return unsure
+
+
+def _around(shape: torch.Size, cell: Tensor, sight: int) -> tuple[Tensor, Tensor]:
+    """Return the square around each cell of maps: what of it is in the map, and which cells it is.
+
+    Args:
+        shape: of the maps: n, bodyparts, rows, columns.
+        cell: (cells,), places in the maps when flat.
+        sight: cells from the middle to an edge.
+
+    Returns:
+        Both (cells, 2 * sight + 1, 2 * sight + 1).
+    """
+    height, width = shape[2:]
+    step = torch.arange(-sight, sight + 1, device=cell.device)
+    row = (cell // width % height)[:, None] + step
+    column = (cell % width)[:, None] + step
+    inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None]
+    places = cell[:, None, None] + step[:, None] * width + step
+    return inside, places.clamp(0, max(0, shape.numel() - 1))
+
+
+def _share(difference: Tensor, slope: Tensor) -> float:
+    """Return the least noise by which so much may change, where there is that slope."""
+    over = (difference.abs() - ROUNDING).clamp(min=0) / slope.clamp(min=1e-9)
+    return float(over.max()) if len(over) else 0.0
 
 
 def _rounded(affinities: Tensor) -> Tensor:
