@@ -191,7 +191,7 @@ class PafHead(nn.Module):
             stage = nn.Conv2d(both[0].in_channels, sum(self._maps), 3, padding=1)
             stage.weight = nn.Parameter(torch.cat([one.weight for one in both]))
             stage.bias = nn.Parameter(torch.cat([one.bias for one in both]))
-            self.stages.append(stage.to(dtype=dtype, memory_format=torch.channels_last))
+            self.stages.append(stage.to(dtype).to(memory_format=torch.channels_last))
         last = [plain.heatmap_head, plain.paf_head]
         self.last: nn.Module | None = None
         if _are_alike(last):
@@ -339,7 +339,7 @@ def _are_alike(modules: list[Any]) -> bool:
 
 
 def _side_by_side(layers: list[Any], **how: Any) -> nn.ConvTranspose2d:
-    """Return one deconvolution for several of the same features, whose channels it gives in turn."""
+    """Return one deconvolution that gives the channels of several of the same features in turn."""
     channels = [one.out_channels for one in layers]
     joint = nn.ConvTranspose2d(
         layers[0].in_channels, sum(channels), layers[0].kernel_size, layers[0].stride, **how
