@@ -116,7 +116,7 @@ class Machine:
         return ["direct", *tiled, *plain]
 
     def form(self, numbers: Numbers, kind: Kind) -> Any:
-        """Return the network that computes so; in fewer bits its backbone, the rest in fp32."""
+        """Return the network that computes so; in fewer bits all but the last layers, in fp32."""
         if numbers == "fp32":
             if kind == "direct":
                 return self.exact
@@ -129,10 +129,12 @@ class Machine:
         return self._made[numbers, kind]
 
     def fast(self, numbers: Numbers, kind: Kind) -> Any:
-        """Make the form with the backbone in fewer bits."""
+        """Make the form with all but the last layers in fewer bits."""
         if numbers not in self._reduced:
             model = copy.deepcopy(self.plain, _shared(self.plain))
             model.backbone = _Reduced(model.backbone, _DTYPES[numbers])
+            for name, head in model.heads.items():
+                model.heads[name] = fused.narrowed(head, _DTYPES[numbers])
             self._reduced[numbers] = model
         plain = self._reduced[numbers]
         if kind not in self.kinds(numbers) or self.exact is self.plain:
