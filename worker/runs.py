@@ -392,6 +392,7 @@ def _from_the_network(
         **_job(request, folder),
         "model": str(model) if model else None,
         "device": shop.settings.device,
+        "decode": _unless_it_failed(held, shop.settings.decode),
         "parts": str(parts.folder),
         "part_seconds": shop.settings.checkpoint_seconds,
         "model_bytes": shop.settings.model_bytes // pair.CHILDREN,
@@ -417,6 +418,11 @@ def _from_the_network(
         _upload(shop, run, held, [folder / "out" / layout.PREDICTIONS])
         answer = _finished(shop, request, held, folder)
     return answer, fetched
+
+
+def _unless_it_failed(held: Claim, by: str) -> str:
+    """Return who is to decode or encode: where an attempt was lost, a card may have hung on it."""
+    return by if held.number == 1 else "cpu"
 
 
 def _from_predictions(
