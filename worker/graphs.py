@@ -12,7 +12,8 @@ all, the network goes on as it is. So a recording changes the speed and nothing 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,8 @@ Forward = Callable[[Tensor], Outputs]
 WARM_UPS = 2
 #: Batches on which a recording has to find what the network does.
 PROOFS = 2
+#: Batches of one shape before it is recorded: more than timing has of it.
+SEEN = 4
 
 
 class Recording(Protocol):
@@ -93,11 +96,10 @@ class Graphed:
     def __init__(self, forward: Forward, example: Tensor, recorder: Recorder) -> None:
         """Record ``forward`` on pictures like ``example``; it may not be possible, see ``why``."""
         self._forward = forward
-        self._like = example.shape, example.dtype, example.device
+        self._like = _like(example)
         self._proofs = PROOFS
         self._recording: Recording | None = None
         self._pictures: Tensor | None = None
-        self.replays = 0
         self.why = ""
         """The reason that nothing is recorded."""
         try:
@@ -109,20 +111,27 @@ class Graphed:
             self._give_up(f"{type(error).__name__}: {error}"[:300])
 
     @property
+    def is_recorded(self) -> bool:
+        """Whether the next pictures are computed by a recording."""
+        return self._recording is not None
+
+    @property
     def bytes(self) -> int:
         """What it keeps of the device's memory."""
         return 0 if self._recording is None else self._recording.bytes
+
+    def takes(self, pictures: Tensor) -> bool:
+        """Whether pictures are such as it was made for."""
+        return _like(pictures) == self._like
 
     @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> Outputs:
         """Return what ``forward`` finds in pictures; it is the caller's, whatever comes next."""
         recording = self._recording
-        like = pictures.shape, pictures.dtype, pictures.device
-        if recording is None or self._pictures is None or like != self._like:
+        if recording is None or self._pictures is None or not self.takes(pictures):
             return self._forward(pictures)
         self._pictures.copy_(pictures)
         recording.replay()
-        self.replays += 1
         found = {
             head: {name: value.clone() for name, value in named.items()}
             for head, named in recording.outputs.items()
@@ -141,54 +150,87 @@ class Graphed:
         self._recording = self._pictures = None
 
 
+@dataclass
+class _Form:
+    """A form of a model, and how it was seen."""
+
+    forward: Forward
+    like: tuple[Any, ...] = ()
+    """The shape of the last pictures that were no recording's."""
+    seen: int = 0
+    """How many batches of these have come."""
+    graphed: Graphed | None = None
+
+
 class Graphs:
     """The recordings of one model: one for each of its forms, of the shape that is in use."""
 
     def __init__(self, recorder: Recorder | None) -> None:
         """Begin without any; with no ``recorder`` there never are."""
         self._recorder = recorder
-        self._made: dict[int, tuple[Forward, tuple[Any, ...], Graphed]] = {}
-        self.recorded = 0
+        self._forms: dict[int, _Form] = {}
+        self.replays = 0
+        """Batches that recordings have computed."""
 
     def run(self, forward: Forward, pictures: Tensor) -> Outputs:
         """Return what ``forward`` finds in pictures (n, channels, height, width).
 
-        It is recorded when it is first seen, and anew for another shape, whose memory comes free
-        before.
+        It is recorded when pictures of this shape have come some times: timing, and the last batch
+        of a film, are not worth it. A new recording takes the place of one of another shape, whose
+        memory comes free before.
         """
         if self._recorder is None:
             return forward(pictures)
-        like = (pictures.shape, pictures.dtype)
-        known = self._made.get(id(forward))
-        if known is None or known[1] != like:
-            self._made.pop(id(forward), None)
-            known = None  # or its memory would be held while the next one takes some
-            made = forward, like, Graphed(forward, pictures, self._recorder)
-            self._made[id(forward)] = known = made
-            self.recorded += made[2].bytes > 0 or not made[2].why
-        return known[2](pictures)
+        form = self._forms.setdefault(id(forward), _Form(forward))
+        if form.graphed is not None and form.graphed.takes(pictures):
+            return self._by(form.graphed, pictures)
+        like = _like(pictures)
+        if form.like != like:
+            form.like, form.seen = like, 0
+        form.seen += 1
+        if form.seen <= SEEN:
+            return forward(pictures)
+        form.graphed = None
+        form.graphed = Graphed(forward, pictures, self._recorder)
+        return self._by(form.graphed, pictures)
+
+    def _by(self, graphed: Graphed, pictures: Tensor) -> Outputs:
+        self.replays += graphed.is_recorded
+        return graphed(pictures)
 
     @property
     def bytes(self) -> int:
         """What they keep of the device's memory."""
-        return sum(graphed.bytes for _, _, graphed in self._made.values())
+        return sum(graphed.bytes for graphed in self._made())
 
-    def told(self) -> dict[str, Any]:
-        """Return what result.json says of them."""
-        made = [graphed for _, _, graphed in self._made.values()]
+    def told(self, before: int = 0) -> dict[str, Any]:
+        """Return what result.json says of them; ``before``: the replays of earlier films."""
         return {
-            "replays": sum(graphed.replays for graphed in made),
-            "why_not": "; ".join(sorted({graphed.why for graphed in made} - {""})),
+            "replays": self.replays - before,
+            "why_not": "; ".join(sorted({graphed.why for graphed in self._made()} - {""})),
         }
+
+    def keep(self, forwards: Iterable[Forward]) -> None:
+        """Let go of what is not among these."""
+        kept = {id(forward) for forward in forwards}
+        self._forms = {key: form for key, form in self._forms.items() if key in kept}
 
     def clear(self) -> None:
         """Let all go: memory is short, or the model is put away."""
-        self._made.clear()
+        self._forms.clear()
+
+    def _made(self) -> list[Graphed]:
+        return [form.graphed for form in self._forms.values() if form.graphed is not None]
 
 
 def recorder_of(device: torch.device) -> Recorder | None:
     """Return what records on a device; None: nothing does."""
     return CudaRecorder(device) if device.type == "cuda" else None
+
+
+def _like(pictures: Tensor) -> tuple[Any, ...]:
+    """Return what a recording is bound to: it reads memory as it is laid out."""
+    return pictures.shape, pictures.stride(), pictures.dtype, pictures.device
 
 
 def _are_equal(one: Outputs, other: Outputs) -> bool:

@@ -74,6 +74,7 @@ class Stay:
             try:
                 yield
             finally:
+                _warm.rest(job.model_bytes)
                 released()
                 self.ended = time.time()
                 self.seconds += self.ended - started

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.taped import Device
-from worker.graphs import PROOFS, WARM_UPS, Graphs, Outputs, recorder_of
+from worker.graphs import PROOFS, SEEN, WARM_UPS, Graphs, Outputs, recorder_of
 
 
 class Network(nn.Module):
@@ -28,7 +28,7 @@ class Network(nn.Module):
         heat = self.layers(x) + self.seen["first"].mean()
         if self.odd == "looks at values" and bool(heat.max() > 0):
             heat = heat * 2
-        if self.odd == "counts" and self.calls > WARM_UPS + 2:
+        if self.odd == "counts" and self.calls > SEEN + WARM_UPS + 2:
             heat = heat + 1
         if self.odd == "gives nan":
             heat = heat / 0 * 0
@@ -69,12 +69,12 @@ def seeded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_batches_of_a_film_are_replayed(odd: str) -> None:
     """The network's own code runs until it is recorded and proven; from then on never again."""
     device, network = Device(), Network(odd)
-    batches = [pictures(number) for number in range(8)]
+    batches = [pictures(number) for number in range(SEEN + 8)]
     graphs = Graphs(device)
     assert_same(through(graphs, network, batches), odd, batches)
     assert device.recorded == [(4, 2, 8, 8)]
-    assert device.replays == len(batches)
-    assert network.calls == WARM_UPS + 1 + PROOFS
+    assert device.replays == 8
+    assert network.calls == SEEN + WARM_UPS + 1 + PROOFS
     assert graphs.told() == {"replays": 8, "why_not": ""}
     assert graphs.bytes > 0
 
@@ -86,7 +86,7 @@ def test_batches_of_a_film_are_replayed(odd: str) -> None:
 def test_what_can_not_be_recorded_goes_on_as_it_is(odd: str, why: str) -> None:
     """Whether the recording fails, or finds what the network would not: never a wrong output."""
     device, network = Device(), Network(odd)
-    batches = [pictures(number) for number in range(6)]
+    batches = [pictures(number) for number in range(SEEN + 4)]
     graphs = Graphs(device)
     found = through(graphs, network, batches)
     assert why in graphs.told()["why_not"]
@@ -99,18 +99,31 @@ def test_what_can_not_be_recorded_goes_on_as_it_is(odd: str, why: str) -> None:
 def test_forms_and_shapes_have_recordings_of_their_own() -> None:
     """One a form; a new shape's takes the place of the last one's, whose memory is free before."""
     device, exact, fast = Device(), Network(), Network()
-    batches = [pictures(1), pictures(2), pictures(3, count=2), pictures(4, side=16), pictures(5)]
+    sizes = [{}, {"count": 2}, {"side": 16}, {}]
     graphs = Graphs(device)
     with torch.inference_mode():
-        for batch in batches:
-            for network in (exact, fast):
-                assert_same([graphs.run(network, batch)], "", [batch])
+        for size in sizes:
+            for number in range(SEEN + 2):
+                batch = pictures(number, **size)
+                for network in (exact, fast):
+                    assert_same([graphs.run(network, batch)], "", [batch])
     shapes = [(4, 2, 8, 8), (2, 2, 8, 8), (4, 2, 16, 16), (4, 2, 8, 8)]
     assert device.recorded == [shape for shape in shapes for _ in range(2)]
     assert device.held == device.most_held == 2
+    graphs.keep([fast])
+    assert device.held == 1
     graphs.clear()
     assert (device.held, graphs.bytes) == (0, 0)
-    del exact, fast
+
+
+def test_a_batch_of_another_shape_in_between_is_no_reason_to_record() -> None:
+    """A film's last batch is smaller; the next film goes on with the recording."""
+    device, network = Device(), Network()
+    graphs = Graphs(device)
+    film = [*(pictures(number) for number in range(SEEN + 3)), pictures(9, count=3)]
+    assert_same(through(graphs, network, film + film), "", film + film)
+    assert device.recorded == [(4, 2, 8, 8)]
+    assert device.replays == 3 + SEEN + 3
 
 
 def test_a_device_without_room_for_a_recording_computes_all_the_same() -> None:
@@ -118,7 +131,7 @@ def test_a_device_without_room_for_a_recording_computes_all_the_same() -> None:
     device, network = Device(), Network()
     device.room = 0
     graphs = Graphs(device)
-    batches = [pictures(number) for number in range(4)]
+    batches = [pictures(number) for number in range(SEEN + 2)]
     assert_same(through(graphs, network, batches), "", batches)
     assert "no room" in graphs.told()["why_not"]
     assert (device.replays, device.held) == (0, 0)
