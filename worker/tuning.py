@@ -195,6 +195,7 @@ def _best(timings: Timings, numbers: Numbers, among: Space) -> Way:
 def guess(timings: Timings, way: Way) -> float:
     """Return the seconds that a picture may take, as far as other ways tell."""
     alike = [known for known in timings if known[:2] == way[:2]]
+    alike = alike or [known for known in timings if known.numbers == way.numbers]
     if alike:
         return timings[min(alike, key=lambda known: abs(known.batch - way.batch))]
     times = 1.0 if way.numbers != "fp32" else 3.0
@@ -312,7 +313,9 @@ def tune(
     while (way := next_way(timings, among)) is not None:
         work = _work(timings, among, pictures)
         spent = clock() - began
-        if timings and spent + CALLS * way.batch * guess(timings, way) > _allowed(work):
+        # The first two are what tells whether fewer bits are worth it at all.
+        allowed = _allowed(work) if len(timings) > 1 else MOST_SHARE * work
+        if timings and spent + CALLS * way.batch * guess(timings, way) > allowed:
             break
         if not timings and pictures is not None and MOST_SHARE * pictures < CALLS * way.batch:
             break
