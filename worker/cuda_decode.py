@@ -13,6 +13,7 @@ numbers. They come as nv12, and are made what the CPU's decoder gives: Y, U and 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -31,7 +32,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from posedrop.errors import PosedropError
-from worker import video
+from worker import nvenc, video
+from worker.canvas import X264
 from worker.video import Picture, Reading
 
 #: Decoders of FFmpeg that have a card's beside them, and whose standard leaves no bit to choose:
@@ -286,6 +288,15 @@ class Card:
         return self._reformatter.reformat(
             frame, format=self._planar, threads=1, **(full if self._planar == "yuvj420p" else {})
         )
+
+
+def lacking(device: str) -> str:
+    """Return why the card that torch calls so can't decode, empty: it has decoded a small film."""
+    card = Card("cuda", device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sample.mp4"
+        nvenc.write_sample(path, X264)
+        return "" if card.takes(path) else card.why
 
 
 class _Timed:

@@ -44,8 +44,13 @@ def chosen(wanted: str, device: str) -> tuple[Encoder, str]:
     """
     if wanted == "cpu":
         return X264, "POSEDROP_ENCODE=cpu, or it was tried before"
-    lacks = lacking(number_of(device))
+    lacks = lacking_on(device)
     return (X264, lacks) if lacks else (NVENC, "a card encodes")
+
+
+def lacking_on(device: str) -> str:
+    """Return why the card that torch calls so can't encode, empty: it can."""
+    return lacking(number_of(device))
 
 
 def number_of(device: str) -> int:
@@ -70,11 +75,16 @@ def _try(gpu: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tried.mp4"
         try:
-            encode(path, _drawn(), encoder=NVENC, gpu=gpu)
+            write_sample(path, NVENC, gpu)
             wrong = _what_is_wrong(path)
         except Exception as error:  # whatever a driver makes of it
             return f"no card can encode here: {words(error)}"
     return f"a card's encoding is of no use: {wrong}" if wrong else ""
+
+
+def write_sample(path: Path, encoder: Encoder, gpu: int = 0) -> None:
+    """Write a film of some frames, small and uneven."""
+    encode(path, _drawn(), encoder=encoder, gpu=gpu)
 
 
 def words(error: Exception) -> str:

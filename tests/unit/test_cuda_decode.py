@@ -236,3 +236,10 @@ def test_a_machine_without_a_card_says_so(path: Path) -> None:
         same(long(path), by)
         assert by.told()["used"] == "cpu"
         assert by.why.startswith("there is no card that FFmpeg can reach")
+    assert cuda_decode.lacking("cuda:0").startswith("there is no card that FFmpeg can reach")
+
+
+def test_doctor_has_a_small_film_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That FFmpeg finds a card says little of what it decodes."""
+    monkeypatch.setattr(cuda_decode, "Card", PretendedCard)
+    assert cuda_decode.lacking("cuda:0") == ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
@@ -24,6 +24,15 @@ from worker.graphs import PROOFS, SEEN
 BATCH = 4
 #: Small pictures: a processor has to do it all.
 CROP = {"x1": 120, "x2": 184, "y1": 80, "y2": 144}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Pictures of this size are not worth two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Gpu:
