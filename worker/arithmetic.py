@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from worker import fused, hardware
+from worker.graphs import Graphs, recorder_of
 from worker.watch import Named, Watch
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Machine:
         self._tiled: Any = None
         self._reduced: dict[Numbers, Any] = {}
         self._made: dict[tuple[Numbers, Kind], Any] = {}
+        self.graphs = Graphs(recorder_of(self.device))
 
     @property
     def tiled(self) -> Any:
@@ -149,6 +151,7 @@ class Machine:
         """Let go of what the forms hold that are not used: they were timed and found slower."""
         for key in [key for key in self._made if key not in used]:
             del self._made[key]
+        self.graphs.keep(self.forms())
         if ("fp32", "winograd") not in used and self._tiled not in {None, self.exact}:
             fused.forget(self._tiled)
 
@@ -315,7 +318,7 @@ class Arithmetic:
         first = self._launched
         outputs = None
         if not self.learns:
-            outputs = self._exactly(x) if self._fast is None else self._fast(x)
+            outputs = self._exactly(x) if self._fast is None else self._run(self._fast, x)
         self._launched += count
         return Launched(x, outputs, self._fast is not None, first, count)
 
@@ -405,7 +408,7 @@ class Arithmetic:
         if self._fast is None or not shown:
             self.state.blank += self.state.samples == 0
             return exact
-        fast_outputs = self._fast(x)
+        fast_outputs = self._run(self._fast, x)
         fast = self._predictions(fast_outputs)
         self.state.samples += len(shown)
         # While the noise is not known, nothing is kept that could go unnoticed.
@@ -420,6 +423,9 @@ class Arithmetic:
         """Compute all that comes in fp32."""
         self.state.numbers = "fp32"
         self._fast = None
+
+    def _run(self, form: Any, x: Tensor) -> Outputs:
+        return self._machine.graphs.run(form, x)
 
     def _predictions(self, outputs: Outputs) -> Predictions:
         predictions: Predictions = self._machine.exact.get_predictions(outputs)
@@ -437,7 +443,7 @@ class Arithmetic:
 
     def _exactly(self, x: Tensor) -> Outputs:
         """Compute a batch in fp32."""
-        outputs: Outputs = self._exact(x)
+        outputs = self._run(self._exact, x)
         if self._exact_kind == "winograd":
             unsure = self._unsure(
                 outputs, lambda watch, named: TILED_NOISE * watch.largest(named), TILED_REACH
