@@ -462,10 +462,11 @@ def learnt(config: dict[str, Any], pictures: Pictures, trained: Path | None = No
         x = normalised(torch.from_numpy(np.stack(pixels)))
         return x, {"keypoints": torch.from_numpy(np.stack(poses))}
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
-    for step in range(STEPS):
-        if step == int(SETTLED * STEPS):
+    steps, rate = (STEPS, 2e-3) if trained is None else (STEPS // 3, 5e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    for step in range(steps):
+        if step == int(SETTLED * steps):
             settle(model, [batch()[0] for _ in range(6)])
         x, labels = batch()
         with torch.autocast("cpu", torch.bfloat16):
@@ -479,7 +480,7 @@ def learnt(config: dict[str, Any], pictures: Pictures, trained: Path | None = No
         schedule.step()
         if step % 20 == 0:
             print(f"  step {step}: {loss.item():.5f}", round(time.perf_counter(), 1), flush=True)
-    print(f"{STEPS} steps, loss {loss.item():.5f}", flush=True)
+    print(f"{steps} steps, loss {loss.item():.5f}", flush=True)
     return model.eval()
 
 
