@@ -14,7 +14,8 @@ from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 from posedrop.errors import AnalysisError
 from worker import video
 from worker.arithmetic import Numbers, Precision, State
-from worker.passes import Frame, Pass
+from worker.passes import Pass
+from worker.staging import AnyFrame
 from worker.warm import Warm
 
 Prediction = dict[str, npt.NDArray[Any]]
@@ -37,7 +38,9 @@ class Feed(ABC):
         """Come to such a moment soon."""
 
     @abstractmethod
-    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
         """Yield each frame's number and what DeepLabCut's postprocessor makes of it."""
 
     def state(self) -> dict[str, Any]:
@@ -69,7 +72,9 @@ class Runner(Feed):
         self._ends = True
         self.setup = {"precision": precision, "batch": batch}
 
-    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
         """Yield each frame's; see there."""
         pose = self._network.pose
         pose.batch_size, pose.dynamic = self._batch, self._dynamic
@@ -102,12 +107,11 @@ class Runner(Feed):
 class Batches(Feed):
     """Frames that only need to be normalised: through the network as they are decoded."""
 
-    order = "bgr"  # the device turns them round
-
     def __init__(self, pictures: Pass, postprocessor: Any) -> None:
         """Send frames through ``pictures``, and what comes out through DeepLabCut's steps."""
         self._pass = pictures
         self._postprocessor = postprocessor
+        self.order = pictures.order  # the device turns them round
         self.setup = pictures.setup
 
     @property
@@ -131,12 +135,14 @@ class Batches(Feed):
         """Return what the result tells of the arithmetic."""
         return self._pass.told()
 
-    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
         """Yield each frame's; see there."""
         numbers: deque[int] = deque()
         context: dict[str, Any] = {"offsets": (0.0, 0.0), "scales": (1.0, 1.0)}
 
-        def seen() -> Iterator[Frame]:
+        def seen() -> Iterator[AnyFrame]:
             for number, frame in frames:
                 numbers.append(number)
                 context["image_size"] = (frame.shape[1], frame.shape[0])
@@ -147,7 +153,9 @@ class Batches(Feed):
             yield numbers.popleft(), prediction
 
 
-def _grouped(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[list[tuple[int, Frame]]]:
+def _grouped(
+    frames: Iterator[tuple[int, AnyFrame]], size: int
+) -> Iterator[list[tuple[int, AnyFrame]]]:
     group = []
     for frame in frames:
         group.append(frame)

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker import tuning
+from worker import tuning, video
 from worker.arithmetic import WINDOW, Arithmetic, Choice, Doubt, Launched, Precision, State
 from worker.child_main import is_out_of_memory
+from worker.staging import AnyFrame, Staging
 from worker.tuning import Memory, Tuned, Way
 from worker.warm import Warm
 from worker.watch import watches_of
@@ -89,6 +90,9 @@ class Pass:
         self._fills = fills
         self._device = torch.device(warm.network.device)
         self._accelerated = accelerated(self._device)
+        self._staging = Staging(self._device)
+        self.order: video.Order = "planes" if self._accelerated else "bgr"
+        """Of the bytes of a pixel that it takes."""
         self._watches = watches_of(warm.machine.exact, pcutoff)
         self._pcutoff = pcutoff
         self._numbers = warm.machine.numbers_for(precision, watched=self._watches is not None)
@@ -145,7 +149,7 @@ class Pass:
             "tuning": self._tuned.told() if self._tuned is not None else None,
         }
 
-    def outputs(self, pictures: Iterator[Frame | None]) -> Iterator[Raw]:
+    def outputs(self, pictures: Iterator[AnyFrame | None]) -> Iterator[Raw]:
         """Yield each picture's predictions; see :meth:`batches`."""
         for found, count in self.batches(pictures):
             for row in range(count):
@@ -155,18 +159,18 @@ class Pass:
                 }
 
     @torch.inference_mode()
-    def batches(self, pictures: Iterator[Frame | None]) -> Iterator[tuple[Raw, int]]:
+    def batches(self, pictures: Iterator[AnyFrame | None]) -> Iterator[tuple[Raw, int]]:
         """Yield predictions by batches: arrays with a row a picture, and how many rows count.
 
         Args:
-            pictures: (height, width, 3), BGR. None among them: all that came before is given before
-                the next one is asked for.
+            pictures: (height, width, 3), BGR, or planes of that shape. None among them: all that
+                came before is given before the next one is asked for.
 
         Raises:
             UnfaithfulError: the fast arithmetic moved a keypoint; begin again in fp32.
         """
-        waiting: deque[Frame] = deque()
-        flying: deque[tuple[list[Frame], Launched]] = deque()
+        waiting: deque[AnyFrame] = deque()
+        flying: deque[tuple[list[AnyFrame], Launched]] = deque()
         in_flight = IN_FLIGHT if self._accelerated else 1
         more, flushes = True, False
         while more or waiting or flying or self._done:
@@ -184,7 +188,7 @@ class Pass:
             ends = flushes or not more
             # At rest, a batch that is not full waits for more pictures.
             begins = waiting and (ends or not self.rests)
-            group: list[Frame] = []
+            group: list[AnyFrame] = []
             try:
                 if begins:
                     self._settle_before(self._machine.state.frames + sum(map(_size, flying)))
@@ -235,7 +239,7 @@ class Pass:
         learns = self._arithmetic is not None and self._arithmetic.learns
         return self._again_batch if learns else self.batch
 
-    def _begin(self, picture: Frame) -> None:
+    def _begin(self, picture: AnyFrame) -> None:
         """Choose how to compute, by timing it on a film's first picture."""
         machine = self._warm.machine
         numbers = list(dict.fromkeys([self._numbers, "fp32"]))
@@ -269,7 +273,7 @@ class Pass:
     def _computing(self, choice: Choice, state: State | None) -> Arithmetic:
         return Arithmetic(self._warm.machine, self._precision, self._watches, choice, state)
 
-    def _timed(self, way: Way, picture: Frame) -> float:
+    def _timed(self, way: Way, picture: AnyFrame) -> float:
         """Return the seconds that a picture takes in a way; infinity if memory does not suffice."""
         state = State(way.numbers, samples=LOOK_EVERY)
         choice = Choice(
@@ -280,7 +284,7 @@ class Pass:
             computing = self._computing(choice, state)
             for call in range(1 + tuning.TIMES):
                 began = time.perf_counter()
-                pixels = self._pixels([picture] * way.batch)
+                pixels = self._staging.pixels([picture] * way.batch)
                 found, _ = computing.collect(computing.launch(pixels, way.batch))
                 _here(found)
                 took = time.perf_counter() - began
@@ -294,16 +298,10 @@ class Pass:
             self._free()
         return best
 
-    def _launch(self, group: list[Frame], *, fills: bool) -> Launched:
+    def _launch(self, group: list[AnyFrame], *, fills: bool) -> Launched:
         size = self._wanted if fills else len(group)
-        pixels = self._pixels(group + group[-1:] * (size - len(group)))
+        pixels = self._staging.pixels(group + group[-1:] * (size - len(group)))
         return self._machine.launch(pixels, len(group))
-
-    def _pixels(self, images: list[Frame]) -> torch.Tensor:
-        pixels = torch.from_numpy(np.stack(images) if len(images) > 1 else images[0][None])
-        if self._device.type == "cuda":
-            pixels = pixels.pin_memory()
-        return pixels.to(self._device, non_blocking=True)
 
     def _collect(self, launched: Launched) -> None:
         found, doubts = self._machine.collect(launched)
@@ -366,7 +364,7 @@ def accelerated(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _size(flying: tuple[list[Frame], Launched]) -> int:
+def _size(flying: tuple[list[AnyFrame], Launched]) -> int:
     return len(flying[0])
 
 
