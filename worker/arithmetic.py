@@ -118,7 +118,7 @@ class Machine:
         return ["direct", *tiled, *plain]
 
     def form(self, numbers: Numbers, kind: Kind) -> Any:
-        """Return the network that computes so; in fewer bits its backbone, the rest in fp32."""
+        """Return the network that computes so; in fewer bits all but the last layers, in fp32."""
         if numbers == "fp32":
             if kind == "direct":
                 return self.exact
@@ -131,10 +131,12 @@ class Machine:
         return self._made[numbers, kind]
 
     def fast(self, numbers: Numbers, kind: Kind) -> Any:
-        """Make the form with the backbone in fewer bits."""
+        """Make the form with all but the last layers in fewer bits."""
         if numbers not in self._reduced:
             model = copy.deepcopy(self.plain, _shared(self.plain))
             model.backbone = _Reduced(model.backbone, _DTYPES[numbers])
+            for name, head in model.heads.items():
+                model.heads[name] = fused.narrowed(head, _DTYPES[numbers])
             self._reduced[numbers] = model
         plain = self._reduced[numbers]
         if kind not in self.kinds(numbers) or self.exact is self.plain:
@@ -198,6 +200,8 @@ class State:
     later: list[tuple[int, float]] = field(default_factory=list)
     """The same of those checked since, where it grew: the number of a picture, and the noise."""
     samples: int = 0
+    blank: int = 0
+    """Batches before the first sample, that showed no keypoint."""
     checked: int = 0
     """Pictures computed both ways."""
     again: int = 0
@@ -402,6 +406,7 @@ class Arithmetic:
         exact = self._predictions(outputs)
         shown = [row for row in self._shown(exact) if row < count]
         if self._fast is None or not shown:
+            self.state.blank += self.state.samples == 0
             return exact
         fast_outputs = self._run(self._fast, x)
         fast = self._predictions(fast_outputs)

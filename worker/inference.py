@@ -30,7 +30,7 @@ from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 from posedrop import layout
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
-from worker import hardware, network, predictions, video
+from worker import hardware, network, paf, predictions, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Machine, Precision, UnfaithfulError
 from worker.child_main import is_out_of_memory
@@ -238,6 +238,7 @@ def _kept(job: Job, part: str, load: Callable[[str], Network]) -> Warm:
 
 
 def _prepared(model: Network) -> Warm:
+    paf.hasten(model.pose.model)
     machine = Machine(model.pose.model, model.device)
     model.pose.model = machine.exact  # the one it was loaded as is needed no more
     if watches_of(machine.exact, model.pcutoff) is not None:

@@ -240,8 +240,11 @@ class Pass:
     @property
     def _wanted(self) -> int:
         """Pictures of the next batch."""
-        learns = self._arithmetic is not None and self._arithmetic.learns
-        return self._again_batch if learns else self.batch
+        computing = self._arithmetic
+        if computing is None or not computing.learns:
+            return self.batch
+        # Few, as they are computed both ways; but a film may begin with long nothing.
+        return min(self.batch, self._again_batch << min(computing.state.blank, 8))
 
     def _begin(self, picture: Frame) -> None:
         """Choose how to compute, by timing it on a film's first picture."""
