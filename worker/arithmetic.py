@@ -27,21 +27,22 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import cv2
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from worker import fused, hardware
+from worker import fused, hardware, ways
+from worker.graphs import Graphs, recorder_of
 from worker.watch import Named, Watch
 
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Numbers = Literal["fp32", "bf16", "fp16"]
-#: How convolutions are computed: see above.
+#: How convolutions are computed: see above. (Or by a plug-in of this name, :mod:`worker.ways`.)
 Kind = Literal["torch", "direct", "winograd"]
 #: Per head, per name: a tensor with a row a picture.
 Predictions = dict[str, Named]
@@ -89,6 +90,7 @@ class Machine:
         self._tiled: Any = None
         self._reduced: dict[Numbers, Any] = {}
         self._made: dict[tuple[Numbers, Kind], Any] = {}
+        self.graphs = Graphs(recorder_of(self.device))
 
     @property
     def tiled(self) -> Any:
@@ -99,6 +101,12 @@ class Machine:
                 made = _tried(self.plain, fused.fuse_tiled, TILED_NOISE)
                 self._tiled = self.exact if made is self.plain else made
         return self._tiled
+
+    def others(self, numbers: Numbers) -> list[Kind]:
+        """Return the ways of plug-ins for such numbers, to be watched."""
+        if numbers == "fp32" or _DTYPES[numbers] != hardware.native_dtype(self.device):
+            return []
+        return [cast(Kind, name) for name in ways.installed()]
 
     def kinds(self, numbers: Numbers, *, watched: bool = True) -> list[Kind]:
         """Return the kinds of convolutions there are for such numbers.
@@ -116,7 +124,7 @@ class Machine:
         return ["direct", *tiled, *plain]
 
     def form(self, numbers: Numbers, kind: Kind) -> Any:
-        """Return the network that computes so; in fewer bits its backbone, the rest in fp32."""
+        """Return the network that computes so; in fewer bits all but the last layers, in fp32."""
         if numbers == "fp32":
             if kind == "direct":
                 return self.exact
@@ -129,12 +137,16 @@ class Machine:
         return self._made[numbers, kind]
 
     def fast(self, numbers: Numbers, kind: Kind) -> Any:
-        """Make the form with the backbone in fewer bits."""
+        """Make the form with all but the last layers in fewer bits."""
         if numbers not in self._reduced:
             model = copy.deepcopy(self.plain, _shared(self.plain))
             model.backbone = _Reduced(model.backbone, _DTYPES[numbers])
+            for name, head in model.heads.items():
+                model.heads[name] = fused.narrowed(head, _DTYPES[numbers])
             self._reduced[numbers] = model
         plain = self._reduced[numbers]
+        if kind in ways.installed():
+            return ways.Other(kind, self.plain, _DTYPES[numbers], plain)
         if kind not in self.kinds(numbers) or self.exact is self.plain:
             return plain
         if _DTYPES[numbers] != hardware.native_dtype(self.device):
@@ -147,6 +159,7 @@ class Machine:
         """Let go of what the forms hold that are not used: they were timed and found slower."""
         for key in [key for key in self._made if key not in used]:
             del self._made[key]
+        self.graphs.keep(self.forms())
         if ("fp32", "winograd") not in used and self._tiled not in {None, self.exact}:
             fused.forget(self._tiled)
 
@@ -195,6 +208,8 @@ class State:
     later: list[tuple[int, float]] = field(default_factory=list)
     """The same of those checked since, where it grew: the number of a picture, and the noise."""
     samples: int = 0
+    blank: int = 0
+    """Batches before the first sample, that showed no keypoint."""
     checked: int = 0
     """Pictures computed both ways."""
     again: int = 0
@@ -311,7 +326,7 @@ class Arithmetic:
         first = self._launched
         outputs = None
         if not self.learns:
-            outputs = self._exactly(x) if self._fast is None else self._fast(x)
+            outputs = self._exactly(x) if self._fast is None else self._run(self._fast, x)
         self._launched += count
         return Launched(x, outputs, self._fast is not None, first, count)
 
@@ -399,8 +414,9 @@ class Arithmetic:
         exact = self._predictions(outputs)
         shown = [row for row in self._shown(exact) if row < count]
         if self._fast is None or not shown:
+            self.state.blank += self.state.samples == 0
             return exact
-        fast_outputs = self._fast(x)
+        fast_outputs = self._run(self._fast, x)
         fast = self._predictions(fast_outputs)
         self.state.samples += len(shown)
         # While the noise is not known, nothing is kept that could go unnoticed.
@@ -415,6 +431,9 @@ class Arithmetic:
         """Compute all that comes in fp32."""
         self.state.numbers = "fp32"
         self._fast = None
+
+    def _run(self, form: Any, x: Tensor) -> Outputs:
+        return self._machine.graphs.run(form, x)
 
     def _predictions(self, outputs: Outputs) -> Predictions:
         predictions: Predictions = self._machine.exact.get_predictions(outputs)
@@ -432,7 +451,7 @@ class Arithmetic:
 
     def _exactly(self, x: Tensor) -> Outputs:
         """Compute a batch in fp32."""
-        outputs: Outputs = self._exact(x)
+        outputs = self._run(self._exact, x)
         if self._exact_kind == "winograd":
             unsure = self._unsure(
                 outputs, lambda watch, named: TILED_NOISE * watch.largest(named), TILED_REACH

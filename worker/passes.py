@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -17,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker import tuning, video
+from worker import staging, tuning, video, ways
 from worker.arithmetic import WINDOW, Arithmetic, Choice, Doubt, Launched, Precision, State
 from worker.child_main import is_out_of_memory
-from worker.staging import AnyFrame, Staging
+from worker.staging import AnyFrame
+from worker.streams import Mark, Upload, device_of
 from worker.tuning import Memory, Tuned, Way
 from worker.warm import Warm
 from worker.watch import watches_of
@@ -90,7 +92,10 @@ class Pass:
         self._fills = fills
         self._device = torch.device(warm.network.device)
         self._accelerated = accelerated(self._device)
-        self._staging = Staging(self._device)
+        self._cuda = device_of(self._device)
+        self._upload = Upload(self._device, self._cuda)
+        self._graphs = warm.machine.graphs
+        self._replays = self._graphs.replays
         self.order: video.Order = "planes" if self._accelerated else "bgr"
         """Of the bytes of a pixel that it takes."""
         self._watches = watches_of(warm.machine.exact, pcutoff)
@@ -104,7 +109,12 @@ class Pass:
         self._looked = 0
         self.batch = batch or 1
         """Pictures at once, as soon as the first one was seen."""
-        self.setup = {"precision": precision, "batch": batch, "pcutoff": pcutoff}
+        self.setup: dict[str, Any] = {
+            "precision": precision,
+            "batch": batch,
+            "pcutoff": pcutoff,
+            **_ways(),
+        }
         """What a state has to have been made with."""
         self.rests = False
         """Set it, and all that was begun is given before more is begun: for a checkpoint."""
@@ -147,6 +157,7 @@ class Pass:
             "precision": state.told(self._precision),
             "batch_size": self.batch,
             "tuning": self._tuned.told() if self._tuned is not None else None,
+            **({"graphs": self._graphs.told(self._replays)} if self._cuda is not None else {}),
         }
 
     def outputs(self, pictures: Iterator[AnyFrame | None]) -> Iterator[Raw]:
@@ -170,7 +181,7 @@ class Pass:
             UnfaithfulError: the fast arithmetic moved a keypoint; begin again in fp32.
         """
         waiting: deque[AnyFrame] = deque()
-        flying: deque[tuple[list[AnyFrame], Launched]] = deque()
+        flying: deque[tuple[list[AnyFrame], Launched, Mark | None]] = deque()
         in_flight = IN_FLIGHT if self._accelerated else 1
         more, flushes = True, False
         while more or waiting or flying or self._done:
@@ -193,13 +204,14 @@ class Pass:
                 if begins:
                     self._settle_before(self._machine.state.frames + sum(map(_size, flying)))
                     group = [waiting.popleft() for _ in range(min(self._wanted, len(waiting)))]
-                    flying.append((group, self._launch(group, fills=flushes or self._fills)))
+                    launched = self._launch(group, fills=flushes or self._fills)
+                    flying.append((group, launched, self._marked()))
                     group = []
                     if len(flying) < in_flight and more and not flushes and not self.rests:
                         continue
                 if flying:
-                    group, launched = flying[0]
-                    self._collect(launched)
+                    group, launched, mark = flying[0]
+                    self._collect(launched, mark)
                     flying.popleft()
                     group = []
                     self._settle(self._again_batch - 1)
@@ -211,7 +223,7 @@ class Pass:
                 if not is_out_of_memory(error) or self.batch == 1:
                     raise
                 # All that was begun goes back to the front of the queue, in its order.
-                groups = [one for one, _ in flying]
+                groups = [one for one, *_ in flying]
                 if not (groups and groups[0] is group):
                     groups.append(group)
                 waiting.extendleft(one for its in reversed(groups) for one in reversed(its))
@@ -236,8 +248,11 @@ class Pass:
     @property
     def _wanted(self) -> int:
         """Pictures of the next batch."""
-        learns = self._arithmetic is not None and self._arithmetic.learns
-        return self._again_batch if learns else self.batch
+        computing = self._arithmetic
+        if computing is None or not computing.learns:
+            return self.batch
+        # Few, as they are computed both ways; but a film may begin with long nothing.
+        return min(self.batch, self._again_batch << min(computing.state.blank, 8))
 
     def _begin(self, picture: AnyFrame) -> None:
         """Choose how to compute, by timing it on a film's first picture."""
@@ -246,8 +261,11 @@ class Pass:
         if self._precision != "auto":
             numbers = numbers[:1]
         watched = self._watches is not None
+        kinds = {one: machine.kinds(one, watched=watched) for one in numbers}
+        if watched and self._precision == "auto":
+            kinds = {one: [*its, *machine.others(one)] for one, its in kinds.items()}
         among = tuning.space(
-            {one: machine.kinds(one, watched=watched) for one in numbers},
+            kinds,
             (picture.shape[0], picture.shape[1]),
             self._asked,
             accelerated=self._accelerated,
@@ -284,7 +302,7 @@ class Pass:
             computing = self._computing(choice, state)
             for call in range(1 + tuning.TIMES):
                 began = time.perf_counter()
-                pixels = self._staging.pixels([picture] * way.batch)
+                pixels = self._pixels([picture] * way.batch)
                 found, _ = computing.collect(computing.launch(pixels, way.batch))
                 _here(found)
                 took = time.perf_counter() - began
@@ -292,6 +310,9 @@ class Pass:
                     best = min(best, took / way.batch)
                     if took > tuning.LONG:
                         break
+            form = self._warm.machine.form(way.numbers, way.kind)
+            if isinstance(form, ways.Other) and not form.works:
+                best = float("inf")
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -300,12 +321,27 @@ class Pass:
 
     def _launch(self, group: list[AnyFrame], *, fills: bool) -> Launched:
         size = self._wanted if fills else len(group)
-        pixels = self._staging.pixels(group + group[-1:] * (size - len(group)))
+        pixels = self._pixels(group + group[-1:] * (size - len(group)))
         return self._machine.launch(pixels, len(group))
 
-    def _collect(self, launched: Launched) -> None:
-        found, doubts = self._machine.collect(launched)
-        batch = Batch(_here(found), launched.count, doubts)
+    def _marked(self) -> Mark | None:
+        """Mark where the device is when it has done what it was told so far."""
+        if self._cuda is None:
+            return None
+        mark = self._cuda.mark()
+        mark.record()
+        return mark
+
+    def _pixels(self, images: list[AnyFrame]) -> torch.Tensor:
+        return staging.pixels(images, self._upload)
+
+    def _collect(self, launched: Launched, mark: Mark | None) -> None:
+        # What is computed only now has its place behind the batch that is at work.
+        begun = launched.outputs is not None
+        beside = self._cuda.beside(mark) if begun and self._cuda and mark else nullcontext()
+        with beside:
+            found, doubts = self._machine.collect(launched)
+            batch = Batch(_here(found), launched.count, doubts)
         self._done.append(batch)
         self._doubts += [(doubt, batch) for doubt in doubts]
 
@@ -352,6 +388,7 @@ class Pass:
         self._free()
 
     def _free(self) -> None:
+        self._graphs.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -359,12 +396,17 @@ class Pass:
 _END: Any = object()
 
 
+def _ways() -> dict[str, Any]:
+    """Return the plug-ins that there are: a worker without them can't go on from here."""
+    return {"ways": list(ways.installed())} if ways.installed() else {}
+
+
 def accelerated(device: torch.device) -> bool:
     """Whether a device computes by itself: it wants work ahead, and much of it at once."""
     return device.type != "cpu"
 
 
-def _size(flying: tuple[list[AnyFrame], Launched]) -> int:
+def _size(flying: tuple[list[AnyFrame], Launched, Mark | None]) -> int:
     return len(flying[0])
 
 

@@ -101,31 +101,25 @@ class Planes:
         return replace(self, layout=layout, parts=tuple(taken))
 
 
-def planes_of(frame: VideoFrame, turns: int = 0, stands_for: str | None = None) -> Planes | None:
+def planes_of(frame: VideoFrame, turns: int = 0) -> Planes | None:
     """Return a frame's planes; None: it is of those that libswscale alone converts.
 
     Args:
         frame: as it was decoded; it is kept as long as its planes are.
         turns: quarter turns clockwise that it is shown with.
-        stands_for: of a frame in nv12 as a GPU decodes: the format in which a processor would have
-            given the same pixels. (OpenCV's reading is that of a processor's decoder.)
     """
     name = frame.format.name
-    asked = stands_for if name == "nv12" else name
-    if asked not in (*_COLOURED, _GRAY) or frame.interlaced_frame:
+    if name not in (*_COLOURED, _GRAY) or frame.interlaced_frame:
         return None
-    if asked != _GRAY and frame.height % 2:
+    if name != _GRAY and frame.height % 2:
         return None
     parts: list[Plane] = []
     for plane in frame.planes:
-        across = 2 * plane.width if name == "nv12" and parts else plane.width
-        if plane.line_size < across:  # it is upside down
+        if plane.line_size < plane.width:  # it is upside down
             return None
         rows: Plane = np.frombuffer(memoryview(plane), np.uint8)
-        parts.append(rows.reshape(plane.height, plane.line_size)[:, :across])
-    if name == "nv12":
-        parts = [parts[0], parts[1][:, 0::2], parts[1][:, 1::2]]
-    colours = Colours(asked, int(frame.colorspace), int(frame.color_range))
+        parts.append(rows.reshape(plane.height, plane.line_size)[:, : plane.width])
+    colours = Colours(name, int(frame.colorspace), int(frame.color_range))
     if tables_of(colours) is None:
         return None
     return Planes(Layout(colours, frame.height, frame.width, 0, 0, turns), tuple(parts))

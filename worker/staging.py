@@ -1,4 +1,4 @@
-"""Pictures on their way to the device: into memory that is used again, and from planes to pixels.
+"""Pictures to the device: planes become pixels there.
 
 An accelerator is sent a frame's planes, half the bytes of its pixels (a third, of a gray film), and
 makes BGR of them by the tables of :mod:`worker.planes`: the same bits as libswscale's.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,85 +15,49 @@ import torch
 from torch import Tensor
 
 from worker.planes import Colours, Layout, Planes, tables_of
+from worker.streams import Upload, device_of
 
 Frame = npt.NDArray[np.uint8]
 AnyFrame = Frame | Planes
 
-#: Batches whose memory is in use at the same time, at most: two in flight, and one that is filled.
-BUFFERS = 3
-#: Pixels that are looked up together: each takes 16 bytes meanwhile.
+#: Pixels that are looked up together: each takes some 30 bytes meanwhile.
 CHUNK = 2**22
 
 
-class Staging:
-    """Memory from which batches go to one device: pinned for CUDA, and reused."""
+def pixels(images: Sequence[AnyFrame], upload: Upload) -> Tensor:
+    """Return pictures as pixels on the device.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._buffers: list[Tensor] = [torch.empty(0, dtype=torch.uint8)] * BUFFERS
-        self._copied: list[Any] = [None] * BUFFERS
-        self._turn = 0
+    Args:
+        images: BGR (height, width, 3), or planes; all are of the same size as they are shown.
+        upload: brings bytes to the device.
 
-    def pixels(self, images: Sequence[AnyFrame]) -> Tensor:
-        """Return pictures as pixels on the device.
+    Returns:
+        uint8 (n, height, width, 3), BGR; of use until ``upload`` has brought some more.
+    """
+    planes = [image for image in images if isinstance(image, Planes)]
+    arrays = [image for image in images if not isinstance(image, Planes)]
+    if not planes:
+        return upload(arrays)
+    layout = planes[0].layout
+    if arrays or any(one.layout != layout for one in planes):  # a film that changes on the way
+        return torch.cat([pixels([image], upload).clone() for image in images])
+    sizes = _sizes(layout)
 
-        Args:
-            images: BGR (height, width, 3), or planes; all are of the same size as they are shown.
-
-        Returns:
-            uint8 (n, height, width, 3), BGR. On a processor it may be memory that is used again for
-            the third batch from here.
-        """
-        first = images[0]
-        if isinstance(first, Planes):
-            if all(isinstance(one, Planes) and one.layout == first.layout for one in images):
-                return self._of_planes(images, first.layout)  # type: ignore[arg-type]
-        elif all(not isinstance(one, Planes) for one in images):
-            if len(images) == 1 and self._device.type == "cpu":
-                return torch.from_numpy(first[None])
-            packed = self._memory(len(images), first.size)
-            room = packed.numpy().reshape(len(images), *first.shape)
-            for row, image in zip(room, images, strict=True):
-                np.copyto(row, image)  # type: ignore[arg-type]  # none is of planes
-            return self._sent(packed).reshape(room.shape)
-        # A film that changes on the way.
-        return torch.cat([self.pixels([image]).clone() for image in images])
-
-    def _of_planes(self, images: Sequence[Planes], layout: Layout) -> Tensor:
-        sizes = _sizes(layout)
-        packed = self._memory(len(images), sum(height * width for height, width in sizes))
-        for row, image in zip(packed.numpy(), images, strict=True):
+    def fill(room: Frame) -> None:
+        for row, image in zip(room, planes, strict=True):
             at = 0
             for (height, width), part in zip(sizes, image.parts, strict=True):
-                room = row[at : at + height * width].reshape(height, width)
-                np.copyto(room[: part.shape[0], : part.shape[1]], part)
+                place = row[at : at + height * width].reshape(height, width)
+                np.copyto(place[: part.shape[0], : part.shape[1]], part)
                 at += height * width
-        return _shown(self._sent(packed), layout)
 
-    def _memory(self, rows: int, size: int) -> Tensor:
-        """Return memory of ours, (rows, size), from which nothing is being copied any more."""
-        self._turn = (self._turn + 1) % BUFFERS
-        copied = self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()
-        if len(self._buffers[self._turn]) < rows * size:
-            pins = self._device.type == "cuda"
-            self._buffers[self._turn] = torch.zeros(rows * size, dtype=torch.uint8, pin_memory=pins)
-        return self._buffers[self._turn][: rows * size].reshape(rows, size)
-
-    def _sent(self, packed: Tensor) -> Tensor:
-        """Copy memory of the current turn to the device; nobody waits for it."""
-        there = packed.to(self._device, non_blocking=True)
-        if self._device.type == "cuda":
-            event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-            self._copied[self._turn] = event
-        return there
+    size = sum(height * width for height, width in sizes)
+    return _shown(upload.filled((len(planes), size), fill), layout)
 
 
 def bgr(planes: Planes, device: torch.device) -> Tensor:
     """Return a frame as it is shown, on the device: uint8 (height, width, 3), BGR."""
-    return Staging(device).pixels([planes])[0]
+    return pixels([planes], Upload(device, device_of(device)))[0]
 
 
 def _sizes(layout: Layout) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 
+from worker import ways
 from worker.arithmetic import CHECK_EVERY, Choice, Kind, Numbers
 
 #: Raised when what is timed changes: what was remembered before counts no more.
@@ -69,7 +70,7 @@ class Way(NamedTuple):
             ValueError: it is none.
         """
         numbers, kind, batch = text.split("/")
-        known = numbers in get_args(Numbers) and kind in get_args(Kind)
+        known = numbers in get_args(Numbers) and kind in {*get_args(Kind), *ways.installed()}
         if not known or not 0 < int(batch) < 9999:
             raise ValueError(f"{text!r} is no way to compute")
         return cls(numbers, kind, int(batch))  # type: ignore[arg-type]  # just looked at
@@ -195,6 +196,7 @@ def _best(timings: Timings, numbers: Numbers, among: Space) -> Way:
 def guess(timings: Timings, way: Way) -> float:
     """Return the seconds that a picture may take, as far as other ways tell."""
     alike = [known for known in timings if known[:2] == way[:2]]
+    alike = alike or [known for known in timings if known.numbers == way.numbers]
     if alike:
         return timings[min(alike, key=lambda known: abs(known.batch - way.batch))]
     times = 1.0 if way.numbers != "fp32" else 3.0
@@ -312,7 +314,9 @@ def tune(
     while (way := next_way(timings, among)) is not None:
         work = _work(timings, among, pictures)
         spent = clock() - began
-        if timings and spent + CALLS * way.batch * guess(timings, way) > _allowed(work):
+        # The first two are what tells whether fewer bits are worth it at all.
+        allowed = _allowed(work) if len(timings) > 1 else MOST_SHARE * work
+        if timings and spent + CALLS * way.batch * guess(timings, way) > allowed:
             break
         if not timings and pictures is not None and MOST_SHARE * pictures < CALLS * way.batch:
             break

@@ -19,7 +19,7 @@ from tests.samples import Sample
 from tests.unit import films, videos
 from worker import passes, staging, video
 from worker.planes import Colours, Planes, planes_of, tables_of
-from worker.staging import Staging
+from worker.streams import Upload
 
 CPU = torch.device("cpu")
 #: Codec, container, pixel format, and by how many pixels a size may differ.
@@ -146,24 +146,6 @@ def test_interlaced_films_and_wide_colours_are_left_to_libswscale(tmp_path: Path
             assert not isinstance(frame, Planes)
 
 
-def test_what_a_gpu_decodes_stands_for_what_a_processor_does() -> None:
-    """NV12 of a GPU's decoder is taken apart; of a film, it is libswscale's."""
-    chance = np.random.default_rng(0)
-    frame = av.VideoFrame(34, 22, "nv12")
-    for plane in frame.planes:
-        plane.update(chance.bytes(plane.buffer_size))
-    luma, both = (
-        np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1)
-        for plane in frame.planes
-    )
-    assert planes_of(frame) is None
-    found = planes_of(frame, stands_for="yuv420p")
-    assert found is not None
-    parts = (luma[:, :34], both[:, 0:34:2], both[:, 1:34:2])
-    for mine, expected in zip(found.parts, parts, strict=True):
-        np.testing.assert_array_equal(mine, expected)
-
-
 def test_where_libswscale_does_otherwise_there_are_no_planes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -198,24 +180,26 @@ def test_a_batch_of_several_kinds_is_put_together() -> None:
         frame.colorspace = matrix
         frames.append(planes_of(frame))
     expected = [frames[0], *(np.asarray(staging.bgr(one, CPU)) for one in frames[1:])]
-    together = Staging(CPU)
+    upload = Upload(CPU, None)
     for _ in range(4):
         for some in (slice(0, 4), slice(1, 4), slice(2, 4), slice(0, 1)):
-            np.testing.assert_array_equal(together.pixels(frames[some]), np.stack(expected[some]))
+            np.testing.assert_array_equal(
+                staging.pixels(frames[some], upload), np.stack(expected[some])
+            )
 
 
 def test_an_accelerator_is_sent_half_the_bytes(
     run: Any, short: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a pretended one a cropped run sends planes, and finds the same poses."""
-    sent: list[tuple[int, ...]] = []
-    true = Staging._sent
+    sent: list[int] = []
+    true = Upload.filled
 
-    def counted(self: Staging, packed: torch.Tensor) -> torch.Tensor:
-        sent.append(tuple(packed.shape))
-        return true(self, packed)
+    def counted(self: Upload, shape: tuple[int, ...], fill: Any) -> torch.Tensor:
+        sent.append(int(np.prod(shape[1:])))
+        return true(self, shape, fill)
 
-    monkeypatch.setattr(Staging, "_sent", counted)
+    monkeypatch.setattr(Upload, "filled", counted)
     height, width, _ = next(video.frames(short.film))[1].shape
     crop = {"x1": 11, "x2": width - 8, "y1": 7, "y2": height - 1}
     args = {"precision": "fp32", "batch_size": 4, "crop": crop}
@@ -225,4 +209,4 @@ def test_an_accelerator_is_sent_half_the_bytes(
     found = run(short.film, short.model, **args)
     assert found.poses.equals(expected.poses)
     # From row 6 and column 10 on, for the colours' sake, to an even number of them.
-    assert {size for _, size in sent} == {(height - 6) * (width - 18) * 3 // 2}
+    assert set(sent) == {(height - 6) * (width - 18) * 3 // 2}
