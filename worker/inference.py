@@ -227,7 +227,9 @@ def _prepared(model: Network) -> Warm:
     model.pose.model = machine.exact  # the one it was loaded as is needed no more
     if machine.has_peaks:
         _ = machine.tiled  # compiled and tried before the first frame waits for it
-    return Warm(model, machine, model.detector is None and _only_normalises(model.pose))
+    conditions = _prepared(model.conditions) if model.conditions is not None else None
+    normalises = model.detector is None and _only_normalises(model.pose)
+    return Warm(model, machine, normalises, conditions)
 
 
 def _only_normalises(pose: Any) -> bool:
@@ -340,6 +342,12 @@ def _feed(job: Job, args: PoseArgs, warm: Warm, precision: Precision) -> Feed:
     pcutoff = min(_pcutoff(args, warm.network), warm.network.pcutoff)
     digest = job.model_digest or ""
     dynamic = _dynamic(args, warm.network)
+    if warm.conditions is not None:
+        tracking = isinstance(args, DeepLabCut2D) and args.track_method == "ctd"
+        # What moves a condition by a pixel's millionth may move its crop by a pixel.
+        exactly: Precision = "fp32" if precision == "auto" else precision
+        bottom_up = _plain_feed(args, warm.conditions, exactly, 0.0, f"{digest} conditions")
+        return Conditional(warm, bottom_up, args.batch_size, exactly, tracking=tracking)
     if dynamic is not None or not warm.normalises:
         # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
         plain: Precision = "fp32" if precision == "auto" else precision

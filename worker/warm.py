@@ -25,6 +25,8 @@ class Warm:
     machine: Machine
     normalises: bool
     """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
+    conditions: Warm | None = None
+    """Of a conditional top-down model: the bottom-up one."""
 
     @property
     def bytes(self) -> int:
@@ -36,7 +38,8 @@ class Warm:
             for module in modules
             for tensor in _tensors(module)
         }
-        return sum(storages.values()) + sum(fused.packed_bytes(module) for module in modules)
+        own = sum(storages.values()) + sum(fused.packed_bytes(module) for module in modules)
+        return own + (self.conditions.bytes if self.conditions is not None else 0)
 
 
 class Shelf:
