@@ -34,6 +34,7 @@ from worker import hardware, network, predictions, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Machine, Precision, UnfaithfulError
 from worker.child_main import is_out_of_memory
+from worker.conditional import Conditional
 from worker.feed import Batches, Feed, Frame, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts
@@ -342,25 +343,49 @@ def _feed(job: Job, args: PoseArgs, warm: Warm, precision: Precision) -> Feed:
     pcutoff = min(_pcutoff(args, warm.network), warm.network.pcutoff)
     digest = job.model_digest or ""
     dynamic = _dynamic(args, warm.network)
+    # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
+    plain: Precision = "fp32" if precision == "auto" else precision
+    tracking = _tracks_itself(args, warm.network)
     if warm.conditions is not None:
-        tracking = isinstance(args, DeepLabCut2D) and args.track_method == "ctd"
-        # What moves a condition by a pixel's millionth may move its crop by a pixel.
-        exactly: Precision = "fp32" if precision == "auto" else precision
-        bottom_up = _plain_feed(args, warm.conditions, exactly, 0.0, f"{digest} conditions")
-        return Conditional(warm, bottom_up, args.batch_size, exactly, tracking=tracking)
+        if not warm.conditions.normalises or tracking:
+            bottom_up: Feed = Runner(warm.conditions, args.batch_size or 1, plain, None)
+        else:
+            # All of a condition counts, whatever its likelihood.
+            bottom_up = Batches(
+                warm.conditions, args.batch_size, plain, 0.0, f"conditions of {digest}"
+            )
+        return Conditional(warm, bottom_up, args.batch_size, plain, tracking=tracking)
     if dynamic is not None or not warm.normalises:
-        # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
-        plain: Precision = "fp32" if precision == "auto" else precision
         return Runner(warm, 1 if dynamic else args.batch_size or 1, plain, dynamic)
     return Batches(warm, args.batch_size, precision, pcutoff, digest)
+
+
+def _tracks_itself(args: PoseArgs, model: Network) -> bool:
+    """Tell whether a conditional model follows the animals: DeepLabCut's ``ctd_tracking``."""
+    if not isinstance(args, DeepLabCut2D) or args.track_method != "ctd":
+        return False
+    if model.conditions is None:
+        raise AnalysisError(
+            f"track_method ctd is for conditional top-down models, and this one is {model.net_type}"
+            ": use ellipse, box or skeleton",
+            code="bad_track_method",
+            field="args.track_method",
+        )
+    if args.animals not in {None, len(model.individuals)}:
+        raise AnalysisError(
+            f"with track_method ctd, animals is what the project has: {len(model.individuals)}",
+            code="bad_track_method",
+            field="args.animals",
+        )
+    return True
 
 
 def _dynamic(args: PoseArgs, model: Network) -> DynamicCropper | None:
     if not isinstance(args, DeepLabCut2D) or args.dynamic is None:
         return None
-    if model.detector is not None:
+    if model.detector is not None or model.conditions is not None:
         raise AnalysisError(
-            "dynamic cropping is not for top-down models: their detector finds the animals",
+            "dynamic cropping is not for top-down models: they look at each animal by itself",
             code="bad_dynamic",
             field="args.dynamic",
         )

@@ -1,0 +1,236 @@
+"""Conditional top-down models: the poses of a bottom-up network, improved by a second one in crops.
+
+DeepLabCut's runner gives each frame to the bottom-up network alone, then to the conditional one.
+Here the first has its frames as any bottom-up model has, in batches, and DeepLabCut's runner gets
+what it found, as conditions, with the frames.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
+    FilterInvalidBoundingBoxes,
+    Preprocessor,
+    TopDownCrop,
+)
+from deeplabcut.pose_estimation_pytorch.runners import CTDTrackingConfig
+
+from posedrop.errors import AnalysisError
+from worker.arithmetic import Precision
+from worker.child_main import is_out_of_memory
+from worker.feed import Feed, Frame, Prediction
+from worker.warm import Warm
+
+#: Crops that go through the network at once, and frames whose crops are put together, at first.
+BATCH = 8
+
+#: What DeepLabCut's runner knows of the frame before, and how it begins.
+_BEGINNING: dict[str, Any] = {
+    "_bu_age": -1,
+    "_missing_idvs": False,
+    "_prev_pose": None,
+    "_idx_to_id": None,
+    "_ctd_track_ages": None,
+}
+
+
+class Conditional(Feed):
+    """A bottom-up network's poses are the conditions of each frame, and the second one's result.
+
+    When *tracking* (DeepLabCut's ``ctd_tracking``), the poses of a frame are the conditions of the
+    next one, and each animal keeps its row. The bottom-up network is asked for the first frame, and
+    when an animal is lost, every 100th at most. Frames then go one by one.
+    """
+
+    def __init__(
+        self,
+        warm: Warm,
+        bottom_up: Feed,
+        batch: int | None,
+        precision: Precision,
+        *,
+        tracking: bool = False,
+    ) -> None:
+        """Begin a film.
+
+        Args:
+            warm: the conditional model, with its ``conditions``.
+            bottom_up: takes the frames to those; of no use when tracking.
+            batch: crops at once; None: as many as are fast.
+        """
+        assert warm.conditions is not None  # noqa: S101  # else it is no conditional model
+        self._bottom_up = bottom_up
+        self._tracking = tracking
+        self._pose = warm.network.pose
+        self._device = torch.device(warm.network.device).type
+        self._dtype = warm.machine.dtype_for(precision)
+        for network, machine in (
+            (self._pose, warm.machine),
+            (warm.conditions.network.pose, warm.conditions.machine),
+        ):
+            # Autocast casts what goes into torch's own operators alone.
+            network.model = machine.exact if self._dtype is None else machine.plain
+        self._pose.bu_runner = warm.conditions.network.pose
+        self._pose.tracking = CTDTrackingConfig() if tracking else None
+        self._pose.dynamic = None
+        _drop_empty_boxes(self._pose.preprocessor.components)
+        self._take_up(_BEGINNING)
+        self.batch = 1 if tracking else batch or BATCH
+        self.order = "rgb" if tracking else bottom_up.order
+        self.setup = {
+            "precision": precision,
+            "batch": batch,
+            "tracking": tracking,
+            "conditions": bottom_up.setup,
+        }
+
+    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
+        """Yield each frame's; see there."""
+        self._forget()
+        if self._tracking:
+            for number, frame in frames:
+                yield number, self._improved([frame])[0]
+            return
+        numbers: list[int] = []
+        group: list[Any] = []
+        for number, frame, begun in self._begun(frames):
+            numbers.append(number)
+            group.append((self._rgb(frame), {"cond_kpts": conditions_in(begun)}))
+            # Where the bottom-up one is not at the end of a batch, its state is of a later frame.
+            if len(group) >= self.batch and self._bottom_up.between_batches:
+                yield from self._whole(numbers, self._improved(group))
+                numbers, group = [], []
+        if group:
+            yield from self._whole(numbers, self._improved(group))
+
+    def _begun(
+        self, frames: Iterator[tuple[int, Frame]]
+    ) -> Iterator[tuple[int, Frame, Prediction]]:
+        """Yield each frame with what the bottom-up network finds in it."""
+        shown: deque[Frame] = deque()
+
+        def passed() -> Iterator[tuple[int, Frame]]:
+            for number, frame in frames:
+                shown.append(frame)
+                yield number, frame
+
+        for number, begun in self._bottom_up.predictions(passed()):
+            yield number, shown.popleft(), begun
+
+    def _whole(
+        self, numbers: list[int], found: list[Prediction]
+    ) -> Iterator[tuple[int, Prediction]]:
+        if len(found) != len(numbers):
+            raise AnalysisError(f"{len(numbers)} frames went in, {len(found)} poses came out")
+        for place, (number, prediction) in enumerate(zip(numbers, found, strict=True), 1):
+            self.between_batches = place == len(numbers)
+            yield number, prediction
+
+    def _improved(self, group: list[Any]) -> list[Prediction]:
+        """Return what DeepLabCut's runner makes of frames, and of their conditions."""
+        while True:
+            self._pose.batch_size = self.batch
+            try:
+                with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
+                    found: list[Prediction] = self._pose.inference(group)
+            except Exception as error:
+                self._forget()
+                if not is_out_of_memory(error) or self.batch == 1:
+                    raise
+            else:
+                return found
+            self.batch //= 2
+            print(f"out of memory: {self.batch} crops at once from now on")
+            if self._device == "cuda":
+                torch.cuda.empty_cache()
+
+    def _forget(self) -> None:
+        """Drop what the runner holds of a group that it could not bring to its end."""
+        self._pose._batch_list, self._pose._model_kwargs = [], {}
+        self._pose._contexts, self._pose._image_batch_sizes = [], []
+        self._pose._predictions = []
+
+    def _rgb(self, frame: Frame) -> Any:
+        return frame if self.order == "rgb" else cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+    def state(self) -> dict[str, Any]:
+        """Return both networks' state, and when tracking the frame before's."""
+        return {
+            "batch": self.batch,
+            "conditions": {} if self._tracking else self._bottom_up.state(),
+            "tracking": {name: _as_json(getattr(self._pose, name)) for name in _BEGINNING},
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.batch = int(state["batch"])
+        if not self._tracking:
+            self._bottom_up.resume(state["conditions"])
+        self._take_up({name: _of_json(value) for name, value in state["tracking"].items()})
+
+    def _take_up(self, known: dict[str, Any]) -> None:
+        for name, value in known.items():
+            setattr(self._pose, name, value)
+
+    def told(self, wanted: Precision) -> dict[str, Any]:
+        """Return what the result tells of the arithmetic."""
+        return self._bottom_up.told(wanted)
+
+
+def conditions_in(begun: Prediction) -> Any:
+    """Return the poses of a frame that a conditional model begins with: (animals, bodyparts, 3).
+
+    They are those that have a keypoint, as in DeepLabCut's ``CTDInferenceRunner.add_conditions``.
+    """
+    poses = begun["bodyparts"][..., :3]
+    there = ~np.all(np.any((poses <= 0) | np.isnan(poses), axis=2), axis=1)
+    return poses[there] if there.any() else np.zeros((0, poses.shape[1], 3))
+
+
+class _DropEmptyBoxes(Preprocessor):
+    """Drops conditions whose box has no whole pixel, at which DeepLabCut's crop divides by zero."""
+
+    def __init__(self, crop: TopDownCrop) -> None:
+        self._crop = crop
+
+    def __call__(self, image: Any, context: Any) -> Any:
+        """Return the picture as it is, and its context."""
+        height, width = image.shape[:2]
+        kept = [
+            number
+            for number, (x, y, w, h) in enumerate(context["bboxes"])
+            if self._has_pixels(x, w, width) and self._has_pixels(y, h, height)
+        ]
+        context["bboxes"] = [context["bboxes"][number] for number in kept]
+        context["cond_kpts"] = context["cond_kpts"][kept]
+        return image, context
+
+    def _has_pixels(self, begin: float, size: float, end: int) -> bool:
+        # As DeepLabCut's ``top_down_crop`` rounds.
+        centre, half = begin + size / 2, size / 2 + self._crop.margin
+        return max(round(centre - half), 0) < min(round(centre + half), end)
+
+
+def _drop_empty_boxes(components: list[Any]) -> None:
+    kinds = [type(part) for part in components]
+    if _DropEmptyBoxes not in kinds:
+        crop = components[kinds.index(TopDownCrop)]
+        components.insert(kinds.index(FilterInvalidBoundingBoxes) + 1, _DropEmptyBoxes(crop))
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return {"dtype": str(value.dtype), "values": value.tolist(), "shape": value.shape}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _of_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return np.array(value["values"], value["dtype"]).reshape(value["shape"])
+    return value
