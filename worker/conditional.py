@@ -24,7 +24,8 @@ from deeplabcut.pose_estimation_pytorch.runners import CTDTrackingConfig
 from posedrop.errors import AnalysisError
 from worker.arithmetic import Precision
 from worker.child_main import is_out_of_memory
-from worker.feed import Feed, Frame, Prediction
+from worker.feed import Feed, Prediction
+from worker.passes import Frame
 from worker.warm import Warm
 
 #: Crops that go through the network at once, and frames whose crops are put together, at first.
@@ -81,7 +82,8 @@ class Conditional(Feed):
         self._pose.dynamic = None
         _drop_empty_boxes(self._pose.preprocessor.components)
         self._take_up(_BEGINNING)
-        self.batch = 1 if tracking else batch or BATCH
+        self._batch = 1 if tracking else batch or BATCH
+        self._ends = True
         self.order = "rgb" if tracking else bottom_up.order
         self.setup = {
             "precision": precision,
@@ -102,8 +104,7 @@ class Conditional(Feed):
         for number, frame, begun in self._begun(frames):
             numbers.append(number)
             group.append((self._rgb(frame), {"cond_kpts": conditions_in(begun)}))
-            # Where the bottom-up one is not at the end of a batch, its state is of a later frame.
-            if len(group) >= self.batch and self._bottom_up.between_batches:
+            if len(group) >= self._batch:
                 yield from self._whole(numbers, self._improved(group))
                 numbers, group = [], []
         if group:
@@ -129,26 +130,35 @@ class Conditional(Feed):
         if len(found) != len(numbers):
             raise AnalysisError(f"{len(numbers)} frames went in, {len(found)} poses came out")
         for place, (number, prediction) in enumerate(zip(numbers, found, strict=True), 1):
-            self.between_batches = place == len(numbers)
+            self._ends = place == len(numbers)
             yield number, prediction
 
     def _improved(self, group: list[Any]) -> list[Prediction]:
         """Return what DeepLabCut's runner makes of frames, and of their conditions."""
         while True:
-            self._pose.batch_size = self.batch
+            self._pose.batch_size = self._batch
             try:
                 with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
                     found: list[Prediction] = self._pose.inference(group)
             except Exception as error:
                 self._forget()
-                if not is_out_of_memory(error) or self.batch == 1:
+                if not is_out_of_memory(error) or self._batch == 1:
                     raise
             else:
                 return found
-            self.batch //= 2
-            print(f"out of memory: {self.batch} crops at once from now on")
+            self._batch //= 2
+            print(f"out of memory: {self._batch} crops at once from now on")
             if self._device == "cuda":
                 torch.cuda.empty_cache()
+
+    @property
+    def between_batches(self) -> bool:
+        """Whether all that either network began was given."""
+        return self._ends and (self._tracking or self._bottom_up.between_batches)
+
+    def rest(self) -> None:
+        """Have the bottom-up network rest; groups are of the same frames all the same."""
+        self._bottom_up.rest()
 
     def _forget(self) -> None:
         """Drop what the runner holds of a group that it could not bring to its end."""
@@ -162,14 +172,14 @@ class Conditional(Feed):
     def state(self) -> dict[str, Any]:
         """Return both networks' state, and when tracking the frame before's."""
         return {
-            "batch": self.batch,
+            "batch": self._batch,
             "conditions": {} if self._tracking else self._bottom_up.state(),
             "tracking": {name: _as_json(getattr(self._pose, name)) for name in _BEGINNING},
         }
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on with them."""
-        self.batch = int(state["batch"])
+        self._batch = int(state["batch"])
         if not self._tracking:
             self._bottom_up.resume(state["conditions"])
         self._take_up({name: _of_json(value) for name, value in state["tracking"].items()})
@@ -178,9 +188,9 @@ class Conditional(Feed):
         for name, value in known.items():
             setattr(self._pose, name, value)
 
-    def told(self, wanted: Precision) -> dict[str, Any]:
-        """Return what the result tells of the arithmetic."""
-        return self._bottom_up.told(wanted)
+    def told(self) -> dict[str, Any]:
+        """Return what the result tells: of how the conditions were found."""
+        return self._bottom_up.told()
 
 
 def conditions_in(begun: Prediction) -> Any:
@@ -193,7 +203,7 @@ def conditions_in(begun: Prediction) -> Any:
     return poses[there] if there.any() else np.zeros((0, poses.shape[1], 3))
 
 
-class _DropEmptyBoxes(Preprocessor):
+class _DropEmptyBoxes(Preprocessor):  # type: ignore[misc]  # DeepLabCut is untyped
     """Drops conditions whose box has no whole pixel, at which DeepLabCut's crop divides by zero."""
 
     def __init__(self, crop: TopDownCrop) -> None:
@@ -214,7 +224,7 @@ class _DropEmptyBoxes(Preprocessor):
     def _has_pixels(self, begin: float, size: float, end: int) -> bool:
         # As DeepLabCut's ``top_down_crop`` rounds.
         centre, half = begin + size / 2, size / 2 + self._crop.margin
-        return max(round(centre - half), 0) < min(round(centre + half), end)
+        return bool(max(round(centre - half), 0) < min(round(centre + half), end))
 
 
 def _drop_empty_boxes(components: list[Any]) -> None:

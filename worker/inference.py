@@ -30,17 +30,21 @@ from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 from posedrop import layout
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
-from worker import hardware, network, predictions, video
+from worker import hardware, network, paf, predictions, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Machine, Precision, UnfaithfulError
 from worker.child_main import is_out_of_memory
 from worker.conditional import Conditional
-from worker.feed import Batches, Feed, Frame, Prediction, Runner
+from worker.cuda_decode import Card, DecodedOtherwiseError
+from worker.feed import Batches, Feed, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts
+from worker.passes import Frame, Pass
 from worker.predictions import Predictions
 from worker.transforms import kernels
+from worker.tuning import Memory
 from worker.warm import Shelf, Warm, released
+from worker.watch import watches_of
 
 #: Frames decoded ahead of the network, beside a batch.
 AHEAD = 16
@@ -71,9 +75,19 @@ class Stay:
             try:
                 yield
             finally:
+                _warm.rest(job.model_bytes)
                 released()
                 self.ended = time.time()
                 self.seconds += self.ended - started
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Where timings of a network are remembered."""
+
+    part: str
+    """Of the model that the network is."""
+    memory: Memory
 
 
 def begin(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
@@ -124,7 +138,8 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     crop = args.crop or warm.network.crop
     total = len(_selected(args, video.count(job.video)))  # as the container promises
     stay = Stay()
-    found, reading, told = _infer(job, args, warm, crop, total, stay)
+    memory = Memory(job.tuning)
+    found, reading, told = _infer(job, args, warm, crop, total, stay, Learning(part, memory))
     model = warm.network
     # What came out counts, whatever the container promises.
     expected = _selected(args, reading.end)
@@ -174,7 +189,7 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
         _about(job, model, answer),
     )
     predictions.write(job.out / layout.PREDICTIONS, whole)
-    return answer
+    return {**answer, "tuning": memory.learned}
 
 
 def _about(job: Job, model: Network, answer: dict[str, Any]) -> dict[str, Any]:
@@ -224,9 +239,10 @@ def _kept(job: Job, part: str, load: Callable[[str], Network]) -> Warm:
 
 
 def _prepared(model: Network) -> Warm:
+    paf.hasten(model.pose.model)
     machine = Machine(model.pose.model, model.device)
     model.pose.model = machine.exact  # the one it was loaded as is needed no more
-    if machine.has_peaks:
+    if model.conditions is None and watches_of(machine.exact, model.pcutoff) is not None:
         _ = machine.tiled  # compiled and tried before the first frame waits for it
     conditions = _prepared(model.conditions) if model.conditions is not None else None
     normalises = model.detector is None and _only_normalises(model.pose)
@@ -245,21 +261,33 @@ def _only_normalises(pose: Any) -> bool:
 
 
 def _infer(
-    job: Job, args: PoseArgs, warm: Warm, crop: Crop | None, total: int, stay: Stay
+    job: Job,
+    args: PoseArgs,
+    warm: Warm,
+    crop: Crop | None,
+    total: int,
+    stay: Stay,
+    learning: Learning,
 ) -> tuple[Found, video.Reading, dict[str, Any]]:
     """Return what is found in the frames asked for, how the film was read, and how it was found."""
     # What dynamic cropping knows of the frame before is not in a checkpoint.
     dynamic = isinstance(args, DeepLabCut2D) and args.dynamic is not None
     parts = Parts(None if dynamic else job.parts, job.part_seconds)
     precision = args.precision
-    try:
-        feed = _feed(job, args, warm, precision)
-        found, reading = _through(job, args, feed, crop, total, parts, stay)
-    except UnfaithfulError as error:
-        print(f"{error}: once more in fp32")
-        precision = "fp32"
-        feed = _feed(job, args, warm, precision)
-        found, reading = _through(job, args, feed, crop, total, parts, stay)
+    card = Card(job.decode, warm.network.device)
+    while True:
+        try:
+            feed = _feed(args, warm, precision, total, learning)
+            found, reading = _through(job, args, feed, crop, total, parts, stay, card)
+        except UnfaithfulError as error:
+            print(f"{error}: once more in fp32")
+            precision = "fp32"
+            card = card.afresh()
+        except DecodedOtherwiseError as error:
+            print(f"{error}: once more, decoded by the processor")
+            card = card.distrusted(error)
+        else:
+            break
     if not found.indexes:
         what = "can be decoded" if _selected(args, reading.end) else "is"
         raise AnalysisError(
@@ -267,7 +295,9 @@ def _infer(
             code="no_frames",
             field="args.start",
         )
-    return found, reading, {"precision": feed.told(args.precision), "batch_size": feed.batch}
+    told = feed.told()
+    told["precision"]["asked"] = args.precision
+    return found, reading, {**told, "decode": card.told()}
 
 
 def _through(
@@ -278,9 +308,10 @@ def _through(
     total: int,
     parts: Parts,
     stay: Stay,
+    card: Card,
 ) -> tuple[Found, video.Reading]:
     # By another version, frames may have other numbers or other pixels.
-    setup = {**feed.setup, "analysis_version": job.version, "av": version("av")}
+    setup = {**feed.setup, **card.setup, "analysis_version": job.version, "av": version("av")}
     found, state = parts.load(setup)
     begin = args.start
     if found.indexes and state is not None:
@@ -297,6 +328,7 @@ def _through(
         order=feed.order,
         threads=CONVERTERS,
         reading=reading,
+        card=card,
     )
     with closing(video.ahead(frames, AHEAD)) as ready:
         # With the first one taken, more are decoded, whoever has the network meanwhile.
@@ -305,6 +337,7 @@ def _through(
             job.report("infer", len(found.indexes), total)
             shown = _cropped_all(chain(early, ready), crop)
             _predict(job, feed, shown, found, parts, setup, total)
+    card.confirm(job.video)
     return found, reading
 
 
@@ -320,10 +353,11 @@ def _predict(
     try:
         for number, prediction in feed.predictions(frames):
             found.add(number, _slim(prediction))
-            if feed.between_batches:
-                if parts.due(found):
+            job.report("infer", len(found.indexes), total)
+            if parts.due(found):
+                feed.rest()
+                if feed.between_batches:
                     parts.keep(found, setup, feed.state())
-                job.report("infer", len(found.indexes), total)
     except BaseException:
         if isinstance(feed, Runner):
             _warm.clear()  # it may hold half a batch: the next video must not get it
@@ -339,25 +373,35 @@ def _slim(prediction: Prediction) -> Prediction:
     }
 
 
-def _feed(job: Job, args: PoseArgs, warm: Warm, precision: Precision) -> Feed:
+def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning: Learning) -> Feed:
     pcutoff = min(_pcutoff(args, warm.network), warm.network.pcutoff)
-    digest = job.model_digest or ""
     dynamic = _dynamic(args, warm.network)
     # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
     plain: Precision = "fp32" if precision == "auto" else precision
     tracking = _tracks_itself(args, warm.network)
     if warm.conditions is not None:
-        if not warm.conditions.normalises or tracking:
-            bottom_up: Feed = Runner(warm.conditions, args.batch_size or 1, plain, None)
-        else:
-            # All of a condition counts, whatever its likelihood.
-            bottom_up = Batches(
-                warm.conditions, args.batch_size, plain, 0.0, f"conditions of {digest}"
-            )
+        bottom_up = _bottom_up(args, warm.conditions, plain, total, learning)
         return Conditional(warm, bottom_up, args.batch_size, plain, tracking=tracking)
     if dynamic is not None or not warm.normalises:
         return Runner(warm, 1 if dynamic else args.batch_size or 1, plain, dynamic)
-    return Batches(warm, args.batch_size, precision, pcutoff, digest)
+    pictures = Pass(
+        warm, args.batch_size, precision, pcutoff,
+        part=learning.part, memory=learning.memory, pictures=total,
+    )  # fmt: skip
+    return Batches(pictures, warm.network.pose.postprocessor)
+
+
+def _bottom_up(
+    args: PoseArgs, warm: Warm, precision: Precision, total: int, learning: Learning
+) -> Feed:
+    """Return what finds the conditions of a conditional top-down model."""
+    if not warm.normalises:
+        return Runner(warm, args.batch_size or 1, precision, None)
+    pictures = Pass(
+        warm, args.batch_size, precision, 0.0,  # all of a condition counts, whatever its likelihood
+        part=f"conditions of {learning.part}", memory=learning.memory, pictures=total,
+    )  # fmt: skip
+    return Batches(pictures, warm.network.pose.postprocessor)
 
 
 def _tracks_itself(args: PoseArgs, model: Network) -> bool:

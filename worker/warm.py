@@ -30,7 +30,7 @@ class Warm:
 
     @property
     def bytes(self) -> int:
-        """What its weights take at the moment: the exact ones, the reduced, the detector's."""
+        """What it takes at the moment: weights, exact and reduced, the detector's, recordings."""
         detector = self.network.detector
         modules = [*self.machine.forms(), *([detector.model] if detector is not None else [])]
         storages = {
@@ -38,8 +38,9 @@ class Warm:
             for module in modules
             for tensor in _tensors(module)
         }
-        own = sum(storages.values()) + sum(fused.packed_bytes(module) for module in modules)
-        return own + (self.conditions.bytes if self.conditions is not None else 0)
+        packed = sum(fused.packed_bytes(module) for module in modules)
+        beside = self.conditions.bytes if self.conditions is not None else 0
+        return sum(storages.values()) + packed + self.machine.graphs.bytes + beside
 
 
 class Shelf:
@@ -69,6 +70,14 @@ class Shelf:
         while size > most and len(self._models) > 1:
             size -= self._models.popitem(last=False)[1].bytes
             released()
+
+    def rest(self, most: int) -> None:
+        """Let recordings go until all is within ``most`` bytes: another process has its turn."""
+        size = sum(model.bytes for model in self._models.values())
+        for model in self.models():
+            if size > most:
+                size -= model.machine.graphs.bytes
+                model.machine.graphs.clear()
 
     def clear(self) -> None:
         """Let all models go."""
