@@ -80,7 +80,7 @@ class Conditional(Feed):
         self._pose.bu_runner = warm.conditions.network.pose
         self._pose.tracking = CTDTrackingConfig() if tracking else None
         self._pose.dynamic = None
-        _drop_empty_boxes(self._pose.preprocessor.components)
+        _drop_flat_boxes(self._pose.preprocessor.components)
         self._take_up(_BEGINNING)
         self._batch = 1 if tracking else batch or BATCH
         self._ends = True
@@ -203,35 +203,35 @@ def conditions_in(begun: Prediction) -> Any:
     return poses[there] if there.any() else np.zeros((0, poses.shape[1], 3))
 
 
-class _DropEmptyBoxes(Preprocessor):  # type: ignore[misc]  # DeepLabCut is untyped
-    """Drops conditions whose box has no whole pixel, at which DeepLabCut's crop divides by zero."""
+class _DropFlatBoxes(Preprocessor):  # type: ignore[misc]  # DeepLabCut is untyped
+    """Drops conditions whose box has no whole row, by which DeepLabCut's crop would divide."""
 
-    def __init__(self, crop: TopDownCrop) -> None:
-        self._crop = crop
+    def __init__(self, margin: int) -> None:
+        self._margin = margin
 
     def __call__(self, image: Any, context: Any) -> Any:
         """Return the picture as it is, and its context."""
-        height, width = image.shape[:2]
         kept = [
             number
-            for number, (x, y, w, h) in enumerate(context["bboxes"])
-            if self._has_pixels(x, w, width) and self._has_pixels(y, h, height)
+            for number, (_, y, _, h) in enumerate(context["bboxes"])
+            if self._has_rows(y, h, image.shape[0])
         ]
         context["bboxes"] = [context["bboxes"][number] for number in kept]
         context["cond_kpts"] = context["cond_kpts"][kept]
         return image, context
 
-    def _has_pixels(self, begin: float, size: float, end: int) -> bool:
+    def _has_rows(self, begin: float, size: float, end: int) -> bool:
         # As DeepLabCut's ``top_down_crop`` rounds.
-        centre, half = begin + size / 2, size / 2 + self._crop.margin
+        centre, half = begin + size / 2, size / 2 + self._margin
         return bool(max(round(centre - half), 0) < min(round(centre + half), end))
 
 
-def _drop_empty_boxes(components: list[Any]) -> None:
+def _drop_flat_boxes(components: list[Any]) -> None:
     kinds = [type(part) for part in components]
-    if _DropEmptyBoxes not in kinds:
-        crop = components[kinds.index(TopDownCrop)]
-        components.insert(kinds.index(FilterInvalidBoundingBoxes) + 1, _DropEmptyBoxes(crop))
+    crop = components[kinds.index(TopDownCrop)]
+    if _DropFlatBoxes not in kinds and not crop.with_context:
+        place = kinds.index(FilterInvalidBoundingBoxes) + 1
+        components.insert(place, _DropFlatBoxes(crop.margin))
 
 
 def _as_json(value: Any) -> Any:

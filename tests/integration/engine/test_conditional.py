@@ -17,7 +17,7 @@ from deeplabcut.pose_estimation_pytorch.runners.inference import CTDInferenceRun
 from posedrop import packing
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
-from tests.herd import BATCH, FRAMES, add_conditional, herd_film, make_project
+from tests.herd import BATCH, FRAMES, HEIGHT, WIDTH, add_conditional, herd_film, make_project
 from tests.integration.engine.analysed import Ours, read
 from tests.integration.engine.test_animals import Stock, analysed, same
 from worker import inference, network, tables
@@ -169,17 +169,17 @@ def test_out_of_memory(
     assert sizes.count(BATCH) == 1
 
 
-def test_a_box_without_a_pixel(model: Path) -> None:
-    """Conditions at the picture's edge: DeepLabCut divides by zero, here they are dropped."""
+def test_a_box_without_a_row(model: Path) -> None:
+    """Conditions at the picture's edge: DeepLabCut divides by zero, here they are left out."""
     warm = inference._prepared(network.load(model, None, "cpu"))
     feed = Conditional(warm, _At([0.2, 0.4, 0.3]), BATCH, "fp32")
-    frames = [(number, np.zeros((96, 128, 3), np.uint8)) for number in range(3)]
+    frames = [(number, np.zeros((HEIGHT, WIDTH, 3), np.uint8)) for number in range(3)]
     found = list(feed.predictions(iter(frames)))
     assert [number for number, _ in found] == [0, 1, 2]
 
 
 class _At(Feed):
-    """A bottom-up feed that finds one animal, all of it above the picture but for a sliver."""
+    """A bottom-up feed that finds one animal, below the picture, but for a sliver of its box."""
 
     def __init__(self, depths: list[float]) -> None:
         self._depths = depths
@@ -190,7 +190,8 @@ class _At(Feed):
 
     def predictions(self, frames: Any) -> Any:
         for (number, _), depth in zip(frames, self._depths, strict=True):
-            poses = np.array([[[40.0, depth - 25, 0.9], [60.0, -25, 0.9], [50.0, -30, 0.9]]])
+            y = HEIGHT + 20 - depth  # DeepLabCut adds 20 pixels around
+            poses = np.array([[[40.0, y, 0.9], [60.0, y + 9, 0.9], [50.0, y + 5, 0.9]]])
             yield number, {"bodyparts": poses}
 
 
