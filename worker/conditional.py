@@ -19,6 +19,8 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
     Preprocessor,
     TopDownCrop,
 )
+from deeplabcut.pose_estimation_pytorch.data.utils import out_of_bounds_keypoints
+from deeplabcut.pose_estimation_pytorch.models.modules import StackedKeypointEncoder
 from deeplabcut.pose_estimation_pytorch.runners import CTDTrackingConfig
 
 from posedrop.errors import AnalysisError
@@ -80,6 +82,9 @@ class Conditional(Feed):
         self._pose.bu_runner = warm.conditions.network.pose
         self._pose.tracking = CTDTrackingConfig() if tracking else None
         self._pose.dynamic = None
+        encoder = getattr(self._pose.model.backbone, "cond_enc", None)
+        if type(encoder) is StackedKeypointEncoder:
+            self._pose.model.backbone.cond_enc = DrawnConditions(encoder)
         _drop_flat_boxes(self._pose.preprocessor.components)
         self._take_up(_BEGINNING)
         self._batch = 1 if tracking else batch or BATCH
@@ -191,6 +196,53 @@ class Conditional(Feed):
     def told(self) -> dict[str, Any]:
         """Return what the result tells: of how the conditions were found."""
         return self._bottom_up.told()
+
+
+class DrawnConditions:
+    """DeepLabCut's ``StackedKeypointEncoder``: a blurred spot a keypoint, each on its own plane.
+
+    DeepLabCut blurs planes of zeros, which takes as long as a small network; here the surroundings
+    of each keypoint alone. The values are the same, as floats.
+    """
+
+    def __init__(self, encoder: StackedKeypointEncoder) -> None:
+        self.num_joints: int = encoder.num_joints
+        self.num_channels: int = encoder.num_channels
+        self.img_size = encoder.img_size
+        self._kernel = tuple(encoder.kernel_size)
+
+    def __call__(self, keypoints: Any, size: tuple[int, int]) -> Any:
+        """Return (n, height, width, keypoints), 0 to 255, for keypoints (n, keypoints, 3)."""
+        places = keypoints.copy()
+        places[keypoints[..., 2] <= 0] = 0
+        places[places[..., 2] > 0, 2] = 2
+        places = np.nan_to_num(places)
+        places[out_of_bounds_keypoints(places, self.img_size)] = 0
+        places = places.astype(int)
+        drawn = np.zeros((len(places), *size, self.num_joints), np.float32)
+        for pose, planes in zip(places, drawn, strict=True):
+            spots = [
+                (number, *self._spot(y - 1, x - 1, size))
+                for number, (x, y, seen) in enumerate(pose)
+                if seen > 0
+            ]
+            most = max((float(spot.max()) for *_, spot in spots), default=0.0)
+            for number, rows, columns, spot in spots:
+                planes[rows, columns, number] = spot if most == 0 else spot / (most / 255)
+        return drawn
+
+    def _spot(self, row: int, column: int, size: tuple[int, int]) -> tuple[slice, slice, Any]:
+        """Return where a spot is in a picture, and its values: a point that was blurred."""
+        # A keypoint at 0 is drawn at the other end, like DeepLabCut's.
+        middle = row % size[0], column % size[1]
+        around = [
+            # So wide that a picture's edge alone is near enough to reflect the spot.
+            slice(max(0, at - 2 * reach), min(end, at + 2 * reach + 1))
+            for at, end, reach in zip(middle, size, reversed(self._kernel), strict=True)
+        ]
+        spot = np.zeros([part.stop - part.start for part in around])
+        spot[middle[0] - around[0].start, middle[1] - around[1].start] = 255
+        return around[0], around[1], cv2.GaussianBlur(spot, self._kernel, sigmaX=0)
 
 
 def conditions_in(begun: Prediction) -> Any:

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
 import yaml
+from deeplabcut.pose_estimation_pytorch.models.modules import StackedKeypointEncoder
 from deeplabcut.pose_estimation_pytorch.runners.inference import CTDInferenceRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from posedrop import packing
 from posedrop.analyses import Job
@@ -22,7 +27,7 @@ from tests.integration.engine.analysed import Ours, read
 from tests.integration.engine.test_animals import Stock, analysed, same
 from worker import inference, network, tables
 from worker.analyses.deeplabcut_2d import deeplabcut_2d
-from worker.conditional import Conditional
+from worker.conditional import Conditional, DrawnConditions
 from worker.feed import Feed
 
 
@@ -167,6 +172,26 @@ def test_out_of_memory(
     same(run(film, model).poses, stock.poses)
     assert max(sizes) == BATCH
     assert sizes.count(BATCH) == 1
+
+
+@given(
+    poses=arrays(
+        np.float64,
+        (2, 3, 3),
+        elements=st.one_of(
+            st.floats(-3, 70), st.integers(-1, 66).map(float), st.just(float("nan"))
+        ),
+    ),
+    kernel=st.sampled_from([(15, 15), (7, 21), (3, 3)]),
+)
+@settings(deadline=None, max_examples=300)
+def test_conditions_are_drawn_as_deeplabcut_draws_them(
+    poses: npt.NDArray[np.float64], kernel: tuple[int, int]
+) -> None:
+    """At the edges, beyond them, at no place at all: the same bits for the network."""
+    theirs = StackedKeypointEncoder(num_joints=3, kernel_size=kernel, img_size=(48, 64))
+    wanted = theirs(poses, (48, 64)).astype(np.float32)
+    np.testing.assert_array_equal(DrawnConditions(theirs)(poses, (48, 64)), wanted)
 
 
 def test_a_box_without_a_row(model: Path) -> None:
