@@ -27,7 +27,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from worker import fused, hardware
+from worker import fused, hardware, ways
 from worker.graphs import Graphs, recorder_of
 from worker.watch import Named, Watch
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Numbers = Literal["fp32", "bf16", "fp16"]
-#: How convolutions are computed: see above.
+#: How convolutions are computed: see above. (Or by a plug-in of this name, :mod:`worker.ways`.)
 Kind = Literal["torch", "direct", "winograd"]
 #: Per head, per name: a tensor with a row a picture.
 Predictions = dict[str, Named]
@@ -103,6 +103,12 @@ class Machine:
                 self._tiled = self.exact if made is self.plain else made
         return self._tiled
 
+    def others(self, numbers: Numbers) -> list[Kind]:
+        """Return the ways of plug-ins for such numbers, to be watched."""
+        if numbers == "fp32" or _DTYPES[numbers] != hardware.native_dtype(self.device):
+            return []
+        return [cast(Kind, name) for name in ways.installed()]
+
     def kinds(self, numbers: Numbers, *, watched: bool = True) -> list[Kind]:
         """Return the kinds of convolutions there are for such numbers.
 
@@ -140,6 +146,8 @@ class Machine:
                 model.heads[name] = fused.narrowed(head, _DTYPES[numbers])
             self._reduced[numbers] = model
         plain = self._reduced[numbers]
+        if kind in ways.installed():
+            return ways.Other(kind, self.plain, _DTYPES[numbers], plain)
         if kind not in self.kinds(numbers) or self.exact is self.plain:
             return plain
         if _DTYPES[numbers] != hardware.native_dtype(self.device):

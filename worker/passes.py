@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker import tuning
+from worker import tuning, ways
 from worker.arithmetic import WINDOW, Arithmetic, Choice, Doubt, Launched, Precision, State
 from worker.child_main import is_out_of_memory
 from worker.streams import Mark, Upload, device_of
@@ -106,7 +106,12 @@ class Pass:
         self._looked = 0
         self.batch = batch or 1
         """Pictures at once, as soon as the first one was seen."""
-        self.setup = {"precision": precision, "batch": batch, "pcutoff": pcutoff}
+        self.setup: dict[str, Any] = {
+            "precision": precision,
+            "batch": batch,
+            "pcutoff": pcutoff,
+            **_ways(),
+        }
         """What a state has to have been made with."""
         self.rests = False
         """Set it, and all that was begun is given before more is begun: for a checkpoint."""
@@ -253,8 +258,11 @@ class Pass:
         if self._precision != "auto":
             numbers = numbers[:1]
         watched = self._watches is not None
+        kinds = {one: machine.kinds(one, watched=watched) for one in numbers}
+        if watched and self._precision == "auto":
+            kinds = {one: [*its, *machine.others(one)] for one, its in kinds.items()}
         among = tuning.space(
-            {one: machine.kinds(one, watched=watched) for one in numbers},
+            kinds,
             (picture.shape[0], picture.shape[1]),
             self._asked,
             accelerated=self._accelerated,
@@ -299,6 +307,9 @@ class Pass:
                     best = min(best, took / way.batch)
                     if took > tuning.LONG:
                         break
+            form = self._warm.machine.form(way.numbers, way.kind)
+            if isinstance(form, ways.Other) and not form.works:
+                best = float("inf")
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -380,6 +391,11 @@ class Pass:
 
 
 _END: Any = object()
+
+
+def _ways() -> dict[str, Any]:
+    """Return the plug-ins that there are: a worker without them can't go on from here."""
+    return {"ways": list(ways.installed())} if ways.installed() else {}
 
 
 def accelerated(device: torch.device) -> bool:
