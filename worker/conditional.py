@@ -27,7 +27,8 @@ from posedrop.errors import AnalysisError
 from worker.arithmetic import Precision
 from worker.child_main import is_out_of_memory
 from worker.feed import Feed, Prediction
-from worker.passes import Frame
+from worker.planes import Planes
+from worker.staging import AnyFrame, Frame
 from worker.warm import Warm
 
 #: Crops that go through the network at once, and frames whose crops are put together, at first.
@@ -89,7 +90,7 @@ class Conditional(Feed):
         self._take_up(_BEGINNING)
         self._batch = 1 if tracking else batch or BATCH
         self._ends = True
-        self.order = "rgb" if tracking else bottom_up.order
+        self.order = "rgb" if tracking or bottom_up.order == "rgb" else "bgr"
         self.setup = {
             "precision": precision,
             "batch": batch,
@@ -97,16 +98,19 @@ class Conditional(Feed):
             "conditions": bottom_up.setup,
         }
 
-    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
         """Yield each frame's; see there."""
         self._forget()
+        pixels = ((number, one) for number, one in frames if not isinstance(one, Planes))
         if self._tracking:
-            for number, frame in frames:
+            for number, frame in pixels:
                 yield number, self._improved([frame])[0]
             return
         numbers: list[int] = []
         group: list[Any] = []
-        for number, frame, begun in self._begun(frames):
+        for number, frame, begun in self._begun(pixels):
             numbers.append(number)
             group.append((self._rgb(frame), {"cond_kpts": conditions_in(begun)}))
             if len(group) >= self._batch:

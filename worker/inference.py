@@ -39,8 +39,10 @@ from worker.cuda_decode import Card, DecodedOtherwiseError
 from worker.feed import Batches, Feed, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts
-from worker.passes import Frame, Pass
+from worker.passes import Pass
+from worker.planes import Planes
 from worker.predictions import Predictions
+from worker.staging import AnyFrame
 from worker.transforms import kernels
 from worker.tuning import Memory
 from worker.warm import Shelf, Warm, released
@@ -344,7 +346,7 @@ def _through(
 def _predict(
     job: Job,
     feed: Feed,
-    frames: Iterator[tuple[int, Frame]],
+    frames: Iterator[tuple[int, AnyFrame]],
     found: Found,
     parts: Parts,
     setup: dict[str, Any],
@@ -437,13 +439,13 @@ def _dynamic(args: PoseArgs, model: Network) -> DynamicCropper | None:
 
 
 def _cropped_all(
-    frames: Iterator[tuple[int, Frame]], crop: Crop | None
-) -> Iterator[tuple[int, Frame]]:
+    frames: Iterator[tuple[int, AnyFrame]], crop: Crop | None
+) -> Iterator[tuple[int, AnyFrame]]:
     for number, frame in frames:
         yield number, _cropped(frame, crop)
 
 
-def _cropped(frame: Frame, crop: Crop | None) -> Frame:
+def _cropped(frame: AnyFrame, crop: Crop | None) -> AnyFrame:
     if crop is None:
         return frame
     height, width = frame.shape[:2]
@@ -453,6 +455,8 @@ def _cropped(frame: Frame, crop: Crop | None) -> Frame:
             code="bad_crop",
             field="args.crop",
         )
+    if isinstance(frame, Planes):
+        return frame.cropped(crop.x1, crop.y1, crop.x2, crop.y2)
     return np.ascontiguousarray(frame[crop.y1 : crop.y2, crop.x1 : crop.x2])
 
 
