@@ -248,7 +248,7 @@ def _prepared(model: Network) -> Warm:
         _ = machine.tiled  # compiled and tried before the first frame waits for it
     conditions = _prepared(model.conditions) if model.conditions is not None else None
     normalises = model.detector is None and _only_normalises(model.pose)
-    return Warm(model, machine, normalises, conditions)
+    return Warm(model, machine, normalises, conditions=conditions)
 
 
 def _only_normalises(pose: Any) -> bool:
