@@ -40,7 +40,7 @@ from av.video.stream import VideoStream
 
 from posedrop.errors import RefusedVideoError
 from worker import endings
-from worker.planes import Planes, converted, planes_of
+from worker.planes import Planes, brightness_of, converted, planes_of
 from worker.times import LONGEST_PAUSE, Clock
 
 if TYPE_CHECKING:
@@ -227,6 +227,9 @@ class Reading:
     """Seconds a tick."""
     rate: Fraction = Fraction(25)
     """Frames a second, as far as the container tells."""
+    brightness: dict[int, tuple[float, float]] | None = None
+    """By number, of the frames that were given and that nobody has taken out: mean and standard
+    deviation of their brightness (``planes.brightness_of``). None: nobody asks."""
 
     def seconds(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], str]:
         """Return when frames are shown, and where these times come from.
@@ -308,6 +311,9 @@ def frames(
             own.reformatter = VideoReformatter()
         if seen is None:
             seen = _converted(picture, own.reformatter)
+        if told.brightness is not None:
+            pixels = None if isinstance(seen, Planes) else seen
+            told.brightness[picture.index] = brightness_of(picture.frame, pixels)
         if order == "rgb" and not isinstance(seen, Planes):
             seen = _swapped(seen)
         return picture.index, seen
@@ -329,7 +335,7 @@ def frames(
             begun: deque[Future[tuple[int, Image | Planes]]] = deque()
             for picture, seen in both():
                 if isinstance(seen, Planes) and not begun:
-                    yield picture.index, seen
+                    yield convert(picture, seen)
                     continue
                 begun.append(pool.submit(convert, picture, seen))
                 if len(begun) > 2 * threads:
