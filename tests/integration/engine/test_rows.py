@@ -190,7 +190,7 @@ def test_parts_of_another_version_are_not_mixed(short: Sample, tmp_path: Path) -
         def report(stage: str, done: int, _: int | None) -> None:
             if stage == "infer":
                 seen.append(done)
-                if done == ends:
+                if done > ends:  # the part was kept before that was told
                     raise KeyboardInterrupt
 
         job = Job(
@@ -204,7 +204,7 @@ def test_parts_of_another_version_are_not_mixed(short: Sample, tmp_path: Path) -
     assert run("old", "2", 5)[0] == 0
     older = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert run("new", "3", 4)[0] == 0
-    assert run("newer", "3", 99)[0] in (3, 4)
+    assert run("newer", "3", 99)[0] == 4
     assert {name: (folder / name).read_bytes() for name in older} == older
     lit = predictions.read(tmp_path / "newer" / PREDICTIONS).brightness
     assert lit is not None
