@@ -371,12 +371,18 @@ class _OpenCV:
 
 
 def count(path: Path) -> int:
-    """Return how many frames a video's container holds, by its packets and without decoding.
+    """Return how many frames a video's container holds, without decoding.
+
+    By its index (MP4, MOV, AVI), where that is as long as the header says; else by its packets, for
+    which the whole file is read. It is a promise: what can be decoded is another thing.
 
     Raises:
         RefusedVideoError: it is not a video that can be read.
     """
     with opened(path) as (container, stream):
+        index = stream.index_entries
+        if 0 < len(index) == stream.frames and stream.codec_context.name != "vp8":
+            return sum(1 for entry in index if not entry.is_discard)
         return sum(1 for packet in packets(container, stream) if is_shown(packet))
 
 
