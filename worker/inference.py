@@ -40,6 +40,7 @@ from worker.network import Network
 from worker.parts import Found, Parts
 from worker.passes import Frame, Pass
 from worker.predictions import Predictions
+from worker.streams import apart
 from worker.transforms import kernels
 from worker.tuning import Memory
 from worker.warm import Shelf, Warm, released
@@ -63,6 +64,8 @@ class Stay:
     ended: float = 0.0
     seconds: float = 0.0
     """It had it for so long, in all its turns."""
+    device: str = "cpu"
+    """As torch names it."""
 
     @contextmanager
     def of(self, job: Job) -> Iterator[None]:
@@ -72,7 +75,8 @@ class Stay:
             started = time.time()
             self.began = self.began or started
             try:
-                yield
+                with apart(torch.device(self.device)):
+                    yield
             finally:
                 _warm.rest(job.model_bytes)
                 released()
@@ -136,7 +140,7 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     warm = _kept(job, part, load)
     crop = args.crop or warm.network.crop
     total = len(_selected(args, video.count(job.video)))  # as the container promises
-    stay = Stay()
+    stay = Stay(device=warm.network.device)
     memory = Memory(job.tuning)
     found, reading, told = _infer(job, args, warm, crop, total, stay, Learning(part, memory))
     model = warm.network
