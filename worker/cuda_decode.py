@@ -92,6 +92,8 @@ class Card:
         self._last: Picture | None = None
         """That the card gave."""
         self._confirmed = False
+        self._before: tuple[int, int] | None = None
+        """A frame's number and time, as an earlier attempt had them from a card."""
         self._missing = 0
         self._distrusted = False
         if wanted == "auto" and not device.startswith("cuda"):
@@ -168,13 +170,39 @@ class Card:
     def compare(self, picture: Picture) -> None:
         """See a frame that the CPU decodes: when the card has given up, it begins at the start.
 
+        (Of a film that is gone on with, each frame is seen, whoever decodes.)
+
         Raises:
             DecodedOtherwiseError: it is the card's last one, and another; or that never came.
         """
+        if self._before is not None and picture.index >= self._before[0]:
+            before, self._before = self._before, None
+            if before != (picture.index, picture.frame.pts):
+                raise DecodedOtherwiseError(
+                    f"frame {before[0]} was another one when a card decoded the part before it"
+                )
         if self._last is None or self._confirmed or self.used == "cuda":
             return
         if picture.index >= self._last.index:
             self._confirm(picture.index == self._last.index and _same(self._last, picture))
+
+    def checkpoint(self, path: Path) -> dict[str, Any] | None:
+        """Return what a checkpoint has to know of the frames so far, JSON types.
+
+        Returns:
+            None where nobody can tell yet that they are the CPU's: then none is to be kept.
+        """
+        last = self._last
+        if last is None or self._confirmed:
+            return {}
+        if self.used == "cuda" and self._is_seen_near(path, last):
+            return {"frame": last.index, "ticks": last.frame.pts}
+        return None
+
+    def goes_on(self, known: dict[str, Any]) -> None:
+        """Go on from a checkpoint: the frame that it knows has to be the same one again."""
+        if known:
+            self._before = int(known["frame"]), int(known["ticks"])
 
     def confirm(self, path: Path) -> None:
         """Compare the card's last frame, and the count of all, with the CPU's; its frames are used.

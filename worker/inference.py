@@ -317,6 +317,7 @@ def _through(
     begin = args.start
     if found.indexes and state is not None:
         begin = found.indexes[-1] + args.stride
+        card.goes_on(state.pop("decode", {}))
         feed.resume(state)
         print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
     reading = video.Reading()
@@ -337,7 +338,7 @@ def _through(
         with stay.of(job):
             job.report("infer", len(found.indexes), total)
             shown = _cropped_all(chain(early, ready), crop)
-            _predict(job, feed, shown, found, parts, setup, total)
+            _predict(job, feed, shown, found, parts, setup, total, card)
     card.confirm(job.video)
     return found, reading
 
@@ -350,6 +351,7 @@ def _predict(
     parts: Parts,
     setup: dict[str, Any],
     total: int,
+    card: Card,
 ) -> None:
     try:
         for number, prediction in feed.predictions(frames):
@@ -357,8 +359,9 @@ def _predict(
             job.report("infer", len(found.indexes), total)
             if parts.due(found):
                 feed.rest()
-                if feed.between_batches:
-                    parts.keep(found, setup, feed.state())
+                if feed.between_batches and (known := card.checkpoint(job.video)) is not None:
+                    decode = {"decode": known} if known else {}
+                    parts.keep(found, setup, {**feed.state(), **decode})
     except BaseException:
         if isinstance(feed, Runner):
             _warm.clear()  # it may hold half a batch: the next video must not get it
