@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -580,7 +581,8 @@ def _tried(model: Any, change: Callable[[nn.Module], int], share: float = 1e-4) 
         if not change(changed):
             return model
         with torch.inference_mode():
-            before, after = model(picture.to(device)), changed(picture.to(device))
+            beside = _conditions_of(model)
+            before, after = (each(picture.to(device), **beside) for each in (model, changed))
         for head, named in before.items():
             for name, value in named.items():
                 scale = float(value.abs().max())
@@ -592,6 +594,15 @@ def _tried(model: Any, change: Callable[[nn.Module], int], share: float = 1e-4) 
         return model
     fused.forget(changed)  # frames have another size, and the exact form seldom sees one
     return changed
+
+
+def _conditions_of(model: Any) -> dict[str, Any]:
+    """Return what a conditional network wants beside a picture: here, a pose along its diagonal."""
+    encoder = getattr(model.backbone, "cond_enc", None)
+    if encoder is None:
+        return {}
+    places = np.linspace(64, 192, encoder.num_joints)
+    return {"cond_kpts": np.stack([places, places, np.ones_like(places)], axis=1)[None, None]}
 
 
 def _shared(model: Any, *others: Any) -> dict[int, Any]:

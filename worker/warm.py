@@ -25,6 +25,8 @@ class Warm:
     machine: Machine
     normalises: bool
     """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
+    conditions: Warm | None = None
+    """Of a conditional top-down model: the bottom-up one."""
 
     @property
     def bytes(self) -> int:
@@ -37,7 +39,8 @@ class Warm:
             for tensor in _tensors(module)
         }
         packed = sum(fused.packed_bytes(module) for module in modules)
-        return sum(storages.values()) + packed + self.machine.graphs.bytes
+        beside = self.conditions.bytes if self.conditions is not None else 0
+        return sum(storages.values()) + packed + self.machine.graphs.bytes + beside
 
 
 class Shelf:
