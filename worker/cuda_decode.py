@@ -45,6 +45,8 @@ _FROM_CARD = "nv12"
 _FULL_RANGE = 2
 #: Frames that ``auto`` decodes both ways, to see which is faster.
 TRIAL = 64
+#: Kinds of films of which it is remembered who is faster.
+MOST_KINDS = 1000
 #: Frames from a key frame to the film's last one, within which that is looked for first.
 NEAR = 2000
 #: How FFmpeg is to come by a CUDA context: torch's own, which is current in a thread that has used
@@ -291,6 +293,8 @@ class Card:
             self.why = "POSEDROP_DECODE=cuda"
             return
         if known is None:
+            if len(_faster) > MOST_KINDS:
+                _faster.clear()
             if min(mine.count, its.count) < TRIAL:
                 raise _UnfitError(f"the film has not {TRIAL} frames to tell which is faster")
             known = _faster[self._device, kind] = (mine.rate, its.rate)
@@ -313,9 +317,12 @@ class Card:
             raise _UnfitError("a frame is damaged, which the processor's decoder conceals")
         # The same bytes, in planes; asked for so that no range is converted.
         full = {"src_color_range": _FULL_RANGE, "dst_color_range": _FULL_RANGE}
-        return self._reformatter.reformat(
+        made = self._reformatter.reformat(
             frame, format=self._planar, threads=1, **(full if self._planar == "yuvj420p" else {})
         )
+        # PyAV tells BT.470 BG as SMPTE 170M, which has the same matrix.
+        made.colorspace, made.color_range = frame.colorspace, frame.color_range
+        return made
 
 
 def lacking(device: str) -> str:
