@@ -46,7 +46,7 @@ from worker.staging import AnyFrame
 from worker.streams import apart
 from worker.transforms import kernels
 from worker.tuning import Memory
-from worker.warm import Shelf, Warm, released
+from worker.warm import Shelf, Warm, is_short, released
 from worker.watch import watches_of
 
 #: Frames decoded ahead of the network, beside a batch.
@@ -81,8 +81,10 @@ class Stay:
                 with apart(torch.device(self.device)):
                     yield
             finally:
-                _warm.rest(job.model_bytes)
-                released()
+                # To give memory back, and to take it again, keeps a card from work.
+                if is_short(torch.device(self.device)):
+                    _warm.rest(job.model_bytes)
+                    released()
                 self.ended = time.time()
                 self.seconds += self.ended - started
 

@@ -92,9 +92,13 @@ def test_a_film_is_sent_recorded_and_replayed(
     assert replays > PROOFS
     [warm] = inference._warm.models()
     assert warm.machine.graphs.bytes > 0
-    # Within the bound, recordings stay for the next film, and are gone beyond.
+    # Recordings stay for the next film within the bound, and where the device has room beyond.
     run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8)
     assert len(gpu.recorder.recorded) == 1
+    with monkeypatch.context() as roomy:
+        roomy.setattr(inference, "is_short", lambda _: False)
+        run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8, model_bytes=0)
+    assert gpu.recorder.held == 1
     run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8, model_bytes=0)
     assert (gpu.recorder.held, warm.machine.graphs.bytes) == (0, 0)
 
