@@ -35,6 +35,7 @@ import torch
 from deeplabcut.pose_estimation_pytorch.models.predictors import HeatmapPredictor
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from worker import fused, hardware
 
@@ -68,6 +69,8 @@ WORTH = 1.15
 
 #: Where DLCRNet keeps what its hooks have seen.
 _FEATURES = "interm_features"
+#: What can be folded into the convolution before it; the second is that of torchvision's detectors.
+_NORMS = {nn.BatchNorm2d, FrozenBatchNorm2d}
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -494,7 +497,7 @@ def _fold(module: nn.Module) -> int:
     before: tuple[str, nn.Module] | None = None
     for name, child in list(module.named_children()):
         # No subclasses: what else they do would be lost.
-        if before and type(before[1]) is nn.Conv2d and type(child) is nn.BatchNorm2d:
+        if before and type(before[1]) is nn.Conv2d and type(child) in _NORMS:
             setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
             setattr(module, name, nn.Identity())
             folds += 1
