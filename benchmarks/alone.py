@@ -92,24 +92,26 @@ def _be_constant(seconds_a_frame: float) -> None:
     """
     import torch
 
-    from worker import arithmetic, feed
+    from worker import arithmetic, passes
 
     free = time.monotonic()
     ends: deque[float] = deque()
 
     class Constant(arithmetic.Arithmetic):
-        def launch(self, pixels: torch.Tensor) -> arithmetic.Launched:
+        learns = False
+
+        def launch(self, pixels: torch.Tensor, count: int) -> arithmetic.Launched:
             nonlocal free
             free = max(free, time.monotonic()) + seconds_a_frame * len(pixels)
             ends.append(free)
-            return arithmetic.Launched(pixels, None, fast=False)
+            return arithmetic.Launched(pixels, None, fast=False, count=count)
 
-        def collect(self, batch: arithmetic.Launched) -> arithmetic.Predictions:
+        def collect(self, batch: arithmetic.Launched) -> Any:
             time.sleep(max(0.0, ends.popleft() - time.monotonic()))
-            self.state.frames += len(batch.x)
-            return {"bodypart": {"poses": torch.zeros((len(batch.x), 1, 4, 3))}}
+            self.state.frames += batch.count
+            return {"bodypart": {"poses": torch.zeros((len(batch.x), 1, 4, 3))}}, []
 
-    feed.Arithmetic = Constant  # type: ignore[misc]
+    passes.Arithmetic = Constant  # type: ignore[misc]
 
 
 def beside(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
@@ -119,11 +121,11 @@ def beside(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG
 
 def on_a_device(payload: dict[str, Any], report: Any) -> dict[str, Any]:
     """Be ``worker.engine:run_analysis`` in a worker's child, on a pretended accelerator."""
-    from worker import engine, feed
+    from worker import engine, passes
 
-    if feed.Arithmetic.__name__ != "Constant":
+    if passes.Arithmetic.__name__ != "Constant":
         _be_constant(DEVICE_SECONDS)
-        feed.accelerated = lambda _: True
+        passes.accelerated = lambda _: True
     return engine.run_analysis(payload, report)
 
 
@@ -181,7 +183,8 @@ def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]
         features = machine.exact.backbone(picture)
         timed: dict[str, Callable[[], Any]] = {
             "fp32": lambda: machine.tiled(picture),
-            "bf16": lambda: machine.fast(torch.bfloat16)(picture),
+            "bf16": lambda: machine.form("bf16", "winograd")(picture),
+            "bf16_untiled": lambda: machine.form("bf16", "direct")(picture),
             "untiled": lambda: machine.exact(picture),
             "head": lambda: machine.exact.heads["bodypart"](features),
             "fp32_peak": lambda: square @ square,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,9 @@ class Job:
     """Of the analysis as it is installed here, whatever the request's."""
     model_bytes: int = DEFAULT_MODEL_BYTES
     """How much of models may stay loaded behind the job, in memory or on the device."""
+    tuning: Mapping[str, str] = field(default_factory=dict)
+    """What is remembered of how fast the model is in which way; texts by name. An answer's own
+    ``tuning`` is what is new."""
     turn: Callable[[], AbstractContextManager[None]] = nullcontext
     """``with job.turn():`` has the accelerator for itself, once others had theirs."""
 

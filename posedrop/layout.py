@@ -15,7 +15,8 @@ the video's folder, so that whoever clears that away to save space does not have
 
 ``_posedrop/`` is for all further records of posedrop's own: ``_posedrop/ingest/<file_id>/<etag>/``
 has the attempts of an ingest; ``_posedrop/rules/<id>.json`` names a folder's rule that is wrong,
-and says why. Before it was, a video's key could begin so; its results stay there.
+and says why; ``_posedrop/tuning/<model digest>/`` remembers how fast a model is. Before it was, a
+video's key could begin so; its results stay there.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ _INGEST = f"{_OWN}/ingest"
 _INGEST_ATTEMPT = re.compile(rf"^{_INGEST}/{_ID}/[^/]+/[1-9][0-9]*\.json$")
 _PLAIN_ETAG = re.compile(r"^[A-Za-z0-9-]{1,80}$")
 _RULES = f"{_OWN}/rules"
+_TUNING = f"{_OWN}/tuning"
 _RULE_OBJECT = re.compile(rf"^{_RULES}/({_ID})\.json$")
 
 #: S3 allows 1,024 bytes a key; the longest name posedrop appends to a video's key is
@@ -111,6 +113,11 @@ def file_id_of_prefix(bucket: str, prefix: str) -> str:
 def video_prefix(bucket: str, key: str) -> str:
     """Return the folder of the results bucket, without a slash at its end, for a video's key."""
     return key if _mirrors_plainly(key) else f"{_ODD_KEYS}/{file_id_of(bucket, key)}"
+
+
+def tunings(digest: str) -> str:
+    """Return the folder, with its slash, of what is remembered of a model's speed."""
+    return f"{_TUNING}/{digest}/"
 
 
 def former_prefix(key: str) -> str | None:

@@ -1,77 +1,77 @@
 """How a network is computed: exactly, or in fewer bits where no keypoint changes by it.
 
-Exact is fp32 with the weights and pictures in channels-last order, in which convolutions are
-fastest, with each batch normalisation folded into the convolution before it, and with what follows
-a convolution done by it (:mod:`worker.fused`). On a CPU most of the multiplications are saved too
-(:mod:`worker.winograd`), which errs by some millionths: a frame on which that could decide between
-two cells of a heatmap is computed once more without.
+Exact is fp32, each batch normalisation folded into the convolution before it. There are up to three
+forms of it, which of them is fastest being found by timing (:mod:`worker.tuning`): as torch has it;
+*direct*, with channels last in memory and what follows a convolution done by it
+(:mod:`worker.fused`); *winograd*, with most multiplications of 3x3 convolutions saved
+(:mod:`worker.winograd`), which errs by some millionths: a picture in which that could move a
+keypoint is computed once more without.
 
 Fewer bits (bf16, fp16) are faster still, but two peaks of a heatmap that nearly tie may change
-places, by which a keypoint jumps. So ``auto`` watches itself:
+places, by which a keypoint jumps. So ``auto`` watches itself (:mod:`worker.watch`):
 
-* The first frames that show a keypoint are computed both ways. By how much the step from a peak
-  down to its like differs between the two is the *noise* of the fast way, on this video with this
-  model.
-* Of each further frame, every cell of a heatmap that is within the noise of its highest could be
-  the highest in fp32. Where these cells, each with its own refinement, put the keypoint more than
-  ``REACH`` pixels apart, the frame is computed again, exactly.
-* Every ``CHECK_EVERY``-th frame is computed both ways too. If a keypoint that was not caught moves
-  by more than ``TOLERANCE``, the fast way is given up for the whole video.
+* The first pictures that show a keypoint are computed both ways. By how much the outputs differ is
+  the *noise* of the fast way, on this video with this model.
+* Each further picture in which a keypoint could go elsewhere by the noise, by more than ``REACH``
+  pixels, is computed again, exactly.
+* Every ``CHECK_EVERY``-th picture is computed both ways too. If a keypoint that was not caught
+  moves by more than ``TOLERANCE``, the fast way is given up for the whole video.
 
-That is known how to do for heatmaps with one peak a keypoint; other networks run exactly.
+What such a check finds of the noise counts from the second window of ``WINDOW`` pictures behind it
+on, whenever it was computed: so it makes no difference to a run whether it was interrupted.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import cv2
 import torch
-from deeplabcut.pose_estimation_pytorch.models.predictors import HeatmapPredictor
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from worker import fused, hardware
+from worker.watch import Named, Watch
 
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-#: Per head, per name: a tensor with a row a frame.
-Predictions = dict[str, dict[str, Tensor]]
-Outputs = dict[str, dict[str, Tensor]]
+Numbers = Literal["fp32", "bf16", "fp16"]
+#: How convolutions are computed: see above.
+Kind = Literal["torch", "direct", "winograd"]
+#: Per head, per name: a tensor with a row a picture.
+Predictions = dict[str, Named]
+Outputs = dict[str, Named]
 
-#: Frames with a keypoint that are computed both ways at the start.
+#: Pictures with a keypoint that are computed both ways at the start.
 SAMPLES = 6
-#: Later, each of so many frames is.
+#: Later, each of so many pictures is.
 CHECK_EVERY = 64
+#: Pictures between two moments from which on more noise counts.
+WINDOW = 1024
 #: Pixels by which a keypoint may be uncertain in the fast arithmetic.
 REACH = 0.4
 #: Pixels by which a keypoint of the fast arithmetic may differ from fp32's.
 TOLERANCE = 0.5
-#: Cells that rival a peak reach this share of its height.
-LIKE = 0.9
-#: The samples are few: the largest difference of all frames may be so many times theirs.
+#: The samples are few: the largest difference of all pictures may be so many times theirs.
 SAFETY = 1.5
-#: Of a frame's largest value: by how much saving multiplications in fp32 may change a heatmap. The
-#: mouse's model errs by a thirtieth of it, a new ResNet-50 with GroupNorm by half; one that errs by
-#: more when it is loaded does without.
+#: Of a picture's largest value: by how much saving multiplications in fp32 may change a heatmap.
+#: The mouse's model errs by a thirtieth of it, a new ResNet-50 with GroupNorm by half; one that
+#: errs by more when it is loaded does without.
 TILED_NOISE = 2e-5
 #: Pixels by which a keypoint may be uncertain for it.
 TILED_REACH = 0.005
-#: The fast arithmetic has to be so many times faster, or it isn't worth its checks.
-WORTH = 1.15
 
 #: Where DLCRNet keeps what its hooks have seen.
 _FEATURES = "interm_features"
 #: What can be folded into the convolution before it; the second is that of torchvision's detectors.
 _NORMS = {nn.BatchNorm2d, FrozenBatchNorm2d}
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class UnfaithfulError(Exception):
@@ -79,18 +79,19 @@ class UnfaithfulError(Exception):
 
 
 class Machine:
-    """A network ready to run: its exact form and, made when first asked for, its fast one."""
+    """A network ready to run in each of its forms, made when first asked for."""
 
     def __init__(self, model: Any, device: str) -> None:
         """Prepare ``model`` (DeepLabCut's PoseModel, in eval mode), which is changed by it."""
         self.device = torch.device(device)
         #: The exact form for who casts by itself: of torch's own operators alone.
-        self.plain = _tried(model, _fold).to(memory_format=torch.channels_last)
+        self.plain = _tried(model, fold).to(memory_format=torch.channels_last)
         self.exact = self.plain
         if self.device.type == "cpu":
             self.exact = _tried(self.plain, fused.fuse)
         self._tiled: Any = None
-        self._fast: dict[torch.dtype, Any] = {}
+        self._reduced: dict[Numbers, Any] = {}
+        self._made: dict[tuple[Numbers, Kind], Any] = {}
 
     @property
     def tiled(self) -> Any:
@@ -102,67 +103,127 @@ class Machine:
                 self._tiled = self.exact if made is self.plain else made
         return self._tiled
 
-    def fast(self, dtype: torch.dtype) -> Any:
-        """Return the network with its backbone in ``dtype``; what follows it stays in fp32."""
-        if dtype not in self._fast:
+    def kinds(self, numbers: Numbers, *, watched: bool = True) -> list[Kind]:
+        """Return the kinds of convolutions there are for such numbers.
+
+        Args:
+            watched: whether somebody looks at what the faster ones change.
+        """
+        if self.exact is self.plain:
+            return ["direct"]
+        # oneDNN knows only the numbers that the processor multiplies; others are torch's.
+        if numbers != "fp32" and _DTYPES[numbers] != hardware.native_dtype(self.device):
+            return ["direct"]
+        tiled: list[Kind] = ["winograd"] if watched and self.tiled is not self.exact else []
+        plain: list[Kind] = ["torch"] if numbers == "fp32" else []
+        return ["direct", *tiled, *plain]
+
+    def form(self, numbers: Numbers, kind: Kind) -> Any:
+        """Return the network that computes so; in fewer bits its backbone, the rest in fp32."""
+        if numbers == "fp32":
+            if kind == "direct":
+                return self.exact
+            if kind == "winograd":
+                return self.tiled
+        if (numbers, kind) not in self._made:
+            self._made[numbers, kind] = (
+                _Planar(self.plain) if numbers == "fp32" else self.fast(numbers, kind)
+            )
+        return self._made[numbers, kind]
+
+    def fast(self, numbers: Numbers, kind: Kind) -> Any:
+        """Make the form with the backbone in fewer bits."""
+        if numbers not in self._reduced:
             model = copy.deepcopy(self.plain, _shared(self.plain))
-            model.backbone = _Reduced(model.backbone, dtype)
-            # oneDNN knows only the numbers that the processor multiplies; others are torch's.
-            if self.exact is not self.plain and dtype == hardware.native_dtype(self.device):
-                (fused.fuse if self.tiled is self.exact else fused.fuse_tiled)(model)
-            self._fast[dtype] = model
-        return self._fast[dtype]
+            model.backbone = _Reduced(model.backbone, _DTYPES[numbers])
+            self._reduced[numbers] = model
+        plain = self._reduced[numbers]
+        if kind not in self.kinds(numbers) or self.exact is self.plain:
+            return plain
+        if _DTYPES[numbers] != hardware.native_dtype(self.device):
+            return plain
+        model = copy.deepcopy(plain, _shared(plain, *plain.parameters()))
+        (fused.fuse_tiled if kind == "winograd" else fused.fuse)(model)
+        return model
+
+    def keep(self, used: set[tuple[Numbers, Kind]]) -> None:
+        """Let go of what the forms hold that are not used: they were timed and found slower."""
+        for key in [key for key in self._made if key not in used]:
+            del self._made[key]
+        if ("fp32", "winograd") not in used and self._tiled not in {None, self.exact}:
+            fused.forget(self._tiled)
 
     def forms(self) -> list[Any]:
         """Return all that was made of the network; they share what they can."""
         tiled = [] if self._tiled is None else [self._tiled]
-        return [self.plain, self.exact, *tiled, *self._fast.values()]
+        return [self.plain, self.exact, *tiled, *self._reduced.values(), *self._made.values()]
+
+    def numbers_for(self, precision: Precision, *, watched: bool) -> Numbers:
+        """Return what to compute in: ``auto`` means fewer bits where that is fast and watched."""
+        if precision != "auto":
+            return precision
+        native = hardware.native_dtype(self.device) if watched else None
+        return next((name for name in ("bf16", "fp16") if _DTYPES[name] == native), "fp32")
 
     def dtype_for(self, precision: Precision) -> torch.dtype | None:
-        """Return what to compute in besides fp32; None: nothing."""
-        if precision == "auto":
-            return hardware.native_dtype(self.device) if self.has_peaks else None
+        """Return what autocast is to cast to; None: nothing."""
         return _DTYPES.get(precision)
 
-    @property
-    def has_peaks(self) -> bool:
-        """Whether all it finds are heatmaps with one peak a keypoint."""
-        heads = self.exact.heads.values()
-        return all(type(head.predictor) is HeatmapPredictor for head in heads)
+
+@dataclass(frozen=True)
+class Choice:
+    """How the pictures of one size are computed by one model on one device."""
+
+    numbers: Numbers
+    kind: Kind
+    """Of the convolutions in these numbers."""
+    exact: Kind
+    """Of those in fp32, where that is something else."""
+    batch: int
+    """Pictures at once."""
+    seconds: float | None = None
+    """A picture, as it was timed; None: it was not."""
+    exact_seconds: float | None = None
+    """The same in fp32."""
 
 
 @dataclass
 class State:
-    """What is known of the fast arithmetic on one video; with it a run goes on as it would have."""
+    """What is known of the arithmetic on one video; with it a run goes on as it would have."""
 
-    dtype: str | None
-    """``bf16``, ``fp16``, or None: all is computed exactly."""
+    numbers: Numbers
+    """Of the fast arithmetic, while that is used; else fp32."""
     noise: float = 0.0
-    """Largest difference to fp32 in the step from a peak to its rivals, of the frames checked."""
+    """Largest difference of the outputs to fp32's, of the pictures sampled at the start."""
+    later: list[tuple[int, float]] = field(default_factory=list)
+    """The same of those checked since, where it grew: the number of a picture, and the noise."""
     samples: int = 0
     checked: int = 0
-    """Frames computed both ways."""
+    """Pictures computed both ways."""
     again: int = 0
-    """Frames computed again because their peaks nearly tie."""
+    """Pictures computed again because their peaks nearly tie."""
     untiled: int = 0
-    """Frames computed again with all multiplications: their peaks tie but for millionths."""
+    """Pictures computed again with all multiplications: their peaks tie but for millionths."""
     frames: int = 0
     deviation: float = 0.0
-    """Largest distance in pixels of a keypoint that would have been kept, of the checked frames."""
-    seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Of the samples: exactly, fast."""
+    """Largest distance in pixels of a keypoint that would have been kept, of the checked ones."""
+
+    def noise_for(self, index: int) -> float:
+        """Return the noise that counts for the picture of this number."""
+        known = [noise for found, noise in self.later if found // WINDOW + 2 <= index // WINDOW]
+        return max([self.noise, *known])
 
     def told(self, wanted: Precision) -> dict[str, Any]:
         """Return what result.json says of it."""
         return {
             "asked": wanted,
-            "used": self.dtype or "fp32",
+            "used": self.numbers,
             "frames_checked_in_fp32": self.checked,
             "frames_repeated_in_fp32": self.again,
             "frames_repeated_untiled": self.untiled,
             "share_repeated": round(self.again / self.frames, 4) if self.frames else 0.0,
             "largest_deviation_px": round(self.deviation, 4),
-            "heatmap_noise": self.noise,
+            "heatmap_noise": max([self.noise, *(noise for _, noise in self.later)]),
         }
 
 
@@ -174,28 +235,65 @@ class Launched:
     outputs: Outputs | None
     """None: not begun."""
     fast: bool
+    first: int = 0
+    """The number of its first picture."""
+    count: int = 0
+    """Its pictures; what is behind them only fills it up."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A picture of a batch that is to be computed in fp32 too."""
+
+    row: int
+    """In its batch."""
+    index: int
+    """The picture's number."""
+    x: Tensor
+    """(3, height, width), normalised."""
+    unsure: bool
+    """False: it is a check alone."""
+    outputs: Outputs | None
+    """Of the fast arithmetic, with one row, for a check."""
+    predictions: Predictions | None
 
 
 class Arithmetic:
     """Computes the batches of one video."""
 
     def __init__(
-        self, machine: Machine, wanted: Precision, pcutoff: float, state: State | None = None
+        self,
+        machine: Machine,
+        wanted: Precision,
+        watches: dict[str, Watch] | None,
+        choice: Choice,
+        state: State | None = None,
     ) -> None:
         """Begin a video, or go on with ``state``, which an earlier one of these had.
 
-        Keypoints below ``pcutoff`` are not held to the tolerance: nobody uses them.
+        Args:
+            machine: the network.
+            wanted: ``auto`` computes again where that could change a keypoint.
+            watches: of its heads; None: they are of kinds that nobody knows how to watch.
+            choice: how to compute.
+            state: of an earlier attempt.
         """
         self._machine = machine
-        self._pcutoff = pcutoff
         self._wanted = wanted
-        dtype = machine.dtype_for(wanted)
-        names = {value: name for name, value in _DTYPES.items()}
-        self.state = state or State(None if dtype is None else names[dtype])
-        self._watched = machine.has_peaks
-        self._fast = None
-        if self.state.dtype is not None:
-            self._fast = machine.fast(_DTYPES[self.state.dtype])
+        self._watches = watches
+        self.choice = choice
+        self.state = state or State(choice.numbers)
+        self._fast: Any = None
+        if self.state.numbers != "fp32":
+            self._fast = machine.form(self.state.numbers, choice.kind)
+        self._exact_kind: Kind = choice.exact
+        self._exact = machine.form("fp32", self._exact_kind)
+        self._launched = self.state.frames
+
+    @property
+    def learns(self) -> bool:
+        """Whether pictures are still computed both ways to know the noise."""
+        return self._fast is not None and self._watches is not None and self.state.samples < SAMPLES
 
     def told(self) -> dict[str, Any]:
         """Return what result.json says of it."""
@@ -205,125 +303,159 @@ class Arithmetic:
         """Return the state as JSON types; ``State(**it)`` is the state again."""
         return asdict(self.state)
 
-    def launch(self, pixels: Tensor) -> Launched:
-        """Begin a batch: frames (n, height, width, 3), BGR, uint8, on the device."""
-        x = normalised(pixels)
-        if self._fast is None:
-            return Launched(x, self._exactly(x), fast=False)
-        if self._watched and self.state.samples < SAMPLES:
-            return Launched(x, None, fast=False)
-        return Launched(x, self._fast(x), fast=True)
+    def launch(self, pixels: Tensor, count: int) -> Launched:
+        """Begin a batch.
 
-    def collect(self, batch: Launched) -> Predictions:
+        Args:
+            pixels: (n, height, width, 3), BGR, uint8, on the device.
+            count: the first of them that are pictures of the video.
+        """
+        x = normalised(pixels)
+        first = self._launched
+        outputs = None
+        if not self.learns:
+            outputs = self._exactly(x) if self._fast is None else self._fast(x)
+        self._launched += count
+        return Launched(x, outputs, self._fast is not None, first, count)
+
+    def back(self) -> None:
+        """Forget what was launched and not collected: it is launched anew."""
+        self._launched = self.state.frames
+
+    def collect(self, batch: Launched) -> tuple[Predictions, list[Doubt]]:
         """Return a batch's predictions, by the same names as DeepLabCut's ``get_predictions``.
 
         Batches are collected in the order in which they were launched.
 
+        Returns:
+            The predictions, and the pictures that :meth:`settle` is to look at: the predictions of
+            those are not to be used before.
+
         Raises:
             UnfaithfulError: see there.
         """
-        predictions = self._collect(batch)
-        self.state.frames += len(batch.x)
-        return predictions
+        predictions, doubts = self._collect(batch)
+        self.state.frames += batch.count
+        return predictions, doubts
 
-    def _collect(self, batch: Launched) -> Predictions:
-        if batch.outputs is None:
-            return self._both(batch.x)
-        fast = self._predictions(batch.outputs)
-        if not (batch.fast and self._watched):
-            return fast
-        first = self.state.frames
-        checked = {i for i in range(len(batch.x)) if (first + i) % CHECK_EVERY == 0}
-        unsure: set[int] = set()
-        if self._wanted == "auto":
-            unsure = self._unsure(batch.outputs, lambda _: SAFETY * self.state.noise, REACH)
-        self.state.again += len(unsure - checked)
-        rows = sorted(checked | unsure)
-        if not rows:
-            return fast
-        outputs = self._exactly(batch.x[rows])
-        exact = self._predictions(outputs)
-        held = [number for number, row in enumerate(rows) if row in checked]
-        if held:
-            frames = [rows[number] for number in held]
-            noticed = torch.tensor([row in unsure for row in frames], device=batch.x.device)
-            self._compare(
-                _of(batch.outputs, frames),
-                _of(fast, frames),
-                _of(outputs, held),
-                _of(exact, held),
-                noticed,
-            )
-        return _put(fast, rows, exact) if self._wanted == "auto" else fast
+    def settle(self, doubts: Sequence[Doubt], size: int) -> Predictions:
+        """Compute pictures in fp32 that were computed fast, and compare where that is a check.
 
-    def _both(self, x: Tensor) -> Predictions:
-        """Compute a batch in fp32 and, where it shows a keypoint, the fast way too."""
-        started = time.perf_counter()
+        Args:
+            doubts: at most ``size`` of them.
+            size: of the batch, which is filled up.
+
+        Returns:
+            Predictions, a row for each: what is to be used.
+
+        Raises:
+            UnfaithfulError: see there.
+        """
+        x = torch.stack([doubt.x for doubt in doubts])
+        if len(x) < size:
+            x = torch.cat([x, x[-1:].expand(size - len(x), -1, -1, -1)])
+        x = x.contiguous(memory_format=torch.channels_last)
         outputs = self._exactly(x)
         exact = self._predictions(outputs)
-        seconds = time.perf_counter() - started
-        if self._fast is None or not bool(self._sure(exact).any()):
+        for row, doubt in enumerate(doubts):
+            if doubt.outputs is None or doubt.predictions is None:
+                continue
+            found = self._compare(
+                doubt.outputs, doubt.predictions, _of(outputs, [row]), _of(exact, [row]),
+                noticed=doubt.unsure,
+            )  # fmt: skip
+            if found > self.state.told(self._wanted)["heatmap_noise"]:
+                self.state.later.append((doubt.index, found))
+        return exact
+
+    def _collect(self, batch: Launched) -> tuple[Predictions, list[Doubt]]:
+        if batch.outputs is None:
+            return self._both(batch.x, batch.count), []
+        fast = self._predictions(batch.outputs)
+        if not batch.fast or self._watches is None:
+            return fast, []
+        numbers = range(batch.first, batch.first + batch.count)
+        checked = {row for row, index in enumerate(numbers) if index % CHECK_EVERY == 0}
+        unsure: set[int] = set()
+        if self._wanted == "auto":
+            noises = [self.state.noise_for(index) for index in numbers]
+            noises += noises[-1:] * (len(batch.x) - batch.count)
+            noise = SAFETY * torch.tensor(noises, device=batch.x.device)
+            unsure = self._unsure(batch.outputs, lambda _watch, _outputs: noise, REACH)
+        rows = [row for row in sorted(checked | unsure) if row < batch.count]
+        self.state.again += sum(row in unsure and row not in checked for row in rows)
+        return fast, [
+            Doubt(
+                row,
+                batch.first + row,
+                batch.x[row],
+                row in unsure,
+                _of(batch.outputs, [row]) if row in checked else None,
+                _of(fast, [row]) if row in checked else None,
+            )
+            for row in rows
+        ]
+
+    def _both(self, x: Tensor, count: int) -> Predictions:
+        """Compute a batch in fp32 and, where it shows a keypoint, the fast way too."""
+        outputs = self._exactly(x)
+        exact = self._predictions(outputs)
+        shown = [row for row in self._shown(exact) if row < count]
+        if self._fast is None or not shown:
             return exact
-        if self.state.samples == 0:
-            self._fast(x)  # its first call prepares; the second one counts
-        started = time.perf_counter()
         fast_outputs = self._fast(x)
         fast = self._predictions(fast_outputs)
-        self.state.seconds[0] += seconds
-        self.state.seconds[1] += time.perf_counter() - started
-        self.state.samples += len(x)
+        self.state.samples += len(shown)
         # While the noise is not known, nothing is kept that could go unnoticed.
-        noticed = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        self._compare(fast_outputs, fast, outputs, exact, noticed)
-        if self.state.samples >= SAMPLES and self._wanted == "auto":
-            slow, quick = self.state.seconds
-            if slow < WORTH * quick:
-                log.info("fp32 throughout: %s is not faster here", self.state.dtype)
-                self._give_up()
+        found = self._compare(
+            _of(fast_outputs, shown), _of(fast, shown), _of(outputs, shown), _of(exact, shown),
+            noticed=True,
+        )  # fmt: skip
+        self.state.noise = max(self.state.noise, found)
         return exact if self._wanted == "auto" else fast
 
-    def _give_up(self) -> None:
-        self.state.dtype = None
+    def give_up(self) -> None:
+        """Compute all that comes in fp32."""
+        self.state.numbers = "fp32"
         self._fast = None
 
     def _predictions(self, outputs: Outputs) -> Predictions:
         predictions: Predictions = self._machine.exact.get_predictions(outputs)
         return predictions
 
-    def _sure(self, predictions: Predictions) -> Tensor:
-        """Return which keypoints (n, all of all heads) are above the cutoff."""
-        likelihood = [head["poses"][:, 0, :, 2] for head in predictions.values() if "poses" in head]
-        return torch.cat(likelihood, dim=1) >= self._pcutoff
+    def _shown(self, predictions: Predictions) -> list[int]:
+        """Return the rows that show a keypoint above the cutoff."""
+        shown = [
+            watch.shows(predictions[name])
+            for name, watch in (self._watches or {}).items()
+            if name in predictions
+        ]
+        rows: list[int] = torch.stack(shown).any(dim=0).nonzero().flatten().tolist()
+        return rows
 
     def _exactly(self, x: Tensor) -> Outputs:
         """Compute a batch in fp32."""
-        if not self._watched or self._machine.tiled is self._machine.exact:
-            outputs: Outputs = self._machine.exact(x)
-            return outputs
-        outputs = self._machine.tiled(x)
-        unsure = self._unsure(outputs, lambda maps: TILED_NOISE * maps.largest(), TILED_REACH)
-        if unsure:
-            self.state.untiled += len(unsure)
-            rows = sorted(unsure)
-            _put(outputs, rows, self._machine.exact(x[rows]))
+        outputs: Outputs = self._exact(x)
+        if self._exact_kind == "winograd":
+            unsure = self._unsure(
+                outputs, lambda watch, named: TILED_NOISE * watch.largest(named), TILED_REACH
+            )
+            if unsure:
+                self.state.untiled += len(unsure)
+                rows = sorted(unsure)
+                _put(outputs, rows, self._machine.exact(x[rows]))
         return outputs
 
     def _unsure(
-        self, outputs: Outputs, noise_of: Callable[[_Maps], float | Tensor], reach: float
+        self, outputs: Outputs, noise_of: Callable[[Watch, Named], Tensor], reach: float
     ) -> set[int]:
-        """Return the frames in which noise could put a keypoint elsewhere, further than ``reach``.
-
-        Args:
-            noise_of: returns a head's noise, one for all or (n, 1).
-        """
-        found = torch.zeros(len(next(iter(outputs["bodypart"].values()))), dtype=torch.bool)
-        for name, values in outputs.items():
-            maps = _Maps(self._machine.exact, name, values)
-            noise = noise_of(maps)
-            # What does not compare, because it is not a number, is unsure.
-            close = ~(maps.reach(noise) <= reach) & ~(maps.likelihood() < self._pcutoff - noise)
-            found |= close.any(dim=1).cpu()
-        return set(found.nonzero().flatten().tolist())
+        """Return the rows in which noise could put a keypoint elsewhere, further than ``reach``."""
+        found: set[int] = set()
+        for name, watch in (self._watches or {}).items():
+            noise = noise_of(watch, outputs[name])
+            rows = watch.unsure(outputs[name], noise, reach)
+            found.update(rows.nonzero().flatten().tolist())
+        return found
 
     def _compare(
         self,
@@ -331,70 +463,27 @@ class Arithmetic:
         fast: Predictions,
         exact_outputs: Outputs,
         exact: Predictions,
-        noticed: Tensor,
-    ) -> None:
-        """Learn from frames computed both ways; ``noticed`` (n): those that would be repeated."""
-        self.state.checked += len(noticed)
-        if self._wanted == "auto":
-            for name, values in exact_outputs.items():
-                true = _Maps(self._machine.exact, name, values)
-                noise = true.noise_of(fast_outputs[name]["heatmap"], self._pcutoff)
-                self.state.noise = max(self.state.noise, noise)
-        for name, values in exact.items():
-            if "poses" not in values:
-                continue
-            true_poses, poses = values["poses"][:, 0], fast[name]["poses"][:, 0]
-            moved = (poses[..., :2] - true_poses[..., :2]).norm(dim=-1)
-            kept = (true_poses[..., 2] >= self._pcutoff) & ~noticed[:, None]
-            if bool(kept.any()):
-                self.state.deviation = max(self.state.deviation, float(moved[kept].max()))
+        *,
+        noticed: bool,
+    ) -> float:
+        """Learn from pictures computed both ways; return the noise.
+
+        Args:
+            noticed: they would be computed again in any case.
+        """
+        self.state.checked += len(next(iter(exact_outputs[next(iter(exact_outputs))].values())))
+        noise = 0.0
+        for name, watch in (self._watches or {}).items():
+            if self._wanted == "auto":
+                noise = max(noise, watch.noise(exact_outputs[name], fast_outputs[name]))
+            if not noticed:
+                moved = float(watch.moved(exact[name], fast[name]).max())
+                self.state.deviation = max(self.state.deviation, moved)
         if self._wanted == "auto" and not self.state.deviation <= TOLERANCE:
             raise UnfaithfulError(
                 f"a keypoint moved by {self.state.deviation:.2f} pixels unnoticed"
             )
-
-
-class _Maps:
-    """A head's heatmaps (n, keypoints, rows, columns), and where each cell puts its keypoint."""
-
-    def __init__(self, model: Any, name: str, outputs: dict[str, Tensor]) -> None:
-        predictor = model.heads[name].predictor
-        stride = model.get_stride(name)
-        self._heat = outputs["heatmap"]
-        self._sigmoid = predictor.apply_sigmoid
-        n, keypoints, height, width = self._heat.shape
-        self._top = self._heat.amax(dim=(2, 3))
-        # As DeepLabCut's HeatmapPredictor places them.
-        self._x = stride * (torch.arange(width, device=self._heat.device) + 0.5)
-        self._y = stride * (torch.arange(height, device=self._heat.device) + 0.5)[:, None]
-        if predictor.location_refinement:
-            refined = outputs["locref"].reshape(n, keypoints, 2, height, width)
-            self._x = self._x + refined[:, :, 0] * predictor.locref_std
-            self._y = self._y + refined[:, :, 1] * predictor.locref_std
-
-    def likelihood(self) -> Tensor:
-        """Return (n, keypoints)."""
-        return self._top.sigmoid() if self._sigmoid else self._top
-
-    def largest(self) -> Tensor:
-        """Return each frame's largest value, (n, 1)."""
-        return self._heat.abs().amax(dim=(1, 2, 3))[:, None]
-
-    def reach(self, noise: float | Tensor) -> Tensor:
-        """Return how far apart, in pixels, the cells within ``noise`` of the top are."""
-        rivals = self._heat >= (self._top - noise)[..., None, None]
-        across = _span(self._x.expand_as(self._heat), rivals)
-        down = _span(self._y.expand_as(self._heat), rivals)
-        return torch.hypot(across, down)
-
-    def noise_of(self, heat: Tensor, pcutoff: float) -> float:
-        """Return by how much the steps from peak to rivals differ in ``heat``, at most."""
-        rivals = self._heat >= LIKE * self._top[..., None, None]
-        rivals &= (self.likelihood() >= pcutoff)[..., None, None]
-        difference = heat - self._heat
-        peak = self._heat.flatten(2).argmax(dim=2, keepdim=True)
-        at_peak = difference.flatten(2).gather(2, peak)[..., None]
-        return float(torch.where(rivals, (difference - at_peak).abs(), 0.0).max())
+        return noise
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -418,11 +507,6 @@ def _normalised(rgb: Tensor) -> Tensor:
     mean = torch.tensor([0.485, 0.456, 0.406], device=rgb.device) * 255
     deviation = torch.tensor([0.229, 0.224, 0.225], device=rgb.device) * 255
     return rgb.float().sub(mean).mul_(1 / deviation)
-
-
-def _span(values: Tensor, chosen: Tensor) -> Tensor:
-    high = values.masked_fill(~chosen, -torch.inf).amax(dim=(2, 3))
-    return high - values.masked_fill(~chosen, torch.inf).amin(dim=(2, 3))
 
 
 def _of(values: dict[str, dict[str, Tensor]], rows: list[int]) -> dict[str, dict[str, Tensor]]:
@@ -452,6 +536,18 @@ class _Reduced(nn.Module):
         """Return what the module returns, in fp32."""
         found: Tensor = self._inner(x.to(self._dtype)).float()
         return found
+
+
+class _Planar(nn.Module):
+    """A network as torch runs it: each channel a plane in memory."""
+
+    def __init__(self, plain: Any) -> None:
+        super().__init__()
+        self._inner = copy.deepcopy(plain, _shared(plain)).to(memory_format=torch.contiguous_format)
+
+    def forward(self, x: Tensor) -> Any:
+        """Return what the network returns."""
+        return self._inner(x.contiguous())
 
 
 def _tried(model: Any, change: Callable[[nn.Module], int], share: float = 1e-4) -> Any:
@@ -492,7 +588,8 @@ def _shared(model: Any, *others: Any) -> dict[int, Any]:
     return {id(thing): thing for thing in (*found, *others)}
 
 
-def _fold(module: nn.Module) -> int:
+def fold(module: nn.Module) -> int:
+    """Fold a module's normalisations into the convolutions before them; return how many."""
     folds = 0
     before: tuple[str, nn.Module] | None = None
     for name, child in list(module.named_children()):
@@ -501,6 +598,6 @@ def _fold(module: nn.Module) -> int:
             setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
             setattr(module, name, nn.Identity())
             folds += 1
-        folds += _fold(child)
+        folds += fold(child)
         before = (name, child)
     return folds

@@ -21,6 +21,7 @@ Other detectors, and those on an accelerator, are called as they are, on a batch
 from __future__ import annotations
 
 import copy
+import cv2
 import logging
 import math
 import time
@@ -33,12 +34,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from deeplabcut.pose_estimation_pytorch.data.preprocessor import TopDownCrop
+from deeplabcut.pose_estimation_pytorch.data.postprocessor import TrimOutputs
+from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
+    AugmentImage,
+    LoadImage,
+    ToBatch,
+    TopDownCrop,
+    ToTensor,
+)
 from deeplabcut.pose_estimation_pytorch.models.detectors import FasterRCNN as AdaptedFasterRCNN
 from deeplabcut.pose_estimation_pytorch.models.detectors import SSDLite as AdaptedSSDLite
 from deeplabcut.pose_estimation_pytorch.models.detectors.filtered_detector import FilteredDetector
-from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNConvFCHead
+from torch import Tensor
+from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import resize_boxes
@@ -46,7 +54,7 @@ from torchvision.ops import clip_boxes_to_image
 from torchvision.ops.poolers import MultiScaleRoIAlign
 
 from worker import boxes, fused
-from worker.arithmetic import _fold
+from worker.arithmetic import UnfaithfulError, fold, normalised
 from worker.child_main import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -68,12 +76,15 @@ LEAST_STEP = 2e-7
 #: More noise than this is no noise: of a score's logarithmic odds, and of a box's edge in pixels.
 MOST_NOISE = 0.02, 0.1
 #: Regions that are judged at once: they stay in the processor's caches.
-REGIONS = 128
+REGIONS = 256
 #: Proposals beyond the last that counts, which noise might put before it.
 BEYOND = 32
-#: Frames at once, at most, where it is found out; and by how much more has to be faster.
-LAST_BATCH = {False: 8, True: 64}
-GROWTH = 1.05
+#: Frames at once on an accelerator to begin with, and at most without and with one, where it is
+#: found out; by how much more has to be faster, and how many calls it takes to know.
+FIRST_BATCH, LAST_BATCH = 8, {False: 8, True: 64}
+GROWTH, CALLS = 1.05, 3
+#: Fewer frames aren't worth measuring noise.
+WORTH_FRAMES = 8
 
 
 @dataclass
@@ -129,7 +140,7 @@ class Quick(ABC):
         """Prepare ``plain``, which stays as it is; of its boxes the first ``most`` count."""
         self.plain = plain
         self.fast = copy.deepcopy(plain)
-        _fold(self.fast)
+        fold(self.fast)
         self.fast.to(memory_format=torch.channels_last)
         fused.fuse_tiled(self.fast)
         self._label = label
@@ -473,4 +484,291 @@ def _largest(values: Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
 
 
-_ = nn, FastRCNNConvFCHead, TopDownCrop, deque, time, Iterator, is_out_of_memory
+
+
+class Detector:
+    """A model's detector, loaded and ready to run: as it is, and on a CPU a faster form."""
+
+    def __init__(self, runner: Any, device: str) -> None:
+        """Prepare DeepLabCut's DetectorInferenceRunner, which is on ``device``."""
+        self.runner = runner
+        self.device = torch.device(device)
+        self.normalises = only_normalises(runner, [LoadImage, AugmentImage, ToTensor, ToBatch])
+        self._quick: list[Quick | None] = []
+        self.batches: dict[tuple[int, ...], int] = {}
+        """The batch that was found best, by the size of frames."""
+
+    @property
+    def quick(self) -> Quick | None:
+        """The faster form, made when first asked for; None: there is none."""
+        if not self._quick:
+            self._quick.append(self._made())
+        return self._quick[0]
+
+    def forget_quick(self) -> None:
+        """Do without the faster form from now on."""
+        self._quick = [None]
+
+    def modules(self) -> list[Any]:
+        """Return all that was made of the network."""
+        return [self.runner.model, *(one.fast for one in self._quick if one is not None)]
+
+    def _made(self) -> Quick | None:
+        if self.device.type != "cpu" or self.runner.inference_cfg.autocast.enabled:
+            return None
+        steps = self.runner.postprocessor.components
+        [most] = [step.max_individuals["bboxes"] for step in steps if type(step) is TrimOutputs]
+        return quick_of(self.runner.model, most)
+
+
+@dataclass
+class Detected:
+    """What is known of the detector on one video; with it a run goes on as it would have."""
+
+    noise: Noise
+    frames: int = 0
+    again: int = 0
+    """Frames detected again by the detector as it is."""
+    quick: bool = True
+    """Whether the faster form is of use."""
+
+
+class Detections:
+    """Takes the frames of a video, gives each with the boxes in it, in the same order."""
+
+    def __init__(
+        self, detector: Detector, crop: TopDownCrop, batch: int | None, frames: int | None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            detector: the model's.
+            crop: by which the boxes are cut out.
+            batch: frames at once; None: found by timing.
+            frames: of the video, as far as it is known.
+        """
+        self._detector = detector
+        self._runner = detector.runner
+        self._crop = crop
+        self._asked = batch
+        self._accelerated = detector.device.type != "cpu"
+        self._context: Context | None = None
+        self._size: tuple[int, ...] = ()
+        self._seconds: dict[int, list[float]] = {}
+        self._slow = self._fast = 0.0
+        worth = frames is None or frames >= WORTH_FRAMES
+        self.known = Detected(Noise(), quick=worth and detector.quick is not None)
+        self.batch = batch or (FIRST_BATCH if self._accelerated else 1)
+        """Frames at once."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what is needed to go on from here; JSON types."""
+        return {"known": asdict(self.known), "batch": self.batch}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        if state:
+            known = state["known"]
+            self.known = Detected(**{**known, "noise": Noise(**known["noise"])})
+            self.batch = int(state["batch"])
+
+    def told(self) -> dict[str, Any]:
+        """Return what the result tells."""
+        return {
+            "batch_size": self.batch,
+            "used": "quick" if self.known.quick else "as it is",
+            "frames_detected_again": self.known.again,
+        }
+
+    def found(
+        self, frames: Iterator[tuple[int, Frame]]
+    ) -> Iterator[tuple[int, Frame, Context]]:
+        """Yield each frame's number, the frame (BGR), and its boxes.
+
+        Raises:
+            UnfaithfulError: the faster detector came to another box unnoticed; begin again.
+        """
+        waiting: deque[tuple[int, Frame]] = deque()
+        flying: deque[tuple[list[tuple[int, Frame]], list[Any]]] = deque()
+        in_flight = 2 if self._accelerated else 1
+        more = True
+        while more or waiting or flying:
+            while more and len(waiting) < self.batch:
+                frame = next(frames, None)
+                if frame is None:
+                    more = False
+                else:
+                    self._know(frame[1])
+                    waiting.append(frame)
+            group: list[tuple[int, Frame]] = []
+            try:
+                if waiting:
+                    group = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
+                    flying.append((group, self._launch([frame for _, frame in group])))
+                    group = []
+                    # On an accelerator, the next batch is begun before this one's poses are read.
+                    if len(flying) < in_flight and more:
+                        continue
+                if not flying:
+                    return
+                group, launched = flying.popleft()
+            except Exception as error:
+                if not is_out_of_memory(error) or self.batch == 1:
+                    raise
+                waiting.extendleft(reversed(group))
+                self._halve()
+                continue
+            for (number, frame), context in zip(group, launched, strict=True):
+                self.known.frames += 1
+                yield number, frame, context
+
+    def _know(self, frame: Frame) -> None:
+        """Take the batch that was found for frames of this size before."""
+        if not self._size:
+            self._size = frame.shape
+            if self._asked is None:
+                self.batch = self._detector.batches.get(self._size, self.batch)
+
+    def _halve(self) -> None:
+        self.batch = max(1, self.batch // 2)
+        self._seconds = {2 * self.batch: [math.inf, math.inf]}  # known to be too much
+        self._detector.batches[self._size] = self.batch
+        print(f"out of memory: {self.batch} frames at once from now on")
+        if self._accelerated:
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _launch(self, frames: list[Frame]) -> list[Context]:
+        x = self._prepared(frames)
+        if not self.known.quick:
+            began = time.perf_counter()
+            found = self._runner.predict(x)[: len(frames)]
+            self._learn(len(frames), time.perf_counter() - began)
+            return [self._boxes(one) for one in found]
+        quick = self._detector.quick
+        assert quick is not None  # noqa: S101  # else it is not of use
+        first = self.known.frames
+        checked = [row for row in range(len(x)) if (first + row) % CHECK_EVERY == 0]
+        for row in checked:
+            self._measure(quick, x[row : row + 1])
+        if not self.known.quick:
+            return [self._boxes(one) for one in self._runner.predict(x)]
+        began = time.perf_counter()
+        seen = quick.found(x, self.known.noise)
+        seconds = time.perf_counter() - began
+        self._learn(len(frames), seconds)
+        self._fast = seconds / len(frames)
+        contexts = []
+        for row, one in enumerate(seen):
+            raw = {"bboxes": one.boxes.numpy(), "scores": one.scores.numpy()}
+            context = self._boxes({"detection": raw})
+            certain = one.certain and self._is_certain(context["bboxes"], one.error)
+            if not certain or row in checked:
+                began = time.perf_counter()
+                exact = self._boxes(self._runner.predict(x[row : row + 1])[0])
+                self._slow = time.perf_counter() - began
+                if certain and not self._same(context, exact):
+                    self._detector.forget_quick()
+                    raise UnfaithfulError("the faster detector found another box unnoticed")
+                context = exact
+            self.known.again += not certain
+            contexts.append(context)
+        self._weigh(len(frames))
+        return contexts
+
+    def _prepared(self, frames: list[Frame]) -> Tensor:
+        """Return frames as the detector takes them, (n, 3, height, width); as many as it wants."""
+        size = self.batch if self._accelerated else len(frames)
+        frames = frames + frames[-1:] * (size - len(frames))
+        if self._context is None or not self._detector.normalises:
+            parts = []
+            for frame in frames:
+                self._context = {}
+                rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                x, self._context = self._runner.preprocessor(rgb, self._context)
+                parts.append(x)
+            return torch.cat(parts).to(self._detector.device)
+        pixels = torch.from_numpy(np.stack(frames)).to(self._detector.device)
+        return normalised(pixels)
+
+    def _boxes(self, found: dict[str, Any]) -> Context:
+        """Return what DeepLabCut's runner makes of what the detector returned for a frame."""
+        copied = {name: value.copy() for name, value in found["detection"].items()}
+        context, _ = self._runner.postprocessor([{"detection": copied}], dict(self._context or {}))
+        return dict(context)
+
+    def _measure(self, quick: Quick, x: Tensor) -> None:
+        noise = quick.measured(x)
+        merit, box = MOST_NOISE
+        if not (noise.merit < merit and noise.box < box and noise.proposal < box):
+            log.info("the detector stays as it is: %s", noise)
+            self.known.quick = False
+        self.known.noise.grow(
+            Noise(**{name: SAFETY * value for name, value in asdict(noise).items()})
+        )
+
+    def _weigh(self, frames: int) -> None:
+        """Do without the faster form where it has to be repeated too often."""
+        done = self.known.frames + frames
+        share = self.known.again / done
+        if done >= WORTH_FRAMES and self._fast + share * self._slow > self._slow / GROWTH > 0:
+            log.info("the detector as it is, from now on: %s of %s again", self.known.again, done)
+            self.known.quick = False
+
+    def _learn(self, frames: int, seconds: float) -> None:
+        """Try twice as many frames at once, as long as that is faster."""
+        if self._asked is not None or frames != self.batch:
+            return
+        # The first call of a size prepares; of the others the fastest counts.
+        self._seconds.setdefault(frames, []).append(seconds / frames)
+        if len(self._seconds[frames]) < CALLS:
+            return
+        best = {size: min(some[1:]) for size, some in self._seconds.items() if len(some) > 1}
+        half = best.get(frames // 2)
+        if half is not None and best[frames] * GROWTH > half:
+            self.batch = frames // 2
+        elif 2 * frames <= LAST_BATCH[self._accelerated] and 2 * frames not in best:
+            self.batch = 2 * frames
+        self._detector.batches[self._size] = self.batch
+
+    def _is_certain(self, found: npt.NDArray[Any], error: float) -> bool:
+        """Tell whether an error of boxes' edges can't change what is cut out."""
+        edges = edges_of(found.astype(np.float64), self._crop)
+        width, height = self._crop.output_size
+        scales = (self._context or {}).get("scales", (1.0, 1.0))
+        off = error * max(scales) * (1 + max(1.0, width / height, height / width))
+        off += 4 * float(np.spacing(np.float32(max(1.0, np.abs(edges).max(initial=0.0)))))
+        # Both are rounded: how far it is to the middle of two pixels.
+        away = np.abs(edges - np.floor(edges) - 0.5)
+        return bool((away > off).all())
+
+    def _same(self, one: Context, other: Context) -> bool:
+        if len(one["bboxes"]) != len(other["bboxes"]):
+            return False
+        edges = [edges_of(its["bboxes"].astype(np.float64), self._crop) for its in (one, other)]
+        return bool((np.rint(edges[0]) == np.rint(edges[1])).all())
+
+
+def edges_of(found: npt.NDArray[np.float64], crop: TopDownCrop) -> npt.NDArray[np.float64]:
+    """Return left, top, right, bottom of what DeepLabCut's ``top_down_crop`` cuts out, unrounded.
+
+    Args:
+        found: (n, 4): boxes: left, top, width, height.
+        crop: DeepLabCut's step.
+    """
+    left, top, width, height = found.T
+    x, y = left + width / 2, top + height / 2
+    width, height = width + 2 * crop.margin, height + 2 * crop.margin
+    if crop.with_context:
+        ratio = crop.output_size[0] / crop.output_size[1]
+        width, height = np.maximum(width, height * ratio), np.maximum(height, width / ratio)
+    return np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=1)
+
+
+def only_normalises(runner: Any, kinds: list[type]) -> bool:
+    """Tell whether a runner's preprocessor is of these steps, the augmentation a mere Normalize."""
+    steps = runner.preprocessor.components
+    if [type(step) for step in steps] != kinds:
+        return False
+    transforms = list(steps[kinds.index(AugmentImage)].transform)
+    return [type(one).__name__ for one in transforms] == ["Normalize"]

@@ -22,13 +22,15 @@ def run_analysis(
             and, where there are any, ``sha256`` (of the video), ``model`` (the folder of its
             files), ``model_digest`` and ``device`` (``auto``, ``cpu``, ``cuda``, ``cuda:1``,
             ``mps``), ``parts`` (a folder for checkpoints) and ``part_seconds`` between two of them,
-            ``model_bytes`` (of models that stay loaded).
+            ``model_bytes`` (of models that stay loaded), ``tuning`` (what is remembered of how fast
+            the model is, texts by name).
         report: called with stage, frames done, frames in all (None: not known). What it has as
             ``turn`` gives the accelerator, else it is there for the taking.
 
     Returns:
         ``frames_expected``, ``frames_decoded`` and ``rows`` (frames), ``missing`` (a list of
-        ``{"first", "last"}``, frame numbers), ``timings`` (seconds), ``versions``, ``details``.
+        ``{"first", "last"}``, frame numbers), ``timings`` (seconds), ``versions``, ``details``;
+        where there is something new to remember, ``tuning``.
 
     Raises:
         PosedropError: whatever the analysis raises.
@@ -70,5 +72,6 @@ def _job(payload: dict[str, Any], report: Callable[[str, int, int | None], None]
         sha256=payload.get("sha256", ""),
         version=analyses.get(payload["analysis"]).version,
         model_bytes=payload.get("model_bytes", DEFAULT_MODEL_BYTES),
+        tuning=payload.get("tuning", {}),
         turn=getattr(report, "turn", nullcontext),
     )

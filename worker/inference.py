@@ -30,16 +30,21 @@ from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 from posedrop import layout
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
-from worker import hardware, network, predictions, video
+from worker import hardware, network, predictions, topdown, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Machine, Precision, UnfaithfulError
 from worker.child_main import is_out_of_memory
-from worker.feed import Batches, Feed, Frame, Prediction, Runner
+from worker.detection import Detections, Detector, only_normalises
+from worker.feed import Batches, Feed, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts
+from worker.passes import Frame, Pass
 from worker.predictions import Predictions
+from worker.topdown import TopDown
 from worker.transforms import kernels
+from worker.tuning import Memory
 from worker.warm import Shelf, Warm, released
+from worker.watch import watches_of
 
 #: Frames decoded ahead of the network, beside a batch.
 AHEAD = 16
@@ -73,6 +78,15 @@ class Stay:
                 released()
                 self.ended = time.time()
                 self.seconds += self.ended - started
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Where timings of a network are remembered."""
+
+    part: str
+    """Of the model that the network is."""
+    memory: Memory
 
 
 def begin(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
@@ -123,7 +137,8 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     crop = args.crop or warm.network.crop
     total = len(_selected(args, video.count(job.video)))  # as the container promises
     stay = Stay()
-    found, reading, told = _infer(job, args, warm, crop, total, stay)
+    memory = Memory(job.tuning)
+    found, reading, told = _infer(job, args, warm, crop, total, stay, Learning(part, memory))
     model = warm.network
     # What came out counts, whatever the container promises.
     expected = _selected(args, reading.end)
@@ -173,7 +188,7 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
         _about(job, model, answer),
     )
     predictions.write(job.out / layout.PREDICTIONS, whole)
-    return answer
+    return {**answer, "tuning": memory.learned}
 
 
 def _about(job: Job, model: Network, answer: dict[str, Any]) -> dict[str, Any]:
@@ -225,24 +240,25 @@ def _kept(job: Job, part: str, load: Callable[[str], Network]) -> Warm:
 def _prepared(model: Network) -> Warm:
     machine = Machine(model.pose.model, model.device)
     model.pose.model = machine.exact  # the one it was loaded as is needed no more
-    if machine.has_peaks:
+    if watches_of(machine.exact, model.pcutoff) is not None:
         _ = machine.tiled  # compiled and tried before the first frame waits for it
-    return Warm(model, machine, model.detector is None and _only_normalises(model.pose))
-
-
-def _only_normalises(pose: Any) -> bool:
-    parts = pose.preprocessor.components
-    if [type(part) for part in parts] != [LoadImage, AugmentImage, ToTensor, ToBatch]:
-        return False
-    steps = list(parts[1].transform)
-    return [type(step).__name__ for step in steps] == ["Normalize"]
+    steps = [LoadImage, AugmentImage, ToTensor, ToBatch]
+    normalises = model.detector is None and only_normalises(model.pose, steps)
+    detector = None if model.detector is None else Detector(model.detector, model.device)
+    return Warm(model, machine, normalises, detector)
 
 
 # -- frames through the network --------------------------------------------------------------------
 
 
 def _infer(
-    job: Job, args: PoseArgs, warm: Warm, crop: Crop | None, total: int, stay: Stay
+    job: Job,
+    args: PoseArgs,
+    warm: Warm,
+    crop: Crop | None,
+    total: int,
+    stay: Stay,
+    learning: Learning,
 ) -> tuple[Found, video.Reading, dict[str, Any]]:
     """Return what is found in the frames asked for, how the film was read, and how it was found."""
     # What dynamic cropping knows of the frame before is not in a checkpoint.
@@ -250,12 +266,12 @@ def _infer(
     parts = Parts(None if dynamic else job.parts, job.part_seconds)
     precision = args.precision
     try:
-        feed = _feed(job, args, warm, precision)
+        feed = _feed(args, warm, precision, total, learning)
         found, reading = _through(job, args, feed, crop, total, parts, stay)
     except UnfaithfulError as error:
         print(f"{error}: once more in fp32")
         precision = "fp32"
-        feed = _feed(job, args, warm, precision)
+        feed = _feed(args, warm, precision, total, learning)
         found, reading = _through(job, args, feed, crop, total, parts, stay)
     if not found.indexes:
         what = "can be decoded" if _selected(args, reading.end) else "is"
@@ -264,7 +280,9 @@ def _infer(
             code="no_frames",
             field="args.start",
         )
-    return found, reading, {"precision": feed.told(args.precision), "batch_size": feed.batch}
+    told = feed.told()
+    told["precision"]["asked"] = args.precision
+    return found, reading, told
 
 
 def _through(
@@ -317,10 +335,11 @@ def _predict(
     try:
         for number, prediction in feed.predictions(frames):
             found.add(number, _slim(prediction))
-            if feed.between_batches:
-                if parts.due(found):
+            job.report("infer", len(found.indexes), total)
+            if parts.due(found):
+                feed.rest()
+                if feed.between_batches:
                     parts.keep(found, setup, feed.state())
-                job.report("infer", len(found.indexes), total)
     except BaseException:
         if isinstance(feed, Runner):
             _warm.clear()  # it may hold half a batch: the next video must not get it
@@ -336,15 +355,30 @@ def _slim(prediction: Prediction) -> Prediction:
     }
 
 
-def _feed(job: Job, args: PoseArgs, warm: Warm, precision: Precision) -> Feed:
+def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning: Learning) -> Feed:
     pcutoff = min(_pcutoff(args, warm.network), warm.network.pcutoff)
-    digest = job.model_digest or ""
     dynamic = _dynamic(args, warm.network)
+    crop = topdown.crop_of(warm)
+    if crop is not None and warm.detector is not None:
+        model = warm.network
+        # A project's own batches are those of a GPU.
+        pose, boxes = args.batch_size, args.batch_size
+        if torch.device(model.device).type != "cpu":
+            pose, boxes = pose or model.batch_size, boxes or model.detector_batch_size
+        crops = Pass(
+            warm, pose, precision, pcutoff,
+            part=learning.part, memory=learning.memory, pictures=total, fills=True,
+        )  # fmt: skip
+        return TopDown(warm, crops, Detections(warm.detector, crop, boxes, total))
     if dynamic is not None or not warm.normalises:
         # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
         plain: Precision = "fp32" if precision == "auto" else precision
         return Runner(warm, 1 if dynamic else args.batch_size or 1, plain, dynamic)
-    return Batches(warm, args.batch_size, precision, pcutoff, digest)
+    pictures = Pass(
+        warm, args.batch_size, precision, pcutoff,
+        part=learning.part, memory=learning.memory, pictures=total,
+    )  # fmt: skip
+    return Batches(pictures, warm.network.pose.postprocessor)
 
 
 def _dynamic(args: PoseArgs, model: Network) -> DynamicCropper | None:

@@ -41,7 +41,7 @@ from posedrop.records import (
     Seconds,
     Task,
 )
-from worker import checkpoints, claim, pair, publish, room
+from worker import checkpoints, claim, pair, publish, room, tunings
 from worker.claim import Claim
 from worker.workshop import Workshop
 
@@ -396,6 +396,9 @@ def _from_the_network(
         "part_seconds": shop.settings.checkpoint_seconds,
         "model_bytes": shop.settings.model_bytes // pair.CHILDREN,
     }
+    digest = request.model.digest if request.model is not None else None
+    if digest is not None:
+        payload["tuning"] = tunings.fetch(shop.storage, bucket, digest)
 
     def on_progress(progress: Progress) -> None:
         held.progress(progress)
@@ -409,6 +412,9 @@ def _from_the_network(
         )
     finally:
         parts.send()
+    learned = answer.pop("tuning", None)
+    if digest is not None:
+        tunings.keep(shop.storage, bucket, digest, learned)
     if analysis.finish is not None:
         # From here on no attempt needs the network again, whatever becomes of the tables.
         held.stage("publish")

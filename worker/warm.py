@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from worker import fused
 from worker.arithmetic import Machine
+from worker.detection import Detector
 from worker.network import Network
 
 
@@ -25,12 +26,13 @@ class Warm:
     machine: Machine
     normalises: bool
     """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
+    detector: Detector | None = None
+    """Of a top-down model."""
 
     @property
     def bytes(self) -> int:
         """What its weights take at the moment: the exact ones, the reduced, the detector's."""
-        detector = self.network.detector
-        modules = [*self.machine.forms(), *([detector.model] if detector is not None else [])]
+        modules = [*self.machine.forms(), *(self.detector.modules() if self.detector else [])]
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for module in modules

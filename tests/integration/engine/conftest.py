@@ -18,7 +18,7 @@ from worker.analyses.deeplabcut_2d import deeplabcut_2d
 os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from worker import feed, inference, tables
+from worker import inference, tables
 
 
 @pytest.fixture(scope="session")
@@ -70,10 +70,7 @@ def run(tmp_path: Path) -> Callable[..., Ours]:
 
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
-    """No test sees another's models, nor what was learnt of them."""
-    known: tuple[Any, ...] = (inference._warm, feed._best, feed._most)
-    for each in known:
-        each.clear()
+    """No test sees another's models."""
+    inference._warm.clear()
     yield
-    for each in known:
-        each.clear()
+    inference._warm.clear()

@@ -17,7 +17,7 @@ from tests.integration.engine.analysed import (
     furthest,
 )
 from tests.samples import Sample
-from worker import arithmetic, feed, hardware
+from worker import arithmetic, hardware, passes, tuning
 
 
 def test_auto_moves_no_keypoint(stock: Stock, long: Sample, run: Callable[..., Ours]) -> None:
@@ -56,7 +56,7 @@ def test_nearly_tied_peaks_are_computed_again(
     """However coarse the fast arithmetic, ``auto`` gives what fp32 gives, or goes back to it."""
     expected = run(short.film, short.model)
 
-    def coarse(self: arithmetic.Machine, _: torch.dtype) -> Any:
+    def coarse(self: arithmetic.Machine, *_: Any) -> Any:
         model = copy.deepcopy(self.plain)
         forward = model.heads["bodypart"].heatmap_head.forward
         # Steps so wide that many cells share the highest one, the first of which is taken.
@@ -69,7 +69,6 @@ def test_nearly_tied_peaks_are_computed_again(
 
     monkeypatch.setattr(arithmetic.Machine, "fast", coarse)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
-    monkeypatch.setattr(arithmetic, "WORTH", 0.0)
     ours = run(short.film, short.model, precision="auto")
     told = ours.answer["details"]["precision"]
     assert told["used"] == "bf16"
@@ -85,7 +84,7 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
     """A check that finds a keypoint moved begins the video again in fp32."""
     expected = run(short.film, short.model)
 
-    def shifted(self: arithmetic.Machine, _: torch.dtype) -> Any:
+    def shifted(self: arithmetic.Machine, *_: Any) -> Any:
         model = copy.deepcopy(self.plain)
         forward = model.heads["bodypart"].locref_head.forward
         monkeypatch.setattr(
@@ -95,7 +94,6 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
 
     monkeypatch.setattr(arithmetic.Machine, "fast", shifted)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
-    monkeypatch.setattr(arithmetic, "WORTH", 0.0)
     monkeypatch.setattr(arithmetic, "CHECK_EVERY", 10)
     ours = run(short.film, short.model, precision="auto")
     assert ours.answer["details"]["precision"]["used"] == "fp32"
@@ -113,10 +111,10 @@ def test_batch_is_halved_when_memory_runs_out(
     expected = run(short.film, short.model)
     whole = getattr(arithmetic.Arithmetic, moment)
 
-    def small(self: arithmetic.Arithmetic, batch: Any) -> Any:
+    def small(self: arithmetic.Arithmetic, batch: Any, *rest: Any) -> Any:
         if len(batch if moment == "launch" else batch.x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, batch)
+        return whole(self, batch, *rest)
 
     monkeypatch.setattr(arithmetic.Arithmetic, moment, small)
     ours = run(short.film, short.model, batch_size=8)
@@ -128,12 +126,11 @@ def test_batch_is_halved_when_memory_runs_out(
 def test_an_accelerators_way_gives_the_same(
     short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two batches in flight and a batch that grows: every frame is there, in its place."""
+    """Two batches in flight: every frame is there, in its place."""
     expected = run(short.film, short.model)
-    monkeypatch.setattr(feed, "accelerated", lambda _: True)
-    monkeypatch.setattr(feed, "FIRST_BATCH", 2)
-    monkeypatch.setattr(feed, "GROWTH", 0.0)
+    monkeypatch.setattr(passes, "accelerated", lambda _: True)
+    monkeypatch.setattr(tuning, "FIRST_BATCH", 4)
     ours = run(short.film, short.model)
-    assert ours.answer["details"]["batch_size"] > 2
+    assert ours.answer["details"]["batch_size"] == 4
     assert list(ours.poses.index) == list(range(12))
     assert furthest(ours.poses, expected.poses) <= TOLERANCE

@@ -20,7 +20,7 @@ from tests.integration.engine.analysed import (
     read,
 )
 from tests.samples import Sample
-from worker import arithmetic, inference, network, pair, tables
+from worker import arithmetic, inference, network, pair, tables, tuning
 from worker.analyses.deeplabcut_2d import deeplabcut_2d
 
 
@@ -117,7 +117,7 @@ def test_models_stay_loaded_within_a_bound(short: Sample, run: Callable[..., Our
     whole = sum(value.numel() * value.element_size() for value in weights)
     # As they are and, of nearly all, four times as many for tiles.
     assert 4.5 * whole <= exact <= 5.02 * whole
-    warm.machine.fast(torch.bfloat16)
+    warm.machine.form("bf16", "direct")
     assert exact + 0.4 * whole <= warm.bytes <= exact + 0.6 * whole
     bound = 2 * exact + whole  # a third one fits as it is loaded, not as it runs
     run(short.film, short.model, digest="b", stop=1, model_bytes=bound)
@@ -148,14 +148,15 @@ def test_model_that_has_no_room_is_loaded_in_its_turn(
 # -- checkpoints ----
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
 def test_interrupted_inference_goes_on(
-    short: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    short: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, batch: int
 ) -> None:
     """The next attempt decodes from the last part on; its poses are those of one go, bit by bit."""
     monkeypatch.setattr(arithmetic, "SAMPLES", 2)
-    monkeypatch.setattr(arithmetic, "WORTH", 0.0)  # whether it is depends on what else runs
-    args = deeplabcut_2d.normalise({"model": "mouse", "precision": precision})
+    monkeypatch.setattr(arithmetic, "CHECK_EVERY", 3)
+    args = deeplabcut_2d.normalise({"model": "mouse", "precision": precision, "batch_size": batch})
 
     def job(name: str, report: Callable[..., None] = lambda *_: None) -> Job:
         out = tmp_path / name
@@ -178,6 +179,8 @@ def test_interrupted_inference_goes_on(
         inference.run(job("first", die))
     (tmp_path / "parts/000007.npz").write_bytes(b"half a file")
     inference._warm.clear()
+    # How the pictures are computed is part of the attempt that began.
+    monkeypatch.setattr(tuning, "tune", None)
     reported: list[tuple[str, int, int | None]] = []
     second = job("second", lambda *told: reported.append(told))
     inference.run(second)

@@ -1,0 +1,378 @@
+"""Pictures of one size through a pose network, in batches, each in its order.
+
+How they are computed is found by timing on the first of them (:mod:`worker.tuning`); pictures that
+are to be computed once more in fp32 (:mod:`worker.arithmetic`) are gathered over several batches
+and computed together, so that every call of the network has one of two shapes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worker import tuning
+from worker.arithmetic import WINDOW, Arithmetic, Choice, Doubt, Launched, Precision, State
+from worker.child_main import is_out_of_memory
+from worker.tuning import Memory, Tuned, Way
+from worker.warm import Warm
+from worker.watch import watches_of
+
+Frame = npt.NDArray[np.uint8]
+#: Of a picture: by head and name what DeepLabCut's predictor gives, without the row.
+Raw = dict[str, dict[str, npt.NDArray[Any]]]
+
+#: Batches at work at the same time on a GPU: it computes one while another is read.
+IN_FLIGHT = 2
+#: Pictures at once that are computed once more in fp32, at most.
+AGAIN_BATCH = 8
+#: Pictures after which what they say of the fast arithmetic's worth counts, and again after each.
+LOOK_EVERY = 64
+
+
+class Batch:
+    """A batch that was computed: its predictions, and what of them is still to be settled."""
+
+    def __init__(self, found: Raw, count: int, doubts: list[Doubt]) -> None:
+        self.found = found
+        self.count = count
+        self.open = len(doubts)
+
+    def put(self, row: int, values: Raw, its: int) -> None:
+        """Put a picture's settled predictions in the place of the first ones."""
+        for head, named in values.items():
+            for name, value in named.items():
+                self.found[head][name][row] = value[its]
+        self.open -= 1
+
+
+class Pass:
+    """Takes pictures of one size, gives predictions in the same order."""
+
+    def __init__(
+        self,
+        warm: Warm,
+        batch: int | None,
+        precision: Precision,
+        pcutoff: float,
+        *,
+        part: str = "",
+        memory: Memory | None = None,
+        pictures: int | None = None,
+        fills: bool = False,
+    ) -> None:
+        """Prepare; the first picture decides the rest.
+
+        Args:
+            warm: the model.
+            batch: pictures at once; None: found by timing.
+            precision: of the arithmetic.
+            pcutoff: keypoints below this likelihood are not held to the tolerance.
+            part: of the model that the network is, to remember timings by.
+            memory: what is remembered; None: nothing.
+            pictures: how many there will be, as far as that is known.
+            fills: whether the last batch is filled up too. (Of pictures whose batches don't begin
+                at the same ones in each attempt, the bits would else depend on it.)
+        """
+        self._warm = warm
+        self._asked = batch
+        self._precision = precision
+        self._part = part
+        self._memory = memory or Memory()
+        self._pictures = pictures
+        self._fills = fills
+        self._device = torch.device(warm.network.device)
+        self._accelerated = accelerated(self._device)
+        self._watches = watches_of(warm.machine.exact, pcutoff)
+        self._pcutoff = pcutoff
+        self._numbers = warm.machine.numbers_for(precision, watched=self._watches is not None)
+        self._arithmetic: Arithmetic | None = None
+        self._tuned: Tuned | None = None
+        self._key: dict[str, Any] = {}
+        self._doubts: list[tuple[Doubt, Batch]] = []
+        self._done: deque[Batch] = deque()
+        self._looked = 0
+        self.batch = batch or 1
+        """Pictures at once, as soon as the first one was seen."""
+        self.setup = {"precision": precision, "batch": batch, "pcutoff": pcutoff}
+        """What a state has to have been made with."""
+        self.rests = False
+        """Set it, and all that was begun is given before more is begun: for a checkpoint."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that was begun was given: :meth:`state` is of use then alone."""
+        return not self._done
+
+    def state(self) -> dict[str, Any]:
+        """Return what is needed to go on from here as if nothing had happened; JSON types."""
+        if self._arithmetic is None or self._tuned is None:
+            return {}
+        return {
+            "arithmetic": self._arithmetic.state_as_json(),
+            "choice": asdict(self._arithmetic.choice),
+            "tuned": self._tuned.told(),
+            "batch": self.batch,
+            "looked": self._looked,
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        if not state:
+            return
+        self.batch, self._looked = int(state["batch"]), int(state["looked"])
+        choice = Choice(**state["choice"])
+        timings = {Way.parse(way): ms / 1000 for way, ms in state["tuned"]["milliseconds"].items()}
+        self._tuned = Tuned(
+            choice, timings, int(state["tuned"]["remembered"]), state["tuned"]["seconds"]
+        )
+        known = state["arithmetic"]
+        known = State(**{**known, "later": [(int(at), noise) for at, noise in known["later"]]})
+        self._arithmetic = self._computing(choice, known)
+
+    def told(self) -> dict[str, Any]:
+        """Return what the result tells: ``precision``, ``batch_size``, ``tuning``."""
+        state = self._arithmetic.state if self._arithmetic is not None else State(self._numbers)
+        return {
+            "precision": state.told(self._precision),
+            "batch_size": self.batch,
+            "tuning": self._tuned.told() if self._tuned is not None else None,
+        }
+
+    def outputs(self, pictures: Iterator[Frame | None]) -> Iterator[Raw]:
+        """Yield each picture's predictions; see :meth:`batches`."""
+        for found, count in self.batches(pictures):
+            for row in range(count):
+                yield {
+                    head: {name: value[row] for name, value in named.items()}
+                    for head, named in found.items()
+                }
+
+    @torch.inference_mode()
+    def batches(self, pictures: Iterator[Frame | None]) -> Iterator[tuple[Raw, int]]:
+        """Yield predictions by batches: arrays with a row a picture, and how many rows count.
+
+        Args:
+            pictures: (height, width, 3), BGR. None among them: all that came before is given before
+                the next one is asked for.
+
+        Raises:
+            UnfaithfulError: the fast arithmetic moved a keypoint; begin again in fp32.
+        """
+        waiting: deque[Frame] = deque()
+        flying: deque[tuple[list[Frame], Launched]] = deque()
+        in_flight = IN_FLIGHT if self._accelerated else 1
+        more, flushes = True, False
+        while more or waiting or flying or self._done:
+            self.rests = self.rests and bool(flying or self._done)
+            while more and not flushes and len(waiting) < self._wanted:
+                picture = next(pictures, _END)
+                if picture is _END:
+                    more = False
+                elif picture is None:
+                    flushes = True
+                else:
+                    waiting.append(picture)
+                    if self._arithmetic is None:
+                        self._begin(picture)
+            ends = flushes or not more
+            # At rest, a batch that is not full waits for more pictures.
+            begins = waiting and (ends or not self.rests)
+            group: list[Frame] = []
+            try:
+                if begins:
+                    self._settle_before(self._machine.state.frames + sum(map(_size, flying)))
+                    group = [waiting.popleft() for _ in range(min(self._wanted, len(waiting)))]
+                    flying.append((group, self._launch(group, fills=flushes or self._fills)))
+                    group = []
+                    if len(flying) < in_flight and more and not flushes and not self.rests:
+                        continue
+                if flying:
+                    group, launched = flying[0]
+                    self._collect(launched)
+                    flying.popleft()
+                    group = []
+                    self._settle(self._again_batch - 1)
+                    self._look()
+                at_rest = self.rests and not flying
+                if (ends and not waiting and not flying) or at_rest:
+                    self._settle(0)
+            except Exception as error:
+                if not is_out_of_memory(error) or self.batch == 1:
+                    raise
+                # All that was begun goes back to the front of the queue, in its order.
+                groups = [one for one, _ in flying]
+                if not (groups and groups[0] is group):
+                    groups.append(group)
+                waiting.extendleft(one for its in reversed(groups) for one in reversed(its))
+                flying.clear()
+                self._halve()
+                continue
+            while self._done and not self._done[0].open:
+                batch = self._done.popleft()
+                yield batch.found, batch.count
+            if flushes and not (waiting or flying or self._done):
+                flushes = False
+
+    @property
+    def _machine(self) -> Arithmetic:
+        assert self._arithmetic is not None  # noqa: S101  # there is a picture
+        return self._arithmetic
+
+    @property
+    def _again_batch(self) -> int:
+        return min(self.batch, AGAIN_BATCH)
+
+    @property
+    def _wanted(self) -> int:
+        """Pictures of the next batch."""
+        learns = self._arithmetic is not None and self._arithmetic.learns
+        return self._again_batch if learns else self.batch
+
+    def _begin(self, picture: Frame) -> None:
+        """Choose how to compute, by timing it on a film's first picture."""
+        machine = self._warm.machine
+        numbers = list(dict.fromkeys([self._numbers, "fp32"]))
+        if self._precision != "auto":
+            numbers = numbers[:1]
+        watched = self._watches is not None
+        among = tuning.space(
+            {one: machine.kinds(one, watched=watched) for one in numbers},
+            (picture.shape[0], picture.shape[1]),
+            self._asked,
+            accelerated=self._accelerated,
+            multiplies_tiles=torch.cpu._is_amx_tile_supported(),
+            pictures=self._pictures,
+        )
+        self._key = {
+            **tuning.signature(self._device, torch.get_num_threads()),
+            "part": self._part,
+            "size": list(picture.shape),
+        }
+        known = self._memory.recall(self._key)
+        self._tuned = tuning.tune(
+            among, known, self._pictures, lambda way: self._timed(way, picture), time.perf_counter
+        )
+        if self._tuned.timings != known:
+            self._memory.learn(self._key, self._tuned.timings)
+        choice = self._tuned.choice
+        machine.keep({(choice.numbers, choice.kind), ("fp32", choice.exact)})
+        self.batch = choice.batch
+        self._arithmetic = self._computing(choice, None)
+
+    def _computing(self, choice: Choice, state: State | None) -> Arithmetic:
+        return Arithmetic(self._warm.machine, self._precision, self._watches, choice, state)
+
+    def _timed(self, way: Way, picture: Frame) -> float:
+        """Return the seconds that a picture takes in a way; infinity if memory does not suffice."""
+        state = State(way.numbers, samples=LOOK_EVERY)
+        choice = Choice(
+            way.numbers, way.kind, way.kind if way.numbers == "fp32" else "direct", way.batch
+        )
+        best = float("inf")
+        try:
+            computing = self._computing(choice, state)
+            for call in range(1 + tuning.TIMES):
+                began = time.perf_counter()
+                pixels = self._pixels([picture] * way.batch)
+                found, _ = computing.collect(computing.launch(pixels, way.batch))
+                _here(found)
+                took = time.perf_counter() - began
+                if call:
+                    best = min(best, took / way.batch)
+                    if took > tuning.LONG:
+                        break
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._free()
+        return best
+
+    def _launch(self, group: list[Frame], *, fills: bool) -> Launched:
+        size = self._wanted if fills else len(group)
+        pixels = self._pixels(group + group[-1:] * (size - len(group)))
+        return self._machine.launch(pixels, len(group))
+
+    def _pixels(self, images: list[Frame]) -> torch.Tensor:
+        pixels = torch.from_numpy(np.stack(images) if len(images) > 1 else images[0][None])
+        if self._device.type == "cuda":
+            pixels = pixels.pin_memory()
+        return pixels.to(self._device, non_blocking=True)
+
+    def _collect(self, launched: Launched) -> None:
+        found, doubts = self._machine.collect(launched)
+        batch = Batch(_here(found), launched.count, doubts)
+        self._done.append(batch)
+        self._doubts += [(doubt, batch) for doubt in doubts]
+
+    def _settle_before(self, index: int) -> None:
+        """Settle all whose noise could count for the picture of this number."""
+        if self._doubts and self._doubts[0][0].index // WINDOW + 2 <= index // WINDOW:
+            self._settle(0)
+
+    def _settle(self, left: int) -> None:
+        """Compute again what is in doubt, in full batches, until no more than ``left`` are."""
+        while len(self._doubts) > left:
+            some = self._doubts[: self._again_batch]
+            values = _here(self._machine.settle([doubt for doubt, _ in some], self._again_batch))
+            del self._doubts[: len(some)]
+            for its, (doubt, batch) in enumerate(some):
+                if self._precision == "auto":
+                    batch.put(doubt.row, values, its)
+                else:
+                    batch.open -= 1
+
+    def _look(self) -> None:
+        """Give fewer bits up where too many pictures have to be computed again."""
+        computing = self._machine
+        state, choice = computing.state, computing.choice
+        if self._precision != "auto" or state.numbers == "fp32":
+            return
+        if state.frames // LOOK_EVERY == self._looked:
+            return
+        self._looked = state.frames // LOOK_EVERY
+        if choice.seconds is None or choice.exact_seconds is None:
+            return
+        share = state.again / state.frames
+        if not tuning.is_worth(choice.seconds, choice.exact_seconds, share):
+            computing.give_up()
+
+    def _halve(self) -> None:
+        self._machine.back()
+        if self._tuned is not None and self._key:
+            choice = self._machine.choice
+            self._tuned.timings[Way(choice.numbers, choice.kind, self.batch)] = float("inf")
+            self._memory.learn(self._key, self._tuned.timings)
+        self.batch = max(1, self.batch // 2)
+        print(f"out of memory: {self.batch} pictures at once from now on")
+        self._free()
+
+    def _free(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+_END: Any = object()
+
+
+def accelerated(device: torch.device) -> bool:
+    """Whether a device computes by itself: it wants work ahead, and much of it at once."""
+    return device.type != "cpu"
+
+
+def _size(flying: tuple[list[Frame], Launched]) -> int:
+    return len(flying[0])
+
+
+def _here(found: Any) -> Raw:
+    """Return predictions as arrays in memory: one copy a tensor, not one a picture."""
+    return {
+        head: {name: value.cpu().numpy() for name, value in named.items()}
+        for head, named in found.items()
+    }
