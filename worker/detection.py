@@ -21,7 +21,6 @@ Other detectors, and those on an accelerator, are called as they are, on a batch
 from __future__ import annotations
 
 import copy
-import cv2
 import logging
 import math
 import time
@@ -31,6 +30,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -152,7 +152,9 @@ class Quick(ABC):
         images = self._images(x)
         judged = self._all_judged(self.fast, images, noise)
         sizes = images.image_sizes, [tuple(x.shape[-2:])] * len(x)
-        return [self._verdict(*one, noise, *size) for one, *size in zip(judged, *sizes, strict=True)]
+        return [
+            self._verdict(*one, noise, *size) for one, *size in zip(judged, *sizes, strict=True)
+        ]
 
     @abstractmethod
     def measured(self, x: Tensor) -> Noise:
@@ -363,8 +365,10 @@ class QuickRCNN(Quick):
             values[sure[before] < rpn.post_nms_top_n()] for values in (left, certain, before)
         )
         behind = np.searchsorted(-merit[left], -merit[left] + noise.objectness, side="right")
-        certain = certain & (behind <= rpn.post_nms_top_n()) & self._level_is_certain(
-            array[left], slack[left]
+        certain = (
+            certain
+            & (behind <= rpn.post_nms_top_n())
+            & self._level_is_certain(array[left], slack[left])
         )
         return _Proposals(place[left], found[left], certain)
 
@@ -446,7 +450,7 @@ def _is_plain_rcnn(plain: Any, filtered: bool) -> bool:
         and len(set(heads.box_roi_pool.output_size)) == 1
         and heads.box_roi_pool.sampling_ratio > 0
         and not (heads.has_mask() or heads.has_keypoint())
-        and (filtered or classes == 2)  # noqa: PLR2004  # background and animal
+        and (filtered or classes == 2)  # background and animal
     )
 
 
@@ -468,7 +472,7 @@ def _best(merits: Tensor, count: int, noise: float) -> tuple[Tensor, npt.NDArray
     if len(merits) <= count:
         return torch.arange(len(merits)), np.ones(len(merits), bool)
     values, places = merits.topk(min(len(merits), count + BEYOND))
-    inside = values[: count] > values[count] + noise
+    inside = values[:count] > values[count] + noise
     beyond = values[count:] >= values[count - 1] - noise
     return places[: count + int(beyond.sum())], torch.cat([inside, beyond[beyond] & False]).numpy()
 
@@ -477,13 +481,13 @@ def _difference(exact: _Judged, fast: _Judged, least: float) -> Noise:
     """Return how much the odds and boxes of what may count differ."""
     counts = exact.merits > _odds(least) - 1
     merit = (exact.merits - fast.merits)[counts].abs()
-    return Noise(merit=float(_largest(merit)), box=float(_largest((exact.boxes - fast.boxes)[counts])))
+    return Noise(
+        merit=float(_largest(merit)), box=float(_largest((exact.boxes - fast.boxes)[counts]))
+    )
 
 
 def _largest(values: Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
-
-
 
 
 class Detector:
@@ -580,9 +584,7 @@ class Detections:
             "frames_detected_again": self.known.again,
         }
 
-    def found(
-        self, frames: Iterator[tuple[int, Frame]]
-    ) -> Iterator[tuple[int, Frame, Context]]:
+    def found(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Frame, Context]]:
         """Yield each frame's number, the frame (BGR), and its boxes.
 
         Raises:
