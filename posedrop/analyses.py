@@ -98,6 +98,8 @@ class Job:
     """``report(stage, frames_done, frames_total)``; cheap, call it as often as you like."""
     device: str = "auto"
     """Where the network runs: auto, cpu, cuda, cuda:1, mps."""
+    decode: str = "auto"
+    """Who decodes the film: auto, cpu, cuda."""
     parts: Path | None = None
     """A folder for checkpoints: files put there come back in the next attempt; None: keep none."""
     part_seconds: float = 60.0

@@ -253,6 +253,13 @@ class Inference(Versioned):
     timestamps: str | None = Field(default=None, description="where timestamps.csv has its times")
 
 
+class Encoded(Record):
+    """Who encoded pose.mp4: ``libx264`` or ``h264_nvenc``, and why."""
+
+    used: str = Field(max_length=40)
+    why: str = Field(max_length=500)
+
+
 class PosesOf(Versioned):
     """``_poses/<id>.json``: a run whose poses serve who asks for the same, drawn otherwise."""
 

@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -91,6 +91,15 @@ class Settings(BaseSettings):
         default=None, gt=0, description="videos older than this go, with their results; None: never"
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    decode: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="who decodes films for the network; auto: an NVIDIA card that the network runs "
+        "on, if that is faster; cuda: one, if it can",
+    )
+    encode: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="who encodes pose.mp4; auto, cuda: an NVIDIA card, if one can (NVENC)",
+    )
     checkpoint_seconds: float = Field(
         default=60.0, gt=0, description="work that a killed inference loses at most"
     )

@@ -36,6 +36,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from worker import fused, hardware
+from worker.graphs import Graphs, recorder_of
 from worker.watch import Named, Watch
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Machine:
         self._tiled: Any = None
         self._reduced: dict[Numbers, Any] = {}
         self._made: dict[tuple[Numbers, Kind], Any] = {}
+        self.graphs = Graphs(recorder_of(self.device))
 
     @property
     def tiled(self) -> Any:
@@ -119,7 +121,7 @@ class Machine:
         return ["direct", *tiled, *plain]
 
     def form(self, numbers: Numbers, kind: Kind) -> Any:
-        """Return the network that computes so; in fewer bits its backbone, the rest in fp32."""
+        """Return the network that computes so; in fewer bits all but the last layers, in fp32."""
         if numbers == "fp32":
             if kind == "direct":
                 return self.exact
@@ -132,10 +134,12 @@ class Machine:
         return self._made[numbers, kind]
 
     def fast(self, numbers: Numbers, kind: Kind) -> Any:
-        """Make the form with the backbone in fewer bits."""
+        """Make the form with all but the last layers in fewer bits."""
         if numbers not in self._reduced:
             model = copy.deepcopy(self.plain, _shared(self.plain))
             model.backbone = _Reduced(model.backbone, _DTYPES[numbers])
+            for name, head in model.heads.items():
+                model.heads[name] = fused.narrowed(head, _DTYPES[numbers])
             self._reduced[numbers] = model
         plain = self._reduced[numbers]
         if kind not in self.kinds(numbers) or self.exact is self.plain:
@@ -150,6 +154,7 @@ class Machine:
         """Let go of what the forms hold that are not used: they were timed and found slower."""
         for key in [key for key in self._made if key not in used]:
             del self._made[key]
+        self.graphs.keep(self.forms())
         if ("fp32", "winograd") not in used and self._tiled not in {None, self.exact}:
             fused.forget(self._tiled)
 
@@ -198,6 +203,8 @@ class State:
     later: list[tuple[int, float]] = field(default_factory=list)
     """The same of those checked since, where it grew: the number of a picture, and the noise."""
     samples: int = 0
+    blank: int = 0
+    """Batches before the first sample, that showed no keypoint."""
     checked: int = 0
     """Pictures computed both ways."""
     again: int = 0
@@ -314,7 +321,7 @@ class Arithmetic:
         first = self._launched
         outputs = None
         if not self.learns:
-            outputs = self._exactly(x) if self._fast is None else self._fast(x)
+            outputs = self._exactly(x) if self._fast is None else self._run(self._fast, x)
         self._launched += count
         return Launched(x, outputs, self._fast is not None, first, count)
 
@@ -402,8 +409,9 @@ class Arithmetic:
         exact = self._predictions(outputs)
         shown = [row for row in self._shown(exact) if row < count]
         if self._fast is None or not shown:
+            self.state.blank += self.state.samples == 0
             return exact
-        fast_outputs = self._fast(x)
+        fast_outputs = self._run(self._fast, x)
         fast = self._predictions(fast_outputs)
         self.state.samples += len(shown)
         # While the noise is not known, nothing is kept that could go unnoticed.
@@ -418,6 +426,9 @@ class Arithmetic:
         """Compute all that comes in fp32."""
         self.state.numbers = "fp32"
         self._fast = None
+
+    def _run(self, form: Any, x: Tensor) -> Outputs:
+        return self._machine.graphs.run(form, x)
 
     def _predictions(self, outputs: Outputs) -> Predictions:
         predictions: Predictions = self._machine.exact.get_predictions(outputs)
@@ -435,7 +446,7 @@ class Arithmetic:
 
     def _exactly(self, x: Tensor) -> Outputs:
         """Compute a batch in fp32."""
-        outputs: Outputs = self._exact(x)
+        outputs = self._run(self._exact, x)
         if self._exact_kind == "winograd":
             unsure = self._unsure(
                 outputs, lambda watch, named: TILED_NOISE * watch.largest(named), TILED_REACH

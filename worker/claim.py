@@ -159,7 +159,8 @@ def take(
     record = begin(storage, bucket, folder, before, task, worker)
     if record is None:
         return Busy()
-    return Claim(storage, bucket, run, record, is_last=len(spent) + 1 >= max_attempts)
+    is_last = len(spent) + 1 >= max_attempts
+    return Claim(storage, bucket, run, record, is_last=is_last, is_first=not spent)
 
 
 class Held:
@@ -253,11 +254,20 @@ class Claim(Held):
     """An attempt at a run, which may be cancelled, finished or deleted meanwhile."""
 
     def __init__(
-        self, storage: Storage, bucket: str, run: str, record: Attempt, *, is_last: bool
+        self,
+        storage: Storage,
+        bucket: str,
+        run: str,
+        record: Attempt,
+        *,
+        is_last: bool,
+        is_first: bool = True,
     ) -> None:
         super().__init__(storage, bucket, layout.attempts(run), record)
         self.is_last = is_last
         """Whether the run is given up if this attempt fails too."""
+        self.is_first = is_first
+        """Whether no attempt at this half of the run has failed or was lost."""
         self._run = run
         self._cancelled = threading.Event()
 

@@ -21,9 +21,9 @@ def run_analysis(
         payload: ``analysis`` (its name), ``video`` (a file), ``out`` (an empty folder), ``args``,
             and, where there are any, ``sha256`` (of the video), ``model`` (the folder of its
             files), ``model_digest`` and ``device`` (``auto``, ``cpu``, ``cuda``, ``cuda:1``,
-            ``mps``), ``parts`` (a folder for checkpoints) and ``part_seconds`` between two of them,
-            ``model_bytes`` (of models that stay loaded), ``tuning`` (what is remembered of how fast
-            the model is, texts by name).
+            ``mps``), ``decode`` (``auto``, ``cpu``, ``cuda``), ``parts`` (a folder for checkpoints)
+            and ``part_seconds`` between two of them, ``model_bytes`` (of models that stay loaded),
+            ``tuning`` (what is remembered of how fast the model is, texts by name).
         report: called with stage, frames done, frames in all (None: not known). What it has as
             ``turn`` gives the accelerator, else it is there for the taking.
 
@@ -67,6 +67,7 @@ def _job(payload: dict[str, Any], report: Callable[[str, int, int | None], None]
         model_digest=payload.get("model_digest"),
         report=report,
         device=payload.get("device", "auto"),
+        decode=payload.get("decode", "auto"),
         parts=Path(parts) if parts else None,
         part_seconds=payload.get("part_seconds", 60.0),
         sha256=payload.get("sha256", ""),

@@ -15,6 +15,7 @@ from posedrop.errors import AnalysisError
 from worker import video
 from worker.arithmetic import Numbers, Precision, State
 from worker.passes import Frame, Pass
+from worker.postprocess import postprocessed
 from worker.warm import Warm
 
 Prediction = dict[str, npt.NDArray[Any]]
@@ -108,12 +109,13 @@ class Batches(Feed):
         """Send frames through ``pictures``, and what comes out through DeepLabCut's steps."""
         self._pass = pictures
         self._postprocessor = postprocessor
+        self._open = False
         self.setup = pictures.setup
 
     @property
     def between_batches(self) -> bool:
         """Whether all that was begun was given."""
-        return self._pass.is_empty
+        return self._pass.is_empty and not self._open
 
     def rest(self) -> None:
         """Give all that was begun before more is begun."""
@@ -134,17 +136,24 @@ class Batches(Feed):
     def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
         """Yield each frame's; see there."""
         numbers: deque[int] = deque()
-        context: dict[str, Any] = {"offsets": (0.0, 0.0), "scales": (1.0, 1.0)}
+        size = (0, 0)
 
         def seen() -> Iterator[Frame]:
+            nonlocal size
             for number, frame in frames:
                 numbers.append(number)
-                context["image_size"] = (frame.shape[1], frame.shape[0])
+                size = (frame.shape[1], frame.shape[0])
                 yield frame
 
-        for raw in self._pass.outputs(seen()):
-            prediction, _ = self._postprocessor([raw], dict(context))
-            yield numbers.popleft(), prediction
+        for raw, count in self._pass.batches(seen()):
+            its = {
+                head: {name: rows[:count] for name, rows in named.items()}
+                for head, named in raw.items()
+            }
+            found = postprocessed(self._postprocessor, its, size)
+            for place, prediction in enumerate(found, 1):
+                self._open = place < count
+                yield numbers.popleft(), prediction
 
 
 def _grouped(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[list[tuple[int, Frame]]]:

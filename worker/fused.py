@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from deeplabcut.pose_estimation_pytorch.models.heads import HeatmapHead
+from deeplabcut.pose_estimation_pytorch.models.heads import DLCRNetHead, HeatmapHead
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torchvision.models import resnet
@@ -176,17 +176,63 @@ class Head(nn.Module):
         both = [plain.heatmap_head.deconv_layers[0], plain.locref_head.deconv_layers[0]]
         self.predictor = plain.predictor
         self._channels = [one.out_channels for one in both]
-        self.joint = nn.ConvTranspose2d(
-            both[0].in_channels, sum(self._channels), both[0].kernel_size, both[0].stride
-        )
-        self.joint.weight = nn.Parameter(torch.cat([one.weight for one in both], dim=1))
-        self.joint.bias = nn.Parameter(torch.cat([one.bias for one in both]))
-        self.joint.to(memory_format=torch.channels_last)
+        self.joint = _side_by_side(both)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return what the plain head returns."""
         heatmap, locref = self.joint(x).split(self._channels, dim=1)
         return {"heatmap": heatmap, "locref": locref}
+
+
+class PafHead(nn.Module):
+    """DeepLabCut's ``DLCRNetHead``: of its layers, those that see the same features are one.
+
+    It can be computed in fewer bits, but for the last layers, which make what is read.
+    """
+
+    def __init__(self, plain: Any, dtype: torch.dtype = torch.float32) -> None:
+        """Do as ``plain``, in ``dtype``."""
+        super().__init__()
+        self.predictor = plain.predictor
+        stages = list(zip(plain.hm_ref_layers, plain.paf_ref_layers, strict=True))
+        self._maps = [one.out_channels for one in stages[0]]
+        self.joint = _side_by_side(
+            [plain.convt1, plain.convt3, plain.convt4, plain.convt2], padding=1, output_padding=1
+        ).to(dtype)
+        self._features = [plain.convt4.out_channels, plain.convt2.out_channels]
+        self.stages = nn.ModuleList()
+        for both in stages:
+            stage = nn.Conv2d(both[0].in_channels, sum(self._maps), 3, padding=1)
+            stage.weight = nn.Parameter(torch.cat([one.weight for one in both]))
+            stage.bias = nn.Parameter(torch.cat([one.bias for one in both]))
+            self.stages.append(stage.to(dtype).to(memory_format=torch.channels_last))
+        last = [plain.heatmap_head, plain.paf_head]
+        self.last: nn.Module | None = None
+        if _are_alike(last):
+            self.last = _side_by_side([one.deconv_layers[0] for one in last])
+        self.heatmap_head, self.paf_head, self.locref_head = *last, plain.locref_head
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what the plain head returns."""
+        made = self.joint(x.to(self.joint.weight.dtype))
+        *maps, features, refined = made.split([*self._maps, *self._features], dim=1)
+        heatmap = maps[0]
+        x = torch.cat([*maps, features], dim=1)
+        for number, stage in enumerate(self.stages):
+            fresh, paf = stage(x).split(self._maps, dim=1)
+            heatmap = fresh + heatmap if number else fresh
+            x = torch.cat([heatmap, paf, features], dim=1)
+        x = x.float()
+        found = {"locref": self.locref_head(refined.float())}
+        if self.last is None:
+            return {"heatmap": self.heatmap_head(x), **found, "paf": self.paf_head(x)}
+        heatmap, paf = self.last(x).split(self._maps, dim=1)
+        return {"heatmap": heatmap, **found, "paf": paf}
+
+
+def narrowed(head: Any, dtype: torch.dtype) -> Any:
+    """Return a head of which most is computed in ``dtype``; itself where that is not known how."""
+    return PafHead(head, dtype) if _is_plain_paf_head(head) else head
 
 
 def fuse(module: nn.Module, make: Maker = Convolution) -> int:
@@ -212,6 +258,9 @@ def fuse(module: nn.Module, make: Maker = Convolution) -> int:
             new = Block(child, make, owns_input=follows and not before._forward_hooks)
         elif _is_plain_head(child):
             new = Head(child)
+        elif _is_plain_paf_head(child):
+            new = PafHead(child)
+            fuse(new, make)
         elif _is_convolution(child):
             new = make(child, "none")
         if new is None:
@@ -309,14 +358,43 @@ def _is_plain_head(head: Any) -> bool:
     """Tell whether a head is nothing but two deconvolutions that differ in their channels."""
     if type(head) is not HeatmapHead or head.locref_head is None:
         return False
-    both = [head.heatmap_head, head.locref_head]
-    layers = [layer for one in both for layer in one.deconv_layers.children()]
+    return _are_alike([head.heatmap_head, head.locref_head])
+
+
+def _is_plain_paf_head(head: Any) -> bool:
+    """Tell whether a head of part affinity fields refines its maps in stages, and nothing else."""
+    if type(head) is not DLCRNetHead or not head.num_stages:
+        return False
+    first = [head.convt1, head.convt2, head.convt3, head.convt4]
+    refined = [*head.hm_ref_layers, *head.paf_ref_layers]
+    parts = [*first, *refined, head.heatmap_head, head.locref_head, head.paf_head]
     return (
-        len(layers) == len(both)
-        and all(map(_is_deconvolution, layers))
-        and all(_is_nothing(one.final_conv) for one in both)
-        and (layers[0].kernel_size, layers[0].stride) == (layers[1].kernel_size, layers[1].stride)
+        {type(one) for one in first} == {nn.ConvTranspose2d}
+        and {type(one) for one in refined} == {nn.Conv2d}
+        and not any(part._forward_hooks for part in parts)
     )
+
+
+def _are_alike(modules: list[Any]) -> bool:
+    """Tell whether modules are deconvolutions that differ in their channels alone."""
+    layers = [layer for one in modules for layer in one.deconv_layers.children()]
+    return (
+        len(layers) == len(modules)
+        and all(map(_is_deconvolution, layers))
+        and all(_is_nothing(one.final_conv) for one in modules)
+        and len({(layer.kernel_size, layer.stride) for layer in layers}) == 1
+    )
+
+
+def _side_by_side(layers: list[Any], **how: Any) -> nn.ConvTranspose2d:
+    """Return one deconvolution that gives the channels of several of the same features in turn."""
+    channels = [one.out_channels for one in layers]
+    joint = nn.ConvTranspose2d(
+        layers[0].in_channels, sum(channels), layers[0].kernel_size, layers[0].stride, **how
+    )
+    joint.weight = nn.Parameter(torch.cat([one.weight for one in layers], dim=1))
+    joint.bias = nn.Parameter(torch.cat([one.bias for one in layers]))
+    return joint.to(memory_format=torch.channels_last)
 
 
 def _is_deconvolution(layer: Any) -> bool:

@@ -30,11 +30,19 @@ from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 from posedrop import layout
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
+<<<<<<< HEAD
 from worker import hardware, network, predictions, topdown, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Machine, Precision, UnfaithfulError
 from worker.child_main import is_out_of_memory
 from worker.detection import Detections, Detector, only_normalises
+=======
+from worker import hardware, network, paf, predictions, video
+from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
+from worker.arithmetic import Machine, Precision, UnfaithfulError
+from worker.child_main import is_out_of_memory
+from worker.cuda_decode import Card, DecodedOtherwiseError
+>>>>>>> main
 from worker.feed import Batches, Feed, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts
@@ -75,6 +83,7 @@ class Stay:
             try:
                 yield
             finally:
+                _warm.rest(job.model_bytes)
                 released()
                 self.ended = time.time()
                 self.seconds += self.ended - started
@@ -238,6 +247,7 @@ def _kept(job: Job, part: str, load: Callable[[str], Network]) -> Warm:
 
 
 def _prepared(model: Network) -> Warm:
+    paf.hasten(model.pose.model)
     machine = Machine(model.pose.model, model.device)
     model.pose.model = machine.exact  # the one it was loaded as is needed no more
     if watches_of(machine.exact, model.pcutoff) is not None:
@@ -265,14 +275,20 @@ def _infer(
     dynamic = isinstance(args, DeepLabCut2D) and args.dynamic is not None
     parts = Parts(None if dynamic else job.parts, job.part_seconds)
     precision = args.precision
-    try:
-        feed = _feed(args, warm, precision, total, learning)
-        found, reading = _through(job, args, feed, crop, total, parts, stay)
-    except UnfaithfulError as error:
-        print(f"{error}: once more in fp32")
-        precision = "fp32"
-        feed = _feed(args, warm, precision, total, learning)
-        found, reading = _through(job, args, feed, crop, total, parts, stay)
+    card = Card(job.decode, warm.network.device)
+    while True:
+        try:
+            feed = _feed(args, warm, precision, total, learning)
+            found, reading = _through(job, args, feed, crop, total, parts, stay, card)
+        except UnfaithfulError as error:
+            print(f"{error}: once more in fp32")
+            precision = "fp32"
+            card = card.afresh()
+        except DecodedOtherwiseError as error:
+            print(f"{error}: once more, decoded by the processor")
+            card = card.distrusted(error)
+        else:
+            break
     if not found.indexes:
         what = "can be decoded" if _selected(args, reading.end) else "is"
         raise AnalysisError(
@@ -282,7 +298,7 @@ def _infer(
         )
     told = feed.told()
     told["precision"]["asked"] = args.precision
-    return found, reading, told
+    return found, reading, {**told, "decode": card.told()}
 
 
 def _through(
@@ -293,9 +309,10 @@ def _through(
     total: int,
     parts: Parts,
     stay: Stay,
+    card: Card,
 ) -> tuple[Found, video.Reading]:
     # By another version, frames may have other numbers or other pixels.
-    setup = {**feed.setup, "analysis_version": job.version, "av": version("av")}
+    setup = {**feed.setup, **card.setup, "analysis_version": job.version, "av": version("av")}
     found, state = parts.load(setup)
     begin = args.start
     if found.indexes and state is not None:
@@ -312,6 +329,7 @@ def _through(
         order=feed.order,
         threads=CONVERTERS,
         reading=reading,
+        card=card,
     )
     with closing(video.ahead(frames, AHEAD)) as ready:
         # With the first one taken, more are decoded, whoever has the network meanwhile.
@@ -320,6 +338,7 @@ def _through(
             job.report("infer", len(found.indexes), total)
             shown = _cropped_all(chain(early, ready), crop)
             _predict(job, feed, shown, found, parts, setup, total)
+    card.confirm(job.video)
     return found, reading
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from worker import tuning
 from worker.arithmetic import WINDOW, Arithmetic, Choice, Doubt, Launched, Precision, State
 from worker.child_main import is_out_of_memory
+from worker.streams import Mark, Upload, device_of
 from worker.tuning import Memory, Tuned, Way
 from worker.warm import Warm
 from worker.watch import watches_of
@@ -89,6 +91,10 @@ class Pass:
         self._fills = fills
         self._device = torch.device(warm.network.device)
         self._accelerated = accelerated(self._device)
+        self._cuda = device_of(self._device)
+        self._upload = Upload(self._device, self._cuda)
+        self._graphs = warm.machine.graphs
+        self._replays = self._graphs.replays
         self._watches = watches_of(warm.machine.exact, pcutoff)
         self._pcutoff = pcutoff
         self._numbers = warm.machine.numbers_for(precision, watched=self._watches is not None)
@@ -143,6 +149,7 @@ class Pass:
             "precision": state.told(self._precision),
             "batch_size": self.batch,
             "tuning": self._tuned.told() if self._tuned is not None else None,
+            **({"graphs": self._graphs.told(self._replays)} if self._cuda is not None else {}),
         }
 
     def outputs(self, pictures: Iterator[Frame | None]) -> Iterator[Raw]:
@@ -166,7 +173,7 @@ class Pass:
             UnfaithfulError: the fast arithmetic moved a keypoint; begin again in fp32.
         """
         waiting: deque[Frame] = deque()
-        flying: deque[tuple[list[Frame], Launched]] = deque()
+        flying: deque[tuple[list[Frame], Launched, Mark | None]] = deque()
         in_flight = IN_FLIGHT if self._accelerated else 1
         more, flushes = True, False
         while more or waiting or flying or self._done:
@@ -189,13 +196,14 @@ class Pass:
                 if begins:
                     self._settle_before(self._machine.state.frames + sum(map(_size, flying)))
                     group = [waiting.popleft() for _ in range(min(self._wanted, len(waiting)))]
-                    flying.append((group, self._launch(group, fills=flushes or self._fills)))
+                    launched = self._launch(group, fills=flushes or self._fills)
+                    flying.append((group, launched, self._marked()))
                     group = []
                     if len(flying) < in_flight and more and not flushes and not self.rests:
                         continue
                 if flying:
-                    group, launched = flying[0]
-                    self._collect(launched)
+                    group, launched, mark = flying[0]
+                    self._collect(launched, mark)
                     flying.popleft()
                     group = []
                     self._settle(self._again_batch - 1)
@@ -207,7 +215,7 @@ class Pass:
                 if not is_out_of_memory(error) or self.batch == 1:
                     raise
                 # All that was begun goes back to the front of the queue, in its order.
-                groups = [one for one, _ in flying]
+                groups = [one for one, *_ in flying]
                 if not (groups and groups[0] is group):
                     groups.append(group)
                 waiting.extendleft(one for its in reversed(groups) for one in reversed(its))
@@ -232,8 +240,11 @@ class Pass:
     @property
     def _wanted(self) -> int:
         """Pictures of the next batch."""
-        learns = self._arithmetic is not None and self._arithmetic.learns
-        return self._again_batch if learns else self.batch
+        computing = self._arithmetic
+        if computing is None or not computing.learns:
+            return self.batch
+        # Few, as they are computed both ways; but a film may begin with long nothing.
+        return min(self.batch, self._again_batch << min(computing.state.blank, 8))
 
     def _begin(self, picture: Frame) -> None:
         """Choose how to compute, by timing it on a film's first picture."""
@@ -299,15 +310,24 @@ class Pass:
         pixels = self._pixels(group + group[-1:] * (size - len(group)))
         return self._machine.launch(pixels, len(group))
 
-    def _pixels(self, images: list[Frame]) -> torch.Tensor:
-        pixels = torch.from_numpy(np.stack(images) if len(images) > 1 else images[0][None])
-        if self._device.type == "cuda":
-            pixels = pixels.pin_memory()
-        return pixels.to(self._device, non_blocking=True)
+    def _marked(self) -> Mark | None:
+        """Mark where the device is when it has done what it was told so far."""
+        if self._cuda is None:
+            return None
+        mark = self._cuda.mark()
+        mark.record()
+        return mark
 
-    def _collect(self, launched: Launched) -> None:
-        found, doubts = self._machine.collect(launched)
-        batch = Batch(_here(found), launched.count, doubts)
+    def _pixels(self, images: list[Frame]) -> torch.Tensor:
+        return self._upload(images)
+
+    def _collect(self, launched: Launched, mark: Mark | None) -> None:
+        # What is computed only now has its place behind the batch that is at work.
+        begun = launched.outputs is not None
+        beside = self._cuda.beside(mark) if begun and self._cuda and mark else nullcontext()
+        with beside:
+            found, doubts = self._machine.collect(launched)
+            batch = Batch(_here(found), launched.count, doubts)
         self._done.append(batch)
         self._doubts += [(doubt, batch) for doubt in doubts]
 
@@ -354,6 +374,7 @@ class Pass:
         self._free()
 
     def _free(self) -> None:
+        self._graphs.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -366,7 +387,7 @@ def accelerated(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def _size(flying: tuple[list[Frame], Launched]) -> int:
+def _size(flying: tuple[list[Frame], Launched, Mark | None]) -> int:
     return len(flying[0])
 
 

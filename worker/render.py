@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av.error
 import cv2
 import matplotlib
 import numpy as np
@@ -25,8 +26,8 @@ from matplotlib.lines import Line2D
 
 from posedrop.analyses import UNFINISHED
 from posedrop.errors import AnalysisError
-from worker import video
-from worker.canvas import Canvas, encode, open_canvases
+from worker import nvenc, video
+from worker.canvas import X264, Canvas, Encoder, encode, open_canvases
 
 Report = Callable[[str, int, int | None], None]
 Floats = npt.NDArray[np.float32]
@@ -56,11 +57,13 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
             where there is one), ``out`` (an existing folder), ``pcutoff`` (0 to 1), ``style``
             (``dotsize``: radius in pixels or None, ``trail``: frames, ``skeleton``: bool,
             ``colormap``: matplotlib's name), ``skeleton`` (pairs of bodyparts), ``start``, ``stop``
-            and ``stride`` (the frames that were analysed).
+            and ``stride`` (the frames that were analysed); ``encode`` (``auto``, ``cpu``, ``cuda``)
+            and ``device`` (where networks run, as torch names it), if a card may encode.
         report: ``report(stage, frames_done, frames_total)``.
 
     Returns:
-        ``{"frames": drawn, "timings": {"video": seconds, "plots": seconds}}``.
+        ``{"frames": drawn, "timings": {"video": seconds, "plots": seconds}}``, and in ``encode``
+        what :class:`posedrop.records.Encoded` has.
 
     Raises:
         RefusedVideoError: the video can't be decoded.
@@ -75,27 +78,43 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         poses, colours, bones, payload["pcutoff"], style.get("dotsize"), style.get("trail", 0)
     )
     started = time.monotonic()
-    canvases = open_canvases(
-        Path(payload["video"]),
-        start=payload["start"],
-        stop=payload["stop"],
-        stride=payload["stride"],
-    )
-    with closing(video.ahead(canvases, AHEAD)) as ready:
-        unfinished = out / f"pose{UNFINISHED}"
-        drawn = encode(unfinished, _drawn(ready, painter, report))
+    device = payload.get("device", "auto")
+    encoder, why = nvenc.chosen(payload.get("encode", "cpu"), device)
+    unfinished = out / f"pose{UNFINISHED}"
+
+    def encoded(encoder: Encoder) -> int:
+        canvases = open_canvases(
+            Path(payload["video"]),
+            start=payload["start"],
+            stop=payload["stop"],
+            stride=payload["stride"],
+        )
+        with closing(video.ahead(canvases, AHEAD)) as ready:
+            drawn = _drawn(ready, painter, report)
+            return encode(unfinished, drawn, encoder=encoder, gpu=nvenc.number_of(device))
+
+    try:
+        drawn = encoded(encoder)
+    except av.error.FFmpegError as error:
+        if encoder == X264:
+            raise
+        encoder, why = X264, f"the card could not encode this film: {nvenc.words(error)}"
+        report("encode", 0, None)  # it begins anew
+        drawn = encoded(encoder)
+    print(f"pose.mp4 by {encoder}: {why}")
     if not drawn:
         raise AnalysisError("the video has no frame in this range", code="no_frames")
     unfinished.rename(out / "pose.mp4")
-    encoded = time.monotonic()
+    at = time.monotonic()
     plot_trajectory(out / "trajectory.png", poses, colours, payload["pcutoff"], painter.size)
     plot_likelihood(out / "likelihood.png", poses, colours, payload["pcutoff"])
     return {
         "frames": drawn,
         "timings": {
-            "video": round(encoded - started, 3),
-            "plots": round(time.monotonic() - encoded, 3),
+            "video": round(at - started, 3),
+            "plots": round(time.monotonic() - at, 3),
         },
+        "encode": {"used": encoder, "why": why},
     }
 
 

@@ -31,6 +31,7 @@ from posedrop.errors import (
 from posedrop.queue import QueueError
 from posedrop.records import (
     Artefact,
+    Encoded,
     Inference,
     Model,
     NeedsNewer,
@@ -54,6 +55,7 @@ STAGES = frozenset({"infer", "track", "filter", "write", "render"})
 RUN_LOG = "run.log"
 _TAIL_BYTES = 2000
 _TIMINGS = TypeAdapter(dict[str, Seconds])
+_ENCODED = TypeAdapter(Encoded | None)
 
 Work = Callable[[Workshop, str, Request, Claim, Path], None]
 
@@ -392,6 +394,7 @@ def _from_the_network(
         **_job(request, folder),
         "model": str(model) if model else None,
         "device": shop.settings.device,
+        "decode": _at_first(held, shop.settings.decode),
         "parts": str(parts.folder),
         "part_seconds": shop.settings.checkpoint_seconds,
         "model_bytes": shop.settings.model_bytes // pair.CHILDREN,
@@ -423,6 +426,14 @@ def _from_the_network(
         _upload(shop, run, held, [folder / "out" / layout.PREDICTIONS])
         answer = _finished(shop, request, held, folder)
     return answer, fetched
+
+
+def _at_first(held: Claim, by: str) -> str:
+    """Return who is to decode or encode: of a film that was tried before, no card is asked again.
+
+    A driver that hangs, or takes its process along, can't say so: the next attempt does without.
+    """
+    return by if held.is_first else "cpu"
 
 
 def _from_predictions(
@@ -629,7 +640,11 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
     model = _model(shop, request)
     answer = shop.cpu.call(
         "worker.render:render",
-        _drawing(request, model, video, poses, out),
+        {
+            **_drawing(request, model, video, poses, out),
+            "device": shop.settings.device,
+            "encode": _at_first(held, shop.settings.encode),
+        },
         on_progress=held.progress,
         should_stop=_should_stop(held, shop),
         wall_seconds=600.0 + 1.0 * request.probe.frames,
@@ -643,9 +658,13 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
     kept = [a for a in inference.artefacts if a.name != RUN_LOG]
     try:
         took = _TIMINGS.validate_python(answer.get("timings"))
+        encoded = _ENCODED.validate_python(answer.get("encode"))
     except ValueError as error:
         raise _bad_answer("render", error) from error
     timings = {f"render_{name}": seconds for name, seconds in took.items()}
+    if encoded is not None:
+        details = {**inference.details, "encode": encoded.model_dump()}
+        inference = inference.model_copy(update={"details": details})
     held.end("done")
     _succeed(shop, run, request, held, inference, kept + held.artefacts, timings)
 

@@ -20,16 +20,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from itertools import chain, starmap
 from math import atan2, degrees
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import av
 import av.error
 import cv2
 import numpy as np
 import numpy.typing as npt
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -39,6 +41,9 @@ from av.video.stream import VideoStream
 from posedrop.errors import RefusedVideoError
 from worker import endings
 from worker.times import LONGEST_PAUSE, Clock
+
+if TYPE_CHECKING:
+    from worker.cuda_decode import Card
 
 Item = TypeVar("Item")
 Image = npt.NDArray[np.uint8]
@@ -76,7 +81,7 @@ MAX_DAMAGED_READS = 1000
 
 @contextmanager
 def opened(
-    path: Path, max_pixels: int = MAX_PIXELS
+    path: Path, max_pixels: int = MAX_PIXELS, hwaccel: HWAccel | None = None
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video for reading; what it holds that can't be read is a RefusedVideoError."""
     options = {
@@ -90,7 +95,11 @@ def opened(
     try:
         # The prefix keeps a path from being read as an address. Tags in any encoding are fine.
         container = av.open(
-            f"file:{path}", format=known, options=options, metadata_errors="replace"
+            f"file:{path}",
+            format=known,
+            options=options,
+            metadata_errors="replace",
+            hwaccel=hwaccel,
         )
     except (av.error.FFmpegError, builtins.MemoryError) as error:
         # FFmpeg says EIO, EPERM and ENOMEM of what it reads in a header, too.
@@ -262,6 +271,7 @@ def frames(
     order: Order = "rgb",
     threads: int = 1,
     reading: Reading | None = None,
+    card: Card | None = None,
 ) -> Generator[tuple[int, Image]]:
     """Decode a video, one frame in memory at a time (and the few that the decoder holds).
 
@@ -278,6 +288,7 @@ def frames(
         threads: how many convert to RGB, which takes longer than to decode; each has a frame or
             two in memory.
         reading: told what is found out on the way.
+        card: decodes, if it can (:mod:`worker.cuda_decode`).
 
     Yields:
         The frame's number, and its pixels: uint8, (height, width, 3), C-contiguous.
@@ -301,7 +312,7 @@ def frames(
             mapped = _maps_by_metadata(picture.frame)
             yield picture, opencv.image(picture.index - len(told.lost)) if mapped else None
 
-    with closing(opencv), closing(pictures(path, start, stop, stride, told)) as shown:
+    with closing(opencv), closing(pictures(path, start, stop, stride, told, card)) as shown:
         if threads == 1:
             yield from starmap(convert, both())
             return
@@ -397,10 +408,15 @@ def ahead(items: Iterator[Item], size: int) -> Generator[Item]:
 
 
 def pictures(
-    path: Path, start: int, stop: int | None, stride: int, reading: Reading | None = None
+    path: Path,
+    start: int,
+    stop: int | None,
+    stride: int,
+    reading: Reading | None = None,
+    card: Card | None = None,
 ) -> Generator[Picture]:
     """Yield the decoded frames ``start``, ``start + stride``, ... before ``stop``."""
-    with closing(numbered(path, reading or Reading())) as shown:
+    with closing(numbered(path, reading or Reading(), card=card)) as shown:
         for picture in shown:
             if stop is not None and picture.index >= stop:
                 return
@@ -408,12 +424,23 @@ def pictures(
                 yield picture
 
 
-def numbered(path: Path, reading: Reading, max_pixels: int = MAX_PIXELS) -> Generator[Picture]:
-    """Yield all frames of a video that can be decoded, each with its number."""
+def numbered(
+    path: Path, reading: Reading, max_pixels: int = MAX_PIXELS, card: Card | None = None
+) -> Generator[Picture]:
+    """Yield all frames of a video that can be decoded, each with its number.
+
+    Args:
+        card: decodes, as long as it can; then all is decoded by the CPU (:meth:`Card.compare`).
+    """
     given = 0
-    for exact in (False, True):
-        with suppress(_DamagedError):
-            for picture in _passage(path, reading, exact, max_pixels):
+    passages = [_passage(path, reading, exact, max_pixels) for exact in (False, True)]
+    if card is not None and card.takes(path):
+        passages.insert(0, _by_card(path, reading, max_pixels, card))
+    for passage in passages:
+        with suppress(_DamagedError), closing(passage):
+            for picture in passage:
+                if card is not None:
+                    card.compare(picture)
                 if picture.index >= given:
                     given = picture.index + 1
                     yield picture
@@ -427,16 +454,32 @@ class _DamagedError(Exception):
     """A decoder with threads met an error: which packet's it is, one without will tell."""
 
 
-def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Generator[Picture]:
+def _by_card(path: Path, reading: Reading, max_pixels: int, card: Card) -> Generator[Picture]:
+    """Decode a video by a card; whatever goes wrong there is a :class:`_DamagedError`."""
+    try:
+        for picture in _passage(path, reading, False, max_pixels, card):
+            card.gave(picture)
+            yield picture
+    except Exception as error:  # of the film or of the driver: without it, the film's will show
+        card.gave_up(error)
+        raise _DamagedError from error
+
+
+def _passage(
+    path: Path, reading: Reading, exact: bool, max_pixels: int, card: Card | None = None
+) -> Generator[Picture]:
     """Decode a video once from start to end, and number its frames.
 
     Args:
         exact: one frame after the other, so that an error is told with the packet it is in; else
             with threads, and at the first error a :class:`_DamagedError`.
+        card: decodes, in place of the CPU.
     """
-    with opened(path, max_pixels) as (container, stream):
-        if exact:
+    accelerator = card.accelerator() if card is not None else None
+    with opened(path, max_pixels, accelerator) as (container, stream):
+        if exact or card is not None:
             stream.codec_context.thread_count = 1
+        decode = stream.decode if card is None else partial(card.decode, stream)
         reading.base = stream.time_base or reading.base
         reading.rate = rate_of(stream)
         size = (stream.width, stream.height)
@@ -457,7 +500,7 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
 
         def on_damage() -> None:
             if not exact:
-                raise _DamagedError
+                raise _DamagedError("the container can't be read")
             gone.hides()
 
         broken = False
@@ -467,7 +510,7 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
                 missing += 1
                 waiting.append(packet.pts)
             try:
-                found = stream.decode(packet)
+                found = decode(packet)
             except builtins.MemoryError:
                 raise
             except av.error.FFmpegError as error:
@@ -479,7 +522,7 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
             missing -= len(found)
             yield from map(number, found)
         try:
-            found = stream.decode(None)
+            found = decode(None)
         except builtins.MemoryError:
             raise
         except av.error.FFmpegError as error:
@@ -489,10 +532,13 @@ def _passage(path: Path, reading: Reading, exact: bool, max_pixels: int) -> Gene
         missing -= len(found)
         told = {*shown, *(frame.pts for frame in found)}
         if not exact and missing > 0 and any(time is None or time not in told for time in waiting):
-            raise _DamagedError  # PyAV keeps an error to itself that comes behind a frame
+            # PyAV keeps an error to itself that comes behind a frame.
+            raise _DamagedError("a frame is missing")
         if not gone.at_the_end():
             yield from map(number, found)
             gone.close()
+        if card is not None:
+            card.ended(missing)
         reading.cut = broken or gone.at_the_end() or gone.hidden or endings.lacks_its_end(path)
 
 

@@ -31,14 +31,15 @@ class Warm:
 
     @property
     def bytes(self) -> int:
-        """What its weights take at the moment: the exact ones, the reduced, the detector's."""
+        """What it takes at the moment: weights, exact and reduced, the detector's, recordings."""
         modules = [*self.machine.forms(), *(self.detector.modules() if self.detector else [])]
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for module in modules
             for tensor in _tensors(module)
         }
-        return sum(storages.values()) + sum(fused.packed_bytes(module) for module in modules)
+        packed = sum(fused.packed_bytes(module) for module in modules)
+        return sum(storages.values()) + packed + self.machine.graphs.bytes
 
 
 class Shelf:
@@ -68,6 +69,14 @@ class Shelf:
         while size > most and len(self._models) > 1:
             size -= self._models.popitem(last=False)[1].bytes
             released()
+
+    def rest(self, most: int) -> None:
+        """Let recordings go until all is within ``most`` bytes: another process has its turn."""
+        size = sum(model.bytes for model in self._models.values())
+        for model in self.models():
+            if size > most:
+                size -= model.machine.graphs.bytes
+                model.machine.graphs.clear()
 
     def clear(self) -> None:
         """Let all models go."""

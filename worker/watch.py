@@ -11,7 +11,11 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from deeplabcut.pose_estimation_pytorch.models.predictors import HeatmapPredictor
+from deeplabcut.pose_estimation_pytorch.models.predictors import (
+    HeatmapPredictor,
+    PartAffinityFieldPredictor,
+    SimCCPredictor,
+)
 from torch import Tensor
 
 #: Cells that rival a peak reach this share of its height.
@@ -36,6 +40,11 @@ class Watch(ABC):
         self.predictor = model.heads[name].predictor
         self.stride = model.get_stride(name)
         self.pcutoff = pcutoff
+
+    @classmethod
+    def knows(cls, predictor: Any) -> bool:  # noqa: ARG003  # most know their class however it is set
+        """Tell whether the watch knows a predictor of its class that is set up like this one."""
+        return True
 
     @abstractmethod
     def shows(self, predictions: Named) -> Tensor:
@@ -135,10 +144,6 @@ class HeatmapWatch(Watch):
         return torch.hypot(across, _apart(y.expand_as(heat), rivals))
 
 
-#: Which watch knows which of DeepLabCut's predictors; no subclasses: what else they do is unknown.
-WATCHES: dict[type[Any], type[Watch]] = {HeatmapPredictor: HeatmapWatch}
-
-
 def watches_of(model: Any, pcutoff: float) -> dict[str, Watch] | None:
     """Return a watch for each of a model's heads by its name; None: one is of no known kind.
 
@@ -146,10 +151,19 @@ def watches_of(model: Any, pcutoff: float) -> dict[str, Watch] | None:
         model: DeepLabCut's PoseModel.
         pcutoff: likelihood below which nobody uses a keypoint.
     """
-    kinds = {name: WATCHES.get(type(head.predictor)) for name, head in model.heads.items()}
+    from worker.paf import PafWatch  # which is a Watch
+    from worker.simcc import SimCCWatch
+
+    # No subclasses of DeepLabCut's predictors: what else they do is unknown.
+    known: dict[type[Any], type[Watch]] = {
+        HeatmapPredictor: HeatmapWatch,
+        PartAffinityFieldPredictor: PafWatch,
+        SimCCPredictor: SimCCWatch,
+    }
     watches = {}
-    for name, kind in kinds.items():
-        if kind is None:
+    for name, head in model.heads.items():
+        kind = known.get(type(head.predictor))
+        if kind is None or not kind.knows(head.predictor):
             return None
         watches[name] = kind(model, name, pcutoff)
     return watches

@@ -31,6 +31,12 @@ def has(name, mode):
 print(json.dumps({"version": av.__version__, "libx264": has("libx264", "w"),
                   "h264": has("h264", "r")}))
 """
+# What an NVIDIA card can do for films: really done, as names of codecs are in every PyAV.
+_CARD = """
+import json
+from worker import cuda_decode, nvenc
+print(json.dumps({"decode": cuda_decode.lacking(DEVICE), "encode": nvenc.lacking_on(DEVICE)}))
+"""
 _TORCH = """
 import json
 from worker.hardware import described
@@ -53,6 +59,7 @@ def worker(settings: Settings) -> Iterator[Finding]:
         return
     yield _codecs()
     yield _device(settings.device)
+    yield _card(settings)
     yield _isolation()
 
 
@@ -109,6 +116,31 @@ def _device(wanted: str) -> Finding:
         f"{message}, but POSEDROP_DEVICE={wanted}",
         "install the driver and a torch that fits it, or set POSEDROP_DEVICE=auto",
     )
+
+
+def _card(settings: Settings) -> Finding:
+    """See who decodes and encodes, and whether that is what is set."""
+    found = _probe(_CARD.replace("DEVICE", repr(settings.device)))
+    if isinstance(found, str):
+        return Finding("card", WARN, f"it can't be told what a card can do: {found}")
+    parts = []
+    for what, wanted in (("decode", settings.decode), ("encode", settings.encode)):
+        how = f"POSEDROP_{what.upper()}={wanted}"
+        lacks = found[what]
+        parts.append(
+            f"{what}: the processor ({lacks}; {how})" if lacks else f"{what}: a card ({how})"
+        )
+    lacking = [
+        what for what in ("decode", "encode") if getattr(settings, what) == "cuda" and found[what]
+    ]
+    if lacking:
+        todo = (
+            "install the driver with its video libraries (libnvcuvid, libnvidia-encode; in a "
+            "container NVIDIA_DRIVER_CAPABILITIES=compute,utility,video), or set "
+            + " and ".join(f"POSEDROP_{what.upper()}=auto" for what in lacking)
+        )
+        return Finding("card", WARN, "; ".join(parts), todo)
+    return Finding("card", OK, "; ".join(parts))
 
 
 def _isolation() -> Finding:

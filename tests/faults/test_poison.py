@@ -73,6 +73,7 @@ ANSWERS: list[tuple[str, dict[str, Any]]] = [
     ("worker.render:render", {"timings": None}),
     ("worker.render:render", {"timings": {"video": "long"}}),
     ("worker.render:render", {"timings": {"video": float("nan")}}),
+    ("worker.render:render", {"timings": {}, "encode": {"used": "x264", "why": "y" * 10**6}}),
 ]
 
 

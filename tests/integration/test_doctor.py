@@ -73,7 +73,7 @@ def run_doctor(data_dir: Path, environment: Mapping[str, str]) -> tuple[int, dic
 
 
 #: What depends on the machine that the tests run on.
-LOCAL = {"codecs", "device", "isolation", "scratch", "worker"}
+LOCAL = {"card", "codecs", "device", "isolation", "scratch", "worker"}
 
 
 def states(findings: Mapping[str, list[Any]]) -> dict[str, set[str]]:

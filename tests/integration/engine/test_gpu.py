@@ -1,0 +1,181 @@
+"""The way of a film on a GPU, on a pretended one: counted is what it would be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from posedrop.analyses import Job
+from tests.integration.engine.analysed import Ours, furthest, read
+from tests.samples import Sample
+from tests.taped import Cuda, Device
+from tests.unit import cards
+from worker import arithmetic, fused, inference, passes, tables
+from worker.analyses.deeplabcut_2d import deeplabcut_2d
+from worker.graphs import PROOFS, SEEN
+
+BATCH = 4
+#: Small pictures: a processor has to do it all.
+CROP = {"x1": 120, "x2": 184, "y1": 80, "y2": 144}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Pictures of this size are not worth two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Gpu:
+    """A pretended GPU: what it recorded, what was sent to it, how much it had at a time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.forget()
+        monkeypatch.setattr(arithmetic, "recorder_of", lambda _: self.recorder)
+        monkeypatch.setattr(passes, "device_of", lambda _: self.cuda)
+        monkeypatch.setattr(passes, "accelerated", lambda _: True)
+        # What runs on a CPU alone is not there.
+        monkeypatch.setattr(fused, "fuse", lambda _: 0)
+        launch, collect = arithmetic.Arithmetic.launch, arithmetic.Arithmetic.collect
+
+        def launched(its: Any, pixels: torch.Tensor, count: int) -> Any:
+            self.shapes.append(tuple(pixels.shape))
+            self.flying += 1
+            self.most_flying = max(self.most_flying, self.flying)
+            return launch(its, pixels, count)
+
+        def collected(its: Any, batch: Any) -> Any:
+            self.flying -= 1
+            return collect(its, batch)
+
+        monkeypatch.setattr(arithmetic.Arithmetic, "launch", launched)
+        monkeypatch.setattr(arithmetic.Arithmetic, "collect", collected)
+
+    def forget(self) -> None:
+        self.recorder, self.cuda = Device(), Cuda()
+        self.shapes: list[tuple[int, ...]] = []
+        self.flying = self.most_flying = 0
+
+
+def test_a_film_is_sent_recorded_and_replayed(
+    long: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many transfers as batches, in few pinned buffers; two at work; the same poses by bits."""
+    gpu = Gpu(monkeypatch)
+    with monkeypatch.context() as without:
+        without.setattr(arithmetic, "recorder_of", lambda _: None)
+        expected = run(long.film, long.model, crop=CROP, batch_size=BATCH)
+    inference._warm.clear()
+    gpu.forget()
+    ours = run(long.film, long.model, crop=CROP, batch_size=BATCH)
+    batches = ceil(60 / BATCH)
+    assert furthest(ours.poses, expected.poses) == 0
+    timed = len(gpu.shapes) - batches
+    assert gpu.cuda.sent_count == batches + timed
+    assert {shape[0] for shape in gpu.shapes} == {BATCH}
+    assert len(gpu.cuda.pinned_sizes) == 3
+    assert gpu.cuda.beside_count == batches
+    assert gpu.most_flying == 2
+    assert [shape[0] for shape in gpu.recorder.recorded] == [BATCH]
+    replays = ours.answer["details"]["graphs"]["replays"]
+    assert replays == gpu.recorder.replays
+    assert batches - SEEN <= replays <= batches
+    assert replays > PROOFS
+    [warm] = inference._warm.models()
+    assert warm.machine.graphs.bytes > 0
+    # Within the bound, recordings stay for the next film, and are gone beyond.
+    run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8)
+    assert len(gpu.recorder.recorded) == 1
+    run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8, model_bytes=0)
+    assert (gpu.recorder.held, warm.machine.graphs.bytes) == (0, 0)
+
+
+def test_memory_that_runs_out_is_freed_of_recordings(
+    long: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch is halved, what was recorded for it is let go, and the poses are the same."""
+    gpu = Gpu(monkeypatch)
+    expected = run(long.film, long.model, crop=CROP, batch_size=BATCH // 2)
+    inference._warm.clear()
+    gpu.forget()
+    launch, full = arithmetic.Arithmetic.launch, [True]
+
+    def crowded(its: Any, pixels: torch.Tensor, count: int) -> Any:
+        if full and len(pixels) == BATCH and gpu.recorder.replays > PROOFS:
+            full.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return launch(its, pixels, count)
+
+    monkeypatch.setattr(arithmetic.Arithmetic, "launch", crowded)
+    ours = run(long.film, long.model, crop=CROP, batch_size=BATCH)
+    assert not full
+    assert furthest(ours.poses, expected.poses) == pytest.approx(0, abs=1e-3)
+    assert ours.answer["details"]["batch_size"] == BATCH // 2
+    assert [shape[0] for shape in gpu.recorder.recorded] == [BATCH, BATCH // 2]
+    assert gpu.recorder.most_held == 1
+
+
+@pytest.mark.parametrize("fault", ["none", "wrong last"])
+def test_a_card_that_decodes_is_believed_or_not(
+    fault: str, short: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its frames are the network's, and result.json says so; or all is done again without it."""
+
+    class Card(cards.PretendedCard):
+        def fault(self, number: int, frame: Any) -> list[Any]:  # type: ignore[override]
+            if fault == "wrong last" and number == 11:
+                frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+            return [frame]
+
+    film = tmp_path / "film.mp4"
+    _in_420(short.film, film)
+    poses = []
+    for name, decode in (("whole", "cpu"), ("card", "cuda")):
+        monkeypatch.setattr(inference, "Card", Card)
+        out, parts = tmp_path / name, tmp_path / f"{name}-parts"
+        out.mkdir()
+        parts.mkdir()
+        args = deeplabcut_2d.normalise({"model": "m", "precision": "fp32", "crop": CROP})
+        job = Job(film, out, args, short.model, "d" * 64, lambda *_: None, "cpu", parts=parts)
+        job = replace(job, decode=decode, part_seconds=0.0)
+        inference.run(job)
+        poses.append(read(out, tables.finish(job)))
+    whole, ours = poses
+    assert furthest(ours.poses, whole.poses) == 0
+    assert whole.answer["details"]["decode"]["used"] == "cpu"
+    told = ours.answer["details"]["decode"]
+    if fault == "none":
+        assert told == {
+            "asked": "cuda",
+            "used": "cuda",
+            "why": "POSEDROP_DECODE=cuda",
+            "by_card": 12,
+        }
+    else:
+        assert (told["used"], told["by_card"]) == ("cpu", 0)
+        assert "not the processor's" in told["why"]
+
+
+def _in_420(film: Path, target: Path) -> None:
+    """Encode a film as a card can decode it."""
+    import av
+
+    with av.open(str(film)) as source, av.open(str(target), "w") as out:
+        stream = out.add_stream("libx264", rate=30)
+        stream.width, stream.height = source.streams.video[0].width, source.streams.video[0].height
+        stream.pix_fmt = "yuv420p"
+        for number, frame in enumerate(source.decode(video=0)):
+            plain = frame.reformat(format="yuv420p")
+            plain.pts = number
+            plain.time_base = Fraction(1, 30)
+            out.mux(stream.encode(plain))
+        out.mux(stream.encode())
