@@ -603,6 +603,7 @@ def fold(module: nn.Module) -> int:
     """Fold a module's normalisations into the convolutions before them; return how many."""
     folds = 0
     before: tuple[str, nn.Module] | None = None
+    child: Any
     for name, child in list(module.named_children()):
         # No subclasses: what else they do would be lost.
         if before and type(before[1]) is nn.Conv2d and type(child) in _NORMS:

@@ -196,10 +196,10 @@ class Quick(ABC):
         """Return the boxes that count, and whether they would be the same without the noise."""
         least, limit, count, side = self._limits
         floor = _odds(least)
-        odds = judged.merits
-        order = odds.argsort(descending=True, stable=True)
-        order = order[odds[order] > floor - noise.merit]
-        odds, found = odds[order].numpy(), clip_boxes_to_image(judged.boxes[order], size)
+        order = judged.merits.argsort(descending=True, stable=True)
+        order = order[judged.merits[order] > floor - noise.merit]
+        odds = judged.merits[order].numpy()
+        found = clip_boxes_to_image(judged.boxes[order], size)
         array = found.numpy()
         exist = exist[order.numpy()] & (odds > floor + noise.merit)
         wide = (array[:, 2:] - array[:, :2]).min(axis=1, initial=np.inf)
@@ -328,7 +328,8 @@ class QuickRCNN(Quick):
             chosen = places[(places >= int(start)) & (places < int(end))]
             parts.append(level[row, chosen - int(start)])
         found = rpn.box_coder.decode_single(torch.cat(parts), anchors[places])
-        return clip_boxes_to_image(found, images.image_sizes[row])
+        inside: Tensor = clip_boxes_to_image(found, images.image_sizes[row])
+        return inside
 
     def _proposals(self, seen: _Seen, images: ImageList, row: int, noise: Noise) -> _Proposals:
         """Return all that may be proposals, as torchvision's ``filter_proposals``."""
@@ -341,15 +342,16 @@ class QuickRCNN(Quick):
             exist.append(there)
             levels.append(np.full(len(best), number))
             start += level.shape[1]
-        place, merit = torch.cat(places), torch.cat(merits)
+        place, objectness = torch.cat(places), torch.cat(merits)
         there, kinds = np.concatenate(exist), np.concatenate(levels)
         found = self._decoded(seen, images, row, place)
         sides = (found[:, 2:] - found[:, :2]).amin(dim=1)
         floor = _odds(rpn.score_thresh)
-        order = merit.argsort(descending=True, stable=True)
-        order = order[(sides[order] >= rpn.min_size) & (merit[order] >= floor - noise.objectness)]
+        order = objectness.argsort(descending=True, stable=True)
+        order = order[sides[order] >= rpn.min_size]
+        order = order[objectness[order] >= floor - noise.objectness]
         rows = order.numpy()
-        place, merit, found = place[order], merit[order].numpy(), found[order]
+        place, merit, found = place[order], objectness[order].numpy(), found[order]
         there = there[rows] & (merit >= floor + noise.objectness)
         array = found.numpy()
         slack = boxes.slack_of(array, max(noise.proposal, LEAST_ERROR))
@@ -389,7 +391,7 @@ class QuickRCNN(Quick):
         all_ = torch.cat([found for _, found in regions])
         rows = torch.cat([torch.full((len(found), 1), float(row)) for row, found in regions])
         merits, moves = [], []
-        for whole in torch.cat([rows, all_], dim=1).split(REGIONS):
+        for whole in torch.split(torch.cat([rows, all_], dim=1), REGIONS):
             features = heads.box_head(self._pooled(seen, images, whole))
             logits, deltas = heads.box_predictor(features[: len(whole)])
             merits.append(_merits(logits, self._label))
@@ -398,7 +400,7 @@ class QuickRCNN(Quick):
         label = slice(4 * self._label, 4 * self._label + 4)
         decoded = heads.box_coder.decode_single(deltas[:, label], all_)
         counts = [len(found) for _, found in regions]
-        both = zip(decoded.split(counts), merit.split(counts), strict=True)
+        both = zip(torch.split(decoded, counts), torch.split(merit, counts), strict=True)
         return [_Judged(*one) for one in both]
 
     def _pooled(self, seen: _Seen, images: ImageList, regions: Tensor) -> Tensor:
@@ -560,8 +562,11 @@ class Detections:
         self._size: tuple[int, ...] = ()
         self._seconds: dict[int, list[float]] = {}
         self._slow = self._fast = 0.0
+        there = detector.quick is not None
         worth = frames is None or frames >= WORTH_FRAMES
-        self.known = Detected(Noise(), quick=worth and detector.quick is not None)
+        self.known = Detected(Noise(), quick=worth and there)
+        self.setup = {"quick_detector": there}
+        """What a state has to have been made with."""
         self.batch = batch or (FIRST_BATCH if self._accelerated else 1)
         """Frames at once."""
 
@@ -620,9 +625,9 @@ class Detections:
                 waiting.extendleft(reversed(group))
                 self._halve()
                 continue
-            for (number, frame), context in zip(group, launched, strict=True):
+            for one, context in zip(group, launched, strict=True):
                 self.known.frames += 1
-                yield number, frame, context
+                yield (*one, context)
 
     def _know(self, frame: Frame) -> None:
         """Take the batch that was found for frames of this size before."""

@@ -5,7 +5,7 @@ lays a convolution's weights out anew at each call. oneDNN can do the three in o
 laid out once: it is what ``torch.compile`` makes of them, had without a compiler. The operators are
 private to torch, so nobody should use what is made here without comparing what comes out.
 
-Blocks are those of timm's ResNets and HRNets, which DeepLabCut's backbones are made of, and those of
+Blocks are those of timm's ResNets and HRNets, which DeepLabCut's backbones are made of, and of
 torchvision's detectors, where their normalisations were folded into the convolutions (a GroupNorm
 can't be). Other convolutions gain by their weights.
 """
@@ -243,8 +243,9 @@ def fuse(module: nn.Module, make: Maker = Convolution) -> int:
         stem.conv1, stem.act1 = make(stem.conv1, "relu"), nn.Identity()
         fused += 1
     if type(module) is Conv2dNormActivation and _is_plain_sequence(module):
-        module[0] = make(module[0], _ACTIVATIONS[type(module[-1])])
-        module[-1] = nn.Identity()
+        parts: Any = module
+        parts[0] = make(parts[0], _ACTIVATIONS[type(parts[-1])])
+        parts[-1] = nn.Identity()
         fused += 1
     before: Any = None
     child: Any
@@ -343,7 +344,7 @@ def _is_plain_torchvision_block(block: Any) -> bool:
     )
 
 
-def _is_plain_sequence(parts: nn.Sequential) -> bool:
+def _is_plain_sequence(parts: Any) -> bool:
     """Tell whether torchvision's sequence is nothing but a convolution and an activation."""
     first, *rest = parts
     return (

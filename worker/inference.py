@@ -30,19 +30,12 @@ from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 from posedrop import layout
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
-<<<<<<< HEAD
-from worker import hardware, network, predictions, topdown, video
-from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
-from worker.arithmetic import Machine, Precision, UnfaithfulError
-from worker.child_main import is_out_of_memory
-from worker.detection import Detections, Detector, only_normalises
-=======
-from worker import hardware, network, paf, predictions, video
+from worker import hardware, network, paf, predictions, topdown, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Machine, Precision, UnfaithfulError
 from worker.child_main import is_out_of_memory
 from worker.cuda_decode import Card, DecodedOtherwiseError
->>>>>>> main
+from worker.detection import Detections, Detector, only_normalises
 from worker.feed import Batches, Feed, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts

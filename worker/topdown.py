@@ -43,7 +43,8 @@ class TopDown(Feed):
         self._pass = pictures
         self._detections = detections
         self._rests = self._ends = False
-        self.setup = pictures.setup
+        self._next: tuple[int, Frame, Context] | None = None
+        self.setup = {**pictures.setup, **detections.setup}
 
     @property
     def between_batches(self) -> bool:
@@ -87,8 +88,6 @@ class TopDown(Feed):
         if self._next is None:
             self._next = next(found, None)
         return self._next is None
-
-    _next: tuple[int, Frame, Context] | None = None
 
     def _to_rest(
         self, found: Iterator[tuple[int, Frame, Context]]
