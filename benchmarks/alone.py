@@ -13,8 +13,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -24,12 +26,26 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 DEVICE_SECONDS = 0.005
 
 
-def stock_inference(config: str, film: str, out: str, constant: bool) -> dict[str, Any]:
-    """Run ``analyze_videos``; return its frames, and the seconds within its inference runner."""
+def stock_inference(
+    config: str, film: str, out: str, constant: bool, batch: int | None = None
+) -> dict[str, Any]:
+    """Run ``analyze_videos``; return its frames, and the seconds within its inference runners.
+
+    What the network found is left in ``out/found.npz``: bodyparts, (frames, animals, bodyparts, 3).
+
+    Args:
+        batch: of the network and the detector; None: as the project has them.
+    """
     import deeplabcut
+    import numpy as np
     import torch
     from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
-    from deeplabcut.pose_estimation_pytorch.runners.inference import PoseInferenceRunner
+    from deeplabcut.pose_estimation_pytorch.runners.inference import (
+        DetectorInferenceRunner,
+        PoseInferenceRunner,
+    )
+
+    from worker.detectors import nothing_downloaded
 
     if constant:
         PoseModel.forward = lambda self, x: {  # noqa: ARG005
@@ -38,26 +54,43 @@ def stock_inference(config: str, film: str, out: str, constant: bool) -> dict[st
                 "locref": torch.zeros((len(x), 8, 61, 81)),
             }
         }
-    inference = PoseInferenceRunner.inference
     seconds: list[float] = []
-    counts: list[int] = []
+    poses: list[Any] = []
 
-    def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        started = time.perf_counter()
-        found = inference(self, *args, **kwargs)
-        seconds.append(time.perf_counter() - started)
-        counts.append(len(found))
-        return found
+    def timed(runner: Any) -> Any:
+        inference = runner.inference
 
-    PoseInferenceRunner.inference = timed
-    deeplabcut.analyze_videos(config, [film], destfolder=out, device="cpu")
-    return {"seconds": sum(seconds), "frames": sum(counts), **_memory()}
+        def whole(self: Any, *args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            found = inference(self, *args, **kwargs)
+            seconds.append(time.perf_counter() - started)
+            if runner is PoseInferenceRunner:
+                poses.extend(found)
+            return found
+
+        return whole
+
+    runners = (PoseInferenceRunner, DetectorInferenceRunner)
+    batches = {} if batch is None else {"batch_size": batch, "detector_batch_size": batch}
+    with ExitStack() as stack:
+        for runner in runners:
+            stack.enter_context(patch.object(runner, "inference", timed(runner)))
+        stack.enter_context(nothing_downloaded())
+        try:
+            deeplabcut.analyze_videos(config, [film], destfolder=out, device="cpu", **batches)
+        except Exception as error:
+            # Tracking may find nothing to track, and its thread for decoding may lose a frame.
+            if not poses:
+                raise
+            print(f"after inference: {type(error).__name__}: {error}", file=sys.stderr)
+    np.savez(Path(out) / "found.npz", bodyparts=np.stack([one["bodyparts"] for one in poses]))
+    return {"seconds": sum(seconds), "frames": len(poses), **_memory()}
 
 
 def our_inference(
     model: str, film: str, out: str, precision: str, constant: bool, stop: int | None = None
 ) -> Any:
-    """Run the analysis; return its answer."""
+    """Run the analysis with nothing remembered of earlier ones; return its answer."""
     _be_a_worker()
     from posedrop.analyses import Job
     from worker import inference
@@ -68,7 +101,7 @@ def our_inference(
         _be_constant(0.0)
         args["batch_size"] = 8
     whole = deeplabcut_2d.normalise(args)
-    job = Job(Path(film), Path(out), whole, Path(model), "d", lambda *_: None, device="cpu")
+    job = Job(Path(film), Path(out), whole, Path(model), model, lambda *_: None, device="cpu")
     answer = inference.run(job)
     return {
         "seconds": answer["timings"]["inference"],
@@ -222,6 +255,55 @@ def alone(function: Callable[..., Any], **arguments: Any) -> Any:
     }  # fmt: skip
 
 
+class Alive:
+    """A process for many calls of one of the functions above: loading DeepLabCut takes seconds."""
+
+    def __init__(self, function: Callable[..., Any], log: Path) -> None:
+        self._log = log
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.alone", function.__name__],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            )  # fmt: skip
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Call it.
+
+        Raises:
+            RuntimeError: it failed; the message is its last words.
+        """
+        pipe, answers = self._process.stdin, self._process.stdout
+        assert pipe is not None
+        assert answers is not None
+        pipe.write(json.dumps(arguments) + "\n")
+        pipe.flush()
+        for line in answers:
+            if line.startswith("ANSWER "):
+                return json.loads(line.removeprefix("ANSWER "))
+            if line.startswith("FAILED "):
+                raise RuntimeError(json.loads(line.removeprefix("FAILED ")))
+        code = self._process.wait()
+        raise RuntimeError(f"the process ended with {code}: see {self._log}")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def _serve(function: Callable[..., Any]) -> None:
+    for line in sys.stdin:
+        try:
+            answer = function(**json.loads(line))
+        except Exception as error:  # told where the figure was to be
+            print("FAILED", json.dumps(f"{type(error).__name__}: {error}"[:500]), flush=True)
+        else:
+            print("ANSWER", json.dumps(answer), flush=True)
+
+
 if __name__ == "__main__":
-    name, arguments = sys.argv[1:]
-    print("ANSWER", json.dumps(ALONE[name](**json.loads(arguments))))
+    name, *arguments = sys.argv[1:]
+    if arguments:
+        print("ANSWER", json.dumps(ALONE[name](**json.loads(arguments[0]))))
+    else:
+        _serve(ALONE[name])
