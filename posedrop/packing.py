@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from posedrop import zoo
+from posedrop.conditions import CODE, find_conditions, is_conditional, pushed_conditions
 from posedrop.errors import BadRequestError, ModelError
 from posedrop.projects import (
     CONFIG,
@@ -52,7 +53,8 @@ def plan_push(
         path: a DeepLabCut 3 (PyTorch) project, its config.yaml, a ``.pt`` of
             ``deeplabcut.export_model``, or a folder with weights of DeepLabCut's model zoo.
         name: what it will be called: letters, digits, ``.``, ``_``, ``-``, at most 64.
-        shuffle: None: 1, or the only one there is.
+        shuffle: None: 1, or the only one there is. With a conditional top-down model goes the
+            bottom-up shuffle that its config names.
         snapshot: a snapshot's name (``snapshot-best-120``), or ``all``; None: the one that the
             config's ``snapshotindex`` names, the last (best) one if that says ``all``.
 
@@ -92,14 +94,19 @@ def _plan_project(
     def inside(file: Path) -> str:
         return file.relative_to(project).as_posix()
 
+    wiped = wiped_model_config(pytorch_config)
     files: list[tuple[Source, str]] = [
         (_dumped(wiped_project_config(whole_config)), CONFIG),
-        (
-            _dumped(wiped_model_config(pytorch_config)),
-            inside(folder / "train" / PYTORCH_CONFIG),
-        ),
         *((file, inside(file)) for file in snapshots),
     ]
+    if is_conditional(pytorch_config):
+        conditions = find_conditions(project, config, folder)
+        theirs = conditions.folder / "train" / PYTORCH_CONFIG
+        files.append((_dumped(wiped_model_config(read_yaml(theirs))), inside(theirs)))
+        files.append((conditions.snapshot, inside(conditions.snapshot)))
+        named = {"conditions": pushed_conditions(project, conditions)}
+        wiped["inference"] = {**mapping(wiped.get("inference")), **named}
+    files.append((_dumped(wiped), inside(folder / "train" / PYTORCH_CONFIG)))
     if str(pytorch_config.get("method", "bu")).lower() == "td":
         detector = chosen_detector(folder / "train", config)
         files.append((detector, inside(detector)))
@@ -135,6 +142,12 @@ def _plan_export(path: Path, name: str) -> tuple[Model, list[tuple[Source, str]]
         raise ModelError(f"there is no file {path}")
     content = _read_export(path)
     config = mapping(content["config"])
+    if is_conditional(config):
+        raise ModelError(
+            f"{path.name} is of a conditional top-down model, and an export lacks the bottom-up "
+            "model whose poses it improves: push the project, by which both go up",
+            code=CODE,
+        )
     wiped = wiped_model_config(config)
     source: Source = path
     if wiped != config:

@@ -24,21 +24,38 @@ CONFIG = "config.yaml"
 PYTORCH_CONFIG = "pytorch_config.yaml"
 MODEL_FOLDERS = "dlc-models-pytorch"
 
-_SHUFFLE = re.compile(r".*-trainset(?P<percent>\d+)shuffle(?P<shuffle>\d+)")
+SHUFFLE = re.compile(r".*-trainset(?P<percent>\d+)shuffle(?P<shuffle>\d+)")
 _SNAPSHOT = re.compile(r"snapshot(?P<best>-best)?-(?P<epochs>\d+)\.pt")
 _DETECTOR = re.compile(r"snapshot-detector(?P<best>-best)?-(?P<epochs>\d+)\.pt")
 
 
-def shuffle_folder(project: Path, config: Mapping[str, Any], shuffle: int | None) -> Path:
+def iteration_folder(project: Path, config: Mapping[str, Any]) -> Path:
+    """Return the folder of a project's trained shuffles.
+
+    Raises:
+        ModelError: code ``model_damaged``: the config's iteration leads to another place.
+    """
+    name = f"iteration-{config.get('iteration', 0)}"
+    if PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
+        raise ModelError(f"the config's iteration can't be {name[10:]!r}", code="model_damaged")
+    return project / MODEL_FOLDERS / name
+
+
+def shuffle_folder(
+    project: Path, config: Mapping[str, Any], shuffle: int | None, trainset_index: int = 0
+) -> Path:
     """Return the folder of a trained shuffle; None: 1, or the only one there is.
+
+    Args:
+        trainset_index: which of the config's TrainingFraction; 0: the first that is there.
 
     Raises:
         ModelError: there is none, or it is TensorFlow's; the message says what there is.
     """
-    iteration = project / MODEL_FOLDERS / f"iteration-{config.get('iteration', 0)}"
+    iteration = iteration_folder(project, config)
     found: dict[int, list[tuple[int, Path]]] = {}
     for folder in sorted(iteration.iterdir()) if iteration.is_dir() else []:
-        match = _SHUFFLE.fullmatch(folder.name)
+        match = SHUFFLE.fullmatch(folder.name)
         if match and (folder / "train" / PYTORCH_CONFIG).is_file():
             found.setdefault(int(match["shuffle"]), []).append((int(match["percent"]), folder))
     if not found:
@@ -50,6 +67,12 @@ def shuffle_folder(project: Path, config: Mapping[str, Any], shuffle: int | None
         raise ModelError(f"{project} has no shuffle {shuffle}; it has: {there}")
     # Like DeepLabCut's trainingsetindex=0: the first training fraction of the config counts.
     fractions = [int(100 * float(part)) for part in config.get("TrainingFraction") or []]
+    if trainset_index:
+        fractions = fractions[trainset_index:][:1]
+        if not fractions or fractions[0] not in dict(found[shuffle]):
+            raise ModelError(
+                f"{project} has no shuffle {shuffle} of trainset_index {trainset_index}"
+            )
     return min(
         found[shuffle],
         key=lambda one: fractions.index(one[0]) if one[0] in fractions else len(fractions),
@@ -91,7 +114,7 @@ def chosen_snapshots(train: Path, config: Mapping[str, Any], wanted: str | None)
     if wanted == "all":
         return there
     if wanted is None:
-        return [_indexed(there, config.get("snapshotindex", -1), "snapshotindex")]
+        return [indexed_snapshot(there, config.get("snapshotindex", -1), "snapshotindex")]
     named = [file for file in there if file.stem == wanted.removesuffix(".pt")]
     if not named:
         names = ", ".join(file.stem for file in there)
@@ -108,10 +131,17 @@ def chosen_detector(train: Path, config: Mapping[str, Any]) -> Path:
     there = list_snapshots(train, detector=True)
     if not there:
         raise ModelError(f"a top-down model needs a detector, and {train} has no snapshot of one")
-    return _indexed(there, config.get("detector_snapshotindex", -1), "detector_snapshotindex")
+    return indexed_snapshot(
+        there, config.get("detector_snapshotindex", -1), "detector_snapshotindex"
+    )
 
 
-def _indexed(files: Sequence[Path], index: Any, what: str) -> Path:
+def indexed_snapshot(files: Sequence[Path], index: Any, what: str) -> Path:
+    """Return the snapshot that ``what`` of a config names by its place; None, ``all``: the last.
+
+    Raises:
+        ModelError: there is none at that place; the message says what there is.
+    """
     if index is None or index == "all":  # DeepLabCut analyses with the last one then
         index = -1
     try:

@@ -206,6 +206,65 @@ def colour_weights(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     return weights
 
 
+def add_conditional(root: Path, conditions: Any, net_type: str = "ctd_coam_w32") -> Path:
+    """Add shuffle 2 to a project: a conditional top-down model, that sees colours in crops.
+
+    What it is told of each bodypart raises its heatmap there, so that other conditions give other
+    poses.
+    """
+    first = root / "dlc-models-pytorch/iteration-0/herdJan1-trainset95shuffle1"
+    train = first.with_name("herdJan1-trainset95shuffle2") / "train"
+    train.mkdir(parents=True)
+    train.with_name("test").mkdir()
+    path = train / "pytorch_config.yaml"
+    built = PoseConfig.build(
+        root / "config.yaml", path, top_down=False, net_type=net_type, ctd_conditions=1
+    )
+    PoseTestConfig.build(
+        built, test_config_path=train.with_name("test") / "pose_cfg.yaml", save=True
+    )
+    built.to_yaml(path, overwrite=True)
+    edited = yaml.safe_load(path.read_text())
+    size = 64
+    edited["data"]["inference"]["top_down_crop"].update(width=size, height=size)
+    edited["inference"]["conditions"] = conditions
+    model = edited["model"]
+    model["backbone"] = {
+        "type": "CondPreNet",
+        "backbone": {"type": "Palette"},
+        "kpt_encoder": {
+            "type": "StackedKeypointEncoder", "num_joints": len(SPOTS), "kernel_size": [15, 15],
+        },
+        "img_size": [size, size],
+    }  # fmt: skip
+    model["backbone_output_channels"] = 3
+    [head] = model["heads"].values()
+    for layer in ("heatmap_config", "locref_config"):
+        channels = [3, head[layer].pop("final_conv")["out_channels"]]
+        head[layer].update(channels=channels, kernel_size=[1], strides=[1])
+    path.write_text(yaml.safe_dump(edited, sort_keys=False))
+    torch.manual_seed(3)
+    weights = colour_weights(model)
+    # The colours as they are, and a little of the conditions' heatmaps (up to 255).
+    for name, value in weights.items():
+        if name.startswith("backbone.rgb_preNet") and name.endswith(".weight") and value.dim() == 4:
+            value.zero_()
+            middle = value.shape[2] // 2
+            for channel in range(3):
+                value[channel, channel, middle, middle] = 1.0
+        if (
+            name.startswith("backbone.cond_preNet")
+            and name.endswith(".weight")
+            and value.dim() == 4
+        ):
+            value.zero_()
+            for number, (_, colour) in enumerate(SPOTS.values()):
+                for channel, part in enumerate(colour):
+                    value[channel, number, 3, 3] = 0.002 if part else -0.002
+    torch.save({"model": weights}, train / "snapshot-001.pt")
+    return root
+
+
 def zoo_weights(folder: Path, args: SuperAnimalArgs) -> Path:
     """Make weights of a SuperAnimal's networks, which find something in any picture."""
     people = args.superanimal == "superanimal_humanbody"

@@ -27,15 +27,16 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from worker import fused, hardware
+from worker import fused, hardware, ways
 from worker.graphs import Graphs, recorder_of
 from worker.watch import Named, Watch
 
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Numbers = Literal["fp32", "bf16", "fp16"]
-#: How convolutions are computed: see above.
+#: How convolutions are computed: see above. (Or by a plug-in of this name, :mod:`worker.ways`.)
 Kind = Literal["torch", "direct", "winograd"]
 #: Per head, per name: a tensor with a row a picture.
 Predictions = dict[str, Named]
@@ -105,6 +106,12 @@ class Machine:
                 self._tiled = self.exact if made is self.plain else made
         return self._tiled
 
+    def others(self, numbers: Numbers) -> list[Kind]:
+        """Return the ways of plug-ins for such numbers, to be watched."""
+        if numbers == "fp32" or _DTYPES[numbers] != hardware.native_dtype(self.device):
+            return []
+        return [cast(Kind, name) for name in ways.installed()]
+
     def kinds(self, numbers: Numbers, *, watched: bool = True) -> list[Kind]:
         """Return the kinds of convolutions there are for such numbers.
 
@@ -142,6 +149,8 @@ class Machine:
                 model.heads[name] = fused.narrowed(head, _DTYPES[numbers])
             self._reduced[numbers] = model
         plain = self._reduced[numbers]
+        if kind in ways.installed():
+            return ways.Other(kind, self.plain, _DTYPES[numbers], plain)
         if kind not in self.kinds(numbers) or self.exact is self.plain:
             return plain
         if _DTYPES[numbers] != hardware.native_dtype(self.device):
@@ -575,7 +584,8 @@ def _tried(model: Any, change: Callable[[nn.Module], int], share: float = 1e-4) 
         if not change(changed):
             return model
         with torch.inference_mode():
-            before, after = model(picture.to(device)), changed(picture.to(device))
+            beside = _conditions_of(model)
+            before, after = (each(picture.to(device), **beside) for each in (model, changed))
         for head, named in before.items():
             for name, value in named.items():
                 scale = float(value.abs().max())
@@ -587,6 +597,15 @@ def _tried(model: Any, change: Callable[[nn.Module], int], share: float = 1e-4) 
         return model
     fused.forget(changed)  # frames have another size, and the exact form seldom sees one
     return changed
+
+
+def _conditions_of(model: Any) -> dict[str, Any]:
+    """Return what a conditional network wants beside a picture: here, a pose along its diagonal."""
+    encoder = getattr(model.backbone, "cond_enc", None)
+    if encoder is None:
+        return {}
+    places = np.linspace(64, 192, encoder.num_joints)
+    return {"cond_kpts": np.stack([places, places, np.ones_like(places)], axis=1)[None, None]}
 
 
 def _shared(model: Any, *others: Any) -> dict[int, Any]:

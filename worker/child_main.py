@@ -179,6 +179,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "can't start new thread" in text  # no room for its stack
         or "not enough memory" in text
         or "Insufficient memory" in text
+        # DeepLabCut's runners raise a RuntimeError from it, with a hint at another cause.
+        or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
     )
 
 

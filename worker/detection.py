@@ -323,11 +323,11 @@ class QuickRCNN(Quick):
         rpn = self.plain.rpn
         anchors = self._anchors_of(images, list(seen.features.values()))
         starts = np.cumsum([0, *(level.shape[1] for level in seen.objectness)])
-        parts = []
+        moves = torch.empty((len(places), 4))
         for start, end, level in zip(starts, starts[1:], seen.deltas, strict=False):
-            chosen = places[(places >= int(start)) & (places < int(end))]
-            parts.append(level[row, chosen - int(start)])
-        found = rpn.box_coder.decode_single(torch.cat(parts), anchors[places])
+            mine = (places >= int(start)) & (places < int(end))
+            moves[mine] = level[row, places[mine] - int(start)]
+        found = rpn.box_coder.decode_single(moves, anchors[places])
         inside: Tensor = clip_boxes_to_image(found, images.image_sizes[row])
         return inside
 

@@ -14,8 +14,9 @@ from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 from posedrop.errors import AnalysisError
 from worker import video
 from worker.arithmetic import Numbers, Precision, State
-from worker.passes import Frame, Pass
+from worker.passes import Pass
 from worker.postprocess import postprocessed
+from worker.staging import AnyFrame
 from worker.warm import Warm
 
 Prediction = dict[str, npt.NDArray[Any]]
@@ -38,7 +39,9 @@ class Feed(ABC):
         """Come to such a moment soon."""
 
     @abstractmethod
-    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
         """Yield each frame's number and what DeepLabCut's postprocessor makes of it."""
 
     def state(self) -> dict[str, Any]:
@@ -70,7 +73,9 @@ class Runner(Feed):
         self._ends = True
         self.setup = {"precision": precision, "batch": batch}
 
-    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
         """Yield each frame's; see there."""
         pose = self._network.pose
         pose.batch_size, pose.dynamic = self._batch, self._dynamic
@@ -103,12 +108,11 @@ class Runner(Feed):
 class Batches(Feed):
     """Frames that only need to be normalised: through the network as they are decoded."""
 
-    order = "bgr"  # the device turns them round
-
     def __init__(self, pictures: Pass, postprocessor: Any) -> None:
         """Send frames through ``pictures``, and what comes out through DeepLabCut's steps."""
         self._pass = pictures
         self._postprocessor = postprocessor
+        self.order = pictures.order  # the device turns them round
         self._open = False
         self.setup = pictures.setup
 
@@ -133,12 +137,14 @@ class Batches(Feed):
         """Return what the result tells of the arithmetic."""
         return self._pass.told()
 
-    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
         """Yield each frame's; see there."""
         numbers: deque[int] = deque()
         size = (0, 0)
 
-        def seen() -> Iterator[Frame]:
+        def seen() -> Iterator[AnyFrame]:
             nonlocal size
             for number, frame in frames:
                 numbers.append(number)
@@ -156,7 +162,9 @@ class Batches(Feed):
                 yield numbers.popleft(), prediction
 
 
-def _grouped(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[list[tuple[int, Frame]]]:
+def _grouped(
+    frames: Iterator[tuple[int, AnyFrame]], size: int
+) -> Iterator[list[tuple[int, AnyFrame]]]:
     group = []
     for frame in frames:
         group.append(frame)

@@ -12,6 +12,7 @@ all, the network goes on as it is. So a recording changes the speed and nothing 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,6 +32,9 @@ WARM_UPS = 2
 PROOFS = 2
 #: Batches of one shape before it is recorded: more than timing has of it.
 SEEN = 4
+#: It is worth it where to tell the device what to do takes this share of its own time: else that is
+#: done while the device is at the batch before, and a recording would but hold memory.
+WORTH = 0.7
 
 
 class Recording(Protocol):
@@ -45,8 +49,21 @@ class Recording(Protocol):
         """Compute once more, on what is in the tensor that it was recorded on."""
 
 
+@dataclass(frozen=True)
+class Timing:
+    """How long a run took."""
+
+    host: float
+    """Seconds to tell the device what to do."""
+    device: Callable[[], float]
+    """Waits for the device; seconds from the run's first operation to its last."""
+
+
 class Recorder(Protocol):
     """Records what a device is told to do."""
+
+    def timed(self, run: Callable[[], Outputs]) -> tuple[Outputs, Timing]:
+        """Return what a run finds, and how long it takes; that is not waited for."""
 
     def record(self, run: Callable[[], Outputs]) -> Recording:
         """Record a run.
@@ -62,6 +79,23 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         """Record what runs on ``device``."""
         self._device = device
+
+    def timed(self, run: Callable[[], Outputs]) -> tuple[Outputs, Timing]:
+        """Return what a run finds, and how long it takes."""
+        with torch.cuda.device(self._device):
+            first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            first.record()
+            began = time.perf_counter()
+            found = run()
+            host = time.perf_counter() - began
+            last.record()
+
+        def device() -> float:
+            last.synchronize()
+            return float(first.elapsed_time(last)) / 1000
+
+        return found, Timing(host, device)
 
     def record(self, run: Callable[[], Outputs]) -> Recording:
         """Record a run; see there."""
@@ -159,6 +193,8 @@ class _Form:
     """The shape of the last pictures that were no recording's."""
     seen: int = 0
     """How many batches of these have come."""
+    timing: Timing | None = None
+    """Of the last one before it is decided."""
     graphed: Graphed | None = None
 
 
@@ -175,9 +211,9 @@ class Graphs:
     def run(self, forward: Forward, pictures: Tensor) -> Outputs:
         """Return what ``forward`` finds in pictures (n, channels, height, width).
 
-        It is recorded when pictures of this shape have come some times: timing, and the last batch
-        of a film, are not worth it. A new recording takes the place of one of another shape, whose
-        memory comes free before.
+        It is recorded when pictures of this shape have come some times (timing, and the last batch
+        of a film, are not worth it), and if the device has to wait to be told what to do. A new
+        recording takes the place of one of another shape, whose memory comes free before.
         """
         if self._recorder is None:
             return forward(pictures)
@@ -186,9 +222,14 @@ class Graphs:
             return self._by(form.graphed, pictures)
         like = _like(pictures)
         if form.like != like:
-            form.like, form.seen = like, 0
+            form.like, form.seen, form.timing = like, 0, None
         form.seen += 1
-        if form.seen <= SEEN:
+        if form.seen < SEEN or form.seen > SEEN + 1:
+            return forward(pictures)
+        if form.timing is None:
+            found, form.timing = self._recorder.timed(lambda: forward(pictures))
+            return found
+        if form.timing.host < WORTH * form.timing.device():
             return forward(pictures)
         form.graphed = None
         form.graphed = Graphed(forward, pictures, self._recorder)

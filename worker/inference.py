@@ -34,13 +34,16 @@ from worker import hardware, network, paf, predictions, topdown, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Machine, Precision, UnfaithfulError
 from worker.child_main import is_out_of_memory
+from worker.conditional import Conditional
 from worker.cuda_decode import Card, DecodedOtherwiseError
 from worker.detection import Detections, Detector, only_normalises
 from worker.feed import Batches, Feed, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts
-from worker.passes import Frame, Pass
+from worker.passes import Pass
+from worker.planes import Planes
 from worker.predictions import Predictions
+from worker.staging import AnyFrame
 from worker.topdown import TopDown
 from worker.transforms import kernels
 from worker.tuning import Memory
@@ -243,12 +246,13 @@ def _prepared(model: Network) -> Warm:
     paf.hasten(model.pose.model)
     machine = Machine(model.pose.model, model.device)
     model.pose.model = machine.exact  # the one it was loaded as is needed no more
-    if watches_of(machine.exact, model.pcutoff) is not None:
+    if model.conditions is None and watches_of(machine.exact, model.pcutoff) is not None:
         _ = machine.tiled  # compiled and tried before the first frame waits for it
     steps = [LoadImage, AugmentImage, ToTensor, ToBatch]
     normalises = model.detector is None and only_normalises(model.pose, steps)
     detector = None if model.detector is None else Detector(model.detector, model.device)
-    return Warm(model, machine, normalises, detector)
+    conditions = _prepared(model.conditions) if model.conditions is not None else None
+    return Warm(model, machine, normalises, detector=detector, conditions=conditions)
 
 
 # -- frames through the network --------------------------------------------------------------------
@@ -338,7 +342,7 @@ def _through(
 def _predict(
     job: Job,
     feed: Feed,
-    frames: Iterator[tuple[int, Frame]],
+    frames: Iterator[tuple[int, AnyFrame]],
     found: Found,
     parts: Parts,
     setup: dict[str, Any],
@@ -382,9 +386,13 @@ def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning
             part=learning.part, memory=learning.memory, pictures=total, fills=True,
         )  # fmt: skip
         return TopDown(warm, crops, Detections(warm.detector, crop, boxes, total))
+    # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
+    plain: Precision = "fp32" if precision == "auto" else precision
+    tracking = _tracks_itself(args, warm.network)
+    if warm.conditions is not None:
+        bottom_up = _bottom_up(args, warm.conditions, plain, total, learning)
+        return Conditional(warm, bottom_up, args.batch_size, plain, tracking=tracking)
     if dynamic is not None or not warm.normalises:
-        # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
-        plain: Precision = "fp32" if precision == "auto" else precision
         return Runner(warm, 1 if dynamic else args.batch_size or 1, plain, dynamic)
     pictures = Pass(
         warm, args.batch_size, precision, pcutoff,
@@ -393,12 +401,45 @@ def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning
     return Batches(pictures, warm.network.pose.postprocessor)
 
 
+def _bottom_up(
+    args: PoseArgs, warm: Warm, precision: Precision, total: int, learning: Learning
+) -> Feed:
+    """Return what finds the conditions of a conditional top-down model."""
+    if not warm.normalises:
+        return Runner(warm, args.batch_size or 1, precision, None)
+    pictures = Pass(
+        warm, args.batch_size, precision, 0.0,  # all of a condition counts, whatever its likelihood
+        part=f"conditions of {learning.part}", memory=learning.memory, pictures=total,
+    )  # fmt: skip
+    return Batches(pictures, warm.network.pose.postprocessor)
+
+
+def _tracks_itself(args: PoseArgs, model: Network) -> bool:
+    """Tell whether a conditional model follows the animals: DeepLabCut's ``ctd_tracking``."""
+    if not isinstance(args, DeepLabCut2D) or args.track_method != "ctd":
+        return False
+    if model.conditions is None:
+        raise AnalysisError(
+            f"track_method ctd is for conditional top-down models, and this one is {model.net_type}"
+            ": use ellipse, box or skeleton",
+            code="bad_track_method",
+            field="args.track_method",
+        )
+    if args.animals not in {None, len(model.individuals)}:
+        raise AnalysisError(
+            f"with track_method ctd, animals is what the project has: {len(model.individuals)}",
+            code="bad_track_method",
+            field="args.animals",
+        )
+    return True
+
+
 def _dynamic(args: PoseArgs, model: Network) -> DynamicCropper | None:
     if not isinstance(args, DeepLabCut2D) or args.dynamic is None:
         return None
-    if model.detector is not None:
+    if model.detector is not None or model.conditions is not None:
         raise AnalysisError(
-            "dynamic cropping is not for top-down models: their detector finds the animals",
+            "dynamic cropping is not for top-down models: they look at each animal by itself",
             code="bad_dynamic",
             field="args.dynamic",
         )
@@ -406,13 +447,13 @@ def _dynamic(args: PoseArgs, model: Network) -> DynamicCropper | None:
 
 
 def _cropped_all(
-    frames: Iterator[tuple[int, Frame]], crop: Crop | None
-) -> Iterator[tuple[int, Frame]]:
+    frames: Iterator[tuple[int, AnyFrame]], crop: Crop | None
+) -> Iterator[tuple[int, AnyFrame]]:
     for number, frame in frames:
         yield number, _cropped(frame, crop)
 
 
-def _cropped(frame: Frame, crop: Crop | None) -> Frame:
+def _cropped(frame: AnyFrame, crop: Crop | None) -> AnyFrame:
     if crop is None:
         return frame
     height, width = frame.shape[:2]
@@ -422,6 +463,8 @@ def _cropped(frame: Frame, crop: Crop | None) -> Frame:
             code="bad_crop",
             field="args.crop",
         )
+    if isinstance(frame, Planes):
+        return frame.cropped(crop.x1, crop.y1, crop.x2, crop.y2)
     return np.ascontiguousarray(frame[crop.y1 : crop.y2, crop.x1 : crop.x2])
 
 

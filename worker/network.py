@@ -24,6 +24,7 @@ from deeplabcut.pose_estimation_pytorch.data import DLCLoader
 from deeplabcut.pose_estimation_pytorch.modelzoo.utils import COCO_PERSON_CATEGORY_ID
 from deeplabcut.pose_estimation_pytorch.task import Task
 
+from posedrop.conditions import CODE, find_conditions, is_conditional
 from posedrop.errors import AnalysisError, ModelError
 from posedrop.projects import (
     CONFIG,
@@ -44,7 +45,7 @@ class Network:
     """A model, loaded."""
 
     pose: Any
-    """DeepLabCut's PoseInferenceRunner."""
+    """DeepLabCut's PoseInferenceRunner; of conditional top-down models its CTDInferenceRunner."""
     detector: Any
     """DeepLabCut's DetectorInferenceRunner for top-down models, else None."""
     scorer: str
@@ -63,6 +64,8 @@ class Network:
     batch_size: int | None = None
     """The project's own, of frames or crops; and the detector's, of frames."""
     detector_batch_size: int | None = None
+    conditions: Network | None = None
+    """Of a conditional top-down model: the bottom-up one whose poses it improves."""
 
 
 def device_of(wanted: str) -> str:
@@ -82,7 +85,8 @@ def load(folder: Path, snapshot: str | None, device: str) -> Network:
     """Load a model from its folder, which is only read.
 
     Args:
-        folder: a DeepLabCut project cut down to one shuffle, or one file of ``export_model``.
+        folder: a DeepLabCut project cut down to one shuffle (of a conditional top-down model, and
+            the one that finds its conditions), or one file of ``export_model``.
         snapshot: its name without ``.pt``; None: the last in DeepLabCut's order.
         device: ``auto``, or as torch names it.
 
@@ -107,10 +111,11 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
                 code="tensorflow_model",
             )
         raise ModelError(f"the model has no {PYTORCH_CONFIG}", code="model_damaged")
-    train = configs[0].parent
+    config = _the_models_own(configs)
+    train = config.parent
     weights = _snapshot(train, snapshot)
     try:
-        loader = _loader(project, configs[0])
+        loader = _loader(project, config)
         detector = None
         if loader.pose_task == Task.TOP_DOWN:
             detector = _snapshot(train, None, detector=True)
@@ -119,12 +124,17 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
         raise
     except Exception as error:  # a config of any shape: DeepLabCut raises whatever it runs into
         raise _bad_config(error) from error
+    conditions = None
+    if loader.pose_task == Task.COND_TOP_DOWN:
+        animals = len(loader.model_cfg["metadata"]["individuals"])
+        conditions = _load_conditions(folder, project, train.parent, animals, device)
     network = build(
         loader.model_cfg,
         weights_of(weights, "model"),
         weights_of(detector, "model") if detector else None,
         _count(project.get("detector_batch_size")) or 1,
         device,
+        conditions=conditions,
     )
     herd = None
     if project.get("multianimalproject"):
@@ -143,6 +153,31 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
         detector_batch_size=_count(project.get("detector_batch_size")),
         crop=_project_crop(project),
     )
+
+
+def _the_models_own(configs: list[Path]) -> Path:
+    """Return the config of what was pushed: not that of the shuffle that its conditions need."""
+    if len(configs) > 1:
+        conditional = [path for path in configs if is_conditional(read_yaml(path))]
+        if len(conditional) == 1:
+            return conditional[0]
+    return configs[0]
+
+
+def _load_conditions(
+    folder: Path, project: dict[str, Any], shuffle: Path, animals: int, device: str
+) -> Network:
+    """Load the bottom-up model of a conditional one; it finds as many animals as that has."""
+    found = find_conditions(folder, project, shuffle)
+    try:
+        loader = _loader(project, found.folder / "train" / PYTORCH_CONFIG)
+    except ModelError:
+        raise
+    except Exception as error:  # like above
+        raise _bad_config(error) from error
+    weights = weights_of(found.snapshot, "model")
+    network = build(loader.model_cfg, weights, None, 1, device, animals=animals)
+    return replace(network, snapshot=found.snapshot.stem)
 
 
 def _load_export(path: Path, snapshot: str | None, device: str) -> Network:
@@ -210,6 +245,7 @@ def tamed(config: Any) -> dict[str, Any]:
     # a frame's result can get lost; frames are decoded ahead here instead.
     inference["multithreading"] = {"enabled": False}
     inference["compile"] = {"enabled": False}  # would start a compiler
+    inference["conditions"] = None  # ``find_conditions`` reads them, and follows none outside
     made["inference"] = inference
     detector = made.get("detector")
     if isinstance(detector, dict) and isinstance(detector.get("model"), dict):
@@ -227,31 +263,34 @@ def build(
     device: str,
     *,
     people: str | None = None,
+    animals: int | None = None,
+    conditions: Network | None = None,
 ) -> Network:
     """Build a network of a tamed config, and give it its weights.
 
     Args:
         people: torchvision's name of a detector of people, instead of one of the config.
+        animals: how many it finds at most; None: the config's individuals.
+        conditions: what finds the poses that a conditional top-down model begins with.
 
     Raises:
         ModelError: it can't be built, or the weights are another network's.
     """
     task = Task(config["method"])
-    if task == Task.COND_TOP_DOWN:
-        # Of a project one shuffle is pushed; this one's predictions begin with another's.
+    if task == Task.COND_TOP_DOWN and conditions is None:
         raise ModelError(
-            f"{_net_type(config)} is a conditional top-down model: it improves the poses that "
-            f"another model of its project finds ({_conditions(config)}), and a pushed model is "
-            "one shuffle alone. Push that bottom-up shuffle, or a top-down one, or run this one "
-            "in DeepLabCut",
-            code="conditional_top_down",
+            f"{_net_type(config)} is a conditional top-down model, and an export lacks the "
+            "bottom-up model whose poses it improves: push the project, by which both go up",
+            code=CODE,
         )
     if task == Task.TOP_DOWN and detector_weights is None:
         raise ModelError("a top-down model needs its detector's weights", code="no_detector")
     chosen = None if device == "auto" else device
     try:
         # No snapshot path: the weights come from our own, careful reading.
-        pose = get_pose_inference_runner(config, snapshot_path="", device=chosen)
+        pose = get_pose_inference_runner(
+            config, snapshot_path="", device=chosen, max_individuals=animals
+        )
         pose.model.load_state_dict(pose_weights)
         detector = None
         if task == Task.TOP_DOWN:
@@ -285,6 +324,7 @@ def build(
         pcutoff=0.6,
         crop=None,
         device=str(pose.device),
+        conditions=conditions,
     )
 
 
@@ -294,13 +334,6 @@ def _count(value: Any) -> int | None:
 
 def _net_type(config: Any) -> str:
     return str(getattr(config["net_type"], "value", config["net_type"]))
-
-
-def _conditions(config: Any) -> str:
-    """Return in words where a conditional model's conditions come from."""
-    conditions = getattr(config.get("inference"), "conditions", None)
-    shuffle = getattr(conditions, "shuffle", None)
-    return "a bottom-up one" if shuffle is None else f"shuffle {shuffle}"
 
 
 def _bad_config(error: Exception) -> ModelError:

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker import tuning
+from worker import staging, tuning, video, ways
 from worker.arithmetic import WINDOW, Arithmetic, Choice, Doubt, Launched, Precision, State
 from worker.child_main import is_out_of_memory
+from worker.staging import AnyFrame
 from worker.streams import Mark, Upload, device_of
 from worker.tuning import Memory, Tuned, Way
 from worker.warm import Warm
@@ -95,6 +96,8 @@ class Pass:
         self._upload = Upload(self._device, self._cuda)
         self._graphs = warm.machine.graphs
         self._replays = self._graphs.replays
+        self.order: video.Order = "planes" if self._accelerated else "bgr"
+        """Of the bytes of a pixel that it takes."""
         self._watches = watches_of(warm.machine.exact, pcutoff)
         self._pcutoff = pcutoff
         self._numbers = warm.machine.numbers_for(precision, watched=self._watches is not None)
@@ -106,7 +109,12 @@ class Pass:
         self._looked = 0
         self.batch = batch or 1
         """Pictures at once, as soon as the first one was seen."""
-        self.setup = {"precision": precision, "batch": batch, "pcutoff": pcutoff}
+        self.setup: dict[str, Any] = {
+            "precision": precision,
+            "batch": batch,
+            "pcutoff": pcutoff,
+            **_ways(),
+        }
         """What a state has to have been made with."""
         self.rests = False
         """Set it, and all that was begun is given before more is begun: for a checkpoint."""
@@ -152,7 +160,7 @@ class Pass:
             **({"graphs": self._graphs.told(self._replays)} if self._cuda is not None else {}),
         }
 
-    def outputs(self, pictures: Iterator[Frame | None]) -> Iterator[Raw]:
+    def outputs(self, pictures: Iterator[AnyFrame | None]) -> Iterator[Raw]:
         """Yield each picture's predictions; see :meth:`batches`."""
         for found, count in self.batches(pictures):
             for row in range(count):
@@ -162,18 +170,18 @@ class Pass:
                 }
 
     @torch.inference_mode()
-    def batches(self, pictures: Iterator[Frame | None]) -> Iterator[tuple[Raw, int]]:
+    def batches(self, pictures: Iterator[AnyFrame | None]) -> Iterator[tuple[Raw, int]]:
         """Yield predictions by batches: arrays with a row a picture, and how many rows count.
 
         Args:
-            pictures: (height, width, 3), BGR. None among them: all that came before is given before
-                the next one is asked for.
+            pictures: (height, width, 3), BGR, or planes of that shape. None among them: all that
+                came before is given before the next one is asked for.
 
         Raises:
             UnfaithfulError: the fast arithmetic moved a keypoint; begin again in fp32.
         """
-        waiting: deque[Frame] = deque()
-        flying: deque[tuple[list[Frame], Launched, Mark | None]] = deque()
+        waiting: deque[AnyFrame] = deque()
+        flying: deque[tuple[list[AnyFrame], Launched, Mark | None]] = deque()
         in_flight = IN_FLIGHT if self._accelerated else 1
         more, flushes = True, False
         while more or waiting or flying or self._done:
@@ -191,7 +199,7 @@ class Pass:
             ends = flushes or not more
             # At rest, a batch that is not full waits for more pictures.
             begins = waiting and (ends or not self.rests)
-            group: list[Frame] = []
+            group: list[AnyFrame] = []
             try:
                 if begins:
                     self._settle_before(self._machine.state.frames + sum(map(_size, flying)))
@@ -246,15 +254,18 @@ class Pass:
         # Few, as they are computed both ways; but a film may begin with long nothing.
         return min(self.batch, self._again_batch << min(computing.state.blank, 8))
 
-    def _begin(self, picture: Frame) -> None:
+    def _begin(self, picture: AnyFrame) -> None:
         """Choose how to compute, by timing it on a film's first picture."""
         machine = self._warm.machine
         numbers = list(dict.fromkeys([self._numbers, "fp32"]))
         if self._precision != "auto":
             numbers = numbers[:1]
         watched = self._watches is not None
+        kinds = {one: machine.kinds(one, watched=watched) for one in numbers}
+        if watched and self._precision == "auto":
+            kinds = {one: [*its, *machine.others(one)] for one, its in kinds.items()}
         among = tuning.space(
-            {one: machine.kinds(one, watched=watched) for one in numbers},
+            kinds,
             (picture.shape[0], picture.shape[1]),
             self._asked,
             accelerated=self._accelerated,
@@ -280,7 +291,7 @@ class Pass:
     def _computing(self, choice: Choice, state: State | None) -> Arithmetic:
         return Arithmetic(self._warm.machine, self._precision, self._watches, choice, state)
 
-    def _timed(self, way: Way, picture: Frame) -> float:
+    def _timed(self, way: Way, picture: AnyFrame) -> float:
         """Return the seconds that a picture takes in a way; infinity if memory does not suffice."""
         state = State(way.numbers, samples=LOOK_EVERY)
         choice = Choice(
@@ -299,13 +310,16 @@ class Pass:
                     best = min(best, took / way.batch)
                     if took > tuning.LONG:
                         break
+            form = self._warm.machine.form(way.numbers, way.kind)
+            if isinstance(form, ways.Other) and not form.works:
+                best = float("inf")
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             self._free()
         return best
 
-    def _launch(self, group: list[Frame], *, fills: bool) -> Launched:
+    def _launch(self, group: list[AnyFrame], *, fills: bool) -> Launched:
         size = self._wanted if fills else len(group)
         pixels = self._pixels(group + group[-1:] * (size - len(group)))
         return self._machine.launch(pixels, len(group))
@@ -318,8 +332,8 @@ class Pass:
         mark.record()
         return mark
 
-    def _pixels(self, images: list[Frame]) -> torch.Tensor:
-        return self._upload(images)
+    def _pixels(self, images: list[AnyFrame]) -> torch.Tensor:
+        return staging.pixels(images, self._upload)
 
     def _collect(self, launched: Launched, mark: Mark | None) -> None:
         # What is computed only now has its place behind the batch that is at work.
@@ -382,12 +396,17 @@ class Pass:
 _END: Any = object()
 
 
+def _ways() -> dict[str, Any]:
+    """Return the plug-ins that there are: a worker without them can't go on from here."""
+    return {"ways": list(ways.installed())} if ways.installed() else {}
+
+
 def accelerated(device: torch.device) -> bool:
     """Whether a device computes by itself: it wants work ahead, and much of it at once."""
     return device.type != "cpu"
 
 
-def _size(flying: tuple[list[Frame], Launched, Mark | None]) -> int:
+def _size(flying: tuple[list[AnyFrame], Launched, Mark | None]) -> int:
     return len(flying[0])
 
 

@@ -8,7 +8,7 @@ while nothing else is.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -70,19 +70,39 @@ class Upload:
 
     def __init__(self, device: torch.device, cuda: Device | None) -> None:
         """Bring them to ``device``; ``cuda`` is what it can do, None where it is no CUDA device."""
-        self._device = device
+        self.device = device
         self._cuda = cuda
         self._buffers: deque[tuple[Tensor, Mark]] = deque()
+        self._plain: deque[Tensor] = deque(maxlen=BUFFERS)
 
     def __call__(self, arrays: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        """Return arrays of one shape as one tensor, (n, ...); it may still be on its way."""
-        if self._cuda is None:
-            whole = np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
-            return torch.from_numpy(whole).to(self._device)
+        """Return arrays of one shape as one tensor, (n, ...); see :meth:`filled`."""
+        if self.device.type == "cpu" and self._cuda is None and len(arrays) == 1:
+            return torch.from_numpy(arrays[0][None])
         shape = (len(arrays), *arrays[0].shape)
-        buffer, mark = self._free(int(np.prod(shape)), self._cuda)
-        pinned = buffer[: int(np.prod(shape))].view(shape)
-        np.stack(arrays, out=pinned.numpy())
+        return self.filled(shape, lambda room: np.stack(arrays, out=room))
+
+    def filled(
+        self, shape: tuple[int, ...], fill: Callable[[npt.NDArray[np.uint8]], Any]
+    ) -> Tensor:
+        """Return what ``fill`` puts into an array of this shape.
+
+        It may still be on its way. On a processor it is memory that is used again: it has to be
+        read before ``BUFFERS`` more were asked for.
+        """
+        size = int(np.prod(shape))
+        if self._cuda is None:
+            full = len(self._plain) == BUFFERS
+            plain = self._plain.popleft() if full else torch.empty(0, dtype=torch.uint8)
+            if plain.numel() < size:
+                plain = torch.empty(size, dtype=torch.uint8)
+            self._plain.append(plain)
+            room = plain[:size].view(shape)
+            fill(room.numpy())
+            return room.to(self.device)
+        buffer, mark = self._free(size, self._cuda)
+        pinned = buffer[:size].view(shape)
+        fill(pinned.numpy())
         sent = self._cuda.sent(pinned)
         mark.record()
         self._buffers.append((buffer, mark))

@@ -109,7 +109,8 @@ def _tabulated(found: Predictions, args: PoseArgs, job: Job) -> tuple[pd.DataFra
     if not about["individuals"]:
         table = table_of(indexes, values["bodyparts"][:, :1], scorer, [], bodyparts)
         return shifted(table, crop), {}
-    if about["herd"] and isinstance(args, DeepLabCut2D):
+    itself = isinstance(args, DeepLabCut2D) and args.track_method == "ctd"
+    if about["herd"] and isinstance(args, DeepLabCut2D) and not itself:
         job.report("track", len(indexes), len(indexes))
         # DeepLabCut and all it brings along, for this alone.
         from worker import tracking
@@ -123,7 +124,8 @@ def _tabulated(found: Predictions, args: PoseArgs, job: Job) -> tuple[pd.DataFra
     individuals = about["individuals"]
     poses = values["bodyparts"][:, : len(individuals)]
     table = table_of(indexes, poses, scorer, individuals, bodyparts)
-    return shifted(table, crop), {"individuals": individuals}
+    method = {"track_method": "ctd"} if itself else {}
+    return shifted(table, crop), {"individuals": individuals, **method}
 
 
 def table_of(

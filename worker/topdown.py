@@ -19,7 +19,9 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
 
 from worker.detection import Context, Detections, only_normalises
 from worker.feed import Feed, Prediction
-from worker.passes import Frame, Pass, Raw
+from worker.passes import Pass, Raw
+from worker.planes import Planes
+from worker.staging import AnyFrame, Frame
 from worker.warm import Warm
 
 #: Frames that wait for their poses, at most: most of them have no animal.
@@ -68,9 +70,12 @@ class TopDown(Feed):
         """Return what the result tells."""
         return {**self._pass.told(), "detector": self._detections.told()}
 
-    def predictions(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Prediction]]:
-        """Yield each frame's; see there."""
-        found = self._detections.found(frames)
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Yield each frame's number and the poses in its boxes, in the order of the boxes."""
+        pixels = ((number, one) for number, one in frames if not isinstance(one, Planes))
+        found = self._detections.found(pixels)
         held: tuple[int, Prediction] | None = None
         while not self._is_over(found):
             # To the next rest; the last frame is held until it is known to be the last.

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 
+from worker import ways
 from worker.arithmetic import CHECK_EVERY, Choice, Kind, Numbers
 
 #: Raised when what is timed changes: what was remembered before counts no more.
@@ -69,7 +70,7 @@ class Way(NamedTuple):
             ValueError: it is none.
         """
         numbers, kind, batch = text.split("/")
-        known = numbers in get_args(Numbers) and kind in get_args(Kind)
+        known = numbers in get_args(Numbers) and kind in {*get_args(Kind), *ways.installed()}
         if not known or not 0 < int(batch) < 9999:
             raise ValueError(f"{text!r} is no way to compute")
         return cls(numbers, kind, int(batch))  # type: ignore[arg-type]  # just looked at

@@ -1,4 +1,4 @@
-"""Decoding: a video's frames. With preflight.py and canvas.py the only user of PyAV.
+"""Decoding: a video's frames. With preflight.py, canvas.py and planes.py the only user of PyAV.
 
 Frames come out as ``cv2.VideoCapture``, and so DeepLabCut, sees them: the same ones, in the order
 of display, rotated as the container asks, with the same pixels. Everything here runs in a child
@@ -35,11 +35,12 @@ from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from posedrop.errors import RefusedVideoError
 from worker import endings
+from worker.planes import Planes, converted, planes_of
 from worker.times import LONGEST_PAUSE, Clock
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Image = npt.NDArray[np.uint8]
-Order = Literal["rgb", "bgr"]
+#: ``planes``: a frame as it was decoded, where it can be converted later (worker.planes); else BGR.
+Order = Literal["rgb", "bgr", "planes"]
 
 #: Demuxers that read one file and nothing else. Playlists (HLS, DASH, concat, SDP) and image
 #: patterns are absent: they open whatever path or address the file names.
@@ -272,7 +274,7 @@ def frames(
     threads: int = 1,
     reading: Reading | None = None,
     card: Card | None = None,
-) -> Generator[tuple[int, Image]]:
+) -> Generator[tuple[int, Any]]:
     """Decode a video, one frame in memory at a time (and the few that the decoder holds).
 
     A frame's number is its place among those that the decoder shows, as OpenCV counts. A frame
@@ -284,14 +286,15 @@ def frames(
         start: the first frame to yield, counted from 0.
         stop: the frame after the last, None: to the end.
         stride: yield every n-th frame from ``start`` on.
-        order: of a pixel's bytes.
+        order: of a pixel's bytes; or ``planes``, for who converts them: BGR where that can't be.
         threads: how many convert to RGB, which takes longer than to decode; each has a frame or
             two in memory.
         reading: told what is found out on the way.
         card: decodes, if it can (:mod:`worker.cuda_decode`).
 
     Yields:
-        The frame's number, and its pixels: uint8, (height, width, 3), C-contiguous.
+        The frame's number, and its pixels: uint8, (height, width, 3), C-contiguous; or planes of
+        that ``shape``.
 
     Raises:
         RefusedVideoError: it is not a video that can be read.
@@ -300,25 +303,34 @@ def frames(
     told = reading or Reading()
     opencv = _OpenCV(path)
 
-    def convert(picture: Picture, seen: Image | None) -> tuple[int, Image]:
+    def convert(picture: Picture, seen: Image | Planes | None) -> tuple[int, Image | Planes]:
         if not hasattr(own, "reformatter"):
             own.reformatter = VideoReformatter()
         if seen is None:
             seen = _converted(picture, own.reformatter)
-        return picture.index, _swapped(seen) if order == "rgb" else seen
+        if order == "rgb" and not isinstance(seen, Planes):
+            seen = _swapped(seen)
+        return picture.index, seen
 
-    def both() -> Iterator[tuple[Picture, Image | None]]:
+    def both() -> Iterator[tuple[Picture, Image | Planes | None]]:
         for picture in shown:
-            mapped = _maps_by_metadata(picture.frame)
-            yield picture, opencv.image(picture.index - len(told.lost)) if mapped else None
+            seen: Image | Planes | None = None
+            if _maps_by_metadata(picture.frame):
+                seen = opencv.image(picture.index - len(told.lost))
+            elif order == "planes":
+                seen = _planes(picture)
+            yield picture, seen
 
     with closing(opencv), closing(pictures(path, start, stop, stride, told, card)) as shown:
         if threads == 1:
             yield from starmap(convert, both())
             return
         with ThreadPoolExecutor(threads, thread_name_prefix="to_rgb") as pool:
-            begun: deque[Future[tuple[int, Image]]] = deque()
+            begun: deque[Future[tuple[int, Image | Planes]]] = deque()
             for picture, seen in both():
+                if isinstance(seen, Planes) and not begun:
+                    yield picture.index, seen
+                    continue
                 begun.append(pool.submit(convert, picture, seen))
                 if len(begun) > 2 * threads:
                     yield begun.popleft().result()
@@ -698,26 +710,21 @@ def _swapped(image: Image) -> Image:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def _converted(picture: Picture, reformatter: VideoReformatter) -> Image:
-    # Bicubic and BGR are what OpenCV asks of libswscale: another way round, 10-bit video and
-    # video with subsampled chroma would differ by some levels.
-    def reformat(**colours: int) -> VideoFrame:
-        return reformatter.reformat(
-            picture.frame,
-            width=picture.width,
-            height=picture.height,
-            format="bgr24",
-            interpolation=Interpolation.BICUBIC,
-            threads=1,  # the decoder's threads have the cores
-            **colours,
-        )
+def _planes(picture: Picture) -> Planes | None:
+    """Return a frame as it was decoded, if who converts it by that alone finds the same."""
+    frame = picture.frame
+    if (frame.width, frame.height) != (picture.width, picture.height) or _mapped(frame):
+        return None
+    return planes_of(frame, picture.turns)
 
+
+def _converted(picture: Picture, reformatter: VideoReformatter) -> Image:
+    size = (picture.width, picture.height)
     try:
-        converted = reformat(**_mapped(picture.frame))
+        image = converted(picture.frame, *size, reformatter, **_mapped(picture.frame))
     except av.error.FFmpegError:
         with convertible():  # a transfer function that libswscale doesn't know: OpenCV shows black
-            converted = reformat()
-    image: Image = np.asarray(converted.to_ndarray(), np.uint8)
+            image = converted(picture.frame, *size, reformatter)
     return np.ascontiguousarray(np.rot90(image, -picture.turns))
 
 

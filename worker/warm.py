@@ -28,6 +28,8 @@ class Warm:
     """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
     detector: Detector | None = None
     """Of a top-down model."""
+    conditions: Warm | None = None
+    """Of a conditional top-down model: the bottom-up one."""
 
     @property
     def bytes(self) -> int:
@@ -39,7 +41,8 @@ class Warm:
             for tensor in _tensors(module)
         }
         packed = sum(fused.packed_bytes(module) for module in modules)
-        return sum(storages.values()) + packed + self.machine.graphs.bytes
+        beside = self.conditions.bytes if self.conditions is not None else 0
+        return sum(storages.values()) + packed + self.machine.graphs.bytes + beside
 
 
 class Shelf:

@@ -37,6 +37,9 @@ def models_push(
     posedrop models push ~/dlc/openfield-2026 --name openfield
     posedrop models push ~/dlc/openfield-2026 --name openfield --shuffle 2
 
+    With a conditional top-down model (ctd_...) goes the bottom-up shuffle that the
+    inference.conditions in its pytorch_config.yaml name.
+
     A folder with weights of DeepLabCut's model zoo, named as the zoo names them, becomes what
     `--analysis superanimal` runs; asking for it without them says which files to get:
 

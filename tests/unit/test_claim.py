@@ -55,6 +55,22 @@ def test_render_follows_infer_without_waiting(storage: Storage, bucket: str) -> 
     assert (second.number, second.task) == (2, "render")
 
 
+def test_an_attempt_after_a_lost_one_knows_it(storage: Storage, bucket: str) -> None:
+    """It asks no card for help, whose driver may have hung. Handing back is no loss, and each half
+    of a run has losses of its own.
+    """
+    held(take(storage, bucket)).end("handed_back")
+    first = held(take(storage, bucket))
+    assert first.is_first
+    second = held(take(storage, bucket, lease=-1))
+    assert not second.is_first
+    second.end("done")
+    drawing = held(take(storage, bucket, "render"))
+    assert drawing.is_first
+    drawing.end("failed", RunError(code="child_died", message="timeout"))
+    assert not held(take(storage, bucket, "render")).is_first
+
+
 def test_a_slow_heartbeat_does_not_write_over_the_end(
     storage: Storage, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,17 @@ def test_a_batch_of_another_shape_in_between_is_no_reason_to_record() -> None:
     assert device.replays == 3 + SEEN + 3
 
 
+def test_a_device_that_never_waits_needs_no_recording() -> None:
+    """It would hold memory, and make nothing faster."""
+    device, network = Device(), Network()
+    device.waits = False
+    graphs = Graphs(device)
+    batches = [pictures(number) for number in range(SEEN + 6)]
+    assert_same(through(graphs, network, batches), "", batches)
+    assert (device.recorded, device.replays, graphs.bytes) == ([], 0, 0)
+    assert network.calls == len(batches)
+
+
 def test_a_device_without_room_for_a_recording_computes_all_the_same() -> None:
     """Memory that lacks for it is no reason for smaller batches."""
     device, network = Device(), Network()

@@ -157,10 +157,11 @@ class DeepLabCut2D(PoseArgs):
         description="look for the animal only where it was in the frame before, which is faster; "
         "frames then go through the network one by one. Not for top-down models",
     )
-    track_method: Literal["ellipse", "box", "skeleton"] | None = Field(
+    track_method: Literal["ellipse", "box", "skeleton", "ctd"] | None = Field(
         default=None,
         description="several animals: how DeepLabCut follows each from frame to frame; null: as "
-        "the project's config.yaml says (default_track_method), else ellipse",
+        "the project's config.yaml says (default_track_method), else ellipse. ctd: by a "
+        "conditional top-down model itself (DeepLabCut's ctd_tracking), of one animal too",
     )
     animals: int | None = Field(
         default=None,
@@ -197,7 +198,7 @@ def check(args: Args, model: Model) -> None:
             field="args.model",
         )
     for name in () if model.multianimal else ("track_method", "animals", "identity_only"):
-        if getattr(wanted, name):
+        if getattr(wanted, name) not in {None, False, "ctd"}:
             raise BadRequestError(
                 f"{model.name} is a model for one animal: {name} is for multi-animal projects",
                 code="single_animal",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from torchvision.models import get_model
 
 from posedrop.analyses import Job
 from tests.herd import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
-from tests.integration.engine.test_animals import Stock, analysed, same
-from worker import detection, inference, tables
+from tests.integration.engine.test_animals import analysed
+from worker import detection, inference
 from worker.analyses.deeplabcut_2d import deeplabcut_2d
-from worker.detection import Detector, Noise, QuickRCNN, QuickSSD, edges_of
+from worker.detection import Noise, QuickRCNN, QuickSSD, edges_of
 
 #: Boxes in a frame of the film: none at its beginning, in its middle and at its end, too.
 BOXES = [0, 0, 1, 3, 10, 1, 0, 0, 0, 2, 3, 1, 1, 0]
@@ -57,14 +58,15 @@ class Bars(BaseDetector):
         super().__init__()
         self.nothing = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: torch.Tensor, targets: Any = None) -> Any:
+    def forward(self, x: torch.Tensor, _: Any = None) -> Any:
         Calls.take(Calls.detector, x)
         found = []
         for picture in x:
             grey = float(picture[0, :4].mean()) * 0.229 + 0.485
-            corners = torch.tensor([[3.3 * n, 2.1 * n, 60 + 6.2 * n, 50.0 + 3 * n] for n in range(10)])
+            corners = [[3.3 * n, 2.1 * n, 60 + 6.2 * n, 50.0 + 3 * n] for n in range(10)]
             count = round(grey * 20)
-            found.append({"boxes": corners[:count], "scores": torch.linspace(0.9, 0.5, 10)[:count]})
+            scores = torch.linspace(0.9, 0.5, 10)
+            found.append({"boxes": torch.tensor(corners)[:count], "scores": scores[:count]})
         return {}, found
 
     def get_target(self, labels: dict[str, Any]) -> list[dict[str, Any]]:
@@ -136,11 +138,8 @@ def stock(film: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def analysed_in(film: Path, model: Path, out: Path) -> Path:
-    analysed_all = {"auto_track": False}
-    try:
-        analysed(film, model, out, "_full", **analysed_all)
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError):  # there is no table before tracking
+        analysed(film, model, out, auto_track=False)
     return out
 
 
@@ -250,9 +249,7 @@ def settled(name: str) -> Any:
     """Return a detector of random weights whose numbers are spread like a trained one's."""
     torch.manual_seed(3)
     least = "score_thresh" if name.startswith("ssd") else "box_score_thresh"
-    network = get_model(
-        name, weights=None, weights_backbone=None, num_classes=2, **{least: 0.01}
-    )
+    network = get_model(name, weights=None, weights_backbone=None, num_classes=2, **{least: 0.01})
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.5
@@ -310,6 +307,3 @@ def test_boxes_that_are_certain_are_those_of_torchvision(
         torch.testing.assert_close(one.scores, true["scores"][:most], rtol=0, atol=1e-3)
         assert edges_of(one.boxes.double().numpy(), crop).shape == (len(expected), 4)
     assert certain > 0
-
-
-_ = Stock, same, tables, Detector

@@ -185,7 +185,9 @@ def test_interrupted_inference_goes_on(
     second = job("second", lambda *told: reported.append(told))
     inference.run(second)
     ours = read(second.out, tables.finish(second))
-    assert reported[:2] == [("load", 0, None), ("infer", 6, 12)]
+    # Pictures that wait for others, to be computed again with them, hold a part back.
+    assert reported[0] == ("load", 0, None)
+    assert reported[1] in {("infer", done, 12) for done in ((6,) if batch == 1 else (2, 4, 6))}
     assert ours.poses.to_numpy().tobytes() == expected.poses.to_numpy().tobytes()
     for told in (ours.answer["details"], expected.answer["details"]):
         del told["inference_began_at"], told["inference_ended_at"]
