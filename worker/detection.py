@@ -45,7 +45,7 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
 from deeplabcut.pose_estimation_pytorch.models.detectors import FasterRCNN as AdaptedFasterRCNN
 from deeplabcut.pose_estimation_pytorch.models.detectors import SSDLite as AdaptedSSDLite
 from deeplabcut.pose_estimation_pytorch.models.detectors.filtered_detector import FilteredDetector
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
@@ -139,7 +139,9 @@ class Quick(ABC):
     def __init__(self, plain: Any, label: int, most: int) -> None:
         """Prepare ``plain``, which stays as it is; of its boxes the first ``most`` count."""
         self.plain = plain
-        self.fast = copy.deepcopy(plain)
+        lines = (module for module in plain.modules() if type(module) is nn.Linear)
+        shared = {id(weight): weight for one in lines for weight in one.parameters()}
+        self.fast = copy.deepcopy(plain, shared)
         fold(self.fast)
         self.fast.to(memory_format=torch.channels_last)
         fused.fuse_tiled(self.fast)

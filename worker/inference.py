@@ -393,7 +393,8 @@ def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning
         bottom_up = _bottom_up(args, warm.conditions, plain, total, learning)
         return Conditional(warm, bottom_up, args.batch_size, plain, tracking=tracking)
     if dynamic is not None or not warm.normalises:
-        return Runner(warm, 1 if dynamic else args.batch_size or 1, plain, dynamic)
+        batch = args.batch_size or warm.network.batch_size or 1
+        return Runner(warm, 1 if dynamic else batch, plain, dynamic)
     pictures = Pass(
         warm, args.batch_size, precision, pcutoff,
         part=learning.part, memory=learning.memory, pictures=total,

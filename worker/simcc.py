@@ -49,7 +49,7 @@ class SimCCWatch(HeatmapWatch):
             spans.append((last - first) / self.predictor.simcc_split_ratio)
         # What does not compare, because it is not a number, is unsure.
         counts = ~(self._most_likely(outputs, step) < self.pcutoff)
-        found: Tensor = (~(torch.hypot(*spans) <= reach) & counts).any(dim=1)
+        found: Tensor = (~(torch.hypot(*spans) * self.scale <= reach) & counts).any(dim=1)
         return found
 
     def _most_likely(self, outputs: Named, noise: float | Tensor) -> Tensor:

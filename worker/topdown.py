@@ -45,6 +45,7 @@ class TopDown(Feed):
         self._pass = pictures
         self._detections = detections
         self._rests = self._ends = False
+        self._scale = 1.0
         self._next: tuple[int, Frame, Context] | None = None
         self.setup = {**pictures.setup, **detections.setup}
 
@@ -59,10 +60,16 @@ class TopDown(Feed):
 
     def state(self) -> dict[str, Any]:
         """Return what is known of the networks' arithmetic, and the batches."""
-        return {"pass": self._pass.state(), "detections": self._detections.state()}
+        return {
+            "pass": self._pass.state(),
+            "detections": self._detections.state(),
+            "scale": self._scale,
+        }
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on with them."""
+        self._scale = state["scale"]
+        self._pass.enlarge(self._scale)
         self._pass.resume(state["pass"])
         self._detections.resume(state["detections"])
 
@@ -136,6 +143,8 @@ class TopDown(Feed):
         if n:
             whole = [(0.0, 0.0, width, height)] * n
             offsets, scales = AugmentImage.get_offsets_and_scales(height, width, whole)
+            self._scale = max(self._scale, float(context["scales"].max()))
+            self._pass.enlarge(self._scale)
         offsets, scales = AugmentImage.update_offsets_and_scales(context, offsets, scales)
         return cut, {**context, "offsets": offsets, "scales": scales}
 

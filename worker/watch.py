@@ -32,6 +32,9 @@ class Watch(ABC):
     ``model.get_predictions`` makes of them; each a dict of tensors with a row a picture.
     """
 
+    scale = 1.0
+    """Pixels of a frame in one of the network's picture, at most: crops are resized."""
+
     def __init__(self, model: Any, name: str, pcutoff: float) -> None:
         """Watch the head ``name`` of ``model``, DeepLabCut's PoseModel.
 
@@ -116,14 +119,14 @@ class HeatmapWatch(Watch):
         rows = open_.nonzero().flatten()
         if len(rows):  # few: most keypoints have no rival at all
             some = {name: values[rows] for name, values in outputs.items()}
-            close = ~(self._span(some, rivals[rows]) <= reach) & counts[rows]
+            close = ~(self._span(some, rivals[rows]) * self.scale <= reach) & counts[rows]
             open_[rows] = close.any(dim=1)
         return open_
 
     def moved(self, exact: Named, fast: Named) -> Tensor:
         """Return how far keypoints are apart."""
         true, poses = exact["poses"][:, 0], fast["poses"][:, 0]
-        moved: Tensor = (poses[..., :2] - true[..., :2]).norm(dim=-1)
+        moved: Tensor = (poses[..., :2] - true[..., :2]).norm(dim=-1) * self.scale
         return torch.where(true[..., 2] >= self.pcutoff, moved, 0.0).amax(dim=1)
 
     def _likelihood(self, top: Tensor) -> Tensor:
