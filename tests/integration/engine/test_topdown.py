@@ -275,13 +275,12 @@ def pictures(count: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "kind", "most"),
     [
-        ("ssdlite320_mobilenet_v3_large", QuickSSD),
-        ("fasterrcnn_mobilenet_v3_large_320_fpn", QuickRCNN),
+        ("ssdlite320_mobilenet_v3_large", QuickSSD, 10),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", QuickRCNN, 3),
     ],
 )
-@pytest.mark.parametrize("most", [1, 3, 10])
 @torch.inference_mode()
 def test_boxes_that_are_certain_are_those_of_torchvision(
     name: str, kind: type[detection.Quick], most: int
