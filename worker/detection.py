@@ -83,6 +83,8 @@ BEYOND = 32
 #: found out; by how much more has to be faster, and how many calls it takes to know.
 FIRST_BATCH, LAST_BATCH = 8, {False: 8, True: 64}
 GROWTH, CALLS = 1.05, 3
+#: Seconds of a call, on a CPU, from which on more frames at once aren't tried.
+LONG = 0.15
 #: Fewer frames aren't worth measuring noise.
 WORTH_FRAMES = 8
 
@@ -736,9 +738,15 @@ class Detections:
         half = best.get(frames // 2)
         if half is not None and best[frames] * GROWTH > half:
             self.batch = frames // 2
-        elif 2 * frames <= LAST_BATCH[self._accelerated] and 2 * frames not in best:
+        elif self._may_grow(frames, best):
             self.batch = 2 * frames
         self._detector.batches[self._size] = self.batch
+
+    def _may_grow(self, frames: int, best: dict[int, float]) -> bool:
+        if 2 * frames in best or 2 * frames > LAST_BATCH[self._accelerated]:
+            return False
+        # What takes a processor long fills its caches by itself.
+        return self._accelerated or frames * best[frames] < LONG
 
     def _is_certain(self, found: npt.NDArray[Any], error: float) -> bool:
         """Tell whether an error of boxes' edges can't change what is cut out."""

@@ -23,9 +23,9 @@ from torchvision.models import get_model
 from posedrop.analyses import Job
 from tests.herd import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
 from tests.integration.engine.test_animals import analysed
-from worker import detection, inference
+from worker import detection, inference, network, video
 from worker.analyses.deeplabcut_2d import deeplabcut_2d
-from worker.detection import Noise, QuickRCNN, QuickSSD, edges_of
+from worker.detection import Detections, Detector, Noise, QuickRCNN, QuickSSD, edges_of
 
 #: Boxes in a frame of the film: none at its beginning, in its middle and at its end, too.
 BOXES = [0, 0, 1, 3, 10, 1, 0, 0, 0, 2, 3, 1, 1, 0]
@@ -185,6 +185,27 @@ def test_as_many_calls_as_batches(run: Run, stock: np.ndarray, batch: int) -> No
     assert len(Calls.pose) == math.ceil(sum(BOXES) / batch)
     assert set(Calls.pose) == {batch}
     compare(found, stock)
+
+
+def test_no_animal_at_all(run: Run) -> None:
+    """The pose network is not called, and there are rows all the same."""
+    answer, found = run(batch_size=4, stop=2)
+    assert (answer["rows"], Calls.detector, Calls.pose) == (2, [2], [])
+    assert (found < 0).all()
+
+
+def test_an_accelerator_has_the_next_frames_early(film: Path, model: Path) -> None:
+    """The detector is given the next batch before the boxes of this one are; batches are full."""
+    loaded = network.load(model, None, "cpu")
+    detector = Detector(loaded.detector, "cpu")
+    detections = Detections(detector, TopDownCrop((256, 256)), 4, None)
+    detections._accelerated = True
+    Calls.forget()
+    found = detections.found(video.frames(film, order="bgr"))
+    next(found)
+    assert Calls.detector == [4, 4]
+    assert [len(boxes["bboxes"]) for _, _, boxes in found] == BOXES[1:]
+    assert Calls.detector == [4] * math.ceil(len(BOXES) / 4)
 
 
 def compare(found: np.ndarray, stock: np.ndarray) -> None:
