@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import TopDownCrop
 from deeplabcut.pose_estimation_pytorch.models import DETECTORS
 from deeplabcut.pose_estimation_pytorch.models.backbones.base import BACKBONES
 from deeplabcut.pose_estimation_pytorch.models.detectors.base import BaseDetector
+from deeplabcut.pose_estimation_pytorch.models.predictors import SimCCPredictor
 from torchvision.models import get_model
 
 from posedrop.analyses import Job
@@ -26,6 +28,7 @@ from tests.integration.engine.test_animals import analysed
 from worker import detection, inference, network, video
 from worker.analyses.deeplabcut_2d import deeplabcut_2d
 from worker.detection import Detections, Detector, Noise, QuickRCNN, QuickSSD, edges_of
+from worker.watch import watches_of
 
 #: Boxes in a frame of the film: none at its beginning, in its middle and at its end, too.
 BOXES = [0, 0, 1, 3, 10, 1, 0, 0, 0, 2, 3, 1, 1, 0]
@@ -327,3 +330,38 @@ def test_boxes_that_are_certain_are_those_of_torchvision(
         torch.testing.assert_close(one.scores, true["scores"][:most], rtol=0, atol=1e-3)
         assert edges_of(one.boxes.double().numpy(), crop).shape == (len(expected), 4)
     assert certain > 0
+
+
+# -- RTMPose's heads ----
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_noise_moves_no_keypoint_that_is_sure(softmax: bool) -> None:
+    """SimCC: whatever noise of that size, keypoints of pictures that are sure stay within reach."""
+    predictor = SimCCPredictor(apply_softmax=softmax, sigma=(5.66, 5.66))
+    head = SimpleNamespace(predictor=predictor)
+    model: Any = SimpleNamespace(heads={"bodypart": head}, get_stride=lambda _: 1)
+    watches = watches_of(model, 0.3)
+    assert watches is not None
+    height = 0.03 if softmax else 1e-3
+    watch, reach, noise = watches["bodypart"], 0.4, 1e-3 * height
+    some = torch.Generator().manual_seed(5)
+    cells = torch.arange(512.0)
+    lines = {}
+    for axis in ("x", "y"):
+        places = torch.rand((400, 5, 2, 1), generator=some) * 512
+        heights = height * (torch.rand((400, 5, 2, 1), generator=some) + 0.5)
+        peaks = heights * torch.exp(-((cells - places) ** 2) / 60)
+        lines[axis] = peaks.sum(dim=2)
+    unsure = watch.unsure(lines, noise, reach)
+    true = predictor(1.0, lines)
+    assert 0 < int(unsure.sum()) < len(unsure)
+    assert bool(watch.shows(true).any())
+    for _ in range(8):
+        off = {
+            axis: line + noise * (torch.rand(line.shape, generator=some) - 0.5)
+            for axis, line in lines.items()
+        }
+        moved = watch.moved(true, predictor(1.0, off))
+        assert float(moved[~unsure].max()) <= reach
+        assert 0 < watch.noise(lines, off) <= noise
