@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +25,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 #: What a frame takes on the accelerator that ``idle`` pretends to have, in seconds: 200 a second.
 DEVICE_SECONDS = 0.005
+#: Seconds that a call of a process for many may take.
+PATIENCE = 900.0
 
 
 def stock_inference(
@@ -289,13 +292,20 @@ class Alive:
         pipe, answers = self._process.stdin, self._process.stdout
         assert pipe is not None
         assert answers is not None
-        pipe.write(json.dumps(arguments) + "\n")
-        pipe.flush()
-        for line in answers:
-            if line.startswith("ANSWER "):
-                return json.loads(line.removeprefix("ANSWER "))
-            if line.startswith("FAILED "):
-                raise RuntimeError(json.loads(line.removeprefix("FAILED ")))
+        limit = threading.Timer(PATIENCE, self._process.kill)
+        limit.start()
+        try:
+            pipe.write(json.dumps(arguments) + "\n")
+            pipe.flush()
+            for line in answers:
+                if line.startswith("ANSWER "):
+                    return json.loads(line.removeprefix("ANSWER "))
+                if line.startswith("FAILED "):
+                    raise RuntimeError(json.loads(line.removeprefix("FAILED ")))
+        except BrokenPipeError:
+            pass
+        finally:
+            limit.cancel()
         code = self._process.wait()
         raise RuntimeError(f"the process ended with {code}: see {self._log}")
 

@@ -79,7 +79,6 @@ RECIPES = {
     "hrnet_w18": Recipe("hrnet_w18"),
     "hrnet_w32": Recipe("hrnet_w32"),
     "cspnext_m": Recipe("cspnext_m"),
-    "mobilenetv3": Recipe("resnet_50", norm="mobilenetv3_large_100", channels=960),
     "rtmpose_s": Recipe("rtmpose_s", detector=MOBILENET),
     "rtmpose_m": Recipe("rtmpose_m", detector=MOBILENET),
     "top_down_resnet50": Recipe("resnet_50", detector=MOBILENET, norm="resnet50"),
