@@ -179,8 +179,8 @@ class PafWatch(Watch):
         heat, slope, steep = self._likelihoods(outputs)
         noise = torch.as_tensor(noise, dtype=heat.dtype, device=heat.device).expand(len(heat))
         unsure, cells = self._peaks(heat, slope, steep, noise)
-        # What is not a number does not compare.
-        unsure |= ~(heat.flatten(1).sum(dim=1) + noise).isfinite()
+        # What is not a number does not compare, and what overflowed says nothing of its noise.
+        unsure |= ~(outputs["heatmap"].flatten(1).sum(dim=1) + noise).isfinite()
         low, high = self._ranges(outputs["paf"], cells, self._pairs(cells), SHARE * noise)
         joined, open_ = self._joined(low, high)
         unsure |= open_

@@ -186,7 +186,8 @@ def test_what_is_not_a_number_is_unsure() -> None:
     assert not watch.unsure(outputs, 1e-4, REACH).any()
     for frame, name in enumerate(outputs):
         outputs[name][frame] = math.nan
-    assert watch.unsure(outputs, 1e-4, REACH).tolist() == [True] * 3 + [False] * (FRAMES - 3)
+    outputs["heatmap"][3] *= math.inf
+    assert watch.unsure(outputs, 1e-4, REACH).tolist() == [True] * 4 + [False] * (FRAMES - 4)
     assert watch.unsure({n: torch.zeros_like(m) for n, m in outputs.items()}, 1e-4, REACH).all()
 
 
