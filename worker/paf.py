@@ -42,6 +42,8 @@ ROUNDING = 1e-5
 SHARE = 1 / 8
 
 
+#: Of the noise of affinities, that of their mean over an animal: not all err the same way.
+EVEN = 1 / 3
 #: Where a larger share of the cells are of peaks, or a frame has more peaks, nothing is clear.
 CROWD, MOST_PEAKS = 1 / 8, 5000
 #: Nor where there are so many cells for each peak that there could be.
@@ -94,6 +96,33 @@ class Cells:
     """Each (cells,)."""
     sure: Tensor
     """(frames, bodyparts, animals), bool: slots whose peak is there in any case."""
+
+
+@dataclass(frozen=True)
+class Herd:
+    """Of a batch, the animals that are made of two limbs or more."""
+
+    twice: Tensor
+    """(frames,), bool: something has a bodypart twice."""
+    members: Tensor
+    """(frames, animals that a frame has at most, slots of a frame), bool."""
+    animal: Tensor
+    """Of each limb, which one of all places for animals it is of; (limbs,)."""
+    limb: tuple[Tensor, ...]
+    """Of each limb its frame, kind, and the ranks of its ends; each (limbs,)."""
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return for each animal the sum of its limbs' values.
+
+        Args:
+            values: (frames, kinds of limbs, ranks, ranks).
+
+        Returns:
+            (frames, animals).
+        """
+        n, most, _ = self.members.shape
+        found = values.new_zeros(n * most)
+        return found.index_add_(0, self.animal, values[self.limb]).view(n, most)
 
 
 class PafWatch(Watch):
@@ -162,6 +191,12 @@ class PafWatch(Watch):
         pairs = self._pairs(cells)
         true, other = (self._affinities(some["paf"], cells, pairs) for some in (exact, fast))
         found.append(_share(other - true, torch.full_like(true, SHARE)))
+        none = heat.new_zeros(len(heat))
+        low, high = self._ranges(exact["paf"], cells, pairs, none)
+        herd = self._herd(self._joined(low, high)[0])
+        changed = herd.sums(self._ranges(fast["paf"], cells, pairs, none)[0]) - herd.sums(low)
+        limbs = herd.sums(torch.ones_like(low))
+        found.append(_share(changed[limbs > 0], EVEN * SHARE * limbs[limbs > 0]))
         return max(found)
 
     def largest(self, outputs: Named) -> Tensor:
@@ -183,8 +218,13 @@ class PafWatch(Watch):
         unsure |= ~(outputs["heatmap"].flatten(1).sum(dim=1) + noise).isfinite()
         low, high = self._ranges(outputs["paf"], cells, self._pairs(cells), SHARE * noise)
         joined, open_ = self._joined(low, high)
-        unsure |= open_
-        return unsure | self._unsure_animals(outputs["locref"], cells, joined, low, high, reach)
+        herd = self._herd(joined)
+        unsure |= open_ | herd.twice
+        if herd.members.shape[1]:
+            even = ((1 - EVEN) * SHARE * noise)[:, None, None, None] - ROUNDING
+            unsure |= _tied(herd.sums(low + even), herd.sums(high - even), herd.members)
+            unsure |= self._misplaced(outputs["locref"], cells, herd.members, reach)
+        return unsure
 
     # -- peaks --
 
@@ -390,51 +430,45 @@ class PafWatch(Watch):
 
     # -- animals --
 
-    def _unsure_animals(
-        self, locref: Tensor, cells: Cells, joined: Tensor, low: Tensor, high: Tensor, reach: float
-    ) -> Tensor:
-        n, parts, animals = cells.sure.shape
+    def _herd(self, joined: Tensor) -> Herd:
+        """Return the animals that limbs (n, limbs, animals, animals) make, if these are joined."""
+        n, animals, parts = len(joined), self._animals, self._parts
         nodes = parts * animals
         frame, limb, source, target = joined.nonzero(as_tuple=True)
-        graph = torch.tensor(self._graph, device=low.device).reshape(-1, 2)
+        graph = torch.tensor(self._graph, device=joined.device).reshape(-1, 2)
         start = graph[limb, 0] * animals + source
         end = graph[limb, 1] * animals + target
-        near = torch.zeros((n, nodes, nodes), device=low.device)
+        near = torch.zeros((n, nodes, nodes), device=joined.device)
         near[frame, start, end] = near[frame, end, start] = 1
         linked = near.any(dim=2)
-        near += torch.eye(nodes, device=low.device)
+        near += torch.eye(nodes, device=joined.device)
         for _ in range(max(1, math.ceil(math.log2(nodes)))):
             wider = (near @ near).clamp(max=1)
             if bool((wider == near).all()):
                 break
             near = wider
         # Of each animal, the row of its first node: (n, nodes, nodes), a row an animal or nothing.
-        index = torch.arange(nodes, device=low.device)
+        index = torch.arange(nodes, device=joined.device)
         first = near.argmax(dim=2) == index
-        of_limb = torch.zeros((n, nodes), device=low.device)
+        of_limb = torch.zeros((n, nodes), device=joined.device)
         of_limb.index_put_((frame, start), near.new_ones(len(frame)), accumulate=True)
         links = (near @ of_limb[..., None])[..., 0]
         twice = near.view(n, nodes, parts, animals).sum(dim=3) > 1
-        unsure = (twice.any(dim=2) & linked).any(dim=1)
         seen = first & (links >= 2)
-        worst = int(seen.sum(dim=1).max()) if n else 0
-        if worst == 0:
-            return unsure
         # The animals of each frame, side by side.
+        most = int(seen.sum(dim=1).max()) if n else 0
         rank = seen.long().cumsum(dim=1) - 1
         which, row = seen.nonzero(as_tuple=True)
-        members = torch.zeros((n, worst, nodes), dtype=torch.bool, device=low.device)
+        members = torch.zeros((n, most, nodes), dtype=torch.bool, device=near.device)
         members[which, rank[which, row]] = near[which, row] > 0
-        whose = rank[frame, near.argmax(dim=2)[frame, start]]
-        counts = seen[frame, near.argmax(dim=2)[frame, start]]
-        where = (frame * worst + whose)[counts]
-        scores = []
-        for values, slack in ((low, -ROUNDING), (high, ROUNDING)):
-            score = torch.zeros(n * worst, device=low.device)
-            score.index_add_(0, where, values[frame, limb, source, target][counts] + slack)
-            scores.append(score.view(n, worst))
-        unsure |= _tied(scores[0], scores[1], members.any(dim=2))
-        return unsure | self._misplaced(locref, cells, members, reach)
+        owner = near.argmax(dim=2)[frame, start]
+        counts = seen[frame, owner]
+        return Herd(
+            (twice.any(dim=2) & linked).any(dim=1),
+            members,
+            (frame * most + rank[frame, owner])[counts],
+            tuple(one[counts] for one in (frame, limb, source, target)),
+        )
 
     def _misplaced(self, locref: Tensor, cells: Cells, members: Tensor, reach: float) -> Tensor:
         """Return where a keypoint is not clear, or two animals nearly cover each other; (n,)."""
@@ -507,8 +541,9 @@ def _range(values: Tensor, slot: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _tied(low: Tensor, high: Tensor, there: Tensor) -> Tensor:
-    """Return in which frames two that are there could change places; (n,)."""
+def _tied(low: Tensor, high: Tensor, members: Tensor) -> Tensor:
+    """Return in which frames two animals, of whom there are members, could change places; (n,)."""
+    there = members.any(dim=2)
     both = (there[:, :, None] & there[:, None]).triu(diagonal=1)
     close = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
     return (both & close).flatten(1).any(dim=1)
