@@ -265,17 +265,23 @@ class PafWatch(Watch):
         n, parts, height, width = heat.shape
         size, animals, sight = parts * height * width, self._animals, self._window // 2
         # The slope itself is of what is noisy.
-        share = (noise * noise.exp())[:, None, None, None]
-        step = slope * share + ROUNDING
-        low, high = (heat - step).flatten(), (heat + step).flatten()
+        share = noise * noise.exp()
+
+        def bound(places: Tensor, way: int) -> Tensor:
+            step = slope.flatten()[places] * share[places // size] + ROUNDING
+            return heat.flatten()[places] + way * step
+
         # Most cells are far below all that counts; where they are not, nothing is clear.
-        counts = high.view(heat.shape) >= self._least
-        unsure = counts.flatten(1).sum(dim=1) > CROWD * size
-        cell = (counts & ~unsure[:, None, None, None]).flatten().nonzero()[:, 0]
+        steepest = 1 / 4 if self.predictor.apply_sigmoid else 1.0
+        counts = heat >= (self._least - ROUNDING - steepest * share)[:, None, None, None]
+        cell = counts.flatten().nonzero()[:, 0]
+        cell = cell[bound(cell, 1) >= self._least]
+        unsure = (cell // size).bincount(minlength=n) > CROWD * size
+        cell = cell[~unsure[cell // size]]
         around, places = _around(heat.shape, cell, sight)
-        floor = torch.where(around, low[places], -math.inf).flatten(1).amax(dim=1)
+        floor = torch.where(around, bound(places, -1), -math.inf).flatten(1).amax(dim=1)
         highest = torch.where(around, heat.flatten()[places], -math.inf).flatten(1).amax(dim=1)
-        maybe = cell[high[cell] >= floor]
+        maybe = cell[bound(cell, 1) >= floor]
         cell = cell[heat.flatten()[cell] == highest]
         crowded = (cell // size).bincount(minlength=n) > MOST_PEAKS
         unsure |= crowded
@@ -283,10 +289,10 @@ class PafWatch(Watch):
         group, frame = cell // (height * width), cell // size
         # Around each peak, all that its rivals see.
         around, places = _around(heat.shape, cell, 2 * sight)
-        near = around & (high[places] >= low[cell][:, None, None])
+        near = around & (bound(places, 1) >= bound(cell, -1)[:, None, None])
         middle = (slice(None), slice(sight, -sight), slice(sight, -sight))
         down = heat.flatten()[cell][:, None, None] - heat.flatten()[places[middle]]
-        climb = share.flatten()[frame][:, None] * self._climbs(steep, cell) + ROUNDING
+        climb = share[frame][:, None] * self._climbs(steep, cell) + ROUNDING
         rivals = torch.zeros_like(near)
         rivals[middle] = around[middle] & (down <= climb.view_as(down))
         near[middle] = False
@@ -303,7 +309,7 @@ class PafWatch(Watch):
         up = (
             torch.where(inside, heat.flatten()[those], -math.inf) - heat.flatten()[lone, None, None]
         )
-        climb = share.flatten()[lone // size][:, None] * self._climbs(steep, lone) + ROUNDING
+        climb = share[lone // size][:, None] * self._climbs(steep, lone) + ROUNDING
         lone = lone[~(up.flatten(1) > climb).any(dim=1)]
         ascending = taken.sort().values
         twice = ascending[1:][ascending[1:] == ascending[:-1]]
@@ -316,12 +322,12 @@ class PafWatch(Watch):
         rank -= torch.searchsorted(group[order], group)
         kept = rank < animals
         least = heat.new_full((n * parts,), math.inf)
-        least.scatter_reduce_(0, group[kept], low[cell[kept]], "amin")
-        most = torch.where(rivals, high[places], -math.inf).flatten(1).amax(dim=1)
+        least.scatter_reduce_(0, group[kept], bound(cell[kept], -1), "amin")
+        most = torch.where(rivals, bound(places, 1), -math.inf).flatten(1).amax(dim=1)
         unsure[frame[~kept & (most >= least[group])]] = True
         slot = torch.where(kept, group * animals + rank, -1)
         sure = torch.zeros(n * parts * animals, dtype=torch.bool, device=heat.device)
-        sure[slot[kept]] = low[cell[kept]] >= self._least
+        sure[slot[kept]] = bound(cell[kept], -1) >= self._least
         # Of what is not clear already, nothing more is asked.
         counted = frame[whose][slot[whose] >= 0].bincount(minlength=n)
         unsure |= counted > MOST_RIVALS * parts * animals
