@@ -42,6 +42,8 @@ ROUNDING = 1e-5
 SHARE = 1 / 8
 
 
+#: Of the noise of affinities, that of their mean over an animal: not all err the same way.
+EVEN = 1 / 3
 #: Where a larger share of the cells are of peaks, or a frame has more peaks, nothing is clear.
 CROWD, MOST_PEAKS = 1 / 8, 5000
 #: Nor where there are so many cells for each peak that there could be.
@@ -94,6 +96,33 @@ class Cells:
     """Each (cells,)."""
     sure: Tensor
     """(frames, bodyparts, animals), bool: slots whose peak is there in any case."""
+
+
+@dataclass(frozen=True)
+class Herd:
+    """Of a batch, the animals that are made of two limbs or more."""
+
+    twice: Tensor
+    """(frames,), bool: something has a bodypart twice."""
+    members: Tensor
+    """(frames, animals that a frame has at most, slots of a frame), bool."""
+    animal: Tensor
+    """Of each limb, which one of all places for animals it is of; (limbs,)."""
+    limb: tuple[Tensor, ...]
+    """Of each limb its frame, kind, and the ranks of its ends; each (limbs,)."""
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return for each animal the sum of its limbs' values.
+
+        Args:
+            values: (frames, kinds of limbs, ranks, ranks).
+
+        Returns:
+            (frames, animals).
+        """
+        n, most, _ = self.members.shape
+        found = values.new_zeros(n * most)
+        return found.index_add_(0, self.animal, values[self.limb]).view(n, most)
 
 
 class PafWatch(Watch):
@@ -162,6 +191,12 @@ class PafWatch(Watch):
         pairs = self._pairs(cells)
         true, other = (self._affinities(some["paf"], cells, pairs) for some in (exact, fast))
         found.append(_share(other - true, torch.full_like(true, SHARE)))
+        none = heat.new_zeros(len(heat))
+        low, high = self._ranges(exact["paf"], cells, pairs, none)
+        herd = self._herd(self._joined(low, high)[0])
+        changed = herd.sums(self._ranges(fast["paf"], cells, pairs, none)[0]) - herd.sums(low)
+        limbs = herd.sums(torch.ones_like(low))
+        found.append(_share(changed[limbs > 0], EVEN * SHARE * limbs[limbs > 0]))
         return max(found)
 
     def largest(self, outputs: Named) -> Tensor:
@@ -179,12 +214,17 @@ class PafWatch(Watch):
         heat, slope, steep = self._likelihoods(outputs)
         noise = torch.as_tensor(noise, dtype=heat.dtype, device=heat.device).expand(len(heat))
         unsure, cells = self._peaks(heat, slope, steep, noise)
-        # What is not a number does not compare.
-        unsure |= ~(heat.flatten(1).sum(dim=1) + noise).isfinite()
+        # What is not a number does not compare, and what overflowed says nothing of its noise.
+        unsure |= ~(outputs["heatmap"].flatten(1).sum(dim=1) + noise).isfinite()
         low, high = self._ranges(outputs["paf"], cells, self._pairs(cells), SHARE * noise)
         joined, open_ = self._joined(low, high)
-        unsure |= open_
-        return unsure | self._unsure_animals(outputs["locref"], cells, joined, low, high, reach)
+        herd = self._herd(joined)
+        unsure |= open_ | herd.twice
+        if herd.members.shape[1]:
+            even = ((1 - EVEN) * SHARE * noise)[:, None, None, None] - ROUNDING
+            unsure |= _tied(herd.sums(low + even), herd.sums(high - even), herd.members)
+            unsure |= self._misplaced(outputs["locref"], cells, herd.members, reach)
+        return unsure
 
     # -- peaks --
 
@@ -225,17 +265,23 @@ class PafWatch(Watch):
         n, parts, height, width = heat.shape
         size, animals, sight = parts * height * width, self._animals, self._window // 2
         # The slope itself is of what is noisy.
-        share = (noise * noise.exp())[:, None, None, None]
-        step = slope * share + ROUNDING
-        low, high = (heat - step).flatten(), (heat + step).flatten()
+        share = noise * noise.exp()
+
+        def bound(places: Tensor, way: int) -> Tensor:
+            step = slope.flatten()[places] * share[places // size] + ROUNDING
+            return heat.flatten()[places] + way * step
+
         # Most cells are far below all that counts; where they are not, nothing is clear.
-        counts = high.view(heat.shape) >= self._least
-        unsure = counts.flatten(1).sum(dim=1) > CROWD * size
-        cell = (counts & ~unsure[:, None, None, None]).flatten().nonzero()[:, 0]
+        steepest = 1 / 4 if self.predictor.apply_sigmoid else 1.0
+        counts = heat >= (self._least - ROUNDING - steepest * share)[:, None, None, None]
+        cell = counts.flatten().nonzero()[:, 0]
+        cell = cell[bound(cell, 1) >= self._least]
+        unsure = (cell // size).bincount(minlength=n) > CROWD * size
+        cell = cell[~unsure[cell // size]]
         around, places = _around(heat.shape, cell, sight)
-        floor = torch.where(around, low[places], -math.inf).flatten(1).amax(dim=1)
+        floor = torch.where(around, bound(places, -1), -math.inf).flatten(1).amax(dim=1)
         highest = torch.where(around, heat.flatten()[places], -math.inf).flatten(1).amax(dim=1)
-        maybe = cell[high[cell] >= floor]
+        maybe = cell[bound(cell, 1) >= floor]
         cell = cell[heat.flatten()[cell] == highest]
         crowded = (cell // size).bincount(minlength=n) > MOST_PEAKS
         unsure |= crowded
@@ -243,10 +289,10 @@ class PafWatch(Watch):
         group, frame = cell // (height * width), cell // size
         # Around each peak, all that its rivals see.
         around, places = _around(heat.shape, cell, 2 * sight)
-        near = around & (high[places] >= low[cell][:, None, None])
+        near = around & (bound(places, 1) >= bound(cell, -1)[:, None, None])
         middle = (slice(None), slice(sight, -sight), slice(sight, -sight))
         down = heat.flatten()[cell][:, None, None] - heat.flatten()[places[middle]]
-        climb = share.flatten()[frame][:, None] * self._climbs(steep, cell) + ROUNDING
+        climb = share[frame][:, None] * self._climbs(steep, cell) + ROUNDING
         rivals = torch.zeros_like(near)
         rivals[middle] = around[middle] & (down <= climb.view_as(down))
         near[middle] = False
@@ -263,7 +309,7 @@ class PafWatch(Watch):
         up = (
             torch.where(inside, heat.flatten()[those], -math.inf) - heat.flatten()[lone, None, None]
         )
-        climb = share.flatten()[lone // size][:, None] * self._climbs(steep, lone) + ROUNDING
+        climb = share[lone // size][:, None] * self._climbs(steep, lone) + ROUNDING
         lone = lone[~(up.flatten(1) > climb).any(dim=1)]
         ascending = taken.sort().values
         twice = ascending[1:][ascending[1:] == ascending[:-1]]
@@ -276,12 +322,12 @@ class PafWatch(Watch):
         rank -= torch.searchsorted(group[order], group)
         kept = rank < animals
         least = heat.new_full((n * parts,), math.inf)
-        least.scatter_reduce_(0, group[kept], low[cell[kept]], "amin")
-        most = torch.where(rivals, high[places], -math.inf).flatten(1).amax(dim=1)
+        least.scatter_reduce_(0, group[kept], bound(cell[kept], -1), "amin")
+        most = torch.where(rivals, bound(places, 1), -math.inf).flatten(1).amax(dim=1)
         unsure[frame[~kept & (most >= least[group])]] = True
         slot = torch.where(kept, group * animals + rank, -1)
         sure = torch.zeros(n * parts * animals, dtype=torch.bool, device=heat.device)
-        sure[slot[kept]] = low[cell[kept]] >= self._least
+        sure[slot[kept]] = bound(cell[kept], -1) >= self._least
         # Of what is not clear already, nothing more is asked.
         counted = frame[whose][slot[whose] >= 0].bincount(minlength=n)
         unsure |= counted > MOST_RIVALS * parts * animals
@@ -390,51 +436,45 @@ class PafWatch(Watch):
 
     # -- animals --
 
-    def _unsure_animals(
-        self, locref: Tensor, cells: Cells, joined: Tensor, low: Tensor, high: Tensor, reach: float
-    ) -> Tensor:
-        n, parts, animals = cells.sure.shape
+    def _herd(self, joined: Tensor) -> Herd:
+        """Return the animals that limbs (n, limbs, animals, animals) make, if these are joined."""
+        n, animals, parts = len(joined), self._animals, self._parts
         nodes = parts * animals
         frame, limb, source, target = joined.nonzero(as_tuple=True)
-        graph = torch.tensor(self._graph, device=low.device).reshape(-1, 2)
+        graph = torch.tensor(self._graph, device=joined.device).reshape(-1, 2)
         start = graph[limb, 0] * animals + source
         end = graph[limb, 1] * animals + target
-        near = torch.zeros((n, nodes, nodes), device=low.device)
+        near = torch.zeros((n, nodes, nodes), device=joined.device)
         near[frame, start, end] = near[frame, end, start] = 1
         linked = near.any(dim=2)
-        near += torch.eye(nodes, device=low.device)
+        near += torch.eye(nodes, device=joined.device)
         for _ in range(max(1, math.ceil(math.log2(nodes)))):
             wider = (near @ near).clamp(max=1)
             if bool((wider == near).all()):
                 break
             near = wider
         # Of each animal, the row of its first node: (n, nodes, nodes), a row an animal or nothing.
-        index = torch.arange(nodes, device=low.device)
+        index = torch.arange(nodes, device=joined.device)
         first = near.argmax(dim=2) == index
-        of_limb = torch.zeros((n, nodes), device=low.device)
+        of_limb = torch.zeros((n, nodes), device=joined.device)
         of_limb.index_put_((frame, start), near.new_ones(len(frame)), accumulate=True)
         links = (near @ of_limb[..., None])[..., 0]
         twice = near.view(n, nodes, parts, animals).sum(dim=3) > 1
-        unsure = (twice.any(dim=2) & linked).any(dim=1)
         seen = first & (links >= 2)
-        worst = int(seen.sum(dim=1).max()) if n else 0
-        if worst == 0:
-            return unsure
         # The animals of each frame, side by side.
+        most = int(seen.sum(dim=1).max()) if n else 0
         rank = seen.long().cumsum(dim=1) - 1
         which, row = seen.nonzero(as_tuple=True)
-        members = torch.zeros((n, worst, nodes), dtype=torch.bool, device=low.device)
+        members = torch.zeros((n, most, nodes), dtype=torch.bool, device=near.device)
         members[which, rank[which, row]] = near[which, row] > 0
-        whose = rank[frame, near.argmax(dim=2)[frame, start]]
-        counts = seen[frame, near.argmax(dim=2)[frame, start]]
-        where = (frame * worst + whose)[counts]
-        scores = []
-        for values, slack in ((low, -ROUNDING), (high, ROUNDING)):
-            score = torch.zeros(n * worst, device=low.device)
-            score.index_add_(0, where, values[frame, limb, source, target][counts] + slack)
-            scores.append(score.view(n, worst))
-        unsure |= _tied(scores[0], scores[1], members.any(dim=2))
-        return unsure | self._misplaced(locref, cells, members, reach)
+        owner = near.argmax(dim=2)[frame, start]
+        counts = seen[frame, owner]
+        return Herd(
+            (twice.any(dim=2) & linked).any(dim=1),
+            members,
+            (frame * most + rank[frame, owner])[counts],
+            tuple(one[counts] for one in (frame, limb, source, target)),
+        )
 
     def _misplaced(self, locref: Tensor, cells: Cells, members: Tensor, reach: float) -> Tensor:
         """Return where a keypoint is not clear, or two animals nearly cover each other; (n,)."""
@@ -507,8 +547,9 @@ def _range(values: Tensor, slot: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _tied(low: Tensor, high: Tensor, there: Tensor) -> Tensor:
-    """Return in which frames two that are there could change places; (n,)."""
+def _tied(low: Tensor, high: Tensor, members: Tensor) -> Tensor:
+    """Return in which frames two animals, of whom there are members, could change places; (n,)."""
+    there = members.any(dim=2)
     both = (there[:, :, None] & there[:, None]).triu(diagonal=1)
     close = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
     return (both & close).flatten(1).any(dim=1)

@@ -13,7 +13,7 @@ from deeplabcut.pose_estimation_pytorch.models import PoseModel
 
 from worker import hardware
 from worker.arithmetic import Machine
-from worker.fused import Block, Tiled
+from worker.fused import Block, PafHead, Tiled
 from worker.warm import Warm
 
 #: With residual blocks that are done in one. DeepLabCut's ResNet-50 has GroupNorm by default.
@@ -86,9 +86,12 @@ def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
     """On batches of changing sizes: exactly, and in bfloat16 as near as bfloat16 is."""
     stock = build(tmp_path, net_type)
     machine = Machine(build(tmp_path, net_type), "cpu")
-    fast = machine.fast(torch.bfloat16)
+    fast = machine.form("bf16", machine.kinds("bf16")[-1])
     blocks = [part for part in machine.exact.modules() if type(part) is Block]
     assert bool(blocks) == (net_type in RESIDUAL)
+    for form in (machine.exact, fast):
+        joined = any(type(part) is PafHead for part in form.modules())
+        assert joined == net_type.startswith("dlcrnet")
     assert machine.exact is not machine.plain
     assert machine.tiled is not machine.exact
     with torch.inference_mode():
@@ -118,7 +121,7 @@ def test_what_a_fused_network_takes_is_counted(tmp_path: Path) -> None:
         exact = 3 * weights + 3 * sum(whole)
         assert model.bytes == pytest.approx(exact, rel=0.02)
         if hardware.native_dtype(torch.device("cpu")) is not None:
-            machine.fast(torch.bfloat16)(pictures(1, 128, 128))
+            machine.form("bf16", "winograd")(pictures(1, 128, 128))
             assert model.bytes == pytest.approx(exact + weights + 1.5 * sum(whole), rel=0.02)
 
 
