@@ -384,6 +384,7 @@ def _slim(prediction: Prediction) -> Prediction:
 def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning: Learning) -> Feed:
     pcutoff = min(_pcutoff(args, warm.network), warm.network.pcutoff)
     dynamic = _dynamic(args, warm.network)
+    tracking = _tracks_itself(args, warm.network)
     crop = topdown.crop_of(warm)
     if crop is not None and warm.detector is not None:
         model = warm.network
@@ -398,13 +399,15 @@ def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning
         return TopDown(warm, crops, Detections(warm.detector, crop, boxes, total))
     # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
     plain: Precision = "fp32" if precision == "auto" else precision
-    tracking = _tracks_itself(args, warm.network)
     if warm.conditions is not None:
-        bottom_up = _bottom_up(args, warm.conditions, plain, total, learning)
-        return Conditional(warm, bottom_up, args.batch_size, plain, tracking=tracking)
+        batch = args.batch_size
+        if torch.device(warm.network.device).type != "cpu":
+            batch = batch or warm.network.batch_size
+        bottom_up = _bottom_up(batch, warm.conditions, plain, total, learning)
+        return Conditional(warm, bottom_up, batch, plain, tracking=tracking)
     if dynamic is not None or not warm.normalises:
-        batch = args.batch_size or warm.network.batch_size or 1
-        return Runner(warm, 1 if dynamic else batch, plain, dynamic)
+        frames = args.batch_size or warm.network.batch_size or 1
+        return Runner(warm, 1 if dynamic else frames, plain, dynamic)
     pictures = Pass(
         warm, args.batch_size, precision, pcutoff,
         part=learning.part, memory=learning.memory, pictures=total,
@@ -413,13 +416,13 @@ def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning
 
 
 def _bottom_up(
-    args: PoseArgs, warm: Warm, precision: Precision, total: int, learning: Learning
+    batch: int | None, warm: Warm, precision: Precision, total: int, learning: Learning
 ) -> Feed:
     """Return what finds the conditions of a conditional top-down model."""
     if not warm.normalises:
-        return Runner(warm, args.batch_size or 1, precision, None)
+        return Runner(warm, batch or 1, precision, None)
     pictures = Pass(
-        warm, args.batch_size, precision, 0.0,  # all of a condition counts, whatever its likelihood
+        warm, batch, precision, 0.0,  # all of a condition counts, whatever its likelihood
         part=f"conditions of {learning.part}", memory=learning.memory, pictures=total,
     )  # fmt: skip
     return Batches(pictures, warm.network.pose.postprocessor)
