@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from worker import fused, hardware, ways
 from worker.graphs import Graphs, recorder_of
@@ -70,6 +71,8 @@ TILED_REACH = 0.005
 
 #: Where DLCRNet keeps what its hooks have seen.
 _FEATURES = "interm_features"
+#: What can be folded into the convolution before it; the second is that of torchvision's detectors.
+_NORMS = {nn.BatchNorm2d, FrozenBatchNorm2d}
 _DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -84,7 +87,7 @@ class Machine:
         """Prepare ``model`` (DeepLabCut's PoseModel, in eval mode), which is changed by it."""
         self.device = torch.device(device)
         #: The exact form for who casts by itself: of torch's own operators alone.
-        self.plain = _tried(model, _fold).to(memory_format=torch.channels_last)
+        self.plain = _tried(model, fold).to(memory_format=torch.channels_last)
         self.exact = self.plain
         if self.device.type == "cpu":
             self.exact = _tried(self.plain, fused.fuse)
@@ -443,7 +446,7 @@ class Arithmetic:
     def _shown(self, predictions: Predictions) -> list[int]:
         """Return the rows that show a keypoint above the cutoff."""
         shown = [
-            watch.shows(predictions[name])
+            watch.shows(predictions[name]).cpu()  # some predictors answer there, some do not
             for name, watch in (self._watches or {}).items()
             if name in predictions
         ]
@@ -615,15 +618,17 @@ def _shared(model: Any, *others: Any) -> dict[int, Any]:
     return {id(thing): thing for thing in (*found, *others)}
 
 
-def _fold(module: nn.Module) -> int:
+def fold(module: nn.Module) -> int:
+    """Fold a module's normalisations into the convolutions before them; return how many."""
     folds = 0
     before: tuple[str, nn.Module] | None = None
+    child: Any
     for name, child in list(module.named_children()):
         # No subclasses: what else they do would be lost.
-        if before and type(before[1]) is nn.Conv2d and type(child) is nn.BatchNorm2d:
+        if before and type(before[1]) is nn.Conv2d and type(child) in _NORMS:
             setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
             setattr(module, name, nn.Identity())
             folds += 1
-        folds += _fold(child)
+        folds += fold(child)
         before = (name, child)
     return folds

@@ -5,9 +5,9 @@ lays a convolution's weights out anew at each call. oneDNN can do the three in o
 laid out once: it is what ``torch.compile`` makes of them, had without a compiler. The operators are
 private to torch, so nobody should use what is made here without comparing what comes out.
 
-Blocks are those of timm's ResNets and HRNets, which DeepLabCut's backbones are made of, where their
-normalisations were folded into the convolutions (a GroupNorm can't be). Other convolutions gain by
-their weights.
+Blocks are those of timm's ResNets and HRNets, which DeepLabCut's backbones are made of, and of
+torchvision's detectors, where their normalisations were folded into the convolutions (a GroupNorm
+can't be). Other convolutions gain by their weights.
 """
 
 from __future__ import annotations
@@ -19,11 +19,27 @@ import torch
 from deeplabcut.pose_estimation_pytorch.models.heads import DLCRNetHead, HeatmapHead
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
+from torchvision.models import resnet
+from torchvision.ops.misc import Conv2dNormActivation
 
 from worker import winograd
 
 #: What comes after a convolution.
-After = Literal["relu", "none"]
+After = Literal["relu", "none", "hardswish", "relu6"]
+#: As oneDNN names them, with what they take.
+_AFTER: dict[After, tuple[str, list[float]]] = {
+    "relu": ("relu", []),
+    "none": ("none", []),
+    "hardswish": ("hardswish", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+}
+_ACTIVATIONS: dict[type, After] = {
+    nn.ReLU: "relu",
+    nn.Hardswish: "hardswish",
+    nn.ReLU6: "relu6",
+}
+#: Weights are laid out for so many sizes at once: a detector's convolutions see five.
+SIZES = 8
 
 
 class Convolution(nn.Module):
@@ -35,18 +51,17 @@ class Convolution(nn.Module):
         self.plain = plain
         self._after = after
         self._how = (list(plain.padding), list(plain.stride), list(plain.dilation), plain.groups)
-        self._packed: Tensor | None = None
-        self._shape: tuple[int, ...] = ()
+        self._packed: dict[tuple[int, ...], Tensor] = {}
 
     @property
     def packed_bytes(self) -> int:
         """What its weights take a second time, as oneDNN wants them."""
-        return 0 if self._packed is None else self.plain.weight.nbytes
+        return len(self._packed) * self.plain.weight.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the convolution makes of x, after the ReLU if there is one."""
         found: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._laid_out(x), self.plain.bias, *self._how, self._after, [], ""
+            x, self._laid_out(x), self.plain.bias, *self._how, *_AFTER[self._after], ""
         )
         return found
 
@@ -68,17 +83,17 @@ class Convolution(nn.Module):
 
     def forget(self) -> None:
         """Let go of the weights that were laid out; the next frame needs them anew."""
-        self._packed = None
+        self._packed.clear()
 
     def _laid_out(self, x: Tensor) -> Tensor:
         # How is best depends on the size of what comes: asked without one, oneDNN halves the speed.
-        shape = tuple(x.shape)
-        if self._packed is None or shape != self._shape:
-            self._packed = torch.ops.mkldnn._reorder_convolution_weight(
-                self.plain.weight, *self._how, list(shape)
+        def lay() -> Tensor:
+            found: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+                self.plain.weight, *self._how, list(x.shape)
             )
-            self._shape = shape
-        return self._packed
+            return found
+
+        return _kept(self._packed, tuple(x.shape), lay)
 
 
 class Tiled(Convolution):
@@ -88,20 +103,19 @@ class Tiled(Convolution):
         """Do as ``plain``, whose weights it shares, and what comes ``after``."""
         super().__init__(plain, after)
         self._dilation = plain.dilation[0]
-        self._tiles: Tensor | None = None
-        self._frame: tuple[int, ...] = ()
+        self._tiles: dict[tuple[int, ...], Tensor] = {}
         bias = torch.zeros(plain.out_channels) if plain.bias is None else plain.bias
         self._bias = bias.detach().float()
 
     @property
     def packed_bytes(self) -> int:
         """What its weights take a second time."""
-        return super().packed_bytes + (0 if self._tiles is None else self._tiles.nbytes)
+        return super().packed_bytes + sum(tiles.nbytes for tiles in self._tiles.values())
 
     def forget(self) -> None:
         """Let go of the weights that were laid out; the next frame needs them anew."""
         super().forget()
-        self._tiles = None
+        self._tiles.clear()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the convolution makes of x, after the ReLU if there is one."""
@@ -116,12 +130,12 @@ class Tiled(Convolution):
         return self._tiled(x, other, relu=True)
 
     def _tiled(self, x: Tensor, other: Tensor | None, *, relu: bool) -> Tensor:
-        if self._tiles is None or tuple(x.shape[1:]) != self._frame:
-            self._tiles = winograd.packed(self.plain.weight, x, self._dilation)
-            self._frame = tuple(x.shape[1:])
-        return winograd.convolved(
-            x, self._tiles, self._bias, self._dilation, relu=relu, other=other
+        tiles = _kept(
+            self._tiles,
+            winograd.layout(x, self.plain.out_channels, self._dilation),
+            lambda: winograd.packed(self.plain.weight, x, self._dilation),
         )
+        return winograd.convolved(x, tiles, self._bias, self._dilation, relu=relu, other=other)
 
 
 #: Makes a convolution of a plain one.
@@ -129,13 +143,13 @@ Maker = Callable[[nn.Conv2d, After], Convolution]
 
 
 class Block(nn.Module):
-    """timm's ``BasicBlock`` or ``Bottleneck``."""
+    """timm's or torchvision's ``BasicBlock`` or ``Bottleneck``."""
 
     def __init__(self, plain: Any, make: Maker, *, owns_input: bool) -> None:
         """Do as ``plain``; where it ``owns_input``, its output may take the input's place."""
         super().__init__()
         first, last = [plain.conv1], plain.conv2
-        if type(plain) is Bottleneck:
+        if type(plain) in {Bottleneck, resnet.Bottleneck}:
             first, last = [plain.conv1, plain.conv2], plain.conv3
         self.first = nn.Sequential(*(make(one, "relu") for one in first))
         self.last = make(last, "none")
@@ -228,6 +242,11 @@ def fuse(module: nn.Module, make: Maker = Convolution) -> int:
         stem: Any = module
         stem.conv1, stem.act1 = make(stem.conv1, "relu"), nn.Identity()
         fused += 1
+    if type(module) is Conv2dNormActivation and _is_plain_sequence(module):
+        parts: Any = module
+        parts[0] = make(parts[0], _ACTIVATIONS[type(parts[-1])])
+        parts[-1] = nn.Identity()
+        fused += 1
     before: Any = None
     child: Any
     for name, child in list(module.named_children()):
@@ -256,7 +275,12 @@ def fuse(module: nn.Module, make: Maker = Convolution) -> int:
 
 def fuse_tiled(module: nn.Module) -> int:
     """Do as :func:`fuse`, with convolutions that multiply less; return how many of those."""
-    fuse(module, lambda one, after: (Tiled if winograd.suits(one) else Convolution)(one, after))
+
+    def made(one: nn.Conv2d, after: After) -> Convolution:
+        tiled = winograd.suits(one) and after in {"relu", "none"}
+        return (Tiled if tiled else Convolution)(one, after)
+
+    fuse(module, made)
     return sum(isinstance(part, Tiled) for part in module.modules())
 
 
@@ -291,6 +315,8 @@ def _is_plain_block(block: Any) -> bool:
         convolutions = [block.conv1, block.conv2, block.conv3]
         nothing = [block.bn1, block.bn2, block.drop_block, block.aa, block.bn3]
         relus = [block.act1, block.act2, block.act3]
+    elif type(block) in {resnet.BasicBlock, resnet.Bottleneck}:
+        return _is_plain_torchvision_block(block)
     else:
         return False
     if block.downsample is not None:
@@ -303,6 +329,29 @@ def _is_plain_block(block: Any) -> bool:
         all(map(_is_convolution, convolutions))
         and all(map(_is_nothing, [*nothing, block.se, block.drop_path]))
         and all(type(relu) is nn.ReLU for relu in relus)
+    )
+
+
+def _is_plain_torchvision_block(block: Any) -> bool:
+    layers = (1, 2, 3) if type(block) is resnet.Bottleneck else (1, 2)
+    shortcut = [] if block.downsample is None else list(block.downsample)
+    return (
+        all(_is_convolution(getattr(block, f"conv{layer}")) for layer in layers)
+        and all(_is_nothing(getattr(block, f"bn{layer}")) for layer in layers)
+        and all(map(_is_convolution, shortcut[:1]))
+        and all(map(_is_nothing, shortcut[1:]))
+        and type(block.relu) is nn.ReLU
+    )
+
+
+def _is_plain_sequence(parts: Any) -> bool:
+    """Tell whether torchvision's sequence is nothing but a convolution and an activation."""
+    first, *rest = parts
+    return (
+        _is_convolution(first)
+        and all(map(_is_nothing, rest[:-1]))
+        and all(type(last) in _ACTIVATIONS for last in rest[-1:])
+        and bool(rest)
     )
 
 
@@ -365,3 +414,14 @@ def _is_convolution(module: Any) -> bool:
 
 def _is_nothing(module: Any) -> bool:
     return module is None or type(module) is nn.Identity
+
+
+def _kept(
+    laid_out: dict[tuple[int, ...], Tensor], size: tuple[int, ...], lay: Callable[[], Tensor]
+) -> Tensor:
+    """Return the weights laid out for a size, which are kept for the last few sizes."""
+    if size not in laid_out:
+        if len(laid_out) == SIZES:
+            del laid_out[next(iter(laid_out))]
+        laid_out[size] = lay()
+    return laid_out[size]

@@ -30,12 +30,13 @@ from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 from posedrop import layout
 from posedrop.analyses import Job
 from posedrop.errors import AnalysisError, ModelError
-from worker import hardware, network, paf, predictions, video
+from worker import hardware, network, paf, predictions, topdown, video
 from worker.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from worker.arithmetic import Machine, Precision, UnfaithfulError
 from worker.child_main import is_out_of_memory
 from worker.conditional import Conditional
 from worker.cuda_decode import Card, DecodedOtherwiseError
+from worker.detection import Detections, Detector, only_normalises
 from worker.feed import Batches, Feed, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts
@@ -43,9 +44,11 @@ from worker.passes import Pass
 from worker.planes import ROWS, Planes
 from worker.predictions import Predictions
 from worker.staging import AnyFrame
+from worker.streams import apart
+from worker.topdown import TopDown
 from worker.transforms import kernels
 from worker.tuning import Memory
-from worker.warm import Shelf, Warm, released
+from worker.warm import Shelf, Warm, is_short, released
 from worker.watch import watches_of
 
 #: Frames decoded ahead of the network, beside a batch.
@@ -66,6 +69,8 @@ class Stay:
     ended: float = 0.0
     seconds: float = 0.0
     """It had it for so long, in all its turns."""
+    device: str = "cpu"
+    """As torch names it."""
 
     @contextmanager
     def of(self, job: Job) -> Iterator[None]:
@@ -75,10 +80,13 @@ class Stay:
             started = time.time()
             self.began = self.began or started
             try:
-                yield
+                with apart(torch.device(self.device)):
+                    yield
             finally:
-                _warm.rest(job.model_bytes)
-                released()
+                # To give memory back, and to take it again, keeps a card from work.
+                if is_short(torch.device(self.device)):
+                    _warm.rest(job.model_bytes)
+                    released()
                 self.ended = time.time()
                 self.seconds += self.ended - started
 
@@ -139,7 +147,7 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     warm = _kept(job, part, load)
     crop = args.crop or warm.network.crop
     total = len(_selected(args, video.count(job.video)))  # as the container promises
-    stay = Stay()
+    stay = Stay(device=warm.network.device)
     memory = Memory(job.tuning)
     found, reading, told = _infer(job, args, warm, crop, total, stay, Learning(part, memory))
     model = warm.network
@@ -242,17 +250,11 @@ def _prepared(model: Network) -> Warm:
     model.pose.model = machine.exact  # the one it was loaded as is needed no more
     if model.conditions is None and watches_of(machine.exact, model.pcutoff) is not None:
         _ = machine.tiled  # compiled and tried before the first frame waits for it
+    steps = [LoadImage, AugmentImage, ToTensor, ToBatch]
+    normalises = model.detector is None and only_normalises(model.pose, steps)
+    detector = None if model.detector is None else Detector(model.detector, model.device)
     conditions = _prepared(model.conditions) if model.conditions is not None else None
-    normalises = model.detector is None and _only_normalises(model.pose)
-    return Warm(model, machine, normalises, conditions)
-
-
-def _only_normalises(pose: Any) -> bool:
-    parts = pose.preprocessor.components
-    if [type(part) for part in parts] != [LoadImage, AugmentImage, ToTensor, ToBatch]:
-        return False
-    steps = list(parts[1].transform)
-    return [type(step).__name__ for step in steps] == ["Normalize"]
+    return Warm(model, machine, normalises, detector=detector, conditions=conditions)
 
 
 # -- frames through the network --------------------------------------------------------------------
@@ -317,6 +319,7 @@ def _through(
     begin = args.start
     if found.indexes and state is not None:
         begin = found.indexes[-1] + args.stride
+        card.goes_on(state.pop("decode", {}))
         feed.resume(state)
         print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
     reading = video.Reading(brightness={})
@@ -337,7 +340,7 @@ def _through(
         with stay.of(job):
             job.report("infer", len(found.indexes), total)
             shown = _cropped_all(chain(early, ready), crop)
-            _predict(job, feed, shown, reading, found, parts, setup, total)
+            _predict(job, feed, shown, reading, found, parts, setup, total, card)
     card.confirm(job.video)
     return found, reading
 
@@ -351,6 +354,7 @@ def _predict(
     parts: Parts,
     setup: dict[str, Any],
     total: int,
+    card: Card,
 ) -> None:
     try:
         for number, prediction in feed.predictions(frames):
@@ -359,8 +363,9 @@ def _predict(
             job.report("infer", len(found.indexes), total)
             if parts.due(found):
                 feed.rest()
-                if feed.between_batches:
-                    parts.keep(found, setup, feed.state())
+                if feed.between_batches and (known := card.checkpoint(job.video)) is not None:
+                    decode = {"decode": known} if known else {}
+                    parts.keep(found, setup, {**feed.state(), **decode})
     except BaseException:
         if isinstance(feed, Runner):
             _warm.clear()  # it may hold half a batch: the next video must not get it
@@ -379,6 +384,18 @@ def _slim(prediction: Prediction) -> Prediction:
 def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning: Learning) -> Feed:
     pcutoff = min(_pcutoff(args, warm.network), warm.network.pcutoff)
     dynamic = _dynamic(args, warm.network)
+    crop = topdown.crop_of(warm)
+    if crop is not None and warm.detector is not None:
+        model = warm.network
+        # A project's own batches are those of a GPU.
+        pose, boxes = args.batch_size, args.batch_size
+        if torch.device(model.device).type != "cpu":
+            pose, boxes = pose or model.batch_size, boxes or model.detector_batch_size
+        crops = Pass(
+            warm, pose, precision, pcutoff,
+            part=learning.part, memory=learning.memory, pictures=total, fills=True,
+        )  # fmt: skip
+        return TopDown(warm, crops, Detections(warm.detector, crop, boxes, total))
     # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
     plain: Precision = "fp32" if precision == "auto" else precision
     tracking = _tracks_itself(args, warm.network)
@@ -386,7 +403,8 @@ def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning
         bottom_up = _bottom_up(args, warm.conditions, plain, total, learning)
         return Conditional(warm, bottom_up, args.batch_size, plain, tracking=tracking)
     if dynamic is not None or not warm.normalises:
-        return Runner(warm, 1 if dynamic else args.batch_size or 1, plain, dynamic)
+        batch = args.batch_size or warm.network.batch_size or 1
+        return Runner(warm, 1 if dynamic else batch, plain, dynamic)
     pictures = Pass(
         warm, args.batch_size, precision, pcutoff,
         part=learning.part, memory=learning.memory, pictures=total,

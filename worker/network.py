@@ -61,6 +61,9 @@ class Network:
     """Of a model for several animals."""
     herd: Herd | None = None
     """What tracking has to know; None where animals are not followed."""
+    batch_size: int | None = None
+    """The project's own, of frames or crops; and the detector's, of frames."""
+    detector_batch_size: int | None = None
     conditions: Network | None = None
     """Of a conditional top-down model: the bottom-up one whose poses it improves."""
 
@@ -129,7 +132,7 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
         loader.model_cfg,
         weights_of(weights, "model"),
         weights_of(detector, "model") if detector else None,
-        int(project.get("detector_batch_size") or 1),
+        _count(project.get("detector_batch_size")) or 1,
         device,
         conditions=conditions,
     )
@@ -146,6 +149,8 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
         snapshot=weights.stem,
         skeleton=[[str(end) for end in bone] for bone in project.get("skeleton") or []],
         pcutoff=float(project.get("pcutoff", 0.6)),
+        batch_size=_count(project.get("batch_size")),
+        detector_batch_size=_count(project.get("detector_batch_size")),
         crop=_project_crop(project),
     )
 
@@ -321,6 +326,10 @@ def build(
         device=str(pose.device),
         conditions=conditions,
     )
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _net_type(config: Any) -> str:

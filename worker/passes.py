@@ -150,6 +150,11 @@ class Pass:
         known = State(**{**known, "later": [(int(at), noise) for at, noise in known["later"]]})
         self._arithmetic = self._computing(choice, known)
 
+    def enlarge(self, scale: float) -> None:
+        """Let a pixel of a picture be so many of a frame, from now on, if that is more."""
+        for watch in (self._watches or {}).values():
+            watch.scale = max(watch.scale, scale)
+
     def told(self) -> dict[str, Any]:
         """Return what the result tells: ``precision``, ``batch_size``, ``tuning``."""
         state = self._arithmetic.state if self._arithmetic is not None else State(self._numbers)

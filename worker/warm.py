@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from worker import fused
 from worker.arithmetic import Machine
+from worker.detection import Detector
 from worker.network import Network
 
 
@@ -25,14 +26,15 @@ class Warm:
     machine: Machine
     normalises: bool
     """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
+    detector: Detector | None = None
+    """Of a top-down model."""
     conditions: Warm | None = None
     """Of a conditional top-down model: the bottom-up one."""
 
     @property
     def bytes(self) -> int:
         """What it takes at the moment: weights, exact and reduced, the detector's, recordings."""
-        detector = self.network.detector
-        modules = [*self.machine.forms(), *([detector.model] if detector is not None else [])]
+        modules = [*self.machine.forms(), *(self.detector.modules() if self.detector else [])]
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for module in modules
@@ -91,6 +93,14 @@ class Shelf:
     def __iter__(self) -> Iterator[Hashable]:
         """Return what names the models that are there, the least recently used first."""
         return iter(self._models)
+
+
+def is_short(device: torch.device) -> bool:
+    """Tell whether less than half of a device's memory is free: others may want what is kept."""
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    return bool(free < total / 2)
 
 
 def released() -> None:

@@ -14,6 +14,7 @@ import torch
 from deeplabcut.pose_estimation_pytorch.models.predictors import (
     HeatmapPredictor,
     PartAffinityFieldPredictor,
+    SimCCPredictor,
 )
 from torch import Tensor
 
@@ -30,6 +31,9 @@ class Watch(ABC):
     ``outputs`` are the head's, as ``model(x)`` returns them; ``predictions`` what
     ``model.get_predictions`` makes of them; each a dict of tensors with a row a picture.
     """
+
+    scale = 1.0
+    """Pixels of a frame in one of the network's picture, at most: crops are resized."""
 
     def __init__(self, model: Any, name: str, pcutoff: float) -> None:
         """Watch the head ``name`` of ``model``, DeepLabCut's PoseModel.
@@ -115,14 +119,14 @@ class HeatmapWatch(Watch):
         rows = open_.nonzero().flatten()
         if len(rows):  # few: most keypoints have no rival at all
             some = {name: values[rows] for name, values in outputs.items()}
-            close = ~(self._span(some, rivals[rows]) <= reach) & counts[rows]
+            close = ~(self._span(some, rivals[rows]) * self.scale <= reach) & counts[rows]
             open_[rows] = close.any(dim=1)
         return open_
 
     def moved(self, exact: Named, fast: Named) -> Tensor:
         """Return how far keypoints are apart."""
         true, poses = exact["poses"][:, 0], fast["poses"][:, 0]
-        moved: Tensor = (poses[..., :2] - true[..., :2]).norm(dim=-1)
+        moved: Tensor = (poses[..., :2] - true[..., :2]).norm(dim=-1) * self.scale
         return torch.where(true[..., 2] >= self.pcutoff, moved, 0.0).amax(dim=1)
 
     def _likelihood(self, top: Tensor) -> Tensor:
@@ -151,11 +155,13 @@ def watches_of(model: Any, pcutoff: float) -> dict[str, Watch] | None:
         pcutoff: likelihood below which nobody uses a keypoint.
     """
     from worker.paf import PafWatch  # which is a Watch
+    from worker.simcc import SimCCWatch
 
     # No subclasses of DeepLabCut's predictors: what else they do is unknown.
     known: dict[type[Any], type[Watch]] = {
         HeatmapPredictor: HeatmapWatch,
         PartAffinityFieldPredictor: PafWatch,
+        SimCCPredictor: SimCCWatch,
     }
     watches = {}
     for name, head in model.heads.items():

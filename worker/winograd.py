@@ -65,6 +65,11 @@ def pays(x: Tensor, dilation: int) -> bool:
     return tiles * IN * IN <= MOST_MULTIPLICATIONS * 9 * height * width
 
 
+def layout(x: Tensor, out: int, dilation: int) -> tuple[int, ...]:
+    """Return what the layout of :func:`packed` depends on besides the weights."""
+    return _band(x, out, dilation), _across(x.shape[3], dilation)
+
+
 def packed(weight: Tensor, x: Tensor, dilation: int) -> Tensor:
     """Return weights (out, in, 3, 3) as :func:`convolved` wants them for frames of x's size."""
     out, channels = weight.shape[:2]
@@ -107,21 +112,25 @@ def convolved(
     tiles = torch.empty((band * _across(width, dilation), IN * IN * channels), dtype=x.dtype)
     for first in range(0, rows, band):
         last = min(first + band, rows)
-        _spread(transforms.tile, (pixels, _array(tiles), dilation), first, last)
+        spread(transforms.tile, (pixels, _array(tiles), dilation), first, last)
         products = torch.ops.mkldnn._convolution_pointwise(
             tiles[None, None].permute(0, 3, 1, 2), weights, None, *_MULTIPLY, "none", [], ""
         )
         products = products.permute(0, 2, 3, 1).reshape(len(tiles), -1)
-        _spread(transforms.untile, (_array(products), *outcome), first, last)
+        spread(transforms.untile, (_array(products), *outcome), first, last)
     return made.permute(0, 3, 1, 2)
 
 
 def _band(x: Tensor, out: int, dilation: int) -> int:
-    """Return how many rows of tiles are done at once; the same for a frame and for a batch."""
+    """Return how many rows of tiles are done at once.
+
+    Large frames are cut; of small ones (a detector's regions are 7x7) several are taken together.
+    """
     rows = _grid_rows(x, dilation)
     size = _across(x.shape[3], dilation) * IN * IN * (x.shape[1] + out) * x.element_size()
     bands = max(1, min(rows, round(rows * size / BAND_BYTES)))
-    return -(-rows // bands)
+    together = min(x.shape[0], max(1, BAND_BYTES // (rows * size)))
+    return rows * together if bands == 1 else -(-rows // bands)
 
 
 def _grid_rows(x: Tensor, dilation: int) -> int:
@@ -142,8 +151,11 @@ def _array(x: Tensor) -> Array:
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
-def _spread(kernel: Callable[..., None], arguments: tuple[Any, ...], first: int, last: int) -> None:
-    """Call a kernel for rows of tiles, with as many threads as torch has."""
+def spread(kernel: Callable[..., None], arguments: tuple[Any, ...], first: int, last: int) -> None:
+    """Call a kernel for rows from first to last, with as many threads as torch has.
+
+    It gets ``arguments``, then ``first``, then the first and the last of a thread's own rows.
+    """
     rows, threads = last - first, min(torch.get_num_threads(), last - first)
     edges = [first + rows * part // threads for part in range(threads + 1)]
     others = [

@@ -357,7 +357,7 @@ def test_top_down_is_that_of_analyze_videos(
         raise AssertionError("a download")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refused)
-    ours = run(short, model)
+    ours = run(short, model, precision="fp32")
     assert ours.answer["details"]["scorer"] == stock.scorer
     same(ours.poses, stock.poses)
     assert ours.poses.notna().all().all()
@@ -416,7 +416,8 @@ def test_superanimal_is_that_of_video_inference_superanimal(
     """Weights of the real architectures, pushed as a folder, give the table that stock gives."""
     import deeplabcut
 
-    whole = superanimal.normalise({**args, "max_individuals": 2, "batch_size": 1})
+    exactly = {"precision": "fp32", "batch_size": 1}
+    whole = superanimal.normalise({**args, **exactly, "max_individuals": 2})
     wanted = SuperAnimalArgs.model_validate(whole)
     folder = zoo_weights(tmp_path / "weights", wanted)
     pose, detector = (folder / file for file in wanted.files)

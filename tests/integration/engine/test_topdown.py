@@ -1,0 +1,367 @@
+"""Top-down models in batches: as many calls as batches, whatever the number of animals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from deeplabcut.pose_estimation_pytorch.data.preprocessor import TopDownCrop
+from deeplabcut.pose_estimation_pytorch.models import DETECTORS
+from deeplabcut.pose_estimation_pytorch.models.backbones.base import BACKBONES
+from deeplabcut.pose_estimation_pytorch.models.detectors.base import BaseDetector
+from deeplabcut.pose_estimation_pytorch.models.predictors import SimCCPredictor
+from torchvision.models import get_model
+
+from posedrop.analyses import Job
+from tests.herd import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
+from tests.integration.engine.test_animals import analysed
+from worker import detection, inference, network, video
+from worker.analyses.deeplabcut_2d import deeplabcut_2d
+from worker.detection import Detections, Detector, Noise, QuickRCNN, QuickSSD, edges_of
+from worker.watch import watches_of
+
+#: Boxes in a frame of the film: none at its beginning, in its middle and at its end, too.
+BOXES = [0, 0, 1, 3, 10, 1, 0, 0, 0, 2, 3, 1, 1, 0]
+INDIVIDUALS = [f"mouse{number}" for number in range(10)]
+
+
+class Calls:
+    """Of the two networks: how many pictures each call had."""
+
+    detector: list[int]
+    pose: list[int]
+    most: int | None
+
+    @classmethod
+    def forget(cls) -> None:
+        cls.detector, cls.pose, cls.most = [], [], None
+
+    @classmethod
+    def take(cls, calls: list[int], pictures: torch.Tensor) -> None:
+        if cls.most is not None and len(pictures) > cls.most:
+            raise torch.OutOfMemoryError("planted")
+        calls.append(len(pictures))
+
+
+@DETECTORS.register_module
+class Bars(BaseDetector):
+    """Finds as many boxes as the grey of a frame's first row tells."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor, _: Any = None) -> Any:
+        Calls.take(Calls.detector, x)
+        found = []
+        for picture in x:
+            grey = float(picture[0, :4].mean()) * 0.229 + 0.485
+            corners = [[3.3 * n, 2.1 * n, 60 + 6.2 * n, 50.0 + 3 * n] for n in range(10)]
+            count = round(grey * 20)
+            scores = torch.linspace(0.9, 0.5, 10)
+            found.append({"boxes": torch.tensor(corners)[:count], "scores": scores[:count]})
+        return {}, found
+
+    def get_target(self, labels: dict[str, Any]) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+
+@BACKBONES.register_module
+class CountedPalette(Palette):
+    """Counts its calls, beside those that only try it out."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if Calls.detector:
+            Calls.take(Calls.pose, x)
+        return x
+
+
+@pytest.fixture(autouse=True)
+def cold() -> Iterator[None]:
+    """No test sees another's models or calls."""
+    inference._warm.clear()
+    Calls.forget()
+    yield
+    inference._warm.clear()
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames with spots of each bodypart's colour, and a grey that tells the detector how many."""
+    import av
+
+    path = tmp_path_factory.mktemp("films") / "bars.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=30, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number, boxes in enumerate(BOXES):
+            picture = np.zeros((HEIGHT, WIDTH, 3))
+            for (right, down), colour in SPOTS.values():
+                spot(picture, 50 + 2 * number + right, 40 + down, colour)
+            picture[:4] = 255 * boxes / 20
+            whole = np.clip(picture, 0, 255).astype(np.uint8)
+            image = av.VideoFrame.from_ndarray(whole, format="rgb24").reformat(format="yuv420p")
+            image.pts, image.time_base = number, Fraction(1, 30)
+            out.mux(stream.encode(image))
+        out.mux(stream.encode())
+    return path
+
+
+def project(root: Path, individuals: list[str]) -> Path:
+    make_project(root, individuals=individuals, detector="ssdlite")
+    [path] = root.rglob("pytorch_config.yaml")
+    config = yaml.safe_load(path.read_text())
+    config["model"]["backbone"] = {"type": "CountedPalette"}
+    config["detector"]["model"] = {"type": "Bars"}
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    torch.save({"model": Bars().state_dict()}, path.with_name("snapshot-detector-001.pt"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return project(tmp_path_factory.mktemp("model"), INDIVIDUALS)
+
+
+@pytest.fixture(scope="module")
+def stock(film: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """What stock DeepLabCut finds in each frame, before tracking: (frames, animals, parts, 3)."""
+    Calls.forget()
+    return of_stock(analysed_in(film, model, tmp_path_factory.mktemp("stock")))
+
+
+def analysed_in(film: Path, model: Path, out: Path) -> Path:
+    with suppress(FileNotFoundError):  # there is no table before tracking
+        analysed(film, model, out, auto_track=False)
+    return out
+
+
+def of_stock(out: Path) -> np.ndarray:
+    [path] = out.glob("*_full.pickle")
+    content = pd.read_pickle(path)  # noqa: S301  # made just now
+    frames = []
+    for number in range(len(BOXES)):
+        frame = content[f"frame{number:02}"]
+        [coordinates], confidence = frame["coordinates"], frame["confidence"]
+        parts = [np.c_[xy, c.reshape(-1, 1)] for xy, c in zip(coordinates, confidence, strict=True)]
+        frames.append(np.stack(parts, axis=1))
+    return np.stack(frames)
+
+
+Run = Callable[..., tuple[dict[str, Any], np.ndarray]]
+
+
+@pytest.fixture
+def run(film: Path, model: Path, tmp_path: Path) -> Run:
+    def runs(
+        folder: Path = model, report: Any = None, parts: Path | None = None, **args: Any
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        whole = deeplabcut_2d.normalise({"model": "bars", "precision": "fp32", **args})
+        job = Job(
+            film, out, whole, folder, None, report or (lambda *_: None), "cpu",
+            parts=parts, part_seconds=0.0,
+        )  # fmt: skip
+        answer = inference.run(job)
+        with np.load(out / "predictions.npz") as found:
+            return answer, found["bodyparts"]
+
+    return runs
+
+
+@pytest.mark.parametrize("batch", [1, 4, 8])
+def test_as_many_calls_as_batches(run: Run, stock: np.ndarray, batch: int) -> None:
+    """Frames with none, one, three and ten boxes: full batches of each network, stock's poses."""
+    _, found = run(batch_size=batch)
+    assert len(Calls.detector) == math.ceil(len(BOXES) / batch)
+    assert len(Calls.pose) == math.ceil(sum(BOXES) / batch)
+    assert set(Calls.pose) == {batch}
+    compare(found, stock)
+
+
+def test_no_animal_at_all(run: Run) -> None:
+    """The pose network is not called, and there are rows all the same."""
+    answer, found = run(batch_size=4, stop=2)
+    assert (answer["rows"], Calls.detector, Calls.pose) == (2, [2], [])
+    assert (found < 0).all()
+
+
+def test_an_accelerator_has_the_next_frames_early(film: Path, model: Path) -> None:
+    """The detector is given the next batch before the boxes of this one are; batches are full."""
+    loaded = network.load(model, None, "cpu")
+    detector = Detector(loaded.detector, "cpu")
+    detections = Detections(detector, TopDownCrop((256, 256)), 4, None)
+    detections._accelerated = True
+    Calls.forget()
+    found = detections.found(video.frames(film, order="bgr"))
+    next(found)
+    assert Calls.detector == [4, 4]
+    assert [len(boxes["bboxes"]) for _, _, boxes in found] == BOXES[1:]
+    assert Calls.detector == [4] * math.ceil(len(BOXES) / 4)
+
+
+def compare(found: np.ndarray, stock: np.ndarray) -> None:
+    for frame, count in enumerate(BOXES):
+        ours = found[frame][:count]
+        assert (found[frame][count:] < 0).all()
+        theirs = stock[frame][~np.isnan(stock[frame]).all(axis=(1, 2))][:count]
+        assert len(theirs) == count
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.01)
+
+
+def test_no_more_animals_than_the_model_has(run: Run, tmp_path: Path) -> None:
+    """The best boxes are kept, in their order."""
+    _, whole = run(batch_size=4)
+    Calls.forget()
+    _, found = run(project(tmp_path / "three", INDIVIDUALS[:3]), batch_size=4)
+    assert len(Calls.pose) == math.ceil(sum(min(count, 3) for count in BOXES) / 4)
+    np.testing.assert_array_equal(found, whole[:, :3])
+
+
+def test_out_of_memory_halves_both_batches(run: Run) -> None:
+    """From 8 to 4, with the same poses."""
+    _, expected = run(batch_size=4)
+    Calls.forget()
+    Calls.most = 4
+    answer, found = run(batch_size=8)
+    details = answer["details"]
+    assert (details["batch_size"], details["detector"]["batch_size"]) == (4, 4)
+    assert set(Calls.pose) == {4}
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_interrupted_run_goes_on(run: Run, tmp_path: Path) -> None:
+    """At most one more call of each network a checkpoint; the same poses, bit by bit."""
+    _, expected = run(batch_size=4)
+    parts = tmp_path / "parts"
+    parts.mkdir()
+
+    def die(stage: str, done: int, _: int | None) -> None:
+        if stage == "infer" and done == 9:
+            raise KeyboardInterrupt
+
+    Calls.forget()
+    with pytest.raises(KeyboardInterrupt):
+        run(report=die, parts=parts, batch_size=4)
+    kept = len(list(parts.glob("*.npz")))
+    assert kept
+    calls = len(Calls.detector), len(Calls.pose)
+    assert calls[0] <= math.ceil(9 / 4) + kept + 1
+    assert calls[1] <= math.ceil(sum(BOXES[:9]) / 4) + kept + 1
+    inference._warm.clear()
+    Calls.forget()
+    _, found = run(parts=parts, batch_size=4)
+    assert sum(Calls.detector) < len(BOXES)
+    assert found.tobytes() == expected.tobytes()
+
+
+# -- the faster form of torchvision's detectors ----
+
+
+def settled(name: str) -> Any:
+    """Return a detector of random weights whose numbers are spread like a trained one's."""
+    torch.manual_seed(3)
+    least = "score_thresh" if name.startswith("ssd") else "box_score_thresh"
+    network = get_model(name, weights=None, weights_backbone=None, num_classes=2, **{least: 0.01})
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.5
+    with torch.no_grad():
+        network.backbone.train()
+        for seed in range(4):
+            network.backbone(network.transform(list(pictures(2, seed)))[0].tensors)
+        network.eval()
+        if name.startswith("ssd"):
+            for block in network.head.classification_head.module_list:
+                block[1].weight *= 6
+        else:
+            network.rpn.head.cls_logits.weight *= 4
+            network.roi_heads.box_predictor.cls_score.weight *= 8
+    return network
+
+
+def pictures(count: int, seed: int) -> torch.Tensor:
+    """Return coarse noise, (count, 3, 96, 128)."""
+    some = torch.Generator().manual_seed(seed)
+    coarse = torch.rand((count, 3, 12, 16), generator=some) * 4 - 2
+    return torch.nn.functional.interpolate(coarse, (96, 128), mode="bicubic")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "most"),
+    [
+        ("ssdlite320_mobilenet_v3_large", QuickSSD, 10),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", QuickRCNN, 3),
+    ],
+)
+@torch.inference_mode()
+def test_boxes_that_are_certain_are_those_of_torchvision(
+    name: str, kind: type[detection.Quick], most: int
+) -> None:
+    """Whatever the faster detector is certain of is what torchvision's finds, in its order."""
+    plain = settled(name)
+    quick = kind(plain, 1, most)
+    noise = Noise()
+    for seed in range(2):
+        noise.grow(quick.measured(pictures(1, seed)))
+    assert 0 < noise.box < 0.05
+    noise = Noise(4 * noise.objectness, 4 * noise.proposal, 4 * noise.merit, 4 * noise.box)
+    crop = TopDownCrop((256, 256))
+    x = pictures(12, 9)
+    certain = 0
+    for one, true in zip(quick.found(x, noise), plain(list(x)), strict=True):
+        if not one.certain:
+            continue
+        certain += 1
+        expected = true["boxes"][:most]
+        assert len(one.boxes) == len(expected)
+        torch.testing.assert_close(one.boxes, expected, rtol=0, atol=max(one.error, 1e-3))
+        torch.testing.assert_close(one.scores, true["scores"][:most], rtol=0, atol=1e-3)
+        assert edges_of(one.boxes.double().numpy(), crop).shape == (len(expected), 4)
+    assert certain > 0
+
+
+# -- RTMPose's heads ----
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_noise_moves_no_keypoint_that_is_sure(softmax: bool) -> None:
+    """SimCC: whatever noise of that size, keypoints of pictures that are sure stay within reach."""
+    predictor = SimCCPredictor(apply_softmax=softmax, sigma=(5.66, 5.66))
+    head = SimpleNamespace(predictor=predictor)
+    model: Any = SimpleNamespace(heads={"bodypart": head}, get_stride=lambda _: 1)
+    watches = watches_of(model, 0.3)
+    assert watches is not None
+    height = 0.03 if softmax else 1e-3
+    watch, reach, noise = watches["bodypart"], 0.4, 1e-3 * height
+    some = torch.Generator().manual_seed(5)
+    cells = torch.arange(512.0)
+    lines = {}
+    for axis in ("x", "y"):
+        places = torch.rand((400, 5, 2, 1), generator=some) * 512
+        heights = height * (torch.rand((400, 5, 2, 1), generator=some) + 0.5)
+        peaks = heights * torch.exp(-((cells - places) ** 2) / 60)
+        lines[axis] = peaks.sum(dim=2)
+    unsure = watch.unsure(lines, noise, reach)
+    true = predictor(1.0, lines)
+    assert 0 < int(unsure.sum()) < len(unsure)
+    assert bool(watch.shows(true).any())
+    for _ in range(8):
+        off = {
+            axis: line + noise * (torch.rand(line.shape, generator=some) - 0.5)
+            for axis, line in lines.items()
+        }
+        moved = watch.moved(true, predictor(1.0, off))
+        assert float(moved[~unsure].max()) <= reach
+        assert 0 < watch.noise(lines, off) <= noise
