@@ -312,8 +312,7 @@ def frames(
         if seen is None:
             seen = _converted(picture, own.reformatter)
         if told.brightness is not None:
-            pixels = None if isinstance(seen, Planes) else seen
-            told.brightness[picture.index] = brightness_of(picture.frame, pixels)
+            told.brightness[picture.index] = brightness_of(picture.frame, seen)
         if order == "rgb" and not isinstance(seen, Planes):
             seen = _swapped(seen)
         return picture.index, seen
