@@ -42,6 +42,7 @@ lint: $(READY)  ## Style, types and the direction of imports
 
 bench: $(READY)  ## Measure against stock DeepLabCut in the same run: tables, and build/*.json
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.grid
 	$(BIN)/python -m benchmarks.events
 	$(BIN)/python -m benchmarks.scale
 

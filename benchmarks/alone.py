@@ -88,18 +88,31 @@ def stock_inference(
 
 
 def our_inference(
-    model: str, film: str, out: str, precision: str, constant: bool, stop: int | None = None
+    model: str,
+    film: str,
+    out: str,
+    precision: str,
+    constant: bool,
+    stop: int | None = None,
+    beside: bool = False,
 ) -> Any:
-    """Run the analysis with nothing remembered of earlier ones; return its answer."""
+    """Run the analysis with nothing remembered of earlier ones; return its answer.
+
+    Args:
+        constant: all that happens on the device is replaced by a constant.
+        beside: pretend that the device is an accelerator.
+    """
     _be_a_worker()
     from posedrop.analyses import Job
-    from worker import inference
+    from worker import inference, passes
     from worker.analyses.deeplabcut_2d import deeplabcut_2d
 
     args: dict[str, Any] = {"model": "m", "precision": precision, "stop": stop}
     if constant:
         _be_constant(0.0)
         args["batch_size"] = 8
+    if beside:
+        passes.accelerated = lambda _: True
     whole = deeplabcut_2d.normalise(args)
     job = Job(Path(film), Path(out), whole, Path(model), model, lambda *_: None, device="cpu")
     answer = inference.run(job)
@@ -119,13 +132,13 @@ def _be_a_worker() -> None:
 
 
 def _be_constant(seconds_a_frame: float) -> None:
-    """Let all that happens on the device, from frames of uint8 to poses, take so long, elsewhere.
+    """Let all that happens on the device, from what it is sent to poses, take so long, elsewhere.
 
     Batches are computed one after the other, whoever waits for them.
     """
     import torch
 
-    from worker import arithmetic, passes
+    from worker import arithmetic, passes, staging
 
     free = time.monotonic()
     ends: deque[float] = deque()
@@ -145,6 +158,7 @@ def _be_constant(seconds_a_frame: float) -> None:
             return {"bodypart": {"poses": torch.zeros((len(batch.x), 1, 4, 3))}}, []
 
     passes.Arithmetic = Constant  # type: ignore[misc]
+    staging._shown = lambda packed, _: packed
 
 
 def beside(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001

@@ -49,6 +49,8 @@ STEPS = 150
 SETTLED = 0.35
 
 Size = tuple[int, int]
+#: Other sizes are learnt from what was learnt at this one.
+FIRST: Size = (320, 256)
 Floats = npt.NDArray[np.float64]
 
 
@@ -275,6 +277,8 @@ def made(name: str, size: Size, bodyparts: int | None = None) -> Path:
         bodyparts: how many; None: as many as the sample's model has.
     """
     many = f"_{bodyparts}" if bodyparts else ""
+    if RECIPES[name].detector is not None:
+        size = FIRST  # a detector scales what it gets, and so does what cuts out its boxes
     target = FOLDER / f"{name}_{size[0]}x{size[1]}{many}"
     if (target / "made.json").exists():
         return target
@@ -303,8 +307,10 @@ def make(name: str, target: Path, size: Size, bodyparts: int | None = None) -> N
         crop = config["data"]["inference"]["top_down_crop"]
         pictures = pictures.cropped((crop["width"], crop["height"]))
     trained = None
-    if recipe.net_type == "demo":
-        [trained] = (REPOSITORY / "demo/model").rglob("snapshot-*.pt")
+    if size != FIRST and recipe.detector is None:
+        trained = next(made(name, FIRST, bodyparts).rglob("snapshot-*.pt"))
+    elif recipe.net_type == "demo":
+        trained = next((REPOSITORY / "demo/model").rglob("snapshot-*.pt"))
     model = learnt(training, pictures, trained)
     stood = stand_out(model, pictures)
     train = next(target.rglob("train"))
@@ -354,6 +360,7 @@ def _project(target: Path, recipe: Recipe, bodyparts: list[str]) -> dict[str, An
             pose_config_path=str(path),
         )  # fmt: skip
         path.write_text(yaml.safe_dump(config, sort_keys=False))
+        shutil.copytree(own.parent.with_name("test"), train.with_name("test"), dirs_exist_ok=True)
     else:
         built = PoseConfig.build(
             target / "config.yaml",
@@ -577,7 +584,8 @@ def detector_that_knows(config: dict[str, Any], pictures: Pictures) -> tuple[dic
     from worker.detectors import nothing_downloaded
 
     with nothing_downloaded():
-        adaptor = DETECTORS.build(dict(config)).eval()
+        adaptor = DETECTORS.build(dict(config))
+    adaptor.eval()
     network = adaptor.model
     few = range(0, len(pictures.frames), max(1, len(pictures.frames) // 5))
     images = [
@@ -636,7 +644,7 @@ def detector_that_knows(config: dict[str, Any], pictures: Pictures) -> tuple[dic
         predictor.bbox_pred.weight[4:] = solved[:-1].T
         predictor.bbox_pred.bias[4:] = solved[-1]
         shares = []
-        for found, boxes in zip((network([image])[0] for image in images), truths, strict=True):
+        for found, boxes in zip((network([image])[1][0] for image in images), truths, strict=True):
             best = found["boxes"][: len(boxes)]
             shares.append((box_iou(boxes, best).amax(dim=1) > 0.5).float().mean())
     return adaptor.state_dict(), float(torch.stack(shares).mean())

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 PYTORCH_CONFIG = "pytorch_config.yaml"
 MODEL_FOLDERS = "dlc-models-pytorch"
+#: Values that a config holds, at most.
+MOST_PARTS = 1_000_000
 
 SHUFFLE = re.compile(r".*-trainset(?P<percent>\d+)shuffle(?P<shuffle>\d+)")
 _SNAPSHOT = re.compile(r"snapshot(?P<best>-best)?-(?P<epochs>\d+)\.pt")
@@ -168,7 +170,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path.name} can't be read: {error}", code="model_damaged") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path.name} is not a mapping", code="model_damaged")
+    if not _is_bounded(content):
+        raise ModelError(f"{path.name} is too large, or holds itself", code="model_damaged")
     return content
+
+
+def _is_bounded(content: Any) -> bool:
+    """Tell whether a config ends: aliases can make it endless, or a thousand times its file."""
+    waiting, seen = [content], 0
+    while waiting:
+        part = waiting.pop()
+        seen += 1
+        if seen > MOST_PARTS:
+            return False
+        if isinstance(part, dict):
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple | set):
+            waiting.extend(part)
+    return True
 
 
 def what_is_set(config: Mapping[str, Any]) -> dict[str, Any]:

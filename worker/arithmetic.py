@@ -446,7 +446,7 @@ class Arithmetic:
     def _shown(self, predictions: Predictions) -> list[int]:
         """Return the rows that show a keypoint above the cutoff."""
         shown = [
-            watch.shows(predictions[name])
+            watch.shows(predictions[name]).cpu()  # some predictors answer there, some do not
             for name, watch in (self._watches or {}).items()
             if name in predictions
         ]

@@ -41,7 +41,7 @@ from worker.feed import Batches, Feed, Prediction, Runner
 from worker.network import Network
 from worker.parts import Found, Parts
 from worker.passes import Pass
-from worker.planes import Planes
+from worker.planes import ROWS, Planes
 from worker.predictions import Predictions
 from worker.staging import AnyFrame
 from worker.topdown import TopDown
@@ -185,13 +185,9 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     }
     values = found.arrays()
     decoded = np.isin(numbers, values.pop("indexes"))
-    whole = Predictions(
-        numbers,
-        seconds,
-        decoded,
-        predictions.spread(values, decoded),
-        _about(job, model, answer),
-    )
+    values = predictions.spread(values, decoded)
+    brightness = values.pop("brightness")
+    whole = Predictions(numbers, seconds, decoded, values, _about(job, model, answer), brightness)
     predictions.write(job.out / layout.PREDICTIONS, whole)
     return {**answer, "tuning": memory.learned}
 
@@ -309,14 +305,17 @@ def _through(
     card: Card,
 ) -> tuple[Found, video.Reading]:
     # By another version, frames may have other numbers or other pixels.
-    setup = {**feed.setup, **card.setup, "analysis_version": job.version, "av": version("av")}
+    setup = {
+        **feed.setup, **card.setup, "analysis_version": job.version, "av": version("av"),
+        "brightness_rows": ROWS,
+    }  # fmt: skip
     found, state = parts.load(setup)
     begin = args.start
     if found.indexes and state is not None:
         begin = found.indexes[-1] + args.stride
         feed.resume(state)
         print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
-    reading = video.Reading()
+    reading = video.Reading(brightness={})
     # From the first frame on all the same: frames have their numbers by being decoded.
     frames = video.frames(
         job.video,
@@ -334,7 +333,7 @@ def _through(
         with stay.of(job):
             job.report("infer", len(found.indexes), total)
             shown = _cropped_all(chain(early, ready), crop)
-            _predict(job, feed, shown, found, parts, setup, total)
+            _predict(job, feed, shown, reading, found, parts, setup, total)
     card.confirm(job.video)
     return found, reading
 
@@ -343,6 +342,7 @@ def _predict(
     job: Job,
     feed: Feed,
     frames: Iterator[tuple[int, AnyFrame]],
+    reading: video.Reading,
     found: Found,
     parts: Parts,
     setup: dict[str, Any],
@@ -350,7 +350,8 @@ def _predict(
 ) -> None:
     try:
         for number, prediction in feed.predictions(frames):
-            found.add(number, _slim(prediction))
+            brightness = np.array((reading.brightness or {}).pop(number), np.float32)
+            found.add(number, {**_slim(prediction), "brightness": brightness})
             job.report("infer", len(found.indexes), total)
             if parts.due(found):
                 feed.rest()

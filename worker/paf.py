@@ -44,6 +44,8 @@ SHARE = 1 / 8
 
 #: Where a larger share of the cells are of peaks, or a frame has more peaks, nothing is clear.
 CROWD, MOST_PEAKS = 1 / 8, 5000
+#: Nor where there are so many cells for each peak that there could be.
+MOST_RIVALS = 4
 
 
 def hasten(model: Any) -> None:
@@ -130,7 +132,7 @@ class PafWatch(Watch):
             and joins.max_n_individuals > 1
             and joins.n_multibodyparts > 1
             and predictor.nms_radius % 2 == 1
-            and len(set(limbs)) == len(limbs)
+            and 0 < len(set(limbs)) == len(limbs)
             and all(start < end for start, end in predictor.graph)
             and not (joins.greedy or joins.identity_only or joins.force_fusion)
             and not (joins.add_discarded or joins.window_size or joins.safe_edge)
@@ -280,7 +282,10 @@ class PafWatch(Watch):
         slot = torch.where(kept, group * animals + rank, -1)
         sure = torch.zeros(n * parts * animals, dtype=torch.bool, device=heat.device)
         sure[slot[kept]] = low[cell[kept]] >= self._least
-        use = slot[whose] >= 0
+        # Of what is not clear already, nothing more is asked.
+        counted = frame[whose][slot[whose] >= 0].bincount(minlength=n)
+        unsure |= counted > MOST_RIVALS * parts * animals
+        use = (slot[whose] >= 0) & ~unsure[frame[whose]]
         place = taken[use] % (height * width)
         sure = sure.view(n, parts, animals)
         return unsure, Cells(slot[whose][use], place // width, place % width, sure)

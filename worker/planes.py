@@ -13,11 +13,13 @@ and of nv12 it always does. Such frames have no planes here: they are converted 
 from __future__ import annotations
 
 import builtins
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import av.error
+import cv2
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
@@ -25,9 +27,14 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 Plane = npt.NDArray[np.uint8]
 
+#: Formats with 8 bits whose first plane is the brightness.
+_LUMA_FIRST = re.compile(r"gray|yuva?j?4[0-4][0-4]p|nv12|nv21|nv16|nv24")
+#: Of rows, each of so many is looked at for a frame's brightness.
+ROWS = 4
 #: Formats with 8 bits, and colours that are shared by two by two pixels.
 _COLOURED = ("yuv420p", "yuvj420p")
 _GRAY = "gray"
+_FULL_RANGE = 2
 
 
 class Colours(NamedTuple):
@@ -123,6 +130,33 @@ def planes_of(frame: VideoFrame, turns: int = 0) -> Planes | None:
     if tables_of(colours) is None:
         return None
     return Planes(Layout(colours, frame.height, frame.width, 0, 0, turns), tuple(parts))
+
+
+def brightness_of(frame: VideoFrame, pixels: Plane | None) -> tuple[float, float]:
+    """Return the mean and the standard deviation of a whole frame's luma, black 0 and white 255.
+
+    Exactly, of every fourth row from the first on: what is frozen or dark shows there too.
+
+    Args:
+        frame: as it was decoded. Of 8 bits in planes its own luma is taken; where 16 stands for
+            black and 235 for white, it is stretched.
+        pixels: the same as BGR, (height, width, 3), which is looked at where that can't be.
+    """
+    name = frame.format.name
+    plane = frame.planes[0]
+    rows: Plane
+    # One that is upside down begins at its end.
+    if pixels is None or (_LUMA_FIRST.fullmatch(name) and plane.line_size > 0):
+        rows = np.frombuffer(memoryview(plane), np.uint8)
+        rows = rows.reshape(plane.height, plane.line_size)[::ROWS, : plane.width]
+    else:
+        rows = np.asarray(cv2.cvtColor(pixels[::ROWS], cv2.COLOR_BGR2GRAY), np.uint8)
+        name = _GRAY
+    stretches = name != _GRAY and "j" not in name and frame.color_range != _FULL_RANGE
+    if stretches:
+        rows = np.clip(rows, 16, 235)
+    mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(rows))
+    return ((mean - 16) * 255 / 219, deviation * 255 / 219) if stretches else (mean, deviation)
 
 
 # -- what libswscale makes of them -----------------------------------------------------------------

@@ -51,6 +51,9 @@ class Predictions:
     """By the names of :data:`NETWORK`, each (n, ...): pixels of what the network was shown."""
     about: dict[str, Any]
     """JSON types: film, model, scorer, names, crop, set-up, and ``answer``, the analysis' own."""
+    brightness: npt.NDArray[np.float32] | None = None
+    """Mean and standard deviation of each whole frame's brightness, 0 to 255; (n, 2). None: an
+    older posedrop made the file."""
 
     def seen(self) -> Values:
         """Return the values of the frames that there was a picture of."""
@@ -80,9 +83,16 @@ def write(path: Path, predictions: Predictions) -> None:
         "seconds": predictions.seconds.astype(np.float64),
         "decoded": predictions.decoded,
         **{name: _small(value) for name, value in predictions.values.items()},
+        **_brightnesses(predictions.brightness),
         "about": np.array(json.dumps(about)),
     }
     write_arrays(path, arrays)
+
+
+def _brightnesses(values: npt.NDArray[np.float32] | None) -> Values:
+    if values is None:
+        return {}
+    return {"brightness_mean": values[:, 0], "brightness_std": values[:, 1]}
 
 
 def _small(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -122,7 +132,17 @@ def _parsed(file: Any) -> Predictions:
         for name in NETWORK
         if name in file.files
     }
-    sizes = {len(each) for each in (frames, seconds, decoded, *values.values())}
+    brightness = None
+    if "brightness_mean" in file.files:
+        brightness = np.stack([file["brightness_mean"], file["brightness_std"]], axis=1)
+    rows = (
+        frames,
+        seconds,
+        decoded,
+        *values.values(),
+        *([] if brightness is None else [brightness]),
+    )
+    sizes = {len(each) for each in rows}
     if len(sizes) != 1 or "bodyparts" not in values:
         raise ValueError("it is not complete")
-    return Predictions(frames, seconds, decoded.astype(bool), values, about)
+    return Predictions(frames, seconds, decoded.astype(bool), values, about, brightness)

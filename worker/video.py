@@ -40,7 +40,7 @@ from av.video.stream import VideoStream
 
 from posedrop.errors import RefusedVideoError
 from worker import endings
-from worker.planes import Planes, converted, planes_of
+from worker.planes import Planes, brightness_of, converted, planes_of
 from worker.times import LONGEST_PAUSE, Clock
 
 if TYPE_CHECKING:
@@ -227,6 +227,9 @@ class Reading:
     """Seconds a tick."""
     rate: Fraction = Fraction(25)
     """Frames a second, as far as the container tells."""
+    brightness: dict[int, tuple[float, float]] | None = None
+    """By number, of the frames that were given and that nobody has taken out: mean and standard
+    deviation of their brightness (``planes.brightness_of``). None: nobody asks."""
 
     def seconds(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], str]:
         """Return when frames are shown, and where these times come from.
@@ -308,6 +311,9 @@ def frames(
             own.reformatter = VideoReformatter()
         if seen is None:
             seen = _converted(picture, own.reformatter)
+        if told.brightness is not None:
+            pixels = None if isinstance(seen, Planes) else seen
+            told.brightness[picture.index] = brightness_of(picture.frame, pixels)
         if order == "rgb" and not isinstance(seen, Planes):
             seen = _swapped(seen)
         return picture.index, seen
@@ -329,7 +335,7 @@ def frames(
             begun: deque[Future[tuple[int, Image | Planes]]] = deque()
             for picture, seen in both():
                 if isinstance(seen, Planes) and not begun:
-                    yield picture.index, seen
+                    yield convert(picture, seen)
                     continue
                 begun.append(pool.submit(convert, picture, seen))
                 if len(begun) > 2 * threads:
@@ -365,12 +371,18 @@ class _OpenCV:
 
 
 def count(path: Path) -> int:
-    """Return how many frames a video's container holds, by its packets and without decoding.
+    """Return how many frames a video's container holds, without decoding.
+
+    By its index (MP4, MOV, AVI), where that is as long as the header says; else by its packets, for
+    which the whole file is read. It is a promise: what can be decoded is another thing.
 
     Raises:
         RefusedVideoError: it is not a video that can be read.
     """
     with opened(path) as (container, stream):
+        index = stream.index_entries
+        if 0 < len(index) == stream.frames and stream.codec_context.name != "vp8":
+            return sum(1 for entry in index if not entry.is_discard)
         return sum(1 for packet in packets(container, stream) if is_shown(packet))
 
 

@@ -24,3 +24,13 @@ def test_single_animal_model_is_not_tracked(tmp_path: Path) -> None:
     with pytest.raises(BadRequestError) as caught:
         check(DeepLabCut2D(model="reach"), model.model_copy(update={"kind": "zoo"}))
     assert caught.value.code == "zoo_model"
+
+
+def test_following_by_ctd_is_for_conditional_models(tmp_path: Path) -> None:
+    """Refused when it is asked for, not when it runs; such a model may be of one animal."""
+    model, _ = packing.plan_push(make_project(tmp_path / "reach"), "reach")
+    wanted = DeepLabCut2D(model="reach", track_method="ctd")
+    with pytest.raises(BadRequestError, match="reach is resnet_50") as caught:
+        check(wanted, model)
+    assert (caught.value.code, caught.value.field) == ("bad_track_method", "args.track_method")
+    check(wanted, model.model_copy(update={"net_type": "ctd_prenet_rtmpose_s"}))

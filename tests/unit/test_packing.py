@@ -181,6 +181,22 @@ def test_what_can_not_be_pushed(
         packing.plan_push(project, "reach", **options)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        "metadata: &all {conditions: *all}",
+        # Each list holds the one before eight times.
+        "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n"
+        + "".join(f"{n}: &{n} [{', '.join(8 * [f'*{chr(ord(n) - 1)}'])}]\n" for n in "bcdefghi"),
+    ],
+)
+def test_a_config_without_an_end(project: Path, config: str) -> None:
+    """One that holds itself, or that a few aliases make endless, is refused in words."""
+    (project / SHUFFLE / "train/pytorch_config.yaml").write_text(config)
+    with pytest.raises(ModelError, match="too large, or holds itself"):
+        packing.plan_push(project, "reach")
+
+
 @pytest.mark.parametrize("name", ["", ".", "../x", "a/b", "-a", "a@b", "ä", "x" * 65])
 def test_names_that_can_not_be(project: Path, name: str) -> None:
     """A name becomes part of a key, a path and a command line: letters, digits and ._- only."""

@@ -188,7 +188,8 @@ def check(args: Args, model: Model) -> None:
     """Refuse arguments that don't fit the model.
 
     Raises:
-        BadRequestError: codes ``zoo_model``, ``single_animal``, ``no_such_snapshot``.
+        BadRequestError: codes ``zoo_model``, ``single_animal``, ``bad_track_method``,
+            ``no_such_snapshot``.
     """
     wanted = DeepLabCut2D.model_validate(args.model_dump())
     if model.kind == "zoo":
@@ -204,6 +205,13 @@ def check(args: Args, model: Model) -> None:
                 code="single_animal",
                 field=f"args.{name}",
             )
+    if wanted.track_method == "ctd" and not model.net_type.startswith("ctd"):
+        raise BadRequestError(
+            f"track_method ctd is for conditional top-down models, and {model.name} is "
+            f"{model.net_type or 'another'}: use ellipse, box or skeleton",
+            code="bad_track_method",
+            field="args.track_method",
+        )
     snapshot = wanted.snapshot
     if snapshot is not None and snapshot not in model.snapshots:
         raise BadRequestError(

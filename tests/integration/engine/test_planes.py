@@ -188,6 +188,39 @@ def test_a_batch_of_several_kinds_is_put_together() -> None:
             )
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ("ffv1", "yuv420p", False), ("ffv1", "yuv444p", True), ("mjpeg", "yuvj420p", True),
+        ("ffv1", "gray", False), ("ffv1", "bgr0", False), ("ffv1", "yuv420p10le", False),
+        ("rawvideo", "nv12", False),
+    ],
+)  # fmt: skip
+def test_black_is_0_and_white_is_255(kind: tuple[str, str, bool], tmp_path: Path) -> None:
+    """Brightness of frames of every sort of storage, and how far it spreads."""
+    codec, pixel_format, full = kind
+    container = "nut" if codec == "rawvideo" else "matroska"  # that tells the range
+    with av.open(str(tmp_path / "film"), "w", format=container) as output:
+        stream = output.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
+        stream.codec_context.color_range = 2 if full else 1
+        for dark, light in ((0, 0), (255, 255), (0, 255), (102, 102)):
+            array = np.full((48, 64, 3), dark, np.uint8)
+            array[:, 32:] = light
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            ranges = {"src_color_range": 2, "dst_color_range": 2 if full else 1}
+            output.mux(stream.encode(frame.reformat(format=pixel_format, **ranges)))
+        output.mux(stream.encode())
+    for order in ("planes", "rgb"):
+        reading = video.Reading(brightness={})
+        for _ in video.frames(tmp_path / "film", order=order, reading=reading, threads=2):
+            pass
+        assert reading.brightness is not None
+        found = [reading.brightness[number] for number in range(4)]
+        expected = [(0, 0), (255, 0), (127.5, 127.5), (102, 0)]
+        np.testing.assert_allclose(found, expected, atol=1.5, err_msg=order)
+
+
 def test_an_accelerator_is_sent_half_the_bytes(
     run: Any, short: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:

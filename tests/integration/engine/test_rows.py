@@ -21,7 +21,7 @@ from posedrop.errors import AnalysisError
 from posedrop.layout import PREDICTIONS
 from tests.integration.engine.analysed import Ours, read
 from tests.samples import Sample
-from worker import inference, parts, predictions, tables
+from worker import inference, parts, predictions, tables, video
 from worker.analyses.deeplabcut_2d import deeplabcut_2d
 from worker.predictions import Predictions
 from worker.render import render
@@ -152,6 +152,11 @@ def test_tables_are_made_of_predictions_alone(
         assert np.flatnonzero(~file["decoded"]).tolist() == LOST
         assert np.isnan(file["bodyparts"][LOST]).all()
         assert file["seconds"][6] == pytest.approx(0.2, abs=1e-3)
+        assert np.isnan(file["brightness_mean"][LOST]).all()
+        lit = np.stack([file["brightness_mean"], file["brightness_std"]], axis=1)
+    np.testing.assert_array_equal(
+        lit[KEPT], seen(holed, 0, 255)
+    )  # of the whole frame, whatever the crop
     assert about["crop"]["x1"] == 8
     assert about["setup"]["precision"]["used"] == "fp32"
     for damaged in (replace(job, model_digest="e" * 64), job):
@@ -159,6 +164,16 @@ def test_tables_are_made_of_predictions_alone(
             tables.finish(damaged)
         assert caught.value.code == "damaged_predictions"
         (out / PREDICTIONS).write_bytes((out / PREDICTIONS).read_bytes()[:-300])
+
+
+def seen(film: Path, *levels: int) -> Any:
+    """Each frame's mean and deviation of every fourth row of its luma, without stretching it."""
+    with av.open(str(film)) as container:
+        rows = [
+            frame.to_ndarray()[: frame.height : 4].clip(*levels)
+            for frame in video.decoded(container, container.streams.video[0])
+        ]
+    return np.array([(luma.mean(), luma.std()) for luma in rows], np.float32)
 
 
 def test_parts_of_another_version_are_not_mixed(short: Sample, tmp_path: Path) -> None:
@@ -175,7 +190,7 @@ def test_parts_of_another_version_are_not_mixed(short: Sample, tmp_path: Path) -
         def report(stage: str, done: int, _: int | None) -> None:
             if stage == "infer":
                 seen.append(done)
-                if done == ends:
+                if done > ends:  # the part was kept before that was told
                     raise KeyboardInterrupt
 
         job = Job(
@@ -191,6 +206,10 @@ def test_parts_of_another_version_are_not_mixed(short: Sample, tmp_path: Path) -
     assert run("new", "3", 4)[0] == 0
     assert run("newer", "3", 99)[0] == 4
     assert {name: (folder / name).read_bytes() for name in older} == older
+    lit = predictions.read(tmp_path / "newer" / PREDICTIONS).brightness
+    assert lit is not None
+    stretched = np.array([[16, 0]]) + lit * 219 / 255
+    np.testing.assert_allclose(stretched, seen(short.film, 16, 235), atol=1e-3)
     setup = {**json.loads(json.dumps(_setup(folder / "000001.npz"))), "analysis_version": "2"}
     found, _ = parts.Parts(folder, 0).load(setup)
     assert list(found.indexes) == list(range(5))
