@@ -144,15 +144,26 @@ class Quick(ABC):
     def __init__(self, plain: Any, label: int, most: int) -> None:
         """Prepare ``plain``, which stays as it is; of its boxes the first ``most`` count."""
         self.plain = plain
-        lines = (module for module in plain.modules() if type(module) is nn.Linear)
-        shared = {id(weight): weight for one in lines for weight in one.parameters()}
-        self.fast = copy.deepcopy(plain, shared)
-        fold(self.fast)
-        self.fast.to(memory_format=torch.channels_last)
-        fused.fuse_tiled(self.fast)
+        self.is_tiled = True
+        self.fast = self._made()
         self._label = label
         self._most = most
         self._anchors: tuple[Any, Tensor] = (None, torch.empty(0))
+
+    def untile(self) -> None:
+        """Multiply as often as the exact form does: less fast, and ten times less noise."""
+        self.is_tiled = False
+        self.fast = self._made()
+
+    def _made(self) -> Any:
+        plain = self.plain
+        lines = (module for module in plain.modules() if type(module) is nn.Linear)
+        shared = {id(weight): weight for one in lines for weight in one.parameters()}
+        made = copy.deepcopy(plain, shared)
+        fold(made)
+        made.to(memory_format=torch.channels_last)
+        (fused.fuse_tiled if self.is_tiled else fused.fuse)(made)
+        return made
 
     def found(self, x: Tensor, noise: Noise) -> list[Found]:
         """Return what is in each of some pictures; x (n, 3, height, width)."""
@@ -496,6 +507,12 @@ def _difference(exact: _Judged, fast: _Judged, least: float) -> Noise:
     )
 
 
+def _is_little(noise: Noise) -> bool:
+    """Tell whether boxes could be certain for such noise; not, if it is not a number."""
+    merit, box = MOST_NOISE
+    return noise.merit < merit and noise.box < box and noise.proposal < box
+
+
 def _largest(values: Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
 
@@ -722,8 +739,10 @@ class Detections:
 
     def _measure(self, quick: Quick, x: Tensor) -> None:
         noise = quick.measured(x)
-        merit, box = MOST_NOISE
-        if not (noise.merit < merit and noise.box < box and noise.proposal < box):
+        if not _is_little(noise) and quick.is_tiled:
+            quick.untile()
+            noise = quick.measured(x)
+        if not _is_little(noise):
             log.info("the detector stays as it is: %s", noise)
             self.known.quick = False
         self.known.noise.grow(
