@@ -429,10 +429,13 @@ def copied(model: Path, target: Path) -> Path:
     return target
 
 
-def overfitted_model(name: str) -> Path:
-    """Return a project with weights that see the mouse; made if it is not there."""
+def overfitted_model(name: str, size: tuple[int, int] = SIZE) -> Path:
+    """Return a project with weights that see the mouse: made, if it is not there; minutes, then."""
     from benchmarks import overfitted
+    from tests.samples import has_real_mouse
 
+    if name == "resnet18" and has_real_mouse():
+        return overfitted.mouse().model
     if shutil.which("ffmpeg") is None:  # it cuts its films by that
 
         def film_of(
@@ -445,7 +448,7 @@ def overfitted_model(name: str) -> Path:
             return target if target.exists() else filmed(source, target, size, frames)
 
         overfitted.film_of = film_of
-    return overfitted.made(name, SIZE)
+    return overfitted.made(name, size)
 
 
 # -- the run ---------------------------------------------------------------------------------------
@@ -510,11 +513,13 @@ class Run:
 
     def film(self, frames: int) -> Path:
         """Return a film of the mouse."""
+        from benchmarks import overfitted
         from tests.samples import sample
 
         path = self.folder / f"film{frames}.mp4"
         if not path.exists():
-            source = sample(self.folder, min(frames, 900)).film
+            few = self.pretends or frames < 900
+            source = (sample(self.folder, frames) if few else overfitted.mouse()).film
             filmed(source, path, (320, 256) if self.pretends else SIZE, frames)
         return path
 

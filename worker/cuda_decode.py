@@ -45,6 +45,8 @@ _FROM_CARD = "nv12"
 _FULL_RANGE = 2
 #: Frames that ``auto`` decodes both ways, to see which is faster.
 TRIAL = 64
+#: Kinds of films of which it is remembered who is faster.
+MOST_KINDS = 1000
 #: Frames from a key frame to the film's last one, within which that is looked for first.
 NEAR = 2000
 #: How FFmpeg is to come by a CUDA context: torch's own, which is current in a thread that has used
@@ -92,6 +94,8 @@ class Card:
         self._last: Picture | None = None
         """That the card gave."""
         self._confirmed = False
+        self._before: tuple[int, int] | None = None
+        """A frame's number and time, as an earlier attempt had them from a card."""
         self._missing = 0
         self._distrusted = False
         if wanted == "auto" and not device.startswith("cuda"):
@@ -168,13 +172,39 @@ class Card:
     def compare(self, picture: Picture) -> None:
         """See a frame that the CPU decodes: when the card has given up, it begins at the start.
 
+        (Of a film that is gone on with, each frame is seen, whoever decodes.)
+
         Raises:
             DecodedOtherwiseError: it is the card's last one, and another; or that never came.
         """
+        if self._before is not None and picture.index >= self._before[0]:
+            before, self._before = self._before, None
+            if before != (picture.index, picture.frame.pts):
+                raise DecodedOtherwiseError(
+                    f"frame {before[0]} was another one when a card decoded the part before it"
+                )
         if self._last is None or self._confirmed or self.used == "cuda":
             return
         if picture.index >= self._last.index:
             self._confirm(picture.index == self._last.index and _same(self._last, picture))
+
+    def checkpoint(self, path: Path) -> dict[str, Any] | None:
+        """Return what a checkpoint has to know of the frames so far, JSON types.
+
+        Returns:
+            None where nobody can tell yet that they are the CPU's: then none is to be kept.
+        """
+        last = self._last
+        if last is None or self._confirmed:
+            return {}
+        if self.used == "cuda" and self._is_seen_near(path, last):
+            return {"frame": last.index, "ticks": last.frame.pts}
+        return None
+
+    def goes_on(self, known: dict[str, Any]) -> None:
+        """Go on from a checkpoint: the frame that it knows has to be the same one again."""
+        if known:
+            self._before = int(known["frame"]), int(known["ticks"])
 
     def confirm(self, path: Path) -> None:
         """Compare the card's last frame, and the count of all, with the CPU's; its frames are used.
@@ -263,6 +293,8 @@ class Card:
             self.why = "POSEDROP_DECODE=cuda"
             return
         if known is None:
+            if len(_faster) > MOST_KINDS:
+                _faster.clear()
             if min(mine.count, its.count) < TRIAL:
                 raise _UnfitError(f"the film has not {TRIAL} frames to tell which is faster")
             known = _faster[self._device, kind] = (mine.rate, its.rate)
@@ -285,9 +317,12 @@ class Card:
             raise _UnfitError("a frame is damaged, which the processor's decoder conceals")
         # The same bytes, in planes; asked for so that no range is converted.
         full = {"src_color_range": _FULL_RANGE, "dst_color_range": _FULL_RANGE}
-        return self._reformatter.reformat(
+        made = self._reformatter.reformat(
             frame, format=self._planar, threads=1, **(full if self._planar == "yuvj420p" else {})
         )
+        # PyAV tells BT.470 BG as SMPTE 170M, which has the same matrix.
+        made.colorspace, made.color_range = frame.colorspace, frame.color_range
+        return made
 
 
 def lacking(device: str) -> str:

@@ -44,10 +44,11 @@ from worker.passes import Pass
 from worker.planes import ROWS, Planes
 from worker.predictions import Predictions
 from worker.staging import AnyFrame
+from worker.streams import apart
 from worker.topdown import TopDown
 from worker.transforms import kernels
 from worker.tuning import Memory
-from worker.warm import Shelf, Warm, released
+from worker.warm import Shelf, Warm, is_short, released
 from worker.watch import watches_of
 
 #: Frames decoded ahead of the network, beside a batch.
@@ -68,6 +69,8 @@ class Stay:
     ended: float = 0.0
     seconds: float = 0.0
     """It had it for so long, in all its turns."""
+    device: str = "cpu"
+    """As torch names it."""
 
     @contextmanager
     def of(self, job: Job) -> Iterator[None]:
@@ -77,10 +80,13 @@ class Stay:
             started = time.time()
             self.began = self.began or started
             try:
-                yield
+                with apart(torch.device(self.device)):
+                    yield
             finally:
-                _warm.rest(job.model_bytes)
-                released()
+                # To give memory back, and to take it again, keeps a card from work.
+                if is_short(torch.device(self.device)):
+                    _warm.rest(job.model_bytes)
+                    released()
                 self.ended = time.time()
                 self.seconds += self.ended - started
 
@@ -141,7 +147,7 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     warm = _kept(job, part, load)
     crop = args.crop or warm.network.crop
     total = len(_selected(args, video.count(job.video)))  # as the container promises
-    stay = Stay()
+    stay = Stay(device=warm.network.device)
     memory = Memory(job.tuning)
     found, reading, told = _infer(job, args, warm, crop, total, stay, Learning(part, memory))
     model = warm.network
@@ -313,6 +319,7 @@ def _through(
     begin = args.start
     if found.indexes and state is not None:
         begin = found.indexes[-1] + args.stride
+        card.goes_on(state.pop("decode", {}))
         feed.resume(state)
         print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
     reading = video.Reading(brightness={})
@@ -333,7 +340,7 @@ def _through(
         with stay.of(job):
             job.report("infer", len(found.indexes), total)
             shown = _cropped_all(chain(early, ready), crop)
-            _predict(job, feed, shown, reading, found, parts, setup, total)
+            _predict(job, feed, shown, reading, found, parts, setup, total, card)
     card.confirm(job.video)
     return found, reading
 
@@ -347,6 +354,7 @@ def _predict(
     parts: Parts,
     setup: dict[str, Any],
     total: int,
+    card: Card,
 ) -> None:
     try:
         for number, prediction in feed.predictions(frames):
@@ -355,8 +363,9 @@ def _predict(
             job.report("infer", len(found.indexes), total)
             if parts.due(found):
                 feed.rest()
-                if feed.between_batches:
-                    parts.keep(found, setup, feed.state())
+                if feed.between_batches and (known := card.checkpoint(job.video)) is not None:
+                    decode = {"decode": known} if known else {}
+                    parts.keep(found, setup, {**feed.state(), **decode})
     except BaseException:
         if isinstance(feed, Runner):
             _warm.clear()  # it may hold half a batch: the next video must not get it

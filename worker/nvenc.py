@@ -39,11 +39,14 @@ def chosen(wanted: str, device: str) -> tuple[Encoder, str]:
     """Return the encoder to begin with, and why.
 
     Args:
-        wanted: ``auto`` or ``cuda``: a card, if it can; ``cpu``: x264.
-        device: where networks run: a card of that number encodes, if it is one.
+        wanted: ``cuda``: a card, if it can; ``auto``: the same, unless networks are kept from it;
+            ``cpu``: x264.
+        device: where networks run, as it is set: a card of that number encodes, if it is one.
     """
     if wanted == "cpu":
         return X264, "POSEDROP_ENCODE=cpu, or it was tried before"
+    if wanted == "auto" and device.partition(":")[0] not in {"auto", "cuda"}:
+        return X264, f"POSEDROP_DEVICE={device}"
     lacks = lacking_on(device)
     return (X264, lacks) if lacks else (NVENC, "a card encodes")
 

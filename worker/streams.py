@@ -1,12 +1,14 @@
 """What keeps a GPU at work: pictures come by pinned memory, and results are read beside the work.
 
 All that is put on one stream runs in its order. So what is read of a batch would wait for the batch
-that was begun behind it, and the GPU for who reads. And memory that is not pinned is copied twice,
-while nothing else is.
+that was begun behind it, and the GPU for who reads. Memory that is not pinned is copied twice,
+while nothing else is. And what is put on no stream in particular, as FFmpeg copies what a card has
+decoded, waits for all other work of that kind: so the network's is on a stream of its own.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,21 @@ class Mark(Protocol):
         """Wait until the device is there."""
 
 
+class _Event:
+    """A CUDA event, on whatever stream is the device's at the moment."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self.event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def record(self) -> None:
+        self.event.record(torch.cuda.current_stream(self._device))
+
+    def synchronize(self) -> None:
+        self.event.synchronize()
+
+
 class Device:
     """What of a CUDA device is used here; a test pretends one."""
 
@@ -45,9 +62,7 @@ class Device:
 
     def mark(self) -> Mark:
         """Return a new mark."""
-        with torch.cuda.device(self._device):
-            made: Mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        return made
+        return _Event(self._device)
 
     def sent(self, pinned: Tensor) -> Tensor:
         """Begin to copy pinned memory to the device."""
@@ -55,14 +70,14 @@ class Device:
 
     @contextmanager
     def beside(self, mark: Mark) -> Iterator[None]:
-        """Let what the block asks for wait for ``mark`` alone."""
-        with torch.cuda.device(self._device):
-            if self._aside is None:
-                self._aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._aside.wait_event(mark)
-            with torch.cuda.stream(self._aside):
-                yield
-            self._aside.synchronize()
+        """Let what the block asks for wait for ``mark`` alone; it is done when the block ends."""
+        assert isinstance(mark, _Event)  # noqa: S101  # it is one of ours
+        if self._aside is None:
+            self._aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._aside.wait_event(mark.event)
+        with torch.cuda.stream(self._aside):
+            yield
+        self._aside.synchronize()
 
 
 class Upload:
@@ -115,6 +130,24 @@ class Upload:
         buffer, mark = self._buffers.popleft()
         mark.synchronize()
         return (buffer if buffer.numel() >= size else cuda.pinned(size)), mark
+
+
+@functools.cache
+def _own_stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def apart(device: torch.device) -> Iterator[None]:
+    """Let what the block asks of a GPU be on a stream of its own, and be done when it ends."""
+    if device.type != "cuda":
+        yield
+        return
+    own = _own_stream(device)
+    own.wait_stream(torch.cuda.current_stream(device))  # where the model was loaded
+    with torch.cuda.device(device), torch.cuda.stream(own):
+        yield
+    own.synchronize()
 
 
 def device_of(device: torch.device) -> Device | None:

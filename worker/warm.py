@@ -95,6 +95,14 @@ class Shelf:
         return iter(self._models)
 
 
+def is_short(device: torch.device) -> bool:
+    """Tell whether less than half of a device's memory is free: others may want what is kept."""
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    return bool(free < total / 2)
+
+
 def released() -> None:
     """Give back what torch keeps of an accelerator's memory for later: another process wants it."""
     if torch.cuda.is_available():

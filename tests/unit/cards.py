@@ -48,4 +48,6 @@ def as_nv12(frame: VideoFrame) -> VideoFrame:
     if frame.format.name not in ("yuv420p", "yuvj420p"):
         return frame
     full = {"src_color_range": 2, "dst_color_range": 2} if "j" in frame.format.name else {}
-    return VideoReformatter().reformat(frame, format="nv12", threads=1, **full)
+    made = VideoReformatter().reformat(frame, format="nv12", threads=1, **full)
+    made.colorspace, made.color_range = frame.colorspace, frame.color_range
+    return made

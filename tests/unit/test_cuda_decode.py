@@ -81,6 +81,8 @@ def test_whatever_film_comes_its_frames_are_the_cpus(make: Make, path: Path) -> 
         ({"options": {"bf": "3"}}, "cuda"),
         ({"pixel_format": "yuvj420p"}, "cuda"),
         ({"container": "matroska"}, "cuda"),
+        ({"options": {"x264-params": "tff=1:bframes=3"}}, "cuda"),
+        ({"codec": "libvpx", "container": "webm"}, "cuda"),
         ({"container": "mpegts"}, "cuda"),
         ({"options": {"g": "1000", "bf": "2"}, "container": "avi"}, "cuda"),
         ({"pixel_format": "yuv444p"}, "cpu"),

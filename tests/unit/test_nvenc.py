@@ -66,7 +66,7 @@ class _Stream:
 def film(tmp_path: Path, **encode: str) -> dict[str, Any]:
     source = videos.video(tmp_path / "film", count=30, times=TIMES)
     table = poses(tmp_path / "poses.h5", walk(30))
-    return draw(tmp_path, source, table, device="cuda:1", **encode)
+    return draw(tmp_path, source, table, **{"device": "cuda:1", **encode})
 
 
 def whole(tmp_path: Path, expected: list[Fraction]) -> None:
@@ -87,6 +87,7 @@ def test_a_card_encodes_and_is_tried_once(tmp_path: Path, monkeypatch: pytest.Mo
         whole(tmp_path, expected)
     assert card.opened == 3
     film(tmp_path, encode="cpu")
+    film(tmp_path, encode="auto", device="cpu")  # networks are kept from cards
     assert card.opened == 3
 
 

@@ -92,9 +92,13 @@ def test_a_film_is_sent_recorded_and_replayed(
     assert replays > PROOFS
     [warm] = inference._warm.models()
     assert warm.machine.graphs.bytes > 0
-    # Within the bound, recordings stay for the next film, and are gone beyond.
+    # Recordings stay for the next film within the bound, and where the device has room beyond.
     run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8)
     assert len(gpu.recorder.recorded) == 1
+    with monkeypatch.context() as roomy:
+        roomy.setattr(inference, "is_short", lambda _: False)
+        run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8, model_bytes=0)
+    assert gpu.recorder.held == 1
     run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8, model_bytes=0)
     assert (gpu.recorder.held, warm.machine.graphs.bytes) == (0, 0)
 
@@ -163,6 +167,51 @@ def test_a_card_that_decodes_is_believed_or_not(
     else:
         assert (told["used"], told["by_card"]) == ("cpu", 0)
         assert "not the processor's" in told["why"]
+
+
+@pytest.mark.parametrize("fault", ["none", "lacks one"])
+def test_what_a_card_decoded_before_a_kill_is_kept_if_it_is_the_cpus(
+    fault: str, long: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next attempt asks no card: it goes on from a part, or finds that its frames differ."""
+
+    class Card(cards.PretendedCard):
+        def fault(self, number: int, frame: Any) -> list[Any]:  # type: ignore[override]
+            return [] if fault == "lacks one" and number == 2 else [frame]
+
+    monkeypatch.setattr(inference, "Card", Card)
+    film, parts = tmp_path / "film.mp4", tmp_path / "parts"
+    _in_420(long.film, film)
+    parts.mkdir()
+    args = deeplabcut_2d.normalise({"model": "m", "precision": "fp32", "crop": CROP})
+    begun: list[int] = []
+
+    def job(name: str, decode: str, report: Callable[..., None]) -> Job:
+        out = tmp_path / name
+        out.mkdir()
+        made = Job(film, out, args, long.model, "d" * 64, report, "cpu", part_seconds=0.0)
+        return replace(made, decode=decode, parts=None if name == "whole" else parts)
+
+    def die(stage: str, done: int, _: int | None) -> None:
+        if stage == "infer" and done == 7:
+            raise KeyboardInterrupt
+
+    def note(stage: str, done: int, _: int | None) -> None:
+        if stage == "infer":
+            begun.append(done)
+
+    whole = job("whole", "cpu", lambda *_: None)
+    inference.run(whole)
+    expected = read(whole.out, tables.finish(whole))
+    with pytest.raises(KeyboardInterrupt):
+        inference.run(job("first", "cuda", die))
+    second = job("second", "cpu", note)
+    inference.run(second)
+    ours = read(second.out, tables.finish(second))
+    assert begun[0] > 0  # it went on
+    assert (0 in begun) == (fault == "lacks one")  # and began anew where it was wrong to
+    assert ours.poses.to_numpy().tobytes() == expected.poses.to_numpy().tobytes()
+    assert ours.answer["details"]["decode"]["by_card"] == 0
 
 
 def _in_420(film: Path, target: Path) -> None:
