@@ -6,8 +6,9 @@ their norms folded, their weights laid out and most multiplications saved (:mod:
 which errs by some millionths; and where such an error could lead to another rectangle, the frame is
 detected again by DeepLabCut's detector as it is:
 
-* The first frame is computed both ways, stage by stage, which gives the *noise* of each stage:
-  objectness, proposals, scores, boxes. So is every ``CHECK_EVERY``-th, by which noise may grow.
+* The first frame, and the first with a box, are computed both ways, stage by stage, which gives the
+  *noise* of each stage: objectness, proposals, scores, boxes. So is every ``CHECK_EVERY``-th, by
+  which noise may grow.
 * A proposal is certain if neither the noise of a score nor that of an overlap decides whether
   non-maximum suppression keeps it, and it is judged by features of the same level in any case.
   What is uncertain is judged as well.
@@ -77,6 +78,8 @@ LEAST_STEP = 2e-7
 MOST_NOISE = 0.02, 0.1
 #: Regions that are judged at once: they stay in the processor's caches.
 REGIONS = 256
+#: Of so many boxes the noise is measured whatever their scores.
+LIKELIEST = 20
 #: Proposals beyond the last that counts, which noise might put before it.
 BEYOND = 32
 #: Frames at once on an accelerator to begin with, and at most without and with one, where it is
@@ -141,15 +144,26 @@ class Quick(ABC):
     def __init__(self, plain: Any, label: int, most: int) -> None:
         """Prepare ``plain``, which stays as it is; of its boxes the first ``most`` count."""
         self.plain = plain
-        lines = (module for module in plain.modules() if type(module) is nn.Linear)
-        shared = {id(weight): weight for one in lines for weight in one.parameters()}
-        self.fast = copy.deepcopy(plain, shared)
-        fold(self.fast)
-        self.fast.to(memory_format=torch.channels_last)
-        fused.fuse_tiled(self.fast)
+        self.is_tiled = True
+        self.fast = self._made()
         self._label = label
         self._most = most
         self._anchors: tuple[Any, Tensor] = (None, torch.empty(0))
+
+    def untile(self) -> None:
+        """Multiply as often as the exact form does: less fast, and ten times less noise."""
+        self.is_tiled = False
+        self.fast = self._made()
+
+    def _made(self) -> Any:
+        plain = self.plain
+        lines = (module for module in plain.modules() if type(module) is nn.Linear)
+        shared = {id(weight): weight for one in lines for weight in one.parameters()}
+        made = copy.deepcopy(plain, shared)
+        fold(made)
+        made.to(memory_format=torch.channels_last)
+        (fused.fuse_tiled if self.is_tiled else fused.fuse)(made)
+        return made
 
     def found(self, x: Tensor, noise: Noise) -> list[Found]:
         """Return what is in each of some pictures; x (n, 3, height, width)."""
@@ -486,10 +500,17 @@ def _best(merits: Tensor, count: int, noise: float) -> tuple[Tensor, npt.NDArray
 def _difference(exact: _Judged, fast: _Judged, least: float) -> Noise:
     """Return how much the odds and boxes of what may count differ."""
     counts = exact.merits > _odds(least) - 1
+    counts[exact.merits.topk(min(LIKELIEST, len(exact.merits))).indices] = True
     merit = (exact.merits - fast.merits)[counts].abs()
     return Noise(
         merit=float(_largest(merit)), box=float(_largest((exact.boxes - fast.boxes)[counts]))
     )
+
+
+def _is_little(noise: Noise) -> bool:
+    """Tell whether boxes could be certain for such noise; not, if it is not a number."""
+    merit, box = MOST_NOISE
+    return noise.merit < merit and noise.box < box and noise.proposal < box
 
 
 def _largest(values: Tensor) -> float:
@@ -541,6 +562,8 @@ class Detected:
     """Frames detected again by the detector as it is."""
     quick: bool = True
     """Whether the faster form is of use."""
+    seen: bool = False
+    """Whether the noise was measured on a frame that has a box."""
 
 
 class Detections:
@@ -671,6 +694,12 @@ class Detections:
         self._fast = seconds / len(frames)
         contexts = []
         for row, one in enumerate(seen):
+            if len(one.boxes) and not self.known.seen:
+                # Of frames with nothing in them, the noise tells little.
+                self.known.seen = True
+                self._measure(quick, x[row : row + 1])
+                [one] = quick.found(x[row : row + 1], self.known.noise)
+                checked.append(row)
             raw = {"bboxes": one.boxes.numpy(), "scores": one.scores.numpy()}
             context = self._boxes({"detection": raw})
             certain = one.certain and self._is_certain(context["bboxes"], one.error)
@@ -710,8 +739,10 @@ class Detections:
 
     def _measure(self, quick: Quick, x: Tensor) -> None:
         noise = quick.measured(x)
-        merit, box = MOST_NOISE
-        if not (noise.merit < merit and noise.box < box and noise.proposal < box):
+        if not _is_little(noise) and quick.is_tiled:
+            quick.untile()
+            noise = quick.measured(x)
+        if not _is_little(noise):
             log.info("the detector stays as it is: %s", noise)
             self.known.quick = False
         self.known.noise.grow(
