@@ -14,8 +14,8 @@ places, by which a keypoint jumps. So ``auto`` watches itself (:mod:`worker.watc
   the *noise* of the fast way, on this video with this model.
 * Each further picture in which a keypoint could go elsewhere by the noise, by more than ``REACH``
   pixels, is computed again, exactly.
-* Every ``CHECK_EVERY``-th picture is computed both ways too. If a keypoint that was not caught
-  moves by more than ``TOLERANCE``, the fast way is given up for the whole video.
+* Every ``CHECK_EVERY``-th picture, of the first ones more, is computed both ways too. If a keypoint
+  that was not caught moves by more than ``TOLERANCE``, the fast way is given up for all the video.
 
 What such a check finds of the noise counts from the second window of ``WINDOW`` pictures behind it
 on, whenever it was computed: so it makes no difference to a run whether it was interrupted.
@@ -54,8 +54,10 @@ Outputs = dict[str, Named]
 SAMPLES = 6
 #: Later, each of so many pictures is.
 CHECK_EVERY = 64
+#: Of the first ``EARLY`` each of so many is, besides: the samples at the start are few.
+CHECK_EARLY, EARLY = 16, 128
 #: Pictures between two moments from which on more noise counts.
-WINDOW = 1024
+WINDOW = 128
 #: Pixels by which a keypoint may be uncertain in the fast arithmetic.
 REACH = 0.4
 #: Pixels by which a keypoint of the fast arithmetic may differ from fp32's.
@@ -72,7 +74,7 @@ TILED_REACH = 0.005
 #: Where DLCRNet keeps what its hooks have seen.
 _FEATURES = "interm_features"
 #: What can be folded into the convolution before it; the second is that of torchvision's detectors.
-_NORMS = {nn.BatchNorm2d, FrozenBatchNorm2d}
+_NORMS = {nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d}
 _DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -391,7 +393,7 @@ class Arithmetic:
         if not batch.fast or self._watches is None:
             return fast, []
         numbers = range(batch.first, batch.first + batch.count)
-        checked = {row for row, index in enumerate(numbers) if index % CHECK_EVERY == 0}
+        checked = {row for row, index in enumerate(numbers) if _is_checked(index)}
         unsure: set[int] = set()
         if self._wanted == "auto":
             noises = [self.state.noise_for(index) for index in numbers]
@@ -542,6 +544,10 @@ def _put(
         for name, value in named.items():
             target[head][name][rows] = value
     return target
+
+
+def _is_checked(index: int) -> bool:
+    return index % (CHECK_EARLY if index < EARLY else CHECK_EVERY) == 0
 
 
 class _Reduced(nn.Module):

@@ -5,9 +5,9 @@ lays a convolution's weights out anew at each call. oneDNN can do the three in o
 laid out once: it is what ``torch.compile`` makes of them, had without a compiler. The operators are
 private to torch, so nobody should use what is made here without comparing what comes out.
 
-Blocks are those of timm's ResNets and HRNets, which DeepLabCut's backbones are made of, and of
-torchvision's detectors, where their normalisations were folded into the convolutions (a GroupNorm
-can't be). Other convolutions gain by their weights.
+Blocks are those of timm's ResNets and HRNets, which DeepLabCut's backbones are made of, of its own
+CSPNeXt and of torchvision's detectors, where their normalisations were folded into the convolutions
+(a GroupNorm can't be). Other convolutions gain by their weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from deeplabcut.pose_estimation_pytorch.models.heads import DLCRNetHead, HeatmapHead
+from deeplabcut.pose_estimation_pytorch.models.modules.csp import CSPConvModule
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 from torchvision.models import resnet
@@ -25,18 +27,26 @@ from torchvision.ops.misc import Conv2dNormActivation
 from worker import winograd
 
 #: What comes after a convolution.
-After = Literal["relu", "none", "hardswish", "relu6"]
+After = Literal["relu", "none", "hardswish", "relu6", "swish"]
 #: As oneDNN names them, with what they take.
 _AFTER: dict[After, tuple[str, list[float]]] = {
     "relu": ("relu", []),
     "none": ("none", []),
     "hardswish": ("hardswish", []),
     "relu6": ("hardtanh", [0.0, 6.0]),
+    "swish": ("swish", []),
+}
+#: The same by torch, in place, for who has only sums and ReLUs.
+_LATER: dict[After, Callable[[Tensor], Tensor]] = {
+    "hardswish": lambda x: F.hardswish(x, inplace=True),
+    "relu6": lambda x: F.relu6(x, inplace=True),
+    "swish": lambda x: F.silu(x, inplace=True),
 }
 _ACTIVATIONS: dict[type, After] = {
     nn.ReLU: "relu",
     nn.Hardswish: "hardswish",
     nn.ReLU6: "relu6",
+    nn.SiLU: "swish",
 }
 #: Weights are laid out for so many sizes at once: a detector's convolutions see five.
 SIZES = 8
@@ -121,7 +131,8 @@ class Tiled(Convolution):
         """Return what the convolution makes of x, after the ReLU if there is one."""
         if not winograd.pays(x, self._dilation):
             return super().forward(x)
-        return self._tiled(x, None, relu=self._after == "relu")
+        made = self._tiled(x, None, relu=self._after == "relu")
+        return _LATER[self._after](made) if self._after in _LATER else made
 
     def added_to(self, other: Tensor, x: Tensor, *, inplace: bool) -> Tensor:
         """Return the sum of ``other`` and the convolution of x, after a ReLU."""
@@ -247,6 +258,11 @@ def fuse(module: nn.Module, make: Maker = Convolution) -> int:
         parts[0] = make(parts[0], _ACTIVATIONS[type(parts[-1])])
         parts[-1] = nn.Identity()
         fused += 1
+    if type(module) is CSPConvModule and _is_plain_csp(module):
+        csp: Any = module
+        csp.conv = make(csp.conv, _ACTIVATIONS[type(csp.activate)])
+        csp.activate = nn.Identity()
+        fused += 1
     before: Any = None
     child: Any
     for name, child in list(module.named_children()):
@@ -352,6 +368,15 @@ def _is_plain_sequence(parts: Any) -> bool:
         and all(map(_is_nothing, rest[:-1]))
         and all(type(last) in _ACTIVATIONS for last in rest[-1:])
         and bool(rest)
+    )
+
+
+def _is_plain_csp(module: Any) -> bool:
+    """Tell whether one of CSPNeXt's modules is nothing but a convolution and its activation."""
+    return (
+        _is_convolution(module.conv)
+        and _is_nothing(module.norm)
+        and type(module.activate) in _ACTIVATIONS
     )
 
 

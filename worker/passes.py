@@ -33,10 +33,12 @@ Raw = dict[str, dict[str, npt.NDArray[Any]]]
 
 #: Batches at work at the same time on a GPU: it computes one while another is read.
 IN_FLIGHT = 2
-#: Pictures at once that are computed once more in fp32, at most.
+#: Pictures at once that are computed once more in fp32; half a batch, if that is more.
 AGAIN_BATCH = 8
 #: Pictures after which what they say of the fast arithmetic's worth counts, and again after each.
 LOOK_EVERY = 32
+#: So many pictures weighs what is taken of films before they are seen.
+TAKEN = 64
 
 
 class Batch:
@@ -253,7 +255,7 @@ class Pass:
 
     @property
     def _again_batch(self) -> int:
-        return min(self.batch, AGAIN_BATCH)
+        return max(min(self.batch, AGAIN_BATCH), self.batch // 2)
 
     @property
     def _wanted(self) -> int:
@@ -393,9 +395,12 @@ class Pass:
             computing.choice = choice
         if choice.seconds is None or choice.exact_seconds is None:
             return
-        share = state.again / state.frames
+        # Few pictures tell little: what is taken of all films counts as so many.
+        share = (state.again + tuning.AGAIN * TAKEN) / (state.frames + TAKEN)
         if not tuning.is_worth(choice.seconds, choice.exact_seconds, share):
             computing.give_up()
+            if self._asked is None and self._tuned is not None:
+                self.batch = tuning.fp32_batch(self._tuned.timings, choice.exact, self.batch)
 
     def _know(self, which: int, began: float, pictures: int) -> None:
         took = (time.perf_counter() - began) / pictures

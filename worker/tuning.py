@@ -31,6 +31,8 @@ FORMAT = 1
 SHARE = 0.04
 #: or so many seconds, if these are no more than ``MOST_SHARE`` of it.
 SECONDS, MOST_SHARE = 0.4, 0.12
+#: For the first two ways, that tell whether fewer bits are worth it at all, this one.
+FIRST_SHARE = 0.2
 #: Calls of the network that timing a way takes: one that prepares, and those that count.
 CALLS = 3
 #: The one that counts is the fastest of so many; fewer where one takes longer than ``LONG``.
@@ -40,7 +42,7 @@ GROWTH = 1.03
 #: A kind of convolutions that was so many times slower at one batch isn't tried at another.
 RIVAL = 1.3
 #: Pixels in a batch: beyond, a processor's caches gain nothing, and memory fills up.
-FIRST_PIXELS, MOST_PIXELS = 4 * 320 * 256, 8 * 640 * 480
+FIRST_PIXELS, MOST_PIXELS = 4 * 640 * 480, 8 * 640 * 480
 #: Pictures at once on a processor, at most; to begin with and at most on an accelerator.
 MOST_BATCH, FIRST_BATCH, LAST_BATCH = 64, 8, 64
 #: Of a film whose pictures nobody has seen yet, this share is taken to be computed again.
@@ -173,6 +175,12 @@ def choose(timings: Timings, among: Space) -> Choice:
     return Choice(fast.numbers, fast.kind, exact.kind, fast.batch, quick, slow)
 
 
+def fp32_batch(timings: Timings, kind: Kind, batch: int) -> int:
+    """Return the best batch for convolutions of a kind in fp32; ``batch`` where none was timed."""
+    known = {way: took for way, took in timings.items() if way[:2] == ("fp32", kind)}
+    return min(known, key=lambda way: known[way]).batch if known else batch
+
+
 def is_worth(seconds: float, exact: float, again: float) -> bool:
     """Tell whether fewer bits are faster, if ``again`` is the share of pictures done once more."""
     return seconds + (again + 1 / CHECK_EVERY) * exact < exact / GROWTH
@@ -199,7 +207,7 @@ def guess(timings: Timings, way: Way) -> float:
     alike = alike or [known for known in timings if known.numbers == way.numbers]
     if alike:
         return timings[min(alike, key=lambda known: abs(known.batch - way.batch))]
-    times = 1.0 if way.numbers != "fp32" else 3.0
+    times = 1.0 if way.numbers != "fp32" else 2.0
     return times * min((seconds for seconds in timings.values()), default=0.0)
 
 
@@ -314,11 +322,10 @@ def tune(
     while (way := next_way(timings, among)) is not None:
         work = _work(timings, among, pictures)
         spent = clock() - began
-        # The first two are what tells whether fewer bits are worth it at all.
-        allowed = _allowed(work) if len(timings) > 1 else MOST_SHARE * work
+        allowed = _allowed(work) if len(timings) > 1 else FIRST_SHARE * work
         if timings and spent + CALLS * way.batch * guess(timings, way) > allowed:
             break
-        if not timings and pictures is not None and MOST_SHARE * pictures < CALLS * way.batch:
+        if not timings and pictures is not None and FIRST_SHARE * pictures < CALLS * way.batch:
             break
         timings[way] = time(way)
     return Tuned(choose(timings, among), timings, len(known), clock() - began)

@@ -95,6 +95,8 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
     monkeypatch.setattr(arithmetic.Machine, "fast", shifted)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(arithmetic, "CHECK_EVERY", 10)
+    monkeypatch.setattr(arithmetic, "EARLY", 0)
+    monkeypatch.setattr(arithmetic, "EARLY", 0)
     ours = run(short.film, short.model, precision="auto")
     assert ours.answer["details"]["precision"]["used"] == "fp32"
     assert furthest(ours.poses, expected.poses) == 0.0

@@ -93,7 +93,8 @@ def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
         joined = any(type(part) is PafHead for part in form.modules())
         assert joined == net_type.startswith("dlcrnet")
     assert machine.exact is not machine.plain
-    assert machine.tiled is not machine.exact
+    # A new CSPNeXt errs by as much as is allowed before anything is saved; it gains nothing by it.
+    assert machine.tiled is not machine.exact or net_type.startswith("cspnext")
     with torch.inference_mode():
         # A top-down network has one size.
         for count, height, width in ((1, 256, 256), (2, 256, 256), (1, 256, 256)):

@@ -156,6 +156,8 @@ def test_interrupted_inference_goes_on(
     """The next attempt decodes from the last part on; its poses are those of one go, bit by bit."""
     monkeypatch.setattr(arithmetic, "SAMPLES", 2)
     monkeypatch.setattr(arithmetic, "CHECK_EVERY", 3)
+    monkeypatch.setattr(arithmetic, "EARLY", 0)
+    monkeypatch.setattr(arithmetic, "EARLY", 0)
     args = deeplabcut_2d.normalise({"model": "mouse", "precision": precision, "batch_size": batch})
 
     def job(name: str, report: Callable[..., None] = lambda *_: None) -> Job:
