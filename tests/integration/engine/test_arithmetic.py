@@ -69,6 +69,7 @@ def test_nearly_tied_peaks_are_computed_again(
 
     monkeypatch.setattr(arithmetic.Machine, "fast", coarse)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # whether it is worth it is not asked here
     ours = run(short.film, short.model, precision="auto")
     told = ours.answer["details"]["precision"]
     assert told["used"] == "bf16"
@@ -94,6 +95,7 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
 
     monkeypatch.setattr(arithmetic.Machine, "fast", shifted)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # whether it is worth it is not asked here
     monkeypatch.setattr(arithmetic, "CHECK_EVERY", 10)
     monkeypatch.setattr(arithmetic, "EARLY", 0)
     monkeypatch.setattr(arithmetic, "EARLY", 0)

@@ -47,6 +47,7 @@ class Toy:
 def a_processor_with_bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever machine the tests run on; and nothing but what they say is fast is fast."""
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr("worker.passes.LOOK_EVERY", 1000)  # whether it is worth it is not asked
     timed = passes.Pass._timed
 
     def told(self: Any, way: Any, picture: Any) -> float:
