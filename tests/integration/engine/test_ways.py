@@ -58,6 +58,7 @@ def a_processor_with_bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tuning, "MOST_SHARE", 1e9)  # short as the film is
     monkeypatch.setattr(tuning, "FIRST_SHARE", 1e9)
     monkeypatch.setattr(tuning, "SECONDS", 1e9)
+    monkeypatch.setattr(tuning, "TIMES", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
