@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -322,7 +323,9 @@ def _serve(function: Callable[..., Any]) -> None:
         try:
             answer = function(**json.loads(line))
         except Exception as error:  # told where the figure was to be
-            print("FAILED", json.dumps(f"{type(error).__name__}: {error}"[:500]), flush=True)
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            words = f"{type(error).__name__}: {error}"[:500]
+            print("FAILED", json.dumps(f"{words} ({where.filename}:{where.lineno})"), flush=True)
         else:
             print("ANSWER", json.dumps(answer), flush=True)
 
