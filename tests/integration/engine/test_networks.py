@@ -94,7 +94,8 @@ def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
         assert joined == net_type.startswith("dlcrnet")
     assert machine.exact is not machine.plain
     # A new CSPNeXt errs by as much as is allowed before anything is saved; it gains nothing by it.
-    assert machine.tiled is not machine.exact or net_type.startswith("cspnext")
+    errs = net_type.startswith(("cspnext", "rtmpose"))
+    assert machine.tiled is not machine.exact or errs
     with torch.inference_mode():
         # A top-down network has one size.
         for count, height, width in ((1, 256, 256), (2, 256, 256), (1, 256, 256)):
