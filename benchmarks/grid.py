@@ -101,7 +101,8 @@ class Cell:
 
     def _enough(self, whole: int) -> tuple[int, float]:
         """Return how many frames are for so many seconds of stock, and what one takes."""
-        frames = 2
+        # Of two frames, stock's thread for decoding loses both now and then, and it fails.
+        frames = min(8, whole)
         self._stock(self._film(frames))  # warm
         while True:
             took, _ = self._stock(self._film(frames))

@@ -128,6 +128,8 @@ class Herd:
 class PafWatch(Watch):
     """Of part affinity fields: every choice on the way to the animals has to be clear."""
 
+    again = 0.5  # as of networks that were trained little; well trained ones are to be measured
+
     def __init__(self, model: Any, name: str, pcutoff: float) -> None:
         """Watch a head; see there."""
         super().__init__(model, name, pcutoff)

@@ -101,6 +101,7 @@ class Pass:
         self.order: video.Order = "planes" if self._accelerated else "bgr"
         """Of the bytes of a pixel that it takes."""
         self._watches = watches_of(warm.machine.exact, pcutoff)
+        self._again = max((watch.again for watch in (self._watches or {}).values()), default=0.0)
         self._pcutoff = pcutoff
         self._numbers = warm.machine.numbers_for(precision, watched=self._watches is not None)
         self._arithmetic: Arithmetic | None = None
@@ -283,6 +284,7 @@ class Pass:
             accelerated=self._accelerated,
             multiplies_tiles=torch.cpu._is_amx_tile_supported(),
             pictures=self._pictures,
+            again=self._again,
         )
         self._key = {
             **tuning.signature(self._device, torch.get_num_threads()),
@@ -396,7 +398,7 @@ class Pass:
         if choice.seconds is None or choice.exact_seconds is None:
             return
         # Few pictures tell little: what is taken of all films counts as so many.
-        share = (state.again + tuning.AGAIN * TAKEN) / (state.frames + TAKEN)
+        share = (state.again + self._again * TAKEN) / (state.frames + TAKEN)
         if not tuning.is_worth(choice.seconds, choice.exact_seconds, share):
             computing.give_up()
             if self._asked is None and self._tuned is not None:

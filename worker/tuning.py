@@ -45,8 +45,8 @@ RIVAL = 1.3
 FIRST_PIXELS, MOST_PIXELS = 4 * 640 * 480, 8 * 640 * 480
 #: Pictures at once on a processor, at most; to begin with and at most on an accelerator.
 MOST_BATCH, FIRST_BATCH, LAST_BATCH = 64, 8, 64
-#: Of a film whose pictures nobody has seen yet, this share is taken to be computed again.
-AGAIN = 0.08
+#: Where fp32 was not timed, fewer bits are used if no larger share is taken to be computed again.
+MOST_AGAIN = 0.3
 #: Pixels from which on a picture is taken for large enough for Winograd's tiles.
 LARGE = 320 * 240
 #: Bytes of a remembered tuning, and how many ways it may hold: beyond, it is none of ours.
@@ -93,6 +93,8 @@ class Space:
     """The batch to begin with,"""
     least: int
     most: int
+    again: float = 0.0
+    """The share of pictures that is taken to be computed again after fewer bits."""
 
     def ways(self, batch: int) -> list[Way]:
         """Return all with such a batch, the most promising first."""
@@ -111,6 +113,7 @@ def space(
     accelerated: bool,
     multiplies_tiles: bool,
     pictures: int | None,
+    again: float = 0.0,
 ) -> Space:
     """Return the ways that there are.
 
@@ -122,23 +125,25 @@ def space(
         multiplies_tiles: whether the processor has instructions (AMX) for products of 16-bit
             matrices, beside which saving multiplications saves nothing.
         pictures: of the film, as far as it is known; a batch is at most an eighth of them.
+        again: the share of them that is taken to be computed again after fewer bits.
     """
     pixels = max(1, size[0] * size[1])
 
     def order(numbers: Numbers) -> list[Kind]:
         tiled = pixels >= LARGE and not (numbers != "fp32" and multiplies_tiles)
+        tiled = tiled and again <= MOST_AGAIN  # after which pictures are computed again, too
         best: Kind = "winograd" if tiled else "direct"
         return sorted(kinds[numbers], key=lambda kind: (kind == "torch", kind != best))
 
     ordered = {numbers: order(numbers) for numbers in kinds}
     if asked is not None:
-        return Space(ordered, asked, asked, asked)
+        return Space(ordered, asked, asked, asked, again)
     if accelerated:
-        return Space(ordered, FIRST_BATCH, 1, LAST_BATCH)
+        return Space(ordered, FIRST_BATCH, 1, LAST_BATCH, again)
     most = min(_power(MOST_PIXELS / pixels), MOST_BATCH)
     if pictures is not None:
         most = min(most, _power(max(1, pictures / 8)))
-    return Space(ordered, min(_power(FIRST_PIXELS / pixels), most), 1, most)
+    return Space(ordered, min(_power(FIRST_PIXELS / pixels), most), 1, most, again)
 
 
 def _power(number: float) -> int:
@@ -169,7 +174,10 @@ def choose(timings: Timings, among: Space) -> Choice:
     exact = _best(timings, "fp32", among)
     fast = _best(timings, next(iter(among.kinds)), among)
     slow, quick = timings.get(exact), timings.get(fast)
-    pays = slow is None or quick is None or is_worth(quick, slow, AGAIN)
+    if slow is None or quick is None:
+        pays = among.again <= MOST_AGAIN or "fp32" not in among.kinds
+    else:
+        pays = is_worth(quick, slow, among.again)
     if fast.numbers == "fp32" or not pays:
         return Choice("fp32", exact.kind, exact.kind, exact.batch, slow, slow)
     return Choice(fast.numbers, fast.kind, exact.kind, fast.batch, quick, slow)

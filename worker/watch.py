@@ -35,6 +35,9 @@ class Watch(ABC):
     scale = 1.0
     """Pixels of a frame in one of the network's picture, at most: crops are resized."""
 
+    again = 0.08
+    """Of a film that nobody has seen yet, this share of pictures is taken to be unsure."""
+
     def __init__(self, model: Any, name: str, pcutoff: float) -> None:
         """Watch the head ``name`` of ``model``, DeepLabCut's PoseModel.
 

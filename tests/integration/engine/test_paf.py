@@ -255,6 +255,7 @@ def test_tracks_are_those_of_fp32(
     monkeypatch.setattr(arithmetic.Machine, "fast", erring)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr("worker.passes.LOOK_EVERY", 1000)  # whether it is worth it is not asked
+    monkeypatch.setattr("worker.paf.PafWatch.again", 0.0)
     ours = run(film, model, precision="auto")
     told = ours.answer["details"]["precision"]
     assert told["used"] == "bf16"
