@@ -313,10 +313,6 @@ class Arithmetic:
         """Whether pictures are still computed both ways to know the noise."""
         return self._fast is not None and self._watches is not None and self.state.samples < SAMPLES
 
-    def told(self) -> dict[str, Any]:
-        """Return what result.json says of it."""
-        return self.state.told(self._wanted)
-
     def state_as_json(self) -> dict[str, Any]:
         """Return the state as JSON types; ``State(**it)`` is the state again."""
         return asdict(self.state)

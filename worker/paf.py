@@ -34,8 +34,6 @@ from worker.watch import LIKE, Named, Watch
 
 #: As in DeepLabCut: where a limb is sampled, and what affinities are rounded to.
 POINTS, DECIMALS = 10, 1000.0
-#: As in DeepLabCut: no peak is lower.
-LEAST_PEAK = 0.01
 #: More than fp32 errs by in likelihoods and sums of affinities.
 ROUNDING = 1e-5
 #: Of the noise of heatmaps before their sigmoid, that of affinities: about what bfloat16 makes.

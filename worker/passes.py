@@ -102,7 +102,6 @@ class Pass:
         """Of the bytes of a pixel that it takes."""
         self._watches = watches_of(warm.machine.exact, pcutoff)
         self._again = max((watch.again for watch in (self._watches or {}).values()), default=0.0)
-        self._pcutoff = pcutoff
         self._numbers = warm.machine.numbers_for(precision, watched=self._watches is not None)
         self._arithmetic: Arithmetic | None = None
         self._tuned: Tuned | None = None

@@ -24,6 +24,7 @@ import torch
 
 from worker import ways
 from worker.arithmetic import CHECK_EVERY, Choice, Kind, Numbers
+from worker.tunings import MAX_BYTES
 
 #: Raised when what is timed changes: what was remembered before counts no more.
 FORMAT = 1
@@ -49,8 +50,8 @@ MOST_BATCH, FIRST_BATCH, LAST_BATCH = 64, 8, 64
 MOST_AGAIN = 0.3
 #: Pixels from which on a picture is taken for large enough for Winograd's tiles.
 LARGE = 320 * 240
-#: Bytes of a remembered tuning, and how many ways it may hold: beyond, it is none of ours.
-MAX_BYTES, MAX_WAYS = 1 << 16, 200
+#: How many ways a remembered tuning may hold: beyond, it is none of ours.
+MAX_WAYS = 200
 
 
 class Way(NamedTuple):

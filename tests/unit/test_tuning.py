@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import tuning
+from worker import tuning, tunings
 from worker.arithmetic import Kind, Numbers
 from worker.tuning import Memory, Way
 
@@ -154,7 +154,7 @@ def test_a_second_film_goes_on_from_the_first() -> None:
         '{"key": {"device": "cpu: a", "size": [64, 64, 3]}, "seconds": {"fp32/direct/1": NaN}}',
         json.dumps({"key": KEY, "seconds": [1]}),
         json.dumps({"key": KEY, "seconds": {f"fp32/direct/{n}": 1 for n in range(1, 999)}}),
-        json.dumps({"key": KEY, "seconds": {"fp32/direct/1": 1}}) + " " * tuning.MAX_BYTES,
+        json.dumps({"key": KEY, "seconds": {"fp32/direct/1": 1}}) + " " * tunings.MAX_BYTES,
     ],
 )  # fmt: skip
 def test_damaged_memory_is_ignored(text: str) -> None:
