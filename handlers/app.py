@@ -17,7 +17,18 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from handlers import access, notify, plan, reconcile, reingest, results, sqs, upload, webhook
+from handlers import (
+    access,
+    copies,
+    notify,
+    plan,
+    reconcile,
+    reingest,
+    results,
+    sqs,
+    upload,
+    webhook,
+)
 from handlers.context import Context, now
 from handlers.form import FormUpload
 from handlers.metrics import Metrics
@@ -48,6 +59,7 @@ def create_app(
     context = Context(settings, Storage(settings), _index(settings), broker)
     follower = notify.Follower(context, hurry)
     reconciler = reconcile.Reconciler(context)
+    copier = copies.Copier(context)
     metrics = Metrics()
     queue_url = settings.sqs_queue_url
     poller = sqs.Poller(context, follower, queue_url) if queue_url else None
@@ -56,6 +68,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         follower.start()
         reconciler.start()
+        copier.start()
         if poller is not None:
             poller.start()
         yield
@@ -63,6 +76,7 @@ def create_app(
             poller.stop()
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
+        await run_in_threadpool(copier.stop)
         context.index.close()
 
     app = FastAPI(

@@ -15,10 +15,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
-from handlers import notify, plan, rules, upload, waiting
+from handlers import copies, notify, plan, rules, upload, waiting
 from handlers.context import Context, now
 from handlers.reingest import OldRefusals
 from posedrop import layout, queue
@@ -56,6 +56,7 @@ class Repairs:
     files_gone: int = 0
     records_indexed: int = 0
     runs_gone: int = 0
+    results_copied: int = 0
     ingests_sent: int = 0
     runs_sent: int = 0
     requests_planned: int = 0
@@ -121,6 +122,7 @@ class Reconciler:
                 self._sweep = sweep
             send_again(self._context, repairs, self._forgotten_before)
             repairs.ingests_sent += self._old_refusals.go_on()
+        self._context.to_copy.set()
         if repairs.mended or repairs.damaged:
             log.info("reconciled", extra=repairs.as_counts())
         return over
@@ -144,6 +146,7 @@ def reconcile(context: Context, forgotten_before: datetime | None) -> Repairs:
     repairs = Repairs()
     Sweep(context).go_on(repairs, None)
     send_again(context, repairs, forgotten_before)
+    repairs.results_copied = copies.go_on(context)
     return repairs
 
 
@@ -252,7 +255,7 @@ class Sweep:
                         self._see(run)
                     # A result whose request is gone is what a deletion left that was cut short.
                     if run == requested or name == "attempts/1.json":
-                        self._compare_run(found.key, name, analysis_id)
+                        self._compare_run(found.key, run, name, analysis_id)
 
     def _check_wrong_rule(self, record: str) -> None:
         """Find a record of what is wrong with a rule that is mended or gone."""
@@ -268,10 +271,10 @@ class Sweep:
         row = self._context.index.file(layout.file_id_of_prefix(bucket, prefix))
         return row is not None and row.state == "received"
 
-    def _compare_run(self, key: str, name: str, analysis_id: str) -> None:
+    def _compare_run(self, key: str, run: str, name: str, analysis_id: str) -> None:
         if name not in {layout.REQUEST, layout.RESULT, "attempts/1.json"}:
             return
-        row = self._context.index.analysis(analysis_id)
+        row = self._context.index.place(analysis_id, run)
         is_news = {
             layout.REQUEST: row is None,
             layout.RESULT: row is not None and row.finished_at is None,
@@ -325,12 +328,13 @@ class Sweep:
     def _gone_runs(self) -> Iterator[None]:
         """Find runs whose records are gone."""
         bucket = self._context.settings.results_bucket
-        for row in _all_analyses(self._context):
+        for row in chain(_all_analyses(self._context), _all_places(self._context)):
             yield
             if self._saw(row.run):
                 continue
             if self._context.storage.head(bucket, f"{row.run}/{layout.REQUEST}") is None:
-                self._context.index.analysis_removed(row.analysis_id)
+                row_now = self._context.index.place_removed(row.analysis_id, row.run)
+                copies.moved(self._context, row_now)
                 self._repairs.runs_gone += 1
 
     def _see(self, name: str) -> None:
@@ -516,6 +520,14 @@ def _all_files(context: Context, state: FileState | None = None) -> Iterator[Fil
 
 def _all_analyses(context: Context, state: RunState | None = None) -> Iterator[AnalysisRow]:
     return _rows(lambda cursor: context.index.analyses(state=state, cursor=cursor, limit=_PAGE))
+
+
+def _all_places(context: Context) -> Iterator[AnalysisRow]:
+    """Yield the folders of runs that are read in another one."""
+    after = ""
+    while page := context.index.places_after(after, _PAGE):
+        yield from page
+        after = page[-1].run
 
 
 def _rows(page_at: Callable[[str | None], Page[Row]]) -> Iterator[Row]:

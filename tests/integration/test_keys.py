@@ -114,7 +114,11 @@ ALLOWED = {
     "HANDLERS": {
         *(f"{action} {place}" for action in READS for place in PLACES if place != "other/"),
         *(f"{action} videos/uploads/" for action in (*WRITES, *ABORT)),
-        *(f"{action} results/{part}" for action in WRITES for part in ("", "parts/", ".../parts/")),
+        *(
+            f"{action} results/{part}"
+            for action in (*WRITES, *ABORT)
+            for part in ("", "parts/", ".../parts/")
+        ),
         *(f"delete {place}" for place in PLACES if place not in {"models/", "other/"}),
         *(f"copy from videos {place}" for place in PLACES if place in {"videos/uploads/"}),
         *(f"copy from videos {place}" for place in PLACES if place.startswith("results/")),
