@@ -260,11 +260,8 @@ def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool
     if lacking and not with_gaps and not _lacks_for_good(context, to, lacking):
         return False
     copied = [f"{to}/{place}" for place in places.values()]
-    if inference is not None:
-        key = f"{to}/{layout.INFERENCE}"
-        moved_to = inference.model_copy(update={"artefacts": _at(inference.artefacts, places)})
-        if storage.create(bucket, key, moved_to.to_json()):
-            copied.append(key)
+    if inference is not None and _copy_inference(context, inference, below, f"{to}/", places):
+        copied.append(f"{to}/{layout.INFERENCE}")
     copy = result.model_copy(
         update={
             "video": own.video,
@@ -285,6 +282,20 @@ def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool
         context.index.analysis_finished(copy, to)
         context.lacking.pop(to, None)
     return is_ours
+
+
+def _copy_inference(
+    context: Context,
+    inference: Inference,
+    below: dict[str, ObjectInfo],
+    to: str,
+    places: dict[str, str],
+) -> bool:
+    storage, bucket = context.storage, context.settings.results_bucket
+    if all(place == name for name, place in places.items()):
+        return storage.copy(bucket, below[layout.INFERENCE], f"{to}{layout.INFERENCE}", _JSON)
+    record = inference.model_copy(update={"artefacts": _at(inference.artefacts, places)})
+    return storage.create(bucket, f"{to}{layout.INFERENCE}", record.to_json())
 
 
 def _below(context: Context, run: str) -> dict[str, ObjectInfo]:

@@ -261,3 +261,25 @@ def test_a_second_name_comes_at_any_stage_of_a_run(lab: Lab, stage: str, goes: s
     lab.lose_index()
     lab.settle()
     assert lab.over(row.analysis_id) == over
+
+
+def test_a_film_and_one_in_a_folder_of_its_name_are_two(world: World) -> None:
+    """Stores of objects let both be: deleting the one takes its own, and nothing of the other."""
+    keys = ("day1", "day1/a.mp4", "day1/b/c.mp4", "day1.mp4", "day10/a.mp4")
+    for key in keys:
+        world.storage.put(VIDEOS, key, key.encode())
+    world.storage.put(RESULTS, "day1/notes.txt", b"a person's own")
+    world.settle()
+    upload.delete(world.context, id_of("day1"))
+    world.settle()
+    left = world.storage.buckets[RESULTS]
+    assert not {"day1/video.json", "day1/thumbnail.jpg"} & set(left)
+    assert runs_below(world, "day1") == []
+    assert "day1/notes.txt" in left
+    for key in keys[1:]:
+        assert whole(world, key)
+    upload.delete(world.context, id_of("day1/a.mp4"))
+    world.settle()
+    assert not any(name.startswith("day1/a.mp4") for name in left)
+    for key in keys[2:]:
+        assert whole(world, key)

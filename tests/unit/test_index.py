@@ -326,6 +326,22 @@ def test_an_older_index_is_brought_up_to_date(tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "spelling"]
 
 
+def test_films_of_one_content_are_planned_again_after_an_upgrade(tmp_path: Path) -> None:
+    """An older posedrop left results beside one of them alone; others stay planned."""
+    path = tmp_path / "old.db"
+    db = schema.connect(str(path), 30)
+    schema.migrate(db, before="0009_places")
+    for number in range(3):
+        row = replace(rows.ingested_file(video_record(number)), planned=True)
+        row = row if number == 0 else replace(row, sha256="c" * 64)
+        schema.put(db, "uploaded_file", "file_id", row)
+    db.close()
+    index = Index(path)
+    found = [row.file_id for row in index.files_unplanned()]
+    assert found == [video_record(number).video.file_id for number in (1, 2)]
+    index.close()
+
+
 # --- pending
 
 
