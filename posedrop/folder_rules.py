@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
 from posedrop.errors import BadRequestError
+from posedrop.layout import FOLDER_RULES
 from posedrop.records import FolderRules, Versioned
 
 #: A rule is a few lines: nothing larger is read.
@@ -49,6 +52,37 @@ def parse(data: bytes) -> FolderRules:
     if rules.args and rules.analysis is None:
         raise WrongRuleError("it has args, and no analysis that they are for")
     return rules
+
+
+def keeps(keep: bool | list[str] | None, rule: str, key: str) -> bool | None:
+    """Tell whether a rule keeps a video from being removed by itself; None: it does not say.
+
+    A name is taken as generously as it can be meant, since what it does not match is removed: below
+    the rule's folder or as the whole key, a file or a folder, with ``*`` and ``?``.
+
+    Args:
+        keep: as the rule has it.
+        rule: the rule's own key.
+        key: of the video.
+    """
+    if not isinstance(keep, list):
+        return keep
+    folder = rule.removesuffix(FOLDER_RULES)
+    spelled = [_nfc(key), _nfc(key.removeprefix(folder))]
+    for name in map(_nfc, keep):
+        for each in {name, name.replace("\\", "/")}:
+            wanted = each.removeprefix("./").lstrip("/")
+            below = f"{wanted.rstrip('/')}/" if wanted.rstrip("/") not in {"", "."} else ""
+            if any(
+                path == wanted or path.startswith(below) or fnmatchcase(path, wanted)
+                for path in spelled
+            ):
+                return True
+    return None
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def check_size(size: int) -> None:
