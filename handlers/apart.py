@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from handlers.context import Context
+from posedrop import layout
 from posedrop.errors import PosedropError, StorageError
 from posedrop.index import IndexBusyError
 from posedrop.queue import QueueError
@@ -41,7 +42,7 @@ def apart(context: Context, what: str) -> Iterator[Trial]:
     except Exception as error:
         if isinstance(error, StorageError):
             # A store that answers this has refused that object alone: a lock, a policy, a bad disk.
-            context.storage.time(context.settings.results_bucket)
+            context.storage.listing(context.settings.results_bucket, layout.CLOCK)
         known = isinstance(error, PosedropError)
         log.warning("%s: %s", what, error, exc_info=None if known else error)
         trial.failed = True

@@ -92,6 +92,7 @@ class Reconciler:
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._one_at_a_time = threading.Lock()
         self._sweep: Sweep | None = None
+        self._stuck: set[str] = set()
         self._old_refusals = OldRefusals(context)
         self._parts = AbandonedParts(context)
         # The embedded broker lives in this process: what was sent before its start is gone.
@@ -112,7 +113,7 @@ class Reconciler:
         """Reconcile all of it, now."""
         with self._one_at_a_time:
             self._sweep = None
-            repairs = reconcile(self._context, self._forgotten_before)
+            repairs = reconcile(self._context, self._forgotten_before, self._stuck)
             repairs.ingests_sent += self._old_refusals.go_on()
             self._parts.go_on(repairs)
             return repairs
@@ -130,7 +131,7 @@ class Reconciler:
             repairs = Repairs()
             send_again(self._context, repairs, self._forgotten_before)
             repairs.ingests_sent += self._old_refusals.go_on()
-            sweep, self._sweep = self._sweep or Sweep(self._context), None
+            sweep, self._sweep = self._sweep or Sweep(self._context, self._stuck), None
             over = sweep.go_on(repairs, SLICE)
             if not over:
                 self._sweep = sweep
@@ -153,12 +154,14 @@ class Reconciler:
             self._stop.wait(pause)
 
 
-def reconcile(context: Context, forgotten_before: datetime | None) -> Repairs:
+def reconcile(
+    context: Context, forgotten_before: datetime | None, stuck: set[str] | None = None
+) -> Repairs:
     """Compare all and repair; messages sent before ``forgotten_before`` are lost for certain."""
     repairs = Repairs()
     # First what lets work go on, whatever the buckets hold; at the end what they told of.
     send_again(context, repairs, forgotten_before)
-    Sweep(context).go_on(repairs, None)
+    Sweep(context, stuck).go_on(repairs, None)
     send_again(context, repairs, forgotten_before)
     return repairs
 
@@ -172,8 +175,10 @@ class Sweep:
     Of what it has seen it keeps eight bytes an object, in order to know which rows have none.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, stuck: set[str] | None = None) -> None:
+        """Nothing is looked at yet; ``stuck`` has the ids of what could not be removed before."""
         self._context = context
+        self._stuck = stuck if stuck is not None else set()
         self._repairs = Repairs()
         self._seen = array("Q")
         self._bytes = 0
@@ -382,7 +387,13 @@ class Sweep:
     def _expired(self) -> Iterator[None]:
         """Remove what is due, unless that is too much at once."""
         share = self._context.settings.expire_share
-        plan = yield from retention.find(self._context, self._bytes)
+        try:
+            plan = yield from retention.find(self._context, self._bytes, self._stuck)
+        except StorageError as error:
+            if error.code != "no_date":
+                raise
+            log.warning("nothing is removed: %s", error)
+            return
         held = plan.is_held(share)
         if held:
             self._repairs.held_back += plan.count("age", "space", "results")
@@ -400,6 +411,7 @@ class Sweep:
             with apart(self._context, f"{due.key} is not removed") as trial:
                 self._repairs.expired += retention.remove(self._context, due)
             self._repairs.undeletable += trial.failed
+            (self._stuck.add if trial.failed else self._stuck.discard)(due.id)
             for _ in range(_REMOVAL):
                 yield
 

@@ -9,7 +9,7 @@ wrong clock or a wrong setting, nothing does until a person has seen it: ``posed
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal, TypeVar
@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from handlers import notify, results, rules, upload
 from handlers.apart import apart
 from handlers.context import Context
-from posedrop import folder_rules, layout
+from posedrop import layout
 from posedrop.errors import BadRequestError, NotFoundError, StorageError
+from posedrop.folder_rules import Keep
 from posedrop.index import AnalysisRow, FileRow, Page
 from posedrop.records import FileState
 
@@ -59,17 +60,22 @@ class Due:
 
 @dataclass
 class Plan:
-    """All that is due, and how much there is."""
+    """All that is due, and how much there is; ``stuck`` could not be removed before."""
 
     now: datetime
+    stuck: Set[str] = frozenset()
     due: list[Due] = field(default_factory=list)
     films: int = 0
     runs: int = 0
     kept: int = 0
 
     def count(self, *kinds: Kind) -> int:
-        """Return how many of these kinds are due."""
-        return sum(each.kind in kinds for each in self.due)
+        """Return how many of these kinds are due, and not stuck."""
+        return sum(each.kind in kinds and each.id not in self.stuck for each in self.due)
+
+    def freed_by(self, due: Due) -> int:
+        """Return the bytes that a removal is hoped to free."""
+        return 0 if due.id in self.stuck else due.size
 
     def is_held(self, share: float) -> bool:
         """Tell whether more is due at once than this share of all, so that a person is to say so.
@@ -84,23 +90,26 @@ class Plan:
 # -- what is due -----------------------------------------------------------------------------------
 
 
-def find(context: Context, bytes_there: int | None = None) -> Generator[None, None, Plan]:
+def find(
+    context: Context, bytes_there: int | None = None, stuck: Set[str] = frozenset()
+) -> Generator[None, None, Plan]:
     """Look for what is due, a row of the index at a step, and return it.
 
     Args:
         context: the handlers' tools.
+        stuck: the ids of what could not be removed lately: it is tried again, and frees no room.
         bytes_there: in both buckets, if somebody has just counted; they are counted again where
             that is above the mark.
 
     Raises:
-        StorageError: the store is away, or does not tell its time.
+        StorageError: the store is away, or does not tell its time (``no_date``).
     """
     settings = context.settings
-    plan = Plan(context.storage.time(settings.results_bucket))
-    pins = Pins(context)
     # Without a retention the refused are all that may be due; a person is told of all.
     few = settings.retention_days is None and bytes_there is not None
     state: FileState | None = "refused" if few and settings.high_water_bytes is None else None
+    plan = Plan(context.storage.time(settings.results_bucket), stuck)
+    pins = Pins(context)
     for row in _files(context, state):
         yield
         if not _is_film(row):
@@ -152,7 +161,7 @@ def _find_for_space(
     """Find what makes room: films first, those finished first; then results of films gone."""
     there = count_bytes(context)
     low = context.settings.low_water_bytes or int(_LOW_WATER * high)
-    left = there - sum(each.size for each in plan.due)
+    left = there - sum(map(plan.freed_by, plan.due))
     if there <= high:
         return
     due = {each.id for each in plan.due}
@@ -172,7 +181,7 @@ def _find_for_space(
             plan.kept += 1
         else:
             plan.due.append(film)
-            left -= film.size
+            left -= plan.freed_by(film)
     yield from _find_results(context, plan, pins, left - low, f"{there:,} bytes, above {high:,}")
 
 
@@ -196,8 +205,9 @@ def _find_results(
         below = context.storage.objects(context.settings.results_bucket, f"{row.run}/")
         size = sum(found.size for found in below)
         said = f"{why}, and no film is left to go; finished {when:%Y-%m-%d}"
-        plan.due.append(Due("results", row.analysis_id, row.key, size, said))
-        wanted -= size
+        due = Due("results", row.analysis_id, row.key, size, said)
+        plan.due.append(due)
+        wanted -= plan.freed_by(due)
 
 
 def _is_orphan(context: Context, row: AnalysisRow, going: set[str]) -> bool:
@@ -231,16 +241,16 @@ class Pins:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._rules: dict[str, bool | list[str] | None] = {}
+        self._rules: dict[str, Keep] = {}
 
     def keep(self, key: str) -> bool:
         """Tell whether a film is kept: the nearest rule that says so or otherwise decides."""
         for rule in layout.folder_rules(key):
             if rule not in self._rules:
-                self._rules[rule] = self._read(rule)
-            keeps = folder_rules.keeps(self._rules[rule], rule, key)
-            if keeps is not None:
-                return keeps
+                self._rules[rule] = Keep(rule, self._read(rule))
+            kept = self._rules[rule].of(key)
+            if kept is not None:
+                return kept
         return False
 
     def _read(self, key: str) -> bool | list[str] | None:
@@ -301,11 +311,11 @@ def _remove_film(context: Context, due: Due) -> bool:
 
 
 def _remove_results(context: Context, due: Due) -> bool:
+    settings = context.settings
     row = context.index.analysis(due.id)
-    if row is None or context.index.file(row.file_id) is not None:
+    if row is None or context.storage.head(settings.videos_bucket, row.key) is not None:
         return False
-    result = f"{row.run}/{layout.RESULT}"
-    if context.storage.head(context.settings.results_bucket, result) is None:
+    if context.storage.head(settings.results_bucket, f"{row.run}/{layout.RESULT}") is None:
         return False
     return results.cancel_or_delete(context, due.id) == "deleted"
 

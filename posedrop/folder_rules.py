@@ -54,31 +54,33 @@ def parse(data: bytes) -> FolderRules:
     return rules
 
 
-def keeps(keep: bool | list[str] | None, rule: str, key: str) -> bool | None:
-    """Tell whether a rule keeps a video from being removed by itself; None: it does not say.
+class Keep:
+    """What a rule says of the videos below it that are never removed by themselves.
 
     A name is taken as generously as it can be meant, since what it does not match is removed: below
     the rule's folder or as the whole key, a file or a folder, with ``*`` and ``?``.
-
-    Args:
-        keep: as the rule has it.
-        rule: the rule's own key.
-        key: of the video.
     """
-    if not isinstance(keep, list):
-        return keep
-    folder = rule.removesuffix(FOLDER_RULES)
-    spelled = [_nfc(key), _nfc(key.removeprefix(folder))]
-    for name in map(_nfc, keep):
-        for each in {name, name.replace("\\", "/")}:
-            wanted = each.removeprefix("./").lstrip("/")
-            below = f"{wanted.rstrip('/')}/" if wanted.rstrip("/") not in {"", "."} else ""
-            if any(
-                path == wanted or path.startswith(below) or fnmatchcase(path, wanted)
-                for path in spelled
-            ):
+
+    def __init__(self, rule: str, keep: bool | list[str] | None) -> None:
+        """Take ``keep`` as the rule with this key has it."""
+        self._folder = rule.removesuffix(FOLDER_RULES)
+        self._all = None if isinstance(keep, list) else keep
+        names = keep if isinstance(keep, list) else []
+        spelled = {each for name in map(_nfc, names) for each in (name, name.replace("\\", "/"))}
+        wanted = {name.removeprefix("./").lstrip("/") for name in spelled}
+        self._names = frozenset(wanted)
+        folders = {name.rstrip("/") for name in wanted}
+        self._folders = tuple("" if name in {"", "."} else f"{name}/" for name in folders)
+        self._patterns = [name for name in wanted if "*" in name or "?" in name]
+
+    def of(self, key: str) -> bool | None:
+        """Tell whether a video is kept; None: the rule does not say."""
+        for path in map(_nfc, (key, key.removeprefix(self._folder))):
+            if path in self._names or path.startswith(self._folders):
                 return True
-    return None
+            if any(fnmatchcase(path, pattern) for pattern in self._patterns):
+                return True
+        return self._all
 
 
 def _nfc(text: str) -> str:

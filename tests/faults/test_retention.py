@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from handlers import plan, results, retention
+from handlers import plan, results, retention, upload
 from posedrop import layout
 from posedrop.errors import BadRequestError
 from posedrop.storage import UnfinishedUpload
-from tests.faults.world import RESULTS, VIDEOS, World
+from tests.faults.world import RESULTS, VIDEOS, Shop, World
+from worker import gone
+from worker.cache import Cache
 
 DAY = 86400.0
 
@@ -368,3 +371,85 @@ def test_uploads_in_parts_are_given_up_after_a_week(make: Make) -> None:
     world.clock.pass_(1.1 * DAY)
     assert world.reconciler.round().given_up == 3
     assert world.storage.in_parts == [(VIDEOS, young)]
+
+
+def test_a_worker_keeps_no_copy_of_a_film_that_is_gone(make: Make) -> None:
+    """Whoever has removed it; a film of the same content is fetched again, and all ends well."""
+    world = make()
+    world.cache_bytes = 10**6
+    fill(world, "kept.mp4", "expired.mp4", "removed.mp4")
+    world.storage.put(VIDEOS, "copy.mp4", b"film removed.mp4")
+    world.settle()
+    cache = Cache(world.settings.scratch_dir / "cache", world.cache_bytes)
+    shop: Any = Shop(world.settings, world.storage, world.broker, "worker", cache)
+    assert (gone.forget_gone(shop), len(cache.videos())) == (0, 3)
+    upload.delete(world.context, layout.file_id_of(VIDEOS, "expired.mp4"))
+    world.storage.remove(VIDEOS, "removed.mp4")
+    world.settle()
+    assert gone.forget_gone(shop) == 2
+    kept = hashlib.sha256(b"film kept.mp4").hexdigest()
+    assert cache.videos() == [kept]
+    file_id = layout.file_id_of(VIDEOS, "copy.mp4")
+    plan.ask(world.context, file_id, "dummy", {"seconds": 5}, force=False)
+    world.settle()
+    assert {row.state for row in world.context.index.analyses(query="copy").rows} == {"succeeded"}
+
+
+def test_a_locked_film_keeps_no_room_from_being_made(make: Make) -> None:
+    """The largest, finished first, can't be removed: the next sweep does without it."""
+    world = make(retention_days=None, expire_share=0.5)
+    fill(world, "locked.mp4", size=90_000)
+    fill(world, *(f"{n}.mp4" for n in range(5)), size=10_000)
+    world.storage.locked.add((VIDEOS, "locked.mp4"))
+    there = retention.count_bytes(world.context)
+    marks = {"high_water_bytes": there - 1, "low_water_bytes": there - 15_000}
+    world.settings = world.settings.model_copy(update=marks)
+    world.close()
+    world.open()
+    first, second, third = (world.reconciler.round() for _ in range(3))
+    assert (first.expired, first.undeletable) == (0, 1)
+    assert (second.expired, second.undeletable) == (2, 1)
+    assert (third.expired, third.undeletable) == (0, 0)
+
+
+#: What no posedrop has written, by what it is written over: JSON that is one thing too large.
+NONSENSE: dict[str, dict[str, Any]] = {
+    "video.json": {"video": {"size": 10**30}},
+    "video.json ": {"last_modified": "0001-01-01T00:00:00+14:00"},
+    "video.json  ": {"ingested_at": "9999-12-31T23:59:59-14:00"},
+    "video.json   ": {"sha256": "\ud800"},
+    "request.json": {"created_at": "0001-01-01T00:00:00+14:00"},
+    "request.json ": {"args": {"seconds": 10**400}},
+    "result.json": {"rows": 10**30},
+    "result.json ": {"frames_decoded": 10**30},
+    "result.json  ": {"finished_at": "9999-12-31T23:59:59-14:00"},
+    "result.json   ": {"error": {"code": "x", "message": "\ud800"}},
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_a_record_that_no_index_holds_stops_no_round(make: Make, name: str) -> None:
+    """Whatever number or time it says: what lies behind it is found, and lost messages are sent."""
+    world = make()
+    fill(world, "a.mp4", "b.mp4")
+    (key,) = [
+        key
+        for key in world.storage.buckets[RESULTS]
+        if key.startswith("a.mp4/") and key.endswith(f"/{name.strip()}")
+    ]
+    record = json.loads(world.storage.buckets[RESULTS][key].data)
+    for field, value in NONSENSE[name].items():
+        record[field] = {**record[field], **value} if field == "video" else value
+    world.storage.put(RESULTS, key, json.dumps(record).encode())
+    world.storage.put(VIDEOS, "c.mp4", b"c")
+    world.lose_index()
+    world.reconciler.round()
+    for _ in range(3):
+        world.messages()  # lost
+        world.clock.pass_(61)
+        assert world.reconciler.round().ingests_sent >= 1
+        world.reconciler.step()
+    for message in world.messages():
+        world.work(message)
+    world.settle()
+    assert analysed(world) >= {"b.mp4", "c.mp4"}
