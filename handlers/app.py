@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 
 from handlers import (
     access,
+    copies,
     notify,
     plan,
     reconcile,
@@ -59,6 +60,7 @@ def create_app(
     context = Context(settings, Storage(settings), _index(settings), broker)
     follower = notify.Follower(context, hurry)
     reconciler = reconcile.Reconciler(context)
+    copier = copies.Copier(context)
     metrics = Metrics()
     queue_url = settings.sqs_queue_url
     poller = sqs.Poller(context, follower, queue_url) if queue_url else None
@@ -67,6 +69,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         follower.start()
         reconciler.start()
+        copier.start()
         if poller is not None:
             poller.start()
         yield
@@ -74,6 +77,7 @@ def create_app(
             poller.stop()
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
+        await run_in_threadpool(copier.stop)
         context.index.close()
 
     app = FastAPI(

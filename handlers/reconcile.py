@@ -15,13 +15,13 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 
-from handlers import notify, plan, retention, rules, waiting
+from handlers import copies, notify, plan, retention, rules, waiting
 from handlers.apart import apart
 from handlers.context import Context, now
 from handlers.reingest import OldRefusals
-from handlers.retention import all_rows
+from handlers.retention import all_places, all_rows
 from posedrop import layout, queue
 from posedrop.errors import PosedropError, StorageError
 from posedrop.index import AnalysisRow, FileRow, PendingRow
@@ -62,6 +62,7 @@ class Repairs:
     files_gone: int = 0
     records_indexed: int = 0
     runs_gone: int = 0
+    results_copied: int = 0
     ingests_sent: int = 0
     runs_sent: int = 0
     requests_planned: int = 0
@@ -136,6 +137,7 @@ class Reconciler:
             if not over:
                 self._sweep = sweep
             self._parts.go_on(repairs)
+        self._context.to_copy.set()
         if repairs.mended or repairs.held_back or repairs.undeletable or repairs.damaged:
             log.info("reconciled", extra=repairs.as_counts())
         return over
@@ -163,6 +165,7 @@ def reconcile(
     send_again(context, repairs, forgotten_before)
     Sweep(context, stuck).go_on(repairs, None)
     send_again(context, repairs, forgotten_before)
+    repairs.results_copied = copies.go_on(context)
     return repairs
 
 
@@ -176,7 +179,7 @@ class Sweep:
     """
 
     def __init__(self, context: Context, stuck: set[str] | None = None) -> None:
-        """Nothing is looked at yet; ``stuck`` has the ids of what could not be removed before."""
+        """Nothing is looked at yet; ``stuck`` names what could not be removed before."""
         self._context = context
         self._stuck = stuck if stuck is not None else set()
         self._repairs = Repairs()
@@ -280,7 +283,7 @@ class Sweep:
                         self._see(run)
                     # A result whose request is gone is what a deletion left that was cut short.
                     if run == requested or name == "attempts/1.json":
-                        self._compare_run(found.key, name, analysis_id)
+                        self._compare_run(found.key, run, name, analysis_id)
 
     def _check_wrong_rule(self, record: str) -> None:
         """Find a record of what is wrong with a rule that is mended or gone."""
@@ -296,10 +299,10 @@ class Sweep:
         row = self._context.index.file(layout.file_id_of_prefix(bucket, prefix))
         return row is not None and row.state == "received"
 
-    def _compare_run(self, key: str, name: str, analysis_id: str) -> None:
+    def _compare_run(self, key: str, run: str, name: str, analysis_id: str) -> None:
         if name not in {layout.REQUEST, layout.RESULT, "attempts/1.json"}:
             return
-        row = self._context.index.analysis(analysis_id)
+        row = self._context.index.place(analysis_id, run)
         is_news = {
             layout.REQUEST: row is None,
             layout.RESULT: row is not None and row.finished_at is None,
@@ -411,20 +414,21 @@ class Sweep:
             with apart(self._context, f"{due.key} is not removed") as trial:
                 self._repairs.expired += retention.remove(self._context, due)
             self._repairs.undeletable += trial.failed
-            (self._stuck.add if trial.failed else self._stuck.discard)(due.id)
+            (self._stuck.add if trial.failed else self._stuck.discard)(due.name)
             for _ in range(_REMOVAL):
                 yield
 
     def _gone_runs(self) -> Iterator[None]:
         """Find runs whose records are gone."""
         bucket = self._context.settings.results_bucket
-        for row in _all_analyses(self._context):
+        for row in chain(_all_analyses(self._context), all_places(self._context)):
             yield
             if self._saw(row.run):
                 continue
             with apart(self._context, f"{row.run} is not looked at") as trial:
                 if self._context.storage.head(bucket, f"{row.run}/{layout.REQUEST}") is None:
-                    self._context.index.analysis_removed(row.analysis_id)
+                    row_now = self._context.index.place_removed(row.analysis_id, row.run)
+                    copies.moved(self._context, row_now)
                     self._repairs.runs_gone += 1
             self._repairs.damaged += trial.failed
 

@@ -12,11 +12,12 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers import notify, results, rules, upload
+from handlers import copies, notify, results, rules, upload
 from handlers.apart import apart
 from handlers.context import Context
 from posedrop import layout
@@ -48,7 +49,11 @@ Kind = Literal["limit", "age", "space", "results"]
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Something that is to go, and why; ``size`` in bytes, of the film or of its run."""
+    """Something that is to go, and why.
+
+    ``id`` is a film's file_id or a run's analysis_id, ``run`` the run's folder; a content has one
+    beside each of its names. ``size`` is in bytes.
+    """
 
     kind: Kind
     id: str
@@ -56,6 +61,12 @@ class Due:
     size: int
     why: str
     etag: str = ""
+    run: str = ""
+
+    @property
+    def name(self) -> str:
+        """What nothing else that is due has."""
+        return self.run or self.id
 
 
 @dataclass
@@ -71,11 +82,11 @@ class Plan:
 
     def count(self, *kinds: Kind) -> int:
         """Return how many of these kinds are due, and not stuck."""
-        return sum(each.kind in kinds and each.id not in self.stuck for each in self.due)
+        return sum(each.kind in kinds and each.name not in self.stuck for each in self.due)
 
     def freed_by(self, due: Due) -> int:
         """Return the bytes that a removal is hoped to free."""
-        return 0 if due.id in self.stuck else due.size
+        return 0 if due.name in self.stuck else due.size
 
     def is_held(self, share: float) -> bool:
         """Tell whether more is due at once than this share of all, so that a person is to say so.
@@ -97,7 +108,7 @@ def find(
 
     Args:
         context: the handlers' tools.
-        stuck: the ids of what could not be removed lately: it is tried again, and frees no room.
+        stuck: the names of what could not be removed lately: it is tried again, and frees no room.
         bytes_there: in both buckets, if somebody has just counted; they are counted again where
             that is above the mark.
 
@@ -190,7 +201,7 @@ def _find_results(
 ) -> Generator[None, None, None]:
     going = {each.key for each in plan.due}
     over: list[tuple[datetime, AnalysisRow]] = []
-    for row in _analyses(context):
+    for row in chain(_analyses(context), all_places(context)):
         yield
         plan.runs += 1
         if row.finished_at is not None and _is_orphan(context, row, going):
@@ -205,7 +216,7 @@ def _find_results(
         below = context.storage.objects(context.settings.results_bucket, f"{row.run}/")
         size = sum(found.size for found in below)
         said = f"{why}, and no film is left to go; finished {when:%Y-%m-%d}"
-        due = Due("results", row.analysis_id, row.key, size, said)
+        due = Due("results", row.analysis_id, row.key, size, said, run=row.run)
         plan.due.append(due)
         wanted -= plan.freed_by(due)
 
@@ -215,13 +226,14 @@ def _is_orphan(context: Context, row: AnalysisRow, going: set[str]) -> bool:
 
 
 def _finished(context: Context, row: FileRow) -> datetime | None:
-    """Return when the last run of a film's content was over; None: there is none, or one goes on.
+    """Return when the last of a film's runs was over; None: there is none, or one goes on.
 
-    A film that nothing was run on is all that there is of it: it is not finished.
+    A film that nothing was run on is all that there is of it: it is not finished. Nor is one whose
+    results are to be copied from another name of its content.
     """
-    if row.sha256 is None or not row.planned or context.index.pending_of_file(row.file_id):
+    if not row.planned or context.index.pending_of_file(row.file_id):
         return None
-    ends = [run.finished_at for run in context.index.analyses_of_content(row.sha256)]
+    ends = [run.finished_at for run in context.index.places_of_file(row.file_id)]
     known = [end for end in ends if end is not None]
     return max(known) if known and len(known) == len(ends) else None
 
@@ -312,12 +324,16 @@ def _remove_film(context: Context, due: Due) -> bool:
 
 def _remove_results(context: Context, due: Due) -> bool:
     settings = context.settings
-    row = context.index.analysis(due.id)
+    row = context.index.place(due.id, due.run)
     if row is None or context.storage.head(settings.videos_bucket, row.key) is not None:
         return False
     if context.storage.head(settings.results_bucket, f"{row.run}/{layout.RESULT}") is None:
         return False
-    return results.cancel_or_delete(context, due.id) == "deleted"
+    if len(context.index.places(due.id)) == 1:
+        return results.cancel_or_delete(context, due.id) == "deleted"
+    with context.copying:
+        copies.forget(context, due.id, [due.run])
+    return True
 
 
 # -- asked by a person -----------------------------------------------------------------------------
@@ -419,6 +435,14 @@ def _files(context: Context, state: FileState | None = None) -> Iterator[FileRow
 
 def _analyses(context: Context) -> Iterator[AnalysisRow]:
     return all_rows(lambda cursor: context.index.analyses(cursor=cursor, limit=_PAGE))
+
+
+def all_places(context: Context) -> Iterator[AnalysisRow]:
+    """Yield the folders of runs that are read in another one."""
+    after = ""
+    while page := context.index.places_after(after, _PAGE):
+        yield from page
+        after = page[-1].run
 
 
 def all_rows(page_at: Callable[[str | None], Page[Row]]) -> Iterator[Row]:

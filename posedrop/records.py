@@ -127,6 +127,10 @@ class Request(Versioned):
     asked_by: Literal["api", "metadata", "folder", "default"]
     created_at: datetime
     force: str | None = Field(default=None, description="made unique by a run that was forced")
+    shared: bool = Field(
+        default=False,
+        description="nobody asked for it here: the same content has it under another name",
+    )
     retry_of: RunRef | None = Field(
         default=None, description="the run that failed or was cancelled, and is made anew by this"
     )
@@ -170,6 +174,11 @@ class Planned(Versioned):
     )
     analysis_id: str | None = Field(default=None, description="null: nothing is to be run")
     error: RunError | None = Field(default=None, description="why a question can't become a run")
+    shared: bool = Field(
+        default=False,
+        description="the runs that its content had under other names then were shared with it; "
+        "false: an older posedrop wrote this",
+    )
     planned_at: datetime
 
     @property

@@ -42,6 +42,9 @@ R = TypeVar("R", bound=Record)
 _MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
 _TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _CHUNK = 1 << 20
+#: Of a copy in one step, and of each part of a larger one. S3 allows 5 GB; a store on one slow disk
+#: would not answer for so much within a request's timeout.
+COPY_BYTES = 1 << 30
 #: How long the redirect of ``curl -LT`` may be followed, in seconds. It is followed at once, and a
 #: signature is checked when a request begins, however long its body then takes. Unless the client
 #: said If-None-Match itself, or something before the store adds it, all that keeps the holder of
@@ -370,23 +373,67 @@ class Storage:
         return True
 
     def _put_new_parts(self, same: Any, path: Path, content_type: str) -> None:
-        upload = self._client.create_multipart_upload(**same, ContentType=content_type)
-        this = {**same, "UploadId": upload["UploadId"]}
-        parts: list[Any] = []
-        try:
-            with path.open("rb") as file:
-                while part := file.read(self._part_bytes):
-                    number = len(parts) + 1
-                    answer = self._client.upload_part(**this, PartNumber=number, Body=part)
-                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        with self._parts_of(same, content_type) as (this, parts), path.open("rb") as file:
+            while part := file.read(self._part_bytes):
+                number = len(parts) + 1
+                answer = self._client.upload_part(**this, PartNumber=number, Body=part)
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
             self._client.complete_multipart_upload(
                 **this, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
             )
+
+    @contextmanager
+    def _parts_of(self, same: Any, content_type: str) -> Iterator[tuple[Any, list[Any]]]:
+        """Begin an upload in parts, to be completed within the block; else it is given up."""
+        upload = self._client.create_multipart_upload(**same, ContentType=content_type)
+        this = {**same, "UploadId": upload["UploadId"]}
+        try:
+            yield this, []
         except BaseException:
             # What is left of it would cost space until the store's own cleaning, nothing else.
             with suppress(ClientError, BotoCoreError):
                 self._client.abort_multipart_upload(**this)
             raise
+
+    def copy(self, bucket: str, source: ObjectInfo, key: str, content_type: str) -> bool:
+        """Have the store copy an object within its bucket, over whatever is under ``key``.
+
+        Args:
+            source: the object as it was listed: of no other bytes is a copy made.
+
+        Returns:
+            False: the source is gone, or has been replaced.
+        """
+        target: Any = {"Bucket": bucket, "Key": key}
+        which: Any = {
+            "CopySource": {"Bucket": bucket, "Key": source.key},
+            "CopySourceIfMatch": f'"{source.etag}"',
+        }
+        with _translated(f"copy {bucket}/{source.key} to {key}"):
+            try:
+                if source.size > COPY_BYTES:
+                    self._copy_parts(target, which, source.size, content_type)
+                else:
+                    self._client.copy_object(
+                        **target, **which, ContentType=content_type, MetadataDirective="REPLACE"
+                    )
+            except ClientError as error:
+                if _code(error) in _MISSING | {"412", "PreconditionFailed"}:
+                    return False
+                raise
+        return True
+
+    def _copy_parts(self, target: Any, which: Any, size: int, content_type: str) -> None:
+        step = max(COPY_BYTES, -(-size // 10_000))
+        with self._parts_of(target, content_type) as (this, parts):
+            for number, first in enumerate(range(0, size, step), 1):
+                span = f"bytes={first}-{min(first + step, size) - 1}"
+                answer = self._client.upload_part_copy(
+                    **this, **which, PartNumber=number, CopySourceRange=span
+                )
+                etag = answer["CopyPartResult"]["ETag"]
+                parts.append({"PartNumber": number, "ETag": etag})
+            self._client.complete_multipart_upload(**this, MultipartUpload={"Parts": parts})
 
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
         """Remove objects; one that is gone already is no error."""

@@ -453,3 +453,40 @@ def test_a_record_that_no_index_holds_stops_no_round(make: Make, name: str) -> N
         world.work(message)
     world.settle()
     assert analysed(world) >= {"b.mp4", "c.mp4"}
+
+
+def test_a_content_keeps_its_results_beside_each_name_that_is_left(make: Make) -> None:
+    """Of the first of a content, however it goes, nothing is taken that another name has."""
+    world = make(expire_share=1)
+    fill(world, "first.mp4", pause=89 * DAY)
+    world.storage.put(VIDEOS, "copy.mp4", b"film first.mp4")
+    world.settle()
+    world.clock.pass_(2 * DAY)
+    assert world.reconciler.round().expired == 1
+    world.settle()
+    assert films(world) == analysed(world) == {"copy.mp4"}
+    (row,) = world.context.index.analyses().rows
+    assert results.read(world.context, row.analysis_id).status == "succeeded"
+
+
+def test_results_go_name_by_name(make: Make) -> None:
+    """For want of space one name's results go, those beside a pinned name stay and are read."""
+    world = make(retention_days=None, expire_share=1)
+    fill(world, "a.mp4", "kept/a.mp4", size=10_000)
+    world.storage.put(VIDEOS, "b.mp4", world.storage.buckets[VIDEOS]["kept/a.mp4"].data)
+    pin(world, "kept/", True)
+    world.settle()
+    for key in ("b.mp4", "kept/a.mp4"):
+        world.storage.remove(VIDEOS, key)
+    world.settle()
+    marks = {"high_water_bytes": 100, "low_water_bytes": 50}
+    world.settings = world.settings.model_copy(update=marks)
+    world.close()
+    world.open()
+    for _ in range(3):
+        world.reconciler.round()
+        world.settle()
+    assert films(world) == {"kept/posedrop.json"}
+    assert analysed(world) == {"kept/a.mp4"}
+    (row,) = world.context.index.analyses().rows
+    assert results.read(world.context, row.analysis_id).status == "succeeded"

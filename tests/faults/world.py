@@ -24,7 +24,7 @@ from urllib.parse import quote
 from dramatiq import Message
 
 from handlers import context as handlers_context
-from handlers import notify, plan, reconcile, results, retention, rules, upload, waiting
+from handlers import copies, notify, plan, reconcile, results, retention, rules, upload, waiting
 from handlers.context import Context
 from posedrop import queue
 from posedrop.errors import AnalysisError, ObjectChangedError, RefusedVideoError, StorageError
@@ -219,6 +219,14 @@ class MemoryStorage(Storage):
     ) -> bool:
         return self.create(bucket, key, path.read_bytes())
 
+    def copy(self, bucket: str, source: ObjectInfo, key: str, content_type: str) -> bool:  # noqa: ARG002
+        with self._call():
+            found = self.buckets[bucket].get(source.key)
+            if found is None or found.info.etag != source.etag:
+                return False
+            self.put(bucket, key, found.data)
+            return True
+
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
         for key in keys:
             with self._call():
@@ -375,6 +383,7 @@ class World:
         self._worker = 0
         self._modules = (
             handlers_context,
+            copies,
             notify,
             plan,
             reconcile,
