@@ -25,6 +25,7 @@ from handlers import (
     reconcile,
     reingest,
     results,
+    retention,
     sqs,
     upload,
     webhook,
@@ -309,6 +310,14 @@ def _service_routes(
     @app.post("/reindex", summary="Make the index anew from the buckets")
     def post_reindex() -> dict[str, int]:
         return reconciler.reindex().as_counts()
+
+    @app.get("/expire", summary="What is due to be removed by itself, and why")
+    def get_expire() -> retention.ExpiryAnswer:
+        return retention.describe(context)
+
+    @app.post("/expire", summary="Remove what is due, also where that is more than a share of all")
+    def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
+        return retention.expire(context, wanted)
 
     @app.get("/healthz", summary="Liveness")
     def get_healthz() -> dict[str, str]:

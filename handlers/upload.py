@@ -234,7 +234,7 @@ def check_size(context: Context, size: int, field: str) -> None:
     if size > most:
         raise BadRequestError(
             f"{size:,} bytes are more than the {most:,} this server takes",
-            code="too_large",
+            code="too_many_bytes",
             field=field,
         )
 

@@ -50,6 +50,8 @@ COPY_BYTES = 1 << 30
 #: said If-None-Match itself, or something before the store adds it, all that keeps the holder of
 #: such a URL from putting another film of the same size there is that it ends soon.
 PLAIN_PUT_SECONDS = 60
+#: How long the URLs of an upload in parts are good, in seconds, or for longer if others are.
+PARTS_SECONDS = 12 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,23 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The objects below a prefix, and the store's own time when it answered."""
+    """The objects below a prefix, and the store's own time when it answered.
+
+    ``is_timed`` is False for a store that does not tell its time: ``now`` is this machine's then.
+    """
 
     objects: list[ObjectInfo]
     now: datetime
+    is_timed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedUpload:
+    """An upload in parts that was neither completed nor given up."""
+
+    key: str
+    upload_id: str
+    begun: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +256,26 @@ class Storage:
     def listing(self, bucket: str, prefix: str) -> Listing:
         """Return the objects below ``prefix`` with the store's clock, for leases."""
         found: list[ObjectInfo] = []
-        now = datetime.now(UTC)
+        now: datetime | None = None
         for page in self._pages(bucket, prefix):
             found += _objects(page)
             now = _date(page) or now
-        return Listing(found, now)
+        return Listing(found, now or datetime.now(UTC), is_timed=now is not None)
+
+    def time(self, bucket: str) -> datetime:
+        """Return the store's own time, for what must not depend on this machine's clock.
+
+        Raises:
+            StorageError: the store is away, or does not tell its time (``no_date``).
+        """
+        found = self.listing(bucket, layout.CLOCK)
+        if not found.is_timed:
+            raise StorageError(
+                "the store's answers have no Date, so nothing can be said of how old its objects "
+                "are: is a proxy before it that takes it out?",
+                code="no_date",
+            )
+        return found.now
 
     def folders(self, bucket: str, prefix: str = "") -> list[str]:
         """Return the names of the folders right below ``prefix``."""
@@ -411,6 +441,29 @@ class Storage:
             for key in keys:
                 self._client.delete_object(Bucket=bucket, Key=key)
 
+    def unfinished_uploads(self, bucket: str) -> Iterator[UnfinishedUpload]:
+        """Yield the uploads in parts that are not over, as far as the store tells of them.
+
+        MinIO tells of none but by its exact key, and removes old ones by itself, as SeaweedFS does.
+        """
+        with _translated(f"list the unfinished uploads of {bucket}"):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=bucket
+            ):
+                for each in page.get("Uploads", []):
+                    yield UnfinishedUpload(each["Key"], each["UploadId"], each["Initiated"])
+
+    def abort_upload(self, bucket: str, upload: UnfinishedUpload) -> None:
+        """Give up an upload in parts; one that is over already is no error."""
+        with _translated(f"give up an upload of {bucket}/{upload.key}"):
+            try:
+                self._client.abort_multipart_upload(
+                    Bucket=bucket, Key=upload.key, UploadId=upload.upload_id
+                )
+            except ClientError as error:
+                if _code(error) not in _MISSING:
+                    raise
+
     def create_bucket(self, bucket: str) -> None:
         """Make a bucket if there is none."""
         with _translated(f"create the bucket {bucket}"):
@@ -535,7 +588,7 @@ class Storage:
 
         def sign(method: str, **more: Any) -> str:
             return self._presigner.generate_presigned_url(
-                method, Params={**same, **more}, ExpiresIn=max(self._expires, 12 * 3600)
+                method, Params={**same, **more}, ExpiresIn=max(self._expires, PARTS_SECONDS)
             )
 
         return PresignedParts(
