@@ -44,7 +44,8 @@ PCUTOFF = 0.6
 LEARNT = 24
 #: Largest side of what is cut out of a frame to learn from, in pixels.
 CUT = 128
-STEPS = 150
+#: A network that has learnt too little takes keypoints that lie far apart for nearly equal.
+STEPS = 1000
 #: After this share of the steps batch normalisations keep their statistics.
 SETTLED = 0.35
 
