@@ -17,7 +17,19 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from handlers import access, notify, plan, reconcile, reingest, results, sqs, upload, webhook
+from handlers import (
+    access,
+    copies,
+    notify,
+    plan,
+    reconcile,
+    reingest,
+    results,
+    retention,
+    sqs,
+    upload,
+    webhook,
+)
 from handlers.context import Context, now
 from handlers.form import FormUpload
 from handlers.metrics import Metrics
@@ -48,6 +60,7 @@ def create_app(
     context = Context(settings, Storage(settings), _index(settings), broker)
     follower = notify.Follower(context, hurry)
     reconciler = reconcile.Reconciler(context)
+    copier = copies.Copier(context)
     metrics = Metrics()
     queue_url = settings.sqs_queue_url
     poller = sqs.Poller(context, follower, queue_url) if queue_url else None
@@ -56,6 +69,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         follower.start()
         reconciler.start()
+        copier.start()
         if poller is not None:
             poller.start()
         yield
@@ -63,6 +77,7 @@ def create_app(
             poller.stop()
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
+        await run_in_threadpool(copier.stop)
         context.index.close()
 
     app = FastAPI(
@@ -295,6 +310,14 @@ def _service_routes(
     @app.post("/reindex", summary="Make the index anew from the buckets")
     def post_reindex() -> dict[str, int]:
         return reconciler.reindex().as_counts()
+
+    @app.get("/expire", summary="What is due to be removed by itself, and why")
+    def get_expire() -> retention.ExpiryAnswer:
+        return retention.describe(context)
+
+    @app.post("/expire", summary="Remove what is due, also where that is more than a share of all")
+    def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
+        return retention.expire(context, wanted)
 
     @app.get("/healthz", summary="Liveness")
     def get_healthz() -> dict[str, str]:

@@ -88,7 +88,26 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1)
     reconcile_seconds: float = Field(default=60.0, gt=0)
     retention_days: float | None = Field(
-        default=None, gt=0, description="videos older than this go, with their results; None: never"
+        default=None,
+        gt=0,
+        description="films older than this, by the store's clock, go with their results; "
+        "None: never",
+    )
+    high_water_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="of videos and results: above it the films finished first go, then results; "
+        "None: never",
+    )
+    low_water_bytes: int | None = Field(
+        default=None, gt=0, description="down to which they go then; None: 90 % of the other"
+    )
+    expire_share: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="the share of all films that may go at once; more, and a person is asked "
+        "(posedrop expire)",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     decode: Literal["auto", "cpu", "cuda"] = Field(
@@ -136,6 +155,16 @@ class Settings(BaseSettings):
             if (getattr(self, access) is None) != (getattr(self, secret) is None):
                 both = f"POSEDROP_{access.upper()} and POSEDROP_{secret.upper()}"
                 raise ValueError(f"{both} go together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _low_water_is_below(self) -> Settings:
+        if self.low_water_bytes is not None and (
+            self.high_water_bytes is None or self.low_water_bytes >= self.high_water_bytes
+        ):
+            raise ValueError(
+                "POSEDROP_LOW_WATER_BYTES goes with a POSEDROP_HIGH_WATER_BYTES that is larger"
+            )
         return self
 
     @property

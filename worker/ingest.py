@@ -194,7 +194,7 @@ def _check_size(size: int, limit: int) -> None:
         raise RefusedVideoError(
             f"the file has {size:,} bytes, more than the {limit:,} this server takes; "
             "cut it or ask for POSEDROP_MAX_VIDEO_BYTES to be raised",
-            code="too_large",
+            code="too_many_bytes",
         )
 
 

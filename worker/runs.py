@@ -5,7 +5,6 @@ Whatever happens, a run ends: with what it was asked for, or with an error that 
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -362,7 +361,7 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path
     _publish_inference(shop, run, request, held, folder, answer, fetched)
     record = PosesOf(analysis_id=request.analysis_id, run=run)
     bucket = shop.settings.results_bucket
-    shop.storage.write(bucket, layout.poses_record(_poses_id(request)), record.to_json())
+    shop.storage.write(bucket, layout.poses_record(analyses.poses_id(request)), record.to_json())
 
 
 def _from_the_network(
@@ -511,17 +510,6 @@ def _calls(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[
     }
 
 
-def _poses_id(request: Request) -> str:
-    """Return what is the same for two requests that differ in nothing but the drawing."""
-    drawn = analyses.get(request.analysis).drawn | {"model"}
-    args = {name: value for name, value in request.args.items() if name not in drawn}
-    model = request.model.digest if request.model else ""
-    args_text = json.dumps(args, sort_keys=True)
-    return layout.make_id(
-        request.sha256, request.analysis, request.analysis_version, model, args_text
-    )
-
-
 def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, Any] | None:
     """Fetch the poses that an earlier run found with the same arguments, or others of the drawing.
 
@@ -532,7 +520,8 @@ def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, An
     if request.force is not None:
         return None
     bucket = shop.settings.results_bucket
-    there = shop.storage.read_record(bucket, layout.poses_record(_poses_id(request)), PosesOf)
+    key = layout.poses_record(analyses.poses_id(request))
+    there = shop.storage.read_record(bucket, key, PosesOf)
     if there is None or there.analysis_id == request.analysis_id:
         return None
     earlier = shop.storage.read_record(bucket, f"{there.run}/{layout.INFERENCE}", Inference)

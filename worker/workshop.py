@@ -62,6 +62,10 @@ class Workshop:
         """Whether this process is being stopped: jobs are handed back, not finished."""
         return self._closing.is_set()
 
+    def is_closed_within(self, seconds: float) -> bool:
+        """Wait until this process is being stopped; False: it was not, for so long."""
+        return self._closing.wait(seconds)
+
     @contextmanager
     def bench(self) -> Iterator[Path]:
         """Give an empty folder for one job, gone afterwards."""
