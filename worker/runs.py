@@ -6,6 +6,7 @@ Whatever happens, a run ends: with what it was asked for, or with an error that 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -42,6 +43,7 @@ from posedrop.records import (
     Task,
 )
 from worker import checkpoints, claim, pair, publish, room, tunings
+from worker.child import Child
 from worker.claim import Claim
 from worker.workshop import Workshop
 
@@ -358,6 +360,7 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path
     (folder / "out").mkdir()
     found = _from_predictions(shop, run, request, held, folder)
     answer, fetched = found or _from_the_network(shop, run, request, held, folder)
+    answer = {**answer, "details": {**answer.get("details", {}), "walls": _walls(shop.gpu)}}
     _publish_inference(shop, run, request, held, folder, answer, fetched)
     record = PosesOf(analysis_id=request.analysis_id, run=run)
     bucket = shop.settings.results_bucket
@@ -382,6 +385,8 @@ def _from_the_network(
             shop.cache, lambda: models.fetch(shop.storage, there, ref, kept)
         )
         model.touch()
+        # As links of its own: what the child reads is what it was handed, and no other model.
+        model = shutil.copytree(model, folder / "model", copy_function=os.link)
         shop.cache.trim_models()
     _fetch_video(shop, request, held, folder)
     fetched = time.monotonic() - started
@@ -506,6 +511,7 @@ def _calls(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[
         "on_progress": held.progress,
         "should_stop": _should_stop(held, shop),
         "wall_seconds": analysis.wall_seconds(request.args, request.probe.frames),
+        "folder": folder,
         "log": folder / RUN_LOG,
     }
 
@@ -637,6 +643,7 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
         on_progress=held.progress,
         should_stop=_should_stop(held, shop),
         wall_seconds=600.0 + 1.0 * request.probe.frames,
+        folder=folder,
         log=run_log,
     )
     held.stage("publish")
@@ -651,11 +658,17 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
     except ValueError as error:
         raise _bad_answer("render", error) from error
     timings = {f"render_{name}": seconds for name, seconds in took.items()}
+    details = {**inference.details, "render_walls": _walls(shop.cpu)}
     if encoded is not None:
-        details = {**inference.details, "encode": encoded.model_dump()}
-        inference = inference.model_copy(update={"details": details})
+        details["encode"] = encoded.model_dump()
+    inference = inference.model_copy(update={"details": details})
     held.end("done")
     _succeed(shop, run, request, held, inference, kept + held.artefacts, timings)
+
+
+def _walls(child: Child | pair.Pair) -> list[str]:
+    """Return which walls stood around a child, by the names of :data:`worker.walls.NAMES`."""
+    return child.walls.stand if child.walls is not None else []
 
 
 def _model(shop: Workshop, request: Request) -> Model | None:
