@@ -26,6 +26,7 @@ from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from posedrop.records import Progress
 from worker import room
 from worker.limits import Limits
+from worker.patience import Patience
 from worker.turn import POLL_SECONDS, Place, Turn
 
 #: Seconds for an interpreter to start; nothing heavy is imported before its first word.
@@ -131,7 +132,7 @@ class Child:
         *,
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        wall_seconds: float | None,
+        wall_seconds: float | Patience | None,
         log: Path,
         turn: Turn | None = None,
     ) -> dict[str, Any]:
@@ -143,7 +144,7 @@ class Child:
             on_progress: called in this thread; what it raises ends the child.
             should_stop: asked at least every 0.25 s, from when the call has to wait for another.
             wall_seconds: the task may last no longer, but for waiting for its turn; None: any
-                time.
+                time. A :class:`Patience` is told of the progress, and goes by it.
             log: everything that the task and its libraries print is appended to this file.
             turn: what the task waits for where it asks for it; None: it has it at once.
 
@@ -283,23 +284,28 @@ class Child:
         request: dict[str, Any],
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        wall_seconds: float | None,
+        wall_seconds: float | Patience | None,
         place: Place,
     ) -> dict[str, Any]:
         started = time.monotonic()
+        limit = Patience.of(wall_seconds) if isinstance(wall_seconds, int | float) else wall_seconds
         unsent = json.dumps(request).encode() + b"\n"
         while True:
             if should_stop():
                 raise CancelledRunError("cancelled: the run was asked to stop")
             worked = time.monotonic() - started - place.seconds
-            if wall_seconds is not None and not place.waits and worked > wall_seconds:
+            if limit is not None and not place.waits and worked > limit.seconds:
                 raise ChildDiedError(
-                    f"{self._name}: no answer within {wall_seconds:g} s, killed", code="timeout"
+                    f"{self._name}: no {limit.wanted} within {limit.seconds:g} s, killed",
+                    code="timeout",
                 )
             unsent, messages = self._exchange(unsent, place.waits_for)
             for message in messages:
                 if "progress" in message:
-                    on_progress(self._parsed_progress(message["progress"]))
+                    progress = self._parsed_progress(message["progress"])
+                    if limit is not None:
+                        limit.heard(progress, worked)
+                    on_progress(progress)
                 elif message.get("turn") == "over":
                     place.leave()
                 elif "turn" in message:

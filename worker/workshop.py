@@ -22,6 +22,7 @@ from posedrop.storage import Storage
 from worker import limits, room
 from worker.cache import Cache
 from worker.child import Child
+from worker.own_record import OwnRecord
 from worker.pair import Pair
 
 _OWNED = "worker-"
@@ -47,6 +48,7 @@ class Workshop:
         _sweep(settings.scratch_dir)
         self._scratch.mkdir(mode=0o700)
         self._mine = _own(self._scratch)
+        self.record = OwnRecord(self.storage, settings, self.name)
         self.cache = Cache(settings.scratch_dir / "cache", settings.cache_bytes)
         self.cpu = Child(
             queue.CPU,
@@ -73,6 +75,7 @@ class Workshop:
 
     def start_children(self, queues: frozenset[str] = frozenset({queue.CPU, queue.GPU})) -> None:
         """Start the children of these queues now, so that their imports are done before work."""
+        self.record.start(queues)
         if queue.CPU in queues:
             self.cpu.start()
         if queue.GPU in queues:
@@ -86,6 +89,7 @@ class Workshop:
     def close(self) -> None:
         """Kill the children; running jobs are handed back."""
         self._closing.set()
+        self.record.stop()
         self.cpu.close()
         self.gpu.close()
         self.desk.close()
