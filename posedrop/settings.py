@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="a worker silent for longer is taken for dead"
     )
     max_attempts: int = Field(default=3, ge=1)
+    turn_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="a run that has had the network for longer lets another group go first, at its "
+        "next checkpoint, if one waits",
+    )
     reconcile_seconds: float = Field(default=60.0, gt=0)
     retention_days: float | None = Field(
         default=None,

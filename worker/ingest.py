@@ -168,7 +168,8 @@ def _decode(
     sha256 = str(record.sha256)
     thumbnail = local.with_name("thumbnail.jpg")
     try:
-        with held.beating(shop.settings.heartbeat_seconds):
+        told = shop.record.at(held, record.video.key)
+        with told, held.beating(shop.settings.heartbeat_seconds):
             probe = _probe(shop, held, local, thumbnail)
         held.end("done")
     except RefusedVideoError as error:

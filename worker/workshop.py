@@ -21,6 +21,7 @@ from posedrop.storage import Storage
 from worker import handover, limits, room
 from worker.cache import Cache
 from worker.child import Child
+from worker.own_record import OwnRecord
 from worker.pair import Pair
 
 _OWNED = "worker-"
@@ -46,6 +47,7 @@ class Workshop:
         _sweep(settings.scratch_dir)
         self._scratch.mkdir(mode=0o700)
         self._mine = _own(self._scratch)
+        self.record = OwnRecord(self.storage, settings, self.name)
         self.cache = Cache(settings.scratch_dir / "cache", settings.cache_bytes)
         bounds = limits.of(settings.child_memory_bytes, settings.child_file_bytes, self._scratch)
         hidden = (settings.data_dir, settings.scratch_dir)
@@ -96,6 +98,7 @@ class Workshop:
 
     def start_children(self, queues: frozenset[str] = frozenset({queue.CPU, queue.GPU})) -> None:
         """Start the children of these queues now, so that their imports are done before work."""
+        self.record.start(queues)
         if queue.CPU in queues:
             self.cpu.start()
         if queue.GPU in queues:
@@ -109,6 +112,7 @@ class Workshop:
     def close(self) -> None:
         """Kill the children; running jobs are handed back."""
         self._closing.set()
+        self.record.stop()
         self.cpu.close()
         self.gpu.close()
         self.desk.close()
