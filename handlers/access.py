@@ -28,8 +28,9 @@ COOKIE_SECONDS = 30 * 86400
 _ALIVE = "/healthz"
 #: What trades the token for a cookie is the same for everybody, and tells nothing.
 _OPEN = frozenset({("GET", "/session"), ("GET", "/page/session.js"), ("GET", "/page/page.css")})
-#: A browser asks a person for the token then, as a password.
-_ASK = {"WWW-Authenticate": 'Basic realm="posedrop", Bearer'}
+#: A browser asks a person for the token then, as a password. (Chromium reads no list of schemes.)
+_ASK = {"WWW-Authenticate": 'Basic realm="posedrop"'}
+_ASK_AGAIN = {"WWW-Authenticate": 'Bearer realm="posedrop", error="invalid_token"'}
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]*))?")
@@ -100,8 +101,12 @@ class Guard:
         if (request.method, request.scope["path"]) in _OPEN:
             return None
         if how is None:
+            bearer = request.headers.get("authorization", "").lower().startswith("bearer")
             return refusal(
-                401, "unauthorized", "send Authorization: Bearer <api token>", headers=_ASK
+                401,
+                "unauthorized",
+                "send Authorization: Bearer <api token>",
+                headers=_ASK_AGAIN if bearer else _ASK,
             )
         unsafe = request.method not in _SAFE
         if (unsafe and not _same_origin(request)) or (
