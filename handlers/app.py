@@ -66,7 +66,11 @@ class UnderWayError(PosedropError):
 
 
 def create_app(
-    settings: Settings, broker: Broker, *, hurry: Callable[[bool], None] = lambda _: None
+    settings: Settings,
+    broker: Broker,
+    *,
+    hurry: Callable[[bool], None] = lambda _: None,
+    local: bool = False,
 ) -> FastAPI:
     """Return the API; its follower and reconciler run from its start to its end.
 
@@ -74,6 +78,7 @@ def create_app(
         settings: where everything is.
         broker: takes the messages.
         hurry: told whether many events wait to be followed, each time that may have changed.
+        local: whether it is called by names of this machine's loopback alone.
     """
     context = Context(settings, Storage(settings), _index(settings), broker)
     follower = notify.Follower(context, hurry)
@@ -107,7 +112,7 @@ def create_app(
         redoc_url=None,
     )
     app.add_middleware(Bodies)
-    app.add_middleware(access.Guard, settings=settings)
+    app.add_middleware(access.Guard, settings=settings, local=local)
     app.add_middleware(
         webhook.Webhook,
         token=settings.events_token,
@@ -394,9 +399,20 @@ def _service_routes(
     def get_page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
+    @app.get("/session", include_in_schema=False)
+    def get_session() -> FileResponse:
+        return FileResponse(PAGE / "session.html")
+
+    @app.post("/session", status_code=204, summary="Trade the API token for a browser's cookie")
+    def post_session(request: Request, response: Response) -> None:
+        token = context.settings.api_token
+        if token is not None:
+            cookie = access.session_cookie(request, token.get_secret_value())
+            response.headers["Set-Cookie"] = cookie
+
     @app.get("/page/{name}", include_in_schema=False)
     def get_page_file(name: str) -> FileResponse:
-        if name not in {"page.js", "page.css"}:
+        if name not in {"page.js", "page.css", "session.js"}:
             raise NotFoundError(f"there is no {name[:40]}")
         return FileResponse(PAGE / name)
 
