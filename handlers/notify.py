@@ -153,9 +153,13 @@ class Ruling(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A run whose folder is gone, and that is made under another name of its content."""
+    """A run that is made under another name of its content from now on.
+
+    Its folder ``before`` is gone, or its film was.
+    """
 
     row: AnalysisRow
+    before: str
 
     @property
     def name(self) -> tuple[str, str]:
@@ -361,13 +365,14 @@ def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | N
     return None
 
 
-def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest | None:
+def _tell_record(context: Context, key: str, found: Found) -> Then | None:
     match layout.parse_result_key(key), found:
         case layout.VideoObject(), ObjectInfo():
             file_id = layout.file_id_of(context.settings.videos_bucket, found.key)
             return Ingest(file_id, found.etag, found.key)
         case layout.VideoObject(), FilmGone():
-            context.index.film_gone(found.record)
+            video = found.record.video
+            return Farewell(video.file_id, video.key)
         case layout.VideoObject(video=prefix), VideoRecord():
             context.index.file_ingested(found)
             return Planning(prefix, found)
@@ -387,6 +392,9 @@ def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest 
         case layout.RunObject(run=run), Result():
             context.index.analysis_finished(found, run)
             context.to_copy.set()
+            now_at = context.index.analysis(found.analysis_id)
+            if now_at is not None and now_at.run != run and now_at.finished_at is None:
+                return Move(now_at, run)
         case layout.RunObject(run=run, analysis_id=analysis_id, name="attempts/1.json"), _:
             known = context.index.analysis(analysis_id)
             if known is None or known.run == run:
@@ -400,7 +408,7 @@ def _tell_gone(context: Context, key: str) -> Move | None:
     match layout.parse_result_key(key):
         case layout.RunObject(run=run, analysis_id=analysis_id, name=layout.REQUEST):
             row = context.index.place_removed(analysis_id, run)
-            return Move(row) if row is not None and row.finished_at is None else None
+            return Move(row, run) if row is not None and row.finished_at is None else None
         case _:
             return None
 
@@ -420,8 +428,8 @@ def _act(context: Context, then: Then) -> None:
                 plan.plan_ingested(context, video)
         case Ruling(key=key):
             waiting.rule_changed(context, key)
-        case Move(row=row):
-            copies.moved(context, row)
+        case Move(row=row, before=before):
+            copies.moved(context, row, before)
         case Farewell(file_id=file_id, key=key):
             copies.film_gone(context, file_id)
             records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
@@ -444,7 +452,8 @@ def film_may_be_gone(context: Context, key: str) -> bool:
     found = _look_at(context, context.settings.results_bucket, key)
     if not isinstance(found, FilmGone):
         return False
-    context.index.film_gone(found.record)
+    video = found.record.video
+    _act(context, Farewell(video.file_id, video.key))
     return True
 
 
