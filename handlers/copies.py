@@ -424,7 +424,7 @@ def _hand_over_unfinished(
     """Copy what a run that is not over has so far, to where it is made from now on."""
     storage, bucket = context.storage, context.settings.results_bucket
     target = next((place for place in left if _has_film(context, place)), None)
-    if target is None or any(name.startswith("attempts/") for name in _below(context, target.run)):
+    if target is None or any(layout.attempt_number(name) for name in _below(context, target.run)):
         return
     types: dict[str, str] = {}
     if layout.INFERENCE in names:
