@@ -120,6 +120,8 @@ def test_deleting_the_first_leaves_its_duplicates_their_results(
         assert not any(name.startswith(key) for name in world.storage.buckets[RESULTS])
         for each in left:
             assert whole(world, each)
+            listed = world.context.index.analyses(file_id=id_of(each)).rows
+            assert [run.analysis_id for run in listed] == [row.analysis_id]
             answer = plan.ask(world.context, id_of(each), "dummy", {"seconds": 0}, force=False)
             assert answer == (row.analysis_id, "succeeded", True)
         answer = results.read(world.context, row.analysis_id)
