@@ -42,6 +42,8 @@ R = TypeVar("R", bound=Record)
 _MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
 _TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _CHUNK = 1 << 20
+#: Bytes of an object that is read into memory: a record, a rule, a tuning.
+MAX_SMALL_BYTES = 32 << 20
 #: How long the redirect of ``curl -LT`` may be followed, in seconds. It is followed at once, and a
 #: signature is checked when a request begins, however long its body then takes. Unless the client
 #: said If-None-Match itself, or something before the store adds it, all that keeps the holder of
@@ -145,17 +147,25 @@ class Storage:
 
         Raises:
             ObjectChangedError: its ETag is no longer ``etag``.
+            StorageError: code ``damaged_record``: it has more than :data:`MAX_SMALL_BYTES`, and so
+                it is nothing that posedrop wrote.
         """
         extra: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
         with _translated(f"read {bucket}/{key}"):
             try:
-                return self._client.get_object(Bucket=bucket, Key=key, **extra)["Body"].read()
+                answer = self._client.get_object(Bucket=bucket, Key=key, **extra)
+                with answer["Body"] as body:
+                    if answer["ContentLength"] <= MAX_SMALL_BYTES:
+                        return body.read()
             except ClientError as error:
                 if _code(error) in _MISSING:
                     return None
                 if _code(error) in {"412", "PreconditionFailed"}:
                     raise ObjectChangedError(f"{bucket}/{key} was replaced") from error
                 raise
+        raise StorageError(
+            f"{bucket}/{key} has more than {MAX_SMALL_BYTES:,} bytes", code="damaged_record"
+        )
 
     def read_record(self, bucket: str, key: str, kind: type[R]) -> R | None:
         """Return the record in an object, None if there is none.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import select
 import signal
 import subprocess
@@ -21,24 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from posedrop import errors
 from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from posedrop.records import Progress
-from worker import room
+from worker import messages, room
 from worker.limits import Limits
+from worker.messages import Line
 from worker.turn import POLL_SECONDS, Place, Turn
 
 #: Seconds for an interpreter to start; nothing heavy is imported before its first word.
 START_SECONDS = 60.0
-#: Bytes of one message: a child gone mad must not fill its parent's memory.
-MAX_MESSAGE_BYTES = 64 << 20
-#: Characters of what a child says for people, which goes into records.
-MAX_WORDS = 2000
-MAX_STAGE = 100
-_CODE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
-#: What a task may raise as itself. Anything else speaks for what the parent alone can know: that
-#: the store is away, or that somebody asked for an end.
-_RAISED = (errors.AnalysisError, errors.BadRequestError, errors.RefusedVideoError)
 
 #: What a child may know of its parent's environment: hardware and threads, nothing secret.
 _PASSED_ON = (
@@ -168,15 +158,15 @@ class Child:
                 raise
             finally:  # when the child is gone: who comes next is alone
                 place.leave()
-            if answer.get("fresh"):
+            if answer.fresh:
                 # A library failed in the middle of something: what it left behind is unknown.
                 self._end()
-        try:
-            return _result_of(answer)
-        except AnalysisError as error:
-            if error.code == "disk_full":
-                room.check_child(self._scratch.parent)
-            raise
+        if answer.error is None:
+            return answer.result or {}
+        error = answer.error.as_error()
+        if isinstance(error, AnalysisError) and error.code == "disk_full":
+            room.check_child(self._scratch.parent)
+        raise error
 
     def kill(self) -> None:
         """Kill the process, whatever it does; a call in another thread gets ChildDiedError."""
@@ -218,7 +208,7 @@ class Child:
             if isinstance(error, ChildDiedError):
                 raise ChildDiedError(error.message, code="not_started") from error
             raise
-        self._isolated = bool(hello.get("isolated"))
+        self._isolated = hello.isolated
 
     def _spawn(self) -> None:
         child_reads, self._requests = os.pipe()
@@ -255,11 +245,13 @@ class Child:
         os.set_blocking(self._requests, False)
         self._buffer = b""
 
-    def _wait_for_hello(self) -> dict[str, Any]:
+    def _wait_for_hello(self) -> Line:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            for message in self._exchange(b"")[1]:
-                return message
+            for line in self._exchange(b"")[1]:
+                if line.hello is None:
+                    raise self._nonsense()
+                return line
         raise ChildDiedError(f"{self._name}: the child process did not start")
 
     def _end(self) -> None:
@@ -285,7 +277,7 @@ class Child:
         should_stop: Callable[[], bool],
         wall_seconds: float | None,
         place: Place,
-    ) -> dict[str, Any]:
+    ) -> Line:
         started = time.monotonic()
         unsent = json.dumps(request).encode() + b"\n"
         while True:
@@ -296,25 +288,26 @@ class Child:
                 raise ChildDiedError(
                     f"{self._name}: no answer within {wall_seconds:g} s, killed", code="timeout"
                 )
-            unsent, messages = self._exchange(unsent, place.waits_for)
-            for message in messages:
-                if "progress" in message:
-                    on_progress(self._parsed_progress(message["progress"]))
-                elif message.get("turn") == "over":
+            unsent, lines = self._exchange(unsent, place.waits_for)
+            for line in lines:
+                if line.progress is not None:
+                    on_progress(line.progress)
+                elif line.turn == "over":
                     place.leave()
-                elif "turn" in message:
+                elif line.turn == "wanted":
                     if not place.ask():
                         raise self._nonsense()
+                elif line.hello is not None:
+                    raise self._nonsense()
                 else:
-                    return message
-            if place.come():
-                unsent += b'{"turn": "yours"}\n'
-            elif messages and place.waits:
+                    return line
+            # Not before it has read the last word: else it could fill our memory with wishes.
+            if not unsent and place.come():
+                unsent = b'{"turn": "yours"}\n'
+            elif lines and place.waits:
                 on_progress(Progress(stage="wait"))
 
-    def _exchange(
-        self, unsent: bytes, also: Turn | None = None
-    ) -> tuple[bytes, list[dict[str, Any]]]:
+    def _exchange(self, unsent: bytes, also: Turn | None = None) -> tuple[bytes, list[Line]]:
         """Send and receive what can be within POLL_SECONDS; return what is left, what came.
 
         It returns earlier when something came, or when ``also`` is free.
@@ -334,27 +327,14 @@ class Child:
                 if not data:
                     raise self._death()
                 self._buffer += data
-        return unsent, self._complete_messages()
+        return unsent, self._complete_lines()
 
-    def _complete_messages(self) -> list[dict[str, Any]]:
+    def _complete_lines(self) -> list[Line]:
         *lines, self._buffer = self._buffer.split(b"\n")
-        if len(self._buffer) > MAX_MESSAGE_BYTES:
+        if max(map(len, (self._buffer, *lines))) > messages.MAX_LINE_BYTES:
             raise ChildDiedError(f"{self._name}: the child process sends without end, killed")
-        messages = []
-        for line in lines:
-            try:
-                message = json.loads(line)
-            except (ValueError, RecursionError):
-                message = None
-            if not isinstance(message, dict):
-                raise self._nonsense()
-            messages.append(message)
-        return messages
-
-    def _parsed_progress(self, fields: Any) -> Progress:
         try:
-            progress = Progress.model_validate(fields)
-            return progress.model_copy(update={"stage": progress.stage[:MAX_STAGE]})
+            return [messages.parse(line) for line in lines]
         except ValueError as error:
             raise self._nonsense() from error
 
@@ -370,24 +350,6 @@ class Child:
         except subprocess.TimeoutExpired:
             return ChildDiedError(f"{self._name}: the child process stopped listening, killed")
         return ChildDiedError(f"{self._name}: the child process {_how_it_ended(code)}")
-
-
-def _result_of(answer: dict[str, Any]) -> dict[str, Any]:
-    result = answer.get("result")
-    if isinstance(result, dict):
-        return result
-    error = answer.get("error")
-    if not isinstance(error, dict):
-        raise ChildDiedError("the child process gave no answer")
-    kind = getattr(errors, str(error.get("class"))[:MAX_STAGE], None)
-    if not (isinstance(kind, type) and issubclass(kind, _RAISED)):
-        kind = AnalysisError
-    code, field = str(error.get("code")), error.get("field")
-    raise kind(
-        str(error.get("message"))[:MAX_WORDS],
-        code=code if _CODE.match(code) else "internal",
-        field=None if field is None else str(field)[:MAX_STAGE],
-    )
 
 
 def _how_it_ended(code: int) -> str:
