@@ -243,8 +243,7 @@ def _failed(
         _check_fault(error, local)
         held.look()
     except Exception as fault:
-        known = isinstance(fault, PosedropError)
-        held.end("handed_back", claim.run_error(fault, "probe") if known else None)
+        held.end("handed_back", _told(fault, local))
         raise
     if held.lost:  # it was deleted, or taken over: what comes of it is not ours to say
         return None

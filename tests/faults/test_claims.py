@@ -110,8 +110,9 @@ def test_a_late_worker_is_harmless_wherever_it_was_stopped(
 
     There is one result, and every file that it names is what it says.
     """
-    both = {"renders": True, "finish": "x:y", "artefacts": analyses.POSES}
-    dummy = replace(analyses.get("dummy"), **(both if renders else {}))
+    dummy = analyses.get("dummy")
+    if renders:
+        dummy = replace(dummy, renders=True, finish="x:y", artefacts=analyses.POSES)
     monkeypatch.setattr(analyses, "installed", lambda: {"dummy": dummy})
     both_frozen = 0
     for first in range(1, CALLS + 1):
