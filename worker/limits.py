@@ -78,8 +78,9 @@ def memory_of_this_machine(root: Path = Path("/")) -> int:
 
 #: Processes that a child may have started: more are no library's, but a child gone mad.
 MOST_PROCESSES = 200
-#: Files and folders that it may have made.
+#: Files and folders that it may have made, and how deep in each other.
 MOST_FILES = 200_000
+DEEPEST = 64
 
 
 def exceeded(limits: Limits, session: int, folder: Path) -> tuple[str, str] | None:
@@ -102,9 +103,10 @@ def exceeded(limits: Limits, session: int, folder: Path) -> tuple[str, str] | No
     if limits.resident and sum(map(_memory_of, processes)) > limits.resident:
         return "out_of_memory", f"took more than {limits.resident:,} bytes of memory"
     if limits.disk:
-        files, taken = _taken(folder, processes)
-        if files > MOST_FILES:
-            return "file_too_large", f"made more than {MOST_FILES:,} files"
+        files, deepest, taken = _taken(folder, processes)
+        if files > MOST_FILES or deepest > DEEPEST:
+            words = f"made more than {MOST_FILES:,} files, or folders more than {DEEPEST} deep"
+            return "file_too_large", words
         if taken > limits.disk:
             words = f"wrote more than {limits.disk:,} bytes (POSEDROP_CHILD_FILE_BYTES)"
             return "file_too_large", words
@@ -140,16 +142,15 @@ def _memory_of(process: Path) -> int:
     return taken
 
 
-def _taken(folder: Path, processes: list[Path]) -> tuple[int, int]:
-    """Return how many files there are, and the bytes they take; those that lost their name too."""
-    files = taken = 0
-    for root, folders, names in os.walk(folder):
-        files += len(folders) + len(names)
-        if files > MOST_FILES:
+def _taken(folder: Path, processes: list[Path]) -> tuple[int, int, int]:
+    """Return how many files there are, how deep, and their bytes; of those without a name too."""
+    files = deepest = taken = 0
+    for entry, depth in contents(folder):
+        files, deepest = files + 1, max(deepest, depth)
+        with suppress(OSError):
+            taken += entry.stat(follow_symlinks=False).st_blocks * 512
+        if files > MOST_FILES or deepest > DEEPEST:
             break
-        for name in names:
-            with suppress(OSError):
-                taken += Path(root, name).lstat().st_blocks * 512
     for process in processes:
         with suppress(OSError):
             for fd in (process / "fd").iterdir():
@@ -157,4 +158,16 @@ def _taken(folder: Path, processes: list[Path]) -> tuple[int, int]:
                     there = fd.stat()
                     if there.st_nlink == 0 and stat.S_ISREG(there.st_mode):
                         taken += there.st_blocks * 512
-    return files, taken
+    return files, deepest, taken
+
+
+def contents(folder: Path) -> Iterator[tuple[os.DirEntry[str], int]]:
+    """Yield what is in a folder, and how deep: without recursion, which a child could exhaust."""
+    waiting = [(str(folder), 1)]
+    while waiting:
+        here, depth = waiting.pop()
+        with suppress(OSError), os.scandir(here) as entries:
+            for entry in entries:
+                yield entry, depth
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((entry.path, depth + 1))
