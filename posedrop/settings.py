@@ -115,6 +115,16 @@ class Settings(BaseSettings):
         description="the largest file that it may write (RLIMIT_FSIZE), pose.mp4 for one; "
         "None: half of the disk of scratch_dir",
     )
+    network_memory_bytes: int | None = Field(
+        default=None,
+        ge=2**29,
+        description="what a child that runs networks may have of memory, with all that it starts; "
+        "None: nine tenths of the machine's, or of its cgroup's",
+    )
+    child_reads: list[Path] = Field(
+        default_factory=list,
+        description="files and folders that plug-ins read, beside what is installed (JSON)",
+    )
     cache_bytes: int = Field(
         default=20 * 2**30,
         ge=0,

@@ -330,6 +330,7 @@ def _probe(shop: Workshop, held: Held, video: Path, thumbnail: Path) -> Probe:
         on_progress=held.progress,
         should_stop=lambda: shop.closing or held.lost,
         wall_seconds=PROBE_SECONDS + video.stat().st_size / PROBE_BYTES_A_SECOND,
+        folder=video.parent,
         log=video.with_name("probe.log"),
     )
     return output.probe

@@ -83,7 +83,14 @@ class Line(Record):
     turn: Literal["wanted", "over"] | None = Field(default=None, description="at the accelerator")
     result: Details | None = Field(default=None, description="the task is done")
     error: Failure | None = Field(default=None, description="the task failed")
-    isolated: bool = Field(default=False, description="with hello: it has no network")
+    walls: list[Name] = Field(
+        default_factory=list, max_length=_MAX_ENTRIES, description="with hello: those that stand"
+    )
+    lack: dict[Name, Annotated[str, _cut_to(MAX_NAME)]] = Field(
+        default_factory=dict,
+        max_length=_MAX_ENTRIES,
+        description="with hello: and why others don't",
+    )
     fresh: bool = Field(default=False, description="with error: go on with a new process")
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -40,6 +41,7 @@ from posedrop.records import (
 )
 from worker import artefacts, checkpoints, claim, messages, pair, publish, room, tunings
 from worker.artefacts import NotTakenError
+from worker.child import Child
 from worker.claim import Claim
 from worker.messages import AnalysisOutput
 from worker.workshop import Workshop
@@ -437,6 +439,8 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folders: Fol
         return
     found = _from_predictions(shop, run, request, held, folders)
     output, fetched = found or _from_the_network(shop, run, request, held, folders)
+    details = {**output.details, "walls": _walls(shop.gpu)}
+    output = output.model_copy(update={"details": details})
     _publish_inference(shop, run, request, held, folders, output, fetched)
     record = PosesOf(analysis_id=request.analysis_id, run=run)
     bucket = shop.settings.results_bucket
@@ -461,6 +465,8 @@ def _from_the_network(
             shop.cache, lambda: models.fetch(shop.storage, there, ref, kept)
         )
         model.touch()
+        # As links of its own: what the child reads is what it was handed, and no other model.
+        model = shutil.copytree(model, folders.film / "model", copy_function=os.link)
         shop.cache.trim_models()
     video = _fetch_video(shop, request, held, folders.film)
     fetched = time.monotonic() - started
@@ -595,6 +601,7 @@ def _calls(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[
         "on_progress": held.progress,
         "should_stop": _should_stop(held, shop),
         "wall_seconds": analysis.wall_seconds(request.args, request.probe.frames),
+        "folder": folder,
         "log": folder / RUN_LOG,
     }
 
@@ -739,6 +746,7 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folders: Fo
         on_progress=held.progress,
         should_stop=_should_stop(held, shop),
         wall_seconds=600.0 + 1.0 * request.probe.frames,
+        folder=folders.film,
         log=run_log,
     )
     held.stage("publish")
@@ -752,11 +760,17 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folders: Fo
     _upload(shop, run, held, folders.kept.iterdir())
     kept = [a for a in inference.artefacts if a.name != RUN_LOG]
     timings = {f"render_{name}": seconds for name, seconds in output.timings.items()}
+    details = {**inference.details, "render_walls": _walls(shop.cpu)}
     if output.encode is not None:
-        details = {**inference.details, "encode": output.encode.model_dump()}
-        inference = inference.model_copy(update={"details": details})
+        details["encode"] = output.encode.model_dump()
+    inference = inference.model_copy(update={"details": details})
     held.end("done")
     _succeed(shop, run, request, held, inference, kept + held.artefacts, timings)
+
+
+def _walls(child: Child | pair.Pair) -> list[str]:
+    """Return which walls stood around a child, by the names of :data:`worker.walls.NAMES`."""
+    return child.walls.stand if child.walls is not None else []
 
 
 def _model(shop: Workshop, request: Request) -> Model | None:

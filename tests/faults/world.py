@@ -251,6 +251,8 @@ class Child:
     The same video never makes the same bytes.
     """
 
+    walls = None
+
     def start(self) -> None:
         """It is there."""
 
