@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from posedrop.errors import BadRequestError
-from posedrop.records import Model
+from posedrop.records import Model, bounded
 
 ENTRY_POINT_GROUP = "posedrop.analyses"
 #: A file of ``Job.out`` that is not whole yet is called so at its end: no such one is published.
@@ -90,13 +90,20 @@ class Analysis:
             BadRequestError: an argument is unknown or wrong; ``field`` names it.
         """
         try:
-            return self.args.model_validate(args).model_dump(mode="json")
+            whole = self.args.model_validate(args).model_dump(mode="json")
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(["args", *(str(part) for part in first["loc"])])
             raise BadRequestError(
                 f"{self.name}: {field}: {first['msg']}", code="bad_args", field=field
             ) from error
+        try:
+            normalised: dict[str, Any] = bounded(whole)
+        except ValueError as error:
+            raise BadRequestError(
+                f"{self.name}: args: {error}", code="bad_args", field="args"
+            ) from error
+        return normalised
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,11 @@ def bounded(tree: Any, *, is_finite: bool = True) -> Any:
                 return {
                     copied(name, depth): copied(each, depth + 1) for name, each in value.items()
                 }
-        raise ValueError(f"a {type(value).__name__} that is no JSON, or no number of 64 bits")
+            case int():
+                raise ValueError("a whole number in it has more than 64 bits")
+            case float():
+                raise ValueError("a number in it is infinite, or none")
+        raise ValueError(f"{type(value).__name__} is no JSON")
 
     return copied(tree, 0)
 
