@@ -43,6 +43,8 @@ R = TypeVar("R", bound=Record)
 _MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
 _TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _CHUNK = 1 << 20
+#: What is read into memory, bytes: no record of posedrop's is nearly as large.
+MAX_READ_BYTES = 32 * 2**20
 #: A stream's parts, bytes: S3 takes none below five MiB but the last.
 MIN_PART_BYTES, MAX_PART_BYTES = 8 * 2**20, 64 * 2**20
 _MAX_PARTS = 10_000
@@ -165,11 +167,19 @@ class Storage:
 
         Raises:
             ObjectChangedError: its ETag is no longer ``etag``.
+            StorageError: code ``damaged_record``: it is larger than :data:`MAX_READ_BYTES`.
         """
         extra: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
         with _translated(f"read {bucket}/{key}"):
             try:
-                return self._client.get_object(Bucket=bucket, Key=key, **extra)["Body"].read()
+                answer = self._client.get_object(Bucket=bucket, Key=key, **extra)
+                if answer["ContentLength"] > MAX_READ_BYTES:
+                    answer["Body"].close()
+                    raise StorageError(
+                        f"{bucket}/{key} has {answer['ContentLength']:,} bytes: no record has",
+                        code="damaged_record",
+                    )
+                return answer["Body"].read()
             except ClientError as error:
                 if _code(error) in _MISSING:
                     return None
