@@ -19,7 +19,19 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from handlers import access, notify, plan, reconcile, reingest, results, sqs, upload, webhook
+from handlers import (
+    access,
+    copies,
+    notify,
+    plan,
+    reconcile,
+    reingest,
+    results,
+    retention,
+    sqs,
+    upload,
+    webhook,
+)
 from handlers.bodies import Bodies
 from handlers.context import LOOK_SECONDS, Context, now
 from handlers.form import Forms, FormUpload
@@ -54,7 +66,11 @@ class UnderWayError(PosedropError):
 
 
 def create_app(
-    settings: Settings, broker: Broker, *, hurry: Callable[[bool], None] = lambda _: None
+    settings: Settings,
+    broker: Broker,
+    *,
+    hurry: Callable[[bool], None] = lambda _: None,
+    local: bool = False,
 ) -> FastAPI:
     """Return the API; its follower and reconciler run from its start to its end.
 
@@ -62,10 +78,12 @@ def create_app(
         settings: where everything is.
         broker: takes the messages.
         hurry: told whether many events wait to be followed, each time that may have changed.
+        local: whether it is called by names of this machine's loopback alone.
     """
     context = Context(settings, Storage(settings), _index(settings), broker)
     follower = notify.Follower(context, hurry)
     reconciler = reconcile.Reconciler(context)
+    copier = copies.Copier(context)
     metrics = Metrics()
     queue_url = settings.sqs_queue_url
     poller = sqs.Poller(context, follower, queue_url) if queue_url else None
@@ -74,6 +92,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         follower.start()
         reconciler.start()
+        copier.start()
         if poller is not None:
             poller.start()
         yield
@@ -81,6 +100,7 @@ def create_app(
             poller.stop()
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
+        await run_in_threadpool(copier.stop)
         context.index.close()
 
     app = FastAPI(
@@ -92,7 +112,7 @@ def create_app(
         redoc_url=None,
     )
     app.add_middleware(Bodies)
-    app.add_middleware(access.Guard, settings=settings)
+    app.add_middleware(access.Guard, settings=settings, local=local)
     app.add_middleware(
         webhook.Webhook,
         token=settings.events_token,
@@ -358,6 +378,14 @@ def _service_routes(
     async def post_reindex() -> dict[str, int]:
         return await alone(reconciler.reindex)
 
+    @app.get("/expire", summary="What is due to be removed by itself, and why")
+    def get_expire() -> retention.ExpiryAnswer:
+        return retention.describe(context)
+
+    @app.post("/expire", summary="Remove what is due, also where that is more than a share of all")
+    def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
+        return retention.expire(context, wanted)
+
     @app.get("/healthz", summary="Liveness")
     async def get_healthz() -> dict[str, str]:
         # In no thread: that this process turns is all that it says.
@@ -371,9 +399,20 @@ def _service_routes(
     def get_page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
+    @app.get("/session", include_in_schema=False)
+    def get_session() -> FileResponse:
+        return FileResponse(PAGE / "session.html")
+
+    @app.post("/session", status_code=204, summary="Trade the API token for a browser's cookie")
+    def post_session(request: Request, response: Response) -> None:
+        token = context.settings.api_token
+        if token is not None:
+            cookie = access.session_cookie(request, token.get_secret_value())
+            response.headers["Set-Cookie"] = cookie
+
     @app.get("/page/{name}", include_in_schema=False)
     def get_page_file(name: str) -> FileResponse:
-        if name not in {"page.js", "page.css"}:
+        if name not in {"page.js", "page.css", "session.js"}:
             raise NotFoundError(f"there is no {name[:40]}")
         return FileResponse(PAGE / name)
 

@@ -61,6 +61,12 @@ class Context:
     """Held while a run is looked up and created: one request, one run, under whatever key."""
     following: threading.Lock | Turn = field(default_factory=threading.Lock)
     """Held while a video is planned, so that of two versions of a rule it follows one."""
+    copying: threading.RLock = field(default_factory=threading.RLock)
+    """Held while a run's results are copied, and while a film is deleted."""
+    to_copy: threading.Event = field(default_factory=threading.Event)
+    """Set when there may be results to copy to another name of their content."""
+    lacking: dict[str, tuple[frozenset[str], datetime]] = field(default_factory=dict)
+    """Files that were not there to be copied, by the folder they were for, and since when."""
     lookers: ThreadPoolExecutor = field(default_factory=_lookers)
     """Threads that ask the store about many objects at once; they end with the context."""
 

@@ -243,7 +243,7 @@ class FormUpload:
             self._other_left += end - start
             if self._left < 0:
                 raise BadRequestError(
-                    "the file is larger than this server takes", code="too_large", field="file"
+                    "the file is larger than this server takes", code="too_many_bytes", field="file"
                 )
             self._pipe.feed(data[start:end])
             return

@@ -45,6 +45,9 @@ _TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _CHUNK = 1 << 20
 #: What is read into memory, bytes: no record of posedrop's is nearly as large.
 MAX_READ_BYTES = 32 * 2**20
+#: Of a copy in one step, and of each part of a larger one. S3 allows 5 GB; a store on one slow disk
+#: would not answer for so much within a request's timeout.
+COPY_BYTES = 1 << 30
 #: A stream's parts, bytes: S3 takes none below five MiB but the last.
 MIN_PART_BYTES, MAX_PART_BYTES = 8 * 2**20, 64 * 2**20
 _MAX_PARTS = 10_000
@@ -53,6 +56,8 @@ _MAX_PARTS = 10_000
 #: said If-None-Match itself, or something before the store adds it, all that keeps the holder of
 #: such a URL from putting another film of the same size there is that it ends soon.
 PLAIN_PUT_SECONDS = 60
+#: How long the URLs of an upload in parts are good, in seconds, or for longer if others are.
+PARTS_SECONDS = 12 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +73,23 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The objects below a prefix, and the store's own time when it answered."""
+    """The objects below a prefix, and the store's own time when it answered.
+
+    ``is_timed`` is False for a store that does not tell its time: ``now`` is this machine's then.
+    """
 
     objects: list[ObjectInfo]
     now: datetime
+    is_timed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedUpload:
+    """An upload in parts that was neither completed nor given up."""
+
+    key: str
+    upload_id: str
+    begun: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,11 +286,26 @@ class Storage:
     def listing(self, bucket: str, prefix: str) -> Listing:
         """Return the objects below ``prefix`` with the store's clock, for leases."""
         found: list[ObjectInfo] = []
-        now = datetime.now(UTC)
+        now: datetime | None = None
         for page in self._pages(bucket, prefix):
             found += _objects(page)
             now = _date(page) or now
-        return Listing(found, now)
+        return Listing(found, now or datetime.now(UTC), is_timed=now is not None)
+
+    def time(self, bucket: str) -> datetime:
+        """Return the store's own time, for what must not depend on this machine's clock.
+
+        Raises:
+            StorageError: the store is away, or does not tell its time (``no_date``).
+        """
+        found = self.listing(bucket, layout.CLOCK)
+        if not found.is_timed:
+            raise StorageError(
+                "the store's answers have no Date, so nothing can be said of how old its objects "
+                "are: is a proxy before it that takes it out?",
+                code="no_date",
+            )
+        return found.now
 
     def folders(self, bucket: str, prefix: str = "") -> list[str]:
         """Return the names of the folders right below ``prefix``."""
@@ -417,29 +450,96 @@ class Storage:
         return True
 
     def _put_new_parts(self, same: Any, path: Path, content_type: str) -> None:
-        upload = self._client.create_multipart_upload(**same, ContentType=content_type)
-        this = {**same, "UploadId": upload["UploadId"]}
-        parts: list[Any] = []
-        try:
-            with path.open("rb") as file:
-                while part := file.read(self._part_bytes):
-                    number = len(parts) + 1
-                    answer = self._client.upload_part(**this, PartNumber=number, Body=part)
-                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        with self._parts_of(same, content_type) as (this, parts), path.open("rb") as file:
+            while part := file.read(self._part_bytes):
+                number = len(parts) + 1
+                answer = self._client.upload_part(**this, PartNumber=number, Body=part)
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
             self._client.complete_multipart_upload(
                 **this, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
             )
+
+    @contextmanager
+    def _parts_of(self, same: Any, content_type: str) -> Iterator[tuple[Any, list[Any]]]:
+        """Begin an upload in parts, to be completed within the block; else it is given up."""
+        upload = self._client.create_multipart_upload(**same, ContentType=content_type)
+        this = {**same, "UploadId": upload["UploadId"]}
+        try:
+            yield this, []
         except BaseException:
             # What is left of it would cost space until the store's own cleaning, nothing else.
             with suppress(ClientError, BotoCoreError):
                 self._client.abort_multipart_upload(**this)
             raise
 
+    def copy(self, bucket: str, source: ObjectInfo, key: str, content_type: str) -> bool:
+        """Have the store copy an object within its bucket, over whatever is under ``key``.
+
+        Args:
+            source: the object as it was listed: of no other bytes is a copy made.
+
+        Returns:
+            False: the source is gone, or has been replaced.
+        """
+        target: Any = {"Bucket": bucket, "Key": key}
+        which: Any = {
+            "CopySource": {"Bucket": bucket, "Key": source.key},
+            "CopySourceIfMatch": f'"{source.etag}"',
+        }
+        with _translated(f"copy {bucket}/{source.key} to {key}"):
+            try:
+                if source.size > COPY_BYTES:
+                    self._copy_parts(target, which, source.size, content_type)
+                else:
+                    self._client.copy_object(
+                        **target, **which, ContentType=content_type, MetadataDirective="REPLACE"
+                    )
+            except ClientError as error:
+                if _code(error) in _MISSING | {"412", "PreconditionFailed"}:
+                    return False
+                raise
+        return True
+
+    def _copy_parts(self, target: Any, which: Any, size: int, content_type: str) -> None:
+        step = max(COPY_BYTES, -(-size // 10_000))
+        with self._parts_of(target, content_type) as (this, parts):
+            for number, first in enumerate(range(0, size, step), 1):
+                span = f"bytes={first}-{min(first + step, size) - 1}"
+                answer = self._client.upload_part_copy(
+                    **this, **which, PartNumber=number, CopySourceRange=span
+                )
+                etag = answer["CopyPartResult"]["ETag"]
+                parts.append({"PartNumber": number, "ETag": etag})
+            self._client.complete_multipart_upload(**this, MultipartUpload={"Parts": parts})
+
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
         """Remove objects; one that is gone already is no error."""
         with _translated(f"delete objects of {bucket}"):
             for key in keys:
                 self._client.delete_object(Bucket=bucket, Key=key)
+
+    def unfinished_uploads(self, bucket: str) -> Iterator[UnfinishedUpload]:
+        """Yield the uploads in parts that are not over, as far as the store tells of them.
+
+        MinIO tells of none but by its exact key, and removes old ones by itself, as SeaweedFS does.
+        """
+        with _translated(f"list the unfinished uploads of {bucket}"):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=bucket
+            ):
+                for each in page.get("Uploads", []):
+                    yield UnfinishedUpload(each["Key"], each["UploadId"], each["Initiated"])
+
+    def abort_upload(self, bucket: str, upload: UnfinishedUpload) -> None:
+        """Give up an upload in parts; one that is over already is no error."""
+        with _translated(f"give up an upload of {bucket}/{upload.key}"):
+            try:
+                self._client.abort_multipart_upload(
+                    Bucket=bucket, Key=upload.key, UploadId=upload.upload_id
+                )
+            except ClientError as error:
+                if _code(error) not in _MISSING:
+                    raise
 
     def create_bucket(self, bucket: str) -> None:
         """Make a bucket if there is none."""
@@ -565,7 +665,7 @@ class Storage:
 
         def sign(method: str, **more: Any) -> str:
             return self._presigner.generate_presigned_url(
-                method, Params={**same, **more}, ExpiresIn=max(self._expires, 12 * 3600)
+                method, Params={**same, **more}, ExpiresIn=max(self._expires, PARTS_SECONDS)
             )
 
         return PresignedParts(
