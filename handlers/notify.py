@@ -41,10 +41,13 @@ def record(context: Context, body: bytes) -> int:
         IndexBusyError: it could not be recorded; the sender has to send it again.
     """
     parsed = events.parse_bytes(body)
-    for reason, part in parsed.unknown:
-        context.index.dead_letter(reason, part, now())
     wanted = [event for event in parsed.events if _matters(context, event)]
-    return context.index.record_events(wanted, now()) if wanted else 0
+    if not parsed.unknown:
+        return context.index.record_events(wanted, now()) if wanted else 0
+    with context.index.together():
+        for reason, part in parsed.unknown:
+            context.index.dead_letter(reason, part, now())
+        return context.index.record_events(wanted, now())
 
 
 def _matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from handlers import copies, rules
 from handlers.context import Context, now
-from posedrop import analyses, layout, models
+from posedrop import analyses, bounded, layout, models
 from posedrop.errors import BadRequestError, NotFoundError, PosedropError, StorageError
 from posedrop.queue import QueueError
 from posedrop.records import (
@@ -675,8 +675,8 @@ def parse_args(args: str | None) -> dict[str, Any]:
         BadRequestError: the text is no JSON object.
     """
     try:
-        value = json.loads(args or "{}")
-    except (ValueError, RecursionError) as error:
+        value = bounded.loads(args or "{}")
+    except ValueError as error:
         raise BadRequestError(
             f"args is not JSON ({error}): {(args or '')[:80]}", code="bad_args", field="args"
         ) from error
