@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import NamedTuple
 
-from handlers import plan, waiting
+from handlers import gpu_queue, plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
 from posedrop.errors import PosedropError
@@ -30,7 +30,11 @@ _MANY = 16
 #: A mount begins a film with an empty object and writes it within moments: only what stays empty
 #: for so many seconds is refused.
 EMPTY_SECONDS = 5.0
-_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD})
+#: What a run has when it needs no network any more.
+_FOUND = frozenset({layout.PREDICTIONS, layout.INFERENCE})
+#: That a worker is too old for a run.
+_LEFT = layout.needs_newer("").removeprefix("/")
+_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD, _LEFT}) | _FOUND
 
 
 def record(context: Context, body: bytes) -> int:
@@ -164,7 +168,9 @@ def follow(context: Context) -> int:
     batch = context.index.unhandled_events(_BATCH, now())
     if batch:
         _handle(context, batch)
-    return len(batch) + waiting.go_on(context)
+    planned = waiting.go_on(context)
+    gpu_queue.send_next(context, now())
+    return len(batch) + planned
 
 
 def _handle(context: Context, batch: list[EventRow]) -> None:
@@ -276,6 +282,8 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
             return context.storage.read_record(bucket, key, Request)
         case layout.RunObject(name=layout.RESULT):
             return context.storage.read_record(bucket, key, Result)
+        case layout.RunObject(name=name) if name in _FOUND or name == _LEFT:
+            return context.storage.head(bucket, key)
         case _:
             return None
 
@@ -358,6 +366,11 @@ def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest 
             context.index.analysis_finished(found, run)
         case layout.RunObject(analysis_id=analysis_id, name="attempts/1.json"), _:
             context.index.analysis_running(analysis_id)
+        case layout.RunObject(analysis_id=analysis_id, name=name), ObjectInfo():
+            if name in _FOUND:
+                context.index.gpu_over(analysis_id)
+            else:
+                gpu_queue.park(context, analysis_id, now())
         case _:
             pass
     return None

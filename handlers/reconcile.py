@@ -18,13 +18,13 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
-from handlers import notify, plan, rules, upload, waiting
+from handlers import gpu_queue, notify, plan, rules, upload, waiting, workers
 from handlers.context import Context, now
 from handlers.reingest import OldRefusals
 from posedrop import layout, queue
 from posedrop.errors import PosedropError, StorageError
 from posedrop.index import AnalysisRow, FileRow, Page
-from posedrop.records import Attempt, FileState, RunState, VideoRecord
+from posedrop.records import FileState, RunState, VideoRecord
 from posedrop.storage import ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -368,6 +368,7 @@ def _is_known(row: FileRow | None, found: ObjectInfo) -> bool:
 def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | None) -> None:
     """Plan what was forgotten, and send what nobody is at and no message waits for.
 
+    What is lost of the gpu queue waits for its group's turn again, and is sent with the others.
     Messages can't be asked for by what they are about. But when fewer are waiting than there is to
     do, some are lost, and as many are sent again: those first that were sent the longest ago. One
     too many does no harm, it finds the run claimed or over.
@@ -382,6 +383,8 @@ def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | 
         late = each.sent_at < now() - each.patience
         if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
             missing -= each.send(context, repairs)
+    gpu_queue.send_next(context, now())
+    workers.sweep(context.storage, context.settings)
     context.index.forget_events(now() - _REMEMBERED)
 
 
@@ -417,13 +420,13 @@ class ToDo:
             context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)
             repairs.ingests_sent += 1
             return True
-        names, alive = _run_now(context, row.run)
-        if alive or layout.RESULT in names or layout.REQUEST not in names:
+        seen = gpu_queue.look(context, row.run)
+        if seen.alive or layout.RESULT in seen.names or layout.REQUEST not in seen.names:
             return False
-        if layout.INFERENCE in names:
+        if layout.INFERENCE in seen.names:
             context.enqueue_render(row.analysis_id, row.run)
         else:
-            context.enqueue_infer(row.analysis_id, row.run)
+            context.index.gpu_waits(row.analysis_id, now())
         repairs.runs_sent += 1
         return True
 
@@ -446,29 +449,20 @@ def _received(context: Context) -> Iterator[ToDo]:
 
 
 def _unfinished(context: Context) -> Iterator[ToDo]:
-    """Yield the runs that wait for a worker: queued, or left by one that fell silent."""
+    """Yield the runs that a message should wait for: sent, or left by a worker that fell silent.
+
+    Those whose turn has not come have none.
+    """
     lease = timedelta(seconds=context.settings.lease_seconds)
-    for row in _all_analyses(context, state="queued"):
-        yield ToDo(row, lease)
-    for row in _all_analyses(context, state="running"):
-        names, alive = _run_now(context, row.run)
-        if layout.RESULT not in names and not alive:
+    for row in context.index.analyses_under_way():
+        if row.state == "queued":
             yield ToDo(row, lease)
-
-
-def _run_now(context: Context, run: str) -> tuple[dict[str, ObjectInfo], bool]:
-    """Return the objects of a run by name, and whether a worker was heard of within a lease."""
-    bucket = context.settings.results_bucket
-    listing = context.storage.listing(bucket, f"{run}/")
-    names = {found.key.removeprefix(f"{run}/"): found for found in listing.objects}
-    numbers = [n for name in names if (n := layout.attempt_number(name)) is not None]
-    if not numbers:
-        return names, False
-    beaten = names[f"attempts/{max(numbers)}.json"].last_modified
-    if (listing.now - beaten).total_seconds() >= context.settings.lease_seconds:
-        return names, False
-    attempt = context.storage.read_whole_record(bucket, layout.attempt(run, max(numbers)), Attempt)
-    return names, attempt is not None and attempt.outcome is None
+            continue
+        seen = gpu_queue.look(context, row.run)
+        if layout.PREDICTIONS in seen.names or layout.INFERENCE in seen.names:
+            context.index.gpu_over(row.analysis_id)
+        if layout.RESULT not in seen.names and not seen.alive:
+            yield ToDo(row, lease)
 
 
 def _plan_forgotten(context: Context, repairs: Repairs) -> None:
