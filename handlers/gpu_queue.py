@@ -31,10 +31,14 @@ log = logging.getLogger(__name__)
 A_WORKER = 2
 #: So many runs are looked at in a row, then others have their turn at the thread.
 _AT_ONCE = 200
-#: Between two looks at runs that were asked to let others go first.
+#: Between two looks at runs that have had the network for long.
 _LOOK = timedelta(seconds=5)
-#: One that was asked has so many seconds to come to its next checkpoint, then another is asked.
-_PATIENCE_SECONDS = 600.0
+#: A group that has waited for less asks nobody to stop.
+_WAITED = timedelta(seconds=60)
+#: Stages of a run before its network computes.
+_MADE_READY = frozenset({"claimed", "fetch the model", "fetch", "load", "wait"})
+#: One that was asked has so long to come to its next checkpoint, then another is asked.
+_PATIENCE = timedelta(minutes=10)
 
 
 @dataclass
@@ -54,6 +58,8 @@ class Seen(NamedTuple):
     """Its objects, by their names below its folder."""
     alive: bool
     """Whether a worker is at it, heard of within a lease."""
+    computes: bool
+    """Whether that worker has its network at it: it is neither fetched nor made ready."""
     number: int
     """Of its last attempt, 0: there was none."""
     handed_back: bool
@@ -80,11 +86,14 @@ def look(context: Context, run: str) -> Seen:
     left_lately = note in names and is_recent(note)
     number = max((n for name in names if (n := layout.attempt_number(name))), default=0)
     if number == 0 or not is_recent(f"attempts/{number}.json"):
-        return Seen(names, False, number, False, left_lately)
+        return Seen(names, False, False, number, False, left_lately)
     attempt = context.storage.read_whole_record(bucket, layout.attempt(run, number), Attempt)
-    alive = attempt is not None and attempt.outcome is None
-    handed_back = attempt is not None and attempt.outcome == "handed_back"
-    return Seen(names, alive, number, handed_back, left_lately)
+    if attempt is None:
+        return Seen(names, False, False, number, False, left_lately)
+    alive = attempt.outcome is None
+    computes = alive and attempt.progress.stage not in _MADE_READY
+    handed_back = attempt.outcome == "handed_back"
+    return Seen(names, alive, computes, number, handed_back, left_lately)
 
 
 def send_next(context: Context, now: datetime) -> None:
@@ -112,13 +121,12 @@ def send_next(context: Context, now: datetime) -> None:
 def _send_next(context: Context, now: datetime) -> None:
     index = context.index
     index.gpu_unparked(now)
-    _take_back(context, now)
+    _let_others_go_first(context, now)
     for _ in range(_AT_ONCE):
         row = index.gpu_next()
         if row is None:
             return
         if index.gpu_taken() >= A_WORKER * _gpu_workers(context, now):
-            _ask_for_a_place(context, now)
             return
         _send(context, row.analysis_id, row.run, now)
 
@@ -154,38 +162,33 @@ def park(context: Context, analysis_id: str, now: datetime) -> None:
     context.index.gpu_parked(analysis_id, until)
 
 
-def _ask_for_a_place(context: Context, now: datetime) -> None:
-    """Have runs that were sent long ago let the groups go first that have no place.
+def _let_others_go_first(context: Context, now: datetime) -> None:
+    """Where a group has no network, ask runs that were sent long ago to stop for it.
 
-    An asked run's worker knows how long it has had the network, and stops at a checkpoint.
+    Whoever was asked knows how long it has had the network, and stops behind a checkpoint. Then it
+    waits for its group's turn again.
     """
-    index = context.index
-    wanted = index.gpu_groups_without_a_place()
-    if wanted == 0:
-        return
-    lately = now - timedelta(seconds=_PATIENCE_SECONDS)
-    wanted -= sum(row.since > lately for row in index.gpu_under_way("asked", now))
+    index, choosing = context.index, context.choosing
     long_ago = now - timedelta(seconds=context.settings.turn_seconds)
-    candidates = [*index.gpu_under_way("sent", long_ago), *index.gpu_under_way("asked", long_ago)]
-    for row in candidates:
-        if wanted <= 0:
-            return
-        seen = look(context, row.run)
-        if seen.alive:
-            key = layout.hand_back(row.run, seen.number)
-            context.storage.create(context.settings.results_bucket, key, b"")
-            index.gpu_asked(row.analysis_id, now)
-            wanted -= 1
-
-
-def _take_back(context: Context, now: datetime) -> None:
-    """Have runs wait again that were asked to let others go first, and did."""
-    asked = context.index.gpu_under_way("asked", now)
-    last = context.choosing.looked_at
-    if not asked or (last is not None and timedelta() <= now - last < _LOOK):
+    asked = index.gpu_under_way("asked", now)
+    if not asked and not index.gpu_under_way("sent", long_ago):
         return
-    context.choosing.looked_at = now
+    if choosing.looked_at is not None and timedelta() <= now - choosing.looked_at < _LOOK:
+        return
+    choosing.looked_at = now
+    under_way = [*asked, *index.gpu_under_way("sent", now)]
+    seen = {row.analysis_id: look(context, row.run) for row in under_way}
     for row in asked:
-        seen = look(context, row.run)
-        if seen.handed_back:
-            context.index.gpu_waits(row.analysis_id, now)
+        if seen[row.analysis_id].handed_back:
+            index.gpu_waits(row.analysis_id, now)
+    computing = [row for row in under_way if seen[row.analysis_id].computes]
+    # Who was sent just now has the network in a moment, or what is before it ends.
+    before = now - _WAITED
+    groups = {row.grp for row in under_way if row.since <= before}
+    waiting = groups.union(index.gpu_groups_waiting(before)) - {row.grp for row in computing}
+    stopping = [row for row in computing if row.state == "asked" and row.since > now - _PATIENCE]
+    candidates = [row for row in computing if row.since <= long_ago]
+    for row in candidates[: max(0, len(waiting) - len(stopping))]:
+        key = layout.hand_back(row.run, seen[row.analysis_id].number)
+        context.storage.create(context.settings.results_bucket, key, b"")
+        index.gpu_asked(row.analysis_id, now)

@@ -369,20 +369,22 @@ def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | 
     """Plan what was forgotten, and send what nobody is at and no message waits for.
 
     What is lost of the gpu queue waits for its group's turn again, and is sent with the others.
-    Messages can't be asked for by what they are about. But when fewer are waiting than there is to
-    do, some are lost, and as many are sent again: those first that were sent the longest ago. One
-    too many does no harm, it finds the run claimed or over.
+    Messages can't be asked for by what they are about. But when fewer wait in a queue than there is
+    to do, some are lost, and as many are sent again: those first that were sent the longest ago.
+    One too many does no harm, it finds the run claimed or over.
     """
     _plan_forgotten(context, repairs)
     todo = [*_received(context), *_unfinished(context)]
-    missing = len(todo) - (queue.ready(context.broker) if todo else 0)
-    for each in sorted(todo, key=lambda each: each.created_at):
-        if each.is_lost_for_certain(forgotten_before):
-            missing -= each.send(context, repairs)
-    for each in sorted(todo, key=lambda each: each.sent_at):
-        late = each.sent_at < now() - each.patience
-        if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
-            missing -= each.send(context, repairs)
+    for name in (queue.CPU, queue.GPU):
+        mine = [each for each in todo if each.queue == name]
+        missing = len(mine) - (queue.ready(context.broker, name) if mine else 0)
+        for each in sorted(mine, key=lambda each: each.created_at):
+            if each.is_lost_for_certain(forgotten_before):
+                missing -= each.send(context, repairs)
+        for each in sorted(mine, key=lambda each: each.sent_at):
+            late = each.sent_at < now() - each.patience
+            if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
+                missing -= each.send(context, repairs)
     gpu_queue.send_next(context, now())
     workers.sweep(context.storage, context.settings)
     context.index.forget_events(now() - _REMEMBERED)
@@ -394,6 +396,7 @@ class ToDo:
 
     row: FileRow | AnalysisRow
     patience: timedelta
+    queue: str
 
     @property
     def created_at(self) -> datetime:
@@ -445,7 +448,7 @@ def _was_ingested(context: Context, row: FileRow) -> bool:
 def _received(context: Context) -> Iterator[ToDo]:
     lease = context.settings.lease_seconds
     for row in _all_files(context, state="received"):
-        yield ToDo(row, timedelta(seconds=lease + (row.size or 0) / _SLOWEST_INGEST))
+        yield ToDo(row, timedelta(seconds=lease + (row.size or 0) / _SLOWEST_INGEST), queue.CPU)
 
 
 def _unfinished(context: Context) -> Iterator[ToDo]:
@@ -456,13 +459,13 @@ def _unfinished(context: Context) -> Iterator[ToDo]:
     lease = timedelta(seconds=context.settings.lease_seconds)
     for row in context.index.analyses_under_way():
         if row.state == "queued":
-            yield ToDo(row, lease)
+            yield ToDo(row, lease, queue.GPU)
             continue
         seen = gpu_queue.look(context, row.run)
         if layout.PREDICTIONS in seen.names or layout.INFERENCE in seen.names:
             context.index.gpu_over(row.analysis_id)
         if layout.RESULT not in seen.names and not seen.alive:
-            yield ToDo(row, lease)
+            yield ToDo(row, lease, queue.CPU if layout.INFERENCE in seen.names else queue.GPU)
 
 
 def _plan_forgotten(context: Context, repairs: Repairs) -> None:

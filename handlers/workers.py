@@ -6,6 +6,7 @@ import logging
 from datetime import datetime, timedelta
 
 from posedrop import layout, queue
+from posedrop.errors import StorageError
 from posedrop.records import WorkerRecord
 from posedrop.settings import Settings
 from posedrop.storage import Listing, Storage
@@ -51,19 +52,18 @@ class Workers:
         return max(1, self._gpu)
 
 
-def sweep(storage: Storage, settings: Settings) -> int:
-    """Remove the records of workers that have been silent for long; return how many.
-
-    Raises:
-        StorageError: the store is away.
-    """
-    listing = storage.listing(settings.results_bucket, layout.WORKERS)
-    alive = set(_heard_of(listing, SWEPT_LEASES * settings.lease_seconds))
-    silent = [found.key for found in listing.objects if found.key not in alive]
-    if silent:
-        storage.delete(settings.results_bucket, silent)
-        log.info("%d workers are gone without a word", len(silent))
-    return len(silent)
+def sweep(storage: Storage, settings: Settings) -> None:
+    """Remove the records of workers that have been silent for long; later, if the store is away."""
+    bucket = settings.results_bucket
+    try:
+        listing = storage.listing(bucket, layout.WORKERS)
+        alive = set(_heard_of(listing, SWEPT_LEASES * settings.lease_seconds))
+        silent = [found.key for found in listing.objects if found.key not in alive]
+        if silent:
+            storage.delete(bucket, silent)
+            log.info("%d workers are gone without a word", len(silent))
+    except StorageError as error:
+        log.warning("records of workers that are gone stay for now: %s", error)
 
 
 def _heard_of(listing: Listing, seconds: float) -> list[str]:

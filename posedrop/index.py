@@ -524,20 +524,19 @@ class Index:
         """Return some runs in a state (sent, asked) since a time or longer, the oldest first."""
         return self._rows(
             GpuRow,
-            f"{_GPU_ROWS} WHERE q.state = ? AND q.since <= ? ORDER BY q.since, q.number LIMIT 100",
+            f"{_GPU_ROWS} WHERE q.state = ? AND q.since <= ? ORDER BY q.since, q.number LIMIT 1000",
             (state, schema.to_text(before)),
         )
 
-    def gpu_groups_without_a_place(self) -> int:
-        """Return how many groups wait of which no run was sent."""
-        return int(
-            self._value(
-                "SELECT count(*) FROM gpu_group AS g WHERE EXISTS"
-                " (SELECT 1 FROM gpu_queue AS q WHERE q.state = 'waits' AND q.grp = g.grp)"
-                " AND g.grp NOT IN (SELECT grp FROM gpu_queue WHERE state IN ('sent', 'asked'))",
-                (),
-            )
-        )
+    def gpu_groups_waiting(self, before: datetime) -> list[str]:
+        """Return some groups of which a run waits to be sent, since a time or longer."""
+        with self._read() as db:
+            found = db.conn.execute(
+                "SELECT grp FROM gpu_group AS g WHERE EXISTS (SELECT 1 FROM gpu_queue AS q"
+                " WHERE q.grp = g.grp AND q.state = 'waits' AND q.since <= ?) LIMIT 100",
+                (schema.to_text(before),),
+            ).fetchall()
+        return [row["grp"] for row in found]
 
     def gpu_sent(self, analysis_id: str, now: datetime) -> None:
         """Note that a run was sent, or that a worker is at it: its group is served."""
