@@ -49,6 +49,8 @@ _INGEST_ATTEMPT = re.compile(rf"^{_INGEST}/{_ID}/[^/]+/[1-9][0-9]*\.json$")
 _PLAIN_ETAG = re.compile(r"^[A-Za-z0-9-]{1,80}$")
 _RULES = f"{_OWN}/rules"
 _TUNING = f"{_OWN}/tuning"
+#: Nothing lies below it: asked for what does, a store tells its time.
+CLOCK = f"{_OWN}/clock/"
 #: The folder, with its slash, of a record for each worker that lives.
 WORKERS = f"{_OWN}/workers/"
 _RULE_OBJECT = re.compile(rf"^{_RULES}/({_ID})\.json$")
@@ -320,6 +322,11 @@ def parse_result_key(key: str) -> ResultObject | None:
 def is_folder_rule(key: str) -> bool:
     """Tell whether an object of the videos bucket is a rule for its folder."""
     return key.rsplit("/", 1)[-1] == FOLDER_RULES
+
+
+def is_upload(key: str) -> bool:
+    """Tell whether ``POST /upload`` chose a key: ``uploads/<file_id>/<file name>``."""
+    return _UPLOAD.match(key) is not None
 
 
 def folder_rules(key: str) -> list[str]:

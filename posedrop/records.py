@@ -9,7 +9,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 FileState = Literal["expected", "received", "ready", "refused"]
 RunState = Literal["waiting", "queued", "running", "succeeded", "partial", "failed", "cancelled"]
@@ -126,6 +127,10 @@ class Request(Versioned):
     asked_by: Literal["api", "metadata", "folder", "default"]
     created_at: datetime
     force: str | None = Field(default=None, description="made unique by a run that was forced")
+    shared: bool = Field(
+        default=False,
+        description="nobody asked for it here: the same content has it under another name",
+    )
     retry_of: RunRef | None = Field(
         default=None, description="the run that failed or was cancelled, and is made anew by this"
     )
@@ -169,6 +174,11 @@ class Planned(Versioned):
     )
     analysis_id: str | None = Field(default=None, description="null: nothing is to be run")
     error: RunError | None = Field(default=None, description="why a question can't become a run")
+    shared: bool = Field(
+        default=False,
+        description="the runs that its content had under other names then were shared with it; "
+        "false: an older posedrop wrote this",
+    )
     planned_at: datetime
 
     @property
@@ -393,6 +403,27 @@ class FolderRules(Versioned):
     existing: bool = Field(
         default=True, description="also for videos that were there before and followed no rule"
     )
+    keep: bool | list[str] | None = Field(
+        default=None,
+        description="the videos below that posedrop never removes by itself: all of them, or those "
+        "of these names; false: none, whatever the folders above say; null: as those say",
+    )
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _keeps(cls, value: Any) -> Any:
+        # As text, "no" or a file's name would be taken for something else than was meant.
+        names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        if value is None or isinstance(value, bool) or names:
+            return value
+        raise PydanticCustomError(
+            "keep", 'it is true, false, or a list of names, like ["mouse3.mp4", "day2/"]'
+        )
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it says nothing of analyses, only what is kept: the next one up is followed."""
+        return self.keep is not None and "analysis" not in self.model_fields_set
 
 
 class WrongRule(Versioned):

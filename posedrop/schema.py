@@ -296,7 +296,36 @@ def _any_part_of_a_name(db: Database) -> None:
             db.execute(statement)
 
 
-@_migrations(name="0009_gpu_queue")
+@_migrations(name="0009_places")
+def _places(db: Database) -> None:
+    """Keep the further folders of a run: each name of a content has its own results.
+
+    Videos with one content are planned again: an older posedrop left results beside one alone.
+    """
+    for statement in (
+        "ALTER TABLE analysis ADD COLUMN sha256 TEXT",
+        "UPDATE analysis SET sha256 = (SELECT f.sha256 FROM uploaded_file AS f"
+        " WHERE f.file_id = analysis.file_id)",
+        "CREATE INDEX analysis_by_content ON analysis (sha256, number) WHERE sha256 IS NOT NULL",
+        # As the table analysis, but for whom a row is: there is one for each folder.
+        """CREATE TABLE place (
+            number INTEGER PRIMARY KEY, run TEXT NOT NULL UNIQUE, analysis_id TEXT NOT NULL,
+            file_id TEXT NOT NULL, bucket TEXT NOT NULL, key TEXT NOT NULL,
+            analysis TEXT NOT NULL, args TEXT NOT NULL, model TEXT, model_digest TEXT,
+            state TEXT NOT NULL, error TEXT, asked_by TEXT, created_at TEXT NOT NULL,
+            finished_at TEXT, artefacts TEXT NOT NULL, frames_decoded INTEGER, "rows" INTEGER,
+            enqueued_at TEXT, retry_of TEXT, sha256 TEXT)""",
+        "CREATE INDEX place_by_analysis ON place (analysis_id)",
+        "CREATE INDEX place_by_file ON place (file_id)",
+        "CREATE INDEX place_unfinished ON place (number) WHERE finished_at IS NULL",
+        "UPDATE uploaded_file SET planned = 0 WHERE state = 'ready' AND sha256 IN"
+        " (SELECT sha256 FROM uploaded_file WHERE state = 'ready' AND sha256 IS NOT NULL"
+        " GROUP BY sha256 HAVING count(*) > 1)",
+    ):
+        db.execute(statement)
+
+
+@_migrations(name="0010_gpu_queue")
 def _gpu_queue(db: Database) -> None:
     """Keep what waits for a network, by the groups that go round; triggers hold it to the runs.
 
@@ -326,9 +355,13 @@ def _gpu_queue(db: Database) -> None:
         "CREATE TRIGGER gpu_queue_au AFTER UPDATE OF state ON analysis"  # noqa: S608
         f" WHEN NOT new.{unfinished} BEGIN"
         " DELETE FROM gpu_queue WHERE analysis_id = new.analysis_id; END",
-        """CREATE TRIGGER gpu_queue_an AFTER UPDATE OF number ON analysis
-            WHEN new.number <> old.number BEGIN
-            UPDATE gpu_queue SET number = new.number WHERE analysis_id = new.analysis_id; END""",
+        # A run may pass to another name of its content.
+        "CREATE TRIGGER gpu_queue_ak AFTER UPDATE OF number, key ON analysis"  # noqa: S608
+        " WHEN new.number <> old.number OR new.key <> old.key BEGIN"
+        " UPDATE gpu_queue SET number = new.number,"
+        f" grp = {group.format('new.')} WHERE analysis_id = new.analysis_id; END",
+        """CREATE TRIGGER gpu_group_au AFTER UPDATE OF grp ON gpu_queue BEGIN
+            INSERT OR IGNORE INTO gpu_group (grp) VALUES (new.grp); END""",
         """CREATE TRIGGER gpu_queue_ad AFTER DELETE ON analysis BEGIN
             DELETE FROM gpu_queue WHERE analysis_id = old.analysis_id; END""",
         f"""INSERT INTO gpu_queue SELECT analysis_id, {group.format("")}, number,

@@ -5,8 +5,8 @@ Whatever happens, a run ends: with what it was asked for, or with an error that 
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -43,6 +43,7 @@ from posedrop.records import (
     Task,
 )
 from worker import checkpoints, claim, pair, publish, room, tunings
+from worker.child import Child
 from worker.claim import Claim
 from worker.patience import QUIET_SECONDS, Patience
 from worker.workshop import Workshop
@@ -364,10 +365,11 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path
     (folder / "out").mkdir()
     found = _from_predictions(shop, run, request, held, folder)
     answer, fetched = found or _from_the_network(shop, run, request, held, folder)
+    answer = {**answer, "details": {**answer.get("details", {}), "walls": _walls(shop.gpu)}}
     _publish_inference(shop, run, request, held, folder, answer, fetched)
     record = PosesOf(analysis_id=request.analysis_id, run=run)
     bucket = shop.settings.results_bucket
-    shop.storage.write(bucket, layout.poses_record(_poses_id(request)), record.to_json())
+    shop.storage.write(bucket, layout.poses_record(analyses.poses_id(request)), record.to_json())
 
 
 def _from_the_network(
@@ -388,6 +390,8 @@ def _from_the_network(
             shop.cache, lambda: models.fetch(shop.storage, there, ref, kept)
         )
         model.touch()
+        # As links of its own: what the child reads is what it was handed, and no other model.
+        model = shutil.copytree(model, folder / "model", copy_function=os.link)
         shop.cache.trim_models()
     _fetch_video(shop, request, held, folder)
     fetched = time.monotonic() - started
@@ -560,19 +564,9 @@ def _calls(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[
         "on_progress": held.progress,
         "should_stop": _should_stop(held, shop),
         "wall_seconds": own(request.args, frames) if own else QUIET_SECONDS + a_frame * frames,
+        "folder": folder,
         "log": folder / RUN_LOG,
     }
-
-
-def _poses_id(request: Request) -> str:
-    """Return what is the same for two requests that differ in nothing but the drawing."""
-    drawn = analyses.get(request.analysis).drawn | {"model"}
-    args = {name: value for name, value in request.args.items() if name not in drawn}
-    model = request.model.digest if request.model else ""
-    args_text = json.dumps(args, sort_keys=True)
-    return layout.make_id(
-        request.sha256, request.analysis, request.analysis_version, model, args_text
-    )
 
 
 def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, Any] | None:
@@ -585,7 +579,8 @@ def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, An
     if request.force is not None:
         return None
     bucket = shop.settings.results_bucket
-    there = shop.storage.read_record(bucket, layout.poses_record(_poses_id(request)), PosesOf)
+    key = layout.poses_record(analyses.poses_id(request))
+    there = shop.storage.read_record(bucket, key, PosesOf)
     if there is None or there.analysis_id == request.analysis_id:
         return None
     earlier = shop.storage.read_record(bucket, f"{there.run}/{layout.INFERENCE}", Inference)
@@ -701,6 +696,7 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
         on_progress=held.progress,
         should_stop=_should_stop(held, shop),
         wall_seconds=Patience(request.probe.frames, 1.0),
+        folder=folder,
         log=run_log,
     )
     held.stage("publish")
@@ -715,11 +711,17 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
     except ValueError as error:
         raise _bad_answer("render", error) from error
     timings = {f"render_{name}": seconds for name, seconds in took.items()}
+    details = {**inference.details, "render_walls": _walls(shop.cpu)}
     if encoded is not None:
-        details = {**inference.details, "encode": encoded.model_dump()}
-        inference = inference.model_copy(update={"details": details})
+        details["encode"] = encoded.model_dump()
+    inference = inference.model_copy(update={"details": details})
     held.end("done")
     _succeed(shop, run, request, held, inference, kept + held.artefacts, timings)
+
+
+def _walls(child: Child | pair.Pair) -> list[str]:
+    """Return which walls stood around a child, by the names of :data:`worker.walls.NAMES`."""
+    return child.walls.stand if child.walls is not None else []
 
 
 def _model(shop: Workshop, request: Request) -> Model | None:
