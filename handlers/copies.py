@@ -246,7 +246,7 @@ def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool
         inference = storage.read_record(bucket, f"{source}/{layout.INFERENCE}", Inference)
     files = {a.object_name: a for a in (inference.artefacts if inference is not None else [])}
     files |= {a.object_name: a for a in result.artefacts}
-    places: dict[str, str] = {}
+    copied_to: dict[str, str] = {}
     for name, artefact in files.items():
         # As a worker does: nothing that another attempt has published is ever replaced.
         is_taken = apart is not None and name in there
@@ -255,17 +255,17 @@ def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool
         if found is not None and storage.copy(
             bucket, found, f"{to}/{place}", artefact.content_type or _UNKNOWN_TYPE
         ):
-            places[name] = place
-    lacking = frozenset(files.keys() - places.keys())
+            copied_to[name] = place
+    lacking = frozenset(files.keys() - copied_to.keys())
     if lacking and not with_gaps and not _lacks_for_good(context, to, lacking):
         return False
-    copied = [f"{to}/{place}" for place in places.values()]
-    if inference is not None and _copy_inference(context, inference, below, f"{to}/", places):
+    copied = [f"{to}/{place}" for place in copied_to.values()]
+    if inference is not None and _copy_inference(context, inference, below, f"{to}/", copied_to):
         copied.append(f"{to}/{layout.INFERENCE}")
     copy = result.model_copy(
         update={
             "video": own.video,
-            "artefacts": _at(result.artefacts, places),
+            "artefacts": _at(result.artefacts, copied_to),
             "retry_of": own.retry_of,
             "created_at": own.created_at,
         }
@@ -289,12 +289,12 @@ def _copy_inference(
     inference: Inference,
     below: dict[str, ObjectInfo],
     to: str,
-    places: dict[str, str],
+    copied_to: dict[str, str],
 ) -> bool:
     storage, bucket = context.storage, context.settings.results_bucket
-    if all(place == name for name, place in places.items()):
+    if all(place == name for name, place in copied_to.items()):
         return storage.copy(bucket, below[layout.INFERENCE], f"{to}{layout.INFERENCE}", _JSON)
-    record = inference.model_copy(update={"artefacts": _at(inference.artefacts, places)})
+    record = inference.model_copy(update={"artefacts": _at(inference.artefacts, copied_to)})
     return storage.create(bucket, f"{to}{layout.INFERENCE}", record.to_json())
 
 
@@ -341,11 +341,11 @@ def _lacks_for_good(context: Context, run: str, lacking: frozenset[str]) -> bool
     return True
 
 
-def _at(artefacts: Iterable[Artefact], places: dict[str, str]) -> list[Artefact]:
+def _at(artefacts: Iterable[Artefact], copied_to: dict[str, str]) -> list[Artefact]:
     """Return the artefacts that were copied, each with where it is now."""
     found = []
     for artefact in artefacts:
-        if (place := places.get(artefact.object_name)) is not None:
+        if (place := copied_to.get(artefact.object_name)) is not None:
             update = {"place": place if place != artefact.name else None}
             found.append(artefact.model_copy(update=update))
     return found
@@ -354,22 +354,43 @@ def _at(artefacts: Iterable[Artefact], places: dict[str, str]) -> list[Artefact]
 # -- handed over -----------------------------------------------------------------------------------
 
 
-def hand_over(context: Context, file_id: str, runs: Iterable[str]) -> None:
+def places(context: Context, sha256: str | None, run: str) -> list[AnalysisRow]:
+    """Return all folders of a run, where it is read first, those too that no event has told of.
+
+    Args:
+        sha256: of the content, None: it is not known.
+        run: one of the folders.
+    """
+    storage, bucket = context.storage, context.settings.results_bucket
+    analysis_id = run.rsplit("-", 1)[-1]
+    for file in context.index.files_with_content(sha256) if sha256 is not None else []:
+        folder = _folder(context, _ref(file), run)
+        if context.index.place(analysis_id, folder) is not None:
+            continue
+        request = storage.read_whole_record(bucket, f"{folder}/{layout.REQUEST}", Request)
+        if request is not None:
+            context.index.analysis_planned(request, folder)
+            result = storage.read_whole_record(bucket, f"{folder}/{layout.RESULT}", Result)
+            if result is not None:
+                context.index.analysis_finished(result, folder)
+    return context.index.places(analysis_id)
+
+
+def hand_over(context: Context, file: FileRow, runs: Iterable[str]) -> None:
     """See to it that what a film has is whole under another name, before it is deleted.
 
     What is over is copied; what is being made goes on elsewhere, from what there is of it.
 
     Args:
         context: the handlers' tools; ``copying`` is held.
-        file_id: of the film.
+        file: the film.
         runs: the folders of its runs.
 
     Raises:
         StorageError: it can't be copied now: delete nothing.
     """
     for run in runs:
-        analysis_id = run.rsplit("-", 1)[-1]
-        left = [p for p in context.index.places(analysis_id) if p.file_id != file_id]
+        left = [p for p in places(context, file.sha256, run) if p.file_id != file.file_id]
         left = [place for place in left if _is_requested(context, place.run)]
         over = next(
             (place for place in left if _is_whole(place) and _is_over(context, place)), None

@@ -320,8 +320,7 @@ def _question(prefix: str, pending_id: str) -> list[str]:
 
 def _delete(context: Context, row: AnalysisRow) -> None:
     """Delete a run under every name of its content; where it is read, last."""
-    places = context.index.places(row.analysis_id)
-    for place in places:
+    for place in copies.places(context, row.sha256, row.run):
         plan.finish_planning(context, place.file_id)
     keys: list[str] = []
     for pending in context.index.pending_of_analysis(row.analysis_id):

@@ -355,7 +355,7 @@ def _delete(context: Context, row: FileRow) -> None:
     results = context.settings.results_bucket
     below = _made_of(context, row)
     runs = [key.removesuffix(f"/{layout.REQUEST}") for key in below if _is_request(key)]
-    copies.hand_over(context, row.file_id, runs)
+    copies.hand_over(context, row, runs)
     # Requests go first: a worker that is at it sees that its run is gone, and stops. Then results:
     # what is left of a deletion that was cut short must not read as a whole one.
     first = (f"/{layout.REQUEST}", f"/{layout.RESULT}")

@@ -65,8 +65,11 @@ class Analysis:
     needs_model: bool = False
     renders: bool = True
     """False: it makes no poses, so there is nothing to draw."""
-    wall_seconds: Callable[[Mapping[str, Any], int], float] = _patience
-    """``(args, frames) -> seconds`` after which a run that still goes on is taken for hung."""
+    wall_seconds: Callable[[Mapping[str, Any], int], float] | None = _patience
+    """``(args, frames) -> seconds`` after which a run that still goes on is taken for hung. None:
+    it reports its frames, stage ``infer``, and is taken for hung where it reports none for long."""
+    slowest_frame: float = 5.0
+    """Seconds that a frame takes at most, on a slow processor."""
     check: Callable[[Args, Model], None] | None = None
     """Raises BadRequestError where the arguments don't fit the model. Light: no torch."""
 

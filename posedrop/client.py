@@ -502,5 +502,5 @@ def _refused(answer: httpx.Response) -> PosedropError:
     except (ValueError, KeyError, TypeError):
         return PosedropError(f"{answer.request.url} answered {answer.status_code}")
     if answer.status_code == 401:
-        message = f"{message} (set POSEDROP_API_TOKEN, or name the --data-dir that has it)"
+        message = f"{message} (name the URL that `posedrop up` printed, or set POSEDROP_API_TOKEN)"
     return PosedropError(message, code=code, field=field)

@@ -217,6 +217,47 @@ class Attempt(Versioned):
     )
 
 
+class WorkerJob(Record):
+    """What a worker is at."""
+
+    task: Task
+    key: str = Field(max_length=1024, description="of the video")
+    run: str | None = Field(default=None, max_length=1024, description="null: an ingest")
+    attempt: int
+    started_at: datetime
+    progress: Progress
+
+
+class Speed(Record):
+    """How fast a model was on the last film of one size."""
+
+    analysis: str = Field(max_length=100)
+    model: ModelRef | None = None
+    width: Pixels
+    height: Pixels
+    frames_per_second: float = Field(gt=0, allow_inf_nan=False, description="through the network")
+    frames: Count = Field(description="of the film, or of what was left of it")
+    measured_at: datetime
+
+
+class WorkerRecord(Versioned):
+    """``_posedrop/workers/<id>.json``: a worker process that lives, rewritten as its heartbeat.
+
+    It goes when the worker ends; of one that was killed, after some minutes of silence.
+    """
+
+    worker_id: str = Field(max_length=40)
+    name: str = Field(max_length=300, description="as the attempts name it: host and process")
+    started_at: datetime
+    beat: int = Field(default=0, description="how often it was written")
+    queues: list[str] = Field(max_length=10)
+    device: str = Field(max_length=200, description="where its networks run, as far as it is known")
+    jobs: list[WorkerJob] = Field(default_factory=list, max_length=1000)
+    speeds: list[Speed] = Field(default_factory=list, max_length=64, description="newest last")
+    versions: dict[str, str] = Field(default_factory=dict, max_length=100)
+    log_tail: str = Field(default="", max_length=8000, description="its last lines")
+
+
 class NeedsNewer(Versioned):
     """``attempts/needs-newer.json``: a worker left a run to those that have a newer analysis."""
 
@@ -396,5 +437,6 @@ class WrongRule(Versioned):
 
 
 Attempt.model_rebuild()
+WorkerRecord.model_rebuild()
 Planned.model_rebuild()
 Inference.model_rebuild()

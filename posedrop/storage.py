@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import logging
 import os
 from base64 import b64encode
@@ -45,6 +46,9 @@ _CHUNK = 1 << 20
 #: Of a copy in one step, and of each part of a larger one. S3 allows 5 GB; a store on one slow disk
 #: would not answer for so much within a request's timeout.
 COPY_BYTES = 1 << 30
+#: A stream's parts, bytes: S3 takes none below five MiB but the last.
+MIN_PART_BYTES, MAX_PART_BYTES = 8 * 2**20, 64 * 2**20
+_MAX_PARTS = 10_000
 #: How long the redirect of ``curl -LT`` may be followed, in seconds. It is followed at once, and a
 #: signature is checked when a request begins, however long its body then takes. Unless the client
 #: said If-None-Match itself, or something before the store adds it, all that keeps the holder of
@@ -109,15 +113,25 @@ class PresignedParts:
 class Storage:
     """The buckets, as one caller with one key sees them."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._client = _client(
+    def __init__(
+        self, settings: Settings, *, read_seconds: float = 60.0, attempts: int = 5
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            settings: where the store is, and the keys.
+            read_seconds: how long an answer is waited for.
+            attempts: how often the same is asked before it counts as not done.
+        """
+        self._waits = read_seconds, attempts
+        self._client = self._made(
             settings,
             settings.s3_endpoint,
             settings.s3_access_key,
             settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None,
         )
         public = settings.s3_public_endpoint or settings.s3_endpoint
-        self._public = _client(
+        self._public = self._made(
             settings,
             public,
             settings.s3_access_key,
@@ -127,8 +141,8 @@ class Storage:
         self._parts_client = self._client
         if settings.presign_access_key and settings.presign_secret_key:
             secret = settings.presign_secret_key.get_secret_value()
-            self._presigner = _client(settings, public, settings.presign_access_key, secret)
-            self._parts_client = _client(
+            self._presigner = self._made(settings, public, settings.presign_access_key, secret)
+            self._parts_client = self._made(
                 settings, settings.s3_endpoint, settings.presign_access_key, secret
             )
         self._expires = settings.presign_seconds
@@ -138,6 +152,12 @@ class Storage:
             multipart_chunksize=settings.multipart_bytes,
             max_concurrency=4,
         )
+
+    def _made(
+        self, settings: Settings, endpoint: str | None, access_key: str | None, secret: str | None
+    ) -> S3Client:
+        read_seconds, attempts = self._waits
+        return _client(settings, endpoint, access_key, secret, read_seconds, attempts)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -329,7 +349,7 @@ class Storage:
         content_type: str,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Write a file or a stream of any length, in parts when it is large."""
+        """Write a file of any length, in parts when it is large; or a stream of a small one."""
         extra: dict[str, Any] = {"ContentType": content_type}
         if metadata:
             extra["Metadata"] = dict(metadata)
@@ -342,6 +362,53 @@ class Storage:
                 self._client.upload_fileobj(
                     source, bucket, key, ExtraArgs=extra, Config=self._transfer
                 )
+
+    def upload_stream(
+        self,
+        bucket: str,
+        key: str,
+        source: io.RawIOBase,
+        size: int,
+        content_type: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write what comes from a stream, holding one part of it in memory.
+
+        Args:
+            source: read to its end.
+            size: bytes that it has at most: a store takes 10,000 parts. Beyond 640 GB they would
+                be larger than :data:`MAX_PART_BYTES`, and the stream is refused at their end.
+        """
+        same: Any = {"Bucket": bucket, "Key": key}
+        more: Any = {"ContentType": content_type, "Metadata": dict(metadata or {})}
+        part = bytearray(min(MAX_PART_BYTES, max(MIN_PART_BYTES, -(-size // _MAX_PARTS))))
+        with _translated(f"upload {bucket}/{key}"):
+            got = _fill(part, source)
+            if got < len(part):
+                self._client.put_object(**same, **more, Body=bytes(memoryview(part)[:got]))
+            else:
+                self._put_parts(same, more, source, part)
+
+    def _put_parts(self, same: Any, more: Any, source: io.RawIOBase, part: bytearray) -> None:
+        """Put a stream of which ``part`` is the first part, then the buffer for the next ones."""
+        upload = self._client.create_multipart_upload(**same, **more)
+        this = {**same, "UploadId": upload["UploadId"]}
+        parts: list[Any] = []
+        got = len(part)
+        try:
+            while got:
+                number = len(parts) + 1
+                # Not copied, where it is a whole one: botocore takes what its types don't say.
+                body: Any = part if got == len(part) else bytes(memoryview(part)[:got])
+                answer = self._client.upload_part(**this, PartNumber=number, Body=body)
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+                got = _fill(part, source)
+            self._client.complete_multipart_upload(**this, MultipartUpload={"Parts": parts})
+        except BaseException:
+            # What is left of it would cost space until the store's own cleaning, nothing else.
+            with suppress(ClientError, BotoCoreError):
+                self._client.abort_multipart_upload(**this)
+            raise
 
     def upload_new(self, bucket: str, key: str, path: Path, content_type: str, sha256: str) -> bool:
         """Write a file of any length if there is no such object yet; never replace one.
@@ -595,8 +662,9 @@ class Storage:
             upload_id,
             part_bytes,
             [
-                sign("upload_part", PartNumber=number)
-                for number in range(1, max(1, -(-size // part_bytes)) + 1)  # even of nothing
+                # No other length is taken: who holds a part's URL could put five GB there.
+                sign("upload_part", PartNumber=number, ContentLength=min(part_bytes, size - start))
+                for number, start in enumerate(range(0, max(1, size), part_bytes), start=1)
             ],
             sign("complete_multipart_upload"),
             sign("abort_multipart_upload"),
@@ -618,14 +686,19 @@ class Storage:
 
 
 def _client(
-    settings: Settings, endpoint: str | None, access_key: str | None, secret_key: str | None
+    settings: Settings,
+    endpoint: str | None,
+    access_key: str | None,
+    secret_key: str | None,
+    read_seconds: float,
+    attempts: int,
 ) -> S3Client:
     config = Config(
         signature_version="s3v4",
         s3={"addressing_style": "path" if endpoint else "auto"},
-        retries={"mode": "standard", "max_attempts": 4},
-        connect_timeout=5,
-        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=min(5.0, read_seconds),
+        read_timeout=read_seconds,
         max_pool_connections=32,
         # Its own is made anew, in a tenth of each call's time, and names this machine.
         user_agent=f"posedrop/{__version__}",
@@ -672,6 +745,14 @@ def _session(*, own: bool) -> boto3.Session:
             session_vars={**defaults, "config_file": nothing, "credentials_file": nothing}
         )
     )
+
+
+def _fill(buffer: bytearray, source: io.RawIOBase) -> int:
+    """Fill a buffer from a stream; return how much there was."""
+    view, got = memoryview(buffer), 0
+    while got < len(buffer) and (count := source.readinto(view[got:])):
+        got += count
+    return got
 
 
 @contextmanager

@@ -618,11 +618,12 @@ def test_doctor_looks_at_the_scratch_folder_that_the_stack_has(
 
 def test_keys_are_private_and_kept(tmp_path: Path) -> None:
     first = Secrets.of(tmp_path)
-    token = first.new_api_token(tmp_path)
-    again = Secrets.of(tmp_path)
-    assert again == first
-    assert again.new_api_token(tmp_path) == token
+    assert len(first.api_token) == 40
+    assert Secrets.of(tmp_path) == first
     assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
+    older = json.loads((tmp_path / "secrets.json").read_text()) | {"api_token": None}
+    (tmp_path / "secrets.json").write_text(json.dumps(older))
+    assert Secrets.of(tmp_path).api_token == Secrets.of(tmp_path).api_token
     (tmp_path / "secrets.json").write_text("{")
     with pytest.raises(ConfigurationError, match=r"secrets\.json is damaged"):
         Secrets.of(tmp_path)
