@@ -91,10 +91,11 @@ class Plan:
     def is_held(self, share: float) -> bool:
         """Tell whether more is due at once than this share of all, so that a person is to say so.
 
-        A single film that grows old never waits, or a lab that has three could not use retention.
+        A single film that grows old waits for no other share than 0, or a lab that has three could
+        not use retention.
         """
         films, runs = self.count("age", "space"), self.count("results")
-        alone = films == self.count("age") == 1
+        alone = films == self.count("age") == 1 and share > 0
         return (films > share * self.films and not alone) or runs > share * self.runs
 
 

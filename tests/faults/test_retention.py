@@ -185,6 +185,17 @@ def test_more_than_a_share_waits_for_a_person(make: Make) -> None:
     assert films(world) == {"3.mp4", "posedrop.json"}
 
 
+@pytest.mark.parametrize(("share", "gone"), [(0, 0), (0.25, 1), (1, 1)])
+def test_a_single_old_film_waits_for_no_share_but_none(make: Make, share: float, gone: int) -> None:
+    """Of three, one is more than a quarter."""
+    world = make(expire_share=share)
+    fill(world, "old.mp4", pause=89 * DAY)
+    fill(world, "1.mp4", "2.mp4")
+    world.clock.pass_(2 * DAY)
+    found = world.reconciler.round()
+    assert (found.expired, found.held_back) == (gone, 1 - gone)
+
+
 def test_films_that_grow_old_one_after_the_other_go(make: Make) -> None:
     """A quarter of them at once is what retention does every day; nothing else of a lab's goes."""
     world = make()
