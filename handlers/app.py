@@ -10,6 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
+import anyio.to_thread
 from dramatiq import Broker
 from fastapi import Body, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -17,13 +19,33 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from handlers import access, notify, plan, reconcile, reingest, results, sqs, upload, webhook
-from handlers.context import Context, now
-from handlers.form import FormUpload
+from handlers import (
+    access,
+    copies,
+    notify,
+    plan,
+    reconcile,
+    reingest,
+    results,
+    retention,
+    sqs,
+    upload,
+    webhook,
+)
+from handlers.bodies import Bodies
+from handlers.context import LOOK_SECONDS, Context, now
+from handlers.form import Forms, FormUpload
 from handlers.metrics import Metrics
 from handlers.refusal import RETRY_AFTER, refusal
+from handlers.threads import Threads
 from posedrop import __version__, analyses, layout, models
-from posedrop.errors import BadRequestError, NotFoundError, PosedropError, StorageError
+from posedrop.errors import (
+    BadRequestError,
+    BusyError,
+    NotFoundError,
+    PosedropError,
+    StorageError,
+)
 from posedrop.index import Index, IndexBusyError
 from posedrop.queue import QueueError
 from posedrop.records import FileState, RunState
@@ -33,6 +55,14 @@ from posedrop.storage import Storage
 PAGE = Path(str(files("handlers") / "page"))
 #: What a form may have besides its file, bytes.
 _FORM_BYTES = 2**20
+#: How many requests wait for the object store at a time.
+_ASKING = 40
+
+
+class UnderWayError(PosedropError):
+    """What was asked for is being done already, for somebody else."""
+
+    code = "busy"
 
 
 def create_app(
@@ -53,6 +83,7 @@ def create_app(
     context = Context(settings, Storage(settings), _index(settings), broker)
     follower = notify.Follower(context, hurry)
     reconciler = reconcile.Reconciler(context)
+    copier = copies.Copier(context)
     metrics = Metrics()
     queue_url = settings.sqs_queue_url
     poller = sqs.Poller(context, follower, queue_url) if queue_url else None
@@ -61,6 +92,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         follower.start()
         reconciler.start()
+        copier.start()
         if poller is not None:
             poller.start()
         yield
@@ -68,6 +100,7 @@ def create_app(
             poller.stop()
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
+        await run_in_threadpool(copier.stop)
         context.index.close()
 
     app = FastAPI(
@@ -78,6 +111,7 @@ def create_app(
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
     )
+    app.add_middleware(Bodies)
     app.add_middleware(access.Guard, settings=settings, local=local)
     app.add_middleware(
         webhook.Webhook,
@@ -87,10 +121,12 @@ def create_app(
         metrics=metrics,
     )
     _errors(app)
-    _upload_routes(app, context)
-    _result_routes(app, context)
-    _list_routes(app, context)
-    _service_routes(app, context, reconciler, metrics)
+    hurried = context.in_a_hurry()
+    asking = Threads(_ASKING, LOOK_SECONDS)
+    _upload_routes(app, context, hurried, asking)
+    _result_routes(app, hurried, asking)
+    _list_routes(app, hurried, asking)
+    _service_routes(app, hurried, reconciler, metrics, asking)
     return app
 
 
@@ -98,7 +134,9 @@ def _index(settings: Settings) -> Index:
     return Index(settings.index_file, timeout=settings.index_timeout_seconds)
 
 
-def _upload_routes(app: FastAPI, context: Context) -> None:
+def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Threads) -> None:
+    forms = Forms()
+
     @app.post(
         "/upload",
         status_code=201,
@@ -126,15 +164,17 @@ def _upload_routes(app: FastAPI, context: Context) -> None:
     async def post_upload(request: Request) -> Any:
         content_type = request.headers.get("content-type", "")
         if content_type.startswith("multipart/form-data"):
-            return await _receive_form(context, request, content_type)
+            with forms.one():
+                return await _receive_form(patient, context, request, content_type)
         body = upload.UploadRequest.model_validate_json(await request.body())
-        return await run_in_threadpool(upload.presign, context, body)
+        return await asking.run(partial(upload.presign, context, body))
 
     @app.put(
         "/upload/{filename}",
         status_code=307,
         summary="Redirects to a presigned PUT: curl -LT day1.mp4 http://host/upload/",
     )
+    @asking
     def put_upload(filename: str, request: Request) -> RedirectResponse:
         # Nothing reads the body: who says Expect: 100-continue sends it to the store alone.
         url = upload.redirect(context, filename, request.headers)
@@ -145,37 +185,42 @@ def _upload_routes(app: FastAPI, context: Context) -> None:
         return upload.describe(context, file_id)
 
     @app.delete("/upload/{file_id}", status_code=204, summary="Remove a file and all its results")
+    @asking
     def delete_upload(file_id: str) -> None:
         upload.delete(context, file_id)
 
 
-async def _receive_form(context: Context, request: Request, content_type: str) -> dict[str, str]:
+async def _receive_form(
+    patient: Context, context: Context, request: Request, content_type: str
+) -> dict[str, str]:
     length = request.headers.get("content-length", "")
-    if length.isdigit():
+    most = context.settings.max_video_bytes
+    if length.isascii() and length.isdigit():
         # Before it is sent, if the client asks; a film is nearly all of a form.
         upload.check_size(context, int(length) - _FORM_BYTES, "file")
+        most = min(most, int(length))
     file_id = upload.new_file_id()
 
     def sink(filename: str, fields: dict[str, str], stream: io.RawIOBase) -> None:
         metadata = upload.check_metadata(context, fields.get("analysis"), fields.get("args"))
         key = layout.upload_key(file_id, filename)
         bucket = context.settings.videos_bucket
-        body = io.BufferedReader(stream, 1 << 20)
-        context.storage.upload(bucket, key, body, upload.guess_type(key), metadata)
+        patient.storage.upload_stream(bucket, key, stream, most, upload.guess_type(key), metadata)
         # Its event may come after our answer; who asks at once is to find it.
         context.index.expect_file(file_id, bucket, key, now(), metadata=metadata)
 
-    form = FormUpload(content_type, sink, context.settings.max_video_bytes)
+    form = FormUpload(content_type, sink, context.settings.max_video_bytes, _FORM_BYTES)
     await form.receive(request.stream())
     return {"file_id": file_id}
 
 
-def _result_routes(app: FastAPI, context: Context) -> None:
+def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
     @app.post(
         "/analyse",
         summary="Ask for an analysis",
         responses={200: {"description": "It exists already"}, 202: {"description": "It will be"}},
     )
+    @asking
     def post_analyse(
         wanted: Annotated[results.AnalyseRequest, Body()], response: Response
     ) -> results.AnalyseAnswer:
@@ -198,6 +243,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         summary="How far a run is (202), or what it made (200)",
         responses={202: {"description": "Not over yet"}, 410: {"description": "Deleted"}},
     )
+    @asking
     def get_results(analysis_id: str, response: Response) -> results.ResultAnswer:
         answer = results.read(context, analysis_id)
         if answer.status not in results.FINAL:
@@ -206,6 +252,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         return answer
 
     @app.delete("/analyse/{analysis_id}", summary="Cancel a run, or delete its results")
+    @asking
     def delete_analyse(analysis_id: str, response: Response) -> dict[str, str] | None:
         status = results.cancel_or_delete(context, analysis_id)
         if status == "deleted":
@@ -219,10 +266,12 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         status_code=307,
         summary="Redirects to a presigned GET of one file; ranges work",
     )
+    @asking
     def get_download(analysis_id: str, name: str) -> RedirectResponse:
         return RedirectResponse(results.download_url(context, analysis_id, name), status_code=307)
 
     @app.get("/thumbnail/{file_id}", status_code=307, summary="Redirects to a video's thumbnail")
+    @asking
     def get_thumbnail(file_id: str) -> RedirectResponse:
         return RedirectResponse(results.thumbnail_url(context, file_id), status_code=307)
 
@@ -230,7 +279,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-def _list_routes(app: FastAPI, context: Context) -> None:
+def _list_routes(app: FastAPI, context: Context, asking: Threads) -> None:
     @app.get("/files", summary="List, filter and search the files, newest first")
     def get_files(
         q: str | None = None,
@@ -276,6 +325,7 @@ def _list_routes(app: FastAPI, context: Context) -> None:
         return {"items": items}
 
     @app.get("/models", summary="The models of the models bucket")
+    @asking
     def get_models() -> dict[str, Any]:
         found = models.list_models(context.storage, context.settings.models_bucket)
         return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
@@ -286,24 +336,59 @@ def _service_routes(
     context: Context,
     reconciler: reconcile.Reconciler,
     metrics: Metrics,
+    asking: Threads,
 ) -> None:
-    @app.post("/reconcile", summary="Compare buckets, index and queue now, and repair")
-    def post_reconcile() -> dict[str, int]:
-        return reconciler.round().as_counts()
+    sweeping = anyio.CapacityLimiter(1)
+
+    async def alone(sweep: Callable[[], reconcile.Repairs]) -> dict[str, int]:
+        """Sweep, unless somebody else has asked for that and still waits."""
+        me = object()
+        try:
+            sweeping.acquire_on_behalf_of_nowait(me)
+        except anyio.WouldBlock as error:
+            raise UnderWayError(
+                "the buckets are being compared already; ask again later"
+            ) from error
+        try:
+            own = anyio.CapacityLimiter(1)
+            return (await anyio.to_thread.run_sync(sweep, limiter=own)).as_counts()
+        finally:
+            sweeping.release_on_behalf_of(me)
+
+    @app.post(
+        "/reconcile",
+        summary="Compare buckets, index and queue now, and repair",
+        responses={409: {"description": "Somebody is at it"}},
+    )
+    async def post_reconcile() -> dict[str, int]:
+        return await alone(reconciler.round)
 
     @app.post("/reingest", summary="Look at refused videos anew")
+    @asking
     def post_reingest(
         wanted: Annotated[reingest.ReingestRequest, Body()],
     ) -> reingest.ReingestAnswer:
         return reingest.reingest(context, wanted)
 
-    @app.post("/reindex", summary="Make the index anew from the buckets")
-    def post_reindex() -> dict[str, int]:
-        return reconciler.reindex().as_counts()
+    @app.post(
+        "/reindex",
+        summary="Make the index anew from the buckets",
+        responses={409: {"description": "Somebody is at it"}},
+    )
+    async def post_reindex() -> dict[str, int]:
+        return await alone(reconciler.reindex)
+
+    @app.get("/expire", summary="What is due to be removed by itself, and why")
+    def get_expire() -> retention.ExpiryAnswer:
+        return retention.describe(context)
+
+    @app.post("/expire", summary="Remove what is due, also where that is more than a share of all")
+    def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
+        return retention.expire(context, wanted)
 
     @app.get("/healthz", summary="Liveness")
-    def get_healthz() -> dict[str, str]:
-        context.index.counts()
+    async def get_healthz() -> dict[str, str]:
+        # In no thread: that this process turns is all that it says.
         return {"status": "ok", "version": __version__}
 
     @app.get("/metrics", summary="Prometheus")
@@ -337,6 +422,8 @@ def _errors(app: FastAPI) -> None:
         NotFoundError: 404,
         results.GoneError: 410,
         upload.LengthRequiredError: 411,
+        UnderWayError: 409,
+        BusyError: 503,
         BadRequestError: 422,
         IndexBusyError: 503,
         StorageError: 503,

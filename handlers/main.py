@@ -1,4 +1,7 @@
-"""The handlers as a process of their own: ``uvicorn handlers.main:app``."""
+"""The handlers as a process of their own: ``uvicorn handlers.main:app``.
+
+With ``--http handlers.connections:BoundedProtocol`` nobody can hold its connections.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ and start it again: it goes on where it was.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -29,6 +30,7 @@ from pydantic import SecretStr
 
 from posedrop import logs, queue, tokens
 from posedrop.address import LOOPBACK, is_loopback, listen, netloc, outside, reachable
+from posedrop.descriptors import raise_limit
 from posedrop.env_files import AWS_FILE, HEADER_FILE, write_env_files
 from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.folders import FolderLock, make_private
@@ -113,6 +115,7 @@ class Stack:
             raise
 
     def _start(self) -> None:
+        raise_limit()
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = FolderLock(self.data_dir)
         lock.acquire()
@@ -202,6 +205,7 @@ class Stack:
     def _start_threads(self, listener: socket.socket) -> None:
         # These import whatever handlers and workers need; only a stack that starts should.
         from handlers.app import create_app
+        from handlers.connections import BoundedProtocol
         from worker.actors import register
 
         broker = queue.connect(self.settings.broker_url)
@@ -210,7 +214,7 @@ class Stack:
         workshop: Workshop = register(broker, self.settings)
         self._closers.append(workshop.close)
         app = create_app(self.settings, broker, hurry=precedence.hurry, local=self._local)
-        self._api = _Api(app, listener)
+        self._api = _Api(app, listener, BoundedProtocol)
         self._closers.append(self._api.stop)
         self._api.start()
         # It warns of the second worker's middleware, which is there for the second worker.
@@ -383,11 +387,12 @@ def page_link(settings: Settings) -> str:
 class _Api:
     """uvicorn in a thread: the main one is left to signals."""
 
-    def __init__(self, app: Any, listener: socket.socket) -> None:
+    def __init__(self, app: Any, listener: socket.socket, http: type[asyncio.Protocol]) -> None:
         self._listener = listener
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=http,
                 log_level="warning",
                 access_log=False,
                 lifespan="on",

@@ -90,9 +90,34 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="a worker silent for longer is taken for dead"
     )
     max_attempts: int = Field(default=3, ge=1)
+    turn_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="a run that has had the network for longer lets another group go first, at its "
+        "next checkpoint, if one waits",
+    )
     reconcile_seconds: float = Field(default=60.0, gt=0)
     retention_days: float | None = Field(
-        default=None, gt=0, description="videos older than this go, with their results; None: never"
+        default=None,
+        gt=0,
+        description="films older than this, by the store's clock, go with their results; "
+        "None: never",
+    )
+    high_water_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="of videos and results: above it the films finished first go, then results; "
+        "None: never",
+    )
+    low_water_bytes: int | None = Field(
+        default=None, gt=0, description="down to which they go then; None: 90 % of the other"
+    )
+    expire_share: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="the share of all films that may go at once; more, and a person is asked "
+        "(posedrop expire)",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     decode: Literal["auto", "cpu", "cuda"] = Field(
@@ -118,6 +143,16 @@ class Settings(BaseSettings):
         gt=0,
         description="the largest file that it may write (RLIMIT_FSIZE), pose.mp4 for one; "
         "None: half of the disk of scratch_dir",
+    )
+    network_memory_bytes: int | None = Field(
+        default=None,
+        ge=2**29,
+        description="what a child that runs networks may have of memory, with all that it starts; "
+        "None: nine tenths of the machine's, or of its cgroup's",
+    )
+    child_reads: list[Path] = Field(
+        default_factory=list,
+        description="files and folders that plug-ins read, beside what is installed (JSON)",
     )
     cache_bytes: int = Field(
         default=20 * 2**30,
@@ -155,6 +190,16 @@ class Settings(BaseSettings):
             if (getattr(self, access) is None) != (getattr(self, secret) is None):
                 both = f"POSEDROP_{access.upper()} and POSEDROP_{secret.upper()}"
                 raise ValueError(f"{both} go together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _low_water_is_below(self) -> Settings:
+        if self.low_water_bytes is not None and (
+            self.high_water_bytes is None or self.low_water_bytes >= self.high_water_bytes
+        ):
+            raise ValueError(
+                "POSEDROP_LOW_WATER_BYTES goes with a POSEDROP_HIGH_WATER_BYTES that is larger"
+            )
         return self
 
     @property

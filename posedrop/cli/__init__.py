@@ -116,5 +116,6 @@ for _command in (
     operate.reconcile,
     operate.reindex,
     operate.reingest,
+    operate.expire,
 ):
     main.add_command(_command)

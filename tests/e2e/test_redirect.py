@@ -119,7 +119,7 @@ def test_a_bare_curl_binds_key_and_length(lab: Lab) -> None:
     [
         ({"Transfer-Encoding": "chunked"}, 411, "length_required", "save the video to a file"),
         ({}, 411, "length_required", "how long it is"),
-        ({"Content-Length": str(10**13)}, 422, "too_large", "bytes are more than"),
+        ({"Content-Length": str(10**13)}, 422, "too_many_bytes", "bytes are more than"),
         ({"x-amz-checksum-sha256": "0" * 64}, 422, "bad_request", "openssl"),
         ({"x-amz-acl": "public-read"}, 422, "bad_request", "x-amz-acl"),
         ({"x-minio-source-mtime": "2001-01-01T00:00:00Z"}, 422, "bad_request", "x-minio-source"),

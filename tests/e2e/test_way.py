@@ -222,8 +222,20 @@ def test_a_duplicate_answers_with_the_results_that_exist(lab: Lab, clip: Path) -
         return answer.status_code == 200
 
     lab.until(again, "the duplicate to have the results that exist")
+
+    def beside(name: str) -> set[str]:
+        """Return what `aws s3 sync` of a film's folder brings of the run, but for its attempts."""
+        run = f"twins/{name}.mp4/dummy-{analysis_id}/"
+        found = lab.s3().list_objects_v2(Bucket="results", Prefix=run).get("Contents", [])
+        return {each["Key"].removeprefix(run).split("attempts/")[0] for each in found} - {""}
+
+    lab.until(lambda: "result.json" in beside("second"), "the duplicate's own results")
+    assert beside("second") == beside("first")
     forced = lab.ask(second["file_id"], "dummy", {"seconds": 0.31}, force=True)
     assert (forced.status_code, forced.json()["analysis_id"] != analysis_id) == (202, True)
+    assert lab.http.delete(f"/upload/{first['file_id']}").status_code == 204
+    assert lab.over(analysis_id)["file_id"] == second["file_id"]
+    assert beside("first") == set() < beside("second")
 
 
 def test_a_running_analysis_is_cancelled(lab: Lab, clip: Path) -> None:

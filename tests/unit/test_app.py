@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from handlers.app import create_app
 from posedrop import queue
 from posedrop.settings import Settings
+from posedrop.storage import Storage
 from tests.serving import serving
 
 TOKEN = "token+of/the=api%"
@@ -79,6 +80,21 @@ def test_metadata_too_deep_to_read_is_answered_as_an_error(api: httpx.Client) ->
     headers = {"x-amz-meta-analysis": "dummy", "x-amz-meta-args": "[" * 1500}
     answer = api.put("/upload/film.mp4", content=b"film", headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_args")
+
+
+def test_nothing_is_due_where_nothing_is_set(settings: Settings, bucket: str) -> None:
+    """What is due is told, and no more removed than was seen."""
+    names = {f"{kind}_bucket": f"{bucket}-{kind}" for kind in ("videos", "results")}
+    mine = settings.model_copy(update=names)
+    for name in names.values():
+        Storage(mine).create_bucket(name)
+    app = create_app(mine, queue.connect("stub://"))
+    with serving(app) as url, httpx.Client(base_url=url, timeout=30) as api:
+        found = api.get("/expire").json()
+        assert (found["due"], found["held"], found["items"]) == (0, False, [])
+        assert api.post("/expire", json={"due": 0}).json() == {"expired": 0, "undeletable": 0}
+        for wrong in ({}, {"due": -1}, {"due": 2**63}, {"due": 1, "share": 1}):
+            assert api.post("/expire", json=wrong).status_code == 422
 
 
 def test_the_token_is_traded_for_a_cookie_that_pictures_and_streams_can_use(up: str) -> None:
