@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import NamedTuple
 
-from handlers import copies, plan, waiting
+from handlers import changes, copies, plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
 from posedrop.errors import PosedropError
@@ -393,6 +393,7 @@ def _act(context: Context, then: Then) -> None:
         case Ingest(etag=etag, key=key):
             bucket = context.settings.videos_bucket
             queue.send(context.broker, "ingest", bucket=bucket, key=key, etag=etag)
+            changes.note("video arrived", by="store", file_id=then.file_id, key=key)
         case Planning(prefix=prefix, video=video):
             results = context.settings.results_bucket
             if video is None:
@@ -402,12 +403,14 @@ def _act(context: Context, then: Then) -> None:
                 plan.plan_ingested(context, video)
         case Ruling(key=key):
             waiting.rule_changed(context, key)
+            changes.note("rule changed", by="store", key=key)
         case Move(row=row):
             copies.moved(context, row)
         case Farewell(file_id=file_id):
             copies.film_gone(context, file_id)
             records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
             context.storage.delete(context.settings.results_bucket, records)
+            changes.note("video gone", by="store", file_id=file_id)
 
 
 def video_arrived(context: Context, key: str) -> None:

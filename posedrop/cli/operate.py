@@ -187,11 +187,11 @@ def _show_due(found: Expiry) -> None:
     ]
     display.table(map(list, rows))
     if found.due > len(found.items):
-        click.echo(f"... and {found.due - len(found.items):,} more")
+        say(f"... and {found.due - len(found.items):,} more")
     size = display.describe_size(found.size)
-    click.echo(f"due: {found.due:,} ({size}) of {found.films:,} films; kept: {found.kept:,}")
+    say(f"due: {found.due:,} ({size}) of {found.films:,} films; kept: {found.kept:,}")
     if found.held:
-        click.echo("that is more at once than POSEDROP_EXPIRE_SHARE: it waits for your word")
+        say("that is more at once than POSEDROP_EXPIRE_SHARE: it waits for your word")
 
 
 def _show_counts(counts: Mapping[str, int], as_json: bool) -> None:
