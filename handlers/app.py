@@ -368,7 +368,7 @@ def _service_routes(
     )
     async def post_reconcile() -> dict[str, int]:
         counts = await alone(reconciler.round)
-        changes.note("reconciled", **counts)
+        changes.note("reconciled", counts=counts)
         return counts
 
     @app.post("/reingest", summary="Look at refused videos anew")
@@ -385,7 +385,7 @@ def _service_routes(
     )
     async def post_reindex() -> dict[str, int]:
         counts = await alone(reconciler.reindex)
-        changes.note("reindexed", **counts)
+        changes.note("reindexed", counts=counts)
         return counts
 
     @app.get("/expire", summary="What is due to be removed by itself, and why")
