@@ -430,6 +430,7 @@ def _act(context: Context, then: Then) -> None:
         case Ingest(etag=etag, key=key):
             bucket = context.settings.videos_bucket
             queue.send(context.broker, "ingest", bucket=bucket, key=key, etag=etag)
+            changes.note("video arrived", by="store", file_id=then.file_id, key=key)
         case Planning(prefix=prefix, video=video):
             results = context.settings.results_bucket
             if video is None:
@@ -439,6 +440,7 @@ def _act(context: Context, then: Then) -> None:
                 plan.plan_ingested(context, video)
         case Ruling(key=key):
             waiting.rule_changed(context, key)
+            changes.note("rule changed", by="store", key=key)
         case Move(row=row):
             copies.moved(context, row)
         case Farewell(file_id=file_id, key=key):
@@ -446,6 +448,7 @@ def _act(context: Context, then: Then) -> None:
             records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
             context.storage.delete(context.settings.results_bucket, records)
             _keep_results(context, key)
+            changes.note("video gone", by="store", file_id=file_id)
 
 
 def _keep_results(context: Context, key: str) -> None:

@@ -7,18 +7,14 @@ and what is lost on the way is found by the reconciler.
 
 from __future__ import annotations
 
-import logging
-
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers import plan
+from handlers import changes, plan
 from handlers.apart import apart
 from handlers.context import Context
 from posedrop import layout, queue
 from posedrop.index import FileRow
 from posedrop.records import INGEST_VERSION, VideoRecord
-
-log = logging.getLogger(__name__)
 
 #: How many refusals a round of the reconciler looks at, and how many of those videos it sends to
 #: the cpu queue, where nothing else waits in it; else one, so that it comes to an end.
@@ -123,5 +119,5 @@ def _again(context: Context, row: FileRow) -> bool:
     record = layout.video_record(prefix)
     context.storage.delete(results, [*context.ingest_attempts(row.file_id), record])
     context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)
-    log.info("looked at anew", extra={"file_id": row.file_id})
+    changes.note("looked at anew", file_id=row.file_id, key=row.key)
     return True

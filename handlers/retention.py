@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers import copies, notify, results, rules, upload
+from handlers import changes, copies, notify, results, rules, upload
 from handlers.apart import apart
 from handlers.context import Context
 from posedrop import layout
@@ -305,7 +305,8 @@ def remove(context: Context, due: Due) -> bool:
         return False
     done = _remove_results(context, due) if due.kind == "results" else _remove_film(context, due)
     if done:
-        log.info("expired", extra={"kind": due.kind, "id": due.id, "key": due.key, "why": due.why})
+        ids = {"kind": due.kind, "id": due.id, "key": due.key, "why": due.why}
+        changes.note("expired", by="retention", **ids)
     return done
 
 
