@@ -6,6 +6,7 @@ folder and answers with JSON lines on pipes of its own. What is inside is ``work
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import json
 import os
@@ -19,9 +20,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import posedrop
+import worker
 from posedrop import errors
 from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from posedrop.records import Progress
@@ -257,6 +261,7 @@ class Child:
         watch.start()
 
     def _spawn(self) -> None:
+        _compile()
         handover.prepare(self._folder)
         self._verdict = None
         home = self._folder / OWN
@@ -497,6 +502,14 @@ def _environment(home: Path) -> dict[str, str]:
         # The same code as here, installed or not; relative entries would mean other folders there.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute()),
     }
+
+
+@cache
+def _compile() -> None:
+    """Compile posedrop's code, once: a child can write none, and would do so at each start."""
+    for package in (posedrop, worker):
+        for folder in package.__path__:
+            compileall.compile_dir(folder, quiet=2)
 
 
 _spawners: dict[int, ThreadPoolExecutor] = {}

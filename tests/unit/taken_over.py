@@ -214,7 +214,7 @@ def _meddling(payload: dict[str, Any]) -> dict[str, Attempt]:
         "capabilities": lambda: [
             line
             for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith(("CapEff", "CapPrm", "CapBnd")) and int(line.split()[1], 16)
+            if line.startswith(("CapEff", "CapPrm", "CapAmb")) and int(line.split()[1], 16)
         ],
     }
     for process in parents:
