@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from posedrop.records import Progress
 from worker import handover, room
 from worker.handover import lent
-from worker.limits import Limits, exceeded, is_over
+from worker.limits import Limits, end_group, exceeded, is_over, new_group, ran_out
 from worker.turn import POLL_SECONDS, Place, Turn
 from worker.walls import NAMES, OWN, Plan, Walls
 
@@ -126,6 +126,7 @@ class Child:
         self._status = -1
         self._walls: Walls | None = None
         self._verdict: ChildDiedError | None = None
+        self._group = ""
         self._buffer = b""
 
     @property
@@ -264,6 +265,7 @@ class Child:
         _compile()
         handover.prepare(self._folder)
         self._verdict = None
+        self._group = new_group(self._limits.resident) if self._limits.resident else ""
         home = self._folder / OWN
         child_reads, self._requests = os.pipe()
         self._answers, child_writes = os.pipe()
@@ -283,7 +285,7 @@ class Child:
                         str(os.getpid()),
                         str(self._limits.memory),
                         str(self._limits.file),
-                        json.dumps(asdict(self._plan)),
+                        json.dumps(asdict(replace(self._plan, group=self._group))),
                         *self._warm,
                     ],
                     stdin=subprocess.DEVNULL,
@@ -331,6 +333,7 @@ class Child:
             deadline = time.monotonic() + END_SECONDS
             while not is_over(process.pid) and time.monotonic() < deadline:
                 time.sleep(0.002)
+        end_group(self._group)
         self._close_pipes()
 
     def _close_pipes(self) -> None:
@@ -437,6 +440,9 @@ class Child:
             return ChildDiedError(f"{self._name}: the child process stopped listening, killed")
         # The process that is known here ends itself after the one within the walls (worker.walls),
         # and has left word of how that one ended.
+        if ran_out(self._group):
+            words = f"{self._name}: the child process took all the memory that it may, killed"
+            return ChildDiedError(words, code="out_of_memory")
         told = os.read(self._status, 16)
         with contextlib.suppress(ValueError):
             code = int(told)

@@ -86,6 +86,7 @@ def test_a_decoder_that_was_taken_over_gets_nothing(
         assert all(told["lack"].values())
     if options:
         assert {"network", "processes"} <= set(told["lack"])
+    assert told["groups"] == []
 
 
 @pytest.mark.timeout(300)
