@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
 
-from handlers import copies, gpu_queue, plan, waiting
+from handlers import changes, copies, gpu_queue, plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
 from posedrop.errors import PosedropError
