@@ -9,13 +9,16 @@ so that what is read can be kept in SQLite and written again.
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
-FileState = Literal["expected", "received", "ready", "refused"]
+from posedrop.bounded import bounded
+
+#: ``film gone``: an S3 tool has removed the film, and its results are there.
+FileState = Literal["expected", "received", "ready", "refused", "film gone"]
 RunState = Literal["waiting", "queued", "running", "succeeded", "partial", "failed", "cancelled"]
 FinalState = Literal["succeeded", "partial", "failed", "cancelled"]
 Task = Literal["ingest", "infer", "render"]
@@ -24,54 +27,8 @@ Task = Literal["ingest", "infer", "render"]
 #: a later posedrop reads what an earlier one could not.
 INGEST_VERSION = 2
 
-#: How deep a tree of JSON may be, and how many values it may have, whoever made it.
-MAX_DEPTH, MAX_VALUES = 32, 200_000
 #: What SQLite takes as a whole number.
 _MOST = 2**63
-
-
-def bounded(tree: Any, *, is_finite: bool = True) -> Any:
-    """Return a copy of a tree of JSON.
-
-    Args:
-        tree: as a parser of JSON gives it, or anything else.
-        is_finite: False: NaN and infinity are let in, as null.
-
-    Raises:
-        ValueError: it is deeper than :data:`MAX_DEPTH`, has more than :data:`MAX_VALUES` values, a
-            whole number of more than 64 bits, or something that is no JSON.
-    """
-    left = [MAX_VALUES]
-
-    def copied(value: Any, depth: int) -> Any:
-        left[0] -= 1
-        if left[0] < 0 or depth > MAX_DEPTH:
-            raise ValueError(f"more than {MAX_VALUES:,} values, or deeper than {MAX_DEPTH}")
-        match value:
-            case None | bool():
-                return value
-            case str():
-                value.encode()  # half a surrogate pair is no text
-                return value
-            case int() if -_MOST <= value < _MOST:
-                return value
-            case float() if math.isfinite(value):
-                return value
-            case float() if not is_finite:
-                return None
-            case list() | tuple():
-                return [copied(each, depth + 1) for each in value]
-            case dict() if all(isinstance(name, str) for name in value):
-                return {
-                    copied(name, depth): copied(each, depth + 1) for name, each in value.items()
-                }
-            case int():
-                raise ValueError("a whole number in it has more than 64 bits")
-            case float():
-                raise ValueError("a number in it is infinite, or none")
-        raise ValueError(f"{type(value).__name__} is no JSON")
-
-    return copied(tree, 0)
 
 
 def _details(tree: Any) -> Any:
@@ -196,6 +153,10 @@ class Request(Versioned):
     asked_by: Literal["api", "metadata", "folder", "default"]
     created_at: Moment
     force: str | None = Field(default=None, description="made unique by a run that was forced")
+    shared: bool = Field(
+        default=False,
+        description="nobody asked for it here: the same content has it under another name",
+    )
     retry_of: RunRef | None = Field(
         default=None, description="the run that failed or was cancelled, and is made anew by this"
     )
@@ -239,6 +200,11 @@ class Planned(Versioned):
     )
     analysis_id: str | None = Field(default=None, description="null: nothing is to be run")
     error: RunError | None = Field(default=None, description="why a question can't become a run")
+    shared: bool = Field(
+        default=False,
+        description="the runs that its content had under other names then were shared with it; "
+        "false: an older posedrop wrote this",
+    )
     planned_at: Moment
 
     @property
@@ -280,6 +246,47 @@ class Attempt(Versioned):
     def is_unpublished(self) -> bool:
         """Whether it was given back as the store did not take what it had made."""
         return self.error is not None and self.progress.stage == "publish"
+
+
+class WorkerJob(Record):
+    """What a worker is at."""
+
+    task: Task
+    key: str = Field(max_length=1024, description="of the video")
+    run: str | None = Field(default=None, max_length=1024, description="null: an ingest")
+    attempt: Count
+    started_at: Moment
+    progress: Progress
+
+
+class Speed(Record):
+    """How fast a model was on the last film of one size."""
+
+    analysis: str = Field(max_length=100)
+    model: ModelRef | None = None
+    width: Pixels
+    height: Pixels
+    frames_per_second: float = Field(gt=0, allow_inf_nan=False, description="through the network")
+    frames: Count = Field(description="of the film, or of what was left of it")
+    measured_at: Moment
+
+
+class WorkerRecord(Versioned):
+    """``_posedrop/workers/<id>.json``: a worker process that lives, rewritten as its heartbeat.
+
+    It goes when the worker ends; of one that was killed, after some minutes of silence.
+    """
+
+    worker_id: str = Field(max_length=40)
+    name: str = Field(max_length=300, description="as the attempts name it: host and process")
+    started_at: Moment
+    beat: Count = Field(default=0, description="how often it was written")
+    queues: list[str] = Field(max_length=10)
+    device: str = Field(max_length=200, description="where its networks run, as far as it is known")
+    jobs: list[WorkerJob] = Field(default_factory=list, max_length=1000)
+    speeds: list[Speed] = Field(default_factory=list, max_length=64, description="newest last")
+    versions: dict[str, str] = Field(default_factory=dict, max_length=100)
+    log_tail: str = Field(default="", max_length=8000, description="its last lines")
 
 
 class NeedsNewer(Versioned):
@@ -425,6 +432,27 @@ class FolderRules(Versioned):
     existing: bool = Field(
         default=True, description="also for videos that were there before and followed no rule"
     )
+    keep: bool | list[str] | None = Field(
+        default=None,
+        description="the videos below that posedrop never removes by itself: all of them, or those "
+        "of these names; false: none, whatever the folders above say; null: as those say",
+    )
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _keeps(cls, value: Any) -> Any:
+        # As text, "no" or a file's name would be taken for something else than was meant.
+        names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        if value is None or isinstance(value, bool) or names:
+            return value
+        raise PydanticCustomError(
+            "keep", 'it is true, false, or a list of names, like ["mouse3.mp4", "day2/"]'
+        )
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it says nothing of analyses, only what is kept: the next one up is followed."""
+        return self.keep is not None and "analysis" not in self.model_fields_set
 
 
 class WrongRule(Versioned):
@@ -438,5 +466,6 @@ class WrongRule(Versioned):
 
 
 Attempt.model_rebuild()
+WorkerRecord.model_rebuild()
 Planned.model_rebuild()
 Inference.model_rebuild()

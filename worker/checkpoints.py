@@ -48,8 +48,13 @@ class Checkpoints:
                 self._bytes += part.size
         return len(self._sent)
 
-    def send(self) -> None:
-        """Upload the parts that are new; an attempt goes on without, if that fails."""
+    def send(self) -> int:
+        """Upload the parts that are new; an attempt goes on without, if that fails.
+
+        Returns:
+            How many were uploaded, or passed over.
+        """
+        before = len(self._sent)
         try:
             with artefacts.entered(self.folder) as folder:
                 with os.scandir(folder) as entries:
@@ -59,6 +64,7 @@ class Checkpoints:
                         break
         except artefacts.NotTakenError as error:
             log.warning("checkpoints: %s", error)
+        return len(self._sent) - before
 
     def _send(self, name: str, folder: int) -> bool:
         """Upload a part, unless it can't be one; return whether the next may follow."""

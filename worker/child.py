@@ -6,6 +6,7 @@ folder and answers with JSON lines on pipes of its own. What is inside is ``work
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import json
 import os
@@ -17,16 +18,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import posedrop
+import worker
 from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from posedrop.records import Progress
 from worker import handover, messages, room
 from worker.handover import lent
-from worker.limits import Limits, exceeded, is_over
+from worker.limits import Limits, end_group, exceeded, is_over, new_group, ran_out
 from worker.messages import Line
+from worker.patience import Patience
 from worker.turn import POLL_SECONDS, Place, Turn
 from worker.walls import NAMES, OWN, Plan, Walls
 
@@ -112,6 +117,7 @@ class Child:
         self._status = -1
         self._walls: Walls | None = None
         self._verdict: ChildDiedError | None = None
+        self._group = ""
         self._buffer = b""
 
     @property
@@ -140,7 +146,7 @@ class Child:
         *,
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        wall_seconds: float | None,
+        wall_seconds: float | Patience | None,
         log: Path | None,
         folder: Path | None = None,
         turn: Turn | None = None,
@@ -153,7 +159,7 @@ class Child:
             on_progress: called in this thread; what it raises ends the child.
             should_stop: asked at least every 0.25 s, from when the call has to wait for another.
             wall_seconds: the task may last no longer, but for waiting for its turn; None: any
-                time.
+                time. A :class:`Patience` is told of the progress, and goes by it.
             log: everything that the task and its libraries print is appended to this file of
                 ``folder``; None: to the idle log.
             folder: the job's, all that the child may write to, but for ``video`` and ``model`` in
@@ -199,7 +205,7 @@ class Child:
         request: dict[str, Any],
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        wall_seconds: float | None,
+        wall_seconds: float | Patience | None,
         place: Place,
     ) -> Line:
         try:
@@ -247,8 +253,10 @@ class Child:
         watch.start()
 
     def _spawn(self) -> None:
+        _compile()
         handover.prepare(self._folder)
         self._verdict = None
+        self._group = new_group(self._limits.resident) if self._limits.resident else ""
         home = self._folder / OWN
         child_reads, self._requests = os.pipe()
         self._answers, child_writes = os.pipe()
@@ -268,7 +276,7 @@ class Child:
                         str(os.getpid()),
                         str(self._limits.memory),
                         str(self._limits.file),
-                        json.dumps(asdict(self._plan)),
+                        json.dumps(asdict(replace(self._plan, group=self._group))),
                         *self._warm,
                     ],
                     stdin=subprocess.DEVNULL,
@@ -318,6 +326,7 @@ class Child:
             deadline = time.monotonic() + END_SECONDS
             while not is_over(process.pid) and time.monotonic() < deadline:
                 time.sleep(0.002)
+        end_group(self._group)
         self._close_pipes()
 
     def _close_pipes(self) -> None:
@@ -334,22 +343,26 @@ class Child:
         request: dict[str, Any],
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        wall_seconds: float | None,
+        wall_seconds: float | Patience | None,
         place: Place,
     ) -> Line:
         started = time.monotonic()
+        limit = Patience.of(wall_seconds) if isinstance(wall_seconds, int | float) else wall_seconds
         unsent = json.dumps(request).encode() + b"\n"
         while True:
             if should_stop():
                 raise CancelledRunError("cancelled: the run was asked to stop")
             worked = time.monotonic() - started - place.seconds
-            if wall_seconds is not None and not place.waits and worked > wall_seconds:
+            if limit is not None and not place.waits and worked > limit.seconds:
                 raise ChildDiedError(
-                    f"{self._name}: no answer within {wall_seconds:g} s, killed", code="timeout"
+                    f"{self._name}: no {limit.wanted} within {limit.seconds:g} s, killed",
+                    code="timeout",
                 )
             unsent, lines = self._exchange(unsent, place.waits_for)
             for line in lines:
                 if line.progress is not None:
+                    if limit is not None:
+                        limit.heard(line.progress, worked)
                     on_progress(line.progress)
                 elif line.turn == "over":
                     place.leave()
@@ -412,6 +425,9 @@ class Child:
             return ChildDiedError(f"{self._name}: the child process stopped listening, killed")
         # The process that is known here ends itself after the one within the walls (worker.walls),
         # and has left word of how that one ended.
+        if ran_out(self._group):
+            words = f"{self._name}: the child process took all the memory that it may, killed"
+            return ChildDiedError(words, code="out_of_memory")
         told = os.read(self._status, 16)
         with contextlib.suppress(ValueError):
             code = int(told)
@@ -454,6 +470,14 @@ def _environment(home: Path) -> dict[str, str]:
         # The same code as here, installed or not; relative entries would mean other folders there.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute()),
     }
+
+
+@cache
+def _compile() -> None:
+    """Compile posedrop's code, once: a child can write none, and would do so at each start."""
+    for package in (posedrop, worker):
+        for folder in package.__path__:
+            compileall.compile_dir(folder, quiet=2)
 
 
 _spawners: dict[int, ThreadPoolExecutor] = {}

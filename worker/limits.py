@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 #: A child that probes and draws has 0.4 GB mapped before its first film, with 64 cores 0.9.
 LEAST_MEMORY_BYTES = 1 << 30
+_GROUP = "posedrop-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +61,63 @@ def of_network(resident: int | None, others: Limits) -> Limits:
 def memory_of_this_machine(root: Path = Path("/")) -> int:
     """Return the bytes of memory there are for this process: the machine's, or its cgroup's."""
     most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for base, group, name in _groups(root):
+        # A group is held by the limits of those above it; a container sees its own as the root.
+        for each in (group, *group.parents):
+            with suppress(OSError, ValueError):  # "max" is no number, and no limit
+                most = min(most, int((base / each / name).read_text()))
+    return most
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Yield this process' control groups of memory: the mount, the group, its limit's name."""
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                base, name = root / "sys/fs/cgroup", "memory.max"
-            elif "memory" in controllers.split(","):
-                base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-            else:
-                continue
-            # A group is held by the limits of those above it; a container sees its own as the root.
             group = Path(path.lstrip("/"))
-            for each in (group, *group.parents):
-                with suppress(OSError, ValueError):  # "max" is no number, and no limit
-                    most = min(most, int((base / each / name).read_text()))
-    return most
+            if controllers == "":
+                yield root / "sys/fs/cgroup", group, "memory.max"
+            elif "memory" in controllers.split(","):
+                yield root / "sys/fs/cgroup/memory", group, "memory.limit_in_bytes"
+
+
+def new_group(memory: int) -> str:
+    """Make a control group with so many bytes of memory, below this process' own.
+
+    Returns:
+        Its folder; empty where this user may make none, as most may not.
+    """
+    for base, own, name in _groups(Path("/")):
+        group = base / own / f"{_GROUP}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        for each in (base / own).glob(f"{_GROUP}*"):  # of workers that were killed
+            end_group(str(each))
+        try:
+            group.mkdir()
+            (group / name).write_text(str(memory))
+        except OSError:
+            end_group(str(group))
+            continue
+        with suppress(OSError):
+            (group / "memory.swap.max").write_text("0")
+        return str(group)
+    return ""
+
+
+def end_group(group: str) -> None:
+    """Remove a control group, if nobody is in it any more."""
+    if group:
+        with suppress(OSError):
+            Path(group).rmdir()
+
+
+def ran_out(group: str) -> bool:
+    """Tell whether the kernel ended somebody in a control group for want of memory."""
+    for name in ("memory.events", "memory.oom_control") if group else ():
+        with suppress(OSError, ValueError):
+            for line in Path(group, name).read_text().splitlines():
+                if line.startswith("oom_kill ") and int(line.split()[1]):
+                    return True
+    return False
 
 
 #: Processes that a child may have started: more are no library's, but a child gone mad.

@@ -5,7 +5,6 @@ Whatever happens, a run ends: with what it was asked for, or with an error that 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -44,6 +43,7 @@ from worker.artefacts import NotTakenError
 from worker.child import Child
 from worker.claim import Claim
 from worker.messages import AnalysisOutput
+from worker.patience import QUIET_SECONDS, Patience
 from worker.workshop import Workshop
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,8 @@ def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, w
         try:
             held.look()
             _go_on(held, shop)
-            with held.beating(shop.settings.heartbeat_seconds):
+            told = shop.record.at(held, request.video.key, run)
+            with told, held.beating(shop.settings.heartbeat_seconds):
                 work(shop, run, request, held, folders)
         except CancelledRunError as error:
             _stopped(shop, run, request, held, error)
@@ -319,6 +320,9 @@ def _stopped(
             error=claim.run_error(error, None),
         )
         checkpoints.clear(shop.storage, shop.settings.results_bucket, run)
+    elif held.gives_way and not shop.closing:
+        # The handlers send it again, when it is its group's turn.
+        held.end("handed_back")
     elif not held.lost:
         _hand_back(shop, run, held)
 
@@ -444,7 +448,7 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folders: Fol
     _publish_inference(shop, run, request, held, folders, output, fetched)
     record = PosesOf(analysis_id=request.analysis_id, run=run)
     bucket = shop.settings.results_bucket
-    shop.storage.write(bucket, layout.poses_record(_poses_id(request)), record.to_json())
+    shop.storage.write(bucket, layout.poses_record(analyses.poses_id(request)), record.to_json())
 
 
 def _from_the_network(
@@ -493,16 +497,24 @@ def _from_the_network(
         tuning=tunings.fetch(shop.storage, bucket, digest) if digest is not None else {},
     )
 
+    size = _frame_size(request)
+    patience = _patience(shop, request, size)
+
     def on_progress(progress: Progress) -> None:
         held.progress(progress)
-        parts.send()
+        is_kept = parts.send() > 0
+        if is_kept and held.asked_back and patience.measured[1] >= shop.settings.turn_seconds:
+            held.gives_way = True
+            raise CancelledRunError("another group's turn: it goes on from its last checkpoint")
 
-    options = {**_calls(shop, request, held, folders.film), "on_progress": on_progress}
+    options = _calls(shop, request, held, folders.film)
+    options |= {"on_progress": on_progress, "wall_seconds": patience}
     held.stage("wait")
     try:
         output = messages.ask(shop.gpu.call, task, makes_ready=analysis.makes_ready, **options)
     finally:
         parts.send()
+    _tell_speed(shop, request, size, patience, output)
     if digest is not None:
         tunings.keep(shop.storage, bucket, digest, output.tuning)
     if analysis.finish is None:
@@ -519,6 +531,42 @@ def _from_the_network(
     _go_on(held, shop)
     _upload(shop, run, held, [predictions])
     return _finished(shop, request, held, folders), fetched
+
+
+def _frame_size(request: Request) -> tuple[int, int]:
+    """Return the width and height, in pixels, of what goes through the network."""
+    crop = request.args.get("crop")
+    if crop:
+        return crop["x2"] - crop["x1"], crop["y2"] - crop["y1"]
+    return request.probe.width, request.probe.height
+
+
+def _patience(shop: Workshop, request: Request, size: tuple[int, int]) -> Patience:
+    analysis = analyses.get(request.analysis)
+    frames = request.probe.frames
+    if analysis.wall_seconds is not None:
+        return Patience.of(analysis.wall_seconds(request.args, frames))
+    return Patience(
+        frames,
+        analysis.slowest_frame,
+        batch=request.args.get("batch_size"),
+        usual=shop.record.frames_per_second(request.analysis, request.model, size),
+    )
+
+
+def _tell_speed(
+    shop: Workshop,
+    request: Request,
+    size: tuple[int, int],
+    patience: Patience,
+    output: AnalysisOutput,
+) -> None:
+    """Have the worker's record say how fast the network was, and on what."""
+    frames, seconds = patience.measured
+    shop.record.measured(request.analysis, request.model, size, frames, seconds)
+    device = output.details.get("device")
+    if isinstance(device, str) and device.isprintable():
+        shop.record.runs_on(device)
 
 
 def _at_first(held: Claim, by: str) -> str:
@@ -596,25 +644,17 @@ def _finished(shop: Workshop, request: Request, held: Claim, folders: Folders) -
 
 
 def _calls(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[str, Any]:
-    analysis = analyses.get(request.analysis)
+    frames = request.probe.frames
+    own = analyses.get(request.analysis).wall_seconds
+    # Of tables: a filter by arima takes minutes to hours, and tells of nothing meanwhile.
+    a_frame = 5.0 if request.args.get("filter") == "arima" else 0.2
     return {
         "on_progress": held.progress,
         "should_stop": _should_stop(held, shop),
-        "wall_seconds": analysis.wall_seconds(request.args, request.probe.frames),
+        "wall_seconds": own(request.args, frames) if own else QUIET_SECONDS + a_frame * frames,
         "folder": folder,
         "log": folder / RUN_LOG,
     }
-
-
-def _poses_id(request: Request) -> str:
-    """Return what is the same for two requests that differ in nothing but the drawing."""
-    drawn = analyses.get(request.analysis).drawn | {"model"}
-    args = {name: value for name, value in request.args.items() if name not in drawn}
-    model = request.model.digest if request.model else ""
-    args_text = json.dumps(args, sort_keys=True)
-    return layout.make_id(
-        request.sha256, request.analysis, request.analysis_version, model, args_text
-    )
 
 
 def _known_poses(shop: Workshop, request: Request, folders: Folders) -> AnalysisOutput | None:
@@ -628,7 +668,8 @@ def _known_poses(shop: Workshop, request: Request, folders: Folders) -> Analysis
     if request.force is not None:
         return None
     bucket = shop.settings.results_bucket
-    there = shop.storage.read_record(bucket, layout.poses_record(_poses_id(request)), PosesOf)
+    key = layout.poses_record(analyses.poses_id(request))
+    there = shop.storage.read_record(bucket, key, PosesOf)
     if there is None or there.analysis_id == request.analysis_id:
         return None
     earlier = shop.storage.read_record(bucket, f"{there.run}/{layout.INFERENCE}", Inference)
@@ -745,7 +786,7 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folders: Fo
         task,
         on_progress=held.progress,
         should_stop=_should_stop(held, shop),
-        wall_seconds=600.0 + 1.0 * request.probe.frames,
+        wall_seconds=Patience(request.probe.frames, 1.0),
         folder=folders.film,
         log=run_log,
     )

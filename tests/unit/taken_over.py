@@ -214,7 +214,7 @@ def _meddling(payload: dict[str, Any]) -> dict[str, Attempt]:
         "capabilities": lambda: [
             line
             for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith(("CapEff", "CapPrm", "CapBnd")) and int(line.split()[1], 16)
+            if line.startswith(("CapEff", "CapPrm", "CapAmb")) and int(line.split()[1], 16)
         ],
     }
     for process in parents:
@@ -390,6 +390,9 @@ def main(folder: Path, *, refused: bool, orphan: bool, eats: bool) -> None:
         return
     child.close()
     told["still there"] = of(shop)
+    told["groups"] = [
+        str(each) for each in Path("/sys/fs/cgroup").rglob(f"posedrop-{os.getpid()}-*")
+    ]
     for what in _FOOD if eats else ():
         try:
             call("eat", {"out": str(job / "out"), "what": what})

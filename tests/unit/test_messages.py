@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posedrop import errors
+from posedrop.bounded import MAX_DEPTH, MAX_VALUES, bounded
 from posedrop.errors import AnalysisError, PosedropError
-from posedrop.records import MAX_DEPTH, MAX_VALUES, Inference, bounded
+from posedrop.records import Inference
 from worker import messages
 from worker.messages import AnalysisOutput, Failure, Line, ProbeVideo, RenderVideo, RunAnalysis
 

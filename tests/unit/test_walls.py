@@ -22,7 +22,6 @@ from worker.handover import remove
 
 NOBODY = 65534
 PROGRAM = str(Path(taken_over.__file__))
-WITHOUT_NAMESPACES = set(walls.NAMES) - {"network", "processes"}
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="walls of Linux")
 
@@ -77,7 +76,6 @@ def test_a_decoder_that_was_taken_over_gets_nothing(
 ) -> None:
     """It reads no secret, changes no file, reaches no socket, gains no right, leaves nothing."""
     told = play(place, *options, ordinary=ordinary)
-    # Without namespaces it can still ask whether the process that keeps watch over it is there.
     assert told["got"] == {}
     assert told["tried"] > 200
     assert told["film"] == "film"
@@ -88,6 +86,7 @@ def test_a_decoder_that_was_taken_over_gets_nothing(
         assert all(told["lack"].values())
     if options:
         assert {"network", "processes"} <= set(told["lack"])
+    assert told["groups"] == []
 
 
 @pytest.mark.timeout(300)

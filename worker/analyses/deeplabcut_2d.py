@@ -231,6 +231,7 @@ deeplabcut_2d = Analysis(
     finish="worker.tables:finish",
     artefacts=POSES,
     makes_ready=True,
+    wall_seconds=None,
     drawn=frozenset({"style"}),
     summary="Keypoints of one animal or several in every frame, by a DeepLabCut 3 (PyTorch) model "
     "of yours.",
