@@ -170,6 +170,12 @@ def ask(
             code="refused",
             field="file_id",
         )
+    if file.state == "film gone":
+        raise BadRequestError(
+            f"{file.key} is gone from the bucket, only its results are there: upload it again",
+            code="film_gone",
+            field="file_id",
+        )
     prefix = context.video_prefix(file.bucket, file.key)
     if file.state == "ready":
         record = context.video_record(file.bucket, file.key)

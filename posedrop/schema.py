@@ -325,6 +325,30 @@ def _places(db: Database) -> None:
         db.execute(statement)
 
 
+@_migrations(name="0010_film_gone")
+def _film_gone(db: Database) -> None:
+    """Let a file be in a state that its table, as an older posedrop made it, does not allow.
+
+    SQLite can't change a CHECK: the table is made anew, with all that belongs to it.
+    """
+    made = "SELECT type, sql FROM sqlite_master WHERE tbl_name = 'uploaded_file' AND sql NOT NULL"
+    found = [tuple(row) for row in db.conn.execute(made)]
+    (table,) = (sql for kind, sql in found if kind == "table")
+    if _checked(FileState) in table:
+        return
+    before, _, after = table.partition("CHECK (state IN (")
+    _, _, after = after.partition("))")
+    columns = before.split("(", 1)[1]
+    for statement in (
+        f"CREATE TABLE uploaded_file_anew ({columns}{_checked(FileState)}{after}",
+        "INSERT INTO uploaded_file_anew SELECT * FROM uploaded_file",
+        "DROP TABLE uploaded_file",
+        "ALTER TABLE uploaded_file_anew RENAME TO uploaded_file",
+        *(sql for kind, sql in found if kind != "table"),
+    ):
+        db.execute(statement)
+
+
 def _as_searched(table: str, row: str) -> str:
     """Return, as SQL, a row's number and what of it is searched."""
     text = f"{row}.key" if table == "uploaded_file" else f"{row}.key || ' ' || {row}.analysis"

@@ -210,7 +210,7 @@ class Child:
         request: dict[str, Any],
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        wall_seconds: float | None,
+        wall_seconds: float | Patience | None,
         place: Place,
     ) -> dict[str, Any]:
         try:
