@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
 
-from handlers import copies, plan, waiting
+from handlers import changes, copies, gpu_queue, plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
 from posedrop.errors import PosedropError
@@ -31,7 +31,11 @@ _MANY = 16
 #: A mount begins a film with an empty object and writes it within moments: only what stays empty
 #: for so many seconds is refused.
 EMPTY_SECONDS = 5.0
-_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD})
+#: What a run has when it needs no network any more.
+_FOUND = frozenset({layout.PREDICTIONS, layout.INFERENCE})
+#: That a worker is too old for a run.
+_LEFT = layout.needs_newer("").removeprefix("/")
+_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD, _LEFT}) | _FOUND
 
 
 def record(context: Context, body: bytes) -> int:
@@ -187,7 +191,9 @@ def follow(context: Context) -> int:
     batch = context.index.unhandled_events(_BATCH, now())
     if batch:
         _handle(context, batch)
-    return len(batch) + waiting.go_on(context)
+    planned = waiting.go_on(context)
+    gpu_queue.send_next(context, now())
+    return len(batch) + planned
 
 
 def _handle(context: Context, batch: list[EventRow]) -> None:
@@ -301,6 +307,8 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
             # One without a request is what a deletion has left, or a worker that woke up after it.
             is_run = context.storage.head(bucket, f"{run}/{layout.REQUEST}") is not None
             return context.storage.read_record(bucket, key, Result) if is_run else None
+        case layout.RunObject(name=name) if name in _FOUND or name == _LEFT:
+            return context.storage.head(bucket, key)
         case _:
             return None
 
@@ -394,6 +402,14 @@ def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest 
             known = context.index.analysis(analysis_id)
             if known is None or known.run == run:
                 context.index.analysis_running(analysis_id)
+        case layout.RunObject(run=run, analysis_id=analysis_id, name=name), ObjectInfo():
+            known = context.index.analysis(analysis_id)
+            if known is None or known.run != run:
+                return None
+            if name in _FOUND:
+                context.index.gpu_over(analysis_id)
+            else:
+                gpu_queue.park(context, analysis_id, now())
         case _:
             pass
     return None
@@ -414,6 +430,7 @@ def _act(context: Context, then: Then) -> None:
         case Ingest(etag=etag, key=key):
             bucket = context.settings.videos_bucket
             queue.send(context.broker, "ingest", bucket=bucket, key=key, etag=etag)
+            changes.note("video arrived", by="store", file_id=then.file_id, key=key)
         case Planning(prefix=prefix, video=video):
             results = context.settings.results_bucket
             if video is None:
@@ -423,6 +440,7 @@ def _act(context: Context, then: Then) -> None:
                 plan.plan_ingested(context, video)
         case Ruling(key=key):
             waiting.rule_changed(context, key)
+            changes.note("rule changed", by="store", key=key)
         case Move(row=row):
             copies.moved(context, row)
         case Farewell(file_id=file_id, key=key):
@@ -430,6 +448,7 @@ def _act(context: Context, then: Then) -> None:
             records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
             context.storage.delete(context.settings.results_bucket, records)
             _keep_results(context, key)
+            changes.note("video gone", by="store", file_id=file_id)
 
 
 def _keep_results(context: Context, key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from handlers.app import create_app
-from posedrop import queue
+from posedrop import logs, queue
 from posedrop.settings import Settings
 from posedrop.storage import Storage
 from tests.serving import serving
@@ -178,3 +179,37 @@ def test_up_is_called_by_its_own_name_alone(up: str) -> None:
     assert httpx.get(f"{up}/files", headers=BEARER | {"Host": "rebound.example"}).status_code == 403
     assert httpx.get(f"{up}/session", headers={"Host": "rebound.example"}).status_code == 403
     assert httpx.get(f"{up}/healthz", headers={"Host": "rebound.example"}).status_code == 200
+
+
+def test_each_change_is_a_line_with_who_what_and_from_where(
+    up: str, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By token, password or cookie. What is read or refused is no change."""
+    for bucket in ("videos", "results", "models"):
+        Storage(settings).create_bucket(bucket)
+    caplog.set_level(logging.INFO, "handlers.changes")
+    cookie = httpx.post(f"{up}/session", headers=BEARER).headers["Set-Cookie"].split(";")[0]
+
+    told = httpx.post(f"{up}/upload", json={"filename": "a\n.mp4"}, headers=BEARER)
+    file_id = told.json()["file_id"]
+    body = {"file_id": file_id, "analysis": "dummy", "args": {"seconds": 1}}
+    asked = httpx.post(f"{up}/analyse", json=body, auth=("me", TOKEN)).json()["analysis_id"]
+    httpx.post(f"{up}/analyse", json=body | {"file_id": "nosuch"}, auth=("me", TOKEN))
+    httpx.get(f"{up}/upload/{file_id}", headers=BEARER)
+    httpx.delete(f"{up}/analyse/{asked}", headers={"Cookie": cookie, "Origin": up})
+    httpx.delete(f"{up}/upload/{file_id}", headers={"Cookie": cookie, "Origin": up})
+    httpx.delete(f"{up}/upload/{file_id}", headers={"Cookie": cookie, "Origin": "http://evil"})
+    httpx.post(f"{up}/reindex", headers=BEARER)
+    lines = [vars(record) for record in caplog.records if record.name == "handlers.changes"]
+    assert [(line["msg"], line["who"]) for line in lines] == [
+        ("cookie given", "token"),
+        ("upload allowed", "token"),
+        ("asked for", "basic"),
+        ("deleted", "cookie"),
+        ("deleted", "cookie"),
+        ("reindexed", "token"),
+    ]
+    assert {line["address"] for line in lines} == {"127.0.0.1"}
+    assert [lines[n]["file_id"] for n in (1, 2, 4)] == [file_id] * 3
+    assert {lines[n]["analysis_id"] for n in (2, 3)} == {asked}
+    assert "\n" not in logs.Formatter().format(caplog.records[-1])

@@ -21,9 +21,18 @@ from posedrop import layout, queue
 from posedrop.errors import StorageError
 from posedrop.events import Event, ObjectCreated, ObjectRemoved
 from posedrop.index import Index
-from posedrop.records import Asked, Record, Refusal, Request, Result, VideoRecord, VideoRef
+from posedrop.records import (
+    Asked,
+    Record,
+    Refusal,
+    Request,
+    Result,
+    VideoRecord,
+    VideoRef,
+    WorkerRecord,
+)
 from posedrop.settings import load
-from posedrop.storage import ObjectInfo, Storage
+from posedrop.storage import Listing, ObjectInfo, Storage
 from tests.samples import PROBE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -87,6 +96,9 @@ class Shelf(Storage):
         for (where, key), (found, _) in sorted(self.objects_by_name.items()):
             if where == bucket and key.startswith(prefix):
                 yield found
+
+    def listing(self, bucket: str, prefix: str) -> Listing:
+        return Listing(list(self.objects(bucket, prefix)), NOW)
 
 
 def _ref(key: str) -> VideoRef:
@@ -183,6 +195,11 @@ def _news() -> list[Event]:
 def _context(folder: Path, shelf: Shelf) -> Context:
     given = {"s3_endpoint": "http://127.0.0.1:1", "default_analysis": "dummy"}
     index = Index(folder / "index.sqlite")
+    for number in range(20):  # which have room for all
+        worker = WorkerRecord(
+            worker_id=str(number), name="", started_at=NOW, queues=["gpu"], device=""
+        )
+        shelf.put_record(layout.worker(str(number)), worker)
     return Context(load(folder, given), shelf, index, queue.connect("stub://"))
 
 
