@@ -10,6 +10,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from handlers import changes, plan
+from handlers.apart import apart
 from handlers.context import Context
 from posedrop import layout, queue
 from posedrop.index import FileRow
@@ -68,7 +69,7 @@ class OldRefusals:
         self._context = context
         self._cursor: str | None = None
         self._sent: set[str] = set()
-        """The file ids of those behind the cursor that were sent."""
+        """The file ids of those behind the cursor that were sent, or can't be."""
         self._over = False
 
     def go_on(self) -> int:
@@ -86,9 +87,14 @@ class OldRefusals:
         for row in page.rows:
             if sent == room:
                 return sent
-            if row.file_id not in self._sent and self._is_old(row) and _again(context, row):
+            if row.file_id in self._sent:
+                continue
+            again = False
+            with apart(context, f"{row.key} is not looked at anew") as trial:
+                again = self._is_old(row) and _again(context, row)
+            if again or trial.failed:
                 self._sent.add(row.file_id)
-                sent += 1
+            sent += again
         self._cursor, self._over = page.cursor, page.cursor is None
         self._sent.clear()
         return sent

@@ -347,7 +347,7 @@ class Client:
             time.sleep(pause(waited))
 
     def wait_for_file(self, file_id: str, *, seconds: float = float("inf")) -> File:
-        """Return a video once it was looked at: ready or refused.
+        """Return a video once it was looked at: ready or refused, or gone again.
 
         Raises:
             PosedropError: that took longer than ``seconds``.
@@ -355,7 +355,7 @@ class Client:
         deadline = time.monotonic() + seconds
         while True:
             file = self.file(file_id)
-            if file.state in {"ready", "refused"}:
+            if file.state in {"ready", "refused", "film gone"}:
                 return file
             if time.monotonic() > deadline:
                 raise PosedropError(f"{file_id} was not looked at within {seconds:.0f} s")

@@ -168,7 +168,7 @@ def analyse(
 @click.argument("query", required=False)
 @click.option("--files", "kind", flag_value="files", default="files", help="Videos (default).")
 @click.option("--analyses", "kind", flag_value="analyses", help="Runs.")
-@click.option("--state", help="Only those: ready, refused...; runs: running, failed...")
+@click.option("--state", help="Only those: ready, refused, 'film gone'...; runs: failed...")
 @click.option("--limit", default=100, show_default=True, help="At most so many.")
 @json_option
 @click.pass_obj

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -34,6 +35,12 @@ def api(settings: Settings) -> Iterator[httpx.Client]:
         yield client
 
 
+def nested(body: bytes, deep: int) -> bytes:
+    """Return a body with arguments that are nested so deep."""
+    return body % (b'{"a":' * deep + b"1" + b"}" * deep)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
@@ -43,13 +50,24 @@ def api(settings: Settings) -> Iterator[httpx.Client]:
         ("/upload", rb'{"filename": "\ud800.mp4"}', 422),
         ("/upload", '{"filename": "a.mp4", "content_type": "vidéo/mp4"}'.encode(), 422),
         ("/upload", b'{"filename": "a.mp4", "args": ' + b"[" * 5000 + b"}", 422),
+        ("/upload", nested(b'{"filename": "a.mp4", "analysis": "dummy", "args": %b}', 988), 422),
+        ("/analyse", nested(b'{"file_id": "x", "analysis": "dummy", "args": %b}', 100), 422),
+        ("/analyse", nested(b'{"file_id": "x", "analysis": "dummy", "args": %b}', 988), 422),
+        ("/analyse", nested(b'{"file_id": "x", "analysis": "dummy", "args": %b}', 10**5), 422),
+        ("/analyse", b'{"file_id": "' + b"x" * 2**20 + b'"}', 413),
+        ("/reingest", b'{"prefix": "' + b"x" * 2**22 + b'"}', 413),
+        ("/reconcile", b"x" * 2**22, 413),
     ],
 )
 def test_half_a_character_and_the_like_are_answered_as_errors(
-    api: httpx.Client, path: str, body: bytes, status: int
+    api: httpx.Client, path: str, body: bytes, status: int, chunked: bool
 ) -> None:
-    """The error quotes the request in a form that can be sent; nothing is a 500."""
-    answer = api.post(path, content=body, headers={"Content-Type": "application/json"})
+    """The error quotes the request in a form that can be sent; nothing is a 500.
+
+    Nor what is larger or deeper than a request can be, whether it says so before or not.
+    """
+    sent: Any = iter([body]) if chunked else body
+    answer = api.post(path, content=sent, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["message"]
 
@@ -76,9 +94,10 @@ def test_a_body_that_is_no_json_object_is_told_so(
     assert ("'Content-Type: application/json'" in error["message"]) is ("json" not in kind)
 
 
-def test_metadata_too_deep_to_read_is_answered_as_an_error(api: httpx.Client) -> None:
+@pytest.mark.parametrize("args", ["[" * 1500, "[" * 700 + "]" * 700])
+def test_metadata_too_deep_to_read_is_answered_as_an_error(api: httpx.Client, args: str) -> None:
     """Arguments nested beyond Python's recursion are no JSON object, and no 500."""
-    headers = {"x-amz-meta-analysis": "dummy", "x-amz-meta-args": "[" * 1500}
+    headers = {"x-amz-meta-analysis": "dummy", "x-amz-meta-args": args}
     answer = api.put("/upload/film.mp4", content=b"film", headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_args")
 
