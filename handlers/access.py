@@ -105,7 +105,7 @@ class Guard:
             return refusal(
                 401,
                 "unauthorized",
-                "send Authorization: Bearer <api token>",
+                "open the link that `posedrop up` prints, or send Authorization: Bearer <api token>",
                 headers=_ASK_AGAIN if bearer else _ASK,
             )
         unsafe = request.method not in _SAFE
