@@ -105,7 +105,8 @@ class Guard:
             return refusal(
                 401,
                 "unauthorized",
-                "open the link that `posedrop up` prints, or send Authorization: Bearer <api token>",
+                "send Authorization: Bearer <api token>; with a browser, open the link that "
+                "`posedrop up` prints",
                 headers=_ASK_AGAIN if bearer else _ASK,
             )
         unsafe = request.method not in _SAFE
