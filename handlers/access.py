@@ -157,8 +157,9 @@ def _has_cookie(request: Request, token: str) -> bool:
         expires, _, signature = value.partition(".")
         if key == name and expires.isascii() and expires.isdigit() and len(expires) < 12:
             right = _signature(name, expires, token)
-            if hmac.compare_digest(signature.encode(), right.encode()):
-                return int(expires) > time.time()
+            is_ours = hmac.compare_digest(signature.encode(), right.encode())
+            if is_ours and int(expires) > time.time():
+                return True
     return False
 
 
