@@ -47,11 +47,25 @@ def record(context: Context, body: bytes) -> int:
     parsed = events.parse_bytes(body)
     wanted = [event for event in parsed.events if _matters(context, event)]
     if not parsed.unknown:
-        return context.index.record_events(wanted, now()) if wanted else 0
-    with context.index.together():
-        for reason, part in parsed.unknown:
-            context.index.dead_letter(reason, part, now())
-        return context.index.record_events(wanted, now())
+        new = context.index.record_events(wanted, now()) if wanted else 0
+    else:
+        with context.index.together():
+            for reason, part in parsed.unknown:
+                context.index.dead_letter(reason, part, now())
+            new = context.index.record_events(wanted, now())
+    if new:  # the second of two targets tells nothing new
+        for event in wanted:
+            _log(context, event)
+    return new
+
+
+def _log(context: Context, event: ObjectCreated | ObjectRemoved) -> None:
+    """Log what somebody has put or removed; what posedrop itself writes is in other lines."""
+    if event.bucket == context.settings.videos_bucket:
+        what = "rule" if layout.is_folder_rule(event.key) else "video"
+        done = "put" if isinstance(event, ObjectCreated) else "removed"
+        by = event.by
+        changes.note(f"{what} {done}", by=by.who or "store", address=by.address, key=event.key)
 
 
 def _matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
@@ -430,7 +444,6 @@ def _act(context: Context, then: Then) -> None:
         case Ingest(etag=etag, key=key):
             bucket = context.settings.videos_bucket
             queue.send(context.broker, "ingest", bucket=bucket, key=key, etag=etag)
-            changes.note("video arrived", by="store", file_id=then.file_id, key=key)
         case Planning(prefix=prefix, video=video):
             results = context.settings.results_bucket
             if video is None:
@@ -440,7 +453,6 @@ def _act(context: Context, then: Then) -> None:
                 plan.plan_ingested(context, video)
         case Ruling(key=key):
             waiting.rule_changed(context, key)
-            changes.note("rule changed", by="store", key=key)
         case Move(row=row):
             copies.moved(context, row)
         case Farewell(file_id=file_id, key=key):
@@ -448,7 +460,6 @@ def _act(context: Context, then: Then) -> None:
             records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
             context.storage.delete(context.settings.results_bucket, records)
             _keep_results(context, key)
-            changes.note("video gone", by="store", file_id=file_id)
 
 
 def _keep_results(context: Context, key: str) -> None:
