@@ -21,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 
 from handlers import (
     access,
+    changes,
     copies,
     notify,
     plan,
@@ -55,8 +56,8 @@ from posedrop.storage import Storage
 PAGE = Path(str(files("handlers") / "page"))
 #: What a form may have besides its file, bytes.
 _FORM_BYTES = 2**20
-#: How many requests wait for the object store at a time.
-_ASKING = 40
+#: How many requests wait for the object store at a time: for what is there, and for a change.
+_ASKING, _CHANGING = 40, 8
 
 
 class UnderWayError(PosedropError):
@@ -121,20 +122,33 @@ def create_app(
         metrics=metrics,
     )
     _errors(app)
-    hurried = context.in_a_hurry()
-    asking = Threads(_ASKING, LOOK_SECONDS)
-    _upload_routes(app, context, hurried, asking)
-    _result_routes(app, hurried, asking)
-    _list_routes(app, hurried, asking)
-    _service_routes(app, hurried, reconciler, metrics, asking)
+    callers = _Callers(context)
+    _upload_routes(app, callers)
+    _result_routes(app, callers)
+    _list_routes(app, callers)
+    _service_routes(app, callers, reconciler, metrics)
     return app
+
+
+class _Callers:
+    """What serves callers that wait for the object store, apart from all others."""
+
+    def __init__(self, context: Context) -> None:
+        self.hurried = context.in_a_hurry()
+        self.asking = Threads(_ASKING, LOOK_SECONDS)
+        """Threads for what is looked up, with the tools of ``hurried``."""
+        self.patient = context
+        self.changing = Threads(_CHANGING, LOOK_SECONDS)
+        """Threads for what is removed or copied, with the tools of ``patient``: it takes as long as
+        there are objects, and ought not to be left half done."""
 
 
 def _index(settings: Settings) -> Index:
     return Index(settings.index_file, timeout=settings.index_timeout_seconds)
 
 
-def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Threads) -> None:
+def _upload_routes(app: FastAPI, callers: _Callers) -> None:
+    context, asking = callers.hurried, callers.asking
     forms = Forms()
 
     @app.post(
@@ -165,7 +179,7 @@ def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Thr
         content_type = request.headers.get("content-type", "")
         if content_type.startswith("multipart/form-data"):
             with forms.one():
-                return await _receive_form(patient, context, request, content_type)
+                return await _receive_form(callers, request, content_type)
         body = upload.UploadRequest.model_validate_json(await request.body())
         return await asking.run(partial(upload.presign, context, body))
 
@@ -185,14 +199,14 @@ def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Thr
         return upload.describe(context, file_id)
 
     @app.delete("/upload/{file_id}", status_code=204, summary="Remove a file and all its results")
-    @asking
+    @callers.changing
     def delete_upload(file_id: str) -> None:
-        upload.delete(context, file_id)
+        upload.delete(callers.patient, file_id)
+        changes.note("deleted", file_id=file_id)
 
 
-async def _receive_form(
-    patient: Context, context: Context, request: Request, content_type: str
-) -> dict[str, str]:
+async def _receive_form(callers: _Callers, request: Request, content_type: str) -> dict[str, str]:
+    context = callers.hurried
     length = request.headers.get("content-length", "")
     most = context.settings.max_video_bytes
     if length.isascii() and length.isdigit():
@@ -205,16 +219,20 @@ async def _receive_form(
         metadata = upload.check_metadata(context, fields.get("analysis"), fields.get("args"))
         key = layout.upload_key(file_id, filename)
         bucket = context.settings.videos_bucket
-        patient.storage.upload_stream(bucket, key, stream, most, upload.guess_type(key), metadata)
+        kind = upload.guess_type(key)
+        callers.patient.storage.upload_stream(bucket, key, stream, most, kind, metadata)
         # Its event may come after our answer; who asks at once is to find it.
         context.index.expect_file(file_id, bucket, key, now(), metadata=metadata)
 
     form = FormUpload(content_type, sink, context.settings.max_video_bytes, _FORM_BYTES)
     await form.receive(request.stream())
+    changes.note("uploaded", file_id=file_id)
     return {"file_id": file_id}
 
 
-def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
+def _result_routes(app: FastAPI, callers: _Callers) -> None:
+    context, asking = callers.hurried, callers.asking
+
     @app.post(
         "/analyse",
         summary="Ask for an analysis",
@@ -232,6 +250,8 @@ def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
             force=wanted.force,
             retry=wanted.retry,
         )
+        if not planned.existed:
+            changes.note("asked for", analysis_id=planned.analysis_id, file_id=wanted.file_id)
         over = planned.existed and planned.status in results.FINAL
         response.status_code = 200 if over else 202
         return results.AnalyseAnswer(
@@ -252,9 +272,10 @@ def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
         return answer
 
     @app.delete("/analyse/{analysis_id}", summary="Cancel a run, or delete its results")
-    @asking
+    @callers.changing
     def delete_analyse(analysis_id: str, response: Response) -> dict[str, str] | None:
-        status = results.cancel_or_delete(context, analysis_id)
+        status = results.cancel_or_delete(callers.patient, analysis_id)
+        changes.note(status, analysis_id=analysis_id)
         if status == "deleted":
             response.status_code = 204
             return None
@@ -279,7 +300,9 @@ def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-def _list_routes(app: FastAPI, context: Context, asking: Threads) -> None:
+def _list_routes(app: FastAPI, callers: _Callers) -> None:
+    context, asking = callers.hurried, callers.asking
+
     @app.get("/files", summary="List, filter and search the files, newest first")
     def get_files(
         q: str | None = None,
@@ -332,12 +355,9 @@ def _list_routes(app: FastAPI, context: Context, asking: Threads) -> None:
 
 
 def _service_routes(
-    app: FastAPI,
-    context: Context,
-    reconciler: reconcile.Reconciler,
-    metrics: Metrics,
-    asking: Threads,
+    app: FastAPI, callers: _Callers, reconciler: reconcile.Reconciler, metrics: Metrics
 ) -> None:
+    context, changing = callers.patient, callers.changing
     sweeping = anyio.CapacityLimiter(1)
 
     async def alone(sweep: Callable[[], reconcile.Repairs]) -> dict[str, int]:
@@ -361,10 +381,12 @@ def _service_routes(
         responses={409: {"description": "Somebody is at it"}},
     )
     async def post_reconcile() -> dict[str, int]:
-        return await alone(reconciler.round)
+        counts = await alone(reconciler.round)
+        changes.note("reconciled", counts=counts)
+        return counts
 
     @app.post("/reingest", summary="Look at refused videos anew")
-    @asking
+    @changing
     def post_reingest(
         wanted: Annotated[reingest.ReingestRequest, Body()],
     ) -> reingest.ReingestAnswer:
@@ -376,13 +398,17 @@ def _service_routes(
         responses={409: {"description": "Somebody is at it"}},
     )
     async def post_reindex() -> dict[str, int]:
-        return await alone(reconciler.reindex)
+        counts = await alone(reconciler.reindex)
+        changes.note("reindexed", counts=counts)
+        return counts
 
     @app.get("/expire", summary="What is due to be removed by itself, and why")
+    @changing
     def get_expire() -> retention.ExpiryAnswer:
         return retention.describe(context)
 
     @app.post("/expire", summary="Remove what is due, also where that is more than a share of all")
+    @changing
     def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
         return retention.expire(context, wanted)
 
@@ -409,6 +435,7 @@ def _service_routes(
         if token is not None:
             cookie = access.session_cookie(request, token.get_secret_value())
             response.headers["Set-Cookie"] = cookie
+            changes.note("cookie given")
 
     @app.get("/page/{name}", include_in_schema=False)
     def get_page_file(name: str) -> FileResponse:

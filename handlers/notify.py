@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
 
-from handlers import copies, plan, waiting
+from handlers import changes, copies, gpu_queue, plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
 from posedrop.errors import PosedropError
@@ -31,7 +31,11 @@ _MANY = 16
 #: A mount begins a film with an empty object and writes it within moments: only what stays empty
 #: for so many seconds is refused.
 EMPTY_SECONDS = 5.0
-_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD})
+#: What a run has when it needs no network any more.
+_FOUND = frozenset({layout.PREDICTIONS, layout.INFERENCE})
+#: That a worker is too old for a run.
+_LEFT = layout.needs_newer("").removeprefix("/")
+_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD, _LEFT}) | _FOUND
 
 
 def record(context: Context, body: bytes) -> int:
@@ -41,10 +45,27 @@ def record(context: Context, body: bytes) -> int:
         IndexBusyError: it could not be recorded; the sender has to send it again.
     """
     parsed = events.parse_bytes(body)
-    for reason, part in parsed.unknown:
-        context.index.dead_letter(reason, part, now())
     wanted = [event for event in parsed.events if _matters(context, event)]
-    return context.index.record_events(wanted, now()) if wanted else 0
+    if not parsed.unknown:
+        new = context.index.record_events(wanted, now()) if wanted else 0
+    else:
+        with context.index.together():
+            for reason, part in parsed.unknown:
+                context.index.dead_letter(reason, part, now())
+            new = context.index.record_events(wanted, now())
+    if new:  # the second of two targets tells nothing new
+        for event in wanted:
+            _log(context, event)
+    return new
+
+
+def _log(context: Context, event: ObjectCreated | ObjectRemoved) -> None:
+    """Log what somebody has put or removed; what posedrop itself writes is in other lines."""
+    if event.bucket == context.settings.videos_bucket:
+        what = "rule" if layout.is_folder_rule(event.key) else "video"
+        done = "put" if isinstance(event, ObjectCreated) else "removed"
+        by = event.by
+        changes.note(f"{what} {done}", by=by.who or "store", address=by.address, key=event.key)
 
 
 def _matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
@@ -188,7 +209,9 @@ def follow(context: Context) -> int:
     batch = context.index.unhandled_events(_BATCH, now())
     if batch:
         _handle(context, batch)
-    return len(batch) + waiting.go_on(context)
+    planned = waiting.go_on(context)
+    gpu_queue.send_next(context, now())
+    return len(batch) + planned
 
 
 def _handle(context: Context, batch: list[EventRow]) -> None:
@@ -302,6 +325,8 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
             # One without a request is what a deletion has left, or a worker that woke up after it.
             is_run = context.storage.head(bucket, f"{run}/{layout.REQUEST}") is not None
             return context.storage.read_record(bucket, key, Result) if is_run else None
+        case layout.RunObject(name=name) if name in _FOUND or name == _LEFT:
+            return context.storage.head(bucket, key)
         case _:
             return None
 
@@ -399,6 +424,14 @@ def _tell_record(context: Context, key: str, found: Found) -> Then | None:
             known = context.index.analysis(analysis_id)
             if known is None or known.run == run:
                 context.index.analysis_running(analysis_id)
+        case layout.RunObject(run=run, analysis_id=analysis_id, name=name), ObjectInfo():
+            known = context.index.analysis(analysis_id)
+            if known is None or known.run != run:
+                return None
+            if name in _FOUND:
+                context.index.gpu_over(analysis_id)
+            else:
+                gpu_queue.park(context, analysis_id, now())
         case _:
             pass
     return None

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from itertools import chain, islice
 
-from handlers import copies, notify, plan, retention, rules, waiting
+from handlers import copies, gpu_queue, notify, plan, retention, rules, waiting, workers
 from handlers.apart import apart
 from handlers.context import Context, now
 from handlers.reingest import OldRefusals
@@ -25,7 +25,7 @@ from handlers.retention import all_places, all_rows
 from posedrop import layout, queue
 from posedrop.errors import PosedropError, StorageError
 from posedrop.index import AnalysisRow, FileRow, PendingRow
-from posedrop.records import Attempt, FileState, RunError, RunState, VideoRecord
+from posedrop.records import FileState, RunError, RunState, VideoRecord
 from posedrop.storage import PARTS_SECONDS, ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -494,20 +494,25 @@ def _is_known(row: FileRow | None, found: ObjectInfo) -> bool:
 def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | None) -> None:
     """Plan what was forgotten, and send what nobody is at and no message waits for.
 
-    Messages can't be asked for by what they are about. But when fewer are waiting than there is to
-    do, some are lost, and as many are sent again: those first that were sent the longest ago. One
-    too many does no harm, it finds the run claimed or over.
+    What is lost of the gpu queue waits for its group's turn again, and is sent with the others.
+    Messages can't be asked for by what they are about. But when fewer wait in a queue than there is
+    to do, some are lost, and as many are sent again: those first that were sent the longest ago.
+    One too many does no harm, it finds the run claimed or over.
     """
     _plan_forgotten(context, repairs)
     todo = [*_received(context), *_unfinished(context, repairs)]
-    missing = len(todo) - (queue.ready(context.broker) if todo else 0)
-    for each in sorted(todo, key=lambda each: each.created_at):
-        if each.is_lost_for_certain(forgotten_before):
-            missing -= _try_to_send(context, repairs, each)
-    for each in sorted(todo, key=lambda each: each.sent_at):
-        late = each.sent_at < now() - each.patience
-        if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
-            missing -= _try_to_send(context, repairs, each)
+    for name in (queue.CPU, queue.GPU):
+        mine = [each for each in todo if each.queue == name]
+        missing = len(mine) - (queue.ready(context.broker, name) if mine else 0)
+        for each in sorted(mine, key=lambda each: each.created_at):
+            if each.is_lost_for_certain(forgotten_before):
+                missing -= _try_to_send(context, repairs, each)
+        for each in sorted(mine, key=lambda each: each.sent_at):
+            late = each.sent_at < now() - each.patience
+            if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
+                missing -= _try_to_send(context, repairs, each)
+    gpu_queue.send_next(context, now())
+    workers.sweep(context.storage, context.settings)
     context.index.forget_events(now() - _REMEMBERED)
 
 
@@ -517,6 +522,7 @@ class ToDo:
 
     row: FileRow | AnalysisRow
     patience: timedelta
+    queue: str
 
     @property
     def created_at(self) -> datetime:
@@ -543,13 +549,13 @@ class ToDo:
             context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)
             repairs.ingests_sent += 1
             return True
-        names, alive = _run_now(context, row.run)
-        if alive or layout.RESULT in names or layout.REQUEST not in names:
+        seen = gpu_queue.look(context, row.run)
+        if seen.alive or layout.RESULT in seen.names or layout.REQUEST not in seen.names:
             return False
-        if layout.INFERENCE in names:
+        if layout.INFERENCE in seen.names:
             context.enqueue_render(row.analysis_id, row.run)
         else:
-            context.enqueue_infer(row.analysis_id, row.run)
+            context.index.gpu_waits(row.analysis_id, now())
         repairs.runs_sent += 1
         return True
 
@@ -576,37 +582,29 @@ def _was_ingested(context: Context, row: FileRow) -> bool:
 def _received(context: Context) -> Iterator[ToDo]:
     lease = context.settings.lease_seconds
     for row in _all_files(context, state="received"):
-        yield ToDo(row, timedelta(seconds=lease + (row.size or 0) / _SLOWEST_INGEST))
+        yield ToDo(row, timedelta(seconds=lease + (row.size or 0) / _SLOWEST_INGEST), queue.CPU)
 
 
 def _unfinished(context: Context, repairs: Repairs) -> Iterator[ToDo]:
-    """Yield the runs that wait for a worker: queued, or left by one that fell silent."""
+    """Yield the runs that a message should wait for: sent, or left by a worker that fell silent.
+
+    Those whose turn has not come have none.
+    """
     lease = timedelta(seconds=context.settings.lease_seconds)
-    for row in _all_analyses(context, state="queued"):
-        yield ToDo(row, lease)
-    for row in _all_analyses(context, state="running"):
-        left = False
+    for row in context.index.analyses_under_way():
+        if row.state == "queued":
+            yield ToDo(row, lease, queue.GPU)
+            continue
+        left = None
         with apart(context, f"{row.run} is not looked at") as trial:
-            names, alive = _run_now(context, row.run)
-            left = layout.RESULT not in names and not alive
+            seen = gpu_queue.look(context, row.run)
+            if layout.PREDICTIONS in seen.names or layout.INFERENCE in seen.names:
+                context.index.gpu_over(row.analysis_id)
+            if layout.RESULT not in seen.names and not seen.alive:
+                left = queue.CPU if layout.INFERENCE in seen.names else queue.GPU
         repairs.damaged += trial.failed
-        if left:
-            yield ToDo(row, lease)
-
-
-def _run_now(context: Context, run: str) -> tuple[dict[str, ObjectInfo], bool]:
-    """Return the objects of a run by name, and whether a worker was heard of within a lease."""
-    bucket = context.settings.results_bucket
-    listing = context.storage.listing(bucket, f"{run}/")
-    names = {found.key.removeprefix(f"{run}/"): found for found in listing.objects}
-    numbers = [n for name in names if (n := layout.attempt_number(name)) is not None]
-    if not numbers:
-        return names, False
-    beaten = names[f"attempts/{max(numbers)}.json"].last_modified
-    if (listing.now - beaten).total_seconds() >= context.settings.lease_seconds:
-        return names, False
-    attempt = context.storage.read_whole_record(bucket, layout.attempt(run, max(numbers)), Attempt)
-    return names, attempt is not None and attempt.outcome is None
+        if left is not None:
+            yield ToDo(row, lease, left)
 
 
 def _plan_forgotten(context: Context, repairs: Repairs) -> None:

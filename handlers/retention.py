@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers import copies, notify, results, rules, upload
+from handlers import changes, copies, notify, results, rules, upload
 from handlers.apart import apart
 from handlers.context import Context
 from posedrop import layout
@@ -37,6 +37,8 @@ _LOW_WATER = 0.9
 #: How many of what is due GET /expire lists.
 SHOWN = 1000
 _PAGE = 1000
+#: So many folders' pins are remembered at a time; each upload has a folder of its own.
+_REMEMBERED = 10_000
 #: Refusals of what is no film: beside the films of a lab they are somebody's notes.
 _NO_FILM = frozenset({"not_a_video", "no_video_stream", "empty"})
 #: Of a film with too many bytes; an older posedrop has called it ``too_large``.
@@ -91,10 +93,11 @@ class Plan:
     def is_held(self, share: float) -> bool:
         """Tell whether more is due at once than this share of all, so that a person is to say so.
 
-        A single film that grows old never waits, or a lab that has three could not use retention.
+        A single film that grows old waits for no other share than 0, or a lab that has three could
+        not use retention.
         """
         films, runs = self.count("age", "space", "orphan"), self.count("results")
-        alone = films == self.count("age") == 1
+        alone = films == self.count("age") == 1 and share > 0
         return (films > share * self.films and not alone) or runs > share * self.runs
 
 
@@ -133,7 +136,9 @@ def find(
         elif due is not None:
             plan.due.append(due)
     high = settings.high_water_bytes
-    if high is not None and (bytes_there is None or bytes_there > high):
+    is_full = high is not None and (bytes_there is None or bytes_there > high)
+    # What goes by its age makes room, how much is known when it has gone.
+    if high is not None and is_full and not plan.count("age", "limit"):
         yield from _find_for_space(context, plan, pins, high)
     return plan
 
@@ -178,7 +183,7 @@ def _find_for_space(
     """Find what makes room: films first, those finished first; then results of films gone."""
     there = count_bytes(context)
     low = context.settings.low_water_bytes or int(_LOW_WATER * high)
-    left = there - sum(map(plan.freed_by, plan.due))
+    left = there
     if there <= high:
         return
     due = {each.id for each in plan.due}
@@ -233,16 +238,18 @@ def _is_orphan(context: Context, row: AnalysisRow, going: set[str]) -> bool:
 
 
 def _finished(context: Context, row: FileRow) -> datetime | None:
-    """Return when the last of a film's runs was over; None: there is none, or one goes on.
+    """Return when the last of a film's runs was over, None unless all are, and one has poses.
 
-    A film that nothing was run on is all that there is of it: it is not finished. Nor is one whose
-    results are to be copied from another name of its content.
+    A film without is all that there is of it. Nor is one finished whose results are still to be
+    copied from another name of its content.
     """
     if not row.planned or context.index.pending_of_file(row.file_id):
         return None
-    ends = [run.finished_at for run in context.index.places_of_file(row.file_id)]
+    runs = context.index.places_of_file(row.file_id)
+    ends = [run.finished_at for run in runs]
     known = [end for end in ends if end is not None]
-    return max(known) if known and len(known) == len(ends) else None
+    has_poses = any(run.state in {"succeeded", "partial"} for run in runs)
+    return max(known) if has_poses and len(known) == len(ends) else None
 
 
 def count_bytes(context: Context) -> int:
@@ -256,7 +263,7 @@ def count_bytes(context: Context) -> int:
 
 
 class Pins:
-    """Which films are kept, by the posedrop.json files up their folders; each is read once."""
+    """Which films are kept, by the posedrop.json files up their folders; few are read twice."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -266,6 +273,8 @@ class Pins:
         """Tell whether a film is kept: the nearest rule that says so or otherwise decides."""
         for rule in layout.folder_rules(key):
             if rule not in self._rules:
+                if len(self._rules) >= _REMEMBERED:
+                    self._rules.clear()
                 self._rules[rule] = Keep(rule, self._read(rule))
             kept = self._rules[rule].of(key)
             if kept is not None:
@@ -300,7 +309,8 @@ def remove(context: Context, due: Due) -> bool:
         return False
     done = _remove_results(context, due) if due.kind == "results" else _remove_film(context, due)
     if done:
-        log.info("expired", extra={"kind": due.kind, "id": due.id, "key": due.key, "why": due.why})
+        ids = {"kind": due.kind, "id": due.id, "key": due.key, "why": due.why}
+        changes.note("expired", by="retention", **ids)
     return done
 
 
