@@ -633,6 +633,7 @@ def _publish_inference(
     else:
         held.end("done")
         _succeed(shop, run, request, held, inference, artefacts, {})
+        checkpoints.clear(shop.storage, bucket, run)
 
 
 def _believed(
