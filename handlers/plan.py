@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from handlers import copies, gpu_queue, rules
 from handlers.context import Context, now
-from posedrop import analyses, layout, models
+from posedrop import analyses, bounded, layout, models
 from posedrop.errors import BadRequestError, NotFoundError, PosedropError, StorageError
 from posedrop.records import (
     Asked,
@@ -167,6 +167,12 @@ def ask(
         raise BadRequestError(
             f"{file.key} was refused ({file.refusal_reason}): {file.refusal_message}",
             code="refused",
+            field="file_id",
+        )
+    if file.state == "film gone":
+        raise BadRequestError(
+            f"{file.key} is gone from the bucket, only its results are there: upload it again",
+            code="film_gone",
             field="file_id",
         )
     prefix = context.video_prefix(file.bucket, file.key)
@@ -663,8 +669,8 @@ def parse_args(args: str | None) -> dict[str, Any]:
         BadRequestError: the text is no JSON object.
     """
     try:
-        value = json.loads(args or "{}")
-    except (ValueError, RecursionError) as error:
+        value = bounded.loads(args or "{}")
+    except ValueError as error:
         raise BadRequestError(
             f"args is not JSON ({error}): {(args or '')[:80]}", code="bad_args", field="args"
         ) from error

@@ -186,6 +186,7 @@ class Sweep:
         self._seen = array("Q")
         self._bytes = 0
         self._later: list[str] = []
+        self._without_film: list[str] = []
         self._steps = self._all()
 
     def go_on(self, repairs: Repairs, steps: int | None) -> bool:
@@ -205,6 +206,9 @@ class Sweep:
         for key in self._later:
             yield
             self._index_result(key)
+        for key in self._without_film:
+            yield
+            self._index_without_film(key)
         self._seen = array("Q", sorted(self._seen))
         yield from self._gone_rules()
         yield from self._gone_files()
@@ -265,7 +269,11 @@ class Sweep:
             self._bytes += found.size
             match layout.parse_result_key(found.key):
                 case layout.VideoObject(video=prefix, name=layout.VIDEO_RECORD):
-                    if self._waits_for_ingest(prefix):
+                    self._see(f"{prefix}/")
+                    row = self._row_of(prefix)
+                    if row is None:
+                        self._without_film.append(found.key)
+                    elif row.state == "received":
                         self._later.append(found.key)
                 case layout.AskedObject(pending_id=pending_id):
                     asked = pending_id
@@ -294,10 +302,9 @@ class Sweep:
                 self._look_at_rule(wrong.key)
         self._repairs.damaged += trial.failed
 
-    def _waits_for_ingest(self, prefix: str) -> bool:
+    def _row_of(self, prefix: str) -> FileRow | None:
         bucket = self._context.settings.videos_bucket
-        row = self._context.index.file(layout.file_id_of_prefix(bucket, prefix))
-        return row is not None and row.state == "received"
+        return self._context.index.file(layout.file_id_of_prefix(bucket, prefix))
 
     def _compare_run(self, key: str, run: str, name: str, analysis_id: str) -> None:
         if name not in {layout.REQUEST, layout.RESULT, "attempts/1.json"}:
@@ -315,6 +322,12 @@ class Sweep:
         with apart(self._context, f"{key} is not indexed") as trial:
             notify.result_arrived(self._context, key)
             self._repairs.records_indexed += 1
+        self._repairs.damaged += trial.failed
+
+    def _index_without_film(self, key: str) -> None:
+        """List what was made of a film that was removed, and lies in the results."""
+        with apart(self._context, f"{key} is not indexed") as trial:
+            self._repairs.records_indexed += notify.film_may_be_gone(self._context, key)
         self._repairs.damaged += trial.failed
 
     def _gone_rules(self) -> Iterator[None]:
@@ -335,6 +348,9 @@ class Sweep:
             yield
             if self._saw(row.key):
                 continue
+            if row.state == "film gone":
+                self._forget_film(row)
+                continue
             if row.state == "expected":
                 if row.created_at < now() - self._patience:
                     # Only a row: should it come all the same, its event makes it anew.
@@ -344,8 +360,19 @@ class Sweep:
             with apart(self._context, f"what was planned of {row.key} is not forgotten") as trial:
                 # It may have come behind our back: this asks the bucket itself.
                 notify.video_removed(self._context, row.key)
-                self._repairs.files_gone += self._context.index.file(row.file_id) is None
+                now_there = self._context.index.file(row.file_id)
+                self._repairs.files_gone += now_there is None or now_there.state == "film gone"
             self._repairs.undeletable += trial.failed
+
+    def _forget_film(self, row: FileRow) -> None:
+        """Drop the row of a film that is gone, if what was made of it is gone as well."""
+        prefix = self._context.video_prefix(row.bucket, row.key)
+        if self._saw(f"{prefix}/"):
+            return
+        record = layout.video_record(prefix)
+        if self._context.storage.head(self._context.settings.results_bucket, record) is None:
+            self._context.index.file_removed(row.file_id)
+            self._repairs.files_gone += 1
 
     @property
     def _patience(self) -> timedelta:
@@ -453,7 +480,7 @@ def _is_new_and_empty(found: ObjectInfo) -> bool:
 
 def _is_known(row: FileRow | None, found: ObjectInfo) -> bool:
     """Tell whether a row stands for an object, or for a newer one of the same file_id."""
-    if row is None or row.state == "expected":
+    if row is None or row.state in {"expected", "film gone"}:
         return False
     if row.key != found.key:
         # Somebody put two files below one uploads/<file_id>/: the newer one has the id.

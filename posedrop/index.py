@@ -263,6 +263,13 @@ class Index:
         with self._write() as db:
             db.execute("DELETE FROM uploaded_file WHERE file_id = ?", (file_id,))
 
+    def film_gone(self, record: VideoRecord) -> None:
+        """Note that the film of a video.json is not there, unless another has its file_id."""
+        with self._write() as db:
+            if self.file(record.video.file_id) is None:
+                gone = replace(rows.ingested_file(record), state="film gone", planned=True)
+                schema.put(db, "uploaded_file", "file_id", gone)
+
     def file_looked_at_anew(self, file_id: str, etag: str) -> bool:
         """Take back the refusal of a file with this ETag; False: it is not refused."""
         with self._write() as db:

@@ -325,7 +325,31 @@ def _places(db: Database) -> None:
         db.execute(statement)
 
 
-@_migrations(name="0010_gpu_queue")
+@_migrations(name="0010_film_gone")
+def _film_gone(db: Database) -> None:
+    """Let a file be in a state that its table, as an older posedrop made it, does not allow.
+
+    SQLite can't change a CHECK: the table is made anew, with all that belongs to it.
+    """
+    made = "SELECT type, sql FROM sqlite_master WHERE tbl_name = 'uploaded_file' AND sql NOT NULL"
+    found = [tuple(row) for row in db.conn.execute(made)]
+    (table,) = (sql for kind, sql in found if kind == "table")
+    if _checked(FileState) in table:
+        return
+    before, _, after = table.partition("CHECK (state IN (")
+    _, _, after = after.partition("))")
+    columns = before.split("(", 1)[1]
+    for statement in (
+        f"CREATE TABLE uploaded_file_anew ({columns}{_checked(FileState)}{after}",
+        "INSERT INTO uploaded_file_anew SELECT * FROM uploaded_file",
+        "DROP TABLE uploaded_file",
+        "ALTER TABLE uploaded_file_anew RENAME TO uploaded_file",
+        *(sql for kind, sql in found if kind != "table"),
+    ):
+        db.execute(statement)
+
+
+@_migrations(name="0011_gpu_queue")
 def _gpu_queue(db: Database) -> None:
     """Keep what waits for a network, by the groups that go round; triggers hold it to the runs.
 

@@ -269,6 +269,44 @@ def test_a_batch_does_what_its_events_do_one_by_one(
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize(
+    ("body", "letters"),
+    [
+        (["junk"] * 20_000, 101),
+        ([{"Event": "s3:TestEvent"}] * 20_000, 0),
+        ([[]] * 200_000, 1),
+        ([0] * 200_000, 102),
+        ([{"Records": [{}] * 50}] * 500, 101),
+        ("[" * 988 + "]" * 988, 1),
+        ([{"Message": "[" * 988 + "]" * 988}], 1),
+    ],
+)
+def test_junk_by_the_thousand_is_kept_in_few_letters(
+    context: Context, body: Any, letters: int
+) -> None:
+    """A notification of junk is bounded work; the event at its beginning is recorded all the same.
+
+    20,000 parts that were no events were as many transactions; 988 levels ended the caller.
+    """
+    s3 = {"bucket": {"name": VIDEOS}, "object": {"key": "a.mp4", "size": 1, "eTag": "e"}}
+    event = json.dumps({"eventName": "ObjectCreated:Put", "s3": s3})
+    text = body if isinstance(body, str) else json.dumps(body)[1:-1]
+    recorded = notify.record(context, f"[{event}, {text}]".encode())
+    assert recorded == (0 if isinstance(body, str) else 1)
+    assert len(context.index.dead_letters(1000)) == letters
+
+
+def test_an_event_of_ten_thousand_objects_is_taken(context: Context) -> None:
+    """As large as an event may be, nothing of it is left out."""
+    s3 = {"bucket": {"name": VIDEOS}}
+    records = [
+        {"eventName": "ObjectCreated:Put", "s3": {**s3, "object": {"key": f"{n}.mp4", "size": 1}}}
+        for n in range(10_000)
+    ]
+    assert notify.record(context, json.dumps({"Records": records}).encode()) == 10_000
+    assert context.index.dead_letters() == []
+
+
 def test_the_store_is_asked_once_about_a_key(context: Context) -> None:
     """Many events of one object are one question, and one message."""
     assert isinstance(context.storage, Shelf)
