@@ -728,6 +728,7 @@ def _publish_inference(
     else:
         held.end("done")
         _succeed(shop, run, request, held, inference, published, {})
+        checkpoints.clear(shop.storage, bucket, run)
 
 
 def _inference(
