@@ -157,8 +157,10 @@ def test_no_rule_covers_a_home_or_the_root() -> None:
     assert str(Path.home()) not in whole
 
 
-@pytest.mark.parametrize("depth", [0, 9, 10, 11, 3000])
-def test_folders_go_however_deep_they_are(tmp_path: Path, depth: int) -> None:
+@pytest.mark.parametrize(
+    ("depth", "name"), [(0, "d"), (9, "d"), (10, "d"), (11, "d"), (1200, "d"), (60, "d" * 100)]
+)
+def test_folders_go_however_deep_they_are(tmp_path: Path, depth: int, name: str) -> None:
     """Deeper than a path may be long, shut, or full of links: all of it goes, and no more."""
     kept = tmp_path / "kept"
     kept.mkdir()
@@ -175,7 +177,7 @@ def test_folders_go_however_deep_they_are(tmp_path: Path, depth: int) -> None:
     os.symlink(kept, "last", dir_fd=fd)
     os.mkdir("shut", 0, dir_fd=fd)
     os.close(fd)
-    assert max(depth for _, depth in limits.contents(folder)) > min(depth, 300)
+    assert max(depth for _, depth in limits.contents(folder)) > min(depth, 30)
     remove(folder)
     assert not folder.exists()
     assert (kept / "file").read_text() == "kept"
