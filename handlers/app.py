@@ -10,6 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
+import anyio.to_thread
 from dramatiq import Broker
 from fastapi import Body, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -17,13 +19,34 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from handlers import access, notify, plan, reconcile, reingest, results, sqs, upload, webhook
-from handlers.context import Context, now
-from handlers.form import FormUpload
+from handlers import (
+    access,
+    changes,
+    copies,
+    notify,
+    plan,
+    reconcile,
+    reingest,
+    results,
+    retention,
+    sqs,
+    upload,
+    webhook,
+)
+from handlers.bodies import Bodies
+from handlers.context import LOOK_SECONDS, Context, now
+from handlers.form import Forms, FormUpload
 from handlers.metrics import Metrics
 from handlers.refusal import RETRY_AFTER, refusal
+from handlers.threads import Threads
 from posedrop import __version__, analyses, layout, models
-from posedrop.errors import BadRequestError, NotFoundError, PosedropError, StorageError
+from posedrop.errors import (
+    BadRequestError,
+    BusyError,
+    NotFoundError,
+    PosedropError,
+    StorageError,
+)
 from posedrop.index import Index, IndexBusyError
 from posedrop.queue import QueueError
 from posedrop.records import FileState, RunState
@@ -33,10 +56,22 @@ from posedrop.storage import Storage
 PAGE = Path(str(files("handlers") / "page"))
 #: What a form may have besides its file, bytes.
 _FORM_BYTES = 2**20
+#: How many requests wait for the object store at a time.
+_ASKING = 40
+
+
+class UnderWayError(PosedropError):
+    """What was asked for is being done already, for somebody else."""
+
+    code = "busy"
 
 
 def create_app(
-    settings: Settings, broker: Broker, *, hurry: Callable[[bool], None] = lambda _: None
+    settings: Settings,
+    broker: Broker,
+    *,
+    hurry: Callable[[bool], None] = lambda _: None,
+    local: bool = False,
 ) -> FastAPI:
     """Return the API; its follower and reconciler run from its start to its end.
 
@@ -44,10 +79,12 @@ def create_app(
         settings: where everything is.
         broker: takes the messages.
         hurry: told whether many events wait to be followed, each time that may have changed.
+        local: whether it is called by names of this machine's loopback alone.
     """
     context = Context(settings, Storage(settings), _index(settings), broker)
     follower = notify.Follower(context, hurry)
     reconciler = reconcile.Reconciler(context)
+    copier = copies.Copier(context)
     metrics = Metrics()
     queue_url = settings.sqs_queue_url
     poller = sqs.Poller(context, follower, queue_url) if queue_url else None
@@ -56,6 +93,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         follower.start()
         reconciler.start()
+        copier.start()
         if poller is not None:
             poller.start()
         yield
@@ -63,6 +101,7 @@ def create_app(
             poller.stop()
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
+        await run_in_threadpool(copier.stop)
         context.index.close()
 
     app = FastAPI(
@@ -73,7 +112,8 @@ def create_app(
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
     )
-    app.add_middleware(access.Guard, settings=settings)
+    app.add_middleware(Bodies)
+    app.add_middleware(access.Guard, settings=settings, local=local)
     app.add_middleware(
         webhook.Webhook,
         token=settings.events_token,
@@ -82,10 +122,12 @@ def create_app(
         metrics=metrics,
     )
     _errors(app)
-    _upload_routes(app, context)
-    _result_routes(app, context)
-    _list_routes(app, context)
-    _service_routes(app, context, reconciler, metrics)
+    hurried = context.in_a_hurry()
+    asking = Threads(_ASKING, LOOK_SECONDS)
+    _upload_routes(app, context, hurried, asking)
+    _result_routes(app, hurried, asking)
+    _list_routes(app, hurried, asking)
+    _service_routes(app, hurried, reconciler, metrics, asking)
     return app
 
 
@@ -93,7 +135,9 @@ def _index(settings: Settings) -> Index:
     return Index(settings.index_file, timeout=settings.index_timeout_seconds)
 
 
-def _upload_routes(app: FastAPI, context: Context) -> None:
+def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Threads) -> None:
+    forms = Forms()
+
     @app.post(
         "/upload",
         status_code=201,
@@ -121,15 +165,17 @@ def _upload_routes(app: FastAPI, context: Context) -> None:
     async def post_upload(request: Request) -> Any:
         content_type = request.headers.get("content-type", "")
         if content_type.startswith("multipart/form-data"):
-            return await _receive_form(context, request, content_type)
+            with forms.one():
+                return await _receive_form(patient, context, request, content_type)
         body = upload.UploadRequest.model_validate_json(await request.body())
-        return await run_in_threadpool(upload.presign, context, body)
+        return await asking.run(partial(upload.presign, context, body))
 
     @app.put(
         "/upload/{filename}",
         status_code=307,
         summary="Redirects to a presigned PUT: curl -LT day1.mp4 http://host/upload/",
     )
+    @asking
     def put_upload(filename: str, request: Request) -> RedirectResponse:
         # Nothing reads the body: who says Expect: 100-continue sends it to the store alone.
         url = upload.redirect(context, filename, request.headers)
@@ -140,37 +186,44 @@ def _upload_routes(app: FastAPI, context: Context) -> None:
         return upload.describe(context, file_id)
 
     @app.delete("/upload/{file_id}", status_code=204, summary="Remove a file and all its results")
+    @asking
     def delete_upload(file_id: str) -> None:
         upload.delete(context, file_id)
+        changes.note("deleted", file_id=file_id)
 
 
-async def _receive_form(context: Context, request: Request, content_type: str) -> dict[str, str]:
+async def _receive_form(
+    patient: Context, context: Context, request: Request, content_type: str
+) -> dict[str, str]:
     length = request.headers.get("content-length", "")
-    if length.isdigit():
+    most = context.settings.max_video_bytes
+    if length.isascii() and length.isdigit():
         # Before it is sent, if the client asks; a film is nearly all of a form.
         upload.check_size(context, int(length) - _FORM_BYTES, "file")
+        most = min(most, int(length))
     file_id = upload.new_file_id()
 
     def sink(filename: str, fields: dict[str, str], stream: io.RawIOBase) -> None:
         metadata = upload.check_metadata(context, fields.get("analysis"), fields.get("args"))
         key = layout.upload_key(file_id, filename)
         bucket = context.settings.videos_bucket
-        body = io.BufferedReader(stream, 1 << 20)
-        context.storage.upload(bucket, key, body, upload.guess_type(key), metadata)
+        patient.storage.upload_stream(bucket, key, stream, most, upload.guess_type(key), metadata)
         # Its event may come after our answer; who asks at once is to find it.
         context.index.expect_file(file_id, bucket, key, now(), metadata=metadata)
 
-    form = FormUpload(content_type, sink, context.settings.max_video_bytes)
+    form = FormUpload(content_type, sink, context.settings.max_video_bytes, _FORM_BYTES)
     await form.receive(request.stream())
+    changes.note("uploaded", file_id=file_id)
     return {"file_id": file_id}
 
 
-def _result_routes(app: FastAPI, context: Context) -> None:
+def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
     @app.post(
         "/analyse",
         summary="Ask for an analysis",
         responses={200: {"description": "It exists already"}, 202: {"description": "It will be"}},
     )
+    @asking
     def post_analyse(
         wanted: Annotated[results.AnalyseRequest, Body()], response: Response
     ) -> results.AnalyseAnswer:
@@ -182,6 +235,8 @@ def _result_routes(app: FastAPI, context: Context) -> None:
             force=wanted.force,
             retry=wanted.retry,
         )
+        if not planned.existed:
+            changes.note("asked for", analysis_id=planned.analysis_id, file_id=wanted.file_id)
         over = planned.existed and planned.status in results.FINAL
         response.status_code = 200 if over else 202
         return results.AnalyseAnswer(
@@ -193,6 +248,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         summary="How far a run is (202), or what it made (200)",
         responses={202: {"description": "Not over yet"}, 410: {"description": "Deleted"}},
     )
+    @asking
     def get_results(analysis_id: str, response: Response) -> results.ResultAnswer:
         answer = results.read(context, analysis_id)
         if answer.status not in results.FINAL:
@@ -201,8 +257,10 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         return answer
 
     @app.delete("/analyse/{analysis_id}", summary="Cancel a run, or delete its results")
+    @asking
     def delete_analyse(analysis_id: str, response: Response) -> dict[str, str] | None:
         status = results.cancel_or_delete(context, analysis_id)
+        changes.note(status, analysis_id=analysis_id)
         if status == "deleted":
             response.status_code = 204
             return None
@@ -214,10 +272,12 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         status_code=307,
         summary="Redirects to a presigned GET of one file; ranges work",
     )
+    @asking
     def get_download(analysis_id: str, name: str) -> RedirectResponse:
         return RedirectResponse(results.download_url(context, analysis_id, name), status_code=307)
 
     @app.get("/thumbnail/{file_id}", status_code=307, summary="Redirects to a video's thumbnail")
+    @asking
     def get_thumbnail(file_id: str) -> RedirectResponse:
         return RedirectResponse(results.thumbnail_url(context, file_id), status_code=307)
 
@@ -225,7 +285,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
-def _list_routes(app: FastAPI, context: Context) -> None:
+def _list_routes(app: FastAPI, context: Context, asking: Threads) -> None:
     @app.get("/files", summary="List, filter and search the files, newest first")
     def get_files(
         q: str | None = None,
@@ -271,6 +331,7 @@ def _list_routes(app: FastAPI, context: Context) -> None:
         return {"items": items}
 
     @app.get("/models", summary="The models of the models bucket")
+    @asking
     def get_models() -> dict[str, Any]:
         found = models.list_models(context.storage, context.settings.models_bucket)
         return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
@@ -281,24 +342,63 @@ def _service_routes(
     context: Context,
     reconciler: reconcile.Reconciler,
     metrics: Metrics,
+    asking: Threads,
 ) -> None:
-    @app.post("/reconcile", summary="Compare buckets, index and queue now, and repair")
-    def post_reconcile() -> dict[str, int]:
-        return reconciler.round().as_counts()
+    sweeping = anyio.CapacityLimiter(1)
+
+    async def alone(sweep: Callable[[], reconcile.Repairs]) -> dict[str, int]:
+        """Sweep, unless somebody else has asked for that and still waits."""
+        me = object()
+        try:
+            sweeping.acquire_on_behalf_of_nowait(me)
+        except anyio.WouldBlock as error:
+            raise UnderWayError(
+                "the buckets are being compared already; ask again later"
+            ) from error
+        try:
+            own = anyio.CapacityLimiter(1)
+            return (await anyio.to_thread.run_sync(sweep, limiter=own)).as_counts()
+        finally:
+            sweeping.release_on_behalf_of(me)
+
+    @app.post(
+        "/reconcile",
+        summary="Compare buckets, index and queue now, and repair",
+        responses={409: {"description": "Somebody is at it"}},
+    )
+    async def post_reconcile() -> dict[str, int]:
+        counts = await alone(reconciler.round)
+        changes.note("reconciled", counts=counts)
+        return counts
 
     @app.post("/reingest", summary="Look at refused videos anew")
+    @asking
     def post_reingest(
         wanted: Annotated[reingest.ReingestRequest, Body()],
     ) -> reingest.ReingestAnswer:
         return reingest.reingest(context, wanted)
 
-    @app.post("/reindex", summary="Make the index anew from the buckets")
-    def post_reindex() -> dict[str, int]:
-        return reconciler.reindex().as_counts()
+    @app.post(
+        "/reindex",
+        summary="Make the index anew from the buckets",
+        responses={409: {"description": "Somebody is at it"}},
+    )
+    async def post_reindex() -> dict[str, int]:
+        counts = await alone(reconciler.reindex)
+        changes.note("reindexed", counts=counts)
+        return counts
+
+    @app.get("/expire", summary="What is due to be removed by itself, and why")
+    def get_expire() -> retention.ExpiryAnswer:
+        return retention.describe(context)
+
+    @app.post("/expire", summary="Remove what is due, also where that is more than a share of all")
+    def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
+        return retention.expire(context, wanted)
 
     @app.get("/healthz", summary="Liveness")
-    def get_healthz() -> dict[str, str]:
-        context.index.counts()
+    async def get_healthz() -> dict[str, str]:
+        # In no thread: that this process turns is all that it says.
         return {"status": "ok", "version": __version__}
 
     @app.get("/metrics", summary="Prometheus")
@@ -309,9 +409,21 @@ def _service_routes(
     def get_page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
+    @app.get("/session", include_in_schema=False)
+    def get_session() -> FileResponse:
+        return FileResponse(PAGE / "session.html")
+
+    @app.post("/session", status_code=204, summary="Trade the API token for a browser's cookie")
+    def post_session(request: Request, response: Response) -> None:
+        token = context.settings.api_token
+        if token is not None:
+            cookie = access.session_cookie(request, token.get_secret_value())
+            response.headers["Set-Cookie"] = cookie
+            changes.note("cookie given")
+
     @app.get("/page/{name}", include_in_schema=False)
     def get_page_file(name: str) -> FileResponse:
-        if name not in {"page.js", "page.css"}:
+        if name not in {"page.js", "page.css", "session.js"}:
             raise NotFoundError(f"there is no {name[:40]}")
         return FileResponse(PAGE / name)
 
@@ -321,6 +433,8 @@ def _errors(app: FastAPI) -> None:
         NotFoundError: 404,
         results.GoneError: 410,
         upload.LengthRequiredError: 411,
+        UnderWayError: 409,
+        BusyError: 503,
         BadRequestError: 422,
         IndexBusyError: 503,
         StorageError: 503,

@@ -1,7 +1,8 @@
 """Plan: what happens to a video. POST /analyse, its own metadata, its folder's rule, the default.
 
 An analysis_id is made of what decides the result (content, analysis, arguments, model, version),
-so the same request on the same content is the same run, under whatever key the video lies.
+so the same request on the same content is the same run, under whatever key the video lies: it is
+made once, and copied to the other names (see handlers/copies.py).
 
 A video follows one rule, and the bucket says which (``_planned/``). A question asked before its
 first plan is answered for what was ingested first after it, which then needs no rule. So neither a
@@ -20,11 +21,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from handlers import rules
+from handlers import copies, gpu_queue, rules
 from handlers.context import Context, now
-from posedrop import analyses, layout, models
+from posedrop import analyses, bounded, layout, models
 from posedrop.errors import BadRequestError, NotFoundError, PosedropError, StorageError
-from posedrop.queue import QueueError
 from posedrop.records import (
     Asked,
     Followed,
@@ -169,6 +169,12 @@ def ask(
             code="refused",
             field="file_id",
         )
+    if file.state == "film gone":
+        raise BadRequestError(
+            f"{file.key} is gone from the bucket, only its results are there: upload it again",
+            code="film_gone",
+            field="file_id",
+        )
     prefix = context.video_prefix(file.bucket, file.key)
     if file.state == "ready":
         record = context.video_record(file.bucket, file.key)
@@ -235,16 +241,12 @@ def start(
                     if row is None:
                         break
                 if retries == MAX_RETRIES or not _is_retried(row, retry_before):
+                    copies.join(context, video.video, row)
                     return Answer(analysis_id, row.state, True)
             if row is not None:
                 retry_of = RunRef(analysis_id=analysis_id, run=row.run)
-    try:
-        context.enqueue_infer(
-            analysis_id, _run_of(context, video, wanted.analysis.name, analysis_id)
-        )
-    except QueueError as error:
-        # It stands in the bucket: whoever asked is told so, and the reconciler sends it.
-        log.warning("%s", error)
+    # It stands in the bucket and in the index: whatever becomes of this, it is sent in its turn.
+    gpu_queue.send_next(context, now())
     log.info("planned", extra={"analysis_id": analysis_id, "file_id": video.video.file_id})
     return Answer(analysis_id, "queued", False)
 
@@ -301,6 +303,9 @@ def _created(context: Context, video: VideoRecord, request: Request) -> Analysis
         return _known(context, elsewhere, request)
     run = _run_of(context, video, request.analysis, request.analysis_id)
     bucket, key = context.settings.results_bucket, f"{run}/{layout.REQUEST}"
+    if context.storage.head(bucket, key) is None:
+        # Before its own: what is cut short here is started again, as long as that is not there.
+        copies.share_new(context, request, run)
     if not context.storage.create(bucket, key, request.to_json()):
         # The bucket knows the run, the index did not: what stands there is what was asked.
         return _known(context, run, request)
@@ -413,6 +418,9 @@ def _follow(context: Context, video: VideoRecord, file: FileRow) -> None:
     before = context.storage.read_whole_record(bucket, key, Planned)
     if before is not None and (not _is_of(before, video) or _was_rejected(context, video, before)):
         before = None
+    is_shared = before is not None and before.shared
+    if not is_shared:
+        copies.share(context, video, before.analysis_id if before is not None else None)
     seen: dict[str, str | None] = {}
     waits_for: str | None = None
     done = before
@@ -423,9 +431,10 @@ def _follow(context: Context, video: VideoRecord, file: FileRow) -> None:
             waits_for = wait.rule
         else:
             waits_for = "" if done.is_open else None
-    if done is not None and (before is None or (done.rule, ref.etag) != (before.rule, before.etag)):
+    is_news = before is None or (done is not None and done.rule != before.rule)
+    if done is not None and (is_news or not is_shared or done.etag != ref.etag):
         # Last: a plan that was cut short has left no such record, and is made again.
-        done = done.model_copy(update={"etag": ref.etag})
+        done = done.model_copy(update={"etag": ref.etag, "shared": True})
         context.storage.write(bucket, key, done.to_json())
     context.index.file_planned(ref.file_id, ref.etag, waits_for, seen)
 
@@ -565,6 +574,8 @@ def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Pl
         request = context.storage.read_whole_record(bucket, key, Request)
         if request is None or request.sha256 != video.sha256 or _is_rejected_rule(request):
             continue
+        if request.shared:  # that was asked for under another name
+            continue
         if whenever or request.created_at >= video.last_modified:
             return _planned(video, Followed(kind=_KINDS[request.asked_by]), request.analysis_id)
     return None
@@ -658,8 +669,8 @@ def parse_args(args: str | None) -> dict[str, Any]:
         BadRequestError: the text is no JSON object.
     """
     try:
-        value = json.loads(args or "{}")
-    except (ValueError, RecursionError) as error:
+        value = bounded.loads(args or "{}")
+    except ValueError as error:
         raise BadRequestError(
             f"args is not JSON ({error}): {(args or '')[:80]}", code="bad_args", field="args"
         ) from error

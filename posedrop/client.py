@@ -14,7 +14,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from posedrop import layout
-from posedrop.errors import PosedropError
+from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.proxies import ProxyTransport, proxy_of
 from posedrop.records import Progress, RunError
 from posedrop.transfers import OnBytes, Transfers, sha256_of
@@ -143,6 +143,27 @@ class RunRow(Answer):
     error: RunError | None = None
 
 
+class Due(Answer):
+    """Something that is due to be removed by itself, and why."""
+
+    kind: str
+    id: str
+    key: str
+    size: int
+    why: str
+
+
+class Expiry(Answer):
+    """All that is due; ``items`` are the first of them."""
+
+    due: int
+    size: int
+    films: int
+    kept: int
+    held: bool
+    items: list[Due]
+
+
 class Client:
     """The API at one URL; threads may share it."""
 
@@ -161,17 +182,23 @@ class Client:
             token: its API token, if it asks for one.
             multipart_bytes: files larger than this go up in parts.
             transport: how requests travel; a test puts its own here.
+
+        Raises:
+            ConfigurationError: it is no URL.
         """
         self.url = url.rstrip("/")
         self._multipart_bytes = multipart_bytes
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(60.0, connect=5.0)
-        self._api = httpx.Client(
-            base_url=self.url,
-            headers=headers,
-            timeout=timeout,
-            transport=transport or ProxyTransport(),
-        )
+        try:
+            self._api = httpx.Client(
+                base_url=self.url,
+                headers=headers,
+                timeout=timeout,
+                transport=transport or ProxyTransport(),
+            )
+        except httpx.InvalidURL as error:
+            raise ConfigurationError(f"{url!r} is no URL of an API: {error}") from error
         # Presigned URLs are for whoever has them; the token is the API's alone.
         self._store = Transfers(timeout, transport or ProxyTransport())
 
@@ -320,7 +347,7 @@ class Client:
             time.sleep(pause(waited))
 
     def wait_for_file(self, file_id: str, *, seconds: float = float("inf")) -> File:
-        """Return a video once it was looked at: ready or refused.
+        """Return a video once it was looked at: ready or refused, or gone again.
 
         Raises:
             PosedropError: that took longer than ``seconds``.
@@ -328,7 +355,7 @@ class Client:
         deadline = time.monotonic() + seconds
         while True:
             file = self.file(file_id)
-            if file.state in {"ready", "refused"}:
+            if file.state in {"ready", "refused", "film gone"}:
                 return file
             if time.monotonic() > deadline:
                 raise PosedropError(f"{file_id} was not looked at within {seconds:.0f} s")
@@ -379,6 +406,21 @@ class Client:
             if answer["next"] is None:
                 return found
             body["cursor"] = answer["next"]
+
+    def expiry(self) -> Expiry:
+        """Return what is due to be removed by itself, and why."""
+        return self._json(Expiry, "GET", "/expire", timeout=None)
+
+    def expire(self, due: int) -> dict[str, int]:
+        """Remove what is due, as long as that is not more than ``due`` films and runs.
+
+        Returns:
+            How many were ``expired``, and how many ``undeletable``.
+        """
+        done: dict[str, int] = self._request(
+            "POST", "/expire", json={"due": due}, timeout=None
+        ).json()
+        return done
 
     # -- downloads -------------------------------------------------------------------------------
 
@@ -466,5 +508,5 @@ def _refused(answer: httpx.Response) -> PosedropError:
     except (ValueError, KeyError, TypeError):
         return PosedropError(f"{answer.request.url} answered {answer.status_code}")
     if answer.status_code == 401:
-        message = f"{message} (set POSEDROP_API_TOKEN, or name the --data-dir that has it)"
+        message = f"{message} (name the URL that `posedrop up` printed, or set POSEDROP_API_TOKEN)"
     return PosedropError(message, code=code, field=field)

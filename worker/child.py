@@ -32,6 +32,7 @@ from posedrop.records import Progress
 from worker import handover, room
 from worker.handover import lent
 from worker.limits import Limits, end_group, end_session, exceeded, new_group, ran_out
+from worker.patience import Patience
 from worker.turn import POLL_SECONDS, Place, Turn
 from worker.walls import NAMES, OWN, Plan, Walls
 
@@ -155,7 +156,7 @@ class Child:
         *,
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        wall_seconds: float | None,
+        wall_seconds: float | Patience | None,
         log: Path | None,
         folder: Path | None = None,
         turn: Turn | None = None,
@@ -168,7 +169,7 @@ class Child:
             on_progress: called in this thread; what it raises ends the child.
             should_stop: asked at least every 0.25 s, from when the call has to wait for another.
             wall_seconds: the task may last no longer, but for waiting for its turn; None: any
-                time.
+                time. A :class:`Patience` is told of the progress, and goes by it.
             log: everything that the task and its libraries print is appended to this file of
                 ``folder``; None: to the idle log.
             folder: the job's, all that the child may write to, but for ``video`` and ``model`` in
@@ -214,7 +215,7 @@ class Child:
         request: dict[str, Any],
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        wall_seconds: float | None,
+        wall_seconds: float | Patience | None,
         place: Place,
     ) -> dict[str, Any]:
         try:
@@ -350,23 +351,28 @@ class Child:
         request: dict[str, Any],
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        wall_seconds: float | None,
+        wall_seconds: float | Patience | None,
         place: Place,
     ) -> dict[str, Any]:
         started = time.monotonic()
+        limit = Patience.of(wall_seconds) if isinstance(wall_seconds, int | float) else wall_seconds
         unsent = json.dumps(request).encode() + b"\n"
         while True:
             if should_stop():
                 raise CancelledRunError("cancelled: the run was asked to stop")
             worked = time.monotonic() - started - place.seconds
-            if wall_seconds is not None and not place.waits and worked > wall_seconds:
+            if limit is not None and not place.waits and worked > limit.seconds:
                 raise ChildDiedError(
-                    f"{self._name}: no answer within {wall_seconds:g} s, killed", code="timeout"
+                    f"{self._name}: no {limit.wanted} within {limit.seconds:g} s, killed",
+                    code="timeout",
                 )
             unsent, messages = self._exchange(unsent, place.waits_for)
             for message in messages:
                 if "progress" in message:
-                    on_progress(self._parsed_progress(message["progress"]))
+                    progress = self._parsed_progress(message["progress"])
+                    if limit is not None:
+                        limit.heard(progress, worked)
+                    on_progress(progress)
                 elif message.get("turn") == "over":
                     place.leave()
                 elif "turn" in message:

@@ -172,8 +172,10 @@ def code(path: Sequence[str], modules: Iterable[ModuleType]) -> Iterator[str]:
             yield from importable(Path(entry))
     for module in modules:
         # What setuptools leaves for `pip install -e` of a project whose folder is not on the path.
+        # Among the modules may be None, and objects of all sorts.
         mapping = getattr(module, "MAPPING", None)
-        if module.__name__.startswith("__editable__") and isinstance(mapping, dict):
+        name = getattr(module, "__name__", None)
+        if str(name).startswith("__editable__") and isinstance(mapping, dict):
             yield from (str(place) for place in mapping.values())
 
 

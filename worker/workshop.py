@@ -16,11 +16,13 @@ from typing import IO
 from dramatiq import Broker
 
 from posedrop import queue
+from posedrop.folders import own_folder
 from posedrop.settings import Settings
 from posedrop.storage import Storage
 from worker import handover, limits, room
 from worker.cache import Cache
 from worker.child import Child
+from worker.own_record import OwnRecord
 from worker.pair import Pair
 
 _OWNED = "worker-"
@@ -42,10 +44,11 @@ class Workshop:
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self._scratch = settings.scratch_dir / f"{_OWNED}{uuid.uuid4().hex}"
         self._closing = threading.Event()
-        settings.scratch_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        own_folder(settings.scratch_dir)  # in /tmp anybody may have made one of its name
         _sweep(settings.scratch_dir)
         self._scratch.mkdir(mode=0o700)
         self._mine = _own(self._scratch)
+        self.record = OwnRecord(self.storage, settings, self.name)
         self.cache = Cache(settings.scratch_dir / "cache", settings.cache_bytes)
         bounds = limits.of(settings.child_memory_bytes, settings.child_file_bytes, self._scratch)
         hidden = (settings.data_dir, settings.scratch_dir)
@@ -81,6 +84,10 @@ class Workshop:
         """Whether this process is being stopped: jobs are handed back, not finished."""
         return self._closing.is_set()
 
+    def is_closed_within(self, seconds: float) -> bool:
+        """Wait until this process is being stopped; False: it was not, for so long."""
+        return self._closing.wait(seconds)
+
     @contextmanager
     def bench(self) -> Iterator[Path]:
         """Give an empty folder for one job, gone afterwards."""
@@ -92,6 +99,7 @@ class Workshop:
 
     def start_children(self, queues: frozenset[str] = frozenset({queue.CPU, queue.GPU})) -> None:
         """Start the children of these queues now, so that their imports are done before work."""
+        self.record.start(queues)
         if queue.CPU in queues:
             self.cpu.start()
         if queue.GPU in queues:
@@ -105,6 +113,7 @@ class Workshop:
     def close(self) -> None:
         """Kill the children; running jobs are handed back."""
         self._closing.set()
+        self.record.stop()
         self.cpu.close()
         self.gpu.close()
         self.desk.close()

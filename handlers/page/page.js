@@ -23,6 +23,7 @@ async function call(method, path, body) {
   }
   const response = await fetch(path, options);
   const answer = response.status === 204 ? null : await response.json();
+  if (response.status === 401) paused = true; // else the browser would ask for the token every 3 s
   if (response.status >= 400) throw new Error(answer?.error?.message ?? `HTTP ${response.status}`);
   return answer;
 }
@@ -47,7 +48,7 @@ function fileRow(file) {
   if (file.refusal) state.append(element("div", { class: "why" }, file.refusal.message));
   if (file.waiting) state.append(element("div", { class: "why" }, `waits, ${file.waiting.rule} is wrong`));
   if (file.duplicate_of) state.append(element("div", { class: "small" }, `same as ${file.duplicate_of}`));
-  const image = file.state === "ready"
+  const image = ["ready", "film gone"].includes(file.state)
     ? element("img", { src: `/thumbnail/${file.file_id}`, alt: "" }) : "";
   const remove = element("button", {
     onclick: async () => {

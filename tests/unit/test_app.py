@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from handlers.app import create_app
-from posedrop import queue
+from posedrop import logs, queue
 from posedrop.settings import Settings
+from posedrop.storage import Storage
 from tests.serving import serving
+
+TOKEN = "token+of/the=api%"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture
+def up(settings: Settings) -> Iterator[str]:
+    """The address of the API as `posedrop up` serves it on loopback."""
+    own = settings.model_copy(update={"api_token": SecretStr(TOKEN)})
+    with serving(create_app(own, queue.connect("stub://"), local=True)) as url:
+        yield url
 
 
 @pytest.fixture
@@ -20,6 +35,12 @@ def api(settings: Settings) -> Iterator[httpx.Client]:
         yield client
 
 
+def nested(body: bytes, deep: int) -> bytes:
+    """Return a body with arguments that are nested so deep."""
+    return body % (b'{"a":' * deep + b"1" + b"}" * deep)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
@@ -29,13 +50,24 @@ def api(settings: Settings) -> Iterator[httpx.Client]:
         ("/upload", rb'{"filename": "\ud800.mp4"}', 422),
         ("/upload", '{"filename": "a.mp4", "content_type": "vidéo/mp4"}'.encode(), 422),
         ("/upload", b'{"filename": "a.mp4", "args": ' + b"[" * 5000 + b"}", 422),
+        ("/upload", nested(b'{"filename": "a.mp4", "analysis": "dummy", "args": %b}', 988), 422),
+        ("/analyse", nested(b'{"file_id": "x", "analysis": "dummy", "args": %b}', 100), 422),
+        ("/analyse", nested(b'{"file_id": "x", "analysis": "dummy", "args": %b}', 988), 422),
+        ("/analyse", nested(b'{"file_id": "x", "analysis": "dummy", "args": %b}', 10**5), 422),
+        ("/analyse", b'{"file_id": "' + b"x" * 2**20 + b'"}', 413),
+        ("/reingest", b'{"prefix": "' + b"x" * 2**22 + b'"}', 413),
+        ("/reconcile", b"x" * 2**22, 413),
     ],
 )
 def test_half_a_character_and_the_like_are_answered_as_errors(
-    api: httpx.Client, path: str, body: bytes, status: int
+    api: httpx.Client, path: str, body: bytes, status: int, chunked: bool
 ) -> None:
-    """The error quotes the request in a form that can be sent; nothing is a 500."""
-    answer = api.post(path, content=body, headers={"Content-Type": "application/json"})
+    """The error quotes the request in a form that can be sent; nothing is a 500.
+
+    Nor what is larger or deeper than a request can be, whether it says so before or not.
+    """
+    sent: Any = iter([body]) if chunked else body
+    answer = api.post(path, content=sent, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["message"]
 
@@ -62,8 +94,122 @@ def test_a_body_that_is_no_json_object_is_told_so(
     assert ("'Content-Type: application/json'" in error["message"]) is ("json" not in kind)
 
 
-def test_metadata_too_deep_to_read_is_answered_as_an_error(api: httpx.Client) -> None:
+@pytest.mark.parametrize("args", ["[" * 1500, "[" * 700 + "]" * 700])
+def test_metadata_too_deep_to_read_is_answered_as_an_error(api: httpx.Client, args: str) -> None:
     """Arguments nested beyond Python's recursion are no JSON object, and no 500."""
-    headers = {"x-amz-meta-analysis": "dummy", "x-amz-meta-args": "[" * 1500}
+    headers = {"x-amz-meta-analysis": "dummy", "x-amz-meta-args": args}
     answer = api.put("/upload/film.mp4", content=b"film", headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_args")
+
+
+def test_nothing_is_due_where_nothing_is_set(settings: Settings, bucket: str) -> None:
+    """What is due is told, and no more removed than was seen."""
+    names = {f"{kind}_bucket": f"{bucket}-{kind}" for kind in ("videos", "results")}
+    mine = settings.model_copy(update=names)
+    for name in names.values():
+        Storage(mine).create_bucket(name)
+    app = create_app(mine, queue.connect("stub://"))
+    with serving(app) as url, httpx.Client(base_url=url, timeout=30) as api:
+        found = api.get("/expire").json()
+        assert (found["due"], found["held"], found["items"]) == (0, False, [])
+        assert api.post("/expire", json={"due": 0}).json() == {"expired": 0, "undeletable": 0}
+        for wrong in ({}, {"due": -1}, {"due": 2**63}, {"due": 1, "share": 1}):
+            assert api.post("/expire", json=wrong).status_code == 422
+
+
+def test_the_token_is_traded_for_a_cookie_that_pictures_and_streams_can_use(up: str) -> None:
+    """HttpOnly, Strict, named by the port, not the token itself; only what was traded lets in."""
+    assert httpx.get(f"{up}/session").status_code == 200
+    assert httpx.get(f"{up}/page/session.js").status_code == 200
+    assert httpx.post(f"{up}/session").status_code == 401
+    assert httpx.post(f"{up}/session", headers={"Authorization": "Bearer x"}).status_code == 401
+    said = httpx.post(f"{up}/session", headers=BEARER).headers["Set-Cookie"]
+    cookie, *flags = said.split("; ")
+    name, _, value = cookie.partition("=")
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(flags)
+    assert name == f"posedrop_{httpx.URL(up).port}"
+    assert TOKEN not in said
+    expires, _, signature = value.partition(".")
+
+    def status(given: str) -> int:
+        sent = {"Cookie": given.encode("latin-1")}
+        return httpx.get(f"{up}/files", headers=sent).status_code
+
+    assert status(cookie) == 200
+    assert status(f"a=b; {name}=tossed.by-another-port; {cookie}") == 200
+    for wrong in (
+        f"{name}={TOKEN}",
+        f"{name}={int(expires) + 1}.{signature}",
+        f"{name}={value[:-1]}",
+        f"{name}=1.{signature}",
+        f"{name}=\u00b9.\u00b9",
+        f"posedrop_80={value}",
+        f"{name}={'9' * 5000}.{signature}",
+    ):
+        assert status(wrong) == 401, wrong
+
+
+def test_with_the_cookie_only_the_own_page_changes_or_reads_anything(up: str) -> None:
+    """Browsers send it to and from all ports of a machine; some of them are other people's."""
+    cookie = httpx.post(f"{up}/session", headers=BEARER).headers["Set-Cookie"].split(";")[0]
+
+    def status(method: str, **headers: str) -> int:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.request(
+            method, f"{up}/analyse/a" if method != "GET" else f"{up}/files", headers=named
+        ).status_code
+
+    ours = {"cookie": cookie, "origin": up}
+    assert status("DELETE", **ours) == 404
+    assert status("DELETE", **ours, sec_fetch_site="same-origin") == 404
+    assert status("GET", cookie=cookie, sec_fetch_site="none") == 200
+    assert status("GET", cookie=cookie, sec_fetch_site="same-origin") == 200
+    assert status("DELETE", cookie=cookie) == 403
+    assert status("DELETE", cookie=cookie, origin="null") == 403
+    assert status("DELETE", cookie=cookie, origin="http://127.0.0.1:1") == 403
+    assert status("DELETE", cookie=cookie, sec_fetch_site="none") == 403
+    assert status("GET", cookie=cookie, sec_fetch_site="same-site") == 403
+    assert status("GET", cookie=cookie, sec_fetch_site="cross-site") == 403
+    assert status("GET", cookie=cookie, host="rebound.example") == 403
+    assert httpx.delete(f"{up}/analyse/a", headers=BEARER).status_code == 404  # curl has no page
+
+
+def test_up_is_called_by_its_own_name_alone(up: str) -> None:
+    """The token does not make another name right (DNS rebinding), but for who asks if it lives."""
+    assert httpx.get(f"{up}/files", headers=BEARER | {"Host": "rebound.example"}).status_code == 403
+    assert httpx.get(f"{up}/session", headers={"Host": "rebound.example"}).status_code == 403
+    assert httpx.get(f"{up}/healthz", headers={"Host": "rebound.example"}).status_code == 200
+
+
+def test_each_change_is_a_line_with_who_what_and_from_where(
+    up: str, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By token, password or cookie. What is read or refused is no change."""
+    for bucket in ("videos", "results", "models"):
+        Storage(settings).create_bucket(bucket)
+    caplog.set_level(logging.INFO, "handlers.changes")
+    cookie = httpx.post(f"{up}/session", headers=BEARER).headers["Set-Cookie"].split(";")[0]
+
+    told = httpx.post(f"{up}/upload", json={"filename": "a\n.mp4"}, headers=BEARER)
+    file_id = told.json()["file_id"]
+    body = {"file_id": file_id, "analysis": "dummy", "args": {"seconds": 1}}
+    asked = httpx.post(f"{up}/analyse", json=body, auth=("me", TOKEN)).json()["analysis_id"]
+    httpx.post(f"{up}/analyse", json=body | {"file_id": "nosuch"}, auth=("me", TOKEN))
+    httpx.get(f"{up}/upload/{file_id}", headers=BEARER)
+    httpx.delete(f"{up}/analyse/{asked}", headers={"Cookie": cookie, "Origin": up})
+    httpx.delete(f"{up}/upload/{file_id}", headers={"Cookie": cookie, "Origin": up})
+    httpx.delete(f"{up}/upload/{file_id}", headers={"Cookie": cookie, "Origin": "http://evil"})
+    httpx.post(f"{up}/reindex", headers=BEARER)
+    lines = [vars(record) for record in caplog.records if record.name == "handlers.changes"]
+    assert [(line["msg"], line["who"]) for line in lines] == [
+        ("cookie given", "token"),
+        ("upload allowed", "token"),
+        ("asked for", "basic"),
+        ("deleted", "cookie"),
+        ("deleted", "cookie"),
+        ("reindexed", "token"),
+    ]
+    assert {line["address"] for line in lines} == {"127.0.0.1"}
+    assert [lines[n]["file_id"] for n in (1, 2, 4)] == [file_id] * 3
+    assert {lines[n]["analysis_id"] for n in (2, 3)} == {asked}
+    assert "\n" not in logs.Formatter().format(caplog.records[-1])
