@@ -170,8 +170,8 @@ def test_folders_go_however_deep_they_are(tmp_path: Path, depth: int, name: str)
     (folder / "link").symlink_to(kept)
     fd = os.open(folder, os.O_RDONLY)
     for _ in range(depth):
-        os.mkdir("d", dir_fd=fd)
-        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.mkdir(name, dir_fd=fd)
+        inner = os.open(name, os.O_RDONLY, dir_fd=fd)
         os.close(fd)
         fd = inner
     os.symlink(kept, "last", dir_fd=fd)
