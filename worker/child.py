@@ -489,7 +489,10 @@ def _tell_to_end(process: subprocess.Popen[bytes]) -> None:
     # Not yet reaped, so that its number is still its own.
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            process.terminate()
+            if sys.platform.startswith("linux"):
+                process.terminate()
+            else:  # there are no walls, and nobody outside of them
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _walls_of(hello: dict[str, Any]) -> Walls:

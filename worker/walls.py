@@ -71,7 +71,17 @@ SYSTEM = (
     *("/etc/mime.types", "/etc/ssl/openssl.cnf"),
 )
 #: Of the kernel: what libraries ask it about processor, memory and cards.
-_PROC = ("cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems", "devices")
+_PROC = (
+    "cpuinfo",
+    "meminfo",
+    "stat",
+    "loadavg",
+    "uptime",
+    "version",
+    "filesystems",
+    "devices",
+    "modules",
+)
 KERNEL = (
     *("/proc/self", "/proc/sys", "/proc/driver", *(f"/proc/{name}" for name in _PROC)),
     *("/sys/devices", "/sys/bus", "/sys/class", "/sys/module", "/sys/fs/cgroup", "/sys/kernel/mm"),
@@ -144,9 +154,9 @@ def rules(plan: Plan, path: Sequence[str], modules: Iterable[ModuleType]) -> dic
     found = dict.fromkeys(path, READ_DIR) | found
     found.update(dict.fromkeys(KERNEL, READ))
     found.update(dict.fromkeys(DEVICES, DEVICE))
-    if plan.cards:
-        there = (card for name in CARDS for card in Path("/dev").glob(name))
-        found.update({str(card): DEVICE | READ_DIR for card in there})
+    cards = [card for name in CARDS for card in Path("/dev").glob(name)] if plan.cards else []
+    if cards:
+        found.update({str(card): DEVICE | READ_DIR for card in cards})
         found[SHARED_MEMORY] = WRITE
     found[str(Path(plan.folder) / OWN)] = WRITE
     found[str(Path(plan.folder) / GIVEN)] = READ_FILE | READ_DIR
@@ -215,8 +225,12 @@ def _real(path: str | Path) -> Path:
 
 
 def _without(path: Path, hidden: Sequence[Path]) -> Iterator[Path]:
-    """Yield a folder, or as much of what is in it as has nothing to hide."""
-    if any(path.is_relative_to(each) for each in hidden):
+    """Yield a folder, or as much of what is in it as has nothing to hide.
+
+    One that lies in a hidden folder is named by itself, as an interpreter beside the data: it is
+    yielded.
+    """
+    if path in hidden:
         return
     if not any(each.is_relative_to(path) for each in hidden):
         yield path

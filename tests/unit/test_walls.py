@@ -128,7 +128,11 @@ def test_rules_leave_out_what_is_hidden(tmp_path: Path) -> None:
         each.mkdir(parents=True)
     for name in ("plugin/__init__.py", "plugin/code.py", "tool.py", ".env", "films/a.mp4"):
         (project / name).write_text("")
-    plan = walls.Plan(str(tmp_path / "child"), hidden=[str(data)], reads=[str(tmp_path / "more")])
+    plan = walls.Plan(
+        str(tmp_path / "lib/child"),
+        hidden=[str(data), str(tmp_path / "lib")],  # the data, with an interpreter among them
+        reads=[str(tmp_path / "more")],
+    )
     found = walls.rules(plan, [str(project), str(site)], [])
     ours = {
         Path(path).relative_to(tmp_path).as_posix(): rights
@@ -142,8 +146,8 @@ def test_rules_leave_out_what_is_hidden(tmp_path: Path) -> None:
         "project/tool.py": walls.READ,
         "lib/site-packages": walls.READ,
         "more": walls.READ,
-        "child/own": walls.WRITE,
-        "child/given": walls.READ_FILE | walls.READ_DIR,
+        "lib/child/own": walls.WRITE,
+        "lib/child/given": walls.READ_FILE | walls.READ_DIR,
     }
 
 
