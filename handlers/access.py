@@ -14,7 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from handlers.refusal import refusal
 from posedrop.settings import Settings
 
-_OPEN = frozenset({"/healthz"})
+_OPEN = frozenset({"/healthz", "/readyz"})
+#: All that whoever has the metrics token may ask.
+_METRICS = "/metrics"
 #: A browser asks a person for the token then, as a password.
 _ASK = {"WWW-Authenticate": 'Basic realm="posedrop", Bearer'}
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -39,6 +41,8 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._token = settings.api_token.get_secret_value() if settings.api_token else None
+        metrics = settings.metrics_token
+        self._metrics_token = metrics.get_secret_value() if metrics else None
         store = _origin(settings.s3_public_endpoint or settings.s3_endpoint or "https:")
         self._headers = {
             "Content-Security-Policy": CONTENT_SECURITY_POLICY.format(store=store),
@@ -73,6 +77,8 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         token = self._token
+        if self._may_read_metrics(request):
+            return None
         if token is not None and not _knows(request, token):
             return refusal(
                 401, "unauthorized", "send Authorization: Bearer <api token>", headers=_ASK
@@ -84,6 +90,11 @@ class Guard:
         if request.method not in _SAFE and not _same_origin(request):
             return refusal(403, "forbidden", "a page of another site may not do this")
         return None
+
+    def _may_read_metrics(self, request: Request) -> bool:
+        if self._metrics_token is None or request.scope["path"] != _METRICS:
+            return False
+        return request.method in _SAFE and _knows(request, self._metrics_token)
 
 
 def is_bearer(request: Request, token: str) -> bool:

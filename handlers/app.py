@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from dramatiq import Broker
 from fastapi import Body, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from handlers import access, notify, plan, reconcile, reingest, results, sqs, upload, webhook
 from handlers.context import Context, now
 from handlers.form import FormUpload
-from handlers.metrics import Metrics
+from handlers.health import Health
 from handlers.refusal import RETRY_AFTER, refusal
-from posedrop import __version__, analyses, layout, models
-from posedrop.errors import BadRequestError, NotFoundError, PosedropError, StorageError
+from posedrop import __version__, analyses, layout, metrics, models
+from posedrop.errors import (
+    BadRequestError,
+    NotFoundError,
+    PosedropError,
+    RecordError,
+    StorageError,
+)
 from posedrop.index import Index, IndexBusyError
 from posedrop.queue import QueueError
 from posedrop.records import FileState, RunState
@@ -48,7 +55,8 @@ def create_app(
     context = Context(settings, Storage(settings), _index(settings), broker)
     follower = notify.Follower(context, hurry)
     reconciler = reconcile.Reconciler(context)
-    metrics = Metrics()
+    health = Health(context, follower, reconciler)
+    metrics.DISKS.watch("index", settings.index_file.parent)
     queue_url = settings.sqs_queue_url
     poller = sqs.Poller(context, follower, queue_url) if queue_url else None
 
@@ -63,6 +71,7 @@ def create_app(
             poller.stop()
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
+        health.close()
         context.index.close()
 
     app = FastAPI(
@@ -79,13 +88,13 @@ def create_app(
         token=settings.events_token,
         record=partial(notify.record, context),
         wake=follower.wake,
-        metrics=metrics,
+        metrics=context.metrics,
     )
     _errors(app)
     _upload_routes(app, context)
     _result_routes(app, context)
     _list_routes(app, context)
-    _service_routes(app, context, reconciler, metrics)
+    _service_routes(app, context, reconciler, health)
     return app
 
 
@@ -276,11 +285,18 @@ def _list_routes(app: FastAPI, context: Context) -> None:
         return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
 
 
+class ReadyAnswer(BaseModel):
+    """Whether the handlers do their work: a part is ``ok``, or has the code of what is wrong."""
+
+    status: Literal["ready", "not ready"]
+    parts: dict[str, str]
+
+
 def _service_routes(
     app: FastAPI,
     context: Context,
     reconciler: reconcile.Reconciler,
-    metrics: Metrics,
+    health: Health,
 ) -> None:
     @app.post("/reconcile", summary="Compare buckets, index and queue now, and repair")
     def post_reconcile() -> dict[str, int]:
@@ -296,14 +312,31 @@ def _service_routes(
     def post_reindex() -> dict[str, int]:
         return reconciler.reindex().as_counts()
 
-    @app.get("/healthz", summary="Liveness")
-    def get_healthz() -> dict[str, str]:
-        context.index.counts()
+    # Neither waits for a thread of other requests: a store that hangs may have them all.
+    @app.get("/healthz", summary="Liveness: this process turns")
+    async def get_healthz() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
 
+    @app.get("/readyz", summary="Readiness: each part does its work (200), or not (503)")
+    async def get_readyz(response: Response) -> ReadyAnswer:
+        loop = asyncio.get_running_loop()
+        problems = await loop.run_in_executor(health.threads, health.problems)
+        wrong = any(problems.values())
+        if wrong:
+            response.status_code = 503
+            response.headers["Retry-After"] = RETRY_AFTER
+        return ReadyAnswer(
+            status="not ready" if wrong else "ready",
+            parts={part: problem or "ok" for part, problem in problems.items()},
+        )
+
     @app.get("/metrics", summary="Prometheus")
-    def get_metrics() -> Response:
-        return Response(metrics.render(context.index), media_type="text/plain; version=0.0.4")
+    async def get_metrics() -> Response:
+        def render() -> bytes:
+            return context.metrics.render(context.index, now(), *health.metrics())
+
+        text = await asyncio.get_running_loop().run_in_executor(health.threads, render)
+        return Response(text, media_type=metrics.CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
     def get_page() -> FileResponse:
@@ -323,6 +356,7 @@ def _errors(app: FastAPI) -> None:
         upload.LengthRequiredError: 411,
         BadRequestError: 422,
         IndexBusyError: 503,
+        RecordError: 500,  # asking again changes nothing
         StorageError: 503,
         QueueError: 503,
     }

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from dramatiq import Broker
 
+from handlers.metrics import Metrics
 from posedrop import layout, queue
 from posedrop.index import Index
 from posedrop.records import VideoRecord
@@ -37,6 +38,13 @@ class Context:
     """Held while a video is planned, so that of two versions of a rule it follows one."""
     lookers: ThreadPoolExecutor = field(default_factory=_lookers)
     """Threads that ask the store about many objects at once; they end with the context."""
+
+    metrics: Metrics = field(default_factory=lambda: Metrics(now()))
+
+    def __post_init__(self) -> None:
+        """Have what the index learns counted."""
+        self.index.on_result = self.metrics.run_ended
+        self.index.on_video = self.metrics.video_ingested
 
     def video_record(self, bucket: str, key: str) -> VideoRecord | None:
         """Return what ingest wrote of an object of the videos bucket, None if nothing.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from handlers import plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
-from posedrop.errors import PosedropError
+from posedrop.errors import PosedropError, RecordError
 from posedrop.events import ObjectCreated, ObjectRemoved
 from posedrop.index import EventRow, IndexBusyError
 from posedrop.records import Asked, Planned, Request, Result, VideoRecord
@@ -70,6 +71,7 @@ class Follower:
         self._context = context
         self._hurry = hurry
         self._wake = threading.Event()
+        self._turned_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
 
@@ -81,6 +83,16 @@ class Follower:
     def wake(self) -> None:
         """There are new events."""
         self._wake.set()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it goes on."""
+        return self._thread.is_alive()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since it began with the batch that it is at."""
+        return time.monotonic() - self._turned_at
 
     def stop(self) -> None:
         """End after the event at hand."""
@@ -95,7 +107,9 @@ class Follower:
             self._wake.wait(timeout=5.0)
             self._wake.clear()
             try:
+                self._turned_at = time.monotonic()
                 while not self._stop.is_set() and (events := follow(self._context)):
+                    self._turned_at = time.monotonic()
                     self._hurry(events >= _MANY)
             except Exception:
                 log.exception("the follower goes on after an error")
@@ -242,7 +256,10 @@ def _failed(context: Context, event: EventRow, error: Exception) -> None:
     known = isinstance(error, PosedropError)
     log.warning("event %s %s: %s", event.kind, event.key, error, exc_info=None if known else error)
     reason = error.message if isinstance(error, PosedropError) else repr(error)
-    context.index.event_failed(event.id, reason, now())
+    if isinstance(error, RecordError):
+        context.index.event_given_up(event.id, reason, now())
+    else:
+        context.index.event_failed(event.id, reason, now())
 
 
 def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], Found | Exception]:

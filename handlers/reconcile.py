@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from handlers import notify, plan, rules, upload, waiting
 from handlers.context import Context, now
 from handlers.reingest import OldRefusals
 from posedrop import layout, queue
-from posedrop.errors import PosedropError, StorageError
+from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.index import AnalysisRow, FileRow, Page
 from posedrop.records import Attempt, FileState, RunState, VideoRecord
 from posedrop.storage import ObjectInfo
@@ -81,6 +82,7 @@ class Reconciler:
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._one_at_a_time = threading.Lock()
         self._sweep: Sweep | None = None
+        self._succeeded_at = time.monotonic()
         self._old_refusals = OldRefusals(context)
         # The embedded broker lives in this process: what was sent before its start is gone.
         embedded = context.settings.broker_url.startswith("stub://")
@@ -89,6 +91,16 @@ class Reconciler:
     def start(self) -> None:
         """Begin; the first sweep goes on without a pause until all of both buckets was seen."""
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it goes on."""
+        return self._thread.is_alive()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since a round came through, or since the start."""
+        return time.monotonic() - self._succeeded_at
 
     def stop(self) -> None:
         """End between two rounds."""
@@ -102,14 +114,14 @@ class Reconciler:
             self._sweep = None
             repairs = reconcile(self._context, self._forgotten_before)
             repairs.ingests_sent += self._old_refusals.go_on()
-            return repairs
+            return self._succeeded(repairs)
 
     def reindex(self) -> Repairs:
         """Forget the index and make it anew from the buckets."""
         with self._one_at_a_time:
             self._sweep = None
             self._context.index.reset()
-            return reconcile(self._context, now())
+            return self._succeeded(reconcile(self._context, now()))
 
     def step(self) -> bool:
         """Reconcile what the index knows, and the next slice; True at the end of a sweep."""
@@ -121,6 +133,7 @@ class Reconciler:
                 self._sweep = sweep
             send_again(self._context, repairs, self._forgotten_before)
             repairs.ingests_sent += self._old_refusals.go_on()
+            self._succeeded(repairs)
         if repairs.mended or repairs.damaged:
             log.info("reconciled", extra=repairs.as_counts())
         return over
@@ -132,11 +145,20 @@ class Reconciler:
             try:
                 swept = self.step() or swept
                 pause = self._context.settings.reconcile_seconds if swept else 0.0
-            except PosedropError as error:
-                log.warning("the reconciler tries again later: %s", error)
-            except Exception:
-                log.exception("the reconciler tries again later")
+            except Exception as error:
+                self._context.metrics.rounds.labels("failed").inc()
+                known = isinstance(error, PosedropError)
+                log.warning(
+                    "the reconciler tries again later: %s", error, exc_info=None if known else error
+                )
             self._stop.wait(pause)
+
+    def _succeeded(self, repairs: Repairs) -> Repairs:
+        self._succeeded_at = time.monotonic()
+        counts = repairs.as_counts().items()
+        mended = {name: count for name, count in counts if not name.endswith("_seen")}
+        self._context.metrics.reconciled(mended, now())
+        return repairs
 
 
 def reconcile(context: Context, forgotten_before: datetime | None) -> Repairs:
@@ -283,11 +305,9 @@ class Sweep:
     def _index_result(self, key: str) -> None:
         try:
             notify.result_arrived(self._context, key)
-        except PosedropError as error:
-            if error.code != "damaged_record":
-                raise
+        except RecordError as error:
             # One that can't be read must not hold up those behind it, round after round.
-            log.warning("passed over: %s", error)
+            self._context.storage.report(error)
             self._repairs.damaged += 1
         else:
             self._repairs.records_indexed += 1
@@ -432,7 +452,11 @@ def _was_ingested(context: Context, row: FileRow) -> bool:
     """Index a video's record that no event told of, or no longer; False if there is none."""
     key = layout.video_record(context.video_prefix(row.bucket, row.key))
     results = context.settings.results_bucket
-    record = context.storage.read_whole_record(results, key, VideoRecord)
+    try:
+        record = context.storage.read_whole_record(results, key, VideoRecord)
+    except RecordError as error:  # by a newer worker
+        context.storage.report(error)
+        return True
     if record is None or record.video.etag != row.etag:
         return False  # one that is damaged is written anew
     notify.result_arrived(context, key)
@@ -467,7 +491,12 @@ def _run_now(context: Context, run: str) -> tuple[dict[str, ObjectInfo], bool]:
     beaten = names[f"attempts/{max(numbers)}.json"].last_modified
     if (listing.now - beaten).total_seconds() >= context.settings.lease_seconds:
         return names, False
-    attempt = context.storage.read_whole_record(bucket, layout.attempt(run, max(numbers)), Attempt)
+    try:
+        key = layout.attempt(run, max(numbers))
+        attempt = context.storage.read_whole_record(bucket, key, Attempt)
+    except RecordError as error:  # a newer worker is at it
+        context.storage.report(error)
+        return names, True
     return names, attempt is not None and attempt.outcome is None
 
 
@@ -492,10 +521,8 @@ def _plan_forgotten(context: Context, repairs: Repairs) -> None:
                 plan.plan_ingested(context, video)
                 repairs.requests_planned += 1
                 continue
-        except PosedropError as error:
-            if error.code != "damaged_record":
-                raise
-            log.warning("not planned: %s", error)
+        except RecordError as error:
+            context.storage.report(error)
             repairs.damaged += 1
             continue
         except Exception:

@@ -26,11 +26,11 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from posedrop import __version__, layout
+from posedrop import __version__, layout, metrics
 from posedrop.answers import insist_on_whole
-from posedrop.errors import ConfigurationError, ObjectChangedError, StorageError
+from posedrop.errors import ConfigurationError, ObjectChangedError, RecordError, StorageError
 from posedrop.proxies import proxies_for_boto3
-from posedrop.records import Record
+from posedrop.records import Record, newer_schema
 from posedrop.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ R = TypeVar("R", bound=Record)
 _MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
 _TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _CHUNK = 1 << 20
+_MAX_MESSAGE = 1000
+#: So many records that can't be read are remembered, so that each is told of once.
+_MAX_REPORTED = 10_000
 #: How long the redirect of ``curl -LT`` may be followed, in seconds. It is followed at once, and a
 #: signature is checked when a request begins, however long its body then takes. Unless the client
 #: said If-None-Match itself, or something before the store adds it, all that keeps the holder of
@@ -92,6 +95,7 @@ class Storage:
     """The buckets, as one caller with one key sees them."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._client = _client(
             settings,
             settings.s3_endpoint,
@@ -119,6 +123,27 @@ class Storage:
             multipart_threshold=settings.multipart_bytes,
             multipart_chunksize=settings.multipart_bytes,
             max_concurrency=4,
+        )
+
+    def ping(self, bucket: str) -> None:
+        """See whether the store answers for a bucket: once, and within seconds.
+
+        Raises:
+            StorageError: it does not, or says that there is no such bucket.
+        """
+        with _translated(f"reach the bucket {bucket}"):
+            self._pinger.list_objects_v2(Bucket=bucket, MaxKeys=1)
+
+    @functools.cached_property
+    def _pinger(self) -> S3Client:
+        settings = self._settings
+        secret = settings.s3_secret_key
+        return _client(
+            settings,
+            settings.s3_endpoint,
+            settings.s3_access_key,
+            secret.get_secret_value() if secret else None,
+            Config(connect_timeout=2, read_timeout=2, retries={"total_max_attempts": 1}),
         )
 
     # -- reading ---------------------------------------------------------------------------------
@@ -161,7 +186,7 @@ class Storage:
         """Return the record in an object, None if there is none.
 
         Raises:
-            StorageError: what stands there is no such record.
+            RecordError: what stands there is no such record, or one of a newer posedrop.
         """
         data = self.read(bucket, key)
         if data is None:
@@ -169,19 +194,42 @@ class Storage:
         try:
             return kind.model_validate_json(data)
         except ValueError as error:
-            raise StorageError(
-                f"{bucket}/{key} is not a {kind.__name__}: {error}", code="damaged_record"
-            ) from error
+            newer = newer_schema(data, kind)
+            if newer is not None:
+                raise RecordError(
+                    f"{bucket}/{key} was written by a newer posedrop (schema {newer}): upgrade "
+                    "this one, its handlers and all its workers",
+                    code="newer_record",
+                ) from error
+            said = f"{bucket}/{key} is not a {kind.__name__}: {error}"
+            raise RecordError(said[:_MAX_MESSAGE]) from error
 
     def read_whole_record(self, bucket: str, key: str, kind: type[R]) -> R | None:
-        """Return a JSON record, None if there is none, or one that is damaged (the log says so)."""
+        """Return a JSON record, None if there is none, or one that is damaged (the log says so).
+
+        Raises:
+            RecordError: a newer posedrop has written it.
+        """
         try:
             return self.read_record(bucket, key, kind)
-        except StorageError as error:
-            if error.code != "damaged_record":
+        except RecordError as error:
+            if error.code == "newer_record":
                 raise
-            log.warning("passed over: %s", error)
+            self.report(error)
             return None
+
+    def report(self, error: RecordError) -> None:
+        """Log a record that can't be read and is passed over: once, however often it is met."""
+        if error.message in self._reported:
+            return
+        if len(self._reported) >= _MAX_REPORTED:
+            self._reported.clear()
+        self._reported.add(error.message)
+        log.warning("passed over: %s", error)
+
+    @functools.cached_property
+    def _reported(self) -> set[str]:
+        return set()
 
     def video_prefix(self, results: str, bucket: str, key: str) -> str:
         """Return the folder of the bucket ``results`` in which a video's results are, or will be.
@@ -518,7 +566,11 @@ class Storage:
 
 
 def _client(
-    settings: Settings, endpoint: str | None, access_key: str | None, secret_key: str | None
+    settings: Settings,
+    endpoint: str | None,
+    access_key: str | None,
+    secret_key: str | None,
+    otherwise: Config | None = None,
 ) -> S3Client:
     config = Config(
         signature_version="s3v4",
@@ -541,7 +593,7 @@ def _client(
             region_name=settings.s3_region,
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
-            config=config,
+            config=config.merge(otherwise) if otherwise is not None else config,
         )
     except (BotoCoreError, ValueError) as error:
         raise ConfigurationError(
@@ -549,6 +601,7 @@ def _client(
             f"~/.aws: {error}"
         ) from error
     insist_on_whole(client)
+    metrics.watch_store(client)
     return client
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from posedrop import layout
-from posedrop.errors import PosedropError, StorageError
+from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.records import Artefact, Attempt, Progress, RunError, Task
 from posedrop.storage import Listing, Storage
 
@@ -65,11 +65,11 @@ def _history(storage: Storage, bucket: str, folder: str, task: Task, listing: Li
 def _attempt(storage: Storage, bucket: str, folder: str, task: Task, number: int) -> Attempt | None:
     try:
         return storage.read_record(bucket, f"{folder}/{number}.json", Attempt)
-    except StorageError as error:
-        if error.code != "damaged_record":
+    except RecordError as error:
+        if error.code == "newer_record":
             raise
         # What can't be read today can't be tomorrow: whoever waited for it would wait for ever.
-        log.warning("%s", error)
+        storage.report(error)
         return Attempt(
             number=number,
             task=task,

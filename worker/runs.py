@@ -25,6 +25,7 @@ from posedrop.errors import (
     ChildDiedError,
     ObjectChangedError,
     PosedropError,
+    RecordError,
     RefusedVideoError,
     StorageError,
 )
@@ -78,7 +79,11 @@ def _attempt(shop: Workshop, run: str, task: Task, work: Work) -> None:
         time.sleep(1.0)
         return
     bucket = shop.settings.results_bucket
-    request = shop.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    try:
+        request = shop.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    except RecordError as error:  # no worker like this one can do it, now or later
+        shop.storage.report(error)
+        return
     if request is None:
         log.info("deleted before its turn", extra={"run": run})
         return
