@@ -13,16 +13,24 @@ from typing import Annotated, Any, Literal
 
 from dramatiq import Broker
 from fastapi import Body, FastAPI, Query, Request, Response
+from fastapi import Path as Parameter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from fastapi.responses import (
+    FileResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+)
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from handlers import access, notify, plan, reconcile, reingest, results, sqs, upload, webhook
 from handlers.context import Context, now
 from handlers.form import FormUpload
 from handlers.health import Health
-from handlers.refusal import RETRY_AFTER, refusal
+from handlers.refusal import ANYWHERE, GONE, NOT_FOUND, RETRY_AFTER, ErrorAnswer, refusal
 from posedrop import __version__, analyses, layout, metrics, models
 from posedrop.errors import (
     BadRequestError,
@@ -79,6 +87,7 @@ def create_app(
         version=__version__,
         description="Drop a video into a bucket; get its pose data and a labelled video back.",
         lifespan=lifespan,
+        responses=ANYWHERE,
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
     )
@@ -135,20 +144,35 @@ def _upload_routes(app: FastAPI, context: Context) -> None:
         return await run_in_threadpool(upload.presign, context, body)
 
     @app.put(
-        "/upload/{filename}",
+        # Named as for GET: an OpenAPI document has each path once.
+        "/upload/{file_id}",
         status_code=307,
+        response_class=RedirectResponse,
+        responses={411: {"model": ErrorAnswer, "description": "It does not say how long it is"}},
         summary="Redirects to a presigned PUT: curl -LT day1.mp4 http://host/upload/",
     )
-    def put_upload(filename: str, request: Request) -> RedirectResponse:
+    def put_upload(
+        filename: Annotated[str, Parameter(alias="file_id", description="here: of the film")],
+        request: Request,
+    ) -> RedirectResponse:
         # Nothing reads the body: who says Expect: 100-continue sends it to the store alone.
         url = upload.redirect(context, filename, request.headers)
         return RedirectResponse(url, status_code=307)
 
-    @app.get("/upload/{file_id}", summary="What is known of a file, and of what was refused why")
+    @app.get(
+        "/upload/{file_id}",
+        responses=NOT_FOUND,
+        summary="What is known of a file, and of what was refused why",
+    )
     def get_upload(file_id: str) -> upload.FileAnswer:
         return upload.describe(context, file_id)
 
-    @app.delete("/upload/{file_id}", status_code=204, summary="Remove a file and all its results")
+    @app.delete(
+        "/upload/{file_id}",
+        status_code=204,
+        responses=NOT_FOUND,
+        summary="Remove a file and all its results",
+    )
     def delete_upload(file_id: str) -> None:
         upload.delete(context, file_id)
 
@@ -178,7 +202,11 @@ def _result_routes(app: FastAPI, context: Context) -> None:
     @app.post(
         "/analyse",
         summary="Ask for an analysis",
-        responses={200: {"description": "It exists already"}, 202: {"description": "It will be"}},
+        responses={
+            200: {"description": "It exists already"},
+            202: {"description": "It will be", "model": results.AnalyseAnswer},
+            **NOT_FOUND,
+        },
     )
     def post_analyse(
         wanted: Annotated[results.AnalyseRequest, Body()], response: Response
@@ -200,7 +228,11 @@ def _result_routes(app: FastAPI, context: Context) -> None:
     @app.get(
         "/results/{analysis_id}",
         summary="How far a run is (202), or what it made (200)",
-        responses={202: {"description": "Not over yet"}, 410: {"description": "Deleted"}},
+        responses={
+            202: {"description": "Not over yet", "model": results.ResultAnswer},
+            **NOT_FOUND,
+            **GONE,
+        },
     )
     def get_results(analysis_id: str, response: Response) -> results.ResultAnswer:
         answer = results.read(context, analysis_id)
@@ -209,24 +241,36 @@ def _result_routes(app: FastAPI, context: Context) -> None:
             response.headers["Retry-After"] = RETRY_AFTER
         return answer
 
-    @app.delete("/analyse/{analysis_id}", summary="Cancel a run, or delete its results")
+    @app.delete(
+        "/analyse/{analysis_id}",
+        status_code=202,
+        responses={204: {"description": "Its results are deleted"}, **NOT_FOUND, **GONE},
+        summary="Cancel a run, or delete its results",
+    )
     def delete_analyse(analysis_id: str, response: Response) -> dict[str, str] | None:
         status = results.cancel_or_delete(context, analysis_id)
         if status == "deleted":
             response.status_code = 204
             return None
-        response.status_code = 202
         return {"status": status}
 
     @app.get(
         "/download/{analysis_id}/{name}",
         status_code=307,
+        response_class=RedirectResponse,
+        responses={**NOT_FOUND, **GONE},
         summary="Redirects to a presigned GET of one file; ranges work",
     )
     def get_download(analysis_id: str, name: str) -> RedirectResponse:
         return RedirectResponse(results.download_url(context, analysis_id, name), status_code=307)
 
-    @app.get("/thumbnail/{file_id}", status_code=307, summary="Redirects to a video's thumbnail")
+    @app.get(
+        "/thumbnail/{file_id}",
+        status_code=307,
+        response_class=RedirectResponse,
+        responses=NOT_FOUND,
+        summary="Redirects to a video's thumbnail",
+    )
     def get_thumbnail(file_id: str) -> RedirectResponse:
         return RedirectResponse(results.thumbnail_url(context, file_id), status_code=307)
 
@@ -242,9 +286,10 @@ def _list_routes(app: FastAPI, context: Context) -> None:
         prefix: str | None = None,
         cursor: str | None = None,
         limit: Limit = 50,
-    ) -> dict[str, Any]:
+    ) -> upload.FilesAnswer:
         page = context.index.files(state=state, prefix=prefix, query=q, cursor=cursor, limit=limit)
-        return {"items": upload.file_answers(context, page.rows), "next": page.cursor}
+        items = upload.file_answers(context, page.rows)
+        return upload.FilesAnswer(items=items, next=page.cursor)
 
     @app.get("/analyses", summary="List, filter and search the runs, newest first")
     def get_analyses(
@@ -254,15 +299,15 @@ def _list_routes(app: FastAPI, context: Context) -> None:
         analysis: str | None = None,
         cursor: str | None = None,
         limit: Limit = 50,
-    ) -> dict[str, Any]:
+    ) -> results.AnalysesAnswer:
         page = context.index.analyses(
             state=state, file_id=file_id, analysis=analysis, query=q, cursor=cursor, limit=limit
         )
         items = [results.analysis_answer(row) for row in page.rows]
-        return {"items": items, "next": page.cursor}
+        return results.AnalysesAnswer(items=items, next=page.cursor)
 
     @app.get("/rules", summary="The rules (posedrop.json) that are wrong: videos wait for them")
-    def get_rules(limit: Limit = 50) -> dict[str, Any]:
+    def get_rules(limit: Limit = 50) -> dict[str, list[upload.RuleAnswer]]:
         return {"items": upload.wrong_rules(context, limit)}
 
     @app.get("/analysis-types", summary="What can be asked, with the JSON Schema of its args")
@@ -317,7 +362,11 @@ def _service_routes(
     async def get_healthz() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
 
-    @app.get("/readyz", summary="Readiness: each part does its work (200), or not (503)")
+    @app.get(
+        "/readyz",
+        responses={503: {"model": ReadyAnswer, "description": "Some part does not"}},
+        summary="Readiness: each part does its work (200), or not (503)",
+    )
     async def get_readyz(response: Response) -> ReadyAnswer:
         loop = asyncio.get_running_loop()
         problems = await loop.run_in_executor(health.threads, health.problems)
@@ -330,7 +379,7 @@ def _service_routes(
             parts={part: problem or "ok" for part, problem in problems.items()},
         )
 
-    @app.get("/metrics", summary="Prometheus")
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus")
     async def get_metrics() -> Response:
         def render() -> bytes:
             return context.metrics.render(context.index, now(), *health.metrics())
@@ -366,6 +415,22 @@ def _errors(app: FastAPI) -> None:
         status = next((s for kind, s in statuses.items() if isinstance(error, kind)), 500)
         return refusal(status, error.code, error.message, field=error.field)
 
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # not even text
+            return refusal(422, "bad_request", f"the body can't be read: {error.detail}")
+        if error.status_code == 405:
+            allow = ", ".join(sorted(_methods(app, request)))
+            message = f"{request.method} is not for this path; these are: {allow}"
+            return refusal(405, "method_not_allowed", message, headers={"Allow": allow})
+        code = "not_found" if error.status_code == 404 else "bad_request"
+        message = "there is no such path: GET /openapi.json has them all"
+        return refusal(error.status_code, code, message)
+
+    @app.exception_handler(Exception)
+    async def own_error(_: Request, __: Exception) -> JSONResponse:
+        return refusal(500, "internal", "posedrop itself failed; its log says how")
+
     @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
     async def validation_error(
@@ -381,3 +446,12 @@ def _errors(app: FastAPI) -> None:
         if "json" not in request.headers.get("content-type", ""):
             message += "; send it with -H 'Content-Type: application/json'"
         return refusal(422, "bad_request", message)
+
+
+def _methods(app: FastAPI, request: Request) -> set[str]:
+    """Return what may be asked of a request's path, by all routes that match it."""
+    found: set[str] = set()
+    for route in app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found
