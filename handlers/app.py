@@ -26,7 +26,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from handlers import access, notify, plan, reconcile, reingest, results, sqs, upload, webhook
+from handlers import (
+    access,
+    letters,
+    notify,
+    plan,
+    reconcile,
+    reingest,
+    results,
+    sqs,
+    upload,
+    webhook,
+)
 from handlers.context import Context, now
 from handlers.form import FormUpload
 from handlers.health import Health
@@ -103,7 +114,7 @@ def create_app(
     _upload_routes(app, context)
     _result_routes(app, context)
     _list_routes(app, context)
-    _service_routes(app, context, reconciler, health)
+    _service_routes(app, context, follower, reconciler, health)
     return app
 
 
@@ -276,6 +287,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
 
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
+RowId = Annotated[int, Query(ge=0, lt=2**63)]
 
 
 def _list_routes(app: FastAPI, context: Context) -> None:
@@ -340,6 +352,7 @@ class ReadyAnswer(BaseModel):
 def _service_routes(
     app: FastAPI,
     context: Context,
+    follower: notify.Follower,
     reconciler: reconcile.Reconciler,
     health: Health,
 ) -> None:
@@ -352,6 +365,18 @@ def _service_routes(
         wanted: Annotated[reingest.ReingestRequest, Body()],
     ) -> reingest.ReingestAnswer:
         return reingest.reingest(context, wanted)
+
+    @app.get("/dead-letters", summary="Events that could not be followed, the newest first")
+    def get_dead_letters(cursor: RowId | None = None, limit: Limit = 50) -> letters.LettersAnswer:
+        return letters.page(context, cursor, limit)
+
+    @app.post("/dead-letters/replay", summary="Have dead letters followed again")
+    def post_replay(
+        wanted: Annotated[letters.ReplayRequest, Body()],
+    ) -> letters.ReplayAnswer:
+        answer = letters.replay(context, wanted)
+        follower.wake()
+        return answer
 
     @app.post("/reindex", summary="Make the index anew from the buckets")
     def post_reindex() -> dict[str, int]:

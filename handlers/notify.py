@@ -43,11 +43,11 @@ def record(context: Context, body: bytes) -> int:
     parsed = events.parse_bytes(body)
     for reason, part in parsed.unknown:
         context.index.dead_letter(reason, part, now())
-    wanted = [event for event in parsed.events if _matters(context, event)]
+    wanted = [event for event in parsed.events if matters(context, event)]
     return context.index.record_events(wanted, now()) if wanted else 0
 
 
-def _matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
+def matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
     """Leave out what posedrop writes itself and needs no telling, heartbeats above all."""
     if event.bucket == context.settings.videos_bucket:
         return not event.key.endswith("/")

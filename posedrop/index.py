@@ -200,11 +200,33 @@ class Index:
         with self._write() as db:
             _insert_letter(db, reason, body, now)
 
-    def dead_letters(self, limit: int = 100) -> list[DeadLetterRow]:
-        """Return the dead letters, newest first."""
+    def dead_letters(self, limit: int = 100, before: int | None = None) -> list[DeadLetterRow]:
+        """Return the dead letters, newest first; those older than the one with an id ``before``."""
         return self._rows(
-            DeadLetterRow, "SELECT * FROM dead_letter ORDER BY id DESC LIMIT ?", (limit,)
+            DeadLetterRow,
+            "SELECT * FROM dead_letter WHERE id < ? ORDER BY id DESC LIMIT ?",
+            (2**63 - 1 if before is None else before, limit),
         )
+
+    def dead_letter_replayed(self, letter_id: int, events: Iterable[Event], now: datetime) -> bool:
+        """Have what a dead letter told followed as if it had come now; False: it is gone already.
+
+        That an event was known, or given up, counts no more.
+        """
+        moment = schema.to_text(now)
+        with self._write() as db:
+            sql = "DELETE FROM dead_letter WHERE id = ?"
+            if db.conn.execute(sql, (letter_id,)).rowcount == 0:
+                return False
+            db.conn.executemany(
+                "INSERT INTO event (bucket, key, etag, sequencer, kind, size, received_at, due_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (bucket, key, etag, sequencer, kind) DO UPDATE SET"
+                " handled_at = NULL, tries = 0, received_at = excluded.received_at,"
+                " due_at = excluded.due_at",
+                [(*_identity(event), moment, moment) for event in events],
+            )
+            return True
 
     # --- files
 

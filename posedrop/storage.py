@@ -25,6 +25,7 @@ from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import ValidationError
 
 from posedrop import __version__, layout, metrics
 from posedrop.answers import insist_on_whole
@@ -193,7 +194,7 @@ class Storage:
             return None
         try:
             return kind.model_validate_json(data)
-        except ValueError as error:
+        except ValidationError as error:
             newer = newer_schema(data, kind)
             if newer is not None:
                 raise RecordError(
@@ -201,7 +202,9 @@ class Storage:
                     "this one, its handlers and all its workers",
                     code="newer_record",
                 ) from error
-            said = f"{bucket}/{key} is not a {kind.__name__}: {error}"
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            said = f"{bucket}/{key} is not a {kind.__name__}: {where}: {first['msg']}"
             raise RecordError(said[:_MAX_MESSAGE]) from error
 
     def read_whole_record(self, bucket: str, key: str, kind: type[R]) -> R | None:

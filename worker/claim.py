@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from posedrop import layout
+from posedrop import layout, metrics
 from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.records import Artefact, Attempt, Progress, RunError, Task
 from posedrop.storage import Listing, Storage
@@ -240,6 +240,7 @@ class Held:
     ) -> Attempt:
         """Record how this attempt ended, so that nobody waits for its heartbeat; return that."""
         self._write(outcome=outcome, error=error)
+        metrics.ATTEMPTS.labels(self.task, outcome).inc()
         return self._record
 
     def _write(self, **changes: Any) -> None:

@@ -80,5 +80,6 @@ for _command in (
     operate.reconcile,
     operate.reindex,
     operate.reingest,
+    operate.dead_letters,
 ):
     main.add_command(_command)

@@ -24,7 +24,7 @@ from urllib.parse import quote
 from dramatiq import Message
 
 from handlers import context as handlers_context
-from handlers import notify, plan, reconcile, results, rules, upload, waiting
+from handlers import letters, notify, plan, reconcile, results, rules, upload, waiting
 from handlers.context import Context
 from posedrop import queue
 from posedrop.errors import AnalysisError, ObjectChangedError, RefusedVideoError, StorageError
@@ -357,6 +357,7 @@ class World:
         self._worker = 0
         self._modules = (
             handlers_context,
+            letters,
             notify,
             plan,
             reconcile,

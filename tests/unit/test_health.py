@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.app import create_app
@@ -193,6 +193,7 @@ def test_a_run_is_counted_once_and_not_again_by_a_reindex(tmp_path: Path) -> Non
 CODES = st.text() | st.from_regex(r"[a-z][a-z0-9_]{0,39}", fullmatch=True)
 
 
+@settings(deadline=None)
 @given(st.lists(CODES, max_size=200), st.integers(1, 5))
 def test_codes_from_outside_make_few_labels(codes: list[str], most: int) -> None:
     """However many there are, so many have a name; what is no code has none."""
@@ -202,6 +203,7 @@ def test_codes_from_outside_make_few_labels(codes: list[str], most: int) -> None
     assert named <= set(codes)
 
 
+@settings(deadline=None)
 @given(
     st.lists(CODES, min_size=1, max_size=5),
     st.sampled_from(["dummy", "x" * 3000, "\ud800", ""]),
