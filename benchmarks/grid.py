@@ -119,7 +119,8 @@ class Cell:
 
     def _best_batch(self, frames: int, one: float, size: Size) -> int | None:
         """Return the batch that stock is fastest with; None: that of a new project."""
-        film = self._film(max(1, min(frames, round(0.12 * self.seconds / one))))
+        # Not one frame: a top-down model loses the only one of a film.
+        film = self._film(min(frames, max(8, round(0.12 * self.seconds / one))))
         tried = {None: min(self._stock(film)[0] for _ in range(2))}
         for batch in BATCHES:
             if batch * size[0] * size[1] > BATCH_PIXELS or batch > frames:

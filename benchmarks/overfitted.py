@@ -44,7 +44,8 @@ PCUTOFF = 0.6
 LEARNT = 24
 #: Largest side of what is cut out of a frame to learn from, in pixels.
 CUT = 128
-STEPS = 150
+#: A network that has learnt too little takes keypoints that lie far apart for nearly equal.
+STEPS = 1000
 #: After this share of the steps batch normalisations keep their statistics.
 SETTLED = 0.35
 
@@ -580,6 +581,7 @@ def detector_that_knows(config: dict[str, Any], pictures: Pictures) -> tuple[dic
     from deeplabcut.pose_estimation_pytorch.models import DETECTORS
     from torchvision.ops import box_iou
 
+    from worker.arithmetic import normalised
     from worker.detectors import nothing_downloaded
 
     with nothing_downloaded():
@@ -587,11 +589,7 @@ def detector_that_knows(config: dict[str, Any], pictures: Pictures) -> tuple[dic
     adaptor.eval()
     network = adaptor.model
     few = range(0, len(pictures.frames), max(1, len(pictures.frames) // 5))
-    images = [
-        torch.from_numpy(np.ascontiguousarray(pictures.frames[one][..., ::-1]))
-        .permute(2, 0, 1) / 255
-        for one in few
-    ]  # fmt: skip
+    images = [normalised(torch.from_numpy(pictures.frames[one][None]))[0] for one in few]
     truths = []
     for one in few:
         corner = torch.from_numpy(boxes_of(pictures.poses[one])).float()

@@ -1,27 +1,42 @@
-"""Who may call: a token where one is set, and no page of another site in anybody's browser."""
+"""Who may call: who has the token, or the cookie that it was traded for; and no page of others.
+
+The link that `posedrop up` prints has the token behind its ``#``, which no browser sends. The page
+at GET /session sends it in a header, once: the answer to POST /session is a cookie, which images,
+videos and streams of events need, as they can have no header.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import re
+import time
 from urllib.parse import urlsplit
 
 from fastapi import Request, Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from handlers.changes import Caller, calling
 from handlers.refusal import refusal
 from posedrop.settings import Settings
 
-_OPEN = frozenset({"/healthz", "/readyz"})
+#: How long a browser may use its cookie, seconds; then it needs the link again.
+COOKIE_SECONDS = 30 * 86400
+
+#: Whatever watches over a process asks these, and is told ``ok`` or a code.
+_HEALTH = frozenset({"/healthz", "/readyz"})
 #: All that whoever has the metrics token may ask.
 _METRICS = "/metrics"
-#: A browser asks a person for the token then, as a password.
-_ASK = {"WWW-Authenticate": 'Basic realm="posedrop", Bearer'}
+#: What trades the token for a cookie is the same for everybody, and tells nothing.
+_OPEN = frozenset({("GET", "/session"), ("GET", "/page/session.js"), ("GET", "/page/page.css")})
+#: A browser asks a person for the token then, as a password. (Chromium reads no list of schemes.)
+_ASK = {"WWW-Authenticate": 'Basic realm="posedrop"'}
+_ASK_AGAIN = {"WWW-Authenticate": 'Bearer realm="posedrop", error="invalid_token"'}
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
-_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?")
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]*))?")
 
 #: The page's own scripts and styles only; videos and pictures come from the store.
 CONTENT_SECURITY_POLICY = (
@@ -38,11 +53,13 @@ class Guard:
     which costs more than all that POST /events does.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, *, local: bool = False) -> None:
+        """``local``: this machine alone calls, by a name of its loopback."""
         self._app = app
         self._token = settings.api_token.get_secret_value() if settings.api_token else None
         metrics = settings.metrics_token
         self._metrics_token = metrics.get_secret_value() if metrics else None
+        self._local = local or self._token is None
         store = _origin(settings.s3_public_endpoint or settings.s3_endpoint or "https:")
         self._headers = {
             "Content-Security-Policy": CONTENT_SECURITY_POLICY.format(store=store),
@@ -55,7 +72,12 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = None if scope["path"] in _OPEN else self._refusal(Request(scope))
+        request = Request(scope)
+        refused: Response | None = None
+        how: str | None = None
+        if scope["path"] not in _HEALTH and not self._may_read_metrics(request):
+            how = "loopback" if self._token is None else _how(request, self._token)
+            refused = self._refusal(request, how)
         unasked = Headers(scope=scope).get("expect", "").lower() == "100-continue"
 
         async def receive_asked() -> Message:
@@ -73,28 +95,62 @@ class Guard:
                     headers["Connection"] = "close"
             await send(message)
 
-        await (refusal or self._app)(scope, receive_asked, send_with_headers)
+        client = scope.get("client")
+        with calling(Caller(how or "nobody", client[0] if client else None)):
+            await (refused or self._app)(scope, receive_asked, send_with_headers)
 
-    def _refusal(self, request: Request) -> Response | None:
-        token = self._token
-        if self._may_read_metrics(request):
+    def _refusal(self, request: Request, how: str | None) -> Response | None:
+        if self._local and not _is_loopback(request):
+            # A name that somebody else's DNS points at this machine (rebinding) is not its own.
+            return refusal(403, "forbidden", "this server is called by 127.0.0.1")
+        if (request.method, request.scope["path"]) in _OPEN:
             return None
-        if token is not None and not _knows(request, token):
+        if how is None:
+            bearer = request.headers.get("authorization", "").lower().startswith("bearer")
             return refusal(
-                401, "unauthorized", "send Authorization: Bearer <api token>", headers=_ASK
+                401,
+                "unauthorized",
+                "send Authorization: Bearer <api token>",
+                headers=_ASK_AGAIN if bearer else _ASK,
             )
-        if token is None and not _is_loopback(request):
-            # Without a token only this machine may call; a name that somebody else's DNS
-            # points at this machine (rebinding) is not this machine's.
-            return refusal(403, "forbidden", "without an API token, call by 127.0.0.1")
-        if request.method not in _SAFE and not _same_origin(request):
+        unsafe = request.method not in _SAFE
+        if (unsafe and not _same_origin(request)) or (
+            how == "cookie" and not _is_own_page(request, unsafe)
+        ):
             return refusal(403, "forbidden", "a page of another site may not do this")
         return None
 
     def _may_read_metrics(self, request: Request) -> bool:
         if self._metrics_token is None or request.scope["path"] != _METRICS:
             return False
-        return request.method in _SAFE and _knows(request, self._metrics_token)
+        known = is_bearer(request, self._metrics_token) or _is_password(
+            request, self._metrics_token
+        )
+        return request.method in _SAFE and known
+
+
+def session_cookie(request: Request, token: str) -> str:
+    """Return the Set-Cookie that lets the browser of this request in.
+
+    Its name has the port, as a machine's servers share their cookies. It is made of the token, and
+    the token can't be had from it.
+    """
+    name = _cookie_name(request)
+    expires = str(int(time.time()) + COOKIE_SECONDS)
+    secure = "; Secure" if request.scope["scheme"] == "https" else ""
+    return (
+        f"{name}={expires}.{_signature(name, expires, token)}; Max-Age={COOKIE_SECONDS}; Path=/; "
+        f"HttpOnly; SameSite=Strict{secure}"
+    )
+
+
+def _how(request: Request, token: str) -> str | None:
+    """Return by what a caller is known, None for strangers."""
+    if is_bearer(request, token):
+        return "token"
+    if _is_password(request, token):
+        return "basic"
+    return "cookie" if _has_cookie(request, token) else None
 
 
 def is_bearer(request: Request, token: str) -> bool:
@@ -103,10 +159,34 @@ def is_bearer(request: Request, token: str) -> bool:
     return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
 
 
-def _knows(request: Request, token: str) -> bool:
-    return is_bearer(request, token) or hmac.compare_digest(
-        _basic_password(request.headers.get("authorization", "")).encode(), token.encode()
-    )
+def _is_password(request: Request, token: str) -> bool:
+    password = _basic_password(request.headers.get("authorization", ""))
+    return hmac.compare_digest(password.encode(), token.encode())
+
+
+def _has_cookie(request: Request, token: str) -> bool:
+    name = _cookie_name(request)
+    # Another server of this machine may have set one of the same name: any that is ours will do.
+    pairs = (pair for line in request.headers.getlist("cookie") for pair in line.split(";"))
+    for pair in pairs:
+        key, _, value = pair.strip().partition("=")
+        expires, _, signature = value.partition(".")
+        if key == name and expires.isascii() and expires.isdigit() and len(expires) < 12:
+            right = _signature(name, expires, token)
+            if hmac.compare_digest(signature.encode(), right.encode()):
+                return int(expires) > time.time()
+    return False
+
+
+def _cookie_name(request: Request) -> str:
+    host = _HOST.fullmatch(request.headers.get("host", ""))
+    usual = "443" if request.scope["scheme"] == "https" else "80"
+    return f"posedrop_{(host and host[2]) or usual}"
+
+
+def _signature(name: str, expires: str, token: str) -> str:
+    said = f"posedrop session {name} {expires}"
+    return hmac.new(token.encode(), said.encode(), hashlib.sha256).hexdigest()
 
 
 def _basic_password(header: str) -> str:
@@ -133,6 +213,17 @@ def _same_origin(request: Request) -> bool:
         return origin is None or urlsplit(origin).netloc == request.headers.get("host")
     except ValueError:
         return False
+
+
+def _is_own_page(request: Request, unsafe: bool) -> bool:
+    """Tell whether a browser says that our own page, or a person's typing, makes it use a cookie.
+
+    Strict cookies go along from other ports of this machine too, which are other people's.
+    """
+    site = request.headers.get("sec-fetch-site")
+    if site is None:  # browsers tell it over HTTPS and on loopback alone; ``Origin``, everywhere
+        return not unsafe or "origin" in request.headers
+    return site == "same-origin" or (site == "none" and not unsafe)
 
 
 def _origin(url: str) -> str:

@@ -11,12 +11,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import anyio
+import anyio.to_thread
 from dramatiq import Broker
 from fastapi import Body, FastAPI, Query, Request, Response
 from fastapi import Path as Parameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import (
     FileResponse,
+    HTMLResponse,
     JSONResponse,
     PlainTextResponse,
     RedirectResponse,
@@ -28,23 +31,36 @@ from starlette.routing import Match
 
 from handlers import (
     access,
+    copies,
     letters,
     notify,
     plan,
     reconcile,
     reingest,
     results,
+    retention,
     sqs,
     upload,
     webhook,
 )
-from handlers.context import Context, now
-from handlers.form import FormUpload
+from handlers.bodies import Bodies
+from handlers.context import LOOK_SECONDS, Context, now
+from handlers.form import Forms, FormUpload
 from handlers.health import Health
-from handlers.refusal import ANYWHERE, GONE, NOT_FOUND, RETRY_AFTER, ErrorAnswer, refusal
+from handlers.refusal import (
+    ANYWHERE,
+    BUSY,
+    GONE,
+    NOT_FOUND,
+    RETRY_AFTER,
+    ErrorAnswer,
+    refusal,
+)
+from handlers.threads import Threads
 from posedrop import __version__, analyses, layout, metrics, models
 from posedrop.errors import (
     BadRequestError,
+    BusyError,
     NotFoundError,
     PosedropError,
     RecordError,
@@ -59,10 +75,22 @@ from posedrop.storage import Storage
 PAGE = Path(str(files("handlers") / "page"))
 #: What a form may have besides its file, bytes.
 _FORM_BYTES = 2**20
+#: How many requests wait for the object store at a time.
+_ASKING = 40
+
+
+class UnderWayError(PosedropError):
+    """What was asked for is being done already, for somebody else."""
+
+    code = "busy"
 
 
 def create_app(
-    settings: Settings, broker: Broker, *, hurry: Callable[[bool], None] = lambda _: None
+    settings: Settings,
+    broker: Broker,
+    *,
+    hurry: Callable[[bool], None] = lambda _: None,
+    local: bool = False,
 ) -> FastAPI:
     """Return the API; its follower and reconciler run from its start to its end.
 
@@ -70,10 +98,12 @@ def create_app(
         settings: where everything is.
         broker: takes the messages.
         hurry: told whether many events wait to be followed, each time that may have changed.
+        local: whether it is called by names of this machine's loopback alone.
     """
     context = Context(settings, Storage(settings), _index(settings), broker)
     follower = notify.Follower(context, hurry)
     reconciler = reconcile.Reconciler(context)
+    copier = copies.Copier(context)
     health = Health(context, follower, reconciler)
     metrics.DISKS.watch("index", settings.index_file.parent)
     queue_url = settings.sqs_queue_url
@@ -83,6 +113,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         follower.start()
         reconciler.start()
+        copier.start()
         if poller is not None:
             poller.start()
         yield
@@ -90,6 +121,7 @@ def create_app(
             poller.stop()
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
+        await run_in_threadpool(copier.stop)
         health.close()
         context.index.close()
 
@@ -102,7 +134,8 @@ def create_app(
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
     )
-    app.add_middleware(access.Guard, settings=settings)
+    app.add_middleware(Bodies)
+    app.add_middleware(access.Guard, settings=settings, local=local)
     app.add_middleware(
         webhook.Webhook,
         token=settings.events_token,
@@ -111,10 +144,12 @@ def create_app(
         metrics=context.metrics,
     )
     _errors(app)
-    _upload_routes(app, context)
-    _result_routes(app, context)
-    _list_routes(app, context)
-    _service_routes(app, context, follower, reconciler, health)
+    hurried = context.in_a_hurry()
+    asking = Threads(_ASKING, LOOK_SECONDS)
+    _upload_routes(app, context, hurried, asking)
+    _result_routes(app, hurried, asking)
+    _list_routes(app, hurried, asking)
+    _service_routes(app, hurried, follower, reconciler, health, asking)
     return app
 
 
@@ -122,7 +157,9 @@ def _index(settings: Settings) -> Index:
     return Index(settings.index_file, timeout=settings.index_timeout_seconds)
 
 
-def _upload_routes(app: FastAPI, context: Context) -> None:
+def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Threads) -> None:
+    forms = Forms()
+
     @app.post(
         "/upload",
         status_code=201,
@@ -150,9 +187,10 @@ def _upload_routes(app: FastAPI, context: Context) -> None:
     async def post_upload(request: Request) -> Any:
         content_type = request.headers.get("content-type", "")
         if content_type.startswith("multipart/form-data"):
-            return await _receive_form(context, request, content_type)
+            with forms.one():
+                return await _receive_form(patient, context, request, content_type)
         body = upload.UploadRequest.model_validate_json(await request.body())
-        return await run_in_threadpool(upload.presign, context, body)
+        return await asking.run(partial(upload.presign, context, body))
 
     @app.put(
         # Named as for GET: an OpenAPI document has each path once.
@@ -162,6 +200,7 @@ def _upload_routes(app: FastAPI, context: Context) -> None:
         responses={411: {"model": ErrorAnswer, "description": "It does not say how long it is"}},
         summary="Redirects to a presigned PUT: curl -LT day1.mp4 http://host/upload/",
     )
+    @asking
     def put_upload(
         filename: Annotated[str, Parameter(alias="file_id", description="here: of the film")],
         request: Request,
@@ -184,32 +223,36 @@ def _upload_routes(app: FastAPI, context: Context) -> None:
         responses=NOT_FOUND,
         summary="Remove a file and all its results",
     )
+    @asking
     def delete_upload(file_id: str) -> None:
         upload.delete(context, file_id)
 
 
-async def _receive_form(context: Context, request: Request, content_type: str) -> dict[str, str]:
+async def _receive_form(
+    patient: Context, context: Context, request: Request, content_type: str
+) -> dict[str, str]:
     length = request.headers.get("content-length", "")
-    if length.isdigit():
+    most = context.settings.max_video_bytes
+    if length.isascii() and length.isdigit():
         # Before it is sent, if the client asks; a film is nearly all of a form.
         upload.check_size(context, int(length) - _FORM_BYTES, "file")
+        most = min(most, int(length))
     file_id = upload.new_file_id()
 
     def sink(filename: str, fields: dict[str, str], stream: io.RawIOBase) -> None:
         metadata = upload.check_metadata(context, fields.get("analysis"), fields.get("args"))
         key = layout.upload_key(file_id, filename)
         bucket = context.settings.videos_bucket
-        body = io.BufferedReader(stream, 1 << 20)
-        context.storage.upload(bucket, key, body, upload.guess_type(key), metadata)
+        patient.storage.upload_stream(bucket, key, stream, most, upload.guess_type(key), metadata)
         # Its event may come after our answer; who asks at once is to find it.
         context.index.expect_file(file_id, bucket, key, now(), metadata=metadata)
 
-    form = FormUpload(content_type, sink, context.settings.max_video_bytes)
+    form = FormUpload(content_type, sink, context.settings.max_video_bytes, _FORM_BYTES)
     await form.receive(request.stream())
     return {"file_id": file_id}
 
 
-def _result_routes(app: FastAPI, context: Context) -> None:
+def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
     @app.post(
         "/analyse",
         summary="Ask for an analysis",
@@ -219,6 +262,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
             **NOT_FOUND,
         },
     )
+    @asking
     def post_analyse(
         wanted: Annotated[results.AnalyseRequest, Body()], response: Response
     ) -> results.AnalyseAnswer:
@@ -245,6 +289,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
             **GONE,
         },
     )
+    @asking
     def get_results(analysis_id: str, response: Response) -> results.ResultAnswer:
         answer = results.read(context, analysis_id)
         if answer.status not in results.FINAL:
@@ -258,6 +303,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         responses={204: {"description": "Its results are deleted"}, **NOT_FOUND, **GONE},
         summary="Cancel a run, or delete its results",
     )
+    @asking
     def delete_analyse(analysis_id: str, response: Response) -> dict[str, str] | None:
         status = results.cancel_or_delete(context, analysis_id)
         if status == "deleted":
@@ -272,6 +318,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         responses={**NOT_FOUND, **GONE},
         summary="Redirects to a presigned GET of one file; ranges work",
     )
+    @asking
     def get_download(analysis_id: str, name: str) -> RedirectResponse:
         return RedirectResponse(results.download_url(context, analysis_id, name), status_code=307)
 
@@ -282,6 +329,7 @@ def _result_routes(app: FastAPI, context: Context) -> None:
         responses=NOT_FOUND,
         summary="Redirects to a video's thumbnail",
     )
+    @asking
     def get_thumbnail(file_id: str) -> RedirectResponse:
         return RedirectResponse(results.thumbnail_url(context, file_id), status_code=307)
 
@@ -290,7 +338,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 RowId = Annotated[int, Query(ge=0, lt=2**63)]
 
 
-def _list_routes(app: FastAPI, context: Context) -> None:
+def _list_routes(app: FastAPI, context: Context, asking: Threads) -> None:
     @app.get("/files", summary="List, filter and search the files, newest first")
     def get_files(
         q: str | None = None,
@@ -337,6 +385,7 @@ def _list_routes(app: FastAPI, context: Context) -> None:
         return {"items": items}
 
     @app.get("/models", summary="The models of the models bucket")
+    @asking
     def get_models() -> dict[str, Any]:
         found = models.list_models(context.storage, context.settings.models_bucket)
         return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
@@ -355,16 +404,55 @@ def _service_routes(
     follower: notify.Follower,
     reconciler: reconcile.Reconciler,
     health: Health,
+    asking: Threads,
 ) -> None:
-    @app.post("/reconcile", summary="Compare buckets, index and queue now, and repair")
-    def post_reconcile() -> dict[str, int]:
-        return reconciler.round().as_counts()
+    sweeping = anyio.CapacityLimiter(1)
+
+    async def alone(sweep: Callable[[], reconcile.Repairs]) -> dict[str, int]:
+        """Sweep, unless somebody else has asked for that and still waits."""
+        me = object()
+        try:
+            sweeping.acquire_on_behalf_of_nowait(me)
+        except anyio.WouldBlock as error:
+            raise UnderWayError(
+                "the buckets are being compared already; ask again later"
+            ) from error
+        try:
+            own = anyio.CapacityLimiter(1)
+            return (await anyio.to_thread.run_sync(sweep, limiter=own)).as_counts()
+        finally:
+            sweeping.release_on_behalf_of(me)
+
+    @app.post(
+        "/reconcile",
+        summary="Compare buckets, index and queue now, and repair",
+        responses=BUSY,
+    )
+    async def post_reconcile() -> dict[str, int]:
+        return await alone(reconciler.round)
 
     @app.post("/reingest", summary="Look at refused videos anew")
+    @asking
     def post_reingest(
         wanted: Annotated[reingest.ReingestRequest, Body()],
     ) -> reingest.ReingestAnswer:
         return reingest.reingest(context, wanted)
+
+    @app.post(
+        "/reindex",
+        summary="Make the index anew from the buckets",
+        responses=BUSY,
+    )
+    async def post_reindex() -> dict[str, int]:
+        return await alone(reconciler.reindex)
+
+    @app.get("/expire", summary="What is due to be removed by itself, and why")
+    def get_expire() -> retention.ExpiryAnswer:
+        return retention.describe(context)
+
+    @app.post("/expire", summary="Remove what is due, also where that is more than a share of all")
+    def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
+        return retention.expire(context, wanted)
 
     @app.get("/dead-letters", summary="Events that could not be followed, the newest first")
     def get_dead_letters(cursor: RowId | None = None, limit: Limit = 50) -> letters.LettersAnswer:
@@ -378,13 +466,9 @@ def _service_routes(
         follower.wake()
         return answer
 
-    @app.post("/reindex", summary="Make the index anew from the buckets")
-    def post_reindex() -> dict[str, int]:
-        return reconciler.reindex().as_counts()
-
-    # Neither waits for a thread of other requests: a store that hangs may have them all.
     @app.get("/healthz", summary="Liveness: this process turns")
     async def get_healthz() -> dict[str, str]:
+        # In no thread: that this process turns is all that it says.
         return {"status": "ok", "version": __version__}
 
     @app.get(
@@ -416,9 +500,24 @@ def _service_routes(
     def get_page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
+    @app.get(
+        "/session",
+        response_class=HTMLResponse,
+        summary="The page that trades its link's token for a cookie",
+    )
+    def get_session() -> FileResponse:
+        return FileResponse(PAGE / "session.html")
+
+    @app.post("/session", status_code=204, summary="Trade the API token for a browser's cookie")
+    def post_session(request: Request, response: Response) -> None:
+        token = context.settings.api_token
+        if token is not None:
+            cookie = access.session_cookie(request, token.get_secret_value())
+            response.headers["Set-Cookie"] = cookie
+
     @app.get("/page/{name}", include_in_schema=False)
     def get_page_file(name: str) -> FileResponse:
-        if name not in {"page.js", "page.css"}:
+        if name not in {"page.js", "page.css", "session.js"}:
             raise NotFoundError(f"there is no {name[:40]}")
         return FileResponse(PAGE / name)
 
@@ -428,6 +527,8 @@ def _errors(app: FastAPI) -> None:
         NotFoundError: 404,
         results.GoneError: 410,
         upload.LengthRequiredError: 411,
+        UnderWayError: 409,
+        BusyError: 503,
         BadRequestError: 422,
         IndexBusyError: 503,
         RecordError: 500,  # asking again changes nothing

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from dramatiq import Broker
 
 from handlers.metrics import Metrics
 from posedrop import layout, queue
+from posedrop.errors import BusyError
 from posedrop.index import Index
 from posedrop.records import VideoRecord
 from posedrop.settings import Settings
@@ -18,6 +19,31 @@ from posedrop.storage import Storage
 
 #: A store under load takes tens of milliseconds to answer, nearly all of them spent waiting.
 _LOOKERS = 16
+#: How long a caller's look-up waits for the store, in seconds, each of two times; then it is 503.
+LOOK_SECONDS = 5.0
+
+
+class Turn:
+    """A lock that is waited for so long at most; another thread may hold it before a slow store."""
+
+    def __init__(self, lock: threading.Lock | Turn, seconds: float) -> None:
+        self._lock = lock
+        self._seconds = seconds
+
+    def acquire(self, *, timeout: float) -> bool:
+        """Take it within so many seconds, or not."""
+        return self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        """Give it back."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=self._seconds):
+            raise BusyError("the object store is slow, and others are being served: ask again")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def _lookers() -> ThreadPoolExecutor:
@@ -32,10 +58,16 @@ class Context:
     storage: Storage
     index: Index
     broker: Broker
-    planning: threading.Lock = field(default_factory=threading.Lock)
+    planning: threading.Lock | Turn = field(default_factory=threading.Lock)
     """Held while a run is looked up and created: one request, one run, under whatever key."""
-    following: threading.Lock = field(default_factory=threading.Lock)
+    following: threading.Lock | Turn = field(default_factory=threading.Lock)
     """Held while a video is planned, so that of two versions of a rule it follows one."""
+    copying: threading.RLock = field(default_factory=threading.RLock)
+    """Held while a run's results are copied, and while a film is deleted."""
+    to_copy: threading.Event = field(default_factory=threading.Event)
+    """Set when there may be results to copy to another name of their content."""
+    lacking: dict[str, tuple[frozenset[str], datetime]] = field(default_factory=dict)
+    """Files that were not there to be copied, by the folder they were for, and since when."""
     lookers: ThreadPoolExecutor = field(default_factory=_lookers)
     """Threads that ask the store about many objects at once; they end with the context."""
 
@@ -45,6 +77,15 @@ class Context:
         """Have what the index learns counted."""
         self.index.on_result = self.metrics.run_ended
         self.index.on_video = self.metrics.video_ingested
+
+    def in_a_hurry(self) -> Context:
+        """Return the same tools for a caller who waits for an answer: short waits for all."""
+        return replace(
+            self,
+            storage=Storage(self.settings, read_seconds=LOOK_SECONDS, attempts=2),
+            planning=Turn(self.planning, LOOK_SECONDS),
+            following=Turn(self.following, LOOK_SECONDS),
+        )
 
     def video_record(self, bucket: str, key: str) -> VideoRecord | None:
         """Return what ingest wrote of an object of the videos bucket, None if nothing.

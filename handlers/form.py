@@ -8,20 +8,49 @@ from __future__ import annotations
 import io
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from email.message import Message
 
 import anyio
 import anyio.to_thread
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from posedrop.errors import BadRequestError
+from posedrop.errors import BadRequestError, BusyError
 
+#: How many forms are taken at a time. Each holds a part of its film in memory: eight MiB to some
+#: twenty, as large as :func:`posedrop.storage.Storage.upload_stream` makes them.
+AT_A_TIME = 8
 _QUEUED_CHUNKS = 16
 _MAX_FIELD_BYTES = 64 * 1024
 _MAX_FIELDS = 32
 
 Sink = Callable[[str, dict[str, str], io.RawIOBase], None]
+
+
+class Forms:
+    """Counts the forms that are being received; those who are one too many are told at once."""
+
+    def __init__(self, most: int = AT_A_TIME) -> None:
+        self._left = most
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a place for one form.
+
+        Raises:
+            BusyError: there is none left.
+        """
+        if self._left <= 0:
+            raise BusyError(
+                "too many films are sent by form at this moment: ask again in a moment, or send "
+                "it straight to the store (curl -LT film.mp4 .../upload/)"
+            )
+        self._left -= 1
+        try:
+            yield
+        finally:
+            self._left += 1
 
 
 class _Pipe(io.RawIOBase):
@@ -73,19 +102,23 @@ class FormUpload:
     ``sink(filename, fields, stream)`` is called once the file begins, with the fields before it.
     """
 
-    def __init__(self, content_type: str, sink: Sink, max_bytes: int) -> None:
+    def __init__(
+        self, content_type: str, sink: Sink, max_bytes: int, max_other_bytes: int = 2**20
+    ) -> None:
         """Nothing is read yet.
 
         Args:
             content_type: of the request, with the boundary.
             sink: takes the file; what it raises, :meth:`receive` raises.
             max_bytes: that the file may have.
+            max_other_bytes: that all else may have: fields, heads of parts, what follows the end.
         """
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or b"boundary" not in options:
             raise BadRequestError("send JSON, or a form with a file: curl -F file=@film.mp4")
         self._sink = sink
         self._left = max_bytes
+        self._other_left = max_other_bytes
         self._fields: dict[str, str] = {}
         self._header = ""
         self._headers: dict[str, str] = {}
@@ -127,9 +160,12 @@ class FormUpload:
         own = anyio.CapacityLimiter(1)
         try:
             async for chunk in body:
+                self._other_left -= len(chunk)
                 await anyio.to_thread.run_sync(self._parser.write, chunk, limiter=own)
                 if self._error is not None:
                     break
+                if self._other_left < 0:
+                    raise BadRequestError("the form has too much beside its file")
             else:
                 self._parser.finalize()
                 if self._in_file:
@@ -204,9 +240,10 @@ class FormUpload:
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file and self._pipe is not None:
             self._left -= end - start
+            self._other_left += end - start
             if self._left < 0:
                 raise BadRequestError(
-                    "the file is larger than this server takes", code="too_large", field="file"
+                    "the file is larger than this server takes", code="too_many_bytes", field="file"
                 )
             self._pipe.feed(data[start:end])
             return

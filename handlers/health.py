@@ -20,6 +20,7 @@ from handlers.notify import Follower
 from handlers.reconcile import Reconciler
 from posedrop import queue
 from posedrop.errors import PosedropError
+from posedrop.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class Health:
         self._follower = follower
         self._reconciler = reconciler
         self._waiting: dict[str, int] = {}
+        self._store = Storage(context.settings, read_seconds=WAIT_SECONDS, attempts=1)
         self._probes = (
             Probe("store", self._ask_store),
             Probe("broker", self._ask_broker),
@@ -160,7 +162,7 @@ class Health:
     def _ask_store(self) -> None:
         settings = self._context.settings
         for bucket in (settings.videos_bucket, settings.results_bucket):
-            self._context.storage.ping(bucket)
+            self._store.ping(bucket)
 
     def _ask_broker(self) -> None:
         names = (queue.CPU, queue.GPU)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from handlers import notify
 from handlers.context import Context, now
@@ -40,7 +40,9 @@ class ReplayRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ids": [17, 18]}]})
 
-    ids: list[int] | None = Field(default=None, max_length=10_000, description="null: all of them")
+    ids: list[StrictInt] | None = Field(
+        default=None, max_length=10_000, description="null: all of them"
+    )
 
 
 class ReplayAnswer(BaseModel):

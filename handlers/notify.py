@@ -13,12 +13,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import NamedTuple
 
-from handlers import plan, waiting
+from handlers import copies, plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
 from posedrop.errors import PosedropError, RecordError
 from posedrop.events import ObjectCreated, ObjectRemoved
-from posedrop.index import EventRow, IndexBusyError
+from posedrop.index import AnalysisRow, EventRow, IndexBusyError
 from posedrop.records import Asked, Planned, Request, Result, VideoRecord
 from posedrop.storage import ObjectInfo
 
@@ -164,8 +164,19 @@ class Ruling(NamedTuple):
         return self.key, "rule"
 
 
+class Move(NamedTuple):
+    """A run whose folder is gone, and that is made under another name of its content."""
+
+    row: AnalysisRow
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What two events have in common that call for one message."""
+        return self.row.run, "moved"
+
+
 Found = ObjectInfo | VideoRecord | Asked | Planned | Request | Result | None
-Then = Ingest | Planning | Farewell | Ruling
+Then = Ingest | Planning | Farewell | Ruling | Move
 
 
 def follow(context: Context) -> int:
@@ -291,8 +302,10 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
             return context.storage.read_record(bucket, key, Planned)
         case layout.RunObject(name=layout.REQUEST):
             return context.storage.read_record(bucket, key, Request)
-        case layout.RunObject(name=layout.RESULT):
-            return context.storage.read_record(bucket, key, Result)
+        case layout.RunObject(run=run, name=layout.RESULT):
+            # One without a request is what a deletion has left, or a worker that woke up after it.
+            is_run = context.storage.head(bucket, f"{run}/{layout.REQUEST}") is not None
+            return context.storage.read_record(bucket, key, Result) if is_run else None
         case _:
             return None
 
@@ -328,9 +341,7 @@ def _tell(context: Context, bucket: str, key: str, kind: str, found: Found) -> T
             return Farewell(file_id)
         return None
     if kind == "removed":
-        if found is None:
-            _tell_gone(context, key)
-        return None
+        return _tell_gone(context, key) if found is None else None
     return _tell_record(context, key, found)
 
 
@@ -366,28 +377,31 @@ def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest 
         case layout.AnsweredObject(pending_id=pending_id), Planned():
             plan.note_answer(context, pending_id, found)
         case layout.RunObject(run=run, video=prefix), Request():
-            context.index.analysis_planned(found, run)
+            if not context.index.analysis_planned(found, run):
+                context.to_copy.set()
             row = context.index.file(found.video.file_id)
             if row is not None and row.waits_for is not None:
                 # It has a run now, and is open to no rule any more.
                 return Planning(prefix, None)
         case layout.RunObject(run=run), Result():
             context.index.analysis_finished(found, run)
-        case layout.RunObject(analysis_id=analysis_id, name="attempts/1.json"), _:
-            context.index.analysis_running(analysis_id)
+            context.to_copy.set()
+        case layout.RunObject(run=run, analysis_id=analysis_id, name="attempts/1.json"), _:
+            known = context.index.analysis(analysis_id)
+            if known is None or known.run == run:
+                context.index.analysis_running(analysis_id)
         case _:
             pass
     return None
 
 
-def _tell_gone(context: Context, key: str) -> None:
+def _tell_gone(context: Context, key: str) -> Move | None:
     match layout.parse_result_key(key):
         case layout.RunObject(run=run, analysis_id=analysis_id, name=layout.REQUEST):
-            row = context.index.analysis(analysis_id)
-            if row is not None and row.run == run:
-                context.index.analysis_removed(analysis_id)
+            row = context.index.place_removed(analysis_id, run)
+            return Move(row) if row is not None and row.finished_at is None else None
         case _:
-            pass
+            return None
 
 
 def _act(context: Context, then: Then) -> None:
@@ -405,7 +419,10 @@ def _act(context: Context, then: Then) -> None:
                 plan.plan_ingested(context, video)
         case Ruling(key=key):
             waiting.rule_changed(context, key)
+        case Move(row=row):
+            copies.moved(context, row)
         case Farewell(file_id=file_id):
+            copies.film_gone(context, file_id)
             records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
             context.storage.delete(context.settings.results_bucket, records)
 

@@ -1,7 +1,8 @@
 """Plan: what happens to a video. POST /analyse, its own metadata, its folder's rule, the default.
 
 An analysis_id is made of what decides the result (content, analysis, arguments, model, version),
-so the same request on the same content is the same run, under whatever key the video lies.
+so the same request on the same content is the same run, under whatever key the video lies: it is
+made once, and copied to the other names (see handlers/copies.py).
 
 A video follows one rule, and the bucket says which (``_planned/``). A question asked before its
 first plan is answered for what was ingested first after it, which then needs no rule. So neither a
@@ -20,7 +21,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from handlers import rules
+from handlers import copies, rules
 from handlers.context import Context, now
 from posedrop import analyses, layout, models
 from posedrop.errors import BadRequestError, NotFoundError, PosedropError, StorageError
@@ -235,6 +236,7 @@ def start(
                     if row is None:
                         break
                 if retries == MAX_RETRIES or not _is_retried(row, retry_before):
+                    copies.join(context, video.video, row)
                     return Answer(analysis_id, row.state, True)
             if row is not None:
                 retry_of = RunRef(analysis_id=analysis_id, run=row.run)
@@ -301,6 +303,9 @@ def _created(context: Context, video: VideoRecord, request: Request) -> Analysis
         return _known(context, elsewhere, request)
     run = _run_of(context, video, request.analysis, request.analysis_id)
     bucket, key = context.settings.results_bucket, f"{run}/{layout.REQUEST}"
+    if context.storage.head(bucket, key) is None:
+        # Before its own: what is cut short here is started again, as long as that is not there.
+        copies.share_new(context, request, run)
     if not context.storage.create(bucket, key, request.to_json()):
         # The bucket knows the run, the index did not: what stands there is what was asked.
         return _known(context, run, request)
@@ -413,6 +418,9 @@ def _follow(context: Context, video: VideoRecord, file: FileRow) -> None:
     before = context.storage.read_whole_record(bucket, key, Planned)
     if before is not None and (not _is_of(before, video) or _was_rejected(context, video, before)):
         before = None
+    is_shared = before is not None and before.shared
+    if not is_shared:
+        copies.share(context, video, before.analysis_id if before is not None else None)
     seen: dict[str, str | None] = {}
     waits_for: str | None = None
     done = before
@@ -423,9 +431,10 @@ def _follow(context: Context, video: VideoRecord, file: FileRow) -> None:
             waits_for = wait.rule
         else:
             waits_for = "" if done.is_open else None
-    if done is not None and (before is None or (done.rule, ref.etag) != (before.rule, before.etag)):
+    is_news = before is None or (done is not None and done.rule != before.rule)
+    if done is not None and (is_news or not is_shared or done.etag != ref.etag):
         # Last: a plan that was cut short has left no such record, and is made again.
-        done = done.model_copy(update={"etag": ref.etag})
+        done = done.model_copy(update={"etag": ref.etag, "shared": True})
         context.storage.write(bucket, key, done.to_json())
     context.index.file_planned(ref.file_id, ref.etag, waits_for, seen)
 
@@ -564,6 +573,8 @@ def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Pl
     for key in requests:
         request = context.storage.read_whole_record(bucket, key, Request)
         if request is None or request.sha256 != video.sha256 or _is_rejected_rule(request):
+            continue
+        if request.shared:  # that was asked for under another name
             continue
         if whenever or request.created_at >= video.last_modified:
             return _planned(video, Followed(kind=_KINDS[request.asked_by]), request.analysis_id)

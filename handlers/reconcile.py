@@ -13,24 +13,23 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from itertools import islice
-from typing import TypeVar
+from itertools import chain, islice
 
-from handlers import notify, plan, rules, upload, waiting
+from handlers import copies, notify, plan, retention, rules, waiting
+from handlers.apart import apart
 from handlers.context import Context, now
 from handlers.reingest import OldRefusals
+from handlers.retention import all_places, all_rows
 from posedrop import layout, queue
 from posedrop.errors import PosedropError, RecordError, StorageError
-from posedrop.index import AnalysisRow, FileRow, Page
-from posedrop.records import Attempt, FileState, RunState, VideoRecord
-from posedrop.storage import ObjectInfo
+from posedrop.index import AnalysisRow, FileRow, PendingRow
+from posedrop.records import Attempt, FileState, RunError, RunState, VideoRecord
+from posedrop.storage import PARTS_SECONDS, ObjectInfo
 
 log = logging.getLogger(__name__)
-
-Row = TypeVar("Row", FileRow, AnalysisRow)
 
 #: How many objects and rows a round looks at; benchmarks/scale.py says what a thousand cost.
 SLICE = 20_000
@@ -43,7 +42,14 @@ _REMEMBERED = timedelta(days=30)
 _PAGE = 1000
 #: How many videos that wait for a rule are planned in a round; the follower does it between events.
 _WAITING = 1000
-_NO_REPAIRS = frozenset({"videos_seen", "results_seen", "damaged"})
+#: Of so many steps of a sweep each removal takes the place, as it asks the store as often.
+_REMOVAL = 100
+#: How long after its URLs' end an upload may still be on its way: what was begun in time goes on.
+_ON_ITS_WAY = timedelta(days=1)
+#: How long an upload in parts is left alone, and how often is looked for older ones.
+_PARTS_LEFT = timedelta(days=7)
+_PARTS_EVERY = timedelta(hours=1)
+_NO_REPAIRS = frozenset({"videos_seen", "results_seen", "held_back", "undeletable", "damaged"})
 
 
 @dataclass
@@ -57,10 +63,16 @@ class Repairs:
     files_gone: int = 0
     records_indexed: int = 0
     runs_gone: int = 0
+    results_copied: int = 0
     ingests_sent: int = 0
     runs_sent: int = 0
     requests_planned: int = 0
     expired: int = 0
+    given_up: int = 0
+    """Uploads that never came, and questions about them."""
+    held_back: int = 0
+    """Films and runs that are due, too many at once: `posedrop expire` removes them."""
+    undeletable: int = 0
     damaged: int = 0
 
     def as_counts(self) -> dict[str, int]:
@@ -83,7 +95,9 @@ class Reconciler:
         self._one_at_a_time = threading.Lock()
         self._sweep: Sweep | None = None
         self._succeeded_at = time.monotonic()
+        self._stuck: set[str] = set()
         self._old_refusals = OldRefusals(context)
+        self._parts = AbandonedParts(context)
         # The embedded broker lives in this process: what was sent before its start is gone.
         embedded = context.settings.broker_url.startswith("stub://")
         self._forgotten_before = now() if embedded else None
@@ -112,8 +126,9 @@ class Reconciler:
         """Reconcile all of it, now."""
         with self._one_at_a_time:
             self._sweep = None
-            repairs = reconcile(self._context, self._forgotten_before)
+            repairs = reconcile(self._context, self._forgotten_before, self._stuck)
             repairs.ingests_sent += self._old_refusals.go_on()
+            self._parts.go_on(repairs)
             return self._succeeded(repairs)
 
     def reindex(self) -> Repairs:
@@ -127,14 +142,16 @@ class Reconciler:
         """Reconcile what the index knows, and the next slice; True at the end of a sweep."""
         with self._one_at_a_time:
             repairs = Repairs()
-            sweep, self._sweep = self._sweep or Sweep(self._context), None
+            send_again(self._context, repairs, self._forgotten_before)
+            repairs.ingests_sent += self._old_refusals.go_on()
+            sweep, self._sweep = self._sweep or Sweep(self._context, self._stuck), None
             over = sweep.go_on(repairs, SLICE)
             if not over:
                 self._sweep = sweep
-            send_again(self._context, repairs, self._forgotten_before)
-            repairs.ingests_sent += self._old_refusals.go_on()
+            self._parts.go_on(repairs)
             self._succeeded(repairs)
-        if repairs.mended or repairs.damaged:
+        self._context.to_copy.set()
+        if repairs.mended or repairs.held_back or repairs.undeletable or repairs.damaged:
             log.info("reconciled", extra=repairs.as_counts())
         return over
 
@@ -161,11 +178,16 @@ class Reconciler:
         return repairs
 
 
-def reconcile(context: Context, forgotten_before: datetime | None) -> Repairs:
+def reconcile(
+    context: Context, forgotten_before: datetime | None, stuck: set[str] | None = None
+) -> Repairs:
     """Compare all and repair; messages sent before ``forgotten_before`` are lost for certain."""
     repairs = Repairs()
-    Sweep(context).go_on(repairs, None)
+    # First what lets work go on, whatever the buckets hold; at the end what they told of.
     send_again(context, repairs, forgotten_before)
+    Sweep(context, stuck).go_on(repairs, None)
+    send_again(context, repairs, forgotten_before)
+    repairs.results_copied = copies.go_on(context)
     return repairs
 
 
@@ -178,10 +200,13 @@ class Sweep:
     Of what it has seen it keeps eight bytes an object, in order to know which rows have none.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, stuck: set[str] | None = None) -> None:
+        """Nothing is looked at yet; ``stuck`` names what could not be removed before."""
         self._context = context
+        self._stuck = stuck if stuck is not None else set()
         self._repairs = Repairs()
         self._seen = array("Q")
+        self._bytes = 0
         self._later: list[str] = []
         self._steps = self._all()
 
@@ -206,6 +231,8 @@ class Sweep:
         yield from self._gone_rules()
         yield from self._gone_files()
         yield from self._gone_runs()
+        yield from self._given_up()
+        yield from self._expired()
 
     def _videos(self) -> Iterator[None]:
         """Find uploads whose event never came."""
@@ -213,6 +240,7 @@ class Sweep:
         for found in self._context.storage.objects(bucket):
             yield
             self._repairs.videos_seen += 1
+            self._bytes += found.size
             if found.key.endswith("/"):
                 continue
             self._see(found.key)
@@ -223,7 +251,9 @@ class Sweep:
                 continue
             row = self._context.index.file(layout.file_id_of(bucket, found.key))
             if not _is_known(row, found):
-                self._index_video(found.key)
+                with apart(self._context, f"{found.key} is not indexed") as trial:
+                    self._index_video(found.key)
+                self._repairs.damaged += trial.failed
 
     def _look_at_rule(self, key: str) -> None:
         try:
@@ -254,6 +284,7 @@ class Sweep:
         for found in self._context.storage.objects(self._context.settings.results_bucket):
             yield
             self._repairs.results_seen += 1
+            self._bytes += found.size
             match layout.parse_result_key(found.key):
                 case layout.VideoObject(video=prefix, name=layout.VIDEO_RECORD):
                     if self._waits_for_ingest(prefix):
@@ -274,26 +305,26 @@ class Sweep:
                         self._see(run)
                     # A result whose request is gone is what a deletion left that was cut short.
                     if run == requested or name == "attempts/1.json":
-                        self._compare_run(found.key, name, analysis_id)
+                        self._compare_run(found.key, run, name, analysis_id)
 
     def _check_wrong_rule(self, record: str) -> None:
         """Find a record of what is wrong with a rule that is mended or gone."""
-        wrong = rules.wrong(self._context, record)
-        if wrong is None:
-            return
-        rule = self._context.index.rule(wrong.key)
-        if rule is None or rule.error is None:
-            self._look_at_rule(wrong.key)
+        with apart(self._context, f"{record} is not looked at") as trial:
+            wrong = rules.wrong(self._context, record)
+            rule = self._context.index.rule(wrong.key) if wrong is not None else None
+            if wrong is not None and (rule is None or rule.error is None):
+                self._look_at_rule(wrong.key)
+        self._repairs.damaged += trial.failed
 
     def _waits_for_ingest(self, prefix: str) -> bool:
         bucket = self._context.settings.videos_bucket
         row = self._context.index.file(layout.file_id_of_prefix(bucket, prefix))
         return row is not None and row.state == "received"
 
-    def _compare_run(self, key: str, name: str, analysis_id: str) -> None:
+    def _compare_run(self, key: str, run: str, name: str, analysis_id: str) -> None:
         if name not in {layout.REQUEST, layout.RESULT, "attempts/1.json"}:
             return
-        row = self._context.index.analysis(analysis_id)
+        row = self._context.index.place(analysis_id, run)
         is_news = {
             layout.REQUEST: row is None,
             layout.RESULT: row is not None and row.finished_at is None,
@@ -303,14 +334,10 @@ class Sweep:
             self._index_result(key)
 
     def _index_result(self, key: str) -> None:
-        try:
+        with apart(self._context, f"{key} is not indexed") as trial:
             notify.result_arrived(self._context, key)
-        except RecordError as error:
-            # One that can't be read must not hold up those behind it, round after round.
-            self._context.storage.report(error)
-            self._repairs.damaged += 1
-        else:
             self._repairs.records_indexed += 1
+        self._repairs.damaged += trial.failed
 
     def _gone_rules(self) -> Iterator[None]:
         """Find rules that were removed."""
@@ -325,33 +352,107 @@ class Sweep:
             after = page[-1].key if len(page) == _PAGE else None
 
     def _gone_files(self) -> Iterator[None]:
-        """Find rows whose object is gone, and videos past their retention."""
+        """Find rows whose object is gone, or never came."""
         for row in _all_files(self._context):
             yield
-            if row.state != "expected" and not self._saw(row.key):
+            if self._saw(row.key):
+                continue
+            if row.state == "expected":
+                if row.created_at < now() - self._patience:
+                    # Only a row: should it come all the same, its event makes it anew.
+                    self._context.index.file_removed(row.file_id)
+                    self._repairs.given_up += 1
+                continue
+            with apart(self._context, f"what was planned of {row.key} is not forgotten") as trial:
                 # It may have come behind our back: this asks the bucket itself.
                 notify.video_removed(self._context, row.key)
                 self._repairs.files_gone += self._context.index.file(row.file_id) is None
-            elif self._is_expired(row):
-                upload.delete(self._context, row.file_id)
-                self._repairs.expired += 1
+            self._repairs.undeletable += trial.failed
 
-    def _is_expired(self, row: FileRow) -> bool:
-        days = self._context.settings.retention_days
-        if days is None or row.last_modified is None:
+    @property
+    def _patience(self) -> timedelta:
+        """How long after it was announced an upload may still come."""
+        good = max(self._context.settings.presign_seconds, PARTS_SECONDS)
+        return timedelta(seconds=good) + _ON_ITS_WAY
+
+    def _given_up(self) -> Iterator[None]:
+        """Find questions about videos that never came."""
+        for pending in self._context.index.pending_open():
+            yield
+            file = self._context.index.file(pending.file_id)
+            if file is not None and file.state != "expected":
+                continue
+            with apart(self._context, f"the question {pending.pending_id} stays open") as trial:
+                self._repairs.given_up += self._give_up(pending)
+            self._repairs.undeletable += trial.failed
+
+    def _give_up(self, pending: PendingRow) -> bool:
+        storage, settings = self._context.storage, self._context.settings
+        prefix = self._context.video_prefix(settings.videos_bucket, pending.key)
+        question = layout.asked(prefix, pending.pending_id)
+        asked = storage.head(settings.results_bucket, question)
+        if asked is None:
+            self._context.index.pending_removed(pending.pending_id)
             return False
-        return row.last_modified < now() - timedelta(days=days)
+        # By the store's clock: the question may be all that there is of what somebody wants.
+        if storage.time(settings.results_bucket) - asked.last_modified < self._patience:
+            return False
+        if storage.head(settings.videos_bucket, pending.key) is not None:
+            return False
+        answer = layout.answered(prefix, pending.pending_id)
+        storage.delete(settings.results_bucket, [question, answer])
+        error = RunError(
+            code="never_uploaded",
+            message=f"{pending.key} was announced, and not uploaded while its URL was good: "
+            "upload it, and ask again",
+        )
+        self._context.index.pending_failed(pending.pending_id, error)
+        return True
+
+    def _expired(self) -> Iterator[None]:
+        """Remove what is due, unless that is too much at once."""
+        share = self._context.settings.expire_share
+        try:
+            plan = yield from retention.find(self._context, self._bytes, self._stuck)
+        except StorageError as error:
+            if error.code != "no_date":
+                raise
+            log.warning("nothing is removed: %s", error)
+            return
+        held = plan.is_held(share)
+        if held:
+            self._repairs.held_back += plan.count("age", "space", "results")
+            log.warning(
+                "%d of %d films and %d runs are due at once, more than POSEDROP_EXPIRE_SHARE (%g) "
+                "of all: nothing is removed until `posedrop expire` says so, which lists them",
+                plan.count("age", "space"),
+                plan.films,
+                plan.count("results"),
+                share,
+            )
+        for due in plan.due:
+            if held and due.kind != "limit":
+                continue
+            with apart(self._context, f"{due.key} is not removed") as trial:
+                self._repairs.expired += retention.remove(self._context, due)
+            self._repairs.undeletable += trial.failed
+            (self._stuck.add if trial.failed else self._stuck.discard)(due.name)
+            for _ in range(_REMOVAL):
+                yield
 
     def _gone_runs(self) -> Iterator[None]:
         """Find runs whose records are gone."""
         bucket = self._context.settings.results_bucket
-        for row in _all_analyses(self._context):
+        for row in chain(_all_analyses(self._context), all_places(self._context)):
             yield
             if self._saw(row.run):
                 continue
-            if self._context.storage.head(bucket, f"{row.run}/{layout.REQUEST}") is None:
-                self._context.index.analysis_removed(row.analysis_id)
-                self._repairs.runs_gone += 1
+            with apart(self._context, f"{row.run} is not looked at") as trial:
+                if self._context.storage.head(bucket, f"{row.run}/{layout.REQUEST}") is None:
+                    row_now = self._context.index.place_removed(row.analysis_id, row.run)
+                    copies.moved(self._context, row_now)
+                    self._repairs.runs_gone += 1
+            self._repairs.damaged += trial.failed
 
     def _see(self, name: str) -> None:
         self._seen.append(_fingerprint(name))
@@ -393,15 +494,15 @@ def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | 
     too many does no harm, it finds the run claimed or over.
     """
     _plan_forgotten(context, repairs)
-    todo = [*_received(context), *_unfinished(context)]
+    todo = [*_received(context), *_unfinished(context, repairs)]
     missing = len(todo) - (queue.ready(context.broker) if todo else 0)
     for each in sorted(todo, key=lambda each: each.created_at):
         if each.is_lost_for_certain(forgotten_before):
-            missing -= each.send(context, repairs)
+            missing -= _try_to_send(context, repairs, each)
     for each in sorted(todo, key=lambda each: each.sent_at):
         late = each.sent_at < now() - each.patience
         if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
-            missing -= each.send(context, repairs)
+            missing -= _try_to_send(context, repairs, each)
     context.index.forget_events(now() - _REMEMBERED)
 
 
@@ -448,6 +549,14 @@ class ToDo:
         return True
 
 
+def _try_to_send(context: Context, repairs: Repairs, todo: ToDo) -> bool:
+    sent = False
+    with apart(context, f"{todo.row.key} is not sent again") as trial:
+        sent = todo.send(context, repairs)
+    repairs.damaged += trial.failed
+    return sent
+
+
 def _was_ingested(context: Context, row: FileRow) -> bool:
     """Index a video's record that no event told of, or no longer; False if there is none."""
     key = layout.video_record(context.video_prefix(row.bucket, row.key))
@@ -469,14 +578,18 @@ def _received(context: Context) -> Iterator[ToDo]:
         yield ToDo(row, timedelta(seconds=lease + (row.size or 0) / _SLOWEST_INGEST))
 
 
-def _unfinished(context: Context) -> Iterator[ToDo]:
+def _unfinished(context: Context, repairs: Repairs) -> Iterator[ToDo]:
     """Yield the runs that wait for a worker: queued, or left by one that fell silent."""
     lease = timedelta(seconds=context.settings.lease_seconds)
     for row in _all_analyses(context, state="queued"):
         yield ToDo(row, lease)
     for row in _all_analyses(context, state="running"):
-        names, alive = _run_now(context, row.run)
-        if layout.RESULT not in names and not alive:
+        left = False
+        with apart(context, f"{row.run} is not looked at") as trial:
+            names, alive = _run_now(context, row.run)
+            left = layout.RESULT not in names and not alive
+        repairs.damaged += trial.failed
+        if left:
             yield ToDo(row, lease)
 
 
@@ -502,7 +615,9 @@ def _run_now(context: Context, run: str) -> tuple[dict[str, ObjectInfo], bool]:
 
 def _plan_forgotten(context: Context, repairs: Repairs) -> None:
     """Plan what was asked for, or ruled, while nobody was there to plan it."""
-    waiting.try_again(context)
+    with apart(context, "wrong rules are not looked at again") as trial:
+        waiting.try_again(context)
+    repairs.damaged += trial.failed
     for _ in range(_WAITING // waiting.SLICE):
         planned = waiting.go_on(context)
         if planned == 0:
@@ -515,42 +630,57 @@ def _plan_forgotten(context: Context, repairs: Repairs) -> None:
             forgotten[file.file_id] = file
     lately = now() - timedelta(seconds=context.settings.lease_seconds)
     for file in forgotten.values():
-        try:
+        with apart(context, f"{file.key} is not planned") as trial:
             video = context.video_record(file.bucket, file.key)
             if video is not None and video.video.etag == file.etag:
                 plan.plan_ingested(context, video)
                 repairs.requests_planned += 1
+            elif file.etag is not None and (file.enqueued_at or file.created_at) < lately:
+                # Somebody has cleared it away: it is made again.
+                context.enqueue_ingest(file.file_id, file.bucket, file.key, file.etag)
+                repairs.ingests_sent += 1
+        repairs.damaged += trial.failed
+
+
+class AbandonedParts:
+    """Uploads in parts that nobody went on with: what they hold costs space, and no list shows it.
+
+    Some stores remove them by themselves, others keep them for ever.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._next = now()
+
+    def go_on(self, repairs: Repairs) -> None:
+        """Give up those that were begun long ago, once in a while."""
+        if now() < self._next:
+            return
+        self._next = now() + _PARTS_EVERY
+        settings = self._context.settings
+        for bucket in (settings.videos_bucket, settings.results_bucket):
+            # A key from before this was done has no leave to list them: no reason to count that.
+            with apart(self._context, f"old uploads in parts stay in {bucket}"):
+                self._go_through(bucket, repairs)
+
+    def _go_through(self, bucket: str, repairs: Repairs) -> None:
+        storage = self._context.storage
+        before = storage.time(self._context.settings.results_bucket) - _PARTS_LEFT
+        for upload in list(storage.unfinished_uploads(bucket)):
+            if upload.begun >= before:
                 continue
-        except RecordError as error:
-            context.storage.report(error)
-            repairs.damaged += 1
-            continue
-        except Exception:
-            log.exception("%s is not planned, and holds up nothing", file.key)
-            continue
-        if file.etag is not None and (file.enqueued_at or file.created_at) < lately:
-            # Somebody has cleared it away: it is made again.
-            context.enqueue_ingest(file.file_id, file.bucket, file.key, file.etag)
-            repairs.ingests_sent += 1
+            with apart(self._context, f"an upload of {upload.key} is not given up") as trial:
+                storage.abort_upload(bucket, upload)
+                repairs.given_up += 1
+            repairs.undeletable += trial.failed
 
 
 # -- rows ------------------------------------------------------------------------------------------
 
 
 def _all_files(context: Context, state: FileState | None = None) -> Iterator[FileRow]:
-    return _rows(lambda cursor: context.index.files(state=state, cursor=cursor, limit=_PAGE))
+    return all_rows(lambda cursor: context.index.files(state=state, cursor=cursor, limit=_PAGE))
 
 
 def _all_analyses(context: Context, state: RunState | None = None) -> Iterator[AnalysisRow]:
-    return _rows(lambda cursor: context.index.analyses(state=state, cursor=cursor, limit=_PAGE))
-
-
-def _rows(page_at: Callable[[str | None], Page[Row]]) -> Iterator[Row]:
-    """Yield the rows of all pages, each fetched when the one before it is used up."""
-    cursor = None
-    while True:
-        page = page_at(cursor)
-        yield from page.rows
-        if page.cursor is None:
-            return
-        cursor = page.cursor
+    return all_rows(lambda cursor: context.index.analyses(state=state, cursor=cursor, limit=_PAGE))

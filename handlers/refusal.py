@@ -32,6 +32,7 @@ ANYWHERE: dict[int | str, dict[str, Any]] = {
         401: "A wrong or no token",
         403: "A page of another site, or a name that is not this machine's",
         405: "No such method here",
+        413: "The body is too large",
         422: "What was asked can't be done as asked",
         500: "posedrop itself failed, or a record of the buckets can't be read",
         503: "The store, the broker or the index is away: try again",
@@ -39,6 +40,9 @@ ANYWHERE: dict[int | str, dict[str, Any]] = {
 }
 NOT_FOUND: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorAnswer, "description": "There is none"}
+}
+BUSY: dict[int | str, dict[str, Any]] = {
+    409: {"model": ErrorAnswer, "description": "Somebody is at it"}
 }
 GONE: dict[int | str, dict[str, Any]] = {
     410: {"model": ErrorAnswer, "description": "It was deleted"}

@@ -8,13 +8,12 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers import plan
+from handlers import copies, plan
 from handlers.context import Context, now
 from posedrop import layout
 from posedrop.errors import NotFoundError, PosedropError
 from posedrop.index import AnalysisRow
 from posedrop.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
-from posedrop.storage import ObjectInfo
 
 FINAL = frozenset({"succeeded", "partial", "failed", "cancelled"})
 
@@ -121,11 +120,12 @@ def read(context: Context, analysis_id: str) -> ResultAnswer:
     if row is None:
         _check_not_gone(context, analysis_id)
         return _waiting(context, analysis_id)
-    # The bucket is the truth: the index may be a moment behind the worker.
+    # The bucket is the truth: the index may be a moment behind the worker, or an S3 tool.
     bucket = context.settings.results_bucket
-    result = context.storage.read_record(bucket, f"{row.run}/{layout.RESULT}", Result)
-    if result is not None:
-        return _over(row, result, context.index.retry_of(analysis_id))
+    for place in _readable(context, row):
+        result = context.storage.read_record(bucket, f"{place.run}/{layout.RESULT}", Result)
+        if result is not None:
+            return _over(place, result, context.index.retry_of(analysis_id))
     attempt, needs_newer = _attempts(context, row.run)
     live = attempt is not None and attempt.outcome is None
     progress = attempt.progress if attempt is not None and live else None
@@ -141,6 +141,12 @@ def read(context: Context, analysis_id: str) -> ResultAnswer:
         position=None if live else context.index.position(analysis_id),
         retry_of=row.retry_of,
     )
+
+
+def _readable(context: Context, row: AnalysisRow) -> list[AnalysisRow]:
+    """Return where a run may be read: its folder, then those of the other names that have it."""
+    others = context.index.places(row.analysis_id)[1:]
+    return [row, *(place for place in others if place.finished_at is not None)]
 
 
 def _check_not_gone(context: Context, analysis_id: str) -> None:
@@ -232,6 +238,10 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
     if row.finished_at is None:
         # GET /results, which reads the bucket, may have told of it already.
         row = plan.up_to_date(context, row) or row
+    row, *others = _readable(context, row)
+    request = f"{row.run}/{layout.REQUEST}"
+    if others and context.storage.head(context.settings.results_bucket, request) is None:
+        row = others[0]  # an S3 tool has removed its folder, and no event has told of it yet
     types = {artefact.name: artefact.content_type for artefact in row.artefacts}
     types |= {layout.RESULT: "application/json", layout.REQUEST: "application/json"}
     places = {artefact.name: artefact.object_name for artefact in row.artefacts}
@@ -289,9 +299,8 @@ def cancel_or_delete(context: Context, analysis_id: str) -> str:
         _withdraw(context, analysis_id, pending.file_id)
         return "deleted"
     bucket = context.settings.results_bucket
-    below = list(context.storage.objects(bucket, f"{row.run}/"))
-    if any(found.key == f"{row.run}/{layout.RESULT}" for found in below):
-        _delete(context, row, below)
+    if context.storage.head(bucket, f"{row.run}/{layout.RESULT}") is not None:
+        _delete(context, row)
         return "deleted"
     context.storage.write(bucket, f"{row.run}/{layout.CANCEL}", b"", "application/octet-stream")
     attempt, _ = _attempts(context, row.run)
@@ -316,14 +325,17 @@ def _question(prefix: str, pending_id: str) -> list[str]:
     return [layout.asked(prefix, pending_id), layout.answered(prefix, pending_id)]
 
 
-def _delete(context: Context, row: AnalysisRow, below: list[ObjectInfo]) -> None:
-    plan.finish_planning(context, row.file_id)
-    # The result goes last: until then the run reads as over, and no worker takes it up.
-    last = f"{row.run}/{layout.RESULT}"
-    keys = [found.key for found in below if found.key != last]
+def _delete(context: Context, row: AnalysisRow) -> None:
+    """Delete a run under every name of its content; where it is read, last."""
+    for place in copies.places(context, row.sha256, row.run):
+        plan.finish_planning(context, place.file_id)
+    keys: list[str] = []
     for pending in context.index.pending_of_analysis(row.analysis_id):
         keys += _question(context.video_prefix(row.bucket, pending.key), pending.pending_id)
-    context.storage.delete(context.settings.results_bucket, [*keys, last])
+    context.storage.delete(context.settings.results_bucket, keys)
+    with context.copying:
+        places = context.index.places(row.analysis_id)
+        copies.forget(context, row.analysis_id, [place.run for place in reversed(places)])
     context.index.analysis_removed(row.analysis_id)
 
 

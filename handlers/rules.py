@@ -27,7 +27,10 @@ _MAX_MESSAGE = 2000
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule as it was read; ``problem`` says why it can't be followed, None for a right one."""
+    """A rule as it was read; ``problem`` says why it can't be followed, None for a right one.
+
+    ``is_silent``: it says which videos are kept, and nothing of analyses.
+    """
 
     key: str
     etag: str
@@ -36,10 +39,12 @@ class Rule:
     args: dict[str, Any] | None = None
     existing: bool = True
     problem: BadRequestError | None = None
+    keep: bool | list[str] | None = None
+    is_silent: bool = False
 
 
 def nearest(context: Context, key: str, seen: dict[str, str | None]) -> Rule | None:
-    """Return the rule of the nearest folder that has one for a video, wrong or not.
+    """Return the rule of the nearest folder that says what is run on a video, wrong or not.
 
     Args:
         key: of the video.
@@ -51,7 +56,7 @@ def nearest(context: Context, key: str, seen: dict[str, str | None]) -> Rule | N
     for each in layout.folder_rules(key):
         rule = read(context, each)
         seen[each] = rule.etag if rule is not None else None
-        if rule is not None:
+        if rule is not None and not rule.is_silent:
             return rule
     return None
 
@@ -75,7 +80,16 @@ def read(context: Context, key: str) -> Rule | None:
         rules = folder_rules.parse(data)
     except WrongRuleError as error:
         return Rule(key, found.etag, found.last_modified, problem=error)
-    return Rule(key, found.etag, found.last_modified, rules.analysis, rules.args, rules.existing)
+    return Rule(
+        key,
+        found.etag,
+        found.last_modified,
+        rules.analysis,
+        rules.args,
+        rules.existing,
+        keep=rules.keep,
+        is_silent=rules.is_silent,
+    )
 
 
 def default(context: Context) -> Rule | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import mimetypes
 import secrets
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers import plan
+from handlers import copies, plan
 from handlers.context import Context, now
 from posedrop import layout
-from posedrop.errors import BadRequestError, NotFoundError
+from posedrop.errors import BadRequestError, NotFoundError, StorageError
 from posedrop.index import FileRow, RuleRow
 from posedrop.storage import Presigned, PresignedParts
+
+log = logging.getLogger(__name__)
 
 _META = "x-amz-meta-"
 _SHA256 = "x-amz-checksum-sha256"
@@ -238,7 +241,7 @@ def check_size(context: Context, size: int, field: str) -> None:
     if size > most:
         raise BadRequestError(
             f"{size:,} bytes are more than the {most:,} this server takes",
-            code="too_large",
+            code="too_many_bytes",
             field=field,
         )
 
@@ -327,29 +330,69 @@ def _file_answer(row: FileRow, rule: RuleRow | None) -> FileAnswer:
 
 
 def delete(context: Context, file_id: str) -> None:
-    """Remove a file and all its results; nothing is left behind.
+    """Remove a file and all its results; nothing is left behind under its name.
+
+    Other names of its content have their own results, and keep them.
 
     Raises:
         NotFoundError: there is none.
+        StorageError: what another name has to keep can't be copied to it now; nothing is removed.
     """
     row = context.index.file(file_id)
     if row is None:
         raise NotFoundError(f"there is no file {file_id}")
+    if row.sha256 is not None:
+        # What is asked for under other names has its folders there, before this one is taken.
+        for other in context.index.files_with_content(row.sha256):
+            _finish_planning(context, other)
+    with context.copying:
+        _delete(context, row)
+
+
+def _finish_planning(context: Context, file: FileRow) -> None:
+    try:
+        plan.finish_planning(context, file.file_id)
+    except StorageError as error:
+        if error.code != "damaged_record":
+            raise
+        log.warning("not planned: %s", error)
+
+
+def _delete(context: Context, row: FileRow) -> None:
     results = context.settings.results_bucket
-    prefix = context.video_prefix(row.bucket, row.key)
-    below = [found.key for found in context.storage.objects(results, f"{prefix}/")]
+    below = _made_of(context, row)
+    runs = [key.removesuffix(f"/{layout.REQUEST}") for key in below if _is_request(key)]
+    copies.hand_over(context, row, runs)
     # Requests go first: a worker that is at it sees that its run is gone, and stops. Then results:
     # what is left of a deletion that was cut short must not read as a whole one.
     first = (f"/{layout.REQUEST}", f"/{layout.RESULT}")
     below.sort(key=lambda key: [not key.endswith(name) for name in first])
     context.storage.delete(context.settings.videos_bucket, [row.key])
     # Before the results: else they would be missed, and not made, when the video comes again.
-    context.storage.delete(results, [layout.planned(file_id), *context.ingest_attempts(file_id)])
+    planned = layout.planned(row.file_id)
+    context.storage.delete(results, [planned, *context.ingest_attempts(row.file_id)])
     context.storage.delete(results, below)
-    if row.sha256 is not None and row.duplicate_of is None:
-        context.storage.delete(results, [layout.content(row.sha256)])
-    for run in context.index.analyses_of_file(file_id):
-        context.index.analysis_removed(run.analysis_id)
-    for pending in context.index.pending_of_file(file_id):
+    if row.sha256 is not None:
+        copies.first_goes(context, row.sha256, row.file_id)
+    for place in context.index.places_of_file(row.file_id):
+        copies.moved(context, context.index.place_removed(place.analysis_id, place.run))
+    for pending in context.index.pending_of_file(row.file_id):
         context.index.pending_removed(pending.pending_id)
-    context.index.file_removed(file_id)
+    context.index.file_removed(row.file_id)
+
+
+def _made_of(context: Context, row: FileRow) -> list[str]:
+    """Return the keys of all that was made of a film, and of no other whose key begins with its."""
+    prefix = context.video_prefix(row.bucket, row.key)
+    found = context.storage.objects(context.settings.results_bucket, f"{prefix}/")
+    return [each.key for each in found if _video_of(each.key) == prefix]
+
+
+def _video_of(key: str) -> str | None:
+    parsed = layout.parse_result_key(key)
+    return None if parsed is None or isinstance(parsed, layout.RuleObject) else parsed.video
+
+
+def _is_request(key: str) -> bool:
+    parsed = layout.parse_result_key(key)
+    return isinstance(parsed, layout.RunObject) and parsed.name == layout.REQUEST

@@ -10,10 +10,12 @@ import hmac
 import time
 from collections.abc import Callable
 
+import anyio
+import anyio.to_thread
 from pydantic import SecretStr
-from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from handlers.bodies import Reader
 from handlers.metrics import Metrics
 from handlers.refusal import refusal
 from posedrop.index import IndexBusyError
@@ -21,6 +23,9 @@ from posedrop.index import IndexBusyError
 PATH = "/events"
 #: A larger body is kept as a dead letter by its beginning: refusing it would have it sent for ever.
 MAX_BYTES = 4 * 2**20
+#: Threads of their own: those of all other requests may all wait for a store that hangs. SQLite
+#: has one writer at a time.
+_THREADS = 4
 
 
 class Webhook:
@@ -41,6 +46,8 @@ class Webhook:
         self._record = record
         self._wake = wake
         self._metrics = metrics
+        self._reader = Reader()
+        self._threads = anyio.CapacityLimiter(_THREADS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 204 within milliseconds, 401 to strangers, 503 when it could not be recorded."""
@@ -52,11 +59,11 @@ class Webhook:
             await stranger(scope, receive, send)
             return
         started = time.perf_counter()
-        body = await _body(receive)
-        if body is None:
+        read = await self._reader.read(receive, MAX_BYTES)
+        if read is None:  # the sender went away before its end, and sends it again
             return
         try:
-            new = await run_in_threadpool(self._record, body)
+            new = await anyio.to_thread.run_sync(self._record, read[0], limiter=self._threads)
         except IndexBusyError as error:
             await refusal(503, error.code, error.message)(scope, receive, send)
             return
@@ -72,18 +79,3 @@ class Webhook:
         return self._token is not None and hmac.compare_digest(
             given.removeprefix(b"Bearer "), self._token
         )
-
-
-async def _body(receive: Receive) -> bytes | None:
-    """Return a request's body, None if the sender went away before its end: it sends it again."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        if size < MAX_BYTES:
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-        if not message.get("more_body", False):
-            return b"".join(parts)[:MAX_BYTES]

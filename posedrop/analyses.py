@@ -8,6 +8,7 @@ its import path, so that nobody but the child ever imports torch.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from posedrop import layout
 from posedrop.errors import BadRequestError
-from posedrop.records import Model
+from posedrop.records import Model, Request
 
 ENTRY_POINT_GROUP = "posedrop.analyses"
 #: A file of ``Job.out`` that is not whole yet is called so at its end: no such one is published.
@@ -63,8 +65,11 @@ class Analysis:
     needs_model: bool = False
     renders: bool = True
     """False: it makes no poses, so there is nothing to draw."""
-    wall_seconds: Callable[[Mapping[str, Any], int], float] = _patience
-    """``(args, frames) -> seconds`` after which a run that still goes on is taken for hung."""
+    wall_seconds: Callable[[Mapping[str, Any], int], float] | None = _patience
+    """``(args, frames) -> seconds`` after which a run that still goes on is taken for hung. None:
+    it reports its frames, stage ``infer``, and is taken for hung where it reports none for long."""
+    slowest_frame: float = 5.0
+    """Seconds that a frame takes at most, on a slow processor."""
     check: Callable[[Args, Model], None] | None = None
     """Raises BadRequestError where the arguments don't fit the model. Light: no torch."""
 
@@ -132,6 +137,23 @@ def installed() -> dict[str, Analysis]:
 def is_newer(version: str, than: str) -> bool:
     """Tell whether one version of an analysis is newer than another; they are whole numbers."""
     return version.isdecimal() and than.isdecimal() and int(version) > int(than)
+
+
+def poses_id(request: Request) -> str:
+    """Return what is the same for two requests that differ in nothing but the drawing.
+
+    Raises:
+        BadRequestError: the request's analysis is not installed.
+    """
+    drawn = get(request.analysis).drawn | {"model"}
+    args = {name: value for name, value in request.args.items() if name not in drawn}
+    return layout.make_id(
+        request.sha256,
+        request.analysis,
+        request.analysis_version,
+        request.model.digest if request.model else "",
+        json.dumps(args, sort_keys=True),
+    )
 
 
 def get(name: str) -> Analysis:

@@ -1,6 +1,6 @@
 """`posedrop bootstrap`: make a MinIO ready for posedrop.
 
-Buckets, notifications, expiry and three keys with least rights, with the root key that posedrop
+Buckets, notifications and three keys with least rights, with the root key that posedrop
 itself never runs with. Every step looks first and changes only what differs, so that it may be run
 at every deployment.
 """
@@ -8,7 +8,6 @@ at every deployment.
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -16,9 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minio.commonconfig import ENABLED, Filter
 from minio.error import MinioAdminException, S3Error
-from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
+from minio.lifecycleconfig import LifecycleConfig
 from minio.notificationconfig import NotificationConfig, QueueConfig
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -34,6 +32,7 @@ from posedrop.settings import Settings
 Say = Callable[[str], None]
 
 POLICIES = Path(__file__).resolve().parent.parent / "infra" / "policies"
+#: The rule of expiry that an older posedrop has made.
 _RETENTION_RULE = "posedrop-retention"
 _MIN_SECRET = 8
 _TARGETS_SECONDS = 5.0
@@ -136,7 +135,7 @@ class Bootstrap:
             self._bucket(bucket)
         for bucket in (settings.videos_bucket, settings.results_bucket):
             self._notify(bucket, arns)
-        self._expire(settings.videos_bucket)
+        self._take_expiry_away(settings.videos_bucket)
         users = [self._with_secret(user, rotate=rotate) for user in users]
         keep(users)
         for user in users:
@@ -196,32 +195,25 @@ class Bootstrap:
                 self._client.make_bucket(bucket, location=self._settings.s3_region)
                 self._say(f"bucket {bucket}: created")
 
-    def _expire(self, bucket: str) -> None:
-        """Have the store itself expire videos too, should the handlers be away for long.
+    def _take_expiry_away(self, bucket: str) -> None:
+        """Take away the rule by which an older posedrop had the store itself expire a bucket.
 
-        Of lifecycles MinIO takes no AbortIncompleteMultipartUpload; abandoned parts go by its
-        MINIO_API_STALE_UPLOADS_EXPIRY.
+        It knew no film from a posedrop.json, and no pin. Rules of others stay.
         """
-        days = self._settings.retention_days
-        # One day later than the handlers, who remove the results in the same go.
-        wanted = None if days is None else math.ceil(days) + 1
         with translated(f"read the lifecycle of {bucket}"):
             before = self._client.get_bucket_lifecycle(bucket)
         rules = list(before.rules) if before else []
         foreign = [rule for rule in rules if rule.rule_id != _RETENTION_RULE]
-        ours = [rule for rule in rules if rule.rule_id == _RETENTION_RULE]
-        found = [rule.expiration.days for rule in ours if rule.expiration and _is_on(rule)]
-        if found == ([] if wanted is None else [wanted]) and len(ours) == len(found):
+        if len(foreign) == len(rules):
             self._say(f"expiry of {bucket}: nothing to do")
             return
         with translated(f"set the lifecycle of {bucket}"):
-            if wanted is not None:
-                foreign.append(_expiry(wanted))
             if foreign:
                 self._client.set_bucket_lifecycle(bucket, LifecycleConfig(foreign))
             else:
                 self._client.delete_bucket_lifecycle(bucket)
-        self._say(f"expiry of {bucket}: {'off' if wanted is None else f'after {wanted} days'}")
+        kept = f"; {len(foreign)} of others kept" if foreign else ""
+        self._say(f"expiry of {bucket}: {_RETENTION_RULE} taken away, the handlers see to it{kept}")
 
     # -- users -----------------------------------------------------------------------------------
 
@@ -391,19 +383,6 @@ def _write_variables(path: Path, users: list[User], say: Say) -> None:
     except OSError as error:
         raise ConfigurationError(f"can't write the keys to {path}: {error}") from error
     say(f"{path}: written")
-
-
-def _expiry(days: int) -> Rule:
-    return Rule(
-        status=ENABLED,
-        rule_filter=Filter(prefix=""),
-        rule_id=_RETENTION_RULE,
-        expiration=Expiration(days=days),
-    )
-
-
-def _is_on(rule: Rule) -> bool:
-    return bool(rule.status == ENABLED)
 
 
 def _text(secret: SecretStr | None) -> str | None:

@@ -152,6 +152,27 @@ class RunRow(Answer):
     error: RunError | None = None
 
 
+class Due(Answer):
+    """Something that is due to be removed by itself, and why."""
+
+    kind: str
+    id: str
+    key: str
+    size: int
+    why: str
+
+
+class Expiry(Answer):
+    """All that is due; ``items`` are the first of them."""
+
+    due: int
+    size: int
+    films: int
+    kept: int
+    held: bool
+    items: list[Due]
+
+
 class Client:
     """The API at one URL; threads may share it."""
 
@@ -401,6 +422,21 @@ class Client:
         ).json()
         return counts
 
+    def expiry(self) -> Expiry:
+        """Return what is due to be removed by itself, and why."""
+        return self._json(Expiry, "GET", "/expire", timeout=None)
+
+    def expire(self, due: int) -> dict[str, int]:
+        """Remove what is due, as long as that is not more than ``due`` films and runs.
+
+        Returns:
+            How many were ``expired``, and how many ``undeletable``.
+        """
+        done: dict[str, int] = self._request(
+            "POST", "/expire", json={"due": due}, timeout=None
+        ).json()
+        return done
+
     # -- downloads -------------------------------------------------------------------------------
 
     def download(
@@ -487,5 +523,5 @@ def _refused(answer: httpx.Response) -> PosedropError:
     except (ValueError, KeyError, TypeError):
         return PosedropError(f"{answer.request.url} answered {answer.status_code}")
     if answer.status_code == 401:
-        message = f"{message} (set POSEDROP_API_TOKEN, or name the --data-dir that has it)"
+        message = f"{message} (name the URL that `posedrop up` printed, or set POSEDROP_API_TOKEN)"
     return PosedropError(message, code=code, field=field)

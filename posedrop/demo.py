@@ -17,7 +17,15 @@ import posedrop
 from posedrop import models
 from posedrop.address import LOOPBACK, is_free
 from posedrop.client import Client, Run
-from posedrop.embedded import DEFAULT_PORT, DEFAULT_S3_PORT, Stack, banner, log_to
+from posedrop.embedded import (
+    DEFAULT_PORT,
+    DEFAULT_S3_PORT,
+    Stack,
+    banner,
+    log_to,
+    page_link,
+    token_of,
+)
 from posedrop.errors import AnalysisError, ConfigurationError
 from posedrop.settings import Settings
 from posedrop.storage import Storage
@@ -97,8 +105,7 @@ def _fetch(settings: Settings, analysed: Run, folder: Path) -> dict[str, Path]:
 
 
 def _client(settings: Settings) -> Client:
-    token = settings.api_token.get_secret_value() if settings.api_token else None
-    return Client(settings.url, token, multipart_bytes=settings.multipart_bytes)
+    return Client(settings.url, token_of(settings), multipart_bytes=settings.multipart_bytes)
 
 
 def _report(settings: Settings, analysed: Run, folder: Path, error: float, points: int) -> None:
@@ -108,7 +115,7 @@ def _report(settings: Settings, analysed: Run, folder: Path, error: float, point
         f"(at most {MAX_MEAN_ERROR_PIXELS:g})"
     )
     click.echo(f"files     {folder}")
-    click.echo(f"page      {settings.url}/")
+    click.echo(f"page      {page_link(settings)}")
     if analysed.video_file is not None:
         click.echo(f"video     {settings.url}{analysed.video_file}")
 

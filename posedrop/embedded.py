@@ -7,6 +7,7 @@ and start it again: it goes on where it was.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -20,7 +21,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import click
@@ -28,9 +29,10 @@ import dramatiq
 import uvicorn
 from pydantic import SecretStr
 
-from posedrop import logs, queue
+from posedrop import logs, queue, tokens
 from posedrop.address import LOOPBACK, is_loopback, listen, netloc, outside, reachable
-from posedrop.env_files import AWS_FILE, write_env_files
+from posedrop.descriptors import raise_limit
+from posedrop.env_files import AWS_FILE, HEADER_FILE, write_env_files
 from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.folders import FolderLock, make_private
 from posedrop.keyring import USER, Keys, Secrets
@@ -71,7 +73,7 @@ class Stack:
 
         Args:
             data_dir: made if there is none.
-            host: where the API and S3 listen; anything but loopback makes callers need a token.
+            host: where the API and S3 listen.
             port: of the API; 0 chooses a free one.
             s3_port: of the object store; 0 chooses a free one and keeps it.
             overrides: settings, by their names in :class:`posedrop.settings.Settings`.
@@ -86,6 +88,7 @@ class Stack:
         self._api: _Api | None = None
         self._weed: Weed | None = None
         self._settings: Settings | None = None
+        self._local = True
         self.user: Keys | None = None
 
     @property
@@ -112,6 +115,7 @@ class Stack:
             raise
 
     def _start(self) -> None:
+        raise_limit()
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = FolderLock(self.data_dir)
         lock.acquire()
@@ -125,6 +129,7 @@ class Stack:
         weed = self._start_store(kept, configured, api_port)
         self._settings = self._wire(kept, configured, api_port, weed)
         write_env_files(self.data_dir, self._settings, kept.user)
+        self._keep_token(self._settings)
         storage = Storage(self._settings)
         # People's tools ask the store to make the bucket that they write to: it is theirs.
         own = {
@@ -165,9 +170,9 @@ class Stack:
         return weed
 
     def _wire(self, kept: Secrets, configured: Settings, api_port: int, weed: Weed) -> Settings:
-        token = configured.api_token.get_secret_value() if configured.api_token else None
-        if token is None and not is_loopback(self._host):
-            token = kept.new_api_token(self.data_dir)
+        token = configured.api_token.get_secret_value() if configured.api_token else kept.api_token
+        # Whoever has chosen the token may have put a proxy with a name of its own before this.
+        self._local = is_loopback(self._host) and token == kept.api_token
         public = configured.s3_public_endpoint
         if "s3_public_endpoint" not in self._overrides:
             public = os.environ.get("POSEDROP_S3_PUBLIC_ENDPOINT")
@@ -192,9 +197,15 @@ class Stack:
             },
         )
 
+    def _keep_token(self, settings: Settings) -> None:
+        token = token_of(settings)
+        tokens.keep(settings.url, token)
+        self._closers.append(lambda: tokens.forget(settings.url, token))
+
     def _start_threads(self, listener: socket.socket) -> None:
         # These import whatever handlers and workers need; only a stack that starts should.
         from handlers.app import create_app
+        from handlers.connections import BoundedProtocol
         from worker.actors import register
 
         broker = queue.connect(self.settings.broker_url)
@@ -202,8 +213,8 @@ class Stack:
         broker.add_middleware(precedence)
         workshop: Workshop = register(broker, self.settings)
         self._closers.append(workshop.close)
-        app = create_app(self.settings, broker, hurry=precedence.hurry)
-        self._api = _Api(app, listener)
+        app = create_app(self.settings, broker, hurry=precedence.hurry, local=self._local)
+        self._api = _Api(app, listener, BoundedProtocol)
         self._closers.append(self._api.stop)
         self._api.start()
         # It warns of the second worker's middleware, which is there for the second worker.
@@ -330,28 +341,25 @@ def _unusable(data_dir: Path, error: OSError) -> ConfigurationError:
 def banner(settings: Settings, data_dir: Path) -> str:
     """Return what a person needs to try it, to be copied and pasted."""
     store = settings.s3_public_endpoint or settings.s3_endpoint
-    token = settings.api_token.get_secret_value() if settings.api_token else None
-    header = f"-H 'Authorization: Bearer {token}' " if token else ""
-    aws_file = shlex.quote(str(data_dir / AWS_FILE))
-    if not data_dir.is_absolute():
-        aws_file = shlex.quote(f"./{data_dir / AWS_FILE}")
+    folder = str(data_dir if data_dir.is_absolute() else f"./{data_dir}")
     lines = [
         f"posedrop is up: {settings.url}",
+        f"  page      {page_link(settings)}",
         f"  S3        {store}",
         f"            videos go to {settings.videos_bucket}/, results come to "
         f"{settings.results_bucket}/",
         f"  data      {data_dir}",
+        f"  token     in {folder}/{HEADER_FILE}, as curl takes it; a browser may ask for it as the "
+        "password",
     ]
-    if token:
-        lines.append(f"  token     {token}   (a browser asks for it as the password)")
     lines += ["", "Drop a video:"]
     host = urlsplit(store or "").hostname or ""
     if getproxies() and not proxy_bypass(host):
         # posedrop knows better; curl and the rest ask a proxy for loopback too.
         lines.append(f'  export NO_PROXY="${{NO_PROXY:+$NO_PROXY,}}{host}"')
     lines += [
-        f"  curl {header}-LT film.mp4 {settings.url}/upload/",
-        f"  set -a; . {aws_file}; set +a",
+        f"  curl -H @{shlex.quote(f'{folder}/{HEADER_FILE}')} -LT film.mp4 {settings.url}/upload/",
+        f"  set -a; . {shlex.quote(f'{folder}/{AWS_FILE}')}; set +a",
         f"  aws s3 cp film2.mp4 s3://{settings.videos_bucket}/day1/",
         f"  aws s3 sync s3://{settings.results_bucket}/day1/ results/day1/",
         "",
@@ -360,20 +368,35 @@ def banner(settings: Settings, data_dir: Path) -> str:
     return "\n".join(lines)
 
 
+def token_of(settings: Settings) -> str:
+    """Return the API token of a stack that runs."""
+    if settings.api_token is None:
+        raise RuntimeError("a stack always has a token")
+    return settings.api_token.get_secret_value()
+
+
+def page_link(settings: Settings) -> str:
+    """Return the link that lets a browser in: what is behind its # is sent to nobody."""
+    return f"{settings.url}/session#token={quote(token_of(settings), safe='')}"
+
+
 # -- the API in a thread -------------------------------------------------------------------------
 
 
 class _Api:
     """uvicorn in a thread: the main one is left to signals."""
 
-    def __init__(self, app: Any, listener: socket.socket) -> None:
+    def __init__(self, app: Any, listener: socket.socket, http: type[asyncio.Protocol]) -> None:
         self._listener = listener
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=http,
                 log_level="warning",
                 access_log=False,
                 lifespan="on",
+                # Else whoever calls from loopback could say that it comes from elsewhere.
+                proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
                 timeout_graceful_shutdown=3,
             )
         )

@@ -1,4 +1,8 @@
-"""What a stack leaves in its folder for others: posedrop.env for posedrop, aws.env for S3 tools."""
+"""What a stack leaves in its folder for others: posedrop.env for posedrop, aws.env for S3 tools.
+
+``auth.header`` is for curl (``-H @file``): a token among its words would be seen in the list of
+processes.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from posedrop.keyring import Keys
 from posedrop.settings import ENV_FILE, Settings
 
 AWS_FILE = "aws.env"
+HEADER_FILE = "auth.header"
 
 
 def write_env_files(data_dir: Path, settings: Settings, user: Keys) -> None:
@@ -41,6 +46,9 @@ def write_env_files(data_dir: Path, settings: Settings, user: Keys) -> None:
             ]
         ),
     )
+    token = _secret(settings.api_token)
+    if token is not None:
+        write_private(data_dir / HEADER_FILE, f"Authorization: Bearer {token}\n")
     aws = {
         "AWS_ACCESS_KEY_ID": user.access_key,
         "AWS_SECRET_ACCESS_KEY": user.secret_key,

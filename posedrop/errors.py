@@ -84,6 +84,12 @@ class ChildDiedError(PosedropError):
     code = "child_died"
 
 
+class BusyError(PosedropError):
+    """More is asked at this moment than can be done; worth asking again."""
+
+    code = "busy"
+
+
 class CancelledRunError(PosedropError):
     """Somebody asked for the run to stop."""
 

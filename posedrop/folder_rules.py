@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
 from posedrop.errors import BadRequestError
+from posedrop.layout import FOLDER_RULES
 from posedrop.records import FolderRules, Versioned
 
 #: A rule is a few lines: nothing larger is read.
@@ -49,6 +52,39 @@ def parse(data: bytes) -> FolderRules:
     if rules.args and rules.analysis is None:
         raise WrongRuleError("it has args, and no analysis that they are for")
     return rules
+
+
+class Keep:
+    """What a rule says of the videos below it that are never removed by themselves.
+
+    A name is taken as generously as it can be meant, since what it does not match is removed: below
+    the rule's folder or as the whole key, a file or a folder, with ``*`` and ``?``.
+    """
+
+    def __init__(self, rule: str, keep: bool | list[str] | None) -> None:
+        """Take ``keep`` as the rule with this key has it."""
+        self._folder = rule.removesuffix(FOLDER_RULES)
+        self._all = None if isinstance(keep, list) else keep
+        names = keep if isinstance(keep, list) else []
+        spelled = {each for name in map(_nfc, names) for each in (name, name.replace("\\", "/"))}
+        wanted = {name.removeprefix("./").lstrip("/") for name in spelled}
+        self._names = frozenset(wanted)
+        folders = {name.rstrip("/") for name in wanted}
+        self._folders = tuple("" if name in {"", "."} else f"{name}/" for name in folders)
+        self._patterns = [name for name in wanted if "*" in name or "?" in name]
+
+    def of(self, key: str) -> bool | None:
+        """Tell whether a video is kept; None: the rule does not say."""
+        for path in map(_nfc, (key, key.removeprefix(self._folder))):
+            if path in self._names or path.startswith(self._folders):
+                return True
+            if any(fnmatchcase(path, pattern) for pattern in self._patterns):
+                return True
+        return self._all
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def check_size(size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import IO
 
@@ -72,3 +73,43 @@ def write_private(path: Path, content: str) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(os.fsencode(content))
     partial.replace(path)
+
+
+def check_own_file(path: Path) -> None:
+    """Refuse a file of keys that somebody else has put there, who then knows them.
+
+    Raises:
+        ConfigurationError: it is neither this user's nor root's.
+        FileNotFoundError: there is none.
+    """
+    owner = path.lstat().st_uid
+    if os.getuid() != 0 and owner not in {0, os.getuid()}:
+        raise ConfigurationError(
+            f"{path} belongs to another user (uid {owner}), who may have put it there: use a data "
+            "directory of your own, with --data-dir"
+        )
+
+
+def own_folder(path: Path) -> None:
+    """Make a folder for this user alone, or make sure that it is one.
+
+    Raises:
+        ConfigurationError: it is a link, no folder, or somebody else's, who could read and replace
+            what is put there; or it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = path.lstat()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} can't be used as a folder: {error.strerror or error}"
+        ) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise ConfigurationError(f"{path} is a link: name the folder itself")
+    if status.st_uid != os.getuid():
+        raise ConfigurationError(
+            f"{path} belongs to another user (uid {status.st_uid}), who could read and replace "
+            "what is put there: name a folder of your own"
+        )
+    if status.st_mode & 0o022:
+        path.chmod(status.st_mode & 0o755)

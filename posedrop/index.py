@@ -359,12 +359,10 @@ class Index:
             (key, bucket),
         )
 
-    def first_with_content(self, sha256: str) -> FileRow | None:
-        """Return the file that had this content first."""
-        return self._row(
-            FileRow,
-            "SELECT * FROM uploaded_file WHERE sha256 = ? ORDER BY number LIMIT 1",
-            (sha256,),
+    def files_with_content(self, sha256: str) -> list[FileRow]:
+        """Return the files that have this content, the one that had it first before all."""
+        return self._rows(
+            FileRow, "SELECT * FROM uploaded_file WHERE sha256 = ? ORDER BY number", (sha256,)
         )
 
     def files(
@@ -437,11 +435,69 @@ class Index:
             self.on_result(result)
 
     def analysis_removed(self, analysis_id: str) -> None:
-        """Forget a run, but for the fact that there was one, so that it can be asked for anew."""
+        """Forget a run with all its folders, but for the fact that there was one."""
         with self._write() as db:
             db.execute("INSERT OR IGNORE INTO gone VALUES (?)", (analysis_id,))
-            db.execute("DELETE FROM analysis WHERE analysis_id = ?", (analysis_id,))
+            for table in ("analysis", "place", "taken"):
+                db.execute(f"DELETE FROM {table} WHERE analysis_id = ?", (analysis_id,))  # noqa: S608
+
+    def place_removed(self, analysis_id: str, run: str) -> AnalysisRow | None:
+        """Forget one folder of a run; with its last one, the run.
+
+        Returns:
+            The row of the folder where the run is read from now on, if that is another one.
+        """
+        with self._write() as db:
+            db.execute("DELETE FROM place WHERE run = ?", (storable(run),))
+            row = self.analysis(analysis_id)
+            if row is None or row.run != run:
+                return None
+            left = self.places(analysis_id)[1:]
+            if not left:
+                self.analysis_removed(analysis_id)
+                return None
             db.execute("DELETE FROM taken WHERE analysis_id = ?", (analysis_id,))
+            db.execute("DELETE FROM place WHERE run = ?", (storable(left[0].run),))
+            schema.put(db, "analysis", "analysis_id", left[0])
+            return left[0]
+
+    def places(self, analysis_id: str) -> list[AnalysisRow]:
+        """Return all folders of a run, one a name of its content, where it is read first."""
+        row = self.analysis(analysis_id)
+        if row is None:
+            return []
+        others = self._rows(
+            AnalysisRow, "SELECT * FROM place WHERE analysis_id = ?", (analysis_id,)
+        )
+        return [row, *sorted(others, key=rows.place_order)]
+
+    def place(self, analysis_id: str, run: str) -> AnalysisRow | None:
+        """Return the row of one folder of a run."""
+        row = self.analysis(analysis_id)
+        if row is not None and row.run == run:
+            return row
+        return self._row(AnalysisRow, "SELECT * FROM place WHERE run = ?", (run,))
+
+    def places_of_file(self, file_id: str) -> list[AnalysisRow]:
+        """Return the folders of all runs beside a file, whether or not they are read there."""
+        others = self._rows(AnalysisRow, "SELECT * FROM place WHERE file_id = ?", (file_id,))
+        return self.analyses_of_file(file_id) + others
+
+    def places_after(self, run: str, limit: int) -> list[AnalysisRow]:
+        """Return folders where runs are not read, by their names, those behind ``run``."""
+        return self._rows(
+            AnalysisRow, "SELECT * FROM place WHERE run > ? ORDER BY run LIMIT ?", (run, limit)
+        )
+
+    def places_to_fill(self, after: str, limit: int) -> list[AnalysisRow]:
+        """Return folders without a result of runs that are over in another, by their names."""
+        return self._rows(
+            AnalysisRow,
+            "SELECT p.* FROM place AS p JOIN analysis AS a ON a.analysis_id = p.analysis_id"
+            " WHERE p.finished_at IS NULL AND a.finished_at IS NOT NULL AND p.run > ?"
+            " ORDER BY p.run LIMIT ?",
+            (after, limit),
+        )
 
     def analysis_is_gone(self, analysis_id: str) -> bool:
         """Tell whether a run was removed and not asked for again."""
@@ -496,8 +552,7 @@ class Index:
         """Return all runs on a content, under whatever name it lies, newest first."""
         return self._rows(
             AnalysisRow,
-            "SELECT * FROM analysis WHERE file_id IN"
-            " (SELECT file_id FROM uploaded_file WHERE sha256 = ?) ORDER BY number DESC",
+            "SELECT * FROM analysis WHERE sha256 = ? ORDER BY number DESC",
             (sha256,),
         )
 
@@ -663,7 +718,7 @@ class Index:
         What they don't know stays: events not yet handled, dead letters, which runs were removed.
         """
         with self._write() as db:
-            for table in ("uploaded_file", "analysis", "taken", "pending", "rule"):
+            for table in ("uploaded_file", "analysis", "place", "taken", "pending", "rule"):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608
             db.execute("DELETE FROM event WHERE handled_at IS NOT NULL")
 
@@ -842,10 +897,37 @@ def _insert_letter(db: Database, reason: str, body: object, now: datetime) -> No
 def _merge_analysis(db: Database, new: AnalysisRow) -> bool:
     """Write what is known of a run with ``new`` told as well; True if it was not known at all."""
     sql = "SELECT * FROM analysis WHERE analysis_id = ?"
-    old = schema.fetch(db, AnalysisRow, sql, new.analysis_id)
-    merged = rows.newer_analysis(old, new) if old is not None else new
-    if merged != old:
-        schema.put(db, "analysis", "analysis_id", merged)
-    if old is None:
+    read_at = schema.fetch(db, AnalysisRow, sql, new.analysis_id)
+    if read_at is None:
+        schema.put(db, "analysis", "analysis_id", new)
         db.execute("DELETE FROM gone WHERE analysis_id = ?", (new.analysis_id,))
-    return old is None
+        return True
+    is_there = read_at.run == new.run
+    old = read_at
+    if not is_there:
+        sql = "SELECT * FROM place WHERE run = ?"
+        old = schema.fetch(db, AnalysisRow, sql, storable(new.run)) or new
+    merged = rows.newer_analysis(old, new)
+    if merged != old or not is_there:
+        schema.put(db, *(_READ_THERE if is_there else _READ_ELSEWHERE), merged)
+    _read_at_the_first(db, merged if is_there else read_at)
+    return False
+
+
+_READ_THERE = "analysis", "analysis_id"
+_READ_ELSEWHERE = "place", "run"
+
+
+def _read_at_the_first(db: Database, read_at: AnalysisRow) -> None:
+    """Have a run read where it should be by what is known of all its folders, told in any order."""
+    sql = "SELECT * FROM place WHERE analysis_id = ?"
+    others = db.conn.execute(sql, (read_at.analysis_id,)).fetchall()
+    if not others:
+        return
+    first = min(
+        (read_at, *(schema.decode(AnalysisRow, row) for row in others)), key=rows.place_order
+    )
+    if first.run != read_at.run:
+        db.execute("DELETE FROM place WHERE run = ?", (storable(first.run),))
+        schema.put(db, *_READ_ELSEWHERE, read_at)
+        schema.put(db, *_READ_THERE, first)

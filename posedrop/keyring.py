@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from posedrop.errors import ConfigurationError
-from posedrop.folders import write_private
+from posedrop.folders import check_own_file, write_private
 from posedrop.settings import Settings
 from posedrop.weed_config import Identity
 
@@ -40,36 +40,33 @@ class Secrets:
     presigner: Keys
     user: Keys
     events_token: str
-    api_token: str | None = None
+    api_token: str
 
     @classmethod
     def of(cls, data_dir: Path) -> Secrets:
         """Return those of a data directory, made if there are none."""
         path = data_dir / _SECRETS_FILE
         try:
+            check_own_file(path)
             kept = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
+            found = cls(
                 Keys(**kept["service"]),
                 Keys(**kept["presigner"]),
                 Keys(**kept["user"]),
                 kept["events_token"],
-                kept["api_token"],
+                kept["api_token"] or _letters(40),  # older ones made it when it was needed
             )
+            if kept["api_token"] is None:
+                found._write(data_dir)
         except FileNotFoundError:
-            new = cls(Keys.new(), Keys.new(), Keys.new(), _letters(40))
+            new = cls(Keys.new(), Keys.new(), Keys.new(), _letters(40), _letters(40))
             new._write(data_dir)
             return new
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(
                 f"{path} is damaged ({error}); remove it, and new keys are made"
             ) from error
-
-    def new_api_token(self, data_dir: Path) -> str:
-        """Return the token for callers from elsewhere, made when it is first needed."""
-        if self.api_token is None:
-            self.api_token = _letters(40)
-            self._write(data_dir)
-        return self.api_token
+        return found
 
     def identities(self, settings: Settings) -> list[Identity]:
         """Return who may use S3, and for what."""

@@ -15,8 +15,9 @@ the video's folder, so that whoever clears that away to save space does not have
 
 ``_posedrop/`` is for all further records of posedrop's own: ``_posedrop/ingest/<file_id>/<etag>/``
 has the attempts of an ingest; ``_posedrop/rules/<id>.json`` names a folder's rule that is wrong,
-and says why; ``_posedrop/tuning/<model digest>/`` remembers how fast a model is. Before it was, a
-video's key could begin so; its results stay there.
+and says why; ``_posedrop/tuning/<model digest>/`` remembers how fast a model is;
+``_posedrop/workers/<id>.json`` is a worker that lives. Before it was, a video's key could begin so;
+its results stay there.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ _INGEST_ATTEMPT = re.compile(rf"^{_INGEST}/{_ID}/[^/]+/[1-9][0-9]*\.json$")
 _PLAIN_ETAG = re.compile(r"^[A-Za-z0-9-]{1,80}$")
 _RULES = f"{_OWN}/rules"
 _TUNING = f"{_OWN}/tuning"
+#: Nothing lies below it: asked for what does, a store tells its time.
+CLOCK = f"{_OWN}/clock/"
+#: The folder, with its slash, of a record for each worker that lives.
+WORKERS = f"{_OWN}/workers/"
 _RULE_OBJECT = re.compile(rf"^{_RULES}/({_ID})\.json$")
 
 #: S3 allows 1,024 bytes a key; the longest name posedrop appends to a video's key is
@@ -118,6 +123,19 @@ def video_prefix(bucket: str, key: str) -> str:
 def tunings(digest: str) -> str:
     """Return the folder, with its slash, of what is remembered of a model's speed."""
     return f"{_TUNING}/{digest}/"
+
+
+def worker(worker_id: str) -> str:
+    """Return the key of the record of a worker that lives."""
+    return f"{WORKERS}{worker_id}.json"
+
+
+def group_of(key: str) -> str:
+    """Return whose video a key is, where several share the gpu queue: its first folder.
+
+    All of ``uploads/`` is one group, and so is what lies in no folder (the empty name).
+    """
+    return key.partition("/")[0] if "/" in key else ""
 
 
 def former_prefix(key: str) -> str | None:
@@ -205,6 +223,14 @@ def attempt(run: str, number: int) -> str:
 def needs_newer(run: str) -> str:
     """Return the key of a worker's note that it is too old for a run."""
     return f"{run}/attempts/needs-newer.json"
+
+
+def hand_back(run: str, number: int) -> str:
+    """Return the key of an empty object: attempt ``number`` shall let another group go first.
+
+    It goes with the checkpoints, which a run has no more when it ends.
+    """
+    return f"{run}/parts/{number}.hand-back"
 
 
 def attempt_number(name: str) -> int | None:
@@ -296,6 +322,11 @@ def parse_result_key(key: str) -> ResultObject | None:
 def is_folder_rule(key: str) -> bool:
     """Tell whether an object of the videos bucket is a rule for its folder."""
     return key.rsplit("/", 1)[-1] == FOLDER_RULES
+
+
+def is_upload(key: str) -> bool:
+    """Tell whether ``POST /upload`` chose a key: ``uploads/<file_id>/<file name>``."""
+    return _UPLOAD.match(key) is not None
 
 
 def folder_rules(key: str) -> list[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 FileState = Literal["expected", "received", "ready", "refused"]
 RunState = Literal["waiting", "queued", "running", "succeeded", "partial", "failed", "cancelled"]
@@ -142,6 +143,10 @@ class Request(Versioned):
     asked_by: Literal["api", "metadata", "folder", "default"]
     created_at: datetime
     force: str | None = Field(default=None, description="made unique by a run that was forced")
+    shared: bool = Field(
+        default=False,
+        description="nobody asked for it here: the same content has it under another name",
+    )
     retry_of: RunRef | None = Field(
         default=None, description="the run that failed or was cancelled, and is made anew by this"
     )
@@ -185,6 +190,11 @@ class Planned(Versioned):
     )
     analysis_id: str | None = Field(default=None, description="null: nothing is to be run")
     error: RunError | None = Field(default=None, description="why a question can't become a run")
+    shared: bool = Field(
+        default=False,
+        description="the runs that its content had under other names then were shared with it; "
+        "false: an older posedrop wrote this",
+    )
     planned_at: datetime
 
     @property
@@ -221,6 +231,47 @@ class Attempt(Versioned):
         default_factory=list,
         description="what it has published: a run that fails lists it",
     )
+
+
+class WorkerJob(Record):
+    """What a worker is at."""
+
+    task: Task
+    key: str = Field(max_length=1024, description="of the video")
+    run: str | None = Field(default=None, max_length=1024, description="null: an ingest")
+    attempt: int
+    started_at: datetime
+    progress: Progress
+
+
+class Speed(Record):
+    """How fast a model was on the last film of one size."""
+
+    analysis: str = Field(max_length=100)
+    model: ModelRef | None = None
+    width: Pixels
+    height: Pixels
+    frames_per_second: float = Field(gt=0, allow_inf_nan=False, description="through the network")
+    frames: Count = Field(description="of the film, or of what was left of it")
+    measured_at: datetime
+
+
+class WorkerRecord(Versioned):
+    """``_posedrop/workers/<id>.json``: a worker process that lives, rewritten as its heartbeat.
+
+    It goes when the worker ends; of one that was killed, after some minutes of silence.
+    """
+
+    worker_id: str = Field(max_length=40)
+    name: str = Field(max_length=300, description="as the attempts name it: host and process")
+    started_at: datetime
+    beat: int = Field(default=0, description="how often it was written")
+    queues: list[str] = Field(max_length=10)
+    device: str = Field(max_length=200, description="where its networks run, as far as it is known")
+    jobs: list[WorkerJob] = Field(default_factory=list, max_length=1000)
+    speeds: list[Speed] = Field(default_factory=list, max_length=64, description="newest last")
+    versions: dict[str, str] = Field(default_factory=dict, max_length=100)
+    log_tail: str = Field(default="", max_length=8000, description="its last lines")
 
 
 class NeedsNewer(Versioned):
@@ -368,6 +419,27 @@ class FolderRules(Versioned):
     existing: bool = Field(
         default=True, description="also for videos that were there before and followed no rule"
     )
+    keep: bool | list[str] | None = Field(
+        default=None,
+        description="the videos below that posedrop never removes by itself: all of them, or those "
+        "of these names; false: none, whatever the folders above say; null: as those say",
+    )
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _keeps(cls, value: Any) -> Any:
+        # As text, "no" or a file's name would be taken for something else than was meant.
+        names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        if value is None or isinstance(value, bool) or names:
+            return value
+        raise PydanticCustomError(
+            "keep", 'it is true, false, or a list of names, like ["mouse3.mp4", "day2/"]'
+        )
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it says nothing of analyses, only what is kept: the next one up is followed."""
+        return self.keep is not None and "analysis" not in self.model_fields_set
 
 
 class WrongRule(Versioned):
@@ -381,5 +453,6 @@ class WrongRule(Versioned):
 
 
 Attempt.model_rebuild()
+WorkerRecord.model_rebuild()
 Planned.model_rebuild()
 Inference.model_rebuild()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from posedrop.errors import ObjectChangedError
 from posedrop.records import (
     Artefact,
     Asked,
@@ -23,6 +24,8 @@ from posedrop.records import (
 
 _UNFINISHED: dict[str, int] = {"waiting": 0, "queued": 1, "running": 2}
 _FINISHED = 3
+#: The error of a run whose film was removed or replaced before it was over.
+FILM_GONE = ObjectChangedError.code
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,10 @@ class FileRow:
 
 @dataclass(frozen=True, slots=True)
 class AnalysisRow:
-    """A run of an analysis; ``run`` is its folder in the results bucket, ``key`` its video's."""
+    """A run of an analysis; ``run`` is its folder in the results bucket, ``key`` its video's.
+
+    ``sha256`` is its content's: each name of a content has a folder of its own for the same run.
+    """
 
     analysis_id: str
     file_id: str
@@ -79,6 +85,7 @@ class AnalysisRow:
     rows: int | None = None
     enqueued_at: datetime | None = None
     retry_of: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +237,7 @@ def planned_analysis(request: Request, run: str, state: RunState) -> AnalysisRow
         model_digest=model.digest if model is not None else None,
         asked_by=request.asked_by,
         retry_of=request.retry_of.analysis_id if request.retry_of is not None else None,
+        sha256=request.sha256,
     )
 
 
@@ -254,11 +262,12 @@ def finished_analysis(result: Result, run: str) -> AnalysisRow:
         frames_decoded=result.frames_decoded,
         rows=result.rows,
         retry_of=result.retry_of.analysis_id if result.retry_of is not None else None,
+        sha256=result.sha256,
     )
 
 
 def newer_analysis(old: AnalysisRow, new: AnalysisRow) -> AnalysisRow:
-    """Return what is known of a run after both were told: the one that is further on."""
+    """Return what is known of one folder of a run after both were told: what is further on."""
     told = new if _progress(new) >= _progress(old) else old
     return replace(
         told,
@@ -266,7 +275,22 @@ def newer_analysis(old: AnalysisRow, new: AnalysisRow) -> AnalysisRow:
         asked_by=old.asked_by or new.asked_by,
         enqueued_at=old.enqueued_at or new.enqueued_at,
         retry_of=old.retry_of or new.retry_of,
+        sha256=old.sha256 or new.sha256,
     )
+
+
+def place_order(row: AnalysisRow) -> tuple[int, datetime, str]:
+    """Return a key that sorts the folders which one run has, one beside each name of its content.
+
+    The first is where the run is read, and made if it is not over: of those that are over, the one
+    that was asked for first. A run that failed because its own film was gone comes last: the same
+    content has another name, by which it can be made.
+    """
+    if row.finished_at is None:
+        rank = 1
+    else:
+        rank = 2 if row.error is not None and row.error.code == FILM_GONE else 0
+    return rank, row.created_at, row.run
 
 
 def _progress(row: AnalysisRow) -> tuple[int, datetime]:

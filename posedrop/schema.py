@@ -296,6 +296,35 @@ def _any_part_of_a_name(db: Database) -> None:
             db.execute(statement)
 
 
+@_migrations(name="0009_places")
+def _places(db: Database) -> None:
+    """Keep the further folders of a run: each name of a content has its own results.
+
+    Videos with one content are planned again: an older posedrop left results beside one alone.
+    """
+    for statement in (
+        "ALTER TABLE analysis ADD COLUMN sha256 TEXT",
+        "UPDATE analysis SET sha256 = (SELECT f.sha256 FROM uploaded_file AS f"
+        " WHERE f.file_id = analysis.file_id)",
+        "CREATE INDEX analysis_by_content ON analysis (sha256, number) WHERE sha256 IS NOT NULL",
+        # As the table analysis, but for whom a row is: there is one for each folder.
+        """CREATE TABLE place (
+            number INTEGER PRIMARY KEY, run TEXT NOT NULL UNIQUE, analysis_id TEXT NOT NULL,
+            file_id TEXT NOT NULL, bucket TEXT NOT NULL, key TEXT NOT NULL,
+            analysis TEXT NOT NULL, args TEXT NOT NULL, model TEXT, model_digest TEXT,
+            state TEXT NOT NULL, error TEXT, asked_by TEXT, created_at TEXT NOT NULL,
+            finished_at TEXT, artefacts TEXT NOT NULL, frames_decoded INTEGER, "rows" INTEGER,
+            enqueued_at TEXT, retry_of TEXT, sha256 TEXT)""",
+        "CREATE INDEX place_by_analysis ON place (analysis_id)",
+        "CREATE INDEX place_by_file ON place (file_id)",
+        "CREATE INDEX place_unfinished ON place (number) WHERE finished_at IS NULL",
+        "UPDATE uploaded_file SET planned = 0 WHERE state = 'ready' AND sha256 IN"
+        " (SELECT sha256 FROM uploaded_file WHERE state = 'ready' AND sha256 IS NOT NULL"
+        " GROUP BY sha256 HAVING count(*) > 1)",
+    ):
+        db.execute(statement)
+
+
 def _as_searched(table: str, row: str) -> str:
     """Return, as SQL, a row's number and what of it is searched."""
     text = f"{row}.key" if table == "uploaded_file" else f"{row}.key || ' ' || {row}.analysis"

@@ -12,16 +12,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from posedrop.errors import ConfigurationError
+from posedrop.folders import check_own_file
 
 #: Where ``posedrop up`` leaves the settings of its own stack, inside its data directory.
 ENV_FILE = "posedrop.env"
 #: Where compose mounts secrets, one a file, e.g. ``posedrop_s3_secret_key``.
 SECRETS_DIR = Path("/run/secrets")
 DEFAULT_DATA_DIR = Path("posedrop-data")
+#: A token as a header can carry it.
+_SENDABLE = re.compile("[!-~]+")
+_MAKE_ONE = "make one with `openssl rand -hex 20`"
 
 
 class Settings(BaseSettings):
@@ -64,7 +68,7 @@ class Settings(BaseSettings):
 
     events_token: SecretStr | None = Field(default=None, description="bearer token of POST /events")
     api_token: SecretStr | None = Field(
-        default=None, description="asked of every caller; may only lack on loopback"
+        default=None, description="asked of every caller; `posedrop up` makes one"
     )
     metrics_token: SecretStr | None = Field(
         default=None, description="bearer token that may read GET /metrics, and do nothing else"
@@ -95,9 +99,34 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="a worker silent for longer is taken for dead"
     )
     max_attempts: int = Field(default=3, ge=1)
+    turn_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="a run that has had the network for longer lets another group go first, at its "
+        "next checkpoint, if one waits",
+    )
     reconcile_seconds: float = Field(default=60.0, gt=0)
     retention_days: float | None = Field(
-        default=None, gt=0, description="videos older than this go, with their results; None: never"
+        default=None,
+        gt=0,
+        description="films older than this, by the store's clock, go with their results; "
+        "None: never",
+    )
+    high_water_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="of videos and results: above it the films finished first go, then results; "
+        "None: never",
+    )
+    low_water_bytes: int | None = Field(
+        default=None, gt=0, description="down to which they go then; None: 90 % of the other"
+    )
+    expire_share: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="the share of all films that may go at once; more, and a person is asked "
+        "(posedrop expire)",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     decode: Literal["auto", "cpu", "cuda"] = Field(
@@ -124,6 +153,16 @@ class Settings(BaseSettings):
         description="the largest file that it may write (RLIMIT_FSIZE), pose.mp4 for one; "
         "None: half of the disk of scratch_dir",
     )
+    network_memory_bytes: int | None = Field(
+        default=None,
+        ge=2**29,
+        description="what a child that runs networks may have of memory, with all that it starts; "
+        "None: nine tenths of the machine's, or of its cgroup's",
+    )
+    child_reads: list[Path] = Field(
+        default_factory=list,
+        description="files and folders that plug-ins read, beside what is installed (JSON)",
+    )
     cache_bytes: int = Field(
         default=20 * 2**30,
         ge=0,
@@ -135,6 +174,23 @@ class Settings(BaseSettings):
         description="of models that a worker keeps loaded, in its memory or its accelerator's; "
         "the one in use stays in any case",
     )
+
+    @field_validator(
+        "s3_secret_key", "presign_secret_key", "events_token", "api_token", "metrics_token"
+    )
+    @classmethod
+    def _secrets_are_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
+        # An empty token would let everybody in, or nobody, and neither says why.
+        if value is not None and not value.get_secret_value().strip():
+            raise ValueError(f"it is empty; {_MAKE_ONE}, or don't set it at all")
+        return value
+
+    @field_validator("events_token", "api_token", "metrics_token")
+    @classmethod
+    def _tokens_are_sendable(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _SENDABLE.fullmatch(value.get_secret_value()):
+            raise ValueError(f"a header can't carry it: no spaces, ASCII alone; {_MAKE_ONE}")
+        return value
 
     @model_validator(mode="after")
     def _keys_come_in_pairs(self) -> Settings:
@@ -158,6 +214,16 @@ class Settings(BaseSettings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _low_water_is_below(self) -> Settings:
+        if self.low_water_bytes is not None and (
+            self.high_water_bytes is None or self.low_water_bytes >= self.high_water_bytes
+        ):
+            raise ValueError(
+                "POSEDROP_LOW_WATER_BYTES goes with a POSEDROP_HIGH_WATER_BYTES that is larger"
+            )
+        return self
+
     @property
     def index_file(self) -> Path:
         """Where the SQLite index is."""
@@ -176,10 +242,13 @@ def load(data_dir: Path | None = None, overrides: Mapping[str, Any] | None = Non
     """Return the settings: ``overrides``, else the environment, the data directory's file, secrets.
 
     Raises:
-        ConfigurationError: a value is wrong; the message names its variable.
+        ConfigurationError: a value is wrong, and the message names its variable; or the file is
+            another user's.
     """
     where = data_dir or Path(os.environ.get("POSEDROP_DATA_DIR", DEFAULT_DATA_DIR))
     env_file = where / ENV_FILE
+    if env_file.is_file():
+        check_own_file(env_file)  # whoever says where the server is gets what is sent there
     secrets = SECRETS_DIR if SECRETS_DIR.is_dir() else None
     values: dict[str, Any] = {"data_dir": where, **(overrides or {})}
     try:
@@ -190,7 +259,13 @@ def load(data_dir: Path | None = None, overrides: Mapping[str, Any] | None = Non
         )
     except ValidationError as error:
         problems = "; ".join(
-            f"POSEDROP_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" if e["loc"] else e["msg"]
+            f"POSEDROP_{'_'.join(map(str, e['loc'])).upper()}: {_said(e['msg'])}"
+            if e["loc"]
+            else _said(e["msg"])
             for e in error.errors()
         )
         raise ConfigurationError(f"wrong setting: {problems}") from error
+
+
+def _said(message: str) -> str:
+    return message.removeprefix("Value error, ")

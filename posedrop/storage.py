@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import logging
 import os
 from base64 import b64encode
@@ -46,11 +47,19 @@ _CHUNK = 1 << 20
 _MAX_MESSAGE = 1000
 #: So many records that can't be read are remembered, so that each is told of once.
 _MAX_REPORTED = 10_000
+#: Of a copy in one step, and of each part of a larger one. S3 allows 5 GB; a store on one slow disk
+#: would not answer for so much within a request's timeout.
+COPY_BYTES = 1 << 30
+#: A stream's parts, bytes: S3 takes none below five MiB but the last.
+MIN_PART_BYTES, MAX_PART_BYTES = 8 * 2**20, 64 * 2**20
+_MAX_PARTS = 10_000
 #: How long the redirect of ``curl -LT`` may be followed, in seconds. It is followed at once, and a
 #: signature is checked when a request begins, however long its body then takes. Unless the client
 #: said If-None-Match itself, or something before the store adds it, all that keeps the holder of
 #: such a URL from putting another film of the same size there is that it ends soon.
 PLAIN_PUT_SECONDS = 60
+#: How long the URLs of an upload in parts are good, in seconds, or for longer if others are.
+PARTS_SECONDS = 12 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +75,23 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The objects below a prefix, and the store's own time when it answered."""
+    """The objects below a prefix, and the store's own time when it answered.
+
+    ``is_timed`` is False for a store that does not tell its time: ``now`` is this machine's then.
+    """
 
     objects: list[ObjectInfo]
     now: datetime
+    is_timed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedUpload:
+    """An upload in parts that was neither completed nor given up."""
+
+    key: str
+    upload_id: str
+    begun: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +117,25 @@ class PresignedParts:
 class Storage:
     """The buckets, as one caller with one key sees them."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._client = _client(
+    def __init__(
+        self, settings: Settings, *, read_seconds: float = 60.0, attempts: int = 5
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            settings: where the store is, and the keys.
+            read_seconds: how long an answer is waited for.
+            attempts: how often the same is asked before it counts as not done.
+        """
+        self._waits = read_seconds, attempts
+        self._client = self._made(
             settings,
             settings.s3_endpoint,
             settings.s3_access_key,
             settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None,
         )
         public = settings.s3_public_endpoint or settings.s3_endpoint
-        self._public = _client(
+        self._public = self._made(
             settings,
             public,
             settings.s3_access_key,
@@ -114,8 +145,8 @@ class Storage:
         self._parts_client = self._client
         if settings.presign_access_key and settings.presign_secret_key:
             secret = settings.presign_secret_key.get_secret_value()
-            self._presigner = _client(settings, public, settings.presign_access_key, secret)
-            self._parts_client = _client(
+            self._presigner = self._made(settings, public, settings.presign_access_key, secret)
+            self._parts_client = self._made(
                 settings, settings.s3_endpoint, settings.presign_access_key, secret
             )
         self._expires = settings.presign_seconds
@@ -127,25 +158,19 @@ class Storage:
         )
 
     def ping(self, bucket: str) -> None:
-        """See whether the store answers for a bucket: once, and within seconds.
+        """See whether the store answers for a bucket.
 
         Raises:
             StorageError: it does not, or says that there is no such bucket.
         """
         with _translated(f"reach the bucket {bucket}"):
-            self._pinger.list_objects_v2(Bucket=bucket, MaxKeys=1)
+            self._client.list_objects_v2(Bucket=bucket, MaxKeys=1)
 
-    @functools.cached_property
-    def _pinger(self) -> S3Client:
-        settings = self._settings
-        secret = settings.s3_secret_key
-        return _client(
-            settings,
-            settings.s3_endpoint,
-            settings.s3_access_key,
-            secret.get_secret_value() if secret else None,
-            Config(connect_timeout=2, read_timeout=2, retries={"total_max_attempts": 1}),
-        )
+    def _made(
+        self, settings: Settings, endpoint: str | None, access_key: str | None, secret: str | None
+    ) -> S3Client:
+        read_seconds, attempts = self._waits
+        return _client(settings, endpoint, access_key, secret, read_seconds, attempts)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -289,11 +314,26 @@ class Storage:
     def listing(self, bucket: str, prefix: str) -> Listing:
         """Return the objects below ``prefix`` with the store's clock, for leases."""
         found: list[ObjectInfo] = []
-        now = datetime.now(UTC)
+        now: datetime | None = None
         for page in self._pages(bucket, prefix):
             found += _objects(page)
             now = _date(page) or now
-        return Listing(found, now)
+        return Listing(found, now or datetime.now(UTC), is_timed=now is not None)
+
+    def time(self, bucket: str) -> datetime:
+        """Return the store's own time, for what must not depend on this machine's clock.
+
+        Raises:
+            StorageError: the store is away, or does not tell its time (``no_date``).
+        """
+        found = self.listing(bucket, layout.CLOCK)
+        if not found.is_timed:
+            raise StorageError(
+                "the store's answers have no Date, so nothing can be said of how old its objects "
+                "are: is a proxy before it that takes it out?",
+                code="no_date",
+            )
+        return found.now
 
     def folders(self, bucket: str, prefix: str = "") -> list[str]:
         """Return the names of the folders right below ``prefix``."""
@@ -347,7 +387,7 @@ class Storage:
         content_type: str,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Write a file or a stream of any length, in parts when it is large."""
+        """Write a file of any length, in parts when it is large; or a stream of a small one."""
         extra: dict[str, Any] = {"ContentType": content_type}
         if metadata:
             extra["Metadata"] = dict(metadata)
@@ -360,6 +400,53 @@ class Storage:
                 self._client.upload_fileobj(
                     source, bucket, key, ExtraArgs=extra, Config=self._transfer
                 )
+
+    def upload_stream(
+        self,
+        bucket: str,
+        key: str,
+        source: io.RawIOBase,
+        size: int,
+        content_type: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write what comes from a stream, holding one part of it in memory.
+
+        Args:
+            source: read to its end.
+            size: bytes that it has at most: a store takes 10,000 parts. Beyond 640 GB they would
+                be larger than :data:`MAX_PART_BYTES`, and the stream is refused at their end.
+        """
+        same: Any = {"Bucket": bucket, "Key": key}
+        more: Any = {"ContentType": content_type, "Metadata": dict(metadata or {})}
+        part = bytearray(min(MAX_PART_BYTES, max(MIN_PART_BYTES, -(-size // _MAX_PARTS))))
+        with _translated(f"upload {bucket}/{key}"):
+            got = _fill(part, source)
+            if got < len(part):
+                self._client.put_object(**same, **more, Body=bytes(memoryview(part)[:got]))
+            else:
+                self._put_parts(same, more, source, part)
+
+    def _put_parts(self, same: Any, more: Any, source: io.RawIOBase, part: bytearray) -> None:
+        """Put a stream of which ``part`` is the first part, then the buffer for the next ones."""
+        upload = self._client.create_multipart_upload(**same, **more)
+        this = {**same, "UploadId": upload["UploadId"]}
+        parts: list[Any] = []
+        got = len(part)
+        try:
+            while got:
+                number = len(parts) + 1
+                # Not copied, where it is a whole one: botocore takes what its types don't say.
+                body: Any = part if got == len(part) else bytes(memoryview(part)[:got])
+                answer = self._client.upload_part(**this, PartNumber=number, Body=body)
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+                got = _fill(part, source)
+            self._client.complete_multipart_upload(**this, MultipartUpload={"Parts": parts})
+        except BaseException:
+            # What is left of it would cost space until the store's own cleaning, nothing else.
+            with suppress(ClientError, BotoCoreError):
+                self._client.abort_multipart_upload(**this)
+            raise
 
     def upload_new(self, bucket: str, key: str, path: Path, content_type: str, sha256: str) -> bool:
         """Write a file of any length if there is no such object yet; never replace one.
@@ -391,29 +478,96 @@ class Storage:
         return True
 
     def _put_new_parts(self, same: Any, path: Path, content_type: str) -> None:
-        upload = self._client.create_multipart_upload(**same, ContentType=content_type)
-        this = {**same, "UploadId": upload["UploadId"]}
-        parts: list[Any] = []
-        try:
-            with path.open("rb") as file:
-                while part := file.read(self._part_bytes):
-                    number = len(parts) + 1
-                    answer = self._client.upload_part(**this, PartNumber=number, Body=part)
-                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+        with self._parts_of(same, content_type) as (this, parts), path.open("rb") as file:
+            while part := file.read(self._part_bytes):
+                number = len(parts) + 1
+                answer = self._client.upload_part(**this, PartNumber=number, Body=part)
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
             self._client.complete_multipart_upload(
                 **this, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
             )
+
+    @contextmanager
+    def _parts_of(self, same: Any, content_type: str) -> Iterator[tuple[Any, list[Any]]]:
+        """Begin an upload in parts, to be completed within the block; else it is given up."""
+        upload = self._client.create_multipart_upload(**same, ContentType=content_type)
+        this = {**same, "UploadId": upload["UploadId"]}
+        try:
+            yield this, []
         except BaseException:
             # What is left of it would cost space until the store's own cleaning, nothing else.
             with suppress(ClientError, BotoCoreError):
                 self._client.abort_multipart_upload(**this)
             raise
 
+    def copy(self, bucket: str, source: ObjectInfo, key: str, content_type: str) -> bool:
+        """Have the store copy an object within its bucket, over whatever is under ``key``.
+
+        Args:
+            source: the object as it was listed: of no other bytes is a copy made.
+
+        Returns:
+            False: the source is gone, or has been replaced.
+        """
+        target: Any = {"Bucket": bucket, "Key": key}
+        which: Any = {
+            "CopySource": {"Bucket": bucket, "Key": source.key},
+            "CopySourceIfMatch": f'"{source.etag}"',
+        }
+        with _translated(f"copy {bucket}/{source.key} to {key}"):
+            try:
+                if source.size > COPY_BYTES:
+                    self._copy_parts(target, which, source.size, content_type)
+                else:
+                    self._client.copy_object(
+                        **target, **which, ContentType=content_type, MetadataDirective="REPLACE"
+                    )
+            except ClientError as error:
+                if _code(error) in _MISSING | {"412", "PreconditionFailed"}:
+                    return False
+                raise
+        return True
+
+    def _copy_parts(self, target: Any, which: Any, size: int, content_type: str) -> None:
+        step = max(COPY_BYTES, -(-size // 10_000))
+        with self._parts_of(target, content_type) as (this, parts):
+            for number, first in enumerate(range(0, size, step), 1):
+                span = f"bytes={first}-{min(first + step, size) - 1}"
+                answer = self._client.upload_part_copy(
+                    **this, **which, PartNumber=number, CopySourceRange=span
+                )
+                etag = answer["CopyPartResult"]["ETag"]
+                parts.append({"PartNumber": number, "ETag": etag})
+            self._client.complete_multipart_upload(**this, MultipartUpload={"Parts": parts})
+
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
         """Remove objects; one that is gone already is no error."""
         with _translated(f"delete objects of {bucket}"):
             for key in keys:
                 self._client.delete_object(Bucket=bucket, Key=key)
+
+    def unfinished_uploads(self, bucket: str) -> Iterator[UnfinishedUpload]:
+        """Yield the uploads in parts that are not over, as far as the store tells of them.
+
+        MinIO tells of none but by its exact key, and removes old ones by itself, as SeaweedFS does.
+        """
+        with _translated(f"list the unfinished uploads of {bucket}"):
+            for page in self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=bucket
+            ):
+                for each in page.get("Uploads", []):
+                    yield UnfinishedUpload(each["Key"], each["UploadId"], each["Initiated"])
+
+    def abort_upload(self, bucket: str, upload: UnfinishedUpload) -> None:
+        """Give up an upload in parts; one that is over already is no error."""
+        with _translated(f"give up an upload of {bucket}/{upload.key}"):
+            try:
+                self._client.abort_multipart_upload(
+                    Bucket=bucket, Key=upload.key, UploadId=upload.upload_id
+                )
+            except ClientError as error:
+                if _code(error) not in _MISSING:
+                    raise
 
     def create_bucket(self, bucket: str) -> None:
         """Make a bucket if there is none."""
@@ -539,15 +693,16 @@ class Storage:
 
         def sign(method: str, **more: Any) -> str:
             return self._presigner.generate_presigned_url(
-                method, Params={**same, **more}, ExpiresIn=max(self._expires, 12 * 3600)
+                method, Params={**same, **more}, ExpiresIn=max(self._expires, PARTS_SECONDS)
             )
 
         return PresignedParts(
             upload_id,
             part_bytes,
             [
-                sign("upload_part", PartNumber=number)
-                for number in range(1, max(1, -(-size // part_bytes)) + 1)  # even of nothing
+                # No other length is taken: who holds a part's URL could put five GB there.
+                sign("upload_part", PartNumber=number, ContentLength=min(part_bytes, size - start))
+                for number, start in enumerate(range(0, max(1, size), part_bytes), start=1)
             ],
             sign("complete_multipart_upload"),
             sign("abort_multipart_upload"),
@@ -573,14 +728,15 @@ def _client(
     endpoint: str | None,
     access_key: str | None,
     secret_key: str | None,
-    otherwise: Config | None = None,
+    read_seconds: float,
+    attempts: int,
 ) -> S3Client:
     config = Config(
         signature_version="s3v4",
         s3={"addressing_style": "path" if endpoint else "auto"},
-        retries={"mode": "standard", "max_attempts": 4},
-        connect_timeout=5,
-        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=min(5.0, read_seconds),
+        read_timeout=read_seconds,
         max_pool_connections=32,
         # Its own is made anew, in a tenth of each call's time, and names this machine.
         user_agent=f"posedrop/{__version__}",
@@ -596,7 +752,7 @@ def _client(
             region_name=settings.s3_region,
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
-            config=config.merge(otherwise) if otherwise is not None else config,
+            config=config,
         )
     except (BotoCoreError, ValueError) as error:
         raise ConfigurationError(
@@ -628,6 +784,14 @@ def _session(*, own: bool) -> boto3.Session:
             session_vars={**defaults, "config_file": nothing, "credentials_file": nothing}
         )
     )
+
+
+def _fill(buffer: bytearray, source: io.RawIOBase) -> int:
+    """Fill a buffer from a stream; return how much there was."""
+    view, got = memoryview(buffer), 0
+    while got < len(buffer) and (count := source.readinto(view[got:])):
+        got += count
+    return got
 
 
 @contextmanager

@@ -10,6 +10,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_persons_tokens(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have stacks leave their tokens elsewhere than in the home of whoever runs the tests."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port that nobody listens on at this moment."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import dramatiq
 from dramatiq import Broker
 
 from posedrop import metrics, queue
 from posedrop.settings import Settings
-from worker import runs
+from worker import gone, runs
 from worker.ingest import ingest
 from worker.workshop import Workshop
 
@@ -32,4 +34,5 @@ def register(broker: Broker, settings: Settings) -> Workshop:
         with metrics.job("render"):
             runs.render(shop, run)
 
+    threading.Thread(target=gone.keep_forgetting, args=(shop,), name="gone", daemon=True).start()
     return shop

@@ -59,8 +59,12 @@ class Cache:
             os.link(source, self._videos / sha256)
         _trim(self._videos, self._max_bytes, 0.0)
 
+    def videos(self) -> list[str]:
+        """Return the contents that are kept, by their hashes."""
+        return [path.name for path in self._videos.iterdir()]
+
     def forget_video(self, sha256: str) -> None:
-        """Keep a video no longer: nobody will ask for one that was refused."""
+        """Keep a video no longer: nobody will ask for one that was refused, or is gone."""
         with suppress(OSError):
             (self._videos / sha256).unlink()
 

@@ -39,8 +39,13 @@ class Checkpoints:
                 self._sent.add(name)
         return len(self._sent)
 
-    def send(self) -> None:
-        """Upload the parts that are new; an attempt goes on without, if that fails."""
+    def send(self) -> int:
+        """Upload the parts that are new; an attempt goes on without, if that fails.
+
+        Returns:
+            How many were uploaded.
+        """
+        sent = 0
         for path in sorted(self.folder.glob("*.npz")):
             # The child wrote it, and who has taken a child over would have us send other files.
             odd = path.is_symlink() or path.stat().st_size > MAX_PART_BYTES
@@ -50,8 +55,10 @@ class Checkpoints:
                 self._storage.create(self._bucket, self._prefix + path.name, path.read_bytes())
             except StorageError as error:
                 log.warning("a checkpoint has to wait: %s", error)
-                return
+                break
             self._sent.add(path.name)
+            sent += 1
+        return sent
 
 
 def clear(storage: Storage, bucket: str, run: str) -> None:

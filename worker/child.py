@@ -18,18 +18,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from posedrop import errors
 from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from posedrop.records import Progress
-from worker import room
-from worker.limits import Limits
+from worker import handover, room
+from worker.handover import lent
+from worker.limits import Limits, exceeded, is_over
+from worker.patience import Patience
 from worker.turn import POLL_SECONDS, Place, Turn
+from worker.walls import NAMES, OWN, Plan, Walls
 
 #: Seconds for an interpreter to start; nothing heavy is imported before its first word.
 START_SECONDS = 60.0
+#: Seconds that a killed child's processes may take to be gone: a driver's memory is not small.
+END_SECONDS = 10.0
+#: Seconds between two looks at what a child takes of the machine.
+WATCH_SECONDS = 0.5
 #: Bytes of one message: a child gone mad must not fill its parent's memory.
 MAX_MESSAGE_BYTES = 64 << 20
 #: Characters of what a child says for people, which goes into records.
@@ -82,24 +90,39 @@ class Child:
         *,
         warm: Sequence[str] = (),
         limits: Limits | None = None,
+        hidden: Sequence[Path] = (),
+        reads: Sequence[Path] = (),
+        cards: bool = False,
     ) -> None:
         """Remember how to start the child.
 
         Args:
             name: what it is called in messages and in its idle log, ``<scratch>/<name>.log``.
-            scratch: an existing folder, the child's home and temporary folder.
+            scratch: an existing folder; the child has ``<scratch>/<name>`` of it for its own.
             warm: modules to import while it waits for its first call.
             limits: what it may take of the machine; None: anything.
+            hidden: folders of which it reads nothing, wherever they lie.
+            reads: files and folders that it may read beside libraries and what it is handed.
+            cards: whether it may use the machine's accelerators.
         """
         self._name = name
         self._scratch = scratch
+        self._folder = scratch / name
         self._warm = tuple(warm)
         self._limits = limits or Limits()
+        self._plan = Plan(
+            folder=str(self._folder.absolute()),
+            reads=[str(path.absolute()) for path in reads],
+            hidden=[str(path.absolute()) for path in (scratch, *hidden)],
+            cards=cards,
+        )
         self._call = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._requests = -1
         self._answers = -1
-        self._isolated: bool | None = None
+        self._status = -1
+        self._walls: Walls | None = None
+        self._verdict: ChildDiedError | None = None
         self._buffer = b""
 
     @property
@@ -108,12 +131,9 @@ class Child:
         return self._process.pid if self._process else None
 
     @property
-    def isolated(self) -> bool | None:
-        """Whether the kernel gave it a network of its own, without any way out; None: not started.
-
-        Best effort: container runtimes often forbid it.
-        """
-        return self._isolated
+    def walls(self) -> Walls | None:
+        """Which walls stand around it: what its kernel grants. None: it was never started."""
+        return self._walls
 
     def start(self) -> None:
         """Start the process if there is none.
@@ -131,8 +151,9 @@ class Child:
         *,
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        wall_seconds: float | None,
-        log: Path,
+        wall_seconds: float | Patience | None,
+        log: Path | None,
+        folder: Path | None = None,
         turn: Turn | None = None,
     ) -> dict[str, Any]:
         """Run ``task`` in the child and return its answer.
@@ -143,8 +164,11 @@ class Child:
             on_progress: called in this thread; what it raises ends the child.
             should_stop: asked at least every 0.25 s, from when the call has to wait for another.
             wall_seconds: the task may last no longer, but for waiting for its turn; None: any
-                time.
-            log: everything that the task and its libraries print is appended to this file.
+                time. A :class:`Patience` is told of the progress, and goes by it.
+            log: everything that the task and its libraries print is appended to this file of
+                ``folder``; None: to the idle log.
+            folder: the job's, all that the child may write to, but for ``video`` and ``model`` in
+                it, which it may read. It lies elsewhere meanwhile, and a link in its place.
             turn: what the task waits for where it asks for it; None: it has it at once.
 
         Raises:
@@ -159,18 +183,9 @@ class Child:
         """
         with self._waited(should_stop):
             self._ensure_started()
-            request = {"task": task, "payload": payload, "log": str(log)}
-            place = Place(turn)
-            try:
-                answer = self._converse(request, on_progress, should_stop, wall_seconds, place)
-            except BaseException:
-                self._end()
-                raise
-            finally:  # when the child is gone: who comes next is alone
-                place.leave()
-            if answer.get("fresh"):
-                # A library failed in the middle of something: what it left behind is unknown.
-                self._end()
+            with contextlib.nullcontext() if folder is None else lent(folder, self._folder):
+                request = {"task": task, "payload": payload, "log": log and str(log)}
+                answer = self._asked(request, on_progress, should_stop, wall_seconds, Place(turn))
         try:
             return _result_of(answer)
         except AnalysisError as error:
@@ -189,6 +204,26 @@ class Child:
         self.kill()
         with self._call:
             self._end()
+
+    def _asked(
+        self,
+        request: dict[str, Any],
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        wall_seconds: float | Patience | None,
+        place: Place,
+    ) -> dict[str, Any]:
+        try:
+            answer = self._converse(request, on_progress, should_stop, wall_seconds, place)
+        except BaseException:
+            self._end()
+            raise
+        finally:  # when the child is gone: who comes next is alone
+            place.leave()
+        if answer.get("fresh"):
+            # A library failed in the middle of something: what it left behind is unknown.
+            self._end()
+        return answer
 
     @contextlib.contextmanager
     def _waited(self, should_stop: Callable[[], bool]) -> Iterator[None]:
@@ -218,42 +253,63 @@ class Child:
             if isinstance(error, ChildDiedError):
                 raise ChildDiedError(error.message, code="not_started") from error
             raise
-        self._isolated = bool(hello.get("isolated"))
+        self._walls = _walls_of(hello)
+        watch = threading.Thread(target=self._watch, args=(self._process,), daemon=True)
+        watch.start()
 
     def _spawn(self) -> None:
+        handover.prepare(self._folder)
+        self._verdict = None
+        home = self._folder / OWN
         child_reads, self._requests = os.pipe()
         self._answers, child_writes = os.pipe()
+        self._status, child_tells = os.pipe()
+        passed = (child_reads, child_writes, child_tells)
         try:
             with (self._scratch / f"{self._name}.log").open("wb") as idle_log:
                 self._process = subprocess.Popen(
                     [
                         sys.executable,
-                        "-P",  # nothing is ever imported from the working directory
+                        # Nothing is ever imported from the working directory, nor from a home that
+                        # an earlier child wrote to.
+                        "-Ps",
                         "-m",
                         "worker.child_main",
-                        str(child_reads),
-                        str(child_writes),
+                        *map(str, passed),
                         str(os.getpid()),
                         str(self._limits.memory),
                         str(self._limits.file),
+                        json.dumps(asdict(self._plan)),
                         *self._warm,
                     ],
                     stdin=subprocess.DEVNULL,
                     stdout=idle_log,
                     stderr=idle_log,
-                    cwd=self._scratch,
-                    env=_environment(self._scratch),
-                    pass_fds=(child_reads, child_writes),
+                    cwd=home,
+                    env=_environment(home),
+                    pass_fds=passed,
                     start_new_session=True,
                 )
         except BaseException:
             self._close_pipes()
             raise
         finally:
-            os.close(child_reads)
-            os.close(child_writes)
+            for fd in passed:
+                os.close(fd)
         os.set_blocking(self._requests, False)
         self._buffer = b""
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """End a process that takes more of the machine than it may, at work or idle."""
+        while self._process is process and process.returncode is None:
+            found = exceeded(self._limits, process.pid, self._folder / OWN)
+            if found is not None:
+                code, words = found
+                words = f"{self._name}: the child process {words}, killed"
+                self._verdict = ChildDiedError(words, code=code)
+                _kill_group(process)
+                return
+            time.sleep(WATCH_SECONDS)
 
     def _wait_for_hello(self) -> dict[str, Any]:
         deadline = time.monotonic() + START_SECONDS
@@ -267,13 +323,17 @@ class Child:
         if process is not None:
             _kill_group(process)
             process.wait()
+            # What it started, or kept watch over, gives back memory and files as it goes.
+            deadline = time.monotonic() + END_SECONDS
+            while not is_over(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.002)
         self._close_pipes()
 
     def _close_pipes(self) -> None:
-        for fd in (self._requests, self._answers):
+        for fd in (self._requests, self._answers, self._status):
             if fd >= 0:
                 os.close(fd)
-        self._requests = self._answers = -1
+        self._requests = self._answers = self._status = -1
         self._buffer = b""
 
     # -- the conversation ------------------------------------------------------------------------
@@ -283,23 +343,28 @@ class Child:
         request: dict[str, Any],
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
-        wall_seconds: float | None,
+        wall_seconds: float | Patience | None,
         place: Place,
     ) -> dict[str, Any]:
         started = time.monotonic()
+        limit = Patience.of(wall_seconds) if isinstance(wall_seconds, int | float) else wall_seconds
         unsent = json.dumps(request).encode() + b"\n"
         while True:
             if should_stop():
                 raise CancelledRunError("cancelled: the run was asked to stop")
             worked = time.monotonic() - started - place.seconds
-            if wall_seconds is not None and not place.waits and worked > wall_seconds:
+            if limit is not None and not place.waits and worked > limit.seconds:
                 raise ChildDiedError(
-                    f"{self._name}: no answer within {wall_seconds:g} s, killed", code="timeout"
+                    f"{self._name}: no {limit.wanted} within {limit.seconds:g} s, killed",
+                    code="timeout",
                 )
             unsent, messages = self._exchange(unsent, place.waits_for)
             for message in messages:
                 if "progress" in message:
-                    on_progress(self._parsed_progress(message["progress"]))
+                    progress = self._parsed_progress(message["progress"])
+                    if limit is not None:
+                        limit.heard(progress, worked)
+                    on_progress(progress)
                 elif message.get("turn") == "over":
                     place.leave()
                 elif "turn" in message:
@@ -365,10 +430,17 @@ class Child:
         process = self._process
         if process is None:
             return ChildDiedError(f"{self._name}: the child process is gone")
+        if self._verdict is not None:
+            return self._verdict
         try:
             code = process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             return ChildDiedError(f"{self._name}: the child process stopped listening, killed")
+        # The process that is known here ends itself after the one within the walls (worker.walls),
+        # and has left word of how that one ended.
+        told = os.read(self._status, 16)
+        with contextlib.suppress(ValueError):
+            code = int(told)
         return ChildDiedError(f"{self._name}: the child process {_how_it_ended(code)}")
 
 
@@ -408,15 +480,26 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+def _walls_of(hello: dict[str, Any]) -> Walls:
+    """Return what a child says of its walls; it says so before it has seen any film."""
+    stand, lack = hello.get("walls"), hello.get("lack")
+    if not isinstance(stand, list) or not isinstance(lack, dict):
+        return Walls()
+    return Walls(
+        [name for name in NAMES if name in stand],
+        {name: str(lack[name])[:MAX_STAGE] for name in NAMES if name in lack},
+    )
+
+
+def _environment(home: Path) -> dict[str, str]:
     """Return the child's environment, made from nothing: no credential of ours is in it."""
     return {
         **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
         **FIXED,
         "PATH": os.environ.get("PATH", os.defpath),
         "LANG": os.environ.get("LANG", "C.UTF-8"),
-        "HOME": str(scratch),
-        "TMPDIR": str(scratch),
+        "HOME": str(home),
+        "TMPDIR": str(home),
         # The same code as here, installed or not; relative entries would mean other folders there.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute()),
     }

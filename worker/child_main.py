@@ -11,7 +11,6 @@ import faulthandler
 import importlib
 import json
 import os
-import resource
 import select
 import sys
 import threading
@@ -20,11 +19,11 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from posedrop.errors import PosedropError
 from worker.limits import Limits
+from worker.walls import Plan, put_up
 
 #: Seconds between two reports of the same stage.
 REPORT_SECONDS = 0.2
@@ -34,28 +33,24 @@ RATE_SECONDS = 10.0
 #: On a machine with few cores, store and API go first: what waits for them are people.
 NICE = 5
 
-_CLONE_NEWUSER = 0x10000000
-_CLONE_NEWNET = 0x40000000
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
-_SIGKILL = 9
-
 
 def main(arguments: list[str]) -> None:
     """Serve calls until the parent closes its end.
 
     Args:
-        arguments: the descriptors to read from and to write to, the parent's process id, the bytes
-            of memory and of a file that it may take (0: any), and the modules to import while idle.
+        arguments: the descriptors to read from, to write to, and to write to how this ended; the
+            parent's process id; the bytes of memory and of a file that it may take (0: any);
+            ``worker.walls.Plan`` as JSON; and the modules to import while idle.
     """
-    reads, writes, parent, memory, file, *warm = arguments
-    isolated = shut_in(int(parent))
+    reads, writes, status, parent, memory, file, told, *warm = arguments
+    plan = Plan(**json.loads(told))
+    walls = put_up(plan, int(parent), (int(reads), int(writes)), int(status))
     Limits(int(memory), int(file)).apply()
     os.nice(NICE)
     faulthandler.enable()
     threading.Thread(target=_exit_with_parent, args=(int(reads),), daemon=True).start()
     channel = Channel(int(writes))
-    channel.send({"hello": os.getpid(), "isolated": isolated})
+    channel.send({"hello": os.getpid(), "walls": walls.stand, "lack": walls.lack})
     called = select.poll()
     called.register(int(reads), select.POLLIN)
     for module in warm:
@@ -71,7 +66,9 @@ def main(arguments: list[str]) -> None:
             request = json.loads(line)
             # On a full disk there may be no room for a log; its task has the words for that.
             with suppress(OSError):
-                _print_to(os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+                if request["log"] is not None:
+                    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+                    _print_to(os.open(request["log"], flags, 0o600))
             report = Reporter(channel.send, heard=requests.readline)
             answer = _answer(request["task"], request["payload"], report)
             _print_to(os.dup(idle_log))
@@ -79,38 +76,6 @@ def main(arguments: list[str]) -> None:
 
 
 # -- shutting in -----------------------------------------------------------------------------------
-
-
-def shut_in(parent: int) -> bool:
-    """Leave no core file, take no privilege, reach no network, die with ``parent``.
-
-    Returns:
-        Whether the network is out of reach: the kernel may not grant it.
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if not sys.platform.startswith("linux"):
-        return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    isolated = _leave_the_network(libc)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # After unshare, which changes credentials and by that would clear it.
-    libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we asked to be told
-        os._exit(1)
-    return isolated
-
-
-def _leave_the_network(libc: ctypes.CDLL) -> bool:
-    uid, gid = os.getuid(), os.getgid()
-    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0:
-        # Stay who we were, or libraries that ask for the user's name stumble over nobody.
-        with suppress(OSError):
-            Path("/proc/self/setgroups").write_text("deny")
-        for name, number in (("uid_map", uid), ("gid_map", gid)):
-            with suppress(OSError):
-                Path(f"/proc/self/{name}").write_text(f"{number} {number} 1")
-        return True
-    return bool(libc.unshare(_CLONE_NEWNET) == 0)
 
 
 def _exit_with_parent(reads: int) -> None:

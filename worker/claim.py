@@ -193,6 +193,11 @@ class Held:
         return self._progress.stage
 
     @property
+    def now(self) -> Progress:
+        """How far it is."""
+        return self._progress
+
+    @property
     def lost(self) -> bool:
         """Whether another worker took over, or there is nothing to do any more: stop."""
         return self._lost.is_set()
@@ -269,6 +274,10 @@ class Claim(Held):
         """Whether the run is given up if this attempt fails too."""
         self.is_first = is_first
         """Whether no attempt at this half of the run has failed or was lost."""
+        self.asked_back = False
+        """Whether it shall let another group have the network, once it has had it for long."""
+        self.gives_way = False
+        """Whether it does so."""
         self._run = run
         self._cancelled = threading.Event()
 
@@ -303,6 +312,8 @@ class Claim(Held):
         }
         if layout.CANCEL in names:
             self._cancelled.set()
+        if layout.hand_back(self._run, self.number).removeprefix(f"{self._run}/") in names:
+            self.asked_back = True
         taken_over = f"attempts/{self.number + 1}.json" in names
         if taken_over or layout.RESULT in names or layout.REQUEST not in names:
             self._lost.set()

@@ -173,7 +173,8 @@ def _decode(
     sha256 = str(record.sha256)
     thumbnail = local.with_name("thumbnail.jpg")
     try:
-        with held.beating(shop.settings.heartbeat_seconds):
+        told = shop.record.at(held, record.video.key)
+        with told, held.beating(shop.settings.heartbeat_seconds):
             probe = _probe(shop, held, local, thumbnail)
         held.end("done")
     except RefusedVideoError as error:
@@ -199,7 +200,7 @@ def _check_size(size: int, limit: int) -> None:
         raise RefusedVideoError(
             f"the file has {size:,} bytes, more than the {limit:,} this server takes; "
             "cut it or ask for POSEDROP_MAX_VIDEO_BYTES to be raised",
-            code="too_large",
+            code="too_many_bytes",
         )
 
 
@@ -329,6 +330,7 @@ def _probe(shop: Workshop, held: Held, video: Path, thumbnail: Path) -> Probe:
         on_progress=held.progress,
         should_stop=lambda: shop.closing or held.lost,
         wall_seconds=PROBE_SECONDS + video.stat().st_size / PROBE_BYTES_A_SECOND,
+        folder=video.parent,
         log=video.with_name("probe.log"),
     )
     return _believed(answer, shop.settings)

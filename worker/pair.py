@@ -19,6 +19,7 @@ from typing import Any
 from posedrop.errors import CancelledRunError, PosedropError
 from worker.child import Child
 from worker.turn import POLL_SECONDS, Turn
+from worker.walls import Walls
 
 #: More would only hold more memory: one video is made ready in less time than another takes.
 CHILDREN = 2
@@ -44,6 +45,7 @@ class Pair:
         warm: Sequence[str] = (),
         device: str = "auto",
         begins_with: str = "worker.inference:begin",
+        **options: Any,
     ) -> None:
         """Remember how to start the children; see there.
 
@@ -51,9 +53,10 @@ class Pair:
             device: what the network is to run on: ``auto``, or as torch names it.
             begins_with: each child's first task, at leisure: given ``device``, it answers
                 ``accelerated``, whether that is something beside the processor.
+            options: what else :class:`worker.child.Child` takes.
         """
         names = [name, *(f"{name}-{number}" for number in range(2, CHILDREN + 1))]
-        self._children = [Child(each, scratch, warm=warm) for each in names]
+        self._children = [Child(each, scratch, warm=warm, **options) for each in names]
         self._idle = list(self._children)
         self._warm: set[Child] = set()
         self._changed = threading.Condition()
@@ -61,7 +64,11 @@ class Pair:
         self._accelerated: bool | None = None
         self._closed = False
         self._turn = Turn()
-        self._log = scratch / f"{name}.log"
+
+    @property
+    def walls(self) -> Walls | None:
+        """Which walls stand around the children; None: none was started yet."""
+        return self._children[0].walls
 
     def start(self) -> None:
         """Start the first child, so that its imports are done before work."""
@@ -149,7 +156,7 @@ class Pair:
                 on_progress=lambda _: None,
                 should_stop=lambda: self._closed,
                 wall_seconds=WARM_UP_SECONDS,
-                log=self._log,
+                log=None,
             )
         except PosedropError as error:
             if not self._closed:

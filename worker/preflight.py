@@ -67,7 +67,8 @@ def examine(path: Path, *, max_pixels: int, max_frames: int) -> Probe:
 
     Raises:
         RefusedVideoError: code ``empty``, ``not_a_video``, ``no_video_stream``,
-            ``unsupported_codec``, ``truncated``, ``no_frames``, ``too_large`` or ``bad_size``.
+            ``unsupported_codec``, ``truncated``, ``no_frames``, ``too_many_pixels``,
+            ``too_many_frames`` or ``bad_size``.
     """
     if path.stat().st_size == 0:
         raise video.unreadable(path)
@@ -114,7 +115,7 @@ def _check_side(width: int, height: int, max_pixels: int) -> None:
         raise RefusedVideoError(
             f"its frames have {width} x {height} pixels, more than the {max_pixels:,} this server "
             "takes; scale it down, e.g. ffmpeg -i IN -vf scale=1280:-2 OUT.mp4",
-            code="too_large",
+            code="too_many_pixels",
         )
     # Neither is known yet where the container doesn't say it; the first frame will.
     if width and height and min(width, height) < MIN_SIDE:
@@ -130,7 +131,7 @@ def _check_count(frames_: int, max_frames: int) -> None:
         raise RefusedVideoError(
             f"it has {frames_:,} frames or more, and this server takes {max_frames:,}; cut it into "
             "parts, e.g. ffmpeg -i IN -c copy -f segment -segment_time 3600 OUT%03d.mp4",
-            code="too_large",
+            code="too_many_frames",
         )
 
 

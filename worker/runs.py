@@ -5,8 +5,8 @@ Whatever happens, a run ends: with what it was asked for, or with an error that 
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -44,7 +44,9 @@ from posedrop.records import (
     Task,
 )
 from worker import checkpoints, claim, pair, publish, room, tunings
+from worker.child import Child
 from worker.claim import Claim
+from worker.patience import QUIET_SECONDS, Patience
 from worker.workshop import Workshop
 
 log = logging.getLogger(__name__)
@@ -137,7 +139,8 @@ def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, w
         try:
             held.look()
             _go_on(held, shop)
-            with held.beating(shop.settings.heartbeat_seconds):
+            told = shop.record.at(held, request.video.key, run)
+            with told, held.beating(shop.settings.heartbeat_seconds):
                 work(shop, run, request, held, folder)
         except CancelledRunError as error:
             _stopped(shop, run, request, held, error)
@@ -161,6 +164,9 @@ def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, w
 
 def _is_of_the_machine(error: Exception, folder: Path) -> bool:
     """Tell whether the store or the broker is away, or the disk full: no run is to blame."""
+    if isinstance(error, RecordError):
+        # A damaged one stays so: that counts. A newer one is for a newer worker.
+        return error.code == "newer_record"
     if isinstance(error, StorageError | QueueError):
         return True
     try:
@@ -243,6 +249,9 @@ def _stopped(
             error=claim.run_error(error, None),
         )
         checkpoints.clear(shop.storage, shop.settings.results_bucket, run)
+    elif held.gives_way and not shop.closing:
+        # The handlers send it again, when it is its group's turn.
+        held.end("handed_back")
     elif not held.lost:
         _hand_back(shop, run, held)
 
@@ -364,10 +373,11 @@ def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path
     (folder / "out").mkdir()
     found = _from_predictions(shop, run, request, held, folder)
     answer, fetched = found or _from_the_network(shop, run, request, held, folder)
+    answer = {**answer, "details": {**answer.get("details", {}), "walls": _walls(shop.gpu)}}
     _publish_inference(shop, run, request, held, folder, answer, fetched)
     record = PosesOf(analysis_id=request.analysis_id, run=run)
     bucket = shop.settings.results_bucket
-    shop.storage.write(bucket, layout.poses_record(_poses_id(request)), record.to_json())
+    shop.storage.write(bucket, layout.poses_record(analyses.poses_id(request)), record.to_json())
 
 
 def _from_the_network(
@@ -388,6 +398,8 @@ def _from_the_network(
             shop.cache, lambda: models.fetch(shop.storage, there, ref, kept)
         )
         model.touch()
+        # As links of its own: what the child reads is what it was handed, and no other model.
+        model = shutil.copytree(model, folder / "model", copy_function=os.link)
         shop.cache.trim_models()
     _fetch_video(shop, request, held, folder)
     fetched = time.monotonic() - started
@@ -408,11 +420,18 @@ def _from_the_network(
     if digest is not None:
         payload["tuning"] = tunings.fetch(shop.storage, bucket, digest)
 
+    size = _frame_size(request)
+    patience = _patience(shop, request, size)
+
     def on_progress(progress: Progress) -> None:
         held.progress(progress)
-        parts.send()
+        is_kept = parts.send() > 0
+        if is_kept and held.asked_back and patience.measured[1] >= shop.settings.turn_seconds:
+            held.gives_way = True
+            raise CancelledRunError("another group's turn: it goes on from its last checkpoint")
 
-    options = {**_calls(shop, request, held, folder), "on_progress": on_progress}
+    options = _calls(shop, request, held, folder)
+    options |= {"on_progress": on_progress, "wall_seconds": patience}
     held.stage("wait")
     try:
         answer = shop.gpu.call(
@@ -420,6 +439,7 @@ def _from_the_network(
         )
     finally:
         parts.send()
+    _tell_speed(shop, request, size, patience, answer)
     learned = answer.pop("tuning", None)
     if digest is not None:
         tunings.keep(shop.storage, bucket, digest, learned)
@@ -431,6 +451,43 @@ def _from_the_network(
         _upload(shop, run, held, [folder / "out" / layout.PREDICTIONS])
         answer = _finished(shop, request, held, folder)
     return answer, fetched
+
+
+def _frame_size(request: Request) -> tuple[int, int]:
+    """Return the width and height, in pixels, of what goes through the network."""
+    crop = request.args.get("crop")
+    if crop:
+        return crop["x2"] - crop["x1"], crop["y2"] - crop["y1"]
+    return request.probe.width, request.probe.height
+
+
+def _patience(shop: Workshop, request: Request, size: tuple[int, int]) -> Patience:
+    analysis = analyses.get(request.analysis)
+    frames = request.probe.frames
+    if analysis.wall_seconds is not None:
+        return Patience.of(analysis.wall_seconds(request.args, frames))
+    return Patience(
+        frames,
+        analysis.slowest_frame,
+        batch=request.args.get("batch_size"),
+        usual=shop.record.frames_per_second(request.analysis, request.model, size),
+    )
+
+
+def _tell_speed(
+    shop: Workshop,
+    request: Request,
+    size: tuple[int, int],
+    patience: Patience,
+    answer: dict[str, Any],
+) -> None:
+    """Have the worker's record say how fast the network was, and on what."""
+    frames, seconds = patience.measured
+    shop.record.measured(request.analysis, request.model, size, frames, seconds)
+    details = answer.get("details")
+    device = details.get("device") if isinstance(details, dict) else None
+    if isinstance(device, str) and device.isprintable():
+        shop.record.runs_on(device)
 
 
 def _at_first(held: Claim, by: str) -> str:
@@ -507,24 +564,17 @@ def _job(request: Request, folder: Path) -> dict[str, Any]:
 
 
 def _calls(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[str, Any]:
-    analysis = analyses.get(request.analysis)
+    frames = request.probe.frames
+    own = analyses.get(request.analysis).wall_seconds
+    # Of tables: a filter by arima takes minutes to hours, and tells of nothing meanwhile.
+    a_frame = 5.0 if request.args.get("filter") == "arima" else 0.2
     return {
         "on_progress": held.progress,
         "should_stop": _should_stop(held, shop),
-        "wall_seconds": analysis.wall_seconds(request.args, request.probe.frames),
+        "wall_seconds": own(request.args, frames) if own else QUIET_SECONDS + a_frame * frames,
+        "folder": folder,
         "log": folder / RUN_LOG,
     }
-
-
-def _poses_id(request: Request) -> str:
-    """Return what is the same for two requests that differ in nothing but the drawing."""
-    drawn = analyses.get(request.analysis).drawn | {"model"}
-    args = {name: value for name, value in request.args.items() if name not in drawn}
-    model = request.model.digest if request.model else ""
-    args_text = json.dumps(args, sort_keys=True)
-    return layout.make_id(
-        request.sha256, request.analysis, request.analysis_version, model, args_text
-    )
 
 
 def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, Any] | None:
@@ -537,10 +587,11 @@ def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, An
     if request.force is not None:
         return None
     bucket = shop.settings.results_bucket
-    there = shop.storage.read_record(bucket, layout.poses_record(_poses_id(request)), PosesOf)
+    key = layout.poses_record(analyses.poses_id(request))
+    there = shop.storage.read_whole_record(bucket, key, PosesOf)
     if there is None or there.analysis_id == request.analysis_id:
         return None
-    earlier = shop.storage.read_record(bucket, f"{there.run}/{layout.INFERENCE}", Inference)
+    earlier = shop.storage.read_whole_record(bucket, f"{there.run}/{layout.INFERENCE}", Inference)
     if earlier is None:
         return None
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -652,7 +703,8 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
         },
         on_progress=held.progress,
         should_stop=_should_stop(held, shop),
-        wall_seconds=600.0 + 1.0 * request.probe.frames,
+        wall_seconds=Patience(request.probe.frames, 1.0),
+        folder=folder,
         log=run_log,
     )
     held.stage("publish")
@@ -667,11 +719,17 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Pat
     except ValueError as error:
         raise _bad_answer("render", error) from error
     timings = {f"render_{name}": seconds for name, seconds in took.items()}
+    details = {**inference.details, "render_walls": _walls(shop.cpu)}
     if encoded is not None:
-        details = {**inference.details, "encode": encoded.model_dump()}
-        inference = inference.model_copy(update={"details": details})
+        details["encode"] = encoded.model_dump()
+    inference = inference.model_copy(update={"details": details})
     held.end("done")
     _succeed(shop, run, request, held, inference, kept + held.artefacts, timings)
+
+
+def _walls(child: Child | pair.Pair) -> list[str]:
+    """Return which walls stood around a child, by the names of :data:`worker.walls.NAMES`."""
+    return child.walls.stand if child.walls is not None else []
 
 
 def _model(shop: Workshop, request: Request) -> Model | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
 import tempfile
 import threading
@@ -19,9 +18,10 @@ from dramatiq import Broker
 from posedrop import queue
 from posedrop.settings import Settings
 from posedrop.storage import Storage
-from worker import limits, room
+from worker import handover, limits, room
 from worker.cache import Cache
 from worker.child import Child
+from worker.own_record import OwnRecord
 from worker.pair import Pair
 
 _OWNED = "worker-"
@@ -47,20 +47,45 @@ class Workshop:
         _sweep(settings.scratch_dir)
         self._scratch.mkdir(mode=0o700)
         self._mine = _own(self._scratch)
+        self.record = OwnRecord(self.storage, settings, self.name)
         self.cache = Cache(settings.scratch_dir / "cache", settings.cache_bytes)
+        bounds = limits.of(settings.child_memory_bytes, settings.child_file_bytes, self._scratch)
+        hidden = (settings.data_dir, settings.scratch_dir)
         self.cpu = Child(
             queue.CPU,
             self._scratch,
             warm=["worker.preflight", "worker.render"],
-            limits=limits.of(settings.child_memory_bytes, settings.child_file_bytes, self._scratch),
+            limits=bounds,
+            hidden=hidden,
+            cards=settings.encode != "cpu",
         )
-        self.gpu = Pair(queue.GPU, self._scratch, warm=["worker.inference"], device=settings.device)
-        self.desk = Child("tables", self._scratch, warm=["worker.tables"])
+        self.gpu = Pair(
+            queue.GPU,
+            self._scratch,
+            warm=["worker.inference"],
+            device=settings.device,
+            limits=limits.of_network(settings.network_memory_bytes, bounds),
+            hidden=hidden,
+            reads=settings.child_reads,
+            cards=True,
+        )
+        self.desk = Child(
+            "tables",
+            self._scratch,
+            warm=["worker.tables"],
+            limits=bounds,
+            hidden=hidden,
+            reads=settings.child_reads,
+        )
 
     @property
     def closing(self) -> bool:
         """Whether this process is being stopped: jobs are handed back, not finished."""
         return self._closing.is_set()
+
+    def is_closed_within(self, seconds: float) -> bool:
+        """Wait until this process is being stopped; False: it was not, for so long."""
+        return self._closing.wait(seconds)
 
     @contextmanager
     def bench(self) -> Iterator[Path]:
@@ -69,10 +94,11 @@ class Workshop:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            handover.remove(folder)
 
     def start_children(self, queues: frozenset[str] = frozenset({queue.CPU, queue.GPU})) -> None:
         """Start the children of these queues now, so that their imports are done before work."""
+        self.record.start(queues)
         if queue.CPU in queues:
             self.cpu.start()
         if queue.GPU in queues:
@@ -86,10 +112,11 @@ class Workshop:
     def close(self) -> None:
         """Kill the children; running jobs are handed back."""
         self._closing.set()
+        self.record.stop()
         self.cpu.close()
         self.gpu.close()
         self.desk.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        handover.remove(self._scratch)
         self._mine.close()
 
 
@@ -110,4 +137,4 @@ def _sweep(scratch: Path) -> None:
         # Without a lock it was just made, or is half removed: the next start will know.
         with suppress(OSError), (folder / _LOCK).open("rb") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            handover.remove(folder)

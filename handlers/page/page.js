@@ -23,6 +23,7 @@ async function call(method, path, body) {
   }
   const response = await fetch(path, options);
   const answer = response.status === 204 ? null : await response.json();
+  if (response.status === 401) paused = true; // else the browser would ask for the token every 3 s
   if (response.status >= 400) throw new Error(answer?.error?.message ?? `HTTP ${response.status}`);
   return answer;
 }

@@ -81,5 +81,6 @@ for _command in (
     operate.reindex,
     operate.reingest,
     operate.dead_letters,
+    operate.expire,
 ):
     main.add_command(_command)

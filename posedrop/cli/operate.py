@@ -1,4 +1,4 @@
-"""Keeping it running: bootstrap, doctor, reconcile, reindex, reingest, dead letters."""
+"""Keeping it running: bootstrap, doctor, reconcile, reindex, reingest, expire, dead letters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from posedrop.cli import display
 from posedrop.cli.options import Options, json_option
-from posedrop.client import Client, File
+from posedrop.client import Client, Expiry, File
 from posedrop.errors import PosedropError
 
 
@@ -32,14 +32,15 @@ from posedrop.errors import PosedropError
 def bootstrap(
     options: Options, policies: Path | None, write_env: Path | None, rotate: bool
 ) -> None:
-    """Make a MinIO ready: buckets, notifications, expiry, and three keys with least rights.
+    """Make a MinIO ready: buckets, notifications, and three keys with least rights.
 
     It looks first and changes only what differs, so run it at every deployment. MinIO's root key
     is read from POSEDROP_ROOT_ACCESS_KEY and POSEDROP_ROOT_SECRET_KEY; posedrop never runs with it
     (only `posedrop models push` needs a key like it). The three keys are POSEDROP_PRESIGN_,
     POSEDROP_HANDLERS_ and POSEDROP_WORKER_ACCESS_KEY and _SECRET_KEY; secrets that are not set are
     made here. Handlers and workers each take theirs as POSEDROP_S3_ACCESS_KEY and _SECRET_KEY.
-    In notifications, entries for the targets fast and sure are replaced; all others are kept.
+    In notifications, entries for the targets fast and sure are replaced; all others are kept. The
+    rule of expiry posedrop-retention that an older posedrop made is taken away; all others stay.
 
     MinIO only. SeaweedFS is prepared by `posedrop up`; on AWS make buckets, SQS notifications and
     IAM users with the tools you have there, from the same infra/policies.
@@ -188,6 +189,49 @@ def dead_letters(
 def _printable(text: str) -> str:
     """Return a text that came from outside, such that no terminal acts on it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="List what would go and why; remove nothing.")
+@click.option("--yes", is_flag=True, help="Remove it without asking.")
+@json_option
+@click.pass_obj
+def expire(options: Options, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Remove what is due by its age or for want of space, also where that is much at once.
+
+    The server does so by itself, where POSEDROP_RETENTION_DAYS or POSEDROP_HIGH_WATER_BYTES is set,
+    unless more than a share of all films is due (POSEDROP_EXPIRE_SHARE): then it waits for this
+    command. `"keep": true` in a posedrop.json keeps the films below it, `"keep": ["a.mp4"]` one.
+
+    \b
+    posedrop expire --dry-run
+    """
+    with options.client() as client:
+        found = client.expiry()
+        if not as_json:
+            _show_due(found)
+        elif dry_run or found.due == 0:
+            display.print_json(display.plain(found))
+        if dry_run or found.due == 0:
+            return
+        if not yes:
+            click.confirm(f"remove these {found.due:,}?", abort=True, err=True)
+        _show_counts(client.expire(found.due), as_json)
+
+
+def _show_due(found: Expiry) -> None:
+    what = {"results": "results only", "space": "film, its results stay"}
+    rows = [
+        (due.key, display.describe_size(due.size), what.get(due.kind, "film and results"), due.why)
+        for due in found.items
+    ]
+    display.table(map(list, rows))
+    if found.due > len(found.items):
+        click.echo(f"... and {found.due - len(found.items):,} more")
+    size = display.describe_size(found.size)
+    click.echo(f"due: {found.due:,} ({size}) of {found.films:,} films; kept: {found.kept:,}")
+    if found.held:
+        click.echo("that is more at once than POSEDROP_EXPIRE_SHARE: it waits for your word")
 
 
 def _show_counts(counts: Mapping[str, int], as_json: bool) -> None:

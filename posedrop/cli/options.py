@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from dotenv import dotenv_values
 
-from posedrop import settings
+from posedrop import settings, tokens
 from posedrop.client import Client
 from posedrop.errors import ConfigurationError
 from posedrop.settings import ENV_FILE, Settings
@@ -37,13 +38,24 @@ class Options:
         return self._settings
 
     def client(self) -> Client:
-        """Return the API."""
-        token = self.settings.api_token
-        return Client(
-            self.settings.url,
-            token.get_secret_value() if token else None,
-            multipart_bytes=self.settings.multipart_bytes,
-        )
+        """Return the API: the one that was named, else this machine's."""
+        url = self.settings.url
+        if "url" not in self.settings.model_fields_set and tokens.of(url) is None:
+            url = tokens.latest() or url
+        return Client(url, self._token(url), multipart_bytes=self.settings.multipart_bytes)
+
+    def _token(self, url: str) -> str | None:
+        """Return the token for the API at a URL; that of the data directory is for its own."""
+        told = self.settings.api_token
+        file = self.data_dir / ENV_FILE
+        kept = dotenv_values(file) if file.is_file() else {}
+        if told is None or (
+            "POSEDROP_API_TOKEN" not in os.environ
+            and told.get_secret_value() == kept.get("POSEDROP_API_TOKEN")
+            and (kept.get("POSEDROP_URL") or url).rstrip("/") != url.rstrip("/")
+        ):
+            return tokens.of(url)
+        return told.get_secret_value()
 
     def storage(self) -> Storage:
         """Return the object store.

@@ -26,8 +26,8 @@ from posedrop.cli.options import Options
 def up(options: Options, data_dir: Path | None, host: str, port: int, s3_port: int) -> None:
     """Start the object store, the API and the workers, until Ctrl-C.
 
-    Stopped or killed at any moment, it goes on where it was when it is started again. On another
-    address than loopback, callers need the API token that is printed.
+    Stopped or killed at any moment, it goes on where it was when it is started again. Callers need
+    its API token: the link that is printed gives it to a browser, and `posedrop` finds it.
 
     \b
     posedrop up

@@ -31,6 +31,8 @@ from tests.integration.minio_server import (
 )
 
 T = TypeVar("T")
+#: Of the processes that have one by a setting.
+API_TOKEN = "token-of-the-api"
 BIN = Path(sys.executable).parent
 POSEDROP = str(BIN / "posedrop")
 #: Short, so that tests of takeovers are short too.
@@ -67,6 +69,8 @@ class Lab(ABC):
         self.pace: Callable[[float], float] = lambda _: 0.05
         #: Settings of its own clocks; none: those of a user.
         self.haste = dict(_PACE)
+        #: A home of its own: not the tokens of whoever runs this.
+        self._home = {"XDG_CONFIG_HOME": str(data_dir.with_name("config"))}
 
     @abstractmethod
     def stop(self) -> int:
@@ -80,6 +84,21 @@ class Lab(ABC):
     @abstractmethod
     def events_token(self) -> str:
         """The bearer token of POST /events."""
+
+    @property
+    @abstractmethod
+    def api_token(self) -> str:
+        """The token of all other calls."""
+
+    @property
+    def header(self) -> str:
+        """What curl sends to be let in."""
+        return f"Authorization: Bearer {self.api_token}"
+
+    @property
+    def link(self) -> str:
+        """The link that lets a browser in."""
+        return f"{self.url}/session#token={self.api_token}"
 
     @abstractmethod
     def log(self) -> str:
@@ -95,7 +114,7 @@ class Lab(ABC):
         """Run the command line against this lab."""
         return subprocess.run(
             [POSEDROP, "--data-dir", str(self.data_dir), *args],
-            env=clean_environment() | PROXY | self.settings,
+            env=clean_environment() | PROXY | self._home | self.settings,
             capture_output=True,
             text=True,
             check=check,
@@ -187,9 +206,15 @@ class Embedded(Lab):
                 [POSEDROP, "--data-dir", str(self.data_dir), "up", *options],
                 stdout=log,
                 stderr=log,
-                env=clean_environment() | PROXY | self.haste | self.environment | self.settings,
+                env=clean_environment()
+                | PROXY
+                | self._home
+                | self.haste
+                | self.environment
+                | self.settings,
             )
         self.until(self._up, "the API to answer", 60)
+        self.http.headers["Authorization"] = f"Bearer {self.api_token}"
         return self
 
     @property
@@ -228,6 +253,11 @@ class Embedded(Lab):
         """The token that the stack made at its first start."""
         return _variables(self.data_dir / "posedrop.env")["POSEDROP_EVENTS_TOKEN"]
 
+    @property
+    def api_token(self) -> str:
+        """The token that the stack made at its first start."""
+        return _variables(self.data_dir / "posedrop.env")["POSEDROP_API_TOKEN"]
+
 
 class Servers(Lab):
     """MinIO, a broker, and posedrop's handlers and workers as processes of their own."""
@@ -243,6 +273,8 @@ class Servers(Lab):
         self.several_gpus = False
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._started = 0
+        self.settings["POSEDROP_API_TOKEN"] = API_TOKEN
+        self.http.headers["Authorization"] = f"Bearer {API_TOKEN}"
 
     def start(self) -> Servers:
         """Start the servers, have ``posedrop bootstrap`` prepare the store, start posedrop."""
@@ -387,3 +419,8 @@ class Servers(Lab):
     def events_token(self) -> str:
         """The token that both webhook targets send."""
         return EVENTS_TOKEN
+
+    @property
+    def api_token(self) -> str:
+        """The token that the handlers have by their environment."""
+        return API_TOKEN

@@ -22,14 +22,14 @@ _QUIET = [
 
 
 def browse(lab: Lab, profile: Path, *options: str) -> str:
-    """Open the page in headless Chromium; return what it printed."""
+    """Open the link to the page in headless Chromium; return what it printed."""
     command = [
         tool("chromium"),
         *_QUIET,
         f"--user-data-dir={profile}",
         "--virtual-time-budget=8000",
         *options,
-        f"{lab.url}/",
+        lab.link,
     ]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout
 

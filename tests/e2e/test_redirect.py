@@ -62,7 +62,7 @@ def test_curl_sends_a_film_once_with_all_that_it_declares(lab: Lab, clip: Path) 
     headers = FOR_THE_STORE | FOR_NOBODY | {"x-amz-checksum-sha256": sum_of_clip}
     # Debian's curl says it by itself from 1 MB on.
     given = [f"{n}: {v}" for n, v in headers.items()] + ["Expect: 100-continue"]
-    words = [word for header in given for word in ("-H", header)]
+    words = [word for header in [*given, lab.header] for word in ("-H", header)]
     done = curl("-v", "--fail", *words, "-LT", str(clip), f"{lab.url}/upload/declared.mp4")
     said = done.stderr.decode(errors="replace")
     assert done.returncode == 0, said
@@ -119,7 +119,7 @@ def test_a_bare_curl_binds_key_and_length(lab: Lab) -> None:
     [
         ({"Transfer-Encoding": "chunked"}, 411, "length_required", "save the video to a file"),
         ({}, 411, "length_required", "how long it is"),
-        ({"Content-Length": str(10**13)}, 422, "too_large", "bytes are more than"),
+        ({"Content-Length": str(10**13)}, 422, "too_many_bytes", "bytes are more than"),
         ({"x-amz-checksum-sha256": "0" * 64}, 422, "bad_request", "openssl"),
         ({"x-amz-acl": "public-read"}, 422, "bad_request", "x-amz-acl"),
         ({"x-minio-source-mtime": "2001-01-01T00:00:00Z"}, 422, "bad_request", "x-minio-source"),
@@ -136,6 +136,7 @@ def test_what_the_store_would_refuse_or_obey_is_refused_before(
     """A pipe, a giant, a hash that is none, rights, metadata: each gets a message, and no row."""
     connection = http.client.HTTPConnection("127.0.0.1", lab.port, timeout=30)
     connection.putrequest("PUT", "/upload/refused.mp4")
+    connection.putheader("Authorization", f"Bearer {lab.api_token}")
     if headers and not {"Transfer-Encoding", "Content-Length"} & set(headers):
         headers = {"Content-Length": str(len(BODY)), **headers}
     for name, value in headers.items():
@@ -152,5 +153,5 @@ def test_what_the_store_would_refuse_or_obey_is_refused_before(
 
 def test_curl_with_a_pipe_is_told_what_to_do(lab: Lab) -> None:
     """`curl -LT -` has no length: the error says so instead of a store's XML."""
-    done = curl("-LT", "-", f"{lab.url}/upload/piped.mp4", stdin=BODY)
+    done = curl("-H", lab.header, "-LT", "-", f"{lab.url}/upload/piped.mp4", stdin=BODY)
     assert json.loads(done.stdout)["error"]["code"] == "length_required"

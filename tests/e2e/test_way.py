@@ -108,8 +108,9 @@ def test_a_range_of_a_result_can_be_downloaded(lab: Lab, mouse: Sample, model: s
 
 
 def test_curl_uploads_with_one_line(lab: Lab, clip: Path) -> None:
-    """`curl -LT film.mp4 URL/upload/` is all it takes."""
-    command = [tool("curl"), "-sS", "--fail", "-LT", str(clip), f"{lab.url}/upload/"]
+    """`curl -H @file -LT film.mp4 URL/upload/` is all it takes."""
+    words = ["-H", lab.header, "-LT", str(clip), f"{lab.url}/upload/"]
+    command = [tool("curl"), "-sS", "--fail", *words]
     subprocess.run(command, check=True, capture_output=True)
     found = lab.until(
         lambda: [f for f in lab.get("/files", q=clip.stem)["items"] if f["state"] == "ready"],
@@ -221,8 +222,20 @@ def test_a_duplicate_answers_with_the_results_that_exist(lab: Lab, clip: Path) -
         return answer.status_code == 200
 
     lab.until(again, "the duplicate to have the results that exist")
+
+    def beside(name: str) -> set[str]:
+        """Return what `aws s3 sync` of a film's folder brings of the run, but for its attempts."""
+        run = f"twins/{name}.mp4/dummy-{analysis_id}/"
+        found = lab.s3().list_objects_v2(Bucket="results", Prefix=run).get("Contents", [])
+        return {each["Key"].removeprefix(run).split("attempts/")[0] for each in found} - {""}
+
+    lab.until(lambda: "result.json" in beside("second"), "the duplicate's own results")
+    assert beside("second") == beside("first")
     forced = lab.ask(second["file_id"], "dummy", {"seconds": 0.31}, force=True)
     assert (forced.status_code, forced.json()["analysis_id"] != analysis_id) == (202, True)
+    assert lab.http.delete(f"/upload/{first['file_id']}").status_code == 204
+    assert lab.over(analysis_id)["file_id"] == second["file_id"]
+    assert beside("first") == set() < beside("second")
 
 
 def test_a_running_analysis_is_cancelled(lab: Lab, clip: Path) -> None:
@@ -339,8 +352,21 @@ def test_events_need_their_token(lab: Lab) -> None:
 def test_another_sites_page_may_not_write(lab: Lab) -> None:
     """A request with a foreign Origin or Host is refused: no page of the internet drives a lab."""
     foreign = lab.http.post("/reconcile", headers={"Origin": "https://evil.example"})
-    rebound = lab.http.get("/files", headers={"Host": "evil.example"})
-    assert (foreign.status_code, rebound.status_code) == (403, 403)
+    rebound = httpx.get(f"{lab.url}/files", headers={"Host": "evil.example"})
+    assert foreign.status_code == 403
+    assert rebound.status_code in {401, 403}  # by the name, or as it has no token for it
+
+
+def test_nobody_else_gets_in(lab: Lab) -> None:
+    """Who has no token gets 401, from loopback too: every user of the machine has that."""
+    paths = ("", "files", "openapi.json", "metrics", "page/page.js", "download/a/b", "nosuch")
+    answers = {path: httpx.get(f"{lab.url}/{path}").status_code for path in paths}
+    assert set(answers.values()) == {401}, answers
+    assert httpx.post(f"{lab.url}/reindex").status_code == 401
+    assert httpx.get(f"{lab.url}/files", auth=("me", "guess")).status_code == 401
+    assert httpx.get(f"{lab.url}/files", auth=("me", lab.api_token)).status_code == 200
+    assert httpx.get(f"{lab.url}/session").status_code == 200
+    assert httpx.get(f"{lab.url}/healthz").status_code == 200
 
 
 def test_uploads_to_the_start_of_ingest(lab: Lab, clip: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from handlers import upload
+from handlers import results, upload
 from posedrop import layout
 from tests.faults.test_rules import lose, rule, set_rule, tell
 from tests.faults.world import RESULTS, VIDEOS, World
@@ -42,3 +42,32 @@ def test_a_film_that_was_rejected_for_its_rule_waits_until_it_is_mended(
     world.lose_index()
     lose(world)
     assert done_with(world) == ["dummy", "rejected"]
+
+
+def test_a_copy_of_then_gets_results_of_its_own(world: World) -> None:
+    """What lies beside the first alone is copied to the second name, once; the first may go."""
+    first, second = "day1/mouse.mp4", "day1/copy.mp4"
+    for bucket, key in OLD.objects:
+        if key.startswith((first, second, "_planned/", "_content/", "_poses/")):
+            world.storage.put(bucket, key, OLD.read(bucket, key))
+    lose(world)
+    (run,) = (run for run in OLD.runs if run.startswith(f"{first}/"))
+    copied = run.replace(first, second)
+    lists = {a["name"] for a in OLD.runs[run]["artefacts"]}  # type: ignore[index]
+    there = world.storage.buckets[RESULTS]
+    for name in (*lists, layout.INFERENCE, "attempts/1/run.log"):
+        assert there[f"{copied}/{name}"].data == OLD.read(RESULTS, f"{run}/{name}")
+    assert results.read(world.context, run[-16:]).file_id == layout.file_id_of(VIDEOS, first)
+    upload.delete(world.context, layout.file_id_of(VIDEOS, first))
+    lose(world)
+    answer = results.read(world.context, run[-16:])
+    assert (answer.status, {file.name for file in answer.files}) == ("succeeded", lists)
+    poses = [stored.data.decode() for key, stored in there.items() if key.startswith("_poses/")]
+    assert any(copied in record for record in poses)
+    # Cleared away, they do not come back.
+    for key in [key for key in there if key.startswith(copied)]:
+        world.storage.remove(RESULTS, key)
+    for _ in range(2):
+        lose(world)
+        assert not any(key.startswith(copied) for key in there)
+        world.lose_index()

@@ -281,8 +281,7 @@ def test_what_could_not_be_planned_is_planned_later(
     with monkeypatch.context() as patch:
         patch.setattr(world.storage, "create", full)
         for _ in range(2):
-            with pytest.raises(StorageError):
-                world.reconciler.round()
+            assert world.reconciler.round().damaged >= 1
     assert runs(world) == set()
     world.settle()
     assert runs(world) == {("a.mp4", 0)}

@@ -24,16 +24,28 @@ from urllib.parse import quote
 from dramatiq import Message
 
 from handlers import context as handlers_context
-from handlers import letters, notify, plan, reconcile, results, rules, upload, waiting
+from handlers import (
+    copies,
+    letters,
+    notify,
+    plan,
+    reconcile,
+    results,
+    retention,
+    rules,
+    upload,
+    waiting,
+)
 from handlers.context import Context
 from posedrop import queue
 from posedrop.errors import AnalysisError, ObjectChangedError, RefusedVideoError, StorageError
 from posedrop.index import Index
 from posedrop.settings import Settings, load
-from posedrop.storage import Listing, ObjectInfo, Storage
+from posedrop.storage import Listing, ObjectInfo, Storage, UnfinishedUpload
 from worker import runs
 from worker.cache import Cache
 from worker.ingest import ingest
+from worker.own_record import OwnRecord
 
 VIDEOS, RESULTS = "videos", "results"
 
@@ -96,6 +108,12 @@ class MemoryStorage(Storage):
         self.buckets: dict[str, dict[str, Stored]] = {VIDEOS: {}, RESULTS: {}, "models": {}}
         self.events: list[dict[str, Any]] = []
         self.downloads: list[tuple[str, str]] = []
+        #: Objects that nobody can delete or write over: a lock, a policy.
+        self.locked: set[tuple[str, str]] = set()
+        #: Objects that can't be read: a policy, a damaged disk below the store.
+        self.unreadable: set[tuple[str, str]] = set()
+        #: Uploads in parts that are not over: their buckets, keys, ids, and when each was begun.
+        self.in_parts: list[tuple[str, UnfinishedUpload]] = []
         self._gates = threading.local()
         self._count = 0
 
@@ -130,6 +148,8 @@ class MemoryStorage(Storage):
 
     def read(self, bucket: str, key: str, etag: str | None = None) -> bytes | None:
         with self._call():
+            if (bucket, key) in self.unreadable:
+                raise StorageError(f"can't read {bucket}/{key}: AccessDenied")
             found = self.buckets[bucket].get(key)
             if found is not None and etag not in {None, found.info.etag}:
                 raise ObjectChangedError(f"{bucket}/{key} was replaced")
@@ -211,10 +231,28 @@ class MemoryStorage(Storage):
     ) -> bool:
         return self.create(bucket, key, path.read_bytes())
 
+    def copy(self, bucket: str, source: ObjectInfo, key: str, content_type: str) -> bool:  # noqa: ARG002
+        with self._call():
+            found = self.buckets[bucket].get(source.key)
+            if found is None or found.info.etag != source.etag:
+                return False
+            self.put(bucket, key, found.data)
+            return True
+
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
         for key in keys:
             with self._call():
+                if (bucket, key) in self.locked:
+                    raise StorageError(f"can't delete {bucket}/{key}: AccessDenied")
                 self.remove(bucket, key)
+
+    def unfinished_uploads(self, bucket: str) -> Iterator[UnfinishedUpload]:
+        with self._call():
+            yield from [upload for where, upload in self.in_parts if where == bucket]
+
+    def abort_upload(self, bucket: str, upload: UnfinishedUpload) -> None:
+        with self._call():
+            self.in_parts.remove((bucket, upload))
 
     # -- as people's S3 tools do it
 
@@ -250,6 +288,8 @@ class Child:
 
     The same video never makes the same bytes.
     """
+
+    walls = None
 
     def start(self) -> None:
         """It is there."""
@@ -300,6 +340,10 @@ class Shop:
     gpu: Child = field(default_factory=Child)
     desk: Child = field(default_factory=Child)
     closing: bool = False
+
+    def __post_init__(self) -> None:
+        """It has a record, which nobody writes by itself: a heartbeat is a step like any other."""
+        self.record = OwnRecord(self.storage, self.settings, self.name)
 
     @contextlib.contextmanager
     def bench(self) -> Iterator[Path]:
@@ -358,10 +402,12 @@ class World:
         self._modules = (
             handlers_context,
             letters,
+            copies,
             notify,
             plan,
             reconcile,
             results,
+            retention,
             rules,
             upload,
             waiting,
@@ -371,6 +417,12 @@ class World:
             if hasattr(module, "now"):
                 module.now = self.clock  # type: ignore[attr-defined]
         self.open()
+
+    def set_handlers_ahead(self, ahead: timedelta) -> None:
+        """Have the handlers' clock wrong; the store's goes on as it was."""
+        for module in self._modules:
+            if hasattr(module, "now"):
+                module.now = lambda: self.clock() + ahead  # type: ignore[attr-defined]
 
     def open(self) -> None:
         """Start the handlers, on whatever index there is."""

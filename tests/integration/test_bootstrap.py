@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from click.testing import CliRunner
 
 from posedrop import cli, notifications
@@ -60,7 +61,7 @@ def test_a_bucket_tells_both_targets_what_posedrop_needs_and_nothing_else(
 
 
 def test_changes_by_others_stay_and_only_posedrops_own_are_put_right(store: Store) -> None:
-    """Entries for fast and sure are replaced; other rules of expiry are kept."""
+    """Entries for fast and sure are replaced; of expiry, an older posedrop's own rule goes."""
     root = store.s3("ROOT")
     arn = next(
         arn
@@ -73,31 +74,36 @@ def test_changes_by_others_stay_and_only_posedrops_own_are_put_right(store: Stor
             "QueueConfigurations": [{"QueueArn": arn, "Events": ["s3:ObjectCreated:*"]}]
         },
     )
+    rules = [expiry("theirs", 1, "tmp/"), expiry("posedrop-retention", 4, "")]
     root.put_bucket_lifecycle_configuration(
-        Bucket="videos",
-        LifecycleConfiguration={
-            "Rules": [
-                {
-                    "ID": "theirs",
-                    "Status": "Enabled",
-                    "Filter": {"Prefix": "tmp/"},
-                    "Expiration": {"Days": 1},
-                }
-            ]
-        },
+        Bucket="videos", LifecycleConfiguration={"Rules": rules}
     )
     env_file = str(store.folder / "keys.env")
-    done = run_bootstrap(
-        store.server, store.folder, "--write-env", env_file, POSEDROP_RETENTION_DAYS="2.5"
-    )
+    again = ("--write-env", env_file)
+    done = run_bootstrap(store.server, store.folder, *again, POSEDROP_RETENTION_DAYS="2.5")
     assert "notifications of videos: set for fast and sure, in place of 1" in done.output
     assert "notifications of results: nothing to do" in done.output
-    assert days_by_rule(root) == {"theirs": 1, "posedrop-retention": 4}
+    assert "expiry of videos: posedrop-retention taken away" in done.output
+    assert days_by_rule(root) == {"theirs": 1}
     found = root.get_bucket_notification_configuration(Bucket="videos")["QueueConfigurations"]
     assert [sorted(queue["Events"]) for queue in found] == [list(notifications.EVENTS)] * 2
-    run_bootstrap(store.server, store.folder, "--write-env", env_file)
-    assert days_by_rule(root) == {"theirs": 1}
-    root.delete_bucket_lifecycle(Bucket="videos")
+    done = run_bootstrap(store.server, store.folder, *again, POSEDROP_RETENTION_DAYS="2.5")
+    assert "expiry of videos: nothing to do" in done.output
+    root.put_bucket_lifecycle_configuration(
+        Bucket="videos", LifecycleConfiguration={"Rules": rules[1:]}
+    )
+    run_bootstrap(store.server, store.folder, *again)
+    with pytest.raises(ClientError, match="NoSuchLifecycleConfiguration"):
+        root.get_bucket_lifecycle_configuration(Bucket="videos")
+
+
+def expiry(name: str, days: int, prefix: str) -> dict[str, Any]:
+    return {
+        "ID": name,
+        "Status": "Enabled",
+        "Filter": {"Prefix": prefix},
+        "Expiration": {"Days": days},
+    }
 
 
 def days_by_rule(root: Any) -> dict[str, int]:

@@ -113,8 +113,10 @@ ALLOWED = {
     "PRESIGN": {f"{action} videos/uploads/" for action in (*WRITES, *ABORT)},
     "HANDLERS": {
         *(f"{action} {place}" for action in READS for place in PLACES if place != "other/"),
-        *(f"{action} videos/uploads/" for action in (*WRITES, *ABORT)),
+        *(f"{action} videos/uploads/" for action in WRITES),
         *(f"{action} results/{part}" for action in WRITES for part in ("", "parts/", ".../parts/")),
+        *(f"abort {place}" for place in PLACES if place.startswith(("videos/", "results/"))),
+        *(f"list uploads {bucket}" for bucket in ("videos", "results")),
         *(f"delete {place}" for place in PLACES if place not in {"models/", "other/"}),
         *(f"copy from videos {place}" for place in PLACES if place in {"videos/uploads/"}),
         *(f"copy from videos {place}" for place in PLACES if place.startswith("results/")),

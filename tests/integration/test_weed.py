@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -27,7 +28,8 @@ from posedrop.address import LOOPBACK
 from posedrop.embedded import Stack
 from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.keyring import USER, Secrets
-from posedrop.settings import Settings
+from posedrop.settings import Settings, load
+from posedrop.storage import Storage
 from posedrop.weed import Weed, find_weed, rotate
 from posedrop.weed_config import Identity, Webhook
 
@@ -502,3 +504,22 @@ def test_stale_weed_is_ended_before_the_start(tmp_path: Path) -> None:
         stranger.kill()
         stranger.wait()
         weed.stop()
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_an_object_is_copied_by_the_store(
+    weed: Weed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: bool
+) -> None:
+    """Whole, in parts if it is large; of one that is gone or was replaced no copy is made."""
+    keys = {"s3_access_key": ROOT.access_key, "s3_secret_key": ROOT.secret_key}
+    storage = Storage(load(tmp_path, {"s3_endpoint": weed.endpoint, **keys}))
+    monkeypatch.setattr("posedrop.storage.COPY_BYTES", 5 * 2**20 if parts else 2**30)
+    data = bytes(range(256)) * 48_000
+    storage.write("results", "copies/bob's ü/a+b.mp4", data, "video/mp4")
+    (source,) = storage.objects("results", "copies/")
+    assert storage.copy("results", source, "copies/copy", "video/mp4")
+    assert storage.read("results", "copies/copy") == data
+    for other in (replace(source, etag="0" * 32), replace(source, key="copies/gone")):
+        assert not storage.copy("results", other, "copies/none", "video/mp4")
+    assert storage.head("results", "copies/none") is None
+    storage.delete("results", ["copies/copy", source.key])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from handlers.app import create_app
 from posedrop import queue
@@ -15,6 +16,17 @@ from posedrop.settings import Settings
 from posedrop.storage import Storage
 from tests.samples import PROBE
 from tests.serving import serving
+
+TOKEN = "token+of/the=api%"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture
+def up(settings: Settings) -> Iterator[str]:
+    """The address of the API as `posedrop up` serves it on loopback."""
+    own = settings.model_copy(update={"api_token": SecretStr(TOKEN)})
+    with serving(create_app(own, queue.connect("stub://"), local=True)) as url:
+        yield url
 
 
 @pytest.fixture
@@ -99,3 +111,82 @@ def test_metadata_too_deep_to_read_is_answered_as_an_error(api: httpx.Client) ->
     headers = {"x-amz-meta-analysis": "dummy", "x-amz-meta-args": "[" * 1500}
     answer = api.put("/upload/film.mp4", content=b"film", headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_args")
+
+
+def test_nothing_is_due_where_nothing_is_set(settings: Settings, bucket: str) -> None:
+    """What is due is told, and no more removed than was seen."""
+    names = {f"{kind}_bucket": f"{bucket}-{kind}" for kind in ("videos", "results")}
+    mine = settings.model_copy(update=names)
+    for name in names.values():
+        Storage(mine).create_bucket(name)
+    app = create_app(mine, queue.connect("stub://"))
+    with serving(app) as url, httpx.Client(base_url=url, timeout=30) as api:
+        found = api.get("/expire").json()
+        assert (found["due"], found["held"], found["items"]) == (0, False, [])
+        assert api.post("/expire", json={"due": 0}).json() == {"expired": 0, "undeletable": 0}
+        for wrong in ({}, {"due": -1}, {"due": 2**63}, {"due": 1, "share": 1}):
+            assert api.post("/expire", json=wrong).status_code == 422
+
+
+def test_the_token_is_traded_for_a_cookie_that_pictures_and_streams_can_use(up: str) -> None:
+    """HttpOnly, Strict, named by the port, not the token itself; only what was traded lets in."""
+    assert httpx.get(f"{up}/session").status_code == 200
+    assert httpx.get(f"{up}/page/session.js").status_code == 200
+    assert httpx.post(f"{up}/session").status_code == 401
+    assert httpx.post(f"{up}/session", headers={"Authorization": "Bearer x"}).status_code == 401
+    said = httpx.post(f"{up}/session", headers=BEARER).headers["Set-Cookie"]
+    cookie, *flags = said.split("; ")
+    name, _, value = cookie.partition("=")
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(flags)
+    assert name == f"posedrop_{httpx.URL(up).port}"
+    assert TOKEN not in said
+    expires, _, signature = value.partition(".")
+
+    def status(given: str) -> int:
+        sent = {"Cookie": given.encode("latin-1")}
+        return httpx.get(f"{up}/files", headers=sent).status_code
+
+    assert status(cookie) == 200
+    assert status(f"a=b; {name}=tossed.by-another-port; {cookie}") == 200
+    for wrong in (
+        f"{name}={TOKEN}",
+        f"{name}={int(expires) + 1}.{signature}",
+        f"{name}={value[:-1]}",
+        f"{name}=1.{signature}",
+        f"{name}=\u00b9.\u00b9",
+        f"posedrop_80={value}",
+        f"{name}={'9' * 5000}.{signature}",
+    ):
+        assert status(wrong) == 401, wrong
+
+
+def test_with_the_cookie_only_the_own_page_changes_or_reads_anything(up: str) -> None:
+    """Browsers send it to and from all ports of a machine; some of them are other people's."""
+    cookie = httpx.post(f"{up}/session", headers=BEARER).headers["Set-Cookie"].split(";")[0]
+
+    def status(method: str, **headers: str) -> int:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.request(
+            method, f"{up}/analyse/a" if method != "GET" else f"{up}/files", headers=named
+        ).status_code
+
+    ours = {"cookie": cookie, "origin": up}
+    assert status("DELETE", **ours) == 404
+    assert status("DELETE", **ours, sec_fetch_site="same-origin") == 404
+    assert status("GET", cookie=cookie, sec_fetch_site="none") == 200
+    assert status("GET", cookie=cookie, sec_fetch_site="same-origin") == 200
+    assert status("DELETE", cookie=cookie) == 403
+    assert status("DELETE", cookie=cookie, origin="null") == 403
+    assert status("DELETE", cookie=cookie, origin="http://127.0.0.1:1") == 403
+    assert status("DELETE", cookie=cookie, sec_fetch_site="none") == 403
+    assert status("GET", cookie=cookie, sec_fetch_site="same-site") == 403
+    assert status("GET", cookie=cookie, sec_fetch_site="cross-site") == 403
+    assert status("GET", cookie=cookie, host="rebound.example") == 403
+    assert httpx.delete(f"{up}/analyse/a", headers=BEARER).status_code == 404  # curl has no page
+
+
+def test_up_is_called_by_its_own_name_alone(up: str) -> None:
+    """The token does not make another name right (DNS rebinding), but for who asks if it lives."""
+    assert httpx.get(f"{up}/files", headers=BEARER | {"Host": "rebound.example"}).status_code == 403
+    assert httpx.get(f"{up}/session", headers={"Host": "rebound.example"}).status_code == 403
+    assert httpx.get(f"{up}/healthz", headers={"Host": "rebound.example"}).status_code == 200

@@ -618,11 +618,12 @@ def test_doctor_looks_at_the_scratch_folder_that_the_stack_has(
 
 def test_keys_are_private_and_kept(tmp_path: Path) -> None:
     first = Secrets.of(tmp_path)
-    token = first.new_api_token(tmp_path)
-    again = Secrets.of(tmp_path)
-    assert again == first
-    assert again.new_api_token(tmp_path) == token
+    assert len(first.api_token) == 40
+    assert Secrets.of(tmp_path) == first
     assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
+    older = json.loads((tmp_path / "secrets.json").read_text()) | {"api_token": None}
+    (tmp_path / "secrets.json").write_text(json.dumps(older))
+    assert Secrets.of(tmp_path).api_token == Secrets.of(tmp_path).api_token
     (tmp_path / "secrets.json").write_text("{")
     with pytest.raises(ConfigurationError, match=r"secrets\.json is damaged"):
         Secrets.of(tmp_path)
@@ -654,3 +655,20 @@ def test_mean_error_of_the_demo(tmp_path: Path) -> None:
     )
     known = [[(0.0, 0.0), (10.0, 10.0)], [(0.0, 0.0), (10.0, 10.0)]]
     assert mean_error(poses, ["nose", "tail"], known) == (5 / 4, 4)
+
+
+def test_expire_removes_what_was_seen_and_agreed_to(tmp_path: Path, api: Api) -> None:
+    """A dry run lists what would go and why; without a yes nothing is removed."""
+    due = {"kind": "age", "id": FILE_ID, "key": "old.mp4", "size": 2_000_000, "why": "too old"}
+    found = {"due": 3, "size": 7, "films": 4, "kept": 1, "held": True, "items": [due]}
+    api.answers |= {"GET /expire": found, "POST /expire": {"expired": 2, "undeletable": 1}}
+    dry = call(tmp_path, "expire", "--dry-run").output.splitlines()
+    assert dry[0].split("  ") == ["old.mp4", "2 MB", "film and results", "too old"]
+    assert dry[1:3] == ["... and 2 more", "due: 3 (7 B) of 4 films; kept: 1"]
+    assert "POSEDROP_EXPIRE_SHARE" in dry[3]
+    assert json.loads(call(tmp_path, "expire", "--dry-run", "--json").output) == found
+    assert call(tmp_path, "expire").exit_code == 1  # nobody answers
+    assert api.bodies("POST", "/expire") == []
+    done = call(tmp_path, "expire", "--yes", "--json")
+    assert json.loads(done.output) == {"expired": 2, "undeletable": 1}
+    assert api.bodies("POST", "/expire") == [{"due": 3}]

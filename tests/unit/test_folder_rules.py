@@ -8,7 +8,7 @@ import pytest
 
 from posedrop import folder_rules
 
-RULE = {"analysis": "dummy", "args": {"seconds": 1}, "existing": False}
+RULE = {"analysis": "dummy", "args": {"seconds": 1}, "existing": False, "keep": True}
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,8 @@ RULE = {"analysis": "dummy", "args": {"seconds": 1}, "existing": False}
         ("Args", "args"),
         ("exsiting", "existing"),
         ("exist", "existing"),
+        ("Keep", "keep"),
+        ("keeps", "keep"),
     ],
 )
 def test_a_slip_of_a_fields_name_is_told_with_what_was_meant(slip: str, meant: str) -> None:

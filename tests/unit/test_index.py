@@ -138,14 +138,13 @@ def test_a_file_is_planned_once_for_its_bytes(index: Index) -> None:
     assert [row.etag for row in index.files_unplanned()] == [second.video.etag]
 
 
-def test_first_with_content(index: Index) -> None:
-    """Of several files with the same content the one that arrived first is found."""
+def test_files_with_content(index: Index) -> None:
+    """Files with the same content are found, the one that arrived first before the others."""
     for number in (3, 1, 2):
         index.file_ingested(video_record(number).model_copy(update={"sha256": "c" * 64}))
-    found = index.first_with_content("c" * 64)
-    assert found is not None
-    assert found.file_id == video_record(1).video.file_id
-    assert index.first_with_content("e" * 64) is None
+    found = [row.file_id for row in index.files_with_content("c" * 64)]
+    assert found == [video_record(number).video.file_id for number in (1, 2, 3)]
+    assert index.files_with_content("e" * 64) == []
 
 
 # --- analyses
@@ -325,6 +324,22 @@ def test_an_older_index_is_brought_up_to_date(tmp_path: Path) -> None:
     assert len(index.files(query="ous", limit=1000).rows) == 1000
     index.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "spelling"]
+
+
+def test_films_of_one_content_are_planned_again_after_an_upgrade(tmp_path: Path) -> None:
+    """An older posedrop left results beside one of them alone; others stay planned."""
+    path = tmp_path / "old.db"
+    db = schema.connect(str(path), 30)
+    schema.migrate(db, before="0009_places")
+    for number in range(3):
+        row = replace(rows.ingested_file(video_record(number)), planned=True)
+        row = row if number == 0 else replace(row, sha256="c" * 64)
+        schema.put(db, "uploaded_file", "file_id", row)
+    db.close()
+    index = Index(path)
+    found = [row.file_id for row in index.files_unplanned()]
+    assert found == [video_record(number).video.file_id for number in (1, 2)]
+    index.close()
 
 
 # --- pending

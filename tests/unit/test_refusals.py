@@ -14,7 +14,7 @@ from tests.unit import videos
 from worker import preflight
 
 #: What ingest itself refuses: tests/faults/test_ingest.py and test_disk.py have films for it.
-BY_INGEST = {"decoder_failed", "no_room"}
+BY_INGEST = {"decoder_failed", "no_room", "too_many_bytes"}
 
 
 def unknown_codec(path: Path) -> Path:
@@ -45,8 +45,8 @@ FILMS: dict[Callable[[Path], Path], str] = {
     **videos.REFUSED,
     unknown_codec: "unsupported_codec",
     tiny: "bad_size",
-    long: "too_large",
-    wide: "too_large",
+    long: "too_many_frames",
+    wide: "too_many_pixels",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ from posedrop.errors import ConfigurationError
         ("POSEDROP_MAX_FRAMES", "many"),
         ("POSEDROP_BROKER_URL", "http://redis"),
         ("POSEDROP_S3_ACCESS_KEY", "without-its-secret"),
+        ("POSEDROP_API_TOKEN", ""),
+        ("POSEDROP_API_TOKEN", " \t"),
+        ("POSEDROP_API_TOKEN", "two words"),
+        ("POSEDROP_API_TOKEN", "line\nline"),
+        ("POSEDROP_API_TOKEN", "\u202e"),
+        ("POSEDROP_EVENTS_TOKEN", ""),
+        ("POSEDROP_S3_SECRET_KEY", ""),
     ],
 )
 def test_a_wrong_value_names_its_variable(
@@ -43,3 +51,13 @@ def test_secrets_are_not_printed(tmp_path: Path) -> None:
     loaded = settings.load(tmp_path, {"events_token": "hush", "api_token": "quiet"})
     assert "hush" not in repr(loaded)
     assert "quiet" not in repr(loaded)
+
+
+def test_handlers_without_a_token_do_not_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On whatever address: other users of the machine reach its loopback."""
+    monkeypatch.setenv("POSEDROP_DATA_DIR", str(tmp_path))
+    monkeypatch.delenv("POSEDROP_API_TOKEN", raising=False)
+    with pytest.raises(ConfigurationError, match="POSEDROP_API_TOKEN"):
+        importlib.import_module("handlers.main")

@@ -64,6 +64,19 @@ def test_a_replaced_or_removed_object_is_not_downloaded(
         storage.download(bucket, "film", tmp_path / "film", planned.etag)
 
 
+def test_what_was_begun_in_parts_is_found_and_given_up(storage: Storage, bucket: str) -> None:
+    """With its time; giving up what is over already is no error."""
+    for key in ("uploads/a/ä.mp4", "b.mp4"):
+        storage.presign_parts(bucket, key, content_type="video/mp4", size=9, metadata={})
+    found = list(storage.unfinished_uploads(bucket))
+    assert {each.key for each in found} == {"uploads/a/ä.mp4", "b.mp4"}
+    for each in found:
+        assert each.begun < storage.time(bucket)
+        storage.abort_upload(bucket, each)
+        storage.abort_upload(bucket, each)
+    assert list(storage.unfinished_uploads(bucket)) == []
+
+
 def test_a_damaged_record_is_a_typed_error(storage: Storage, bucket: str) -> None:
     """What stands under a record's key and is none of posedrop's is named, not raised as JSON."""
     storage.write(bucket, "r", b'{"file_id": 3')

@@ -107,8 +107,8 @@ def test_probe_tells_the_particulars(name: str, expected: dict[str, object], pat
 @pytest.mark.parametrize(
     ("limits", "size", "code"),
     [
-        ({"max_pixels": 160 * 120 - 1}, (160, 120), "too_large"),
-        ({"max_frames": 29}, (160, 120), "too_large"),
+        ({"max_pixels": 160 * 120 - 1}, (160, 120), "too_many_pixels"),
+        ({"max_frames": 29}, (160, 120), "too_many_frames"),
         ({}, (160, 8), "bad_size"),
         ({"max_pixels": 160 * 120, "max_frames": 30}, (160, 120), None),
     ],

@@ -230,6 +230,7 @@ deeplabcut_2d = Analysis(
     run="worker.inference:run",
     finish="worker.tables:finish",
     makes_ready=True,
+    wall_seconds=None,
     drawn=frozenset({"style"}),
     summary="Keypoints of one animal or several in every frame, by a DeepLabCut 3 (PyTorch) model "
     "of yours.",

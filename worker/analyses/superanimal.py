@@ -103,11 +103,6 @@ def check(args: Args, model: Model) -> None:
         )
 
 
-def _wall_seconds(args: Mapping[str, Any], frames: int) -> float:  # noqa: ARG001
-    # A detector and a network for each animal that it finds: far slower than one of one's own.
-    return 600.0 + 30.0 * frames
-
-
 superanimal = Analysis(
     name="superanimal",
     version="2",  # 2: as deeplabcut_2d's 3
@@ -119,6 +114,8 @@ superanimal = Analysis(
     summary="Keypoints of quadrupeds, mice from above, birds or people, by DeepLabCut's model "
     "zoo: no labelling, no training.",
     needs_model=True,
-    wall_seconds=_wall_seconds,
+    wall_seconds=None,
+    # A detector and a network for each animal that it finds: far slower than one of one's own.
+    slowest_frame=30.0,
     check=check,
 )

@@ -1,0 +1,44 @@
+"""One log line for each change: who had what done, to which id, from where."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+log = logging.getLogger(__name__)
+
+
+class Caller(NamedTuple):
+    """Who calls: known by what, and from which address."""
+
+    who: str
+    """``token``, ``basic``, ``cookie``, or ``loopback`` where no token is asked for."""
+    address: str | None
+
+
+_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
+
+
+@contextmanager
+def calling(caller: Caller) -> Iterator[None]:
+    """Have the changes of this block told as those of a caller."""
+    before = _caller.set(caller)
+    try:
+        yield
+    finally:
+        _caller.reset(before)
+
+
+def note(what: str, *, who: str = "posedrop", **ids: object) -> None:
+    """Log a change: ``what`` in one or two words, and the ids of what was changed.
+
+    Args:
+        what: such as ``deleted``.
+        who: had it done, where no request did: ``retention``, an ``event``.
+        ids: such as ``file_id``, ``analysis_id``, ``key``.
+    """
+    caller = _caller.get() or Caller(who, None)
+    log.info(what, extra={**ids, "who": caller.who, "address": caller.address})

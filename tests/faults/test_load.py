@@ -1,0 +1,119 @@
+"""Who stands in the way: callers by the dozen, before a store that hangs; forms of gigabytes;
+connections that say nothing; bodies that are dear to read. Whoever means well is answered."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+
+import httpx
+import pytest
+
+from tests.faults.serving import Handlers, handlers, hanging_store, swallowing_store
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handlers]:
+    """Handlers whose store takes connections and never answers."""
+    with hanging_store() as store, handlers(tmp_path_factory.mktemp("hanging"), store) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def swallowing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handlers]:
+    """Handlers whose store takes everything, slowly."""
+    with swallowing_store(0.1) as store, handlers(tmp_path_factory.mktemp("sink"), store) as found:
+        yield found
+
+
+def event(key: str) -> bytes:
+    described = {"key": key, "size": 1, "eTag": "0" * 32, "sequencer": key}
+    record = {
+        "eventName": "ObjectCreated:Put",
+        "s3": {"bucket": {"name": "videos"}, "object": described},
+    }
+    return json.dumps({"Records": [record]}).encode()
+
+
+def test_a_store_that_hangs_holds_up_no_events(hanging: Handlers) -> None:
+    """While 60 callers wait for the store: events, health and what the index knows are answered.
+
+    Those who wait are told 503 before they give up themselves, and a second reconcile 409 at once.
+    """
+    with ThreadPoolExecutor(62) as callers:
+        waiting: list[Future[httpx.Response]] = [
+            callers.submit(httpx.get, f"{hanging.url}/models", timeout=120) for _ in range(60)
+        ]
+        callers.submit(httpx.post, f"{hanging.url}/reconcile", timeout=4)
+        time.sleep(1)
+        assert hanging.post_event(event("a.mp4")).status_code == 204
+        for path in ("/healthz", "/metrics", "/files", "/analyses", "/rules"):
+            assert httpx.get(f"{hanging.url}{path}", timeout=5).status_code == 200, path
+        second = httpx.post(f"{hanging.url}/reconcile", timeout=5)
+        assert (second.status_code, second.json()["error"]["code"]) == (409, "busy")
+        answers = [each.result() for each in waiting]
+    assert {answer.status_code for answer in answers} == {503}
+    assert all(answer.headers["Retry-After"] for answer in answers)
+
+
+def form_of(size: int, boundary: str = "B") -> Iterator[bytes]:
+    yield f'--{boundary}\r\nContent-Disposition: form-data; name="file"; '.encode()
+    yield b'filename="a.mp4"\r\n\r\n'
+    for _ in range(size // MIB):
+        yield bytes(MIB)
+    yield f"\r\n--{boundary}--\r\n".encode()
+
+
+def test_forms_take_little_memory_and_so_many_at_a_time(swallowing: Handlers) -> None:
+    """Two films by form cost some tens of MB each, however large; too many forms are told 503."""
+    before, most, stop = swallowing.rss(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not stop.wait(0.02):
+            most = max(most, swallowing.rss())
+
+    headers = {"Content-Type": "multipart/form-data; boundary=B"}
+    url = f"{swallowing.url}/upload"
+    with ThreadPoolExecutor(40) as callers:
+        callers.submit(watch)
+        large = [
+            callers.submit(httpx.post, url, content=form_of(n), headers=headers, timeout=120)
+            for n in (200 * MIB, 200 * MIB)
+        ]
+        assert [each.result().status_code for each in large] == [201, 201]
+        print(f"two forms took {(most - before) / MIB:.0f} MiB")
+        stop.set()
+        assert most - before < 150 * MIB
+        small = [
+            callers.submit(httpx.post, url, content=form_of(MIB), headers=headers, timeout=120)
+            for _ in range(30)
+        ]
+        answers = [each.result() for each in small]
+    assert {answer.status_code for answer in answers} == {201, 503}
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert all(answer.headers["Retry-After"] for answer in refused)
+    assert httpx.post(url, content=form_of(MIB), headers=headers, timeout=60).status_code == 201
+
+
+def test_connections_that_say_nothing_leave_room(swallowing: Handlers) -> None:
+    """1,500 silent ones, and as many that drip a head: the next caller is answered all the same."""
+    with ExitStack() as stack:
+        for number in range(3000):
+            connection = socket.socket()
+            stack.enter_context(connection)
+            connection.settimeout(5)
+            connection.connect(("127.0.0.1", swallowing.port))
+            if number % 2:
+                with suppress(OSError):
+                    connection.sendall(b"GET / HT")
+        for _ in range(3):
+            assert httpx.get(f"{swallowing.url}/healthz", timeout=5).status_code == 200
+            assert swallowing.post_event(event("b.mp4")).status_code == 204

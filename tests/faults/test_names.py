@@ -1,0 +1,285 @@
+"""Each name of a content has its own results: whichever goes, the others keep theirs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from handlers import copies, plan, results, upload
+from handlers.results import GoneError
+from posedrop import layout
+from posedrop.errors import AnalysisError, NotFoundError
+from posedrop.records import Request, Result
+from tests.faults.test_kept import FILE_ID, NETWORK, TABLES, Lab, installed, lab
+from tests.faults.test_kept import FILM as FIRST
+from tests.faults.world import RESULTS, VIDEOS, Crash, Gate, World
+
+ALICE, BOB, CAROL = "alice/day1.mp4", "bob/copy.mp4", "carol/again.mp4"
+FILM = b"the same film"
+DAY = 24 * 3600.0
+
+__all__ = ["installed", "lab"]
+
+
+def id_of(key: str) -> str:
+    return layout.file_id_of(VIDEOS, key)
+
+
+def runs_below(world: World, key: str) -> list[str]:
+    """Return the folders of a film's runs that are over, each whole, and the film's own."""
+    objects = world.storage.buckets[RESULTS]
+    prefix = layout.video_prefix(VIDEOS, key)
+    over = []
+    for name in sorted(objects):
+        match layout.parse_result_key(name):
+            case layout.RunObject(video=mine, run=run, name=layout.RESULT) if mine == prefix:
+                result = Result.model_validate_json(objects[name].data)
+                request = Request.model_validate_json(objects[f"{run}/request.json"].data)
+                assert result.video == request.video
+                assert (result.video.key, request.analysis_id) == (key, result.analysis_id)
+                for artefact in result.artefacts:
+                    data = objects[f"{run}/{artefact.object_name}"].data
+                    assert hashlib.sha256(data).hexdigest() == artefact.sha256
+                over.append(run)
+    return over
+
+
+def result_of(world: World, run: str) -> Result:
+    return Result.model_validate_json(world.storage.buckets[RESULTS][f"{run}/result.json"].data)
+
+
+def whole(world: World, key: str) -> bool:
+    """Tell whether a film has one run that succeeded, with all its files, below its own name."""
+    (run,) = runs_below(world, key)
+    result = result_of(world, run)
+    return result.state == "succeeded" and {a.name for a in result.artefacts} >= {"poses.h5"}
+
+
+def computed(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows with each use of the network."""
+    calls: list[str] = []
+    call = world.child.call
+
+    def counted(task: str, payload: dict[str, object], **more: object) -> dict[str, object]:
+        if task.startswith("worker.engine:"):
+            calls.append(task)
+        return call(task, payload, **more)
+
+    monkeypatch.setattr(world.child, "call", counted)
+    return calls
+
+
+def put(world: World, *keys: str) -> None:
+    """Put the same film under these names, one after the other, each until all is over."""
+    for key in keys:
+        world.storage.put(VIDEOS, key, FILM)
+        world.settle()
+
+
+def test_retention_takes_the_first_and_its_duplicate_keeps_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film of day 0 and the same of day 89: on day 91 the second is ready, with its results."""
+    world = World(tmp_path, retention_days=90)
+    calls = computed(world, monkeypatch)
+    put(world, ALICE)
+    world.clock.pass_(89 * DAY)
+    for number in range(40):  # a sweep that takes a large share of all films asks first
+        world.storage.put(VIDEOS, f"others/{number}.mp4", b"bad film %d" % number)
+    put(world, BOB)
+    world.clock.pass_(2 * DAY)
+    world.settle()
+    assert world.context.index.file(id_of(ALICE)) is None
+    assert not any(key.startswith("alice/") for key in world.storage.buckets[RESULTS])
+    bob = upload.describe(world.context, id_of(BOB))
+    (run,) = bob.analyses
+    assert (bob.state, run["status"]) == ("ready", "succeeded")
+    assert results.read(world.context, run["analysis_id"]).status == "succeeded"
+    assert whole(world, BOB)
+    world.lose_index()
+    world.settle()
+    assert results.read(world.context, run["analysis_id"]).file_id == id_of(BOB)
+    assert len(calls) == 1
+    world.end()
+
+
+def test_deleting_the_first_leaves_its_duplicates_their_results(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DELETE /upload takes one name; the last one that goes takes all that is left."""
+    calls = computed(world, monkeypatch)
+    put(world, ALICE, BOB, CAROL)
+    (row,) = world.context.index.analyses().rows
+    assert row.key == ALICE
+    for key, left in ((ALICE, [BOB, CAROL]), (CAROL, [BOB])):
+        upload.delete(world.context, id_of(key))
+        world.settle()
+        assert not any(name.startswith(key) for name in world.storage.buckets[RESULTS])
+        for each in left:
+            assert whole(world, each)
+            answer = plan.ask(world.context, id_of(each), "dummy", {"seconds": 0}, force=False)
+            assert answer == (row.analysis_id, "succeeded", True)
+        answer = results.read(world.context, row.analysis_id)
+        assert (answer.status, answer.file_id) == ("succeeded", id_of(BOB))
+        for file in answer.files:
+            assert results.download_url(world.context, row.analysis_id, file.name)
+    assert len(calls) == 1
+    upload.delete(world.context, id_of(BOB))
+    world.settle()
+    assert list(world.storage.buckets[RESULTS]) == []
+    with pytest.raises(GoneError):
+        results.read(world.context, row.analysis_id)
+
+
+def wait_to_be_copied(world: World) -> None:
+    """Have a second name of a film that is over ingested and planned, and nothing copied yet."""
+    put(world, ALICE)
+    world.storage.put(VIDEOS, BOB, FILM)
+    world.storage.events.clear()
+    world.context.index.reset()
+    world.reconciler.round()
+    for message in world.messages():
+        world.work(message)
+    world.tell(world.storage.events)
+    assert runs_below(world, BOB) == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_deletion_killed_after_any_step_loses_no_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """Whether somebody deletes once more or not, and what was not copied yet is copied first."""
+    at = 0
+    over = False
+    while not over:
+        at += 1
+        world = World(tmp_path / f"{at}")
+        calls = computed(world, monkeypatch)
+        wait_to_be_copied(world)
+        over = True
+        with world.storage.gate(Gate(at, after=True)):
+            try:
+                upload.delete(world.context, id_of(ALICE))
+            except Crash:
+                over = False
+        if again:
+            with contextlib.suppress(NotFoundError):
+                upload.delete(world.context, id_of(ALICE))
+        if at % 2:
+            world.lose_index()
+        world.settle()
+        assert whole(world, BOB)
+        assert len(calls) == 1
+        if again or over:
+            left = {name.split("/")[0] for name in world.storage.buckets[RESULTS]}
+            assert left <= {"bob", "_content", "_planned", "_posedrop", "_poses"}
+        world.end()
+    assert at > 20
+
+
+def test_a_copy_killed_after_any_step_is_made_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its result comes last, so nobody takes what is half copied for a result."""
+    at = 0
+    over = False
+    while not over:
+        at += 1
+        world = World(tmp_path / f"{at}")
+        calls = computed(world, monkeypatch)
+        wait_to_be_copied(world)
+        over = True
+        with world.storage.gate(Gate(at, after=True)):
+            try:
+                copies.go_on(world.context)
+            except Crash:
+                over = False
+        assert len(runs_below(world, BOB)) <= 1
+        if at % 2:
+            world.lose_index()
+        world.settle()
+        assert whole(world, ALICE)
+        assert whole(world, BOB)
+        assert len(calls) == 1
+        world.end()
+    assert at > 8
+
+
+def advance(lab: Lab, stage: str) -> None:
+    """Bring the run of a film to a stage: queued, inferred, over, failed or cancelled."""
+    if stage == "failed":
+        lab.poser.fails[TABLES] = ("track", AnalysisError("this can't be done", code="no_tracks"))
+    analysis_id = lab.ask().analysis_id
+    if stage == "cancelled":
+        results.cancel_or_delete(lab.context, analysis_id)
+    for _ in {"inferred": "i", "over": "ir", "failed": "i"}.get(stage, ""):
+        (message,) = lab.messages()
+        lab.work(message)
+    lab.poser.fails.clear()
+
+
+@pytest.mark.parametrize("stage", ["queued", "inferred", "over", "failed", "cancelled"])
+@pytest.mark.parametrize("goes", ["nobody", "first", "tool", "second"])
+def test_a_second_name_comes_at_any_stage_of_a_run(lab: Lab, stage: str, goes: str) -> None:
+    """It gets what the first has, once that is over; if one of the two goes, the other has it.
+
+    The network is never asked again (the child sees to it).
+    """
+    first, second = FILE_ID, id_of(BOB)
+    advance(lab, stage)
+    lab.storage.put(VIDEOS, BOB, b"a film")
+    lab.tell(lab.storage.events)
+    for message in lab.messages():
+        lab.work(message) if message.actor_name == "ingest" else lab.put_back([message])
+    lab.tell(lab.storage.events)
+    answer = plan.ask(lab.context, second, "dummy", {"seconds": 0}, force=False, retry=False)
+    (row,) = lab.context.index.analyses().rows
+    assert answer.analysis_id == row.analysis_id
+    left = {FIRST: first, BOB: second}
+    if goes == "tool":
+        lab.storage.remove(VIDEOS, FIRST)
+        lab.tell(lab.storage.events)
+    elif goes != "nobody":
+        gone = FIRST if goes == "first" else BOB
+        upload.delete(lab.context, left.pop(gone))
+    lab.settle()
+    passes = goes == "tool" and stage in {"queued", "inferred"}
+    state = {"failed": "failed", "cancelled": "cancelled"}.get(stage, "succeeded")
+    for key in left:
+        if passes and key == FIRST:
+            assert runs_below(lab, key) == []  # it has passed to the other
+            continue
+        (run,) = runs_below(lab, key)
+        assert result_of(lab, run).state == state
+    over = lab.over(row.analysis_id)
+    assert over.status == state
+    assert over.file_id == (second if passes or goes == "first" else first)
+    assert lab.poser.calls.count(NETWORK) == (0 if stage == "cancelled" else 1)
+    lab.lose_index()
+    lab.settle()
+    assert lab.over(row.analysis_id) == over
+
+
+def test_a_film_and_one_in_a_folder_of_its_name_are_two(world: World) -> None:
+    """Stores of objects let both be: deleting the one takes its own, and nothing of the other."""
+    keys = ("day1", "day1/a.mp4", "day1/b/c.mp4", "day1.mp4", "day10/a.mp4")
+    for key in keys:
+        world.storage.put(VIDEOS, key, key.encode())
+    world.storage.put(RESULTS, "day1/notes.txt", b"a person's own")
+    world.settle()
+    upload.delete(world.context, id_of("day1"))
+    world.settle()
+    left = world.storage.buckets[RESULTS]
+    assert not {"day1/video.json", "day1/thumbnail.jpg"} & set(left)
+    assert runs_below(world, "day1") == []
+    assert "day1/notes.txt" in left
+    for key in keys[1:]:
+        assert whole(world, key)
+    upload.delete(world.context, id_of("day1/a.mp4"))
+    world.settle()
+    assert not any(name.startswith("day1/a.mp4") for name in left)
+    for key in keys[2:]:
+        assert whole(world, key)
