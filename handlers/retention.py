@@ -402,7 +402,9 @@ class ExpireRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"due": 12}]})
 
-    due: int = Field(ge=0, lt=2**63, description="as GET /expire said: no more than so many go")
+    due: int = Field(
+        strict=True, ge=0, lt=2**63, description="as GET /expire said: no more than so many go"
+    )
 
 
 class Expired(BaseModel):

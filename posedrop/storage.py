@@ -26,13 +26,14 @@ from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import ValidationError
 
-from posedrop import __version__, layout
+from posedrop import __version__, layout, metrics
 from posedrop.answers import insist_on_whole
-from posedrop.errors import ConfigurationError, ObjectChangedError, StorageError
+from posedrop.errors import ConfigurationError, ObjectChangedError, RecordError, StorageError
 from posedrop.part import Part
 from posedrop.proxies import proxies_for_boto3
-from posedrop.records import Record
+from posedrop.records import Record, newer_schema
 from posedrop.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ _TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _CHUNK = 1 << 20
 #: What is read into memory, bytes: no record of posedrop's is nearly as large.
 MAX_READ_BYTES = 32 * 2**20
+_MAX_MESSAGE = 1000
+#: So many records that can't be read are remembered, so that each is told of once.
+_MAX_REPORTED = 10_000
 #: Of a copy in one step, and of each part of a larger one. S3 allows 5 GB; a store on one slow disk
 #: would not answer for so much within a request's timeout.
 COPY_BYTES = 1 << 30
@@ -156,6 +160,15 @@ class Storage:
             max_concurrency=4,
         )
 
+    def ping(self, bucket: str) -> None:
+        """See whether the store answers for a bucket.
+
+        Raises:
+            StorageError: it does not, or says that there is no such bucket.
+        """
+        with _translated(f"reach the bucket {bucket}"):
+            self._client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+
     def _made(
         self, settings: Settings, endpoint: str | None, access_key: str | None, secret: str | None
     ) -> S3Client:
@@ -210,27 +223,52 @@ class Storage:
         """Return the record in an object, None if there is none.
 
         Raises:
-            StorageError: what stands there is no such record.
+            RecordError: what stands there is no such record, or one of a newer posedrop.
         """
         data = self.read(bucket, key)
         if data is None:
             return None
         try:
             return kind.model_validate_json(data)
-        except ValueError as error:
-            raise StorageError(
-                f"{bucket}/{key} is not a {kind.__name__}: {error}", code="damaged_record"
-            ) from error
+        except ValidationError as error:
+            newer = newer_schema(data, kind)
+            if newer is not None:
+                raise RecordError(
+                    f"{bucket}/{key} was written by a newer posedrop (schema {newer}): upgrade "
+                    "this one, its handlers and all its workers",
+                    code="newer_record",
+                ) from error
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            said = f"{bucket}/{key} is not a {kind.__name__}: {where}: {first['msg']}"
+            raise RecordError(said[:_MAX_MESSAGE]) from error
 
     def read_whole_record(self, bucket: str, key: str, kind: type[R]) -> R | None:
-        """Return a JSON record, None if there is none, or one that is damaged (the log says so)."""
+        """Return a JSON record, None if there is none, or one that is damaged (the log says so).
+
+        Raises:
+            RecordError: a newer posedrop has written it.
+        """
         try:
             return self.read_record(bucket, key, kind)
-        except StorageError as error:
-            if error.code != "damaged_record":
+        except RecordError as error:
+            if error.code == "newer_record":
                 raise
-            log.warning("passed over: %s", error)
+            self.report(error)
             return None
+
+    def report(self, error: RecordError) -> None:
+        """Log a record that can't be read and is passed over: once, however often it is met."""
+        if error.message in self._reported:
+            return
+        if len(self._reported) >= _MAX_REPORTED:
+            self._reported.clear()
+        self._reported.add(error.message)
+        log.warning("passed over: %s", error)
+
+    @functools.cached_property
+    def _reported(self) -> set[str]:
+        return set()
 
     def video_prefix(self, results: str, bucket: str, key: str) -> str:
         """Return the folder of the bucket ``results`` in which a video's results are, or will be.
@@ -722,6 +760,7 @@ def _client(
             f"~/.aws: {error}"
         ) from error
     insist_on_whole(client)
+    metrics.watch_store(client)
     return client
 
 
