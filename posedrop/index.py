@@ -82,7 +82,7 @@ _HEADS = (
     " ON q.grp = g.grp AND q.state = 'waits'"
     " AND q.number = (SELECT min(number) FROM gpu_queue WHERE state = 'waits' AND grp = g.grp)"
     " JOIN analysis AS a USING (analysis_id)"
-    " ORDER BY max(g.served_at, q.since), g.turn, q.number"
+    " ORDER BY g.turn, q.number"
 )
 _FIRST_OF_GROUP = (
     "SELECT count(*) FROM (SELECT 1 FROM gpu_queue WHERE grp = ? AND state = 'waits' LIMIT ?)"
@@ -629,7 +629,7 @@ class Index:
     def gpu_next(self) -> GpuRow | None:
         """Return the run whose turn it is: the oldest of the group that has waited the longest.
 
-        A group waits since it was served last, or since the oldest of its runs that wait does.
+        A group waits since it was served last, or since it has a run that waits.
         """
         return self._row(GpuRow, f"{_HEADS} LIMIT 1", ())
 
@@ -661,9 +661,9 @@ class Index:
         moment = schema.to_text(now)
         with self._write() as db:
             db.execute(
-                "UPDATE gpu_group SET served_at = ?, turn = (SELECT max(turn) + 1 FROM gpu_group)"
+                "UPDATE gpu_group SET turn = (SELECT max(turn) + 1 FROM gpu_group)"
                 " WHERE grp = (SELECT grp FROM gpu_queue WHERE analysis_id = ?)",
-                (moment, analysis_id),
+                (analysis_id,),
             )
             db.execute(
                 "UPDATE gpu_queue SET state = 'sent', since = ? WHERE analysis_id = ?",

@@ -356,12 +356,21 @@ def _film_gone(db: Database) -> None:
 def _gpu_queue(db: Database) -> None:
     """Keep what waits for a network, by the groups that go round; triggers hold it to the runs.
 
-    What an older posedrop has sent is in the broker, all of it.
+    A group comes last (has the highest turn) when it is served, and when it begins to wait. That
+    is counted, not timed: a clock may be wrong. What an older posedrop has sent is in the broker.
     """
     unfinished = "state IN ('waiting', 'queued', 'running')"
     # As layout.group_of.
-    group = (
-        "CASE instr({0}key, '/') WHEN 0 THEN '' ELSE substr({0}key, 1, instr({0}key, '/') - 1) END"
+    slash = "instr({0}key, '/')"
+    group = f"CASE {slash} WHEN 0 THEN '' ELSE substr({{0}}key, 1, {slash} - 1) END"
+    comes_last = (
+        "INSERT INTO gpu_group SELECT new.grp, 0"
+        " WHERE NOT EXISTS (SELECT 1 FROM gpu_group WHERE grp = new.grp);"
+        " UPDATE gpu_group SET turn = (SELECT max(turn) + 1 FROM gpu_group) WHERE grp = new.grp"
+    )
+    unless_it_waits = (
+        " AND NOT EXISTS (SELECT 1 FROM gpu_queue AS q WHERE q.grp = new.grp"
+        " AND q.state = 'waits' AND q.analysis_id <> new.analysis_id)"
     )
     for statement in (
         """CREATE TABLE gpu_queue (
@@ -370,15 +379,20 @@ def _gpu_queue(db: Database) -> None:
             since TEXT NOT NULL) WITHOUT ROWID""",
         "CREATE INDEX gpu_by_group ON gpu_queue (grp, state, number)",
         "CREATE INDEX gpu_by_state ON gpu_queue (state, since)",
-        """CREATE TABLE gpu_group (
-            grp TEXT PRIMARY KEY, served_at TEXT NOT NULL DEFAULT '',
-            turn INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID""",
+        "CREATE TABLE gpu_group (grp TEXT PRIMARY KEY, turn INTEGER NOT NULL) WITHOUT ROWID",
+        "CREATE TRIGGER gpu_group_ai AFTER INSERT ON gpu_queue"
+        f" BEGIN {comes_last}{unless_it_waits}; END",
+        "CREATE TRIGGER gpu_group_au AFTER UPDATE OF state, grp ON gpu_queue"
+        " WHEN old.grp <> new.grp OR (new.state = 'waits' AND old.state = 'parked')"
+        f" BEGIN {comes_last}{unless_it_waits}; END",
+        # One that stopped for another group, or was lost, was served.
+        "CREATE TRIGGER gpu_group_back AFTER UPDATE OF state ON gpu_queue"
+        " WHEN new.state = 'waits' AND old.state IN ('sent', 'asked')"
+        f" BEGIN {comes_last}; END",
         "CREATE TRIGGER gpu_queue_ai AFTER INSERT ON analysis"  # noqa: S608
         f" WHEN new.{unfinished} BEGIN"
         " INSERT OR IGNORE INTO gpu_queue VALUES (new.analysis_id,"
         f" {group.format('new.')}, new.number, 'waits', new.created_at); END",
-        """CREATE TRIGGER gpu_group_ai AFTER INSERT ON gpu_queue BEGIN
-            INSERT OR IGNORE INTO gpu_group (grp) VALUES (new.grp); END""",
         "CREATE TRIGGER gpu_queue_au AFTER UPDATE OF state ON analysis"  # noqa: S608
         f" WHEN NOT new.{unfinished} BEGIN"
         " DELETE FROM gpu_queue WHERE analysis_id = new.analysis_id; END",
@@ -387,8 +401,6 @@ def _gpu_queue(db: Database) -> None:
         " WHEN new.number <> old.number OR new.key <> old.key BEGIN"
         " UPDATE gpu_queue SET number = new.number,"
         f" grp = {group.format('new.')} WHERE analysis_id = new.analysis_id; END",
-        """CREATE TRIGGER gpu_group_au AFTER UPDATE OF grp ON gpu_queue BEGIN
-            INSERT OR IGNORE INTO gpu_group (grp) VALUES (new.grp); END""",
         """CREATE TRIGGER gpu_queue_ad AFTER DELETE ON analysis BEGIN
             DELETE FROM gpu_queue WHERE analysis_id = old.analysis_id; END""",
         f"""INSERT INTO gpu_queue SELECT analysis_id, {group.format("")}, number,
