@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
 
-from handlers import copies, plan, waiting
+from handlers import changes, copies, gpu_queue, plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
-from posedrop.errors import PosedropError
+from posedrop.errors import PosedropError, RecordError
 from posedrop.events import ObjectCreated, ObjectRemoved
 from posedrop.index import AnalysisRow, EventRow, IndexBusyError
 from posedrop.records import Asked, Planned, Request, Result, VideoRecord
@@ -30,7 +32,11 @@ _MANY = 16
 #: A mount begins a film with an empty object and writes it within moments: only what stays empty
 #: for so many seconds is refused.
 EMPTY_SECONDS = 5.0
-_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD})
+#: What a run has when it needs no network any more.
+_FOUND = frozenset({layout.PREDICTIONS, layout.INFERENCE})
+#: That a worker is too old for a run.
+_LEFT = layout.needs_newer("").removeprefix("/")
+_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD, _LEFT}) | _FOUND
 
 
 def record(context: Context, body: bytes) -> int:
@@ -40,13 +46,30 @@ def record(context: Context, body: bytes) -> int:
         IndexBusyError: it could not be recorded; the sender has to send it again.
     """
     parsed = events.parse_bytes(body)
-    for reason, part in parsed.unknown:
-        context.index.dead_letter(reason, part, now())
-    wanted = [event for event in parsed.events if _matters(context, event)]
-    return context.index.record_events(wanted, now()) if wanted else 0
+    wanted = [event for event in parsed.events if matters(context, event)]
+    if not parsed.unknown:
+        new = context.index.record_events(wanted, now()) if wanted else 0
+    else:
+        with context.index.together():
+            for reason, part in parsed.unknown:
+                context.index.dead_letter(reason, part, now())
+            new = context.index.record_events(wanted, now())
+    if new:  # the second of two targets tells nothing new
+        for event in wanted:
+            _log(context, event)
+    return new
 
 
-def _matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
+def _log(context: Context, event: ObjectCreated | ObjectRemoved) -> None:
+    """Log what somebody has put or removed; what posedrop itself writes is in other lines."""
+    if event.bucket == context.settings.videos_bucket:
+        what = "rule" if layout.is_folder_rule(event.key) else "video"
+        done = "put" if isinstance(event, ObjectCreated) else "removed"
+        by = event.by
+        changes.note(f"{what} {done}", by=by.who or "store", address=by.address, key=event.key)
+
+
+def matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
     """Leave out what posedrop writes itself and needs no telling, heartbeats above all."""
     if event.bucket == context.settings.videos_bucket:
         return not event.key.endswith("/")
@@ -70,6 +93,7 @@ class Follower:
         self._context = context
         self._hurry = hurry
         self._wake = threading.Event()
+        self._turned_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
 
@@ -81,6 +105,16 @@ class Follower:
     def wake(self) -> None:
         """There are new events."""
         self._wake.set()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it goes on."""
+        return self._thread.is_alive()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since it began with the batch that it is at."""
+        return time.monotonic() - self._turned_at
 
     def stop(self) -> None:
         """End after the event at hand."""
@@ -95,7 +129,9 @@ class Follower:
             self._wake.wait(timeout=5.0)
             self._wake.clear()
             try:
+                self._turned_at = time.monotonic()
                 while not self._stop.is_set() and (events := follow(self._context)):
+                    self._turned_at = time.monotonic()
                     self._hurry(events >= _MANY)
             except Exception:
                 log.exception("the follower goes on after an error")
@@ -132,6 +168,7 @@ class Farewell(NamedTuple):
     """A video that is gone: if the same comes again, its rules are followed again."""
 
     file_id: str
+    key: str
 
     @property
     def name(self) -> tuple[str, str]:
@@ -151,9 +188,13 @@ class Ruling(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A run whose folder is gone, and that is made under another name of its content."""
+    """A run that is made under another name of its content from now on.
+
+    Its folder ``before`` is gone, or its film was.
+    """
 
     row: AnalysisRow
+    before: str
 
     @property
     def name(self) -> tuple[str, str]:
@@ -161,7 +202,14 @@ class Move(NamedTuple):
         return self.row.run, "moved"
 
 
-Found = ObjectInfo | VideoRecord | Asked | Planned | Request | Result | None
+@dataclass(frozen=True)
+class FilmGone:
+    """A video.json whose film is not there any more."""
+
+    record: VideoRecord
+
+
+Found = ObjectInfo | VideoRecord | FilmGone | Asked | Planned | Request | Result | None
 Then = Ingest | Planning | Farewell | Ruling | Move
 
 
@@ -175,7 +223,9 @@ def follow(context: Context) -> int:
     batch = context.index.unhandled_events(_BATCH, now())
     if batch:
         _handle(context, batch)
-    return len(batch) + waiting.go_on(context)
+    planned = waiting.go_on(context)
+    gpu_queue.send_next(context, now())
+    return len(batch) + planned
 
 
 def _handle(context: Context, batch: list[EventRow]) -> None:
@@ -253,7 +303,10 @@ def _failed(context: Context, event: EventRow, error: Exception) -> None:
     known = isinstance(error, PosedropError)
     log.warning("event %s %s: %s", event.kind, event.key, error, exc_info=None if known else error)
     reason = error.message if isinstance(error, PosedropError) else repr(error)
-    context.index.event_failed(event.id, reason, now())
+    if isinstance(error, RecordError):
+        context.index.event_given_up(event.id, reason, now())
+    else:
+        context.index.event_failed(event.id, reason, now())
 
 
 def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], Found | Exception]:
@@ -289,23 +342,29 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
             # One without a request is what a deletion has left, or a worker that woke up after it.
             is_run = context.storage.head(bucket, f"{run}/{layout.REQUEST}") is not None
             return context.storage.read_record(bucket, key, Result) if is_run else None
+        case layout.RunObject(name=name) if name in _FOUND or name == _LEFT:
+            return context.storage.head(bucket, key)
         case _:
             return None
 
 
-def _unless_old(context: Context, record: VideoRecord) -> VideoRecord | ObjectInfo | None:
-    """Return a record unless it is of a video that is gone or replaced: no index should have it.
+def _unless_old(
+    context: Context, record: VideoRecord
+) -> VideoRecord | ObjectInfo | FilmGone | None:
+    """Return a record unless it is of a video that is gone or replaced: it is not ready then.
 
     Where the index knows a newer one already, a worker that woke up late has written over that:
     then return the object, to be looked at again.
     """
     video = record.video
     row = context.index.file(video.file_id)
-    if row is not None and row.etag == video.etag:
+    if row is not None and row.etag == video.etag and row.state != "film gone":
         return record
     there = context.storage.head(video.bucket, video.key)
     if there is not None and there.etag == video.etag:
         return record
+    if there is None and row is None and _has_results(record):
+        return FilmGone(record)
     if there is None or row is None or row.key != video.key:
         return None
     return there if row.etag == there.etag and row.state in {"ready", "refused"} else None
@@ -321,7 +380,7 @@ def _tell(context: Context, bucket: str, key: str, kind: str, found: Found) -> T
             return _tell_video(context, file_id, found) if kind == "created" else None
         if kind == "removed":
             context.index.file_removed(file_id)
-            return Farewell(file_id)
+            return Farewell(file_id, key)
         return None
     if kind == "removed":
         return _tell_gone(context, key) if found is None else None
@@ -329,6 +388,9 @@ def _tell(context: Context, bucket: str, key: str, kind: str, found: Found) -> T
 
 
 def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | None:
+    row = context.index.file(file_id)
+    if row is not None and row.state == "film gone":  # it is back: its rules are followed again
+        context.index.file_removed(file_id)
     before, after = context.index.file_received(
         bucket=context.settings.videos_bucket,
         key=found.key,
@@ -345,11 +407,14 @@ def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | N
     return None
 
 
-def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest | None:
+def _tell_record(context: Context, key: str, found: Found) -> Then | None:
     match layout.parse_result_key(key), found:
         case layout.VideoObject(), ObjectInfo():
             file_id = layout.file_id_of(context.settings.videos_bucket, found.key)
             return Ingest(file_id, found.etag, found.key)
+        case layout.VideoObject(), FilmGone():
+            video = found.record.video
+            return Farewell(video.file_id, video.key)
         case layout.VideoObject(video=prefix), VideoRecord():
             context.index.file_ingested(found)
             return Planning(prefix, found)
@@ -369,10 +434,21 @@ def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest 
         case layout.RunObject(run=run), Result():
             context.index.analysis_finished(found, run)
             context.to_copy.set()
+            now_at = context.index.analysis(found.analysis_id)
+            if now_at is not None and now_at.run != run and now_at.finished_at is None:
+                return Move(now_at, run)
         case layout.RunObject(run=run, analysis_id=analysis_id, name="attempts/1.json"), _:
             known = context.index.analysis(analysis_id)
             if known is None or known.run == run:
                 context.index.analysis_running(analysis_id)
+        case layout.RunObject(run=run, analysis_id=analysis_id, name=name), ObjectInfo():
+            known = context.index.analysis(analysis_id)
+            if known is None or known.run != run:
+                return None
+            if name in _FOUND:
+                context.index.gpu_over(analysis_id)
+            else:
+                gpu_queue.park(context, analysis_id, now())
         case _:
             pass
     return None
@@ -382,7 +458,7 @@ def _tell_gone(context: Context, key: str) -> Move | None:
     match layout.parse_result_key(key):
         case layout.RunObject(run=run, analysis_id=analysis_id, name=layout.REQUEST):
             row = context.index.place_removed(analysis_id, run)
-            return Move(row) if row is not None and row.finished_at is None else None
+            return Move(row, run) if row is not None and row.finished_at is None else None
         case _:
             return None
 
@@ -402,12 +478,38 @@ def _act(context: Context, then: Then) -> None:
                 plan.plan_ingested(context, video)
         case Ruling(key=key):
             waiting.rule_changed(context, key)
-        case Move(row=row):
-            copies.moved(context, row)
-        case Farewell(file_id=file_id):
+        case Move(row=row, before=before):
+            copies.moved(context, row, before)
+        case Farewell(file_id=file_id, key=key):
             copies.film_gone(context, file_id)
             records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
             context.storage.delete(context.settings.results_bucket, records)
+            _keep_results(context, key)
+
+
+def _keep_results(context: Context, key: str) -> None:
+    """List a film that somebody has removed, as long as what was made of it is there."""
+    prefix = context.video_prefix(context.settings.videos_bucket, key)
+    record = context.storage.read_whole_record(
+        context.settings.results_bucket, layout.video_record(prefix), VideoRecord
+    )
+    if record is not None and _has_results(record):
+        context.index.film_gone(record)
+
+
+def film_may_be_gone(context: Context, key: str) -> bool:
+    """List the film of a video.json that no file in the index is of; return whether that was so."""
+    found = _look_at(context, context.settings.results_bucket, key)
+    if not isinstance(found, FilmGone):
+        return False
+    video = found.record.video
+    _act(context, Farewell(video.file_id, video.key))
+    return True
+
+
+def _has_results(record: VideoRecord) -> bool:
+    """Tell whether a film was one: what was refused leaves nothing that anybody would keep."""
+    return record.refusal is None and record.probe is not None
 
 
 def video_arrived(context: Context, key: str) -> None:

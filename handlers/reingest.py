@@ -7,18 +7,15 @@ and what is lost on the way is found by the reconciler.
 
 from __future__ import annotations
 
-import logging
-
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers import plan
+from handlers import changes, plan
 from handlers.apart import apart
 from handlers.context import Context
 from posedrop import layout, queue
+from posedrop.errors import RecordError
 from posedrop.index import FileRow
 from posedrop.records import INGEST_VERSION, VideoRecord
-
-log = logging.getLogger(__name__)
 
 #: How many refusals a round of the reconciler looks at, and how many of those videos it sends to
 #: the cpu queue, where nothing else waits in it; else one, so that it comes to an end.
@@ -107,7 +104,10 @@ class OldRefusals:
         context = self._context
         key = layout.video_record(context.video_prefix(row.bucket, row.key))
         results = context.settings.results_bucket
-        record = context.storage.read_whole_record(results, key, VideoRecord)
+        try:
+            record = context.storage.read_whole_record(results, key, VideoRecord)
+        except RecordError:  # of a newer ingest
+            return False
         return record is not None and record.ingest_version < INGEST_VERSION
 
 
@@ -123,5 +123,5 @@ def _again(context: Context, row: FileRow) -> bool:
     record = layout.video_record(prefix)
     context.storage.delete(results, [*context.ingest_attempts(row.file_id), record])
     context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)
-    log.info("looked at anew", extra={"file_id": row.file_id})
+    changes.note("looked at anew", file_id=row.file_id, key=row.key)
     return True

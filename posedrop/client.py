@@ -6,7 +6,7 @@ import functools
 import json
 import mimetypes
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from posedrop import layout
-from posedrop.errors import PosedropError
+from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.proxies import ProxyTransport, proxy_of
 from posedrop.records import Progress, RunError
 from posedrop.transfers import OnBytes, Transfers, sha256_of
@@ -131,6 +131,15 @@ class Run(Answer):
         return self.status in {"succeeded", "partial"}
 
 
+class DeadLetter(Answer):
+    """An event that could not be read or followed."""
+
+    id: int
+    received_at: str
+    reason: str
+    body: str
+
+
 class RunRow(Answer):
     """A run in a list."""
 
@@ -182,17 +191,23 @@ class Client:
             token: its API token, if it asks for one.
             multipart_bytes: files larger than this go up in parts.
             transport: how requests travel; a test puts its own here.
+
+        Raises:
+            ConfigurationError: it is no URL.
         """
         self.url = url.rstrip("/")
         self._multipart_bytes = multipart_bytes
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(60.0, connect=5.0)
-        self._api = httpx.Client(
-            base_url=self.url,
-            headers=headers,
-            timeout=timeout,
-            transport=transport or ProxyTransport(),
-        )
+        try:
+            self._api = httpx.Client(
+                base_url=self.url,
+                headers=headers,
+                timeout=timeout,
+                transport=transport or ProxyTransport(),
+            )
+        except httpx.InvalidURL as error:
+            raise ConfigurationError(f"{url!r} is no URL of an API: {error}") from error
         # Presigned URLs are for whoever has them; the token is the API's alone.
         self._store = Transfers(timeout, transport or ProxyTransport())
 
@@ -341,7 +356,7 @@ class Client:
             time.sleep(pause(waited))
 
     def wait_for_file(self, file_id: str, *, seconds: float = float("inf")) -> File:
-        """Return a video once it was looked at: ready or refused.
+        """Return a video once it was looked at: ready or refused, or gone again.
 
         Raises:
             PosedropError: that took longer than ``seconds``.
@@ -349,7 +364,7 @@ class Client:
         deadline = time.monotonic() + seconds
         while True:
             file = self.file(file_id)
-            if file.state in {"ready", "refused"}:
+            if file.state in {"ready", "refused", "film gone"}:
                 return file
             if time.monotonic() > deadline:
                 raise PosedropError(f"{file_id} was not looked at within {seconds:.0f} s")
@@ -400,6 +415,18 @@ class Client:
             if answer["next"] is None:
                 return found
             body["cursor"] = answer["next"]
+
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        """Yield the events that could not be followed, the newest first, page by page."""
+        return self._pages(DeadLetter, "/dead-letters")
+
+    def replay(self, ids: Sequence[int] | None = None) -> dict[str, int]:
+        """Have dead letters followed again, or all; return how many are, and how many can't be."""
+        body = {"ids": list(ids) if ids is not None else None}
+        counts: dict[str, int] = self._request(
+            "POST", "/dead-letters/replay", json=body, timeout=None
+        ).json()
+        return counts
 
     def expiry(self) -> Expiry:
         """Return what is due to be removed by itself, and why."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 from urllib.parse import unquote_plus
+
+from posedrop import bounded
 
 _CREATED = frozenset({"Put", "Post", "Copy", "CompleteMultipartUpload"})
 #: MinIO says this of a DELETE that met no object.
@@ -50,9 +51,26 @@ _IGNORED_FAMILIES = frozenset(
 )
 #: SNS in SQS in a Lambda's record is three; more is not an envelope but an attack.
 _MAX_DEPTH = 8
+#: Parts of a notification that are looked at, envelopes too: four MiB hold no more events.
+MAX_PARTS = 50_000
+#: Of so many unreadable parts it is said why; of the others, how many there are.
+MAX_UNKNOWN = 100
+#: Bytes of a name: S3's keys have 1,024 at most, other stores' somewhat more.
+_MAX_NAME = 4096
+#: Characters of an ETag or a sequencer.
+_MAX_TAG = 1024
+#: Characters of who did it, and from where.
+_MAX_SAID = 200
 _MAX_INTEGER = 2**63 - 1
 _ETAG_ATTRIBUTE = "Seaweed-X-Amz-ETag"
 _MULTIPART_FOLDER = ".uploads"
+
+
+class By(NamedTuple):
+    """Who had it done and from which address, by the store's word; None where it does not say."""
+
+    who: str | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +87,7 @@ class ObjectCreated:
     size: int | None
     sequencer: str
     time: datetime | None
+    by: By = field(default=By(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +98,7 @@ class ObjectRemoved:
     key: str
     sequencer: str
     time: datetime | None
+    by: By = field(default=By(), compare=False)
 
 
 Event = ObjectCreated | ObjectRemoved
@@ -86,10 +106,17 @@ Event = ObjectCreated | ObjectRemoved
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a notification said; ``unknown`` pairs a reason with the part that it is about."""
+    """What a notification said; ``unknown`` pairs a reason with the part that it is about.
+
+    The reason ``too_many`` is about parts that are not there: how many they are, or that there was
+    no end of them.
+    """
 
     events: list[Event] = field(default_factory=list)
     unknown: list[tuple[str, object]] = field(default_factory=list)
+
+
+_END, _TOO_MANY = object(), object()
 
 
 class _UnreadableError(Exception):
@@ -99,8 +126,10 @@ class _UnreadableError(Exception):
 def parse_bytes(data: bytes, *, filer_root: str = "/buckets") -> Parsed:
     """Return the events of a notification's body as it came over the wire."""
     try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
+        body = bounded.loads(data)
+    except bounded.TooDeepError:
+        return Parsed(unknown=[("too_deep", data.decode(errors="replace"))])
+    except ValueError:
         return Parsed(unknown=[("not_json", data.decode(errors="replace"))])
     return parse(body, filer_root=filer_root)
 
@@ -108,22 +137,44 @@ def parse_bytes(data: bytes, *, filer_root: str = "/buckets") -> Parsed:
 def parse(body: object, *, filer_root: str = "/buckets") -> Parsed:
     """Return the events of a notification; ``filer_root`` is where SeaweedFS has its buckets."""
     parsed = Parsed()
-    for part in _unwrap(body, 0):
+    unread = 0
+    for part in _unwrap(body):
+        if part is _TOO_MANY:
+            parsed.unknown.append(("too_many", f"nothing is read after {MAX_PARTS} parts"))
+            break
         try:
             parsed.events.extend(_read(part, filer_root.rstrip("/")))
         except _UnreadableError as error:
-            parsed.unknown.append((str(error), part))
+            if len(parsed.unknown) < MAX_UNKNOWN:
+                parsed.unknown.append((str(error), part))
+            else:
+                unread += 1
+    if unread:
+        parsed.unknown.append(("too_many", f"{unread} more parts are no events"))
     return parsed
 
 
-def _unwrap(body: object, depth: int) -> Iterator[object]:
-    """Yield what lies inside of envelopes: lists, JSON in strings, SQS messages, SNS messages."""
-    inside = _inside(body) if depth < _MAX_DEPTH else None
-    if inside is None:
-        yield body
-    else:
-        for part in inside:
-            yield from _unwrap(part, depth + 1)
+def _unwrap(body: object) -> Iterator[object]:
+    """Yield what lies inside of envelopes: lists, JSON in strings, SQS messages, SNS messages.
+
+    Where there is no end of it, the last is ``_TOO_MANY``.
+    """
+    envelopes = [iter([body])]
+    looked_at = 0
+    while envelopes:
+        part = next(envelopes[-1], _END)
+        if part is _END:
+            envelopes.pop()
+            continue
+        looked_at += 1
+        if looked_at > MAX_PARTS:
+            yield _TOO_MANY
+            return
+        inside = _inside(part) if len(envelopes) <= _MAX_DEPTH else None
+        if inside is None:
+            yield part
+        else:
+            envelopes.append(iter(inside))
 
 
 def _inside(body: object) -> list[object] | None:
@@ -144,8 +195,8 @@ def _inside(body: object) -> list[object] | None:
 
 def _json_in(text: str) -> list[object] | None:
     try:
-        return [json.loads(text)]
-    except (ValueError, RecursionError):
+        return [bounded.loads(text)]
+    except ValueError:
         return None
 
 
@@ -174,14 +225,23 @@ def _read_s3_record(record: Mapping[str, object]) -> list[Event]:
     key = _name(_unescape(_text(described, "key"), record.get("eventSource")))
     moment = record.get("eventTime")
     sequencer = _sequencer(described.get("sequencer"), moment)
+    by = By(
+        _said(record.get("userIdentity"), "principalId"),
+        _said(record.get("requestParameters"), "sourceIPAddress"),
+    )
     if kind is ObjectRemoved:
-        return [ObjectRemoved(bucket, key, sequencer, _time(moment))]
+        return [ObjectRemoved(bucket, key, sequencer, _time(moment), by)]
     # MinIO leaves out the size of an empty object.
     absent = 0 if record.get("eventSource") == "minio:s3" else None
     size = _size(described.get("size", absent))
-    return [
-        ObjectCreated(bucket, key, _etag(described.get("eTag")), size, sequencer, _time(moment))
-    ]
+    etag = _etag(described.get("eTag"))
+    return [ObjectCreated(bucket, key, etag, size, sequencer, _time(moment), by)]
+
+
+def _said(part: object, name: str) -> str | None:
+    """Return a text for a log line; what is none says nothing."""
+    value = part.get(name) if isinstance(part, dict) else None
+    return value[:_MAX_SAID] if isinstance(value, str) and value else None
 
 
 def _kind(name: str) -> type[ObjectCreated] | type[ObjectRemoved] | None:
@@ -221,10 +281,11 @@ def _read_eventbridge(event: Mapping[str, object]) -> list[Event]:
     key = _name(_text(described, "key"))
     moment = event.get("time")
     sequencer = _sequencer(described.get("sequencer"), moment)
+    by = By(_said(detail, "requester"), _said(detail, "source-ip-address"))
     if detail_type == "Object Deleted":
-        return [ObjectRemoved(bucket, key, sequencer, _time(moment))]
+        return [ObjectRemoved(bucket, key, sequencer, _time(moment), by)]
     etag, size = _etag(described.get("etag")), _size(described.get("size"))
-    return [ObjectCreated(bucket, key, etag, size, sequencer, _time(moment))]
+    return [ObjectCreated(bucket, key, etag, size, sequencer, _time(moment), by)]
 
 
 def _read_filer(body: Mapping[str, object], filer_root: str) -> list[Event]:
@@ -362,9 +423,11 @@ def _text(parent: Mapping[str, object], name: str) -> str:
 def _name(text: str) -> str:
     """Return a bucket's or an object's name that can be sent to a store, which means UTF-8."""
     try:
-        text.encode()
+        length = len(text.encode())
     except UnicodeEncodeError:
         raise _UnreadableError("name_not_utf8") from None
+    if length > _MAX_NAME:
+        raise _UnreadableError("name_too_long")
     return text
 
 
@@ -372,7 +435,7 @@ def _etag(value: object) -> str:
     """Return an ETag without the quotes that it has in HTTP; empty for none or a broken one."""
     if not isinstance(value, str):
         return ""
-    return value.strip('"').encode(errors="replace").decode()
+    return value.strip('"').encode(errors="replace").decode()[:_MAX_TAG]
 
 
 def _size(value: object) -> int | None:
@@ -389,7 +452,7 @@ def _is_whole(value: object) -> TypeGuard[int]:
 def _sequencer(value: object, moment: object) -> str:
     """Return the event's own sequencer, else its time, which a second delivery has as well."""
     text = value if isinstance(value, str) and value else moment
-    return text.encode(errors="replace").decode() if isinstance(text, str) else ""
+    return text.encode(errors="replace").decode()[:_MAX_TAG] if isinstance(text, str) else ""
 
 
 def _time(value: object) -> datetime | None:

@@ -1,9 +1,10 @@
-"""Keeping it running: bootstrap, doctor, reconcile, reindex, reingest, expire."""
+"""Keeping it running: bootstrap, doctor, reconcile, reindex, reingest, expire, dead letters."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from posedrop.cli import display
 from posedrop.cli.options import Options, json_option
 from posedrop.client import Client, Expiry, File
 from posedrop.errors import PosedropError
+from posedrop.terminal import say
 
 
 @click.command()
@@ -51,7 +53,7 @@ def bootstrap(
 
     steps.run(
         options.settings,
-        click.echo,
+        say,
         policies=policies or steps.POLICIES,
         write_env=write_env,
         rotate=rotate,
@@ -73,7 +75,7 @@ def doctor(options: Options, as_json: bool) -> None:
     if as_json:
         display.print_json([finding.as_json() for finding in findings])
     else:
-        checks.show(findings, click.echo)
+        checks.show(findings, say)
     sys.exit(1 if any(finding.state == checks.FAIL for finding in findings) else 0)
 
 
@@ -123,7 +125,7 @@ def reingest(options: Options, prefix: str, no_wait: bool, as_json: bool) -> Non
         answer: list[Any] = [{"file_id": file_id, "key": key} for file_id, key in keys.items()]
         if not as_json:
             where = f"whose key begins with {prefix}" if prefix else "at all"
-            click.echo(
+            say(
                 f"looked at anew: {len(keys)}"
                 if keys
                 else f"there is no refused video {where}; `posedrop ls --state refused` lists them"
@@ -142,12 +144,47 @@ def _looked_at(client: Client, keys: Mapping[str, str], quiet: bool) -> Iterator
         except PosedropError as error:
             if error.code != "not_found":
                 raise
-            click.echo(f"{number}/{len(keys)} {key}: deleted meanwhile", err=True)
+            say(f"{number}/{len(keys)} {key}: deleted meanwhile", err=True)
             continue
         if not quiet:
             said = f", {file.refusal.reason}: {file.refusal.message}" if file.refusal else ""
-            click.echo(f"{number}/{len(keys)} {key}: {file.state}{said}")
+            say(f"{number}/{len(keys)} {key}: {file.state}{said}")
         yield file
+
+
+@click.command("dead-letters")
+@click.argument("ids", nargs=-1, type=click.IntRange(min=0), metavar="[ID]...")
+@click.option("--replay", is_flag=True, help="Have them followed again: all, or those with an ID.")
+@click.option("--limit", default=50, show_default=True, help="List at most so many.")
+@json_option
+@click.pass_obj
+def dead_letters(
+    options: Options, ids: tuple[int, ...], replay: bool, limit: int, as_json: bool
+) -> None:
+    """List the events that could not be read or followed, the newest first.
+
+    Nothing is lost with them: what they told of, the reconciler finds in the buckets. --replay has
+    them followed again, for instance once a newer posedrop is here that reads a record.
+
+    \b
+    posedrop dead-letters
+    posedrop dead-letters 17 18 --replay
+    """
+    with options.client() as client:
+        if replay:
+            _show_counts(client.replay(ids or None), as_json)
+            return
+        found = client.dead_letters()
+        wanted = [letter for letter in found if letter.id in ids] if ids else []
+        shown = wanted if ids else list(islice(found, max(0, limit)))
+    if as_json:
+        display.print_json([display.plain(letter) for letter in shown])
+        return
+    for letter in shown:
+        say(f"{letter.id}  {letter.received_at[:19]}  {letter.reason}")
+        say(f"    {letter.body if ids else letter.body[:200]}")
+    if not shown:
+        say("there are no dead letters" if not ids else "nothing matches", err=True)
 
 
 @click.command()
@@ -186,11 +223,11 @@ def _show_due(found: Expiry) -> None:
     ]
     display.table(map(list, rows))
     if found.due > len(found.items):
-        click.echo(f"... and {found.due - len(found.items):,} more")
+        say(f"... and {found.due - len(found.items):,} more")
     size = display.describe_size(found.size)
-    click.echo(f"due: {found.due:,} ({size}) of {found.films:,} films; kept: {found.kept:,}")
+    say(f"due: {found.due:,} ({size}) of {found.films:,} films; kept: {found.kept:,}")
     if found.held:
-        click.echo("that is more at once than POSEDROP_EXPIRE_SHARE: it waits for your word")
+        say("that is more at once than POSEDROP_EXPIRE_SHARE: it waits for your word")
 
 
 def _show_counts(counts: Mapping[str, int], as_json: bool) -> None:

@@ -1,0 +1,81 @@
+"""The workers that live, by the records that they rewrite; those of dead ones are removed."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+
+from posedrop import layout, queue
+from posedrop.errors import StorageError
+from posedrop.records import WorkerRecord
+from posedrop.settings import Settings
+from posedrop.storage import Listing, Storage
+
+log = logging.getLogger(__name__)
+
+#: Seconds for which it is taken as known who lives.
+KNOWN_SECONDS = 5.0
+#: A record that was not written for so many leases is of a worker that was killed.
+SWEPT_LEASES = 10
+#: Bytes of a record; what is larger no worker wrote.
+MAX_BYTES = 1 << 18
+MAX_WORKERS = 1000
+
+
+class Workers:
+    """Who lives, as it was last looked up. Nothing here is needed for being right."""
+
+    def __init__(self) -> None:
+        """Know of none."""
+        self._looked_at: datetime | None = None
+        self._gpu = 0
+        self._serves_gpu: dict[str, bool] = {}
+
+    def gpu(self, storage: Storage, settings: Settings, now: datetime) -> int:
+        """Return how many gpu workers live; one, where none says so: it may be an older posedrop's.
+
+        Raises:
+            StorageError: the store is away.
+        """
+        known = timedelta(seconds=KNOWN_SECONDS)
+        if self._looked_at is None or not timedelta() <= now - self._looked_at < known:
+            listing = storage.listing(settings.results_bucket, layout.WORKERS)
+            alive = _heard_of(listing, settings.lease_seconds)
+            # What a worker serves does not change while it lives.
+            self._serves_gpu = {
+                key: self._serves_gpu[key]
+                if key in self._serves_gpu
+                else _serves_gpu(storage, settings, key)
+                for key in alive
+            }
+            self._gpu, self._looked_at = sum(self._serves_gpu.values()), now
+        return max(1, self._gpu)
+
+
+def sweep(storage: Storage, settings: Settings) -> None:
+    """Remove the records of workers that have been silent for long; later, if the store is away."""
+    bucket = settings.results_bucket
+    try:
+        listing = storage.listing(bucket, layout.WORKERS)
+        alive = set(_heard_of(listing, SWEPT_LEASES * settings.lease_seconds))
+        silent = [found.key for found in listing.objects if found.key not in alive]
+        if silent:
+            storage.delete(bucket, silent)
+            log.info("%d workers are gone without a word", len(silent))
+    except StorageError as error:
+        log.warning("records of workers that are gone stay for now: %s", error)
+
+
+def _heard_of(listing: Listing, seconds: float) -> list[str]:
+    """Return the keys of the records that were written lately, by the store's own clock."""
+    recent = [
+        found.key
+        for found in listing.objects
+        if (listing.now - found.last_modified).total_seconds() < seconds and found.size <= MAX_BYTES
+    ]
+    return recent[:MAX_WORKERS]
+
+
+def _serves_gpu(storage: Storage, settings: Settings, key: str) -> bool:
+    record = storage.read_whole_record(settings.results_bucket, key, WorkerRecord)
+    return record is not None and queue.GPU in record.queues
