@@ -67,6 +67,22 @@ class Versioned(Record):
     schema_version: Literal[1] = Field(default=1, alias="schema")
 
 
+class _Schema(Record):
+    version: int = Field(alias="schema")
+
+
+def newer_schema(data: bytes, kind: type[Record]) -> int | None:
+    """Return the schema of a JSON record that is newer than this posedrop's, None if it is not."""
+    if not issubclass(kind, Versioned):
+        return None
+    try:
+        version = _Schema.model_validate_json(data).version
+    except ValueError:
+        return None
+    known: int = kind.model_fields["schema_version"].default
+    return version if version > known else None
+
+
 class VideoRef(Record):
     """Which bytes: an object under its name, and the ETag that they had."""
 

@@ -29,7 +29,7 @@ from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from posedrop.records import Progress
 from worker import handover, messages, room
 from worker.handover import lent
-from worker.limits import Limits, end_group, exceeded, is_over, new_group, ran_out
+from worker.limits import Limits, end_group, end_session, exceeded, new_group, ran_out
 from worker.messages import Line
 from worker.patience import Patience
 from worker.turn import POLL_SECONDS, Place, Turn
@@ -38,7 +38,7 @@ from worker.walls import NAMES, OWN, Plan, Walls
 #: Seconds for an interpreter to start; nothing heavy is imported before its first word.
 START_SECONDS = 60.0
 #: Seconds that a killed child's processes may take to be gone: a driver's memory is not small.
-END_SECONDS = 10.0
+END_SECONDS = 5.0
 #: Seconds between two looks at what a child takes of the machine.
 WATCH_SECONDS = 0.5
 
@@ -192,7 +192,7 @@ class Child:
         """Kill the process, whatever it does; a call in another thread gets ChildDiedError."""
         process = self._process
         if process is not None:
-            _kill_group(process)
+            _tell_to_end(process)
 
     def close(self) -> None:
         """Do the same, and wait until nothing is left of it."""
@@ -304,7 +304,7 @@ class Child:
                 code, words = found
                 words = f"{self._name}: the child process {words}, killed"
                 self._verdict = ChildDiedError(words, code=code)
-                _kill_group(process)
+                _tell_to_end(process)
                 return
             time.sleep(WATCH_SECONDS)
 
@@ -320,12 +320,12 @@ class Child:
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            _kill_group(process)
+            _tell_to_end(process)
+            # By then what it started has given back its memory and its files.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+            end_session(process.pid)
             process.wait()
-            # What it started, or kept watch over, gives back memory and files as it goes.
-            deadline = time.monotonic() + END_SECONDS
-            while not is_over(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.002)
         end_group(self._group)
         self._close_pipes()
 
@@ -445,11 +445,15 @@ def _how_it_ended(code: int) -> str:
     return f"was ended by {name}{hint}"
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    # Not yet reaped, so that its number is still its own; its session holds what it started.
+def _tell_to_end(process: subprocess.Popen[bytes]) -> None:
+    """Have the process outside of the walls kill all that is within, and itself when it is gone."""
+    # Not yet reaped, so that its number is still its own.
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+            if sys.platform.startswith("linux"):
+                process.terminate()
+            else:  # there are no walls, and nobody outside of them
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _walls_of(hello: Line) -> Walls:

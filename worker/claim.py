@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from posedrop import layout
-from posedrop.errors import PosedropError, StorageError
+from posedrop import layout, metrics
+from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.records import Artefact, Attempt, Progress, RunError, Task
 from posedrop.storage import Listing, Storage
 
@@ -69,11 +69,11 @@ def _history(storage: Storage, bucket: str, folder: str, task: Task, listing: Li
 def _attempt(storage: Storage, bucket: str, folder: str, task: Task, number: int) -> Attempt | None:
     try:
         return storage.read_record(bucket, f"{folder}/{number}.json", Attempt)
-    except StorageError as error:
-        if error.code != "damaged_record":
+    except RecordError as error:
+        if error.code == "newer_record":
             raise
         # What can't be read today can't be tomorrow: whoever waited for it would wait for ever.
-        log.warning("%s", error)
+        storage.report(error)
         return Attempt(
             number=number,
             task=task,
@@ -254,6 +254,7 @@ class Held:
     ) -> Attempt:
         """Record how this attempt ended, so that nobody waits for its heartbeat; return that."""
         self._write(outcome=outcome, error=error)
+        metrics.ATTEMPTS.labels(self.task, outcome).inc()
         return self._record
 
     def _write(self, **changes: Any) -> None:

@@ -18,6 +18,7 @@ from posedrop.errors import (
     ChildDiedError,
     ObjectChangedError,
     PosedropError,
+    RecordError,
     RefusedVideoError,
     StorageError,
 )
@@ -101,7 +102,11 @@ def _clear(shop: Workshop, prefix: str, file_id: str, etag: str) -> None:
 def _is_known(shop: Workshop, prefix: str, etag: str) -> bool:
     record = layout.video_record(prefix)
     results = shop.settings.results_bucket
-    known = shop.storage.read_whole_record(results, record, VideoRecord)
+    try:
+        known = shop.storage.read_whole_record(results, record, VideoRecord)
+    except RecordError as error:  # a newer worker's, which is not to be written over
+        shop.storage.report(error)
+        return True
     return known is not None and known.video.etag == etag
 
 

@@ -23,6 +23,7 @@ from posedrop.errors import (
     ChildDiedError,
     ObjectChangedError,
     PosedropError,
+    RecordError,
     RefusedVideoError,
     StorageError,
 )
@@ -108,7 +109,11 @@ def _attempt(shop: Workshop, run: str, task: Task, work: Work) -> None:
         time.sleep(1.0)
         return
     bucket = shop.settings.results_bucket
-    request = shop.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    try:
+        request = shop.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    except RecordError as error:  # no worker like this one can do it, now or later
+        shop.storage.report(error)
+        return
     if request is None:
         log.info("deleted before its turn", extra={"run": run})
         return
@@ -188,8 +193,9 @@ def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, w
 
 def _is_of_the_machine(error: Exception, folder: Path) -> bool:
     """Tell whether the store or the broker is away, or the disk full: no run is to blame."""
-    if isinstance(error, StorageError) and error.code == "damaged_record":
-        return False  # what stands in the bucket is no more readable the next time
+    if isinstance(error, RecordError):
+        # A damaged one stays so: that counts. A newer one is for a newer worker.
+        return error.code == "newer_record"
     if isinstance(error, StorageError | QueueError):
         return True
     try:
@@ -669,10 +675,10 @@ def _known_poses(shop: Workshop, request: Request, folders: Folders) -> Analysis
         return None
     bucket = shop.settings.results_bucket
     key = layout.poses_record(analyses.poses_id(request))
-    there = shop.storage.read_record(bucket, key, PosesOf)
+    there = shop.storage.read_whole_record(bucket, key, PosesOf)
     if there is None or there.analysis_id == request.analysis_id:
         return None
-    earlier = shop.storage.read_record(bucket, f"{there.run}/{layout.INFERENCE}", Inference)
+    earlier = shop.storage.read_whole_record(bucket, f"{there.run}/{layout.INFERENCE}", Inference)
     if earlier is None:
         return None
     names = artefacts.names_of(analyses.get(request.analysis), opens_film=False)
@@ -728,6 +734,7 @@ def _publish_inference(
     else:
         held.end("done")
         _succeed(shop, run, request, held, inference, published, {})
+        checkpoints.clear(shop.storage, bucket, run)
 
 
 def _inference(

@@ -24,7 +24,18 @@ from urllib.parse import quote
 from dramatiq import Message
 
 from handlers import context as handlers_context
-from handlers import copies, notify, plan, reconcile, results, retention, rules, upload, waiting
+from handlers import (
+    copies,
+    letters,
+    notify,
+    plan,
+    reconcile,
+    results,
+    retention,
+    rules,
+    upload,
+    waiting,
+)
 from handlers.context import Context
 from posedrop import analyses, queue
 from posedrop.errors import AnalysisError, ObjectChangedError, RefusedVideoError, StorageError
@@ -397,6 +408,7 @@ class World:
         self._worker = 0
         self._modules = (
             handlers_context,
+            letters,
             copies,
             notify,
             plan,

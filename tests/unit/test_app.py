@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,10 +14,14 @@ from pydantic import SecretStr
 
 from handlers.app import create_app
 from posedrop import logs, queue
+from posedrop.index import Index
+from posedrop.records import Request
 from posedrop.settings import Settings
 from posedrop.storage import Storage
+from tests.samples import PROBE
 from tests.serving import serving
 
+EVENTS = Path(__file__).parents[1] / "fixtures" / "events"
 TOKEN = "token+of/the=api%"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -92,6 +98,34 @@ def test_a_body_that_is_no_json_object_is_told_so(
     assert (answer.status_code, error.get("field")) == (422, None)
     assert error["message"].startswith("the body has to be a JSON object: ")
     assert ("'Content-Type: application/json'" in error["message"]) is ("json" not in kind)
+
+
+def test_a_newer_result_is_no_store_that_is_away(
+    api: httpx.Client, settings: Settings, storage: Storage
+) -> None:
+    """GET /results says that this posedrop is too old: 500, as asking again changes nothing."""
+    storage.create_bucket(settings.results_bucket)
+    request = Request.model_validate(
+        {
+            "analysis_id": "a" * 16,
+            "analysis": "dummy",
+            "analysis_version": "1",
+            "args": {},
+            "video": {"file_id": "b" * 16, "bucket": "v", "key": "k", "etag": "e", "size": 1},
+            "sha256": "0" * 64,
+            "probe": PROBE,
+            "asked_by": "api",
+            "created_at": "2026-01-01T00:00:00Z",
+        }
+    )
+    index = Index(settings.index_file)
+    index.analysis_planned(request, f"k/dummy-{request.analysis_id}")
+    index.close()
+    key = f"k/dummy-{request.analysis_id}/result.json"
+    storage.write(settings.results_bucket, key, b'{"schema": 2}')
+    answer = api.get(f"/results/{request.analysis_id}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "newer_record")
+    assert "upgrade" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("args", ["[" * 1500, "[" * 700 + "]" * 700])
@@ -213,3 +247,27 @@ def test_each_change_is_a_line_with_who_what_and_from_where(
     assert [lines[n]["file_id"] for n in (1, 2, 4)] == [file_id] * 3
     assert {lines[n]["analysis_id"] for n in (2, 3)} == {asked}
     assert "\n" not in logs.Formatter().format(caplog.records[-1])
+
+
+def test_what_was_put_by_a_tool_is_a_line_with_the_stores_user(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MinIO tells it to both of its targets: the second is no news. Results are no change."""
+    caplog.set_level(logging.INFO, "handlers.changes")
+    own = settings.model_copy(update={"events_token": SecretStr(TOKEN)})
+    told = json.loads((EVENTS / "minio" / "put.json").read_text())
+    forged = {"principalId": "x" * 100_000 + "\n"}
+    with serving(create_app(own, queue.connect("stub://"))) as url:
+        for key, who in (("day1/a.mp4", None), ("day1/posedrop.json", forged), ("b", "no object")):
+            told["Records"][0]["s3"]["object"]["key"] = key
+            if who is not None:
+                told["Records"][0]["userIdentity"] = who
+            for _ in range(2):
+                assert httpx.post(f"{url}/events", json=told, headers=BEARER).status_code == 204
+    lines = [vars(record) for record in caplog.records if record.name == "handlers.changes"]
+    assert [(line["msg"], line["key"], line["who"][:10], line["address"]) for line in lines] == [
+        ("video put", "day1/a.mp4", "minioadmin", "127.0.0.1"),
+        ("rule put", "day1/posedrop.json", "xxxxxxxxxx", "127.0.0.1"),
+        ("video put", "b", "store", "127.0.0.1"),
+    ]
+    assert len(lines[1]["who"]) == 200
