@@ -26,8 +26,9 @@ up: $(READY)  ## Start the stack and leave it running
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest
 
-soak: $(READY)  ## Kill everything in turn while uploads go on, balance the books, then fuzz (SECONDS, SEED, STACK)
+soak: $(READY)  ## Kill everything in turn while uploads go on, balance the books, call the API in odd ways, then fuzz (SECONDS, SEED, STACK)
 	$(BIN)/python -m tests.faults.soak --seconds $(or $(SECONDS),300) --seed $(or $(SEED),1) --stack $(or $(STACK),embedded)
+	$(BIN)/python -m tests.faults.api_calls --seed $(or $(SEED),1)
 	$(MAKE) fuzz
 
 fuzz: $(READY)  ## Damage films, cut them at every length: each ends; compare films with OpenCV (SECONDS, SEED, EXAMPLES)

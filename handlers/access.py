@@ -25,7 +25,10 @@ from posedrop.settings import Settings
 #: How long a browser may use its cookie, seconds; then it needs the link again.
 COOKIE_SECONDS = 30 * 86400
 
-_ALIVE = "/healthz"
+#: Whatever watches over a process asks these, and is told ``ok`` or a code.
+_HEALTH = frozenset({"/healthz", "/readyz"})
+#: All that whoever has the metrics token may ask.
+_METRICS = "/metrics"
 #: What trades the token for a cookie is the same for everybody, and tells nothing.
 _OPEN = frozenset({("GET", "/session"), ("GET", "/page/session.js"), ("GET", "/page/page.css")})
 #: A browser asks a person for the token then, as a password. (Chromium reads no list of schemes.)
@@ -54,6 +57,8 @@ class Guard:
         """``local``: this machine alone calls, by a name of its loopback."""
         self._app = app
         self._token = settings.api_token.get_secret_value() if settings.api_token else None
+        metrics = settings.metrics_token
+        self._metrics_token = metrics.get_secret_value() if metrics else None
         self._local = local or self._token is None
         store = _origin(settings.s3_public_endpoint or settings.s3_endpoint or "https:")
         self._headers = {
@@ -70,7 +75,7 @@ class Guard:
         request = Request(scope)
         refused: Response | None = None
         how: str | None = None
-        if scope["path"] != _ALIVE:
+        if scope["path"] not in _HEALTH and not self._may_read_metrics(request):
             how = "loopback" if self._token is None else _how(request, self._token)
             refused = self._refusal(request, how)
         unasked = Headers(scope=scope).get("expect", "").lower() == "100-continue"
@@ -116,6 +121,14 @@ class Guard:
             return refusal(403, "forbidden", "a page of another site may not do this")
         return None
 
+    def _may_read_metrics(self, request: Request) -> bool:
+        if self._metrics_token is None or request.scope["path"] != _METRICS:
+            return False
+        known = is_bearer(request, self._metrics_token) or _is_password(
+            request, self._metrics_token
+        )
+        return request.method in _SAFE and known
+
 
 def session_cookie(request: Request, token: str) -> str:
     """Return the Set-Cookie that lets the browser of this request in.
@@ -136,8 +149,7 @@ def _how(request: Request, token: str) -> str | None:
     """Return by what a caller is known, None for strangers."""
     if is_bearer(request, token):
         return "token"
-    password = _basic_password(request.headers.get("authorization", ""))
-    if hmac.compare_digest(password.encode(), token.encode()):
+    if _is_password(request, token):
         return "basic"
     return "cookie" if _has_cookie(request, token) else None
 
@@ -146,6 +158,11 @@ def is_bearer(request: Request, token: str) -> bool:
     """Tell whether a request carries this bearer token."""
     given = request.headers.get("authorization", "")
     return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+
+
+def _is_password(request: Request, token: str) -> bool:
+    password = _basic_password(request.headers.get("authorization", ""))
+    return hmac.compare_digest(password.encode(), token.encode())
 
 
 def _has_cookie(request: Request, token: str) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from handlers.context import Context
 from posedrop import layout
-from posedrop.errors import PosedropError, StorageError
+from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.index import IndexBusyError
 from posedrop.queue import QueueError
 
@@ -39,6 +39,9 @@ def apart(context: Context, what: str) -> Iterator[Trial]:
         yield trial
     except (IndexBusyError, QueueError):
         raise
+    except RecordError as error:
+        context.storage.report(error)
+        trial.failed = True
     except Exception as error:
         if isinstance(error, StorageError):
             # A store that answers this has refused that object alone: a lock, a policy, a bad disk.

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import anyio
 import anyio.to_thread
 from dramatiq import Broker
 from fastapi import Body, FastAPI, Query, Request, Response
+from fastapi import Path as Parameter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
-from pydantic import ValidationError
+from fastapi.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+)
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from handlers import (
     access,
     changes,
     copies,
+    letters,
     notify,
     plan,
     reconcile,
@@ -36,15 +47,24 @@ from handlers import (
 from handlers.bodies import Bodies
 from handlers.context import LOOK_SECONDS, Context, now
 from handlers.form import Forms, FormUpload
-from handlers.metrics import Metrics
-from handlers.refusal import RETRY_AFTER, refusal
+from handlers.health import Health
+from handlers.refusal import (
+    ANYWHERE,
+    BUSY,
+    GONE,
+    NOT_FOUND,
+    RETRY_AFTER,
+    ErrorAnswer,
+    refusal,
+)
 from handlers.threads import Threads
-from posedrop import __version__, analyses, layout, models
+from posedrop import __version__, analyses, layout, metrics, models
 from posedrop.errors import (
     BadRequestError,
     BusyError,
     NotFoundError,
     PosedropError,
+    RecordError,
     StorageError,
 )
 from posedrop.index import Index, IndexBusyError
@@ -56,8 +76,8 @@ from posedrop.storage import Storage
 PAGE = Path(str(files("handlers") / "page"))
 #: What a form may have besides its file, bytes.
 _FORM_BYTES = 2**20
-#: How many requests wait for the object store at a time.
-_ASKING = 40
+#: How many requests wait for the object store at a time: for what is there, and for a change.
+_ASKING, _CHANGING = 40, 8
 
 
 class UnderWayError(PosedropError):
@@ -85,7 +105,8 @@ def create_app(
     follower = notify.Follower(context, hurry)
     reconciler = reconcile.Reconciler(context)
     copier = copies.Copier(context)
-    metrics = Metrics()
+    health = Health(context, follower, reconciler)
+    metrics.DISKS.watch("index", settings.index_file.parent)
     queue_url = settings.sqs_queue_url
     poller = sqs.Poller(context, follower, queue_url) if queue_url else None
 
@@ -102,6 +123,7 @@ def create_app(
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
         await run_in_threadpool(copier.stop)
+        health.close()
         context.index.close()
 
     app = FastAPI(
@@ -109,6 +131,7 @@ def create_app(
         version=__version__,
         description="Drop a video into a bucket; get its pose data and a labelled video back.",
         lifespan=lifespan,
+        responses=ANYWHERE,
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
     )
@@ -119,23 +142,36 @@ def create_app(
         token=settings.events_token,
         record=partial(notify.record, context),
         wake=follower.wake,
-        metrics=metrics,
+        metrics=context.metrics,
     )
     _errors(app)
-    hurried = context.in_a_hurry()
-    asking = Threads(_ASKING, LOOK_SECONDS)
-    _upload_routes(app, context, hurried, asking)
-    _result_routes(app, hurried, asking)
-    _list_routes(app, hurried, asking)
-    _service_routes(app, hurried, reconciler, metrics, asking)
+    callers = _Callers(context)
+    _upload_routes(app, callers)
+    _result_routes(app, callers)
+    _list_routes(app, callers)
+    _service_routes(app, callers, follower, reconciler, health)
     return app
+
+
+class _Callers:
+    """What serves callers that wait for the object store, apart from all others."""
+
+    def __init__(self, context: Context) -> None:
+        self.hurried = context.in_a_hurry()
+        self.asking = Threads(_ASKING, LOOK_SECONDS)
+        """Threads for what is looked up, with the tools of ``hurried``."""
+        self.patient = context
+        self.changing = Threads(_CHANGING, LOOK_SECONDS)
+        """Threads for what is removed or copied, with the tools of ``patient``: it takes as long as
+        there are objects, and ought not to be left half done."""
 
 
 def _index(settings: Settings) -> Index:
     return Index(settings.index_file, timeout=settings.index_timeout_seconds)
 
 
-def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Threads) -> None:
+def _upload_routes(app: FastAPI, callers: _Callers) -> None:
+    context, asking = callers.hurried, callers.asking
     forms = Forms()
 
     @app.post(
@@ -166,35 +202,49 @@ def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Thr
         content_type = request.headers.get("content-type", "")
         if content_type.startswith("multipart/form-data"):
             with forms.one():
-                return await _receive_form(patient, context, request, content_type)
+                return await _receive_form(callers, request, content_type)
         body = upload.UploadRequest.model_validate_json(await request.body())
         return await asking.run(partial(upload.presign, context, body))
 
     @app.put(
-        "/upload/{filename}",
+        # Named as for GET: an OpenAPI document has each path once.
+        "/upload/{file_id}",
         status_code=307,
+        response_class=RedirectResponse,
+        responses={411: {"model": ErrorAnswer, "description": "It does not say how long it is"}},
         summary="Redirects to a presigned PUT: curl -LT day1.mp4 http://host/upload/",
     )
     @asking
-    def put_upload(filename: str, request: Request) -> RedirectResponse:
+    def put_upload(
+        filename: Annotated[str, Parameter(alias="file_id", description="here: of the film")],
+        request: Request,
+    ) -> RedirectResponse:
         # Nothing reads the body: who says Expect: 100-continue sends it to the store alone.
         url = upload.redirect(context, filename, request.headers)
         return RedirectResponse(url, status_code=307)
 
-    @app.get("/upload/{file_id}", summary="What is known of a file, and of what was refused why")
+    @app.get(
+        "/upload/{file_id}",
+        responses=NOT_FOUND,
+        summary="What is known of a file, and of what was refused why",
+    )
     def get_upload(file_id: str) -> upload.FileAnswer:
         return upload.describe(context, file_id)
 
-    @app.delete("/upload/{file_id}", status_code=204, summary="Remove a file and all its results")
-    @asking
+    @app.delete(
+        "/upload/{file_id}",
+        status_code=204,
+        responses=NOT_FOUND,
+        summary="Remove a file and all its results",
+    )
+    @callers.changing
     def delete_upload(file_id: str) -> None:
-        upload.delete(context, file_id)
+        upload.delete(callers.patient, file_id)
         changes.note("deleted", file_id=file_id)
 
 
-async def _receive_form(
-    patient: Context, context: Context, request: Request, content_type: str
-) -> dict[str, str]:
+async def _receive_form(callers: _Callers, request: Request, content_type: str) -> dict[str, str]:
+    context = callers.hurried
     length = request.headers.get("content-length", "")
     most = context.settings.max_video_bytes
     if length.isascii() and length.isdigit():
@@ -207,7 +257,8 @@ async def _receive_form(
         metadata = upload.check_metadata(context, fields.get("analysis"), fields.get("args"))
         key = layout.upload_key(file_id, filename)
         bucket = context.settings.videos_bucket
-        patient.storage.upload_stream(bucket, key, stream, most, upload.guess_type(key), metadata)
+        kind = upload.guess_type(key)
+        callers.patient.storage.upload_stream(bucket, key, stream, most, kind, metadata)
         # Its event may come after our answer; who asks at once is to find it.
         context.index.expect_file(file_id, bucket, key, now(), metadata=metadata)
 
@@ -217,11 +268,17 @@ async def _receive_form(
     return {"file_id": file_id}
 
 
-def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
+def _result_routes(app: FastAPI, callers: _Callers) -> None:
+    context, asking = callers.hurried, callers.asking
+
     @app.post(
         "/analyse",
         summary="Ask for an analysis",
-        responses={200: {"description": "It exists already"}, 202: {"description": "It will be"}},
+        responses={
+            200: {"description": "It exists already"},
+            202: {"description": "It will be", "model": results.AnalyseAnswer},
+            **NOT_FOUND,
+        },
     )
     @asking
     def post_analyse(
@@ -246,7 +303,11 @@ def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
     @app.get(
         "/results/{analysis_id}",
         summary="How far a run is (202), or what it made (200)",
-        responses={202: {"description": "Not over yet"}, 410: {"description": "Deleted"}},
+        responses={
+            202: {"description": "Not over yet", "model": results.ResultAnswer},
+            **NOT_FOUND,
+            **GONE,
+        },
     )
     @asking
     def get_results(analysis_id: str, response: Response) -> results.ResultAnswer:
@@ -256,36 +317,51 @@ def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
             response.headers["Retry-After"] = RETRY_AFTER
         return answer
 
-    @app.delete("/analyse/{analysis_id}", summary="Cancel a run, or delete its results")
-    @asking
+    @app.delete(
+        "/analyse/{analysis_id}",
+        status_code=202,
+        responses={204: {"description": "Its results are deleted"}, **NOT_FOUND, **GONE},
+        summary="Cancel a run, or delete its results",
+    )
+    @callers.changing
     def delete_analyse(analysis_id: str, response: Response) -> dict[str, str] | None:
-        status = results.cancel_or_delete(context, analysis_id)
+        status = results.cancel_or_delete(callers.patient, analysis_id)
         changes.note(status, analysis_id=analysis_id)
         if status == "deleted":
             response.status_code = 204
             return None
-        response.status_code = 202
         return {"status": status}
 
     @app.get(
         "/download/{analysis_id}/{name}",
         status_code=307,
+        response_class=RedirectResponse,
+        responses={**NOT_FOUND, **GONE},
         summary="Redirects to a presigned GET of one file; ranges work",
     )
     @asking
     def get_download(analysis_id: str, name: str) -> RedirectResponse:
         return RedirectResponse(results.download_url(context, analysis_id, name), status_code=307)
 
-    @app.get("/thumbnail/{file_id}", status_code=307, summary="Redirects to a video's thumbnail")
+    @app.get(
+        "/thumbnail/{file_id}",
+        status_code=307,
+        response_class=RedirectResponse,
+        responses=NOT_FOUND,
+        summary="Redirects to a video's thumbnail",
+    )
     @asking
     def get_thumbnail(file_id: str) -> RedirectResponse:
         return RedirectResponse(results.thumbnail_url(context, file_id), status_code=307)
 
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
+RowId = Annotated[int, Query(ge=0, lt=2**63)]
 
 
-def _list_routes(app: FastAPI, context: Context, asking: Threads) -> None:
+def _list_routes(app: FastAPI, callers: _Callers) -> None:
+    context, asking = callers.hurried, callers.asking
+
     @app.get("/files", summary="List, filter and search the files, newest first")
     def get_files(
         q: str | None = None,
@@ -293,9 +369,10 @@ def _list_routes(app: FastAPI, context: Context, asking: Threads) -> None:
         prefix: str | None = None,
         cursor: str | None = None,
         limit: Limit = 50,
-    ) -> dict[str, Any]:
+    ) -> upload.FilesAnswer:
         page = context.index.files(state=state, prefix=prefix, query=q, cursor=cursor, limit=limit)
-        return {"items": upload.file_answers(context, page.rows), "next": page.cursor}
+        items = upload.file_answers(context, page.rows)
+        return upload.FilesAnswer(items=items, next=page.cursor)
 
     @app.get("/analyses", summary="List, filter and search the runs, newest first")
     def get_analyses(
@@ -305,15 +382,15 @@ def _list_routes(app: FastAPI, context: Context, asking: Threads) -> None:
         analysis: str | None = None,
         cursor: str | None = None,
         limit: Limit = 50,
-    ) -> dict[str, Any]:
+    ) -> results.AnalysesAnswer:
         page = context.index.analyses(
             state=state, file_id=file_id, analysis=analysis, query=q, cursor=cursor, limit=limit
         )
         items = [results.analysis_answer(row) for row in page.rows]
-        return {"items": items, "next": page.cursor}
+        return results.AnalysesAnswer(items=items, next=page.cursor)
 
     @app.get("/rules", summary="The rules (posedrop.json) that are wrong: videos wait for them")
-    def get_rules(limit: Limit = 50) -> dict[str, Any]:
+    def get_rules(limit: Limit = 50) -> dict[str, list[upload.RuleAnswer]]:
         return {"items": upload.wrong_rules(context, limit)}
 
     @app.get("/analysis-types", summary="What can be asked, with the JSON Schema of its args")
@@ -337,13 +414,21 @@ def _list_routes(app: FastAPI, context: Context, asking: Threads) -> None:
         return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
 
 
+class ReadyAnswer(BaseModel):
+    """Whether the handlers do their work: a part is ``ok``, or has the code of what is wrong."""
+
+    status: Literal["ready", "not ready"]
+    parts: dict[str, str]
+
+
 def _service_routes(
     app: FastAPI,
-    context: Context,
+    callers: _Callers,
+    follower: notify.Follower,
     reconciler: reconcile.Reconciler,
-    metrics: Metrics,
-    asking: Threads,
+    health: Health,
 ) -> None:
+    context, changing = callers.patient, callers.changing
     sweeping = anyio.CapacityLimiter(1)
 
     async def alone(sweep: Callable[[], reconcile.Repairs]) -> dict[str, int]:
@@ -364,7 +449,7 @@ def _service_routes(
     @app.post(
         "/reconcile",
         summary="Compare buckets, index and queue now, and repair",
-        responses={409: {"description": "Somebody is at it"}},
+        responses=BUSY,
     )
     async def post_reconcile() -> dict[str, int]:
         counts = await alone(reconciler.round)
@@ -372,7 +457,7 @@ def _service_routes(
         return counts
 
     @app.post("/reingest", summary="Look at refused videos anew")
-    @asking
+    @changing
     def post_reingest(
         wanted: Annotated[reingest.ReingestRequest, Body()],
     ) -> reingest.ReingestAnswer:
@@ -381,7 +466,7 @@ def _service_routes(
     @app.post(
         "/reindex",
         summary="Make the index anew from the buckets",
-        responses={409: {"description": "Somebody is at it"}},
+        responses=BUSY,
     )
     async def post_reindex() -> dict[str, int]:
         counts = await alone(reconciler.reindex)
@@ -389,27 +474,66 @@ def _service_routes(
         return counts
 
     @app.get("/expire", summary="What is due to be removed by itself, and why")
+    @changing
     def get_expire() -> retention.ExpiryAnswer:
         return retention.describe(context)
 
     @app.post("/expire", summary="Remove what is due, also where that is more than a share of all")
+    @changing
     def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
         return retention.expire(context, wanted)
 
-    @app.get("/healthz", summary="Liveness")
+    @app.get("/dead-letters", summary="Events that could not be followed, the newest first")
+    def get_dead_letters(cursor: RowId | None = None, limit: Limit = 50) -> letters.LettersAnswer:
+        return letters.page(context, cursor, limit)
+
+    @app.post("/dead-letters/replay", summary="Have dead letters followed again")
+    def post_replay(
+        wanted: Annotated[letters.ReplayRequest, Body()],
+    ) -> letters.ReplayAnswer:
+        answer = letters.replay(context, wanted)
+        follower.wake()
+        return answer
+
+    @app.get("/healthz", summary="Liveness: this process turns")
     async def get_healthz() -> dict[str, str]:
         # In no thread: that this process turns is all that it says.
         return {"status": "ok", "version": __version__}
 
-    @app.get("/metrics", summary="Prometheus")
-    def get_metrics() -> Response:
-        return Response(metrics.render(context.index), media_type="text/plain; version=0.0.4")
+    @app.get(
+        "/readyz",
+        responses={503: {"model": ReadyAnswer, "description": "Some part does not"}},
+        summary="Readiness: each part does its work (200), or not (503)",
+    )
+    async def get_readyz(response: Response) -> ReadyAnswer:
+        loop = asyncio.get_running_loop()
+        problems = await loop.run_in_executor(health.threads, health.problems)
+        wrong = any(problems.values())
+        if wrong:
+            response.status_code = 503
+            response.headers["Retry-After"] = RETRY_AFTER
+        return ReadyAnswer(
+            status="not ready" if wrong else "ready",
+            parts={part: problem or "ok" for part, problem in problems.items()},
+        )
+
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus")
+    async def get_metrics() -> Response:
+        def render() -> bytes:
+            return context.metrics.render(context.index, now(), *health.metrics())
+
+        text = await asyncio.get_running_loop().run_in_executor(health.threads, render)
+        return Response(text, media_type=metrics.CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)
     def get_page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
-    @app.get("/session", include_in_schema=False)
+    @app.get(
+        "/session",
+        response_class=HTMLResponse,
+        summary="The page that trades its link's token for a cookie",
+    )
     def get_session() -> FileResponse:
         return FileResponse(PAGE / "session.html")
 
@@ -437,6 +561,7 @@ def _errors(app: FastAPI) -> None:
         BusyError: 503,
         BadRequestError: 422,
         IndexBusyError: 503,
+        RecordError: 500,  # asking again changes nothing
         StorageError: 503,
         QueueError: 503,
     }
@@ -445,6 +570,22 @@ def _errors(app: FastAPI) -> None:
     async def posedrop_error(_: Request, error: PosedropError) -> JSONResponse:
         status = next((s for kind, s in statuses.items() if isinstance(error, kind)), 500)
         return refusal(status, error.code, error.message, field=error.field)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:  # not even text
+            return refusal(422, "bad_request", f"the body can't be read: {error.detail}")
+        if error.status_code == 405:
+            allow = ", ".join(sorted(_methods(app, request)))
+            message = f"{request.method} is not for this path; these are: {allow}"
+            return refusal(405, "method_not_allowed", message, headers={"Allow": allow})
+        code = "not_found" if error.status_code == 404 else "bad_request"
+        message = "there is no such path: GET /openapi.json has them all"
+        return refusal(error.status_code, code, message)
+
+    @app.exception_handler(Exception)
+    async def own_error(_: Request, __: Exception) -> JSONResponse:
+        return refusal(500, "internal", "posedrop itself failed; its log says how")
 
     @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
@@ -461,3 +602,12 @@ def _errors(app: FastAPI) -> None:
         if "json" not in request.headers.get("content-type", ""):
             message += "; send it with -H 'Content-Type: application/json'"
         return refusal(422, "bad_request", message)
+
+
+def _methods(app: FastAPI, request: Request) -> set[str]:
+    """Return what may be asked of a request's path, by all routes that match it."""
+    found: set[str] = set()
+    for route in app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found

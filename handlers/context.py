@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from dramatiq import Broker
 
 from handlers.gpu_queue import Choosing
+from handlers.metrics import Metrics
 from posedrop import layout, queue
 from posedrop.errors import BusyError
 from posedrop.index import Index
@@ -72,6 +73,13 @@ class Context:
     """Files that were not there to be copied, by the folder they were for, and since when."""
     lookers: ThreadPoolExecutor = field(default_factory=_lookers)
     """Threads that ask the store about many objects at once; they end with the context."""
+
+    metrics: Metrics = field(default_factory=lambda: Metrics(now()))
+
+    def __post_init__(self) -> None:
+        """Have what the index learns counted."""
+        self.index.on_result = self.metrics.run_ended
+        self.index.on_video = self.metrics.video_ingested
 
     def in_a_hurry(self) -> Context:
         """Return the same tools for a caller who waits for an answer: short waits for all."""

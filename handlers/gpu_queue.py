@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from handlers.workers import Workers
 from posedrop import layout
-from posedrop.errors import PosedropError
+from posedrop.errors import PosedropError, RecordError
 from posedrop.records import Attempt
 from posedrop.storage import ObjectInfo
 
@@ -87,7 +87,11 @@ def look(context: Context, run: str) -> Seen:
     number = max((n for name in names if (n := layout.attempt_number(name))), default=0)
     if number == 0 or not is_recent(f"attempts/{number}.json"):
         return Seen(names, False, False, number, False, left_lately)
-    attempt = context.storage.read_whole_record(bucket, layout.attempt(run, number), Attempt)
+    try:
+        attempt = context.storage.read_whole_record(bucket, layout.attempt(run, number), Attempt)
+    except RecordError as error:  # a newer worker is at it
+        context.storage.report(error)
+        return Seen(names, True, True, number, False, left_lately)
     if attempt is None:
         return Seen(names, False, False, number, False, left_lately)
     alive = attempt.outcome is None

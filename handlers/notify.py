@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from handlers import changes, copies, gpu_queue, plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
-from posedrop.errors import PosedropError
+from posedrop.errors import PosedropError, RecordError
 from posedrop.events import ObjectCreated, ObjectRemoved
 from posedrop.index import AnalysisRow, EventRow, IndexBusyError
 from posedrop.records import Asked, Planned, Request, Result, VideoRecord
@@ -45,7 +46,7 @@ def record(context: Context, body: bytes) -> int:
         IndexBusyError: it could not be recorded; the sender has to send it again.
     """
     parsed = events.parse_bytes(body)
-    wanted = [event for event in parsed.events if _matters(context, event)]
+    wanted = [event for event in parsed.events if matters(context, event)]
     if not parsed.unknown:
         new = context.index.record_events(wanted, now()) if wanted else 0
     else:
@@ -68,7 +69,7 @@ def _log(context: Context, event: ObjectCreated | ObjectRemoved) -> None:
         changes.note(f"{what} {done}", by=by.who or "store", address=by.address, key=event.key)
 
 
-def _matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
+def matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
     """Leave out what posedrop writes itself and needs no telling, heartbeats above all."""
     if event.bucket == context.settings.videos_bucket:
         return not event.key.endswith("/")
@@ -92,6 +93,7 @@ class Follower:
         self._context = context
         self._hurry = hurry
         self._wake = threading.Event()
+        self._turned_at = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
 
@@ -103,6 +105,16 @@ class Follower:
     def wake(self) -> None:
         """There are new events."""
         self._wake.set()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it goes on."""
+        return self._thread.is_alive()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since it began with the batch that it is at."""
+        return time.monotonic() - self._turned_at
 
     def stop(self) -> None:
         """End after the event at hand."""
@@ -117,7 +129,9 @@ class Follower:
             self._wake.wait(timeout=5.0)
             self._wake.clear()
             try:
+                self._turned_at = time.monotonic()
                 while not self._stop.is_set() and (events := follow(self._context)):
+                    self._turned_at = time.monotonic()
                     self._hurry(events >= _MANY)
             except Exception:
                 log.exception("the follower goes on after an error")
@@ -174,9 +188,13 @@ class Ruling(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A run whose folder is gone, and that is made under another name of its content."""
+    """A run that is made under another name of its content from now on.
+
+    Its folder ``before`` is gone, or its film was.
+    """
 
     row: AnalysisRow
+    before: str
 
     @property
     def name(self) -> tuple[str, str]:
@@ -285,7 +303,10 @@ def _failed(context: Context, event: EventRow, error: Exception) -> None:
     known = isinstance(error, PosedropError)
     log.warning("event %s %s: %s", event.kind, event.key, error, exc_info=None if known else error)
     reason = error.message if isinstance(error, PosedropError) else repr(error)
-    context.index.event_failed(event.id, reason, now())
+    if isinstance(error, RecordError):
+        context.index.event_given_up(event.id, reason, now())
+    else:
+        context.index.event_failed(event.id, reason, now())
 
 
 def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], Found | Exception]:
@@ -386,13 +407,14 @@ def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | N
     return None
 
 
-def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest | None:
+def _tell_record(context: Context, key: str, found: Found) -> Then | None:
     match layout.parse_result_key(key), found:
         case layout.VideoObject(), ObjectInfo():
             file_id = layout.file_id_of(context.settings.videos_bucket, found.key)
             return Ingest(file_id, found.etag, found.key)
         case layout.VideoObject(), FilmGone():
-            context.index.film_gone(found.record)
+            video = found.record.video
+            return Farewell(video.file_id, video.key)
         case layout.VideoObject(video=prefix), VideoRecord():
             context.index.file_ingested(found)
             return Planning(prefix, found)
@@ -412,6 +434,9 @@ def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest 
         case layout.RunObject(run=run), Result():
             context.index.analysis_finished(found, run)
             context.to_copy.set()
+            now_at = context.index.analysis(found.analysis_id)
+            if now_at is not None and now_at.run != run and now_at.finished_at is None:
+                return Move(now_at, run)
         case layout.RunObject(run=run, analysis_id=analysis_id, name="attempts/1.json"), _:
             known = context.index.analysis(analysis_id)
             if known is None or known.run == run:
@@ -433,7 +458,7 @@ def _tell_gone(context: Context, key: str) -> Move | None:
     match layout.parse_result_key(key):
         case layout.RunObject(run=run, analysis_id=analysis_id, name=layout.REQUEST):
             row = context.index.place_removed(analysis_id, run)
-            return Move(row) if row is not None and row.finished_at is None else None
+            return Move(row, run) if row is not None and row.finished_at is None else None
         case _:
             return None
 
@@ -453,8 +478,8 @@ def _act(context: Context, then: Then) -> None:
                 plan.plan_ingested(context, video)
         case Ruling(key=key):
             waiting.rule_changed(context, key)
-        case Move(row=row):
-            copies.moved(context, row)
+        case Move(row=row, before=before):
+            copies.moved(context, row, before)
         case Farewell(file_id=file_id, key=key):
             copies.film_gone(context, file_id)
             records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
@@ -477,7 +502,8 @@ def film_may_be_gone(context: Context, key: str) -> bool:
     found = _look_at(context, context.settings.results_bucket, key)
     if not isinstance(found, FilmGone):
         return False
-    context.index.film_gone(found.record)
+    video = found.record.video
+    _act(context, Farewell(video.file_id, video.key))
     return True
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from handlers.context import Context, now
 from handlers.reingest import OldRefusals
 from handlers.retention import all_places, all_rows
 from posedrop import layout, queue
-from posedrop.errors import PosedropError, StorageError
+from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.index import AnalysisRow, FileRow, PendingRow
 from posedrop.records import FileState, RunError, RunState, VideoRecord
 from posedrop.storage import PARTS_SECONDS, ObjectInfo
@@ -93,6 +94,7 @@ class Reconciler:
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._one_at_a_time = threading.Lock()
         self._sweep: Sweep | None = None
+        self._succeeded_at = time.monotonic()
         self._stuck: set[str] = set()
         self._old_refusals = OldRefusals(context)
         self._parts = AbandonedParts(context)
@@ -103,6 +105,16 @@ class Reconciler:
     def start(self) -> None:
         """Begin; the first sweep goes on without a pause until all of both buckets was seen."""
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it goes on."""
+        return self._thread.is_alive()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since a round came through, or since the start."""
+        return time.monotonic() - self._succeeded_at
 
     def stop(self) -> None:
         """End between two rounds."""
@@ -117,14 +129,14 @@ class Reconciler:
             repairs = reconcile(self._context, self._forgotten_before, self._stuck)
             repairs.ingests_sent += self._old_refusals.go_on()
             self._parts.go_on(repairs)
-            return repairs
+            return self._succeeded(repairs)
 
     def reindex(self) -> Repairs:
         """Forget the index and make it anew from the buckets."""
         with self._one_at_a_time:
             self._sweep = None
             self._context.index.reset()
-            return reconcile(self._context, now())
+            return self._succeeded(reconcile(self._context, now()))
 
     def step(self) -> bool:
         """Reconcile what the index knows, and the next slice; True at the end of a sweep."""
@@ -137,6 +149,7 @@ class Reconciler:
             if not over:
                 self._sweep = sweep
             self._parts.go_on(repairs)
+            self._succeeded(repairs)
         self._context.to_copy.set()
         if repairs.mended or repairs.held_back or repairs.undeletable or repairs.damaged:
             log.info("reconciled", extra=repairs.as_counts())
@@ -149,11 +162,20 @@ class Reconciler:
             try:
                 swept = self.step() or swept
                 pause = self._context.settings.reconcile_seconds if swept else 0.0
-            except PosedropError as error:
-                log.warning("the reconciler tries again later: %s", error)
-            except Exception:
-                log.exception("the reconciler tries again later")
+            except Exception as error:
+                self._context.metrics.rounds.labels("failed").inc()
+                known = isinstance(error, PosedropError)
+                log.warning(
+                    "the reconciler tries again later: %s", error, exc_info=None if known else error
+                )
             self._stop.wait(pause)
+
+    def _succeeded(self, repairs: Repairs) -> Repairs:
+        self._succeeded_at = time.monotonic()
+        counts = repairs.as_counts().items()
+        mended = {name: count for name, count in counts if not name.endswith("_seen")}
+        self._context.metrics.reconciled(mended, now())
+        return repairs
 
 
 def reconcile(
@@ -572,7 +594,11 @@ def _was_ingested(context: Context, row: FileRow) -> bool:
     """Index a video's record that no event told of, or no longer; False if there is none."""
     key = layout.video_record(context.video_prefix(row.bucket, row.key))
     results = context.settings.results_bucket
-    record = context.storage.read_whole_record(results, key, VideoRecord)
+    try:
+        record = context.storage.read_whole_record(results, key, VideoRecord)
+    except RecordError as error:  # by a newer worker
+        context.storage.report(error)
+        return True
     if record is None or record.video.etag != row.etag:
         return False  # one that is damaged is written anew
     notify.result_arrived(context, key)

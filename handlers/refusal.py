@@ -2,10 +2,52 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 #: Seconds until it is worth asking again.
 RETRY_AFTER = "2"
+
+
+class Problem(BaseModel):
+    """What is wrong, for a program and for a person."""
+
+    code: str
+    message: str
+    field: str | None = Field(default=None, description="the part of the request that is wrong")
+
+
+class ErrorAnswer(BaseModel):
+    """Every answer from 400 on."""
+
+    error: Problem
+
+
+#: What any call may be answered, for the OpenAPI document; see also :data:`NOT_FOUND`.
+ANYWHERE: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": description}
+    for status, description in {
+        401: "A wrong or no token",
+        403: "A page of another site, or a name that is not this machine's",
+        405: "No such method here",
+        413: "The body is too large",
+        422: "What was asked can't be done as asked",
+        500: "posedrop itself failed, or a record of the buckets can't be read",
+        503: "The store, the broker or the index is away: try again",
+    }.items()
+}
+NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorAnswer, "description": "There is none"}
+}
+BUSY: dict[int | str, dict[str, Any]] = {
+    409: {"model": ErrorAnswer, "description": "Somebody is at it"}
+}
+GONE: dict[int | str, dict[str, Any]] = {
+    410: {"model": ErrorAnswer, "description": "It was deleted"}
+}
+
 _HEADERS = {503: {"Retry-After": RETRY_AFTER}}
 
 

@@ -13,6 +13,7 @@ from handlers import changes, plan
 from handlers.apart import apart
 from handlers.context import Context
 from posedrop import layout, queue
+from posedrop.errors import RecordError
 from posedrop.index import FileRow
 from posedrop.records import INGEST_VERSION, VideoRecord
 
@@ -103,7 +104,10 @@ class OldRefusals:
         context = self._context
         key = layout.video_record(context.video_prefix(row.bucket, row.key))
         results = context.settings.results_bucket
-        record = context.storage.read_whole_record(results, key, VideoRecord)
+        try:
+            record = context.storage.read_whole_record(results, key, VideoRecord)
+        except RecordError:  # of a newer ingest
+            return False
         return record is not None and record.ingest_version < INGEST_VERSION
 
 

@@ -102,6 +102,13 @@ class AnalysisAnswer(BaseModel):
     finished_at: datetime | None
 
 
+class AnalysesAnswer(BaseModel):
+    """A page of runs; ``next`` is the cursor of the next one."""
+
+    items: list[AnalysisAnswer]
+    next: str | None
+
+
 def read(context: Context, analysis_id: str) -> ResultAnswer:
     """Return how far a run is, or what it made.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from handlers.context import Context, now
 from posedrop import folder_rules, layout
-from posedrop.errors import BadRequestError, PosedropError
+from posedrop.errors import BadRequestError, PosedropError, RecordError
 from posedrop.folder_rules import WrongRuleError
 from posedrop.index import RuleRow
 from posedrop.records import RunError, WrongRule
@@ -128,7 +128,10 @@ def tell(context: Context, key: str, etag: str | None, problem: PosedropError | 
 
 def wrong(context: Context, record: str) -> WrongRule | None:
     """Return what a record says is wrong with a rule, None if it is gone or can't be read."""
-    return context.storage.read_whole_record(context.settings.results_bucket, record, WrongRule)
+    try:
+        return context.storage.read_whole_record(context.settings.results_bucket, record, WrongRule)
+    except RecordError:  # of a newer posedrop
+        return None
 
 
 def folder_of(row: RuleRow) -> str:

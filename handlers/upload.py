@@ -102,6 +102,13 @@ class FileAnswer(BaseModel):
     analyses: list[dict[str, str]] = Field(default_factory=list)
 
 
+class FilesAnswer(BaseModel):
+    """A page of files; ``next`` is the cursor of the next one."""
+
+    items: list[FileAnswer]
+    next: str | None
+
+
 def new_file_id() -> str:
     """Return a fresh file_id that nobody can guess."""
     return base64.b32encode(secrets.token_bytes(10)).decode().lower()

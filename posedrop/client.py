@@ -6,7 +6,7 @@ import functools
 import json
 import mimetypes
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,6 +129,15 @@ class Run(Answer):
     def has_results(self) -> bool:
         """Whether it is over and its results count: all of them, or those of most frames."""
         return self.status in {"succeeded", "partial"}
+
+
+class DeadLetter(Answer):
+    """An event that could not be read or followed."""
+
+    id: int
+    received_at: str
+    reason: str
+    body: str
 
 
 class RunRow(Answer):
@@ -406,6 +415,18 @@ class Client:
             if answer["next"] is None:
                 return found
             body["cursor"] = answer["next"]
+
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        """Yield the events that could not be followed, the newest first, page by page."""
+        return self._pages(DeadLetter, "/dead-letters")
+
+    def replay(self, ids: Sequence[int] | None = None) -> dict[str, int]:
+        """Have dead letters followed again, or all; return how many are, and how many can't be."""
+        body = {"ids": list(ids) if ids is not None else None}
+        counts: dict[str, int] = self._request(
+            "POST", "/dead-letters/replay", json=body, timeout=None
+        ).json()
+        return counts
 
     def expiry(self) -> Expiry:
         """Return what is due to be removed by itself, and why."""

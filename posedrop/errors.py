@@ -68,6 +68,16 @@ class ObjectChangedError(StorageError):
     code = "object_changed"
 
 
+class RecordError(StorageError):
+    """A record of a bucket can't be read, and no retry helps: it is damaged, or from a newer one.
+
+    Code ``newer_record``: it has a schema that only a newer posedrop knows, which may well be at
+    work on it. Code ``damaged_record``: nobody can read it.
+    """
+
+    code = "damaged_record"
+
+
 class ChildDiedError(PosedropError):
     """The child process ended or was killed before it answered (crash, memory, time limit)."""
 

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -64,6 +64,12 @@ _FEW = 50_000
 MAX_LOOKED_AT = 100_000
 #: How many rows of an older posedrop become searchable at a time, while nobody else can write.
 _SPELLED_AT_ONCE = 1000
+#: What waits, by the name that metrics have for it; each is the first row of an index.
+_OLDEST = {
+    "event": "SELECT received_at FROM event WHERE handled_at IS NULL ORDER BY id LIMIT 1",
+    "file": "SELECT created_at FROM uploaded_file WHERE state = 'received' ORDER BY number LIMIT 1",
+    "run": "SELECT created_at FROM analysis WHERE state = 'queued' ORDER BY number LIMIT 1",
+}
 _UNRESOLVED = "created_at IS NOT NULL AND analysis_id IS NULL AND error IS NULL"
 
 _GROUP = "CASE instr(key, '/') WHEN 0 THEN '' ELSE substr(key, 1, instr(key, '/') - 1) END"
@@ -104,6 +110,9 @@ class Index:
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._writing = threading.Lock()
+        #: Called with what is news to the index: how a run ended, what ingest found out.
+        self.on_result: Callable[[Result], None] = lambda _: None
+        self.on_video: Callable[[VideoRecord], None] = lambda _: None
         self._closed = threading.Event()
         self._speller = threading.Thread(target=self._go_on_spelling, name="spelling", daemon=True)
         with schema.translated():
@@ -194,6 +203,17 @@ class Index:
             )
             return False
 
+    def event_given_up(self, event_id: int, reason: str, now: datetime) -> None:
+        """Put an event to the dead letters that no other try can mend; when it comes again, once.
+
+        Told again under the same identity, it is known.
+        """
+        with self._write() as db:
+            row = db.conn.execute("SELECT * FROM event WHERE id = ?", (event_id,)).fetchone()
+            if row is not None:
+                _insert_letter(db, reason, dict(row), now)
+                self.events_handled([event_id], now)
+
     def event_postponed(self, event_id: int, due: datetime) -> None:
         """Let an event rest until a time; that is no failure."""
         with self._write() as db:
@@ -211,11 +231,33 @@ class Index:
         with self._write() as db:
             _insert_letter(db, reason, body, now)
 
-    def dead_letters(self, limit: int = 100) -> list[DeadLetterRow]:
-        """Return the dead letters, newest first."""
+    def dead_letters(self, limit: int = 100, before: int | None = None) -> list[DeadLetterRow]:
+        """Return the dead letters, newest first; those older than the one with an id ``before``."""
         return self._rows(
-            DeadLetterRow, "SELECT * FROM dead_letter ORDER BY id DESC LIMIT ?", (limit,)
+            DeadLetterRow,
+            "SELECT * FROM dead_letter WHERE id < ? ORDER BY id DESC LIMIT ?",
+            (2**63 - 1 if before is None else before, limit),
         )
+
+    def dead_letter_replayed(self, letter_id: int, events: Iterable[Event], now: datetime) -> bool:
+        """Have what a dead letter told followed as if it had come now; False: it is gone already.
+
+        That an event was known, or given up, counts no more.
+        """
+        moment = schema.to_text(now)
+        with self._write() as db:
+            sql = "DELETE FROM dead_letter WHERE id = ?"
+            if db.conn.execute(sql, (letter_id,)).rowcount == 0:
+                return False
+            db.conn.executemany(
+                "INSERT INTO event (bucket, key, etag, sequencer, kind, size, received_at, due_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (bucket, key, etag, sequencer, kind) DO UPDATE SET"
+                " handled_at = NULL, tries = 0, received_at = excluded.received_at,"
+                " due_at = excluded.due_at",
+                [(*_identity(event), moment, moment) for event in events],
+            )
+            return True
 
     # --- files
 
@@ -256,7 +298,9 @@ class Index:
 
     def file_ingested(self, record: VideoRecord) -> None:
         """Note what ingest found out about a video; for an older version of it, nothing."""
-        self._merge_file(rows.ingested_file(record))
+        old, new = self._merge_file(rows.ingested_file(record))
+        if old is None or (old.etag, old.updated_at) != (new.etag, new.updated_at):
+            self.on_video(record)
 
     def file_removed(self, file_id: str) -> None:
         """Forget a file."""
@@ -422,7 +466,11 @@ class Index:
     def analysis_finished(self, result: Result, run: str) -> None:
         """Note how a run ended, whether or not it was known before."""
         with self._write() as db:
+            sql = "SELECT 1 FROM analysis WHERE analysis_id = ? AND finished_at IS NOT NULL"
+            known = db.conn.execute(sql, (result.analysis_id,)).fetchone() is not None
             _merge_analysis(db, rows.finished_analysis(result, run))
+        if not known:
+            self.on_result(result)
 
     def analysis_removed(self, analysis_id: str) -> None:
         """Forget a run with all its folders, but for the fact that there was one."""
@@ -523,9 +571,17 @@ class Index:
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[AnalysisRow]:
-        """Return runs, newest first; ``query`` is searched in the video's key and the analysis."""
+        """Return runs, newest first; ``query`` is searched in the video's key and the analysis.
+
+        Of a file, those that have a folder beside it, be they read there or beside another name.
+        """
         where = Where(cursor)
-        where.equal("file_id", file_id)
+        if file_id is not None:
+            beside = " UNION ".join(
+                f"SELECT analysis_id FROM {table} WHERE file_id = ?"  # noqa: S608
+                for table in ("analysis", "place")
+            )
+            where.add(f"f.analysis_id IN ({beside})", file_id, file_id)
         where.equal("state", state)
         where.equal("analysis", analysis)
         return self._page(AnalysisRow, "analysis", where, query, limit)
@@ -691,6 +747,15 @@ class Index:
                 if place != own:
                     before += int(self._value(_FIRST_OF_GROUP, (group, rounds + (place < own))))
         return before + self.gpu_taken()
+
+    def oldest(self) -> dict[str, datetime | None]:
+        """Return since when the oldest waits: an event, a received file, a queued run."""
+        found: dict[str, datetime | None] = {}
+        with self._read() as db:
+            for what, sql in _OLDEST.items():
+                row = db.conn.execute(sql).fetchone()
+                found[what] = schema.from_text(row[0]) if row is not None else None
+        return found
 
     # --- pending
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from posedrop import zoo
-from posedrop.errors import BadRequestError, ModelError, ObjectChangedError, StorageError
+from posedrop.errors import BadRequestError, ModelError, ObjectChangedError, RecordError
 from posedrop.packing import NAME, digest_of, plan_push
 from posedrop.records import Model, ModelFile, ModelRef
 from posedrop.storage import Storage
@@ -77,9 +77,8 @@ def _listed(storage: Storage, bucket: str, prefix: str) -> list[Model]:
             continue
         try:
             model = storage.read_record(bucket, item.key, Model)
-        except StorageError as error:
-            if error.code != "damaged_record":
-                raise
+        except RecordError as error:
+            storage.report(error)
             continue
         # What a record says of itself counts only where it stands.
         if model is not None and item.key == f"{model.name}/{model.digest}/{MODEL_RECORD}":
@@ -136,9 +135,9 @@ def fetch(storage: Storage, bucket: str, ref: ModelRef, folder: Path) -> Path:
     prefix = f"{ref.name}/{ref.digest}"
     try:
         model = storage.read_record(bucket, f"{prefix}/{MODEL_RECORD}", Model)
-    except StorageError as error:
-        if error.code != "damaged_record":
-            raise
+    except RecordError as error:
+        if error.code == "newer_record":
+            raise ModelError(error.message, code=error.code) from error
         raise _damaged(ref, f"its {MODEL_RECORD} can't be read") from error
     if model is None:
         raise ModelError(

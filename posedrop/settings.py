@@ -70,6 +70,15 @@ class Settings(BaseSettings):
     api_token: SecretStr | None = Field(
         default=None, description="asked of every caller; `posedrop up` makes one"
     )
+    metrics_token: SecretStr | None = Field(
+        default=None, description="bearer token that may read GET /metrics, and do nothing else"
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="a worker's own metrics; None: none. On loopback alone without metrics_token",
+    )
     url: str = Field(default="http://127.0.0.1:8080", description="the API, for the command line")
 
     default_analysis: str | None = Field(
@@ -169,7 +178,9 @@ class Settings(BaseSettings):
         "the one in use stays in any case",
     )
 
-    @field_validator("s3_secret_key", "presign_secret_key", "events_token", "api_token")
+    @field_validator(
+        "s3_secret_key", "presign_secret_key", "events_token", "api_token", "metrics_token"
+    )
     @classmethod
     def _secrets_are_not_empty(cls, value: SecretStr | None) -> SecretStr | None:
         # An empty token would let everybody in, or nobody, and neither says why.
@@ -177,7 +188,7 @@ class Settings(BaseSettings):
             raise ValueError(f"it is empty; {_MAKE_ONE}, or don't set it at all")
         return value
 
-    @field_validator("events_token", "api_token")
+    @field_validator("events_token", "api_token", "metrics_token")
     @classmethod
     def _tokens_are_sendable(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not _SENDABLE.fullmatch(value.get_secret_value()):
@@ -193,6 +204,17 @@ class Settings(BaseSettings):
             if (getattr(self, access) is None) != (getattr(self, secret) is None):
                 both = f"POSEDROP_{access.upper()} and POSEDROP_{secret.upper()}"
                 raise ValueError(f"{both} go together: set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_differ(self) -> Settings:
+        for name in ("api_token", "events_token"):
+            token = getattr(self, name)
+            if token is not None and token == self.metrics_token:
+                raise ValueError(
+                    f"POSEDROP_METRICS_TOKEN is POSEDROP_{name.upper()}: whoever may read metrics "
+                    "could do all else; make one of its own"
+                )
         return self
 
     @model_validator(mode="after")

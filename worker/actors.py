@@ -7,7 +7,7 @@ import threading
 import dramatiq
 from dramatiq import Broker
 
-from posedrop import queue
+from posedrop import metrics, queue
 from posedrop.settings import Settings
 from worker import gone, runs
 from worker.ingest import ingest
@@ -17,18 +17,22 @@ from worker.workshop import Workshop
 def register(broker: Broker, settings: Settings) -> Workshop:
     """Declare ingest, infer and render on ``broker``; return the workshop that they share."""
     shop = Workshop(settings, broker)
+    metrics.DISKS.watch("scratch", settings.scratch_dir)
 
     @dramatiq.actor(actor_name="ingest", queue_name=queue.CPU, broker=broker)
     def actor_ingest(bucket: str, key: str, etag: str) -> None:
-        ingest(shop, bucket, key, etag)
+        with metrics.job("ingest"):
+            ingest(shop, bucket, key, etag)
 
     @dramatiq.actor(actor_name="infer", queue_name=queue.GPU, broker=broker)
     def actor_infer(run: str) -> None:
-        runs.infer(shop, run)
+        with metrics.job("infer"):
+            runs.infer(shop, run)
 
     @dramatiq.actor(actor_name="render", queue_name=queue.CPU, broker=broker)
     def actor_render(run: str) -> None:
-        runs.render(shop, run)
+        with metrics.job("render"):
+            runs.render(shop, run)
 
     threading.Thread(target=gone.keep_forgetting, args=(shop,), name="gone", daemon=True).start()
     return shop

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import threading
+from collections.abc import Callable
 
 import dramatiq
 from dramatiq import Broker, Middleware, Worker
 
 from posedrop import logs, queue, settings
+from worker import exposed
 from worker.actors import register
 from worker.workshop import Workshop
 
@@ -22,6 +24,7 @@ class Children(Middleware):
 
     def __init__(self, shop: Workshop) -> None:
         self._shop = shop
+        self._stop_metrics: Callable[[], None] = lambda: None
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
         """Take no more of the gpu queue than there are threads for.
@@ -37,10 +40,12 @@ class Children(Middleware):
         mine = worker.consumer_whitelist or {queue.CPU, queue.GPU}
         queues = frozenset(mine) & {queue.CPU, queue.GPU}
         threading.Thread(target=self._shop.start_children, args=(queues,), daemon=True).start()
+        self._stop_metrics = exposed.serve(self._shop.settings)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
         """Let go of what is at work."""
         self._shop.close()
+        self._stop_metrics()
 
 
 logs.to_stderr()

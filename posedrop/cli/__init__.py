@@ -116,6 +116,7 @@ for _command in (
     operate.reconcile,
     operate.reindex,
     operate.reingest,
+    operate.dead_letters,
     operate.expire,
 ):
     main.add_command(_command)

@@ -1,9 +1,10 @@
-"""Keeping it running: bootstrap, doctor, reconcile, reindex, reingest, expire."""
+"""Keeping it running: bootstrap, doctor, reconcile, reindex, reingest, expire, dead letters."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,41 @@ def _looked_at(client: Client, keys: Mapping[str, str], quiet: bool) -> Iterator
             said = f", {file.refusal.reason}: {file.refusal.message}" if file.refusal else ""
             say(f"{number}/{len(keys)} {key}: {file.state}{said}")
         yield file
+
+
+@click.command("dead-letters")
+@click.argument("ids", nargs=-1, type=click.IntRange(min=0), metavar="[ID]...")
+@click.option("--replay", is_flag=True, help="Have them followed again: all, or those with an ID.")
+@click.option("--limit", default=50, show_default=True, help="List at most so many.")
+@json_option
+@click.pass_obj
+def dead_letters(
+    options: Options, ids: tuple[int, ...], replay: bool, limit: int, as_json: bool
+) -> None:
+    """List the events that could not be read or followed, the newest first.
+
+    Nothing is lost with them: what they told of, the reconciler finds in the buckets. --replay has
+    them followed again, for instance once a newer posedrop is here that reads a record.
+
+    \b
+    posedrop dead-letters
+    posedrop dead-letters 17 18 --replay
+    """
+    with options.client() as client:
+        if replay:
+            _show_counts(client.replay(ids or None), as_json)
+            return
+        found = client.dead_letters()
+        wanted = [letter for letter in found if letter.id in ids] if ids else []
+        shown = wanted if ids else list(islice(found, max(0, limit)))
+    if as_json:
+        display.print_json([display.plain(letter) for letter in shown])
+        return
+    for letter in shown:
+        say(f"{letter.id}  {letter.received_at[:19]}  {letter.reason}")
+        say(f"    {letter.body if ids else letter.body[:200]}")
+    if not shown:
+        say("there are no dead letters" if not ids else "nothing matches", err=True)
 
 
 @click.command()

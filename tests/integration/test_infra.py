@@ -149,6 +149,8 @@ def test_only_caddy_is_published_and_only_caddy_gets_out() -> None:
     assert outside == {"caddy", "volumes"}
     assert SERVICES["volumes"]["network_mode"] == "none"
     assert not {"front", "edge"} & set(SERVICES["worker-gpu"]["networks"])
+    measured = {name for name in SERVICES if "metrics" in SERVICES[name].get("networks", [])}
+    assert measured == {"handlers", "worker-cpu", "worker-gpu"}
 
 
 def test_no_secret_stands_in_the_file() -> None:
@@ -188,7 +190,7 @@ def test_every_setting_exists(name: str) -> None:
     assert {v.lower().removeprefix("posedrop_") for v in given} <= known
     fields = Settings.model_fields
     values: dict[str, Any] = {
-        v.lower().removeprefix("posedrop_"): "1" * 9 for v in secret_targets(name)
+        v.lower().removeprefix("posedrop_"): f"of-{v}" for v in secret_targets(name)
     }
     values |= {v.lower().removeprefix("posedrop_"): environment(name)[v] for v in environment(name)}
     values["broker_url"] = "redis://:secret@broker:6379/0"

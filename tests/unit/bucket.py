@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from posedrop.errors import ObjectChangedError, StorageError
+from posedrop.errors import ObjectChangedError, RecordError
 from posedrop.records import Model
 from posedrop.storage import ObjectInfo
 
@@ -35,7 +35,10 @@ class FakeStorage:
         try:
             return kind.model_validate_json(self.content[key])
         except ValueError as error:
-            raise StorageError("no such record", code="damaged_record") from error
+            raise RecordError("no such record") from error
+
+    def report(self, error: RecordError) -> None:
+        """Log it."""
 
     def upload(self, bucket: str, key: str, source: Path | IO[bytes], content_type: str) -> None:
         assert (bucket, content_type) == (BUCKET, "application/octet-stream")

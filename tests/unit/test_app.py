@@ -14,8 +14,11 @@ from pydantic import SecretStr
 
 from handlers.app import create_app
 from posedrop import logs, queue
+from posedrop.index import Index
+from posedrop.records import Request
 from posedrop.settings import Settings
 from posedrop.storage import Storage
+from tests.samples import PROBE
 from tests.serving import serving
 
 EVENTS = Path(__file__).parents[1] / "fixtures" / "events"
@@ -95,6 +98,34 @@ def test_a_body_that_is_no_json_object_is_told_so(
     assert (answer.status_code, error.get("field")) == (422, None)
     assert error["message"].startswith("the body has to be a JSON object: ")
     assert ("'Content-Type: application/json'" in error["message"]) is ("json" not in kind)
+
+
+def test_a_newer_result_is_no_store_that_is_away(
+    api: httpx.Client, settings: Settings, storage: Storage
+) -> None:
+    """GET /results says that this posedrop is too old: 500, as asking again changes nothing."""
+    storage.create_bucket(settings.results_bucket)
+    request = Request.model_validate(
+        {
+            "analysis_id": "a" * 16,
+            "analysis": "dummy",
+            "analysis_version": "1",
+            "args": {},
+            "video": {"file_id": "b" * 16, "bucket": "v", "key": "k", "etag": "e", "size": 1},
+            "sha256": "0" * 64,
+            "probe": PROBE,
+            "asked_by": "api",
+            "created_at": "2026-01-01T00:00:00Z",
+        }
+    )
+    index = Index(settings.index_file)
+    index.analysis_planned(request, f"k/dummy-{request.analysis_id}")
+    index.close()
+    key = f"k/dummy-{request.analysis_id}/result.json"
+    storage.write(settings.results_bucket, key, b'{"schema": 2}')
+    answer = api.get(f"/results/{request.analysis_id}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "newer_record")
+    assert "upgrade" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("args", ["[" * 1500, "[" * 700 + "]" * 700])

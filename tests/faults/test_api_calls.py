@@ -1,0 +1,18 @@
+"""Whatever the API is asked, it answers as its OpenAPI document says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.faults import api_calls
+
+
+def test_every_answer_is_one_of_the_document(tmp_path: Path) -> None:
+    """Hundreds of calls, right and wrong: no server error, no status or body that is not written.
+
+    `make soak` makes more of them.
+    """
+    with api_calls.filled_api(tmp_path / "data") as url:
+        calls = api_calls.call(url, tmp_path, examples=6, seed=1)
+    assert not calls.failed, calls.report
+    assert calls.made > 300, calls.report
