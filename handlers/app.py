@@ -31,6 +31,7 @@ from starlette.routing import Match
 
 from handlers import (
     access,
+    changes,
     copies,
     letters,
     notify,
@@ -226,6 +227,7 @@ def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Thr
     @asking
     def delete_upload(file_id: str) -> None:
         upload.delete(context, file_id)
+        changes.note("deleted", file_id=file_id)
 
 
 async def _receive_form(
@@ -249,6 +251,7 @@ async def _receive_form(
 
     form = FormUpload(content_type, sink, context.settings.max_video_bytes, _FORM_BYTES)
     await form.receive(request.stream())
+    changes.note("uploaded", file_id=file_id)
     return {"file_id": file_id}
 
 
@@ -274,6 +277,8 @@ def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
             force=wanted.force,
             retry=wanted.retry,
         )
+        if not planned.existed:
+            changes.note("asked for", analysis_id=planned.analysis_id, file_id=wanted.file_id)
         over = planned.existed and planned.status in results.FINAL
         response.status_code = 200 if over else 202
         return results.AnalyseAnswer(
@@ -306,6 +311,7 @@ def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
     @asking
     def delete_analyse(analysis_id: str, response: Response) -> dict[str, str] | None:
         status = results.cancel_or_delete(context, analysis_id)
+        changes.note(status, analysis_id=analysis_id)
         if status == "deleted":
             response.status_code = 204
             return None
@@ -429,7 +435,9 @@ def _service_routes(
         responses=BUSY,
     )
     async def post_reconcile() -> dict[str, int]:
-        return await alone(reconciler.round)
+        counts = await alone(reconciler.round)
+        changes.note("reconciled", counts=counts)
+        return counts
 
     @app.post("/reingest", summary="Look at refused videos anew")
     @asking
@@ -444,7 +452,9 @@ def _service_routes(
         responses=BUSY,
     )
     async def post_reindex() -> dict[str, int]:
-        return await alone(reconciler.reindex)
+        counts = await alone(reconciler.reindex)
+        changes.note("reindexed", counts=counts)
+        return counts
 
     @app.get("/expire", summary="What is due to be removed by itself, and why")
     def get_expire() -> retention.ExpiryAnswer:
@@ -514,6 +524,7 @@ def _service_routes(
         if token is not None:
             cookie = access.session_cookie(request, token.get_secret_value())
             response.headers["Set-Cookie"] = cookie
+            changes.note("cookie given")
 
     @app.get("/page/{name}", include_in_schema=False)
     def get_page_file(name: str) -> FileResponse:

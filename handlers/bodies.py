@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -81,7 +83,7 @@ class Bodies:
         if not is_whole:
             await _too_large(scope, receive, send)
             return
-        if bounded.is_json_too_deep(body, MAX_DEPTH):
+        if _is_too_deep(body):
             too_deep = refusal(422, "bad_request", f"the body is nested more than {MAX_DEPTH} deep")
             await too_deep(scope, receive, send)
             return
@@ -91,6 +93,15 @@ class Bodies:
             return waiting.pop() if waiting else await receive()
 
         await self._app(scope, replay, send)
+
+
+def _is_too_deep(body: bytes) -> bool:
+    with suppress(ValueError):
+        try:
+            bounded.loads(body, MAX_DEPTH)
+        except bounded.TooDeepError:
+            return True
+    return False
 
 
 async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:

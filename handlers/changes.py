@@ -32,13 +32,14 @@ def calling(caller: Caller) -> Iterator[None]:
         _caller.reset(before)
 
 
-def note(what: str, *, who: str = "posedrop", **ids: object) -> None:
+def note(what: str, *, by: str = "posedrop", **ids: object) -> None:
     """Log a change: ``what`` in one or two words, and the ids of what was changed.
 
     Args:
         what: such as ``deleted``.
-        who: had it done, where no request did: ``retention``, an ``event``.
+        by: who had it done, where no request did: ``retention``; the ``store``, in which somebody
+            has put or removed something (its own log says who).
         ids: such as ``file_id``, ``analysis_id``, ``key``.
     """
-    caller = _caller.get() or Caller(who, None)
+    caller = _caller.get() or Caller(by, None)
     log.info(what, extra={**ids, "who": caller.who, "address": caller.address})

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from dramatiq import Broker
 
+from handlers.gpu_queue import Choosing
 from handlers.metrics import Metrics
 from posedrop import layout, queue
 from posedrop.errors import BusyError
@@ -62,6 +63,8 @@ class Context:
     """Held while a run is looked up and created: one request, one run, under whatever key."""
     following: threading.Lock | Turn = field(default_factory=threading.Lock)
     """Held while a video is planned, so that of two versions of a rule it follows one."""
+    choosing: Choosing = field(default_factory=Choosing)
+    """Whose run is sent next to the gpu workers."""
     copying: threading.RLock = field(default_factory=threading.RLock)
     """Held while a run's results are copied, and while a film is deleted."""
     to_copy: threading.Event = field(default_factory=threading.Event)
@@ -111,9 +114,11 @@ class Context:
         self.index.file_enqueued(file_id, now())
 
     def enqueue_infer(self, analysis_id: str, run: str) -> None:
-        """Have a run made."""
+        """Have a run made, now that it is its turn."""
         queue.send(self.broker, "infer", run=run)
-        self.index.analysis_enqueued(analysis_id, now())
+        with self.index.together():
+            self.index.analysis_enqueued(analysis_id, now())
+            self.index.gpu_sent(analysis_id, now())
 
     def enqueue_render(self, analysis_id: str, run: str) -> None:
         """Have a run drawn whose poses are there."""

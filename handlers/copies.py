@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable
 from datetime import timedelta
 
+from handlers import gpu_queue
 from handlers.context import Context, now
 from posedrop import analyses, layout
 from posedrop.errors import BadRequestError, StorageError
@@ -521,10 +522,11 @@ def moved(context: Context, row: AnalysisRow | None) -> None:
         return
     key = f"{row.run}/{layout.INFERENCE}"
     is_inferred = context.storage.head(context.settings.results_bucket, key) is not None
+    if not is_inferred:
+        context.index.gpu_waits(row.analysis_id, now())
+        gpu_queue.send_next(context, now())
+        return
     try:
-        if is_inferred:
-            context.enqueue_render(row.analysis_id, row.run)
-        else:
-            context.enqueue_infer(row.analysis_id, row.run)
+        context.enqueue_render(row.analysis_id, row.run)
     except QueueError as error:
         log.warning("%s", error)  # the reconciler sends it

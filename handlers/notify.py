@@ -10,10 +10,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
 
-from handlers import copies, plan, waiting
+from handlers import changes, copies, gpu_queue, plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
 from posedrop.errors import PosedropError, RecordError
@@ -31,7 +32,11 @@ _MANY = 16
 #: A mount begins a film with an empty object and writes it within moments: only what stays empty
 #: for so many seconds is refused.
 EMPTY_SECONDS = 5.0
-_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD})
+#: What a run has when it needs no network any more.
+_FOUND = frozenset({layout.PREDICTIONS, layout.INFERENCE})
+#: That a worker is too old for a run.
+_LEFT = layout.needs_newer("").removeprefix("/")
+_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD, _LEFT}) | _FOUND
 
 
 def record(context: Context, body: bytes) -> int:
@@ -41,10 +46,13 @@ def record(context: Context, body: bytes) -> int:
         IndexBusyError: it could not be recorded; the sender has to send it again.
     """
     parsed = events.parse_bytes(body)
-    for reason, part in parsed.unknown:
-        context.index.dead_letter(reason, part, now())
     wanted = [event for event in parsed.events if matters(context, event)]
-    return context.index.record_events(wanted, now()) if wanted else 0
+    if not parsed.unknown:
+        return context.index.record_events(wanted, now()) if wanted else 0
+    with context.index.together():
+        for reason, part in parsed.unknown:
+            context.index.dead_letter(reason, part, now())
+        return context.index.record_events(wanted, now())
 
 
 def matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
@@ -146,6 +154,7 @@ class Farewell(NamedTuple):
     """A video that is gone: if the same comes again, its rules are followed again."""
 
     file_id: str
+    key: str
 
     @property
     def name(self) -> tuple[str, str]:
@@ -175,7 +184,14 @@ class Move(NamedTuple):
         return self.row.run, "moved"
 
 
-Found = ObjectInfo | VideoRecord | Asked | Planned | Request | Result | None
+@dataclass(frozen=True)
+class FilmGone:
+    """A video.json whose film is not there any more."""
+
+    record: VideoRecord
+
+
+Found = ObjectInfo | VideoRecord | FilmGone | Asked | Planned | Request | Result | None
 Then = Ingest | Planning | Farewell | Ruling | Move
 
 
@@ -189,7 +205,9 @@ def follow(context: Context) -> int:
     batch = context.index.unhandled_events(_BATCH, now())
     if batch:
         _handle(context, batch)
-    return len(batch) + waiting.go_on(context)
+    planned = waiting.go_on(context)
+    gpu_queue.send_next(context, now())
+    return len(batch) + planned
 
 
 def _handle(context: Context, batch: list[EventRow]) -> None:
@@ -306,23 +324,29 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
             # One without a request is what a deletion has left, or a worker that woke up after it.
             is_run = context.storage.head(bucket, f"{run}/{layout.REQUEST}") is not None
             return context.storage.read_record(bucket, key, Result) if is_run else None
+        case layout.RunObject(name=name) if name in _FOUND or name == _LEFT:
+            return context.storage.head(bucket, key)
         case _:
             return None
 
 
-def _unless_old(context: Context, record: VideoRecord) -> VideoRecord | ObjectInfo | None:
-    """Return a record unless it is of a video that is gone or replaced: no index should have it.
+def _unless_old(
+    context: Context, record: VideoRecord
+) -> VideoRecord | ObjectInfo | FilmGone | None:
+    """Return a record unless it is of a video that is gone or replaced: it is not ready then.
 
     Where the index knows a newer one already, a worker that woke up late has written over that:
     then return the object, to be looked at again.
     """
     video = record.video
     row = context.index.file(video.file_id)
-    if row is not None and row.etag == video.etag:
+    if row is not None and row.etag == video.etag and row.state != "film gone":
         return record
     there = context.storage.head(video.bucket, video.key)
     if there is not None and there.etag == video.etag:
         return record
+    if there is None and row is None and _has_results(record):
+        return FilmGone(record)
     if there is None or row is None or row.key != video.key:
         return None
     return there if row.etag == there.etag and row.state in {"ready", "refused"} else None
@@ -338,7 +362,7 @@ def _tell(context: Context, bucket: str, key: str, kind: str, found: Found) -> T
             return _tell_video(context, file_id, found) if kind == "created" else None
         if kind == "removed":
             context.index.file_removed(file_id)
-            return Farewell(file_id)
+            return Farewell(file_id, key)
         return None
     if kind == "removed":
         return _tell_gone(context, key) if found is None else None
@@ -346,6 +370,9 @@ def _tell(context: Context, bucket: str, key: str, kind: str, found: Found) -> T
 
 
 def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | None:
+    row = context.index.file(file_id)
+    if row is not None and row.state == "film gone":  # it is back: its rules are followed again
+        context.index.file_removed(file_id)
     before, after = context.index.file_received(
         bucket=context.settings.videos_bucket,
         key=found.key,
@@ -367,6 +394,8 @@ def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest 
         case layout.VideoObject(), ObjectInfo():
             file_id = layout.file_id_of(context.settings.videos_bucket, found.key)
             return Ingest(file_id, found.etag, found.key)
+        case layout.VideoObject(), FilmGone():
+            context.index.film_gone(found.record)
         case layout.VideoObject(video=prefix), VideoRecord():
             context.index.file_ingested(found)
             return Planning(prefix, found)
@@ -390,6 +419,14 @@ def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest 
             known = context.index.analysis(analysis_id)
             if known is None or known.run == run:
                 context.index.analysis_running(analysis_id)
+        case layout.RunObject(run=run, analysis_id=analysis_id, name=name), ObjectInfo():
+            known = context.index.analysis(analysis_id)
+            if known is None or known.run != run:
+                return None
+            if name in _FOUND:
+                context.index.gpu_over(analysis_id)
+            else:
+                gpu_queue.park(context, analysis_id, now())
         case _:
             pass
     return None
@@ -410,6 +447,7 @@ def _act(context: Context, then: Then) -> None:
         case Ingest(etag=etag, key=key):
             bucket = context.settings.videos_bucket
             queue.send(context.broker, "ingest", bucket=bucket, key=key, etag=etag)
+            changes.note("video arrived", by="store", file_id=then.file_id, key=key)
         case Planning(prefix=prefix, video=video):
             results = context.settings.results_bucket
             if video is None:
@@ -419,12 +457,39 @@ def _act(context: Context, then: Then) -> None:
                 plan.plan_ingested(context, video)
         case Ruling(key=key):
             waiting.rule_changed(context, key)
+            changes.note("rule changed", by="store", key=key)
         case Move(row=row):
             copies.moved(context, row)
-        case Farewell(file_id=file_id):
+        case Farewell(file_id=file_id, key=key):
             copies.film_gone(context, file_id)
             records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
             context.storage.delete(context.settings.results_bucket, records)
+            _keep_results(context, key)
+            changes.note("video gone", by="store", file_id=file_id)
+
+
+def _keep_results(context: Context, key: str) -> None:
+    """List a film that somebody has removed, as long as what was made of it is there."""
+    prefix = context.video_prefix(context.settings.videos_bucket, key)
+    record = context.storage.read_whole_record(
+        context.settings.results_bucket, layout.video_record(prefix), VideoRecord
+    )
+    if record is not None and _has_results(record):
+        context.index.film_gone(record)
+
+
+def film_may_be_gone(context: Context, key: str) -> bool:
+    """List the film of a video.json that no file in the index is of; return whether that was so."""
+    found = _look_at(context, context.settings.results_bucket, key)
+    if not isinstance(found, FilmGone):
+        return False
+    context.index.film_gone(found.record)
+    return True
+
+
+def _has_results(record: VideoRecord) -> bool:
+    """Tell whether a film was one: what was refused leaves nothing that anybody would keep."""
+    return record.refusal is None and record.probe is not None
 
 
 def video_arrived(context: Context, key: str) -> None:

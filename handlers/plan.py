@@ -21,11 +21,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from handlers import copies, rules
+from handlers import copies, gpu_queue, rules
 from handlers.context import Context, now
-from posedrop import analyses, layout, models
+from posedrop import analyses, bounded, layout, models
 from posedrop.errors import BadRequestError, NotFoundError, PosedropError, StorageError
-from posedrop.queue import QueueError
 from posedrop.records import (
     Asked,
     Followed,
@@ -170,6 +169,12 @@ def ask(
             code="refused",
             field="file_id",
         )
+    if file.state == "film gone":
+        raise BadRequestError(
+            f"{file.key} is gone from the bucket, only its results are there: upload it again",
+            code="film_gone",
+            field="file_id",
+        )
     prefix = context.video_prefix(file.bucket, file.key)
     if file.state == "ready":
         record = context.video_record(file.bucket, file.key)
@@ -240,13 +245,8 @@ def start(
                     return Answer(analysis_id, row.state, True)
             if row is not None:
                 retry_of = RunRef(analysis_id=analysis_id, run=row.run)
-    try:
-        context.enqueue_infer(
-            analysis_id, _run_of(context, video, wanted.analysis.name, analysis_id)
-        )
-    except QueueError as error:
-        # It stands in the bucket: whoever asked is told so, and the reconciler sends it.
-        log.warning("%s", error)
+    # It stands in the bucket and in the index: whatever becomes of this, it is sent in its turn.
+    gpu_queue.send_next(context, now())
     log.info("planned", extra={"analysis_id": analysis_id, "file_id": video.video.file_id})
     return Answer(analysis_id, "queued", False)
 
@@ -669,8 +669,8 @@ def parse_args(args: str | None) -> dict[str, Any]:
         BadRequestError: the text is no JSON object.
     """
     try:
-        value = json.loads(args or "{}")
-    except (ValueError, RecursionError) as error:
+        value = bounded.loads(args or "{}")
+    except ValueError as error:
         raise BadRequestError(
             f"args is not JSON ({error}): {(args or '')[:80]}", code="bad_args", field="args"
         ) from error

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from itertools import chain, islice
 
-from handlers import copies, notify, plan, retention, rules, waiting
+from handlers import copies, gpu_queue, notify, plan, retention, rules, waiting, workers
 from handlers.apart import apart
 from handlers.context import Context, now
 from handlers.reingest import OldRefusals
@@ -26,7 +26,7 @@ from handlers.retention import all_places, all_rows
 from posedrop import layout, queue
 from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.index import AnalysisRow, FileRow, PendingRow
-from posedrop.records import Attempt, FileState, RunError, RunState, VideoRecord
+from posedrop.records import FileState, RunError, RunState, VideoRecord
 from posedrop.storage import PARTS_SECONDS, ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -208,6 +208,7 @@ class Sweep:
         self._seen = array("Q")
         self._bytes = 0
         self._later: list[str] = []
+        self._without_film: list[str] = []
         self._steps = self._all()
 
     def go_on(self, repairs: Repairs, steps: int | None) -> bool:
@@ -227,6 +228,9 @@ class Sweep:
         for key in self._later:
             yield
             self._index_result(key)
+        for key in self._without_film:
+            yield
+            self._index_without_film(key)
         self._seen = array("Q", sorted(self._seen))
         yield from self._gone_rules()
         yield from self._gone_files()
@@ -287,7 +291,11 @@ class Sweep:
             self._bytes += found.size
             match layout.parse_result_key(found.key):
                 case layout.VideoObject(video=prefix, name=layout.VIDEO_RECORD):
-                    if self._waits_for_ingest(prefix):
+                    self._see(f"{prefix}/")
+                    row = self._row_of(prefix)
+                    if row is None:
+                        self._without_film.append(found.key)
+                    elif row.state == "received":
                         self._later.append(found.key)
                 case layout.AskedObject(pending_id=pending_id):
                     asked = pending_id
@@ -316,10 +324,9 @@ class Sweep:
                 self._look_at_rule(wrong.key)
         self._repairs.damaged += trial.failed
 
-    def _waits_for_ingest(self, prefix: str) -> bool:
+    def _row_of(self, prefix: str) -> FileRow | None:
         bucket = self._context.settings.videos_bucket
-        row = self._context.index.file(layout.file_id_of_prefix(bucket, prefix))
-        return row is not None and row.state == "received"
+        return self._context.index.file(layout.file_id_of_prefix(bucket, prefix))
 
     def _compare_run(self, key: str, run: str, name: str, analysis_id: str) -> None:
         if name not in {layout.REQUEST, layout.RESULT, "attempts/1.json"}:
@@ -337,6 +344,12 @@ class Sweep:
         with apart(self._context, f"{key} is not indexed") as trial:
             notify.result_arrived(self._context, key)
             self._repairs.records_indexed += 1
+        self._repairs.damaged += trial.failed
+
+    def _index_without_film(self, key: str) -> None:
+        """List what was made of a film that was removed, and lies in the results."""
+        with apart(self._context, f"{key} is not indexed") as trial:
+            self._repairs.records_indexed += notify.film_may_be_gone(self._context, key)
         self._repairs.damaged += trial.failed
 
     def _gone_rules(self) -> Iterator[None]:
@@ -357,6 +370,9 @@ class Sweep:
             yield
             if self._saw(row.key):
                 continue
+            if row.state == "film gone":
+                self._forget_film(row)
+                continue
             if row.state == "expected":
                 if row.created_at < now() - self._patience:
                     # Only a row: should it come all the same, its event makes it anew.
@@ -366,8 +382,19 @@ class Sweep:
             with apart(self._context, f"what was planned of {row.key} is not forgotten") as trial:
                 # It may have come behind our back: this asks the bucket itself.
                 notify.video_removed(self._context, row.key)
-                self._repairs.files_gone += self._context.index.file(row.file_id) is None
+                now_there = self._context.index.file(row.file_id)
+                self._repairs.files_gone += now_there is None or now_there.state == "film gone"
             self._repairs.undeletable += trial.failed
+
+    def _forget_film(self, row: FileRow) -> None:
+        """Drop the row of a film that is gone, if what was made of it is gone as well."""
+        prefix = self._context.video_prefix(row.bucket, row.key)
+        if self._saw(f"{prefix}/"):
+            return
+        record = layout.video_record(prefix)
+        if self._context.storage.head(self._context.settings.results_bucket, record) is None:
+            self._context.index.file_removed(row.file_id)
+            self._repairs.files_gone += 1
 
     @property
     def _patience(self) -> timedelta:
@@ -475,7 +502,7 @@ def _is_new_and_empty(found: ObjectInfo) -> bool:
 
 def _is_known(row: FileRow | None, found: ObjectInfo) -> bool:
     """Tell whether a row stands for an object, or for a newer one of the same file_id."""
-    if row is None or row.state == "expected":
+    if row is None or row.state in {"expected", "film gone"}:
         return False
     if row.key != found.key:
         # Somebody put two files below one uploads/<file_id>/: the newer one has the id.
@@ -489,20 +516,25 @@ def _is_known(row: FileRow | None, found: ObjectInfo) -> bool:
 def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | None) -> None:
     """Plan what was forgotten, and send what nobody is at and no message waits for.
 
-    Messages can't be asked for by what they are about. But when fewer are waiting than there is to
-    do, some are lost, and as many are sent again: those first that were sent the longest ago. One
-    too many does no harm, it finds the run claimed or over.
+    What is lost of the gpu queue waits for its group's turn again, and is sent with the others.
+    Messages can't be asked for by what they are about. But when fewer wait in a queue than there is
+    to do, some are lost, and as many are sent again: those first that were sent the longest ago.
+    One too many does no harm, it finds the run claimed or over.
     """
     _plan_forgotten(context, repairs)
     todo = [*_received(context), *_unfinished(context, repairs)]
-    missing = len(todo) - (queue.ready(context.broker) if todo else 0)
-    for each in sorted(todo, key=lambda each: each.created_at):
-        if each.is_lost_for_certain(forgotten_before):
-            missing -= _try_to_send(context, repairs, each)
-    for each in sorted(todo, key=lambda each: each.sent_at):
-        late = each.sent_at < now() - each.patience
-        if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
-            missing -= _try_to_send(context, repairs, each)
+    for name in (queue.CPU, queue.GPU):
+        mine = [each for each in todo if each.queue == name]
+        missing = len(mine) - (queue.ready(context.broker, name) if mine else 0)
+        for each in sorted(mine, key=lambda each: each.created_at):
+            if each.is_lost_for_certain(forgotten_before):
+                missing -= _try_to_send(context, repairs, each)
+        for each in sorted(mine, key=lambda each: each.sent_at):
+            late = each.sent_at < now() - each.patience
+            if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
+                missing -= _try_to_send(context, repairs, each)
+    gpu_queue.send_next(context, now())
+    workers.sweep(context.storage, context.settings)
     context.index.forget_events(now() - _REMEMBERED)
 
 
@@ -512,6 +544,7 @@ class ToDo:
 
     row: FileRow | AnalysisRow
     patience: timedelta
+    queue: str
 
     @property
     def created_at(self) -> datetime:
@@ -538,13 +571,13 @@ class ToDo:
             context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)
             repairs.ingests_sent += 1
             return True
-        names, alive = _run_now(context, row.run)
-        if alive or layout.RESULT in names or layout.REQUEST not in names:
+        seen = gpu_queue.look(context, row.run)
+        if seen.alive or layout.RESULT in seen.names or layout.REQUEST not in seen.names:
             return False
-        if layout.INFERENCE in names:
+        if layout.INFERENCE in seen.names:
             context.enqueue_render(row.analysis_id, row.run)
         else:
-            context.enqueue_infer(row.analysis_id, row.run)
+            context.index.gpu_waits(row.analysis_id, now())
         repairs.runs_sent += 1
         return True
 
@@ -575,42 +608,29 @@ def _was_ingested(context: Context, row: FileRow) -> bool:
 def _received(context: Context) -> Iterator[ToDo]:
     lease = context.settings.lease_seconds
     for row in _all_files(context, state="received"):
-        yield ToDo(row, timedelta(seconds=lease + (row.size or 0) / _SLOWEST_INGEST))
+        yield ToDo(row, timedelta(seconds=lease + (row.size or 0) / _SLOWEST_INGEST), queue.CPU)
 
 
 def _unfinished(context: Context, repairs: Repairs) -> Iterator[ToDo]:
-    """Yield the runs that wait for a worker: queued, or left by one that fell silent."""
+    """Yield the runs that a message should wait for: sent, or left by a worker that fell silent.
+
+    Those whose turn has not come have none.
+    """
     lease = timedelta(seconds=context.settings.lease_seconds)
-    for row in _all_analyses(context, state="queued"):
-        yield ToDo(row, lease)
-    for row in _all_analyses(context, state="running"):
-        left = False
+    for row in context.index.analyses_under_way():
+        if row.state == "queued":
+            yield ToDo(row, lease, queue.GPU)
+            continue
+        left = None
         with apart(context, f"{row.run} is not looked at") as trial:
-            names, alive = _run_now(context, row.run)
-            left = layout.RESULT not in names and not alive
+            seen = gpu_queue.look(context, row.run)
+            if layout.PREDICTIONS in seen.names or layout.INFERENCE in seen.names:
+                context.index.gpu_over(row.analysis_id)
+            if layout.RESULT not in seen.names and not seen.alive:
+                left = queue.CPU if layout.INFERENCE in seen.names else queue.GPU
         repairs.damaged += trial.failed
-        if left:
-            yield ToDo(row, lease)
-
-
-def _run_now(context: Context, run: str) -> tuple[dict[str, ObjectInfo], bool]:
-    """Return the objects of a run by name, and whether a worker was heard of within a lease."""
-    bucket = context.settings.results_bucket
-    listing = context.storage.listing(bucket, f"{run}/")
-    names = {found.key.removeprefix(f"{run}/"): found for found in listing.objects}
-    numbers = [n for name in names if (n := layout.attempt_number(name)) is not None]
-    if not numbers:
-        return names, False
-    beaten = names[f"attempts/{max(numbers)}.json"].last_modified
-    if (listing.now - beaten).total_seconds() >= context.settings.lease_seconds:
-        return names, False
-    try:
-        key = layout.attempt(run, max(numbers))
-        attempt = context.storage.read_whole_record(bucket, key, Attempt)
-    except RecordError as error:  # a newer worker is at it
-        context.storage.report(error)
-        return names, True
-    return names, attempt is not None and attempt.outcome is None
+        if left is not None:
+            yield ToDo(row, lease, left)
 
 
 def _plan_forgotten(context: Context, repairs: Repairs) -> None:

@@ -7,18 +7,15 @@ and what is lost on the way is found by the reconciler.
 
 from __future__ import annotations
 
-import logging
-
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers import plan
+from handlers import changes, plan
+from handlers.apart import apart
 from handlers.context import Context
 from posedrop import layout, queue
 from posedrop.errors import RecordError
 from posedrop.index import FileRow
 from posedrop.records import INGEST_VERSION, VideoRecord
-
-log = logging.getLogger(__name__)
 
 #: How many refusals a round of the reconciler looks at, and how many of those videos it sends to
 #: the cpu queue, where nothing else waits in it; else one, so that it comes to an end.
@@ -73,7 +70,7 @@ class OldRefusals:
         self._context = context
         self._cursor: str | None = None
         self._sent: set[str] = set()
-        """The file ids of those behind the cursor that were sent."""
+        """The file ids of those behind the cursor that were sent, or can't be."""
         self._over = False
 
     def go_on(self) -> int:
@@ -91,9 +88,14 @@ class OldRefusals:
         for row in page.rows:
             if sent == room:
                 return sent
-            if row.file_id not in self._sent and self._is_old(row) and _again(context, row):
+            if row.file_id in self._sent:
+                continue
+            again = False
+            with apart(context, f"{row.key} is not looked at anew") as trial:
+                again = self._is_old(row) and _again(context, row)
+            if again or trial.failed:
                 self._sent.add(row.file_id)
-                sent += 1
+            sent += again
         self._cursor, self._over = page.cursor, page.cursor is None
         self._sent.clear()
         return sent
@@ -121,5 +123,5 @@ def _again(context: Context, row: FileRow) -> bool:
     record = layout.video_record(prefix)
     context.storage.delete(results, [*context.ingest_attempts(row.file_id), record])
     context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)
-    log.info("looked at anew", extra={"file_id": row.file_id})
+    changes.note("looked at anew", file_id=row.file_id, key=row.key)
     return True

@@ -264,7 +264,7 @@ def thumbnail_url(context: Context, file_id: str) -> str:
         NotFoundError: there is no such file.
     """
     row = context.index.file(file_id)
-    if row is None or row.state != "ready":
+    if row is None or row.state not in {"ready", "film gone"}:
         raise NotFoundError(f"{file_id} has no thumbnail")
     prefix = context.video_prefix(row.bucket, row.key)
     return context.storage.presign_get(

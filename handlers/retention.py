@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers import copies, notify, results, rules, upload
+from handlers import changes, copies, notify, results, rules, upload
 from handlers.apart import apart
 from handlers.context import Context
 from posedrop import layout
@@ -43,8 +43,8 @@ _NO_FILM = frozenset({"not_a_video", "no_video_stream", "empty"})
 _TOO_MANY_BYTES = frozenset({"too_many_bytes", "too_large"})
 
 #: Why something goes, and what of it: ``limit`` and ``age`` a film and all that was made of it,
-#: ``space`` the film alone, ``results`` one run of a film that is gone.
-Kind = Literal["limit", "age", "space", "results"]
+#: ``space`` the film alone, ``results`` one run of a film that is gone, ``orphan`` all its results.
+Kind = Literal["limit", "age", "space", "results", "orphan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,11 @@ class Plan:
     def is_held(self, share: float) -> bool:
         """Tell whether more is due at once than this share of all, so that a person is to say so.
 
-        A single film that grows old never waits, or a lab that has three could not use retention.
+        A single film that grows old waits for no other share than 0, or a lab that has three could
+        not use retention.
         """
-        films, runs = self.count("age", "space"), self.count("results")
-        alone = films == self.count("age") == 1
+        films, runs = self.count("age", "space", "orphan"), self.count("results")
+        alone = films == self.count("age") == 1 and share > 0
         return (films > share * self.films and not alone) or runs > share * self.runs
 
 
@@ -117,7 +118,8 @@ def find(
     """
     settings = context.settings
     # Without a retention the refused are all that may be due; a person is told of all.
-    few = settings.retention_days is None and bytes_there is not None
+    ages = settings.retention_days is not None or settings.orphans == "delete"
+    few = not ages and bytes_there is not None
     state: FileState | None = "refused" if few and settings.high_water_bytes is None else None
     plan = Plan(context.storage.time(settings.results_bucket), stuck)
     pins = Pins(context)
@@ -132,7 +134,9 @@ def find(
         elif due is not None:
             plan.due.append(due)
     high = settings.high_water_bytes
-    if high is not None and (bytes_there is None or bytes_there > high):
+    is_full = high is not None and (bytes_there is None or bytes_there > high)
+    # What goes by its age makes room, how much is known when it has gone.
+    if high is not None and is_full and not plan.count("age", "limit"):
         yield from _find_for_space(context, plan, pins, high)
     return plan
 
@@ -143,6 +147,11 @@ def _due_by_age(context: Context, row: FileRow, now: datetime) -> Due | None:
         return None
     age, size, days = now - row.last_modified, row.size or 0, settings.retention_days
     since = f"{row.last_modified:%Y-%m-%d}"
+    if row.state == "film gone":
+        size = 0
+        if settings.orphans == "delete":
+            why = "the film is not in the bucket any more"
+            return Due("orphan", row.file_id, row.key, size, why, row.etag)
     if _is_over_limit(context, row, size) and age > OVER_LIMIT:
         why = f"{size:,} bytes, more than this server takes, since {since}"
         return Due("limit", row.file_id, row.key, size, why, row.etag)
@@ -155,7 +164,7 @@ def _due_by_age(context: Context, row: FileRow, now: datetime) -> Due | None:
 def _is_film(row: FileRow) -> bool:
     if row.state == "refused":
         return layout.is_upload(row.key) or row.refusal_reason not in _NO_FILM
-    return row.state == "ready"
+    return row.state in {"ready", "film gone"}
 
 
 def _is_over_limit(context: Context, row: FileRow, size: int) -> bool:
@@ -172,7 +181,7 @@ def _find_for_space(
     """Find what makes room: films first, those finished first; then results of films gone."""
     there = count_bytes(context)
     low = context.settings.low_water_bytes or int(_LOW_WATER * high)
-    left = there - sum(map(plan.freed_by, plan.due))
+    left = there
     if there <= high:
         return
     due = {each.id for each in plan.due}
@@ -222,20 +231,23 @@ def _find_results(
 
 
 def _is_orphan(context: Context, row: AnalysisRow, going: set[str]) -> bool:
-    return row.key in going or context.index.file(row.file_id) is None
+    file = context.index.file(row.file_id)
+    return row.key in going or file is None or file.state == "film gone"
 
 
 def _finished(context: Context, row: FileRow) -> datetime | None:
-    """Return when the last of a film's runs was over; None: there is none, or one goes on.
+    """Return when the last of a film's runs was over, None unless all are, and one has poses.
 
-    A film that nothing was run on is all that there is of it: it is not finished. Nor is one whose
-    results are to be copied from another name of its content.
+    A film without is all that there is of it. Nor is one finished whose results are still to be
+    copied from another name of its content.
     """
     if not row.planned or context.index.pending_of_file(row.file_id):
         return None
-    ends = [run.finished_at for run in context.index.places_of_file(row.file_id)]
+    runs = context.index.places_of_file(row.file_id)
+    ends = [run.finished_at for run in runs]
     known = [end for end in ends if end is not None]
-    return max(known) if known and len(known) == len(ends) else None
+    has_poses = any(run.state in {"succeeded", "partial"} for run in runs)
+    return max(known) if has_poses and len(known) == len(ends) else None
 
 
 def count_bytes(context: Context) -> int:
@@ -293,7 +305,8 @@ def remove(context: Context, due: Due) -> bool:
         return False
     done = _remove_results(context, due) if due.kind == "results" else _remove_film(context, due)
     if done:
-        log.info("expired", extra={"kind": due.kind, "id": due.id, "key": due.key, "why": due.why})
+        ids = {"kind": due.kind, "id": due.id, "key": due.key, "why": due.why}
+        changes.note("expired", by="retention", **ids)
     return done
 
 
@@ -301,7 +314,11 @@ def _remove_film(context: Context, due: Due) -> bool:
     settings = context.settings
     row = context.index.file(due.id)
     there = context.storage.head(settings.videos_bucket, due.key)
-    if row is None or there is None or row.key != due.key or not there.etag == row.etag == due.etag:
+    if row is None or row.key != due.key or row.etag != due.etag:
+        return False
+    if there is None:
+        return row.state == "film gone" and _remove_orphan(context, row, due)
+    if there.etag != row.etag:
         return False
     if due.kind == "space":
         if _finished(context, row) is None:
@@ -319,6 +336,17 @@ def _remove_film(context: Context, due: Due) -> bool:
         upload.delete(context, due.id)
     except NotFoundError:
         return False
+    return True
+
+
+def _remove_orphan(context: Context, row: FileRow, due: Due) -> bool:
+    """Remove what was made of a film that is gone, if it is due by that or by the film's age."""
+    days, now = context.settings.retention_days, context.storage.time(row.bucket)
+    since = row.last_modified or now
+    is_old = days is not None and now - since > timedelta(days=days)
+    if not is_old and context.settings.orphans == "keep":
+        return False
+    upload.delete(context, due.id)
     return True
 
 
@@ -343,7 +371,8 @@ class DueAnswer(BaseModel):
     """Something that is to go, and why."""
 
     kind: Kind = Field(
-        description="age, limit: the film with its results; space: the film; results: one run"
+        description="age, limit: the film with its results; space: the film; results: one run; "
+        "orphan: all results of a film that is gone"
     )
     id: str = Field(description="the file's, or the run's")
     key: str

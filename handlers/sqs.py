@@ -79,7 +79,16 @@ class Poller:
         for message in messages:
             if self._stop.is_set():
                 break
-            if notify.record(self._context, message["Body"].encode()):
+            try:
+                new = notify.record(self._context, message["Body"].encode(errors="replace"))
+            except PosedropError:
+                raise
+            except Exception:
+                # This thread is all that hears of uploads: no message may end it, or hold up those
+                # behind it. The queue shows it again, and then moves it to its dead letters.
+                log.exception("a message of SQS can't be recorded")
+                continue
+            if new:
                 self._follower.wake()
             self._client.delete_message(
                 QueueUrl=self._queue_url, ReceiptHandle=message["ReceiptHandle"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers import copies, plan
+from handlers import changes, copies, plan
 from handlers.context import Context, now
 from posedrop import layout
 from posedrop.errors import BadRequestError, NotFoundError, StorageError
@@ -144,6 +144,7 @@ def presign(context: Context, wanted: UploadRequest) -> UploadAnswer:
             metadata=metadata,
         )
     context.index.expect_file(file_id, bucket, key, now(), size=wanted.size, metadata=metadata)
+    changes.note("upload allowed", file_id=file_id, key=key)
     return UploadAnswer(
         file_id=file_id,
         bucket=bucket,
@@ -185,6 +186,7 @@ def redirect(context: Context, filename: str, headers: Mapping[str, str]) -> str
     ).url
     asked = layout.user_metadata(metadata)
     context.index.expect_file(file_id, bucket, key, now(), size=size, metadata=asked)
+    changes.note("upload allowed", file_id=file_id, key=key)
     return url
 
 

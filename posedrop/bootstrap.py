@@ -362,7 +362,9 @@ def _show_variables(users: list[User], say: Say) -> None:
         for name, value in user.variables.items()
     ]
     if lines:
-        say("\n".join(["keep these keys; their secrets are not shown again:", *lines]))
+        say("keep these keys; their secrets are not shown again:")
+        for line in lines:
+            say(line)
 
 
 def _write_variables(path: Path, users: list[User], say: Say) -> None:

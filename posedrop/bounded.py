@@ -12,6 +12,11 @@ from typing import Any, TypeVar
 
 Node = TypeVar("Node")
 
+
+class TooDeepError(ValueError):
+    """JSON that is nested deeper than whoever walks through it later can recurse."""
+
+
 #: How deep JSON from outside may be nested, in lists and objects.
 MAX_DEPTH = 32
 
@@ -52,14 +57,19 @@ def is_deeper(value: Any, most: int) -> bool:
     return True
 
 
-def is_json_too_deep(text: bytes | str, most: int) -> bool:
-    """Tell whether a text is JSON nested more than ``most`` deep; what is no JSON is not."""
-    data = text.encode(errors="replace") if isinstance(text, str) else text
-    if data.count(b"[") + data.count(b"{") <= most:
-        return False
+def loads(text: bytes | str, most: int = MAX_DEPTH) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        TooDeepError: it is nested more than ``most`` deep.
+        ValueError: it is no JSON.
+    """
     try:
-        return is_deeper(json.loads(text), most)
-    except RecursionError:
-        return True
-    except ValueError:
-        return False
+        value = json.loads(text)
+    except RecursionError as error:
+        raise TooDeepError(f"it is nested more than {most} deep") from error
+    data = text.encode(errors="replace") if isinstance(text, str) else text
+    # Where there are few brackets, none can be deep.
+    if data.count(b"[") + data.count(b"{") > most and is_deeper(value, most):
+        raise TooDeepError(f"it is nested more than {most} deep")
+    return value

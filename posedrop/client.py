@@ -14,7 +14,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from posedrop import layout
-from posedrop.errors import PosedropError
+from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.proxies import ProxyTransport, proxy_of
 from posedrop.records import Progress, RunError
 from posedrop.transfers import OnBytes, Transfers, sha256_of
@@ -191,17 +191,23 @@ class Client:
             token: its API token, if it asks for one.
             multipart_bytes: files larger than this go up in parts.
             transport: how requests travel; a test puts its own here.
+
+        Raises:
+            ConfigurationError: it is no URL.
         """
         self.url = url.rstrip("/")
         self._multipart_bytes = multipart_bytes
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(60.0, connect=5.0)
-        self._api = httpx.Client(
-            base_url=self.url,
-            headers=headers,
-            timeout=timeout,
-            transport=transport or ProxyTransport(),
-        )
+        try:
+            self._api = httpx.Client(
+                base_url=self.url,
+                headers=headers,
+                timeout=timeout,
+                transport=transport or ProxyTransport(),
+            )
+        except httpx.InvalidURL as error:
+            raise ConfigurationError(f"{url!r} is no URL of an API: {error}") from error
         # Presigned URLs are for whoever has them; the token is the API's alone.
         self._store = Transfers(timeout, transport or ProxyTransport())
 
@@ -350,7 +356,7 @@ class Client:
             time.sleep(pause(waited))
 
     def wait_for_file(self, file_id: str, *, seconds: float = float("inf")) -> File:
-        """Return a video once it was looked at: ready or refused.
+        """Return a video once it was looked at: ready or refused, or gone again.
 
         Raises:
             PosedropError: that took longer than ``seconds``.
@@ -358,7 +364,7 @@ class Client:
         deadline = time.monotonic() + seconds
         while True:
             file = self.file(file_id)
-            if file.state in {"ready", "refused"}:
+            if file.state in {"ready", "refused", "film gone"}:
                 return file
             if time.monotonic() > deadline:
                 raise PosedropError(f"{file_id} was not looked at within {seconds:.0f} s")

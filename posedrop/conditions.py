@@ -24,6 +24,7 @@ from posedrop.projects import (
     mapping,
     read_yaml,
     shuffle_folder,
+    stays_inside,
 )
 
 #: The code of what is wrong with a model's conditions.
@@ -58,7 +59,7 @@ def find_conditions(project: Path, config: Mapping[str, Any], folder: Path) -> C
     own = read_yaml(folder / "train" / PYTORCH_CONFIG)
     named = mapping(own.get("inference")).get("conditions")
     try:
-        return _checked(_named(project, config, named), folder, own)
+        return _checked(project, _named(project, config, named), folder, own)
     except _UnusableError as error:
         number = SHUFFLE.fullmatch(folder.name)
         raise ModelError(
@@ -89,10 +90,10 @@ class _UnusableError(Exception):
     """Why conditions can't be used, as the second half of a sentence."""
 
 
-def _checked(found: Conditions, folder: Path, own: Mapping[str, Any]) -> Conditions:
+def _checked(project: Path, found: Conditions, folder: Path, own: Mapping[str, Any]) -> Conditions:
     if found.folder == folder:
         raise _UnusableError("they are to come from itself")
-    other = read_yaml(found.folder / "train" / PYTORCH_CONFIG)
+    other = read_yaml(stays_inside(project, found.folder / "train" / PYTORCH_CONFIG))
     if _method(other) != "bu":
         kind = {"ctd": "conditional", "td": "top-down"}.get(_method(other), "other")
         raise _UnusableError(f"{found.folder.name} is a {kind} model, and no bottom-up one")
@@ -208,7 +209,7 @@ def _bottom_ups(project: Path, config: Mapping[str, Any]) -> str:
     for path in sorted(iteration_folder(project, config).glob(f"*/train/{PYTORCH_CONFIG}")):
         match = SHUFFLE.fullmatch(path.parts[-3])
         with suppress(ModelError):  # a damaged one is none to name
-            if match and _method(read_yaml(path)) == "bu":
+            if match and _method(read_yaml(stays_inside(project, path))) == "bu":
                 there.append(match["shuffle"])
     return f"is {', '.join(there)}" if there else "is none"
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import click
-
 import posedrop
 from posedrop import models
 from posedrop.address import LOOPBACK, is_free
@@ -29,6 +27,7 @@ from posedrop.embedded import (
 from posedrop.errors import AnalysisError, ConfigurationError
 from posedrop.settings import Settings
 from posedrop.storage import Storage
+from posedrop.terminal import say
 
 #: Of the checkout: a wheel has neither the mouse nor its model.
 DEMO_DIR = Path(posedrop.__file__).resolve().parent.parent / "demo"
@@ -59,20 +58,21 @@ def run(data_dir: Path, *, frames: int = 300, leave: bool = False) -> bool:
     folder = data_dir / "demo"
     folder.mkdir(exist_ok=True, mode=0o700)
     film = folder / "mouse.mp4"
-    click.echo(f"drawing {frames} frames of a mouse: {film}")
+    say(f"drawing {frames} frames of a mouse: {film}")
     known = mouse.film(film, frames, _SEED)
     stack = Stack(data_dir, port=_or_free(DEFAULT_PORT), s3_port=_or_free(DEFAULT_S3_PORT))
     try:
-        click.echo("starting the object store, the API and the workers")
+        say("starting the object store, the API and the workers")
         stack.start()
         analysed = _track(stack.settings, film)
         paths = _fetch(stack.settings, analysed, folder / "results")
         error, points = mean_error(paths["poses.csv"], list(mouse.BODYPARTS), known)
         right = error <= MAX_MEAN_ERROR_PIXELS
         _report(stack.settings, analysed, folder / "results", error, points)
-        click.echo(f"took {time.monotonic() - started:.0f} s")
+        say(f"took {time.monotonic() - started:.0f} s")
         if not leave:
-            click.echo("\n" + banner(stack.settings, data_dir))
+            for line in ["", *banner(stack.settings, data_dir)]:
+                say(line)
             stack.wait()
     finally:
         stack.stop()
@@ -81,11 +81,11 @@ def run(data_dir: Path, *, frames: int = 300, leave: bool = False) -> bool:
 
 def _track(settings: Settings, film: Path) -> Run:
     model = models.push(Storage(settings), settings.models_bucket, DEMO_DIR / "model", MODEL)
-    click.echo(f"model {model.name} {model.digest[:12]}: {', '.join(model.bodyparts)}")
+    say(f"model {model.name} {model.digest[:12]}: {', '.join(model.bodyparts)}")
     args = {"model": MODEL}
     with _client(settings) as client:
         ticket = client.upload(film, analysis="deeplabcut_2d", args=args)
-        click.echo(f"uploaded as {ticket.bucket}/{ticket.key}")
+        say(f"uploaded as {ticket.bucket}/{ticket.key}")
         file = client.wait_for_file(ticket.file_id, seconds=_PATIENCE_SECONDS)
         if file.refusal is not None:
             raise AnalysisError(f"the film was refused: {file.refusal.message}")
@@ -110,14 +110,15 @@ def _client(settings: Settings) -> Client:
 
 def _report(settings: Settings, analysed: Run, folder: Path, error: float, points: int) -> None:
     verdict = "right" if error <= MAX_MEAN_ERROR_PIXELS else "WRONG"
-    click.echo(
-        f"\nmean error {error:.2f} pixels over {points} keypoints: {verdict} "
+    say()
+    say(
+        f"mean error {error:.2f} pixels over {points} keypoints: {verdict} "
         f"(at most {MAX_MEAN_ERROR_PIXELS:g})"
     )
-    click.echo(f"files     {folder}")
-    click.echo(f"page      {page_link(settings)}")
+    say(f"files     {folder}")
+    say(f"page      {page_link(settings)}")
     if analysed.video_file is not None:
-        click.echo(f"video     {settings.url}{analysed.video_file}")
+        say(f"video     {settings.url}{analysed.video_file}")
 
 
 class _Progress:
@@ -131,7 +132,7 @@ class _Progress:
 
         text = describe_progress(analysed)
         if text != self._said:
-            click.echo(f"  {text}")
+            say(f"  {text}")
         self._said = text
 
 

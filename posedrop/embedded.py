@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import click
 import dramatiq
 import uvicorn
 from pydantic import SecretStr
@@ -39,6 +38,7 @@ from posedrop.keyring import USER, Keys, Secrets
 from posedrop.relay import Relay
 from posedrop.settings import DEFAULT_DATA_DIR, Settings, load, stack_scratch
 from posedrop.storage import Storage
+from posedrop.terminal import say
 from posedrop.weed import Weed
 from posedrop.weed_config import Webhook
 
@@ -293,11 +293,12 @@ def up(
     log_to(data_dir)
     try:
         stack.start()
-        click.echo(banner(stack.settings, data_dir))
+        for line in banner(stack.settings, data_dir):
+            say(line)
         stack.wait()
-        click.echo("stopping; press Ctrl-C again to stop at once")
+        say("stopping; press Ctrl-C again to stop at once")
     except KeyboardInterrupt:
-        click.echo("stopping")
+        say("stopping")
     finally:
         stack.stop()
 
@@ -325,7 +326,7 @@ def log_to(data_dir: Path) -> None:
     shown.setLevel(logging.WARNING)
     # Dramatiq shows every failed try as a traceback; the run's own error says it in words.
     shown.addFilter(lambda record: not record.name.startswith("dramatiq"))
-    shown.setFormatter(logging.Formatter("posedrop: %(message)s"))
+    shown.setFormatter(logs.ShortFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[kept, shown])
     for chatty in ("httpx", "botocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -338,8 +339,8 @@ def _unusable(data_dir: Path, error: OSError) -> ConfigurationError:
     )
 
 
-def banner(settings: Settings, data_dir: Path) -> str:
-    """Return what a person needs to try it, to be copied and pasted."""
+def banner(settings: Settings, data_dir: Path) -> list[str]:
+    """Return the lines that a person needs to try it, to be copied and pasted."""
     store = settings.s3_public_endpoint or settings.s3_endpoint
     folder = str(data_dir if data_dir.is_absolute() else f"./{data_dir}")
     lines = [
@@ -365,7 +366,7 @@ def banner(settings: Settings, data_dir: Path) -> str:
         "",
         "Ctrl-C stops.",
     ]
-    return "\n".join(lines)
+    return lines
 
 
 def token_of(settings: Settings) -> str:

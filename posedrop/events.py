@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeGuard
 from urllib.parse import unquote_plus
+
+from posedrop import bounded
 
 _CREATED = frozenset({"Put", "Post", "Copy", "CompleteMultipartUpload"})
 #: MinIO says this of a DELETE that met no object.
@@ -50,6 +51,14 @@ _IGNORED_FAMILIES = frozenset(
 )
 #: SNS in SQS in a Lambda's record is three; more is not an envelope but an attack.
 _MAX_DEPTH = 8
+#: Parts of a notification that are looked at, envelopes too: four MiB hold no more events.
+MAX_PARTS = 50_000
+#: Of so many unreadable parts it is said why; of the others, how many there are.
+MAX_UNKNOWN = 100
+#: Bytes of a name: S3's keys have 1,024 at most, other stores' somewhat more.
+_MAX_NAME = 4096
+#: Characters of an ETag or a sequencer.
+_MAX_TAG = 1024
 _MAX_INTEGER = 2**63 - 1
 _ETAG_ATTRIBUTE = "Seaweed-X-Amz-ETag"
 _MULTIPART_FOLDER = ".uploads"
@@ -86,10 +95,17 @@ Event = ObjectCreated | ObjectRemoved
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a notification said; ``unknown`` pairs a reason with the part that it is about."""
+    """What a notification said; ``unknown`` pairs a reason with the part that it is about.
+
+    The reason ``too_many`` is about parts that are not there: how many they are, or that there was
+    no end of them.
+    """
 
     events: list[Event] = field(default_factory=list)
     unknown: list[tuple[str, object]] = field(default_factory=list)
+
+
+_END, _TOO_MANY = object(), object()
 
 
 class _UnreadableError(Exception):
@@ -99,8 +115,10 @@ class _UnreadableError(Exception):
 def parse_bytes(data: bytes, *, filer_root: str = "/buckets") -> Parsed:
     """Return the events of a notification's body as it came over the wire."""
     try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
+        body = bounded.loads(data)
+    except bounded.TooDeepError:
+        return Parsed(unknown=[("too_deep", data.decode(errors="replace"))])
+    except ValueError:
         return Parsed(unknown=[("not_json", data.decode(errors="replace"))])
     return parse(body, filer_root=filer_root)
 
@@ -108,22 +126,44 @@ def parse_bytes(data: bytes, *, filer_root: str = "/buckets") -> Parsed:
 def parse(body: object, *, filer_root: str = "/buckets") -> Parsed:
     """Return the events of a notification; ``filer_root`` is where SeaweedFS has its buckets."""
     parsed = Parsed()
-    for part in _unwrap(body, 0):
+    unread = 0
+    for part in _unwrap(body):
+        if part is _TOO_MANY:
+            parsed.unknown.append(("too_many", f"nothing is read after {MAX_PARTS} parts"))
+            break
         try:
             parsed.events.extend(_read(part, filer_root.rstrip("/")))
         except _UnreadableError as error:
-            parsed.unknown.append((str(error), part))
+            if len(parsed.unknown) < MAX_UNKNOWN:
+                parsed.unknown.append((str(error), part))
+            else:
+                unread += 1
+    if unread:
+        parsed.unknown.append(("too_many", f"{unread} more parts are no events"))
     return parsed
 
 
-def _unwrap(body: object, depth: int) -> Iterator[object]:
-    """Yield what lies inside of envelopes: lists, JSON in strings, SQS messages, SNS messages."""
-    inside = _inside(body) if depth < _MAX_DEPTH else None
-    if inside is None:
-        yield body
-    else:
-        for part in inside:
-            yield from _unwrap(part, depth + 1)
+def _unwrap(body: object) -> Iterator[object]:
+    """Yield what lies inside of envelopes: lists, JSON in strings, SQS messages, SNS messages.
+
+    Where there is no end of it, the last is ``_TOO_MANY``.
+    """
+    envelopes = [iter([body])]
+    looked_at = 0
+    while envelopes:
+        part = next(envelopes[-1], _END)
+        if part is _END:
+            envelopes.pop()
+            continue
+        looked_at += 1
+        if looked_at > MAX_PARTS:
+            yield _TOO_MANY
+            return
+        inside = _inside(part) if len(envelopes) <= _MAX_DEPTH else None
+        if inside is None:
+            yield part
+        else:
+            envelopes.append(iter(inside))
 
 
 def _inside(body: object) -> list[object] | None:
@@ -144,8 +184,8 @@ def _inside(body: object) -> list[object] | None:
 
 def _json_in(text: str) -> list[object] | None:
     try:
-        return [json.loads(text)]
-    except (ValueError, RecursionError):
+        return [bounded.loads(text)]
+    except ValueError:
         return None
 
 
@@ -362,9 +402,11 @@ def _text(parent: Mapping[str, object], name: str) -> str:
 def _name(text: str) -> str:
     """Return a bucket's or an object's name that can be sent to a store, which means UTF-8."""
     try:
-        text.encode()
+        length = len(text.encode())
     except UnicodeEncodeError:
         raise _UnreadableError("name_not_utf8") from None
+    if length > _MAX_NAME:
+        raise _UnreadableError("name_too_long")
     return text
 
 
@@ -372,7 +414,7 @@ def _etag(value: object) -> str:
     """Return an ETag without the quotes that it has in HTTP; empty for none or a broken one."""
     if not isinstance(value, str):
         return ""
-    return value.strip('"').encode(errors="replace").decode()
+    return value.strip('"').encode(errors="replace").decode()[:_MAX_TAG]
 
 
 def _size(value: object) -> int | None:
@@ -389,7 +431,7 @@ def _is_whole(value: object) -> TypeGuard[int]:
 def _sequencer(value: object, moment: object) -> str:
     """Return the event's own sequencer, else its time, which a second delivery has as well."""
     text = value if isinstance(value, str) and value else moment
-    return text.encode(errors="replace").decode() if isinstance(text, str) else ""
+    return text.encode(errors="replace").decode()[:_MAX_TAG] if isinstance(text, str) else ""
 
 
 def _time(value: object) -> datetime | None:

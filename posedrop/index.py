@@ -29,7 +29,15 @@ from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.events import Event, ObjectCreated
 from posedrop.listing import LAST_CHARACTER, MAX_PAGE, Page, Row, Where, to_cursor
 from posedrop.records import Asked, FileState, Request, Result, RunError, RunState, VideoRecord
-from posedrop.rows import AnalysisRow, DeadLetterRow, EventRow, FileRow, PendingRow, RuleRow
+from posedrop.rows import (
+    AnalysisRow,
+    DeadLetterRow,
+    EventRow,
+    FileRow,
+    GpuRow,
+    PendingRow,
+    RuleRow,
+)
 from posedrop.schema import IndexBusyError
 from posedrop.search import storable
 
@@ -38,6 +46,7 @@ __all__ = [
     "DeadLetterRow",
     "EventRow",
     "FileRow",
+    "GpuRow",
     "Index",
     "IndexBusyError",
     "Page",
@@ -62,6 +71,28 @@ _OLDEST = {
     "run": "SELECT created_at FROM analysis WHERE state = 'queued' ORDER BY number LIMIT 1",
 }
 _UNRESOLVED = "created_at IS NOT NULL AND analysis_id IS NULL AND error IS NULL"
+
+_GROUP = "CASE instr(key, '/') WHEN 0 THEN '' ELSE substr(key, 1, instr(key, '/') - 1) END"
+_GPU_ROW = "SELECT q.analysis_id, a.run, q.grp, q.state, q.since FROM"
+_GPU_ROWS = f"{_GPU_ROW} gpu_queue AS q JOIN analysis AS a USING (analysis_id)"
+#: The first run of each group that waits, in the order of their turns. Groups are looked at one by
+#: one, whatever SQLite thinks: they are few, and each finds its first run in an index.
+_HEADS = (
+    f"{_GPU_ROW} gpu_group AS g CROSS JOIN gpu_queue AS q"  # noqa: S608
+    " ON q.grp = g.grp AND q.state = 'waits'"
+    " AND q.number = (SELECT min(number) FROM gpu_queue WHERE state = 'waits' AND grp = g.grp)"
+    " JOIN analysis AS a USING (analysis_id)"
+    " ORDER BY max(g.served_at, q.since), g.turn, q.number"
+)
+_FIRST_OF_GROUP = (
+    "SELECT count(*) FROM (SELECT 1 FROM gpu_queue WHERE grp = ? AND state = 'waits' LIMIT ?)"
+)
+_DRAWN_BEFORE = (
+    "SELECT count(*) FROM analysis AS f, analysis AS mine"
+    " WHERE mine.analysis_id = ? AND mine.state IN ('waiting', 'queued', 'running')"
+    " AND f.state IN ('waiting', 'queued', 'running') AND f.number < mine.number"
+    " AND f.analysis_id NOT IN (SELECT analysis_id FROM gpu_queue)"
+)
 
 log = logging.getLogger(__name__)
 
@@ -275,6 +306,13 @@ class Index:
         """Forget a file."""
         with self._write() as db:
             db.execute("DELETE FROM uploaded_file WHERE file_id = ?", (file_id,))
+
+    def film_gone(self, record: VideoRecord) -> None:
+        """Note that the film of a video.json is not there, unless another has its file_id."""
+        with self._write() as db:
+            if self.file(record.video.file_id) is None:
+                gone = replace(rows.ingested_file(record), state="film gone", planned=True)
+                schema.put(db, "uploaded_file", "file_id", gone)
 
     def file_looked_at_anew(self, file_id: str, etag: str) -> bool:
         """Take back the refusal of a file with this ETag; False: it is not refused."""
@@ -556,15 +594,13 @@ class Index:
             (sha256,),
         )
 
-    def position(self, analysis_id: str) -> int:
-        """Return how many queued or running runs were asked for before this one."""
-        return int(
-            self._value(
-                "SELECT count(*) FROM analysis AS f, analysis AS mine"
-                " WHERE mine.analysis_id = ? AND mine.state IN ('waiting', 'queued', 'running')"
-                " AND f.state IN ('waiting', 'queued', 'running') AND f.number < mine.number",
-                (analysis_id,),
-            )
+    def analyses_under_way(self) -> list[AnalysisRow]:
+        """Return the unfinished runs but for those that wait for their group's turn."""
+        return self._rows(
+            AnalysisRow,
+            "SELECT a.* FROM analysis AS a LEFT JOIN gpu_queue AS q USING (analysis_id)"
+            " WHERE a.state IN ('queued', 'running')"
+            " AND (q.state IS NULL OR q.state IN ('sent', 'asked')) ORDER BY a.number",
         )
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -588,6 +624,130 @@ class Index:
                 row = db.conn.execute(sql).fetchone()
                 found[what] = schema.from_text(row[0]) if row is not None else None
         return found
+
+    # --- the gpu queue
+
+    def gpu_next(self) -> GpuRow | None:
+        """Return the run whose turn it is: the oldest of the group that has waited the longest.
+
+        A group waits since it was served last, or since the oldest of its runs that wait does.
+        """
+        return self._row(GpuRow, f"{_HEADS} LIMIT 1", ())
+
+    def gpu_taken(self) -> int:
+        """Return how many runs were sent to the gpu workers, and have no predictions yet."""
+        sql = "SELECT count(*) FROM gpu_queue WHERE state IN ('sent', 'asked')"
+        return int(self._value(sql, ()))
+
+    def gpu_under_way(self, state: str, before: datetime) -> list[GpuRow]:
+        """Return some runs in a state (sent, asked) since a time or longer, the oldest first."""
+        return self._rows(
+            GpuRow,
+            f"{_GPU_ROWS} WHERE q.state = ? AND q.since <= ? ORDER BY q.since, q.number LIMIT 1000",
+            (state, schema.to_text(before)),
+        )
+
+    def gpu_groups_waiting(self, before: datetime) -> list[str]:
+        """Return some groups of which a run waits to be sent, since a time or longer."""
+        with self._read() as db:
+            found = db.conn.execute(
+                "SELECT grp FROM gpu_group AS g WHERE EXISTS (SELECT 1 FROM gpu_queue AS q"
+                " WHERE q.grp = g.grp AND q.state = 'waits' AND q.since <= ?) LIMIT 100",
+                (schema.to_text(before),),
+            ).fetchall()
+        return [row["grp"] for row in found]
+
+    def gpu_sent(self, analysis_id: str, now: datetime) -> None:
+        """Note that a run was sent, or that a worker is at it: its group is served."""
+        moment = schema.to_text(now)
+        with self._write() as db:
+            db.execute(
+                "UPDATE gpu_group SET served_at = ?, turn = (SELECT max(turn) + 1 FROM gpu_group)"
+                " WHERE grp = (SELECT grp FROM gpu_queue WHERE analysis_id = ?)",
+                (moment, analysis_id),
+            )
+            db.execute(
+                "UPDATE gpu_queue SET state = 'sent', since = ? WHERE analysis_id = ?",
+                (moment, analysis_id),
+            )
+            # What is forgotten of a group is of no use: whoever comes again, comes last.
+            db.execute(
+                "DELETE FROM gpu_group WHERE NOT EXISTS"
+                " (SELECT 1 FROM gpu_queue AS q WHERE q.grp = gpu_group.grp)"
+            )
+
+    def gpu_asked(self, analysis_id: str, now: datetime) -> None:
+        """Note that a run that was sent shall let another group go first."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE gpu_queue SET state = 'asked', since = ?"
+                " WHERE analysis_id = ? AND state IN ('sent', 'asked')",
+                (schema.to_text(now), analysis_id),
+            )
+
+    def gpu_waits(self, analysis_id: str, now: datetime) -> None:
+        """Have a run wait for its group's turn once more; nothing once it is over."""
+        with self._write() as db:
+            db.execute(
+                f"INSERT INTO gpu_queue SELECT analysis_id, {_GROUP}, number, 'waits', ?"  # noqa: S608
+                " FROM analysis WHERE analysis_id = ? AND finished_at IS NULL"
+                " ON CONFLICT (analysis_id) DO UPDATE SET state = 'waits',"
+                " since = CASE state WHEN 'waits' THEN since ELSE excluded.since END",
+                (schema.to_text(now), analysis_id),
+            )
+
+    def gpu_parked(self, analysis_id: str, until: datetime) -> None:
+        """Have a run that no worker took wait outside of the queue until a time."""
+        with self._write() as db:
+            db.execute(
+                "UPDATE gpu_queue SET state = 'parked', since = ? WHERE analysis_id = ?",
+                (schema.to_text(until), analysis_id),
+            )
+
+    def gpu_unparked(self, now: datetime) -> None:
+        """Have those wait in the queue whose time has come."""
+        moment = schema.to_text(now)
+        due = "state = 'parked' AND since <= ?"
+        if self._value(f"SELECT count(*) FROM gpu_queue WHERE {due}", (moment,)):  # noqa: S608
+            with self._write() as db:
+                db.execute(f"UPDATE gpu_queue SET state = 'waits' WHERE {due}", (moment,))  # noqa: S608
+
+    def gpu_over(self, analysis_id: str) -> None:
+        """Note that a run needs no network any more."""
+        with self._write() as db:
+            db.execute("DELETE FROM gpu_queue WHERE analysis_id = ?", (analysis_id,))
+
+    def position(self, analysis_id: str) -> int:
+        """Return how many runs will have their turn before this one, as things are.
+
+        Of a run that has its predictions: how many others have them, and are older.
+        """
+        with self._read() as db:
+            mine = db.conn.execute(
+                "SELECT state, grp, number, since FROM gpu_queue WHERE analysis_id = ?",
+                (analysis_id,),
+            ).fetchone()
+            if mine is None:
+                return int(self._value(_DRAWN_BEFORE, (analysis_id,)))
+            if mine["state"] in {"sent", "asked"}:
+                sent = "state IN ('sent', 'asked') AND (since, number) < (?, ?)"
+                sql = f"SELECT count(*) FROM gpu_queue WHERE {sent}"  # noqa: S608
+                return int(self._value(sql, (mine["since"], mine["number"])))
+            before = int(
+                self._value(
+                    "SELECT count(*) FROM gpu_queue"
+                    " WHERE state = 'waits' AND grp = ? AND number < ?",
+                    (mine["grp"], mine["number"]),
+                )
+            )
+            heads = [row["grp"] for row in db.conn.execute(_HEADS)]
+            own = heads.index(mine["grp"]) if mine["grp"] in heads else len(heads)
+            # As many of each other group as of one's own, and one more of those that come first.
+            rounds = before
+            for place, group in enumerate(heads):
+                if place != own:
+                    before += int(self._value(_FIRST_OF_GROUP, (group, rounds + (place < own))))
+        return before + self.gpu_taken()
 
     # --- pending
 
@@ -720,6 +880,7 @@ class Index:
         with self._write() as db:
             for table in ("uploaded_file", "analysis", "place", "taken", "pending", "rule"):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608
+            db.execute("DELETE FROM gpu_group")
             db.execute("DELETE FROM event WHERE handled_at IS NOT NULL")
 
     # --- how it is done

@@ -1,10 +1,15 @@
-"""Log lines with the ids in them: which file, which run, which attempt."""
+"""Log lines with the ids in them: which file, which run, which attempt.
+
+Whatever a message quotes is printed so that it neither steers a terminal nor forges a second line.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+
+from posedrop.terminal import printable
 
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -18,9 +23,21 @@ class Formatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """Return the line without its traceback."""
         given = {name: value for name, value in vars(record).items() if name not in _USUAL}
-        # JSON quotes what a hostile key could forge a second line with.
         pairs = (f"{name}={json.dumps(value, default=str)}" for name, value in given.items())
-        return " ".join([super().formatMessage(record).replace("\n", "\\n"), *pairs])
+        return " ".join([printable(super().formatMessage(record)), *pairs])
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and its traceback on lines that can't be taken for others."""
+        first, *more = super().format(record).split("\n")
+        return "\n".join([first, *(f"  {printable(line)}" for line in more)])
+
+
+class ShortFormatter(Formatter):
+    """``posedrop: message``, for a person at a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Return the line."""
+        return f"posedrop: {printable(record.message)}"
 
 
 def to_stderr(level: int = logging.INFO) -> None:

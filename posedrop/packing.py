@@ -23,11 +23,13 @@ from posedrop.errors import BadRequestError, ModelError
 from posedrop.projects import (
     CONFIG,
     PYTORCH_CONFIG,
+    check_parts,
     chosen_detector,
     chosen_snapshots,
     mapping,
     read_yaml,
     shuffle_folder,
+    stays_inside,
     what_is_set,
     wiped_model_config,
     wiped_project_config,
@@ -85,10 +87,14 @@ def _plan_project(
 ) -> tuple[Model, list[tuple[Source, str]]]:
     if not (project / CONFIG).is_file():
         raise ModelError(f"{project} is no DeepLabCut project: there is no {CONFIG} in it")
-    whole_config = read_yaml(project / CONFIG)
+
+    def read(file: Path) -> dict[str, Any]:
+        return read_yaml(stays_inside(project, file))
+
+    whole_config = read(project / CONFIG)
     config = what_is_set(whole_config)
     folder = shuffle_folder(project, config, shuffle)
-    pytorch_config = read_yaml(folder / "train" / PYTORCH_CONFIG)
+    pytorch_config = read(folder / "train" / PYTORCH_CONFIG)
     snapshots = chosen_snapshots(folder / "train", config, snapshot)
 
     def inside(file: Path) -> str:
@@ -102,7 +108,7 @@ def _plan_project(
     if is_conditional(pytorch_config):
         conditions = find_conditions(project, config, folder)
         theirs = conditions.folder / "train" / PYTORCH_CONFIG
-        files.append((_dumped(wiped_model_config(read_yaml(theirs))), inside(theirs)))
+        files.append((_dumped(wiped_model_config(read(theirs))), inside(theirs)))
         files.append((conditions.snapshot, inside(conditions.snapshot)))
         named = {"conditions": pushed_conditions(project, conditions)}
         wiped["inference"] = {**mapping(wiped.get("inference")), **named}
@@ -112,10 +118,10 @@ def _plan_project(
         files.append((detector, inside(detector)))
     for part in ("pose_cfg.yaml", "inference_cfg.yaml"):  # the second for several animals
         if (folder / "test" / part).is_file():
-            content = _dumped(without_paths(read_yaml(folder / "test" / part)))
+            content = _dumped(without_paths(read(folder / "test" / part)))
             files.append((content, inside(folder / "test" / part)))
     metadata = mapping(pytorch_config.get("metadata"))
-    model_files = _described(files)
+    model_files = _described(files, project)
     return (
         Model(
             name=name,
@@ -155,7 +161,8 @@ def _plan_export(path: Path, name: str) -> tuple[Model, list[tuple[Source, str]]
         importlib.import_module("torch").save({**content, "config": wiped}, buffer)
         source = buffer.getvalue()
     files: list[tuple[Source, str]] = [(source, re.sub(r"[^A-Za-z0-9._-]", "_", path.name))]
-    model_files = _described(files)
+    # The one file that somebody names is followed where it leads.
+    model_files = _described(files, path.resolve().parent)
     metadata = mapping(config.get("metadata"))
     net_type = str(config.get("net_type", ""))
     match = _EXPORT.fullmatch(path.stem)
@@ -200,6 +207,7 @@ def _read_export(path: Path) -> dict[str, Any]:
             f"{path.name} is no export of deeplabcut.export_model (a snapshot? then push the "
             "project that it belongs to)"
         )
+    check_parts(content["config"], f"the config in {path.name}")
     return content
 
 
@@ -221,7 +229,7 @@ def _plan_zoo(folder: Path, name: str) -> tuple[Model, list[tuple[Source, str]]]
         )
     weights = zoo.weights_in(folder, name)
     files: list[tuple[Source, str]] = [(file, file.name) for file in weights]
-    model_files = _described(files)
+    model_files = _described(files, folder)
     return (
         Model(
             name=name,
@@ -266,9 +274,11 @@ def _hashed(source: Source) -> _Hashed:
     return _Hashed(size, sha256.hexdigest())
 
 
-def _described(files: Iterable[tuple[Source, str]]) -> list[ModelFile]:
+def _described(files: Iterable[tuple[Source, str]], root: Path) -> list[ModelFile]:
     found = []
     for source, path in files:
+        if isinstance(source, Path):
+            stays_inside(root, source)
         hashed = _hashed(source)
         found.append(ModelFile(path=path, size=hashed.size, sha256=hashed.sha256))
     return sorted(found, key=lambda file: file.path)

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from posedrop import bounded
 from posedrop.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,14 @@ log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 PYTORCH_CONFIG = "pytorch_config.yaml"
 MODEL_FOLDERS = "dlc-models-pytorch"
-#: Values that a config holds, at most.
-MOST_PARTS = 1_000_000
+#: Values that a config holds at most, one that is held twice (by YAML's aliases) counted twice.
+MOST_PARTS = 10_000
+#: How deep they are nested: what copies or writes a config recurses.
+MOST_LEVELS = 64
+#: Digits of a whole number in it: Python writes none of thousands.
+_MOST_DIGITS = 100
+#: Bytes of a config: PyYAML reads some hundred thousand a second.
+MOST_BYTES = 2**20
 
 SHUFFLE = re.compile(r".*-trainset(?P<percent>\d+)shuffle(?P<shuffle>\d+)")
 _SNAPSHOT = re.compile(r"snapshot(?P<best>-best)?-(?P<epochs>\d+)\.pt")
@@ -155,6 +162,22 @@ def indexed_snapshot(files: Sequence[Path], index: Any, what: str) -> Path:
         ) from error
 
 
+def stays_inside(root: Path, file: Path) -> Path:
+    """Return a file of a stranger's folder, unless a link in there leads to a place outside of it.
+
+    Raises:
+        ModelError: code ``link_outside``; the message says where it leads, and what to do.
+    """
+    real = file.resolve()
+    if not real.is_relative_to(root.resolve()):
+        raise ModelError(
+            f"{file} is a link to {real}, outside of {root}: nothing is read or pushed from "
+            f"there; if it belongs to the model, put a copy in its place (cp -rL {root} COPY)",
+            code="link_outside",
+        )
+    return file
+
+
 # -- configs -------------------------------------------------------------------------------------
 
 
@@ -165,29 +188,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ModelError: code ``model_damaged``: it is missing or not what it should be.
     """
     try:
-        content = yaml.load(decoded(path.read_bytes(), path.name), Loader=_Yaml12)  # noqa: S506
+        content = yaml.load(decoded(_bytes_of(path), path.name), Loader=_Yaml12)  # noqa: S506
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ModelError(f"{path.name} can't be read: {error}", code="model_damaged") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path.name} is not a mapping", code="model_damaged")
-    if not _is_bounded(content):
-        raise ModelError(f"{path.name} is too large, or holds itself", code="model_damaged")
+    check_parts(content, path.name)
     return content
 
 
-def _is_bounded(content: Any) -> bool:
-    """Tell whether a config ends: aliases can make it endless, or a thousand times its file."""
-    waiting, seen = [content], 0
-    while waiting:
-        part = waiting.pop()
-        seen += 1
-        if seen > MOST_PARTS:
-            return False
-        if isinstance(part, dict):
-            waiting.extend(part.values())
-        elif isinstance(part, list | tuple | set):
-            waiting.extend(part)
-    return True
+def _bytes_of(path: Path) -> bytes:
+    if not path.is_file():  # a pipe or a device has no end
+        raise OSError("there is no such file")
+    with path.open("rb") as file:
+        raw = file.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    return raw
+
+
+def check_parts(config: Any, name: str) -> None:
+    """Refuse a config for its size or depth, or because it holds itself.
+
+    Raises:
+        ModelError: code ``model_damaged``.
+    """
+    if bounded.is_larger(config, bounded.parts, MOST_PARTS):
+        raise ModelError(f"{name} {_TOO_LARGE}", code="model_damaged")
+    if bounded.is_deeper(config, MOST_LEVELS):
+        raise ModelError(f"{name} is nested too deeply", code="model_damaged")
 
 
 def what_is_set(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,8 +228,37 @@ def what_is_set(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+_TOO_LARGE = f"has more than {MOST_PARTS:,} values, or holds itself"
+
+
 class _Yaml12(yaml.SafeLoader):
-    """PyYAML with the plain words and numbers of YAML 1.2: a scorer ``NO`` is none of its bools."""
+    """PyYAML with the plain words and numbers of YAML 1.2: a scorer ``NO`` is none of its bools.
+
+    And within bounds: aliases and merges can make a file endless, or a million times itself, and
+    what walks through it (PyYAML first, by merges) would need as long.
+    """
+
+    _nodes = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Read one node, unless there were too many."""
+        self._nodes += 1
+        if self._nodes > MOST_PARTS:
+            raise yaml.YAMLError(f"it {_TOO_LARGE}")
+        return super().compose_node(parent, index)
+
+    def get_single_node(self) -> Any:
+        """Return the document, before anything is made of it."""
+        root = super().get_single_node()
+        if root is not None and bounded.is_larger(root, _inside, MOST_PARTS):
+            raise yaml.YAMLError(f"it {_TOO_LARGE}")
+        return root
+
+
+def _inside(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 _CHANGED = {"bool", "float", "int", "value"}
@@ -226,6 +284,8 @@ for _kind, _pattern, _first in (
 def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = str(loader.construct_scalar(node))
     digits = text.lstrip("-+")
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number in it has {len(digits):,} digits")
     number = int(digits, 0) if digits[1:2] in {"o", "x"} else int(digits)
     return -number if text.startswith("-") else number
 

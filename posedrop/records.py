@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-FileState = Literal["expected", "received", "ready", "refused"]
+#: ``film gone``: an S3 tool has removed the film, and its results are there.
+FileState = Literal["expected", "received", "ready", "refused", "film gone"]
 RunState = Literal["waiting", "queued", "running", "succeeded", "partial", "failed", "cancelled"]
 FinalState = Literal["succeeded", "partial", "failed", "cancelled"]
 Task = Literal["ingest", "infer", "render"]

@@ -142,6 +142,18 @@ class RuleRow:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuRow:
+    """A run that needs a network: it ``waits`` for its group's turn, was ``sent`` to the workers,
+    was ``asked`` to let another group go first, or is ``parked`` until ``since``."""
+
+    analysis_id: str
+    run: str
+    grp: str
+    state: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetterRow:
     """Something that could not be read or handled, kept for a person."""
 
@@ -151,7 +163,7 @@ class DeadLetterRow:
     body: str
 
 
-Row = FileRow | AnalysisRow | PendingRow | EventRow | RuleRow | DeadLetterRow
+Row = FileRow | AnalysisRow | PendingRow | EventRow | RuleRow | GpuRow | DeadLetterRow
 
 
 def whole_seconds(moment: datetime) -> datetime:

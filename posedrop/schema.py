@@ -325,6 +325,76 @@ def _places(db: Database) -> None:
         db.execute(statement)
 
 
+@_migrations(name="0010_film_gone")
+def _film_gone(db: Database) -> None:
+    """Let a file be in a state that its table, as an older posedrop made it, does not allow.
+
+    SQLite can't change a CHECK: the table is made anew, with all that belongs to it.
+    """
+    made = "SELECT type, sql FROM sqlite_master WHERE tbl_name = 'uploaded_file' AND sql NOT NULL"
+    found = [tuple(row) for row in db.conn.execute(made)]
+    (table,) = (sql for kind, sql in found if kind == "table")
+    if _checked(FileState) in table:
+        return
+    before, _, after = table.partition("CHECK (state IN (")
+    _, _, after = after.partition("))")
+    columns = before.split("(", 1)[1]
+    for statement in (
+        f"CREATE TABLE uploaded_file_anew ({columns}{_checked(FileState)}{after}",
+        "INSERT INTO uploaded_file_anew SELECT * FROM uploaded_file",
+        "DROP TABLE uploaded_file",
+        "ALTER TABLE uploaded_file_anew RENAME TO uploaded_file",
+        *(sql for kind, sql in found if kind != "table"),
+    ):
+        db.execute(statement)
+
+
+@_migrations(name="0011_gpu_queue")
+def _gpu_queue(db: Database) -> None:
+    """Keep what waits for a network, by the groups that go round; triggers hold it to the runs.
+
+    What an older posedrop has sent is in the broker, all of it.
+    """
+    unfinished = "state IN ('waiting', 'queued', 'running')"
+    # As layout.group_of.
+    group = (
+        "CASE instr({0}key, '/') WHEN 0 THEN '' ELSE substr({0}key, 1, instr({0}key, '/') - 1) END"
+    )
+    for statement in (
+        """CREATE TABLE gpu_queue (
+            analysis_id TEXT PRIMARY KEY, grp TEXT NOT NULL, number INTEGER NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('waits', 'sent', 'asked', 'parked')),
+            since TEXT NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX gpu_by_group ON gpu_queue (grp, state, number)",
+        "CREATE INDEX gpu_by_state ON gpu_queue (state, since)",
+        """CREATE TABLE gpu_group (
+            grp TEXT PRIMARY KEY, served_at TEXT NOT NULL DEFAULT '',
+            turn INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID""",
+        "CREATE TRIGGER gpu_queue_ai AFTER INSERT ON analysis"  # noqa: S608
+        f" WHEN new.{unfinished} BEGIN"
+        " INSERT OR IGNORE INTO gpu_queue VALUES (new.analysis_id,"
+        f" {group.format('new.')}, new.number, 'waits', new.created_at); END",
+        """CREATE TRIGGER gpu_group_ai AFTER INSERT ON gpu_queue BEGIN
+            INSERT OR IGNORE INTO gpu_group (grp) VALUES (new.grp); END""",
+        "CREATE TRIGGER gpu_queue_au AFTER UPDATE OF state ON analysis"  # noqa: S608
+        f" WHEN NOT new.{unfinished} BEGIN"
+        " DELETE FROM gpu_queue WHERE analysis_id = new.analysis_id; END",
+        # A run may pass to another name of its content.
+        "CREATE TRIGGER gpu_queue_ak AFTER UPDATE OF number, key ON analysis"  # noqa: S608
+        " WHEN new.number <> old.number OR new.key <> old.key BEGIN"
+        " UPDATE gpu_queue SET number = new.number,"
+        f" grp = {group.format('new.')} WHERE analysis_id = new.analysis_id; END",
+        """CREATE TRIGGER gpu_group_au AFTER UPDATE OF grp ON gpu_queue BEGIN
+            INSERT OR IGNORE INTO gpu_group (grp) VALUES (new.grp); END""",
+        """CREATE TRIGGER gpu_queue_ad AFTER DELETE ON analysis BEGIN
+            DELETE FROM gpu_queue WHERE analysis_id = old.analysis_id; END""",
+        f"""INSERT INTO gpu_queue SELECT analysis_id, {group.format("")}, number,
+            CASE WHEN enqueued_at IS NULL THEN 'waits' ELSE 'sent' END,
+            coalesce(enqueued_at, created_at) FROM analysis WHERE {unfinished}""",  # noqa: S608
+    ):
+        db.execute(statement)
+
+
 def _as_searched(table: str, row: str) -> str:
     """Return, as SQL, a row's number and what of it is searched."""
     text = f"{row}.key" if table == "uploaded_file" else f"{row}.key || ' ' || {row}.analysis"

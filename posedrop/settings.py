@@ -112,6 +112,9 @@ class Settings(BaseSettings):
         description="films older than this, by the store's clock, go with their results; "
         "None: never",
     )
+    orphans: Literal["keep", "delete"] = Field(
+        default="keep", description="what becomes of the results of films that an S3 tool removed"
+    )
     high_water_bytes: int | None = Field(
         default=None,
         gt=0,

@@ -47,6 +47,8 @@ _CHUNK = 1 << 20
 _MAX_MESSAGE = 1000
 #: So many records that can't be read are remembered, so that each is told of once.
 _MAX_REPORTED = 10_000
+#: What is read into memory, bytes: no record of posedrop's is nearly as large.
+MAX_READ_BYTES = 32 * 2**20
 #: Of a copy in one step, and of each part of a larger one. S3 allows 5 GB; a store on one slow disk
 #: would not answer for so much within a request's timeout.
 COPY_BYTES = 1 << 30
@@ -196,11 +198,19 @@ class Storage:
 
         Raises:
             ObjectChangedError: its ETag is no longer ``etag``.
+            StorageError: code ``damaged_record``: it is larger than :data:`MAX_READ_BYTES`.
         """
         extra: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
         with _translated(f"read {bucket}/{key}"):
             try:
-                return self._client.get_object(Bucket=bucket, Key=key, **extra)["Body"].read()
+                answer = self._client.get_object(Bucket=bucket, Key=key, **extra)
+                if answer["ContentLength"] > MAX_READ_BYTES:
+                    answer["Body"].close()
+                    raise StorageError(
+                        f"{bucket}/{key} has {answer['ContentLength']:,} bytes: no record has",
+                        code="damaged_record",
+                    )
+                return answer["Body"].read()
             except ClientError as error:
                 if _code(error) in _MISSING:
                     return None

@@ -6,6 +6,7 @@ folder and answers with JSON lines on pipes of its own. What is inside is ``work
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import json
 import os
@@ -18,16 +19,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import posedrop
+import worker
 from posedrop import errors
 from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from posedrop.records import Progress
 from worker import handover, room
 from worker.handover import lent
-from worker.limits import Limits, exceeded, is_over
+from worker.limits import Limits, end_group, exceeded, is_over, new_group, ran_out
 from worker.patience import Patience
 from worker.turn import POLL_SECONDS, Place, Turn
 from worker.walls import NAMES, OWN, Plan, Walls
@@ -123,6 +127,7 @@ class Child:
         self._status = -1
         self._walls: Walls | None = None
         self._verdict: ChildDiedError | None = None
+        self._group = ""
         self._buffer = b""
 
     @property
@@ -258,8 +263,10 @@ class Child:
         watch.start()
 
     def _spawn(self) -> None:
+        _compile()
         handover.prepare(self._folder)
         self._verdict = None
+        self._group = new_group(self._limits.resident) if self._limits.resident else ""
         home = self._folder / OWN
         child_reads, self._requests = os.pipe()
         self._answers, child_writes = os.pipe()
@@ -279,7 +286,7 @@ class Child:
                         str(os.getpid()),
                         str(self._limits.memory),
                         str(self._limits.file),
-                        json.dumps(asdict(self._plan)),
+                        json.dumps(asdict(replace(self._plan, group=self._group))),
                         *self._warm,
                     ],
                     stdin=subprocess.DEVNULL,
@@ -327,6 +334,7 @@ class Child:
             deadline = time.monotonic() + END_SECONDS
             while not is_over(process.pid) and time.monotonic() < deadline:
                 time.sleep(0.002)
+        end_group(self._group)
         self._close_pipes()
 
     def _close_pipes(self) -> None:
@@ -438,6 +446,9 @@ class Child:
             return ChildDiedError(f"{self._name}: the child process stopped listening, killed")
         # The process that is known here ends itself after the one within the walls (worker.walls),
         # and has left word of how that one ended.
+        if ran_out(self._group):
+            words = f"{self._name}: the child process took all the memory that it may, killed"
+            return ChildDiedError(words, code="out_of_memory")
         told = os.read(self._status, 16)
         with contextlib.suppress(ValueError):
             code = int(told)
@@ -503,6 +514,14 @@ def _environment(home: Path) -> dict[str, str]:
         # The same code as here, installed or not; relative entries would mean other folders there.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute()),
     }
+
+
+@cache
+def _compile() -> None:
+    """Compile posedrop's code, once: a child can write none, and would do so at each start."""
+    for package in (posedrop, worker):
+        for folder in package.__path__:
+            compileall.compile_dir(folder, quiet=2)
 
 
 _spawners: dict[int, ThreadPoolExecutor] = {}

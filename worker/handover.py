@@ -71,32 +71,33 @@ def _take_back(folder: Path, there: Path, given: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder however deep, as far as that can be; a link, not what it names.
-
-    ``shutil.rmtree`` alone goes down by recursion, with an open file for each level: a child could
-    make folders that it gives up at.
-    """
+    """Remove a file, or a folder however deep, as far as that can be; a link, not what it names."""
     if path.is_symlink() or not path.is_dir():
         with suppress(OSError):
             path.unlink()
         return
-    with suppress(OSError):
-        while (deep := _deep(path)) is not None:
-            deep.rename(path / uuid.uuid4().hex)
+    _flatten(path)
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _deep(folder: Path) -> Path | None:
-    """Return a folder within it that is :data:`_DEEP` levels down, if there is one.
+def _flatten(folder: Path) -> None:
+    """Have no folder within it more than :data:`_DEEP` levels down, and none that is shut.
 
-    Those above it are made such that they can be removed.
+    ``shutil.rmtree`` goes down by recursion, with an open file for each level, and a path can be
+    longer than the kernel takes: a child could make folders that nothing removes.
     """
-    start = len(folder.parts)
-    for root, folders, _ in os.walk(folder):
-        here = Path(root)
-        for name in folders:
-            if not (here / name).is_symlink():
-                (here / name).chmod(0o700)
-        if folders and len(here.parts) - start >= _DEEP:
-            return here / folders[0]
-    return None
+    waiting = [(folder, 0)]
+    while waiting:
+        here, depth = waiting.pop()
+        with suppress(OSError):
+            here.chmod(0o700)
+            with os.scandir(here) as entries:
+                folders = [
+                    Path(each.path) for each in entries if each.is_dir(follow_symlinks=False)
+                ]
+            for each in folders:
+                if depth < _DEEP:
+                    waiting.append((each, depth + 1))
+                else:
+                    each.chmod(0o700)
+                    waiting.append((each.rename(folder / uuid.uuid4().hex), 1))

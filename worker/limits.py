@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 #: A child that probes and draws has 0.4 GB mapped before its first film, with 64 cores 0.9.
 LEAST_MEMORY_BYTES = 1 << 30
+_GROUP = "posedrop-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +61,70 @@ def of_network(resident: int | None, others: Limits) -> Limits:
 def memory_of_this_machine(root: Path = Path("/")) -> int:
     """Return the bytes of memory there are for this process: the machine's, or its cgroup's."""
     most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for base, group, name in _groups(root):
+        # A group is held by the limits of those above it; a container sees its own as the root.
+        for each in (group, *group.parents):
+            with suppress(OSError, ValueError):  # "max" is no number, and no limit
+                most = min(most, int((base / each / name).read_text()))
+    return most
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Yield this process' control groups of memory: the mount, the group, its limit's name."""
     with suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                base, name = root / "sys/fs/cgroup", "memory.max"
-            elif "memory" in controllers.split(","):
-                base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-            else:
-                continue
-            # A group is held by the limits of those above it; a container sees its own as the root.
             group = Path(path.lstrip("/"))
-            for each in (group, *group.parents):
-                with suppress(OSError, ValueError):  # "max" is no number, and no limit
-                    most = min(most, int((base / each / name).read_text()))
-    return most
+            if controllers == "":
+                yield root / "sys/fs/cgroup", group, "memory.max"
+            elif "memory" in controllers.split(","):
+                yield root / "sys/fs/cgroup/memory", group, "memory.limit_in_bytes"
+
+
+def new_group(memory: int) -> str:
+    """Make a control group with so many bytes of memory, below this process' own.
+
+    Returns:
+        Its folder; empty where this user may make none, as most may not.
+    """
+    for base, own, name in _groups(Path("/")):
+        group = base / own / f"{_GROUP}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        for each in (base / own).glob(f"{_GROUP}*"):  # of workers that were killed
+            end_group(str(each))
+        try:
+            group.mkdir()
+            (group / name).write_text(str(memory))
+        except OSError:
+            end_group(str(group))
+            continue
+        with suppress(OSError):
+            (group / "memory.swap.max").write_text("0")
+        return str(group)
+    return ""
+
+
+def end_group(group: str) -> None:
+    """Remove a control group, if nobody is in it any more."""
+    if group:
+        with suppress(OSError):
+            Path(group).rmdir()
+
+
+def ran_out(group: str) -> bool:
+    """Tell whether the kernel ended somebody in a control group for want of memory."""
+    for name in ("memory.events", "memory.oom_control") if group else ():
+        with suppress(OSError, ValueError):
+            for line in Path(group, name).read_text().splitlines():
+                if line.startswith("oom_kill ") and int(line.split()[1]):
+                    return True
+    return False
 
 
 #: Processes that a child may have started: more are no library's, but a child gone mad.
 MOST_PROCESSES = 200
-#: Files and folders that it may have made.
+#: Files and folders that it may have made, and how deep in each other.
 MOST_FILES = 200_000
+DEEPEST = 64
 
 
 def exceeded(limits: Limits, session: int, folder: Path) -> tuple[str, str] | None:
@@ -102,9 +147,10 @@ def exceeded(limits: Limits, session: int, folder: Path) -> tuple[str, str] | No
     if limits.resident and sum(map(_memory_of, processes)) > limits.resident:
         return "out_of_memory", f"took more than {limits.resident:,} bytes of memory"
     if limits.disk:
-        files, taken = _taken(folder, processes)
-        if files > MOST_FILES:
-            return "file_too_large", f"made more than {MOST_FILES:,} files"
+        files, deepest, taken = _taken(folder, processes)
+        if files > MOST_FILES or deepest > DEEPEST:
+            words = f"made more than {MOST_FILES:,} files, or folders more than {DEEPEST} deep"
+            return "file_too_large", words
         if taken > limits.disk:
             words = f"wrote more than {limits.disk:,} bytes (POSEDROP_CHILD_FILE_BYTES)"
             return "file_too_large", words
@@ -140,16 +186,15 @@ def _memory_of(process: Path) -> int:
     return taken
 
 
-def _taken(folder: Path, processes: list[Path]) -> tuple[int, int]:
-    """Return how many files there are, and the bytes they take; those that lost their name too."""
-    files = taken = 0
-    for root, folders, names in os.walk(folder):
-        files += len(folders) + len(names)
-        if files > MOST_FILES:
+def _taken(folder: Path, processes: list[Path]) -> tuple[int, int, int]:
+    """Return how many files there are, how deep, and their bytes; of those without a name too."""
+    files = deepest = taken = 0
+    for entry, depth in contents(folder):
+        files, deepest = files + 1, max(deepest, depth)
+        with suppress(OSError):
+            taken += entry.stat(follow_symlinks=False).st_blocks * 512
+        if files > MOST_FILES or deepest > DEEPEST:
             break
-        for name in names:
-            with suppress(OSError):
-                taken += Path(root, name).lstat().st_blocks * 512
     for process in processes:
         with suppress(OSError):
             for fd in (process / "fd").iterdir():
@@ -157,4 +202,16 @@ def _taken(folder: Path, processes: list[Path]) -> tuple[int, int]:
                     there = fd.stat()
                     if there.st_nlink == 0 and stat.S_ISREG(there.st_mode):
                         taken += there.st_blocks * 512
-    return files, taken
+    return files, deepest, taken
+
+
+def contents(folder: Path) -> Iterator[tuple[os.DirEntry[str], int]]:
+    """Yield what is in a folder, and how deep: without recursion, which a child could exhaust."""
+    waiting = [(str(folder), 1)]
+    while waiting:
+        here, depth = waiting.pop()
+        with suppress(OSError), os.scandir(here) as entries:
+            for entry in entries:
+                yield entry, depth
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((entry.path, depth + 1))

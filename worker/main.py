@@ -26,6 +26,15 @@ class Children(Middleware):
         self._shop = shop
         self._stop_metrics: Callable[[], None] = lambda: None
 
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
+        """Take no more of the gpu queue than there are threads for.
+
+        Dramatiq fetches twice as much; but there are two messages a gpu worker, so that the first
+        of two workers would have all of them.
+        """
+        if worker.consumer_whitelist == {queue.GPU}:
+            worker.queue_prefetch = min(worker.queue_prefetch, worker.worker_threads)
+
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
         """Import what the queues need while there is nothing to do."""
         mine = worker.consumer_whitelist or {queue.CPU, queue.GPU}

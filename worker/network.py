@@ -30,6 +30,7 @@ from posedrop.projects import (
     CONFIG,
     MODEL_FOLDERS,
     PYTORCH_CONFIG,
+    check_parts,
     list_snapshots,
     read_yaml,
     what_is_set,
@@ -184,6 +185,7 @@ def _load_export(path: Path, snapshot: str | None, device: str) -> Network:
     content = _read_weights(path)
     if not isinstance(content, dict) or not {"config", "pose"} <= content.keys():
         raise ModelError(f"{path.name} is no export of DeepLabCut", code="model_damaged")
+    check_parts(content["config"], f"the config in {path.name}")
     name = f"snapshot-{path.stem.rpartition('snapshot-')[2]}" if "snapshot-" in path.stem else None
     if snapshot not in {None, name, path.stem}:
         raise ModelError(f"the model has no snapshot {snapshot!r}", code="no_such_snapshot")

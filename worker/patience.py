@@ -67,7 +67,7 @@ class Patience:
     @classmethod
     def of(cls, seconds: float) -> Patience:
         """Return a limit that is known beforehand, whatever the child tells."""
-        fixed = cls(1, 0.0)
+        fixed = cls(2**62, 0.0)
         fixed._at_most, fixed._quiet = seconds, math.inf
         return fixed
 

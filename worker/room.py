@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from posedrop.errors import ModelError, RefusedVideoError, StorageError
 from posedrop.records import Model
+from worker import limits
 from worker.cache import Cache
 
 T = TypeVar("T")
@@ -133,7 +134,9 @@ def check_child(scratch: Path) -> None:
 def size_of(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder; what goes meanwhile is nothing."""
     total = 0
-    for each in (path, *path.rglob("*")):
+    with suppress(OSError):
+        total = path.stat().st_size if path.is_file() else 0
+    for each, _ in limits.contents(path):
         with suppress(OSError):
             total += each.stat().st_size if each.is_file() else 0
     return total

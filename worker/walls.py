@@ -25,6 +25,7 @@ from worker import syscalls
 
 #: What may stand, in the order in which it is put up, and what each keeps a child from.
 NAMES = {
+    "memory": "the kernel bounds its memory, with that of all it starts (a control group)",
     "network": "a network of its own, which leads nowhere",
     "processes": "it sees and signals no process but its own, and none outlives it",
     "capabilities": "no privilege, as root neither",
@@ -34,6 +35,8 @@ NAMES = {
     "signals": "no signal to, and no abstract socket of, other processes (Landlock)",
     "syscalls": "no socket, no namespace, no new group of processes (seccomp)",
 }
+#: What an ordinary user has but by somebody's leave: nothing is amiss without.
+BY_LEAVE = frozenset({"memory"})
 #: Within a child's folder: what it may write to, its home; and what is handed over to read.
 OWN, GIVEN = "own", "given"
 
@@ -95,6 +98,8 @@ class Plan:
     """What it may not, wherever it lies: the data, and other jobs' files."""
     cards: bool = False
     """Whether it may use the accelerators of this machine."""
+    group: str = ""
+    """A control group for it, which bounds its memory."""
 
 
 @dataclass
@@ -166,8 +171,10 @@ def code(path: Sequence[str], modules: Iterable[ModuleType]) -> Iterator[str]:
             yield from importable(Path(entry))
     for module in modules:
         # What setuptools leaves for `pip install -e` of a project whose folder is not on the path.
+        # Among the modules may be None, and objects of all sorts.
         mapping = getattr(module, "MAPPING", None)
-        if module.__name__.startswith("__editable__") and isinstance(mapping, dict):
+        name = getattr(module, "__name__", None)
+        if str(name).startswith("__editable__") and isinstance(mapping, dict):
             yield from (str(place) for place in mapping.values())
 
 
@@ -344,6 +351,7 @@ def put_up(plan: Plan, parent: int, apart: Sequence[int], status: int | None = N
         for name in NAMES:
             walls.note(name, f"not on {sys.platform}")
         return walls
+    walls.note("memory", _join(plan.group))
     kernel = Kernel()
     _enter_namespaces(kernel, walls)
     _fork(kernel, parent, apart, status, init="processes" in walls.stand)
@@ -372,6 +380,17 @@ def _machine() -> str:
 
 def _has_cuda() -> bool:
     return any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl"))
+
+
+def _join(group: str) -> str | None:
+    """Enter a control group; return why not."""
+    if not group:
+        return "this user may make no control group"
+    try:
+        Path(group, "cgroup.procs").write_text(str(os.getpid()))
+    except OSError as error:
+        return str(error.strerror)
+    return None
 
 
 def _enter_namespaces(kernel: Kernel, walls: Walls) -> None:

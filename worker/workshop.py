@@ -16,6 +16,7 @@ from typing import IO
 from dramatiq import Broker
 
 from posedrop import queue
+from posedrop.folders import own_folder
 from posedrop.settings import Settings
 from posedrop.storage import Storage
 from worker import handover, limits, room
@@ -43,7 +44,7 @@ class Workshop:
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self._scratch = settings.scratch_dir / f"{_OWNED}{uuid.uuid4().hex}"
         self._closing = threading.Event()
-        settings.scratch_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        own_folder(settings.scratch_dir)  # in /tmp anybody may have made one of its name
         _sweep(settings.scratch_dir)
         self._scratch.mkdir(mode=0o700)
         self._mine = _own(self._scratch)

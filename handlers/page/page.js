@@ -48,7 +48,7 @@ function fileRow(file) {
   if (file.refusal) state.append(element("div", { class: "why" }, file.refusal.message));
   if (file.waiting) state.append(element("div", { class: "why" }, `waits, ${file.waiting.rule} is wrong`));
   if (file.duplicate_of) state.append(element("div", { class: "small" }, `same as ${file.duplicate_of}`));
-  const image = file.state === "ready"
+  const image = ["ready", "film gone"].includes(file.state)
     ? element("img", { src: `/thumbnail/${file.file_id}`, alt: "" }) : "";
   const remove = element("button", {
     onclick: async () => {

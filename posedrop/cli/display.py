@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from posedrop.client import Client, File, Run, WrongRule
+from posedrop.terminal import printable, rewrite, say, say_json
 
 
 def wait(client: Client, analysis_id: str, label: str) -> Run:
@@ -22,16 +22,16 @@ def wait(client: Client, analysis_id: str, label: str) -> Run:
         nonlocal said
         line = f"{label}: {describe_progress(run)}"
         if tty:
-            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+            rewrite(line)
         elif run.status != said:
-            click.echo(line, err=True)
+            say(line, err=True)
         said = run.status
 
     try:
         return client.wait(analysis_id, on_progress=on_progress)
     finally:
         if tty:
-            click.echo(err=True)
+            say("", err=True)
 
 
 def describe_progress(run: Run) -> str:
@@ -52,21 +52,21 @@ def describe_progress(run: Run) -> str:
 
 def show_file(file: File) -> None:
     """Show a video."""
-    click.echo(f"{file.key}: {file.state}, {describe_size(file.size)}")
+    say(f"{file.key}: {file.state}, {describe_size(file.size)}")
     if file.probe is not None:
         p = file.probe
-        click.echo(
+        say(
             f"  {p['width']}x{p['height']} pixels, {p['frames']} frames, {p['fps']:.4g} frames/s, "
             f"{p['codec']}"
         )
     if file.sha256 is not None:
-        click.echo(f"  sha256 {file.sha256}")
+        say(f"  sha256 {file.sha256}")
     if file.duplicate_of is not None:
-        click.echo(f"  the same content as {file.duplicate_of}")
+        say(f"  the same content as {file.duplicate_of}")
     if file.refusal is not None:
-        click.echo(f"  refused, {file.refusal.reason}: {file.refusal.message}")
+        say(f"  refused, {file.refusal.reason}: {file.refusal.message}")
     if file.waiting is not None:
-        click.echo(f"  {describe_rule(file.waiting)}")
+        say(f"  {describe_rule(file.waiting)}")
     table([[run.analysis_id, run.status, run.analysis] for run in file.analyses], indent="  ")
 
 
@@ -77,16 +77,17 @@ def describe_rule(rule: WrongRule) -> str:
 
 def show_run(run: Run) -> None:
     """Show how far a run is and what it made."""
-    click.echo(f"{run.analysis_id} {run.analysis}: {describe_progress(run)}")
+    say(f"{run.analysis_id} {run.analysis}: {describe_progress(run)}")
     if run.error is not None:
-        click.echo(f"  {run.error.code}: {run.error.message}")
+        say(f"  {run.error.code}: {run.error.message}")
         if run.error.log_tail:
-            click.echo("\n".join(f"    {line}" for line in run.error.log_tail.splitlines()[-10:]))
+            for line in run.error.log_tail.splitlines()[-10:]:
+                say(f"    {line}")
     if run.retried_by is not None:
-        click.echo(f"  made anew: {run.retried_by}")
+        say(f"  made anew: {run.retried_by}")
     table([[file.name, describe_size(file.size)] for file in run.files], indent="  ")
     if run.files:
-        click.echo(f"  posedrop download {run.analysis_id}")
+        say(f"  posedrop download {run.analysis_id}")
 
 
 @contextmanager
@@ -95,17 +96,17 @@ def progress_bar(label: str, length: int, quiet: bool) -> Iterator[Callable[[int
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
-    with click.progressbar(length=length, label=label[:40], file=sys.stderr) as bar:
+    with click.progressbar(length=length, label=printable(label)[:40], file=sys.stderr) as bar:
         yield bar.update
 
 
 def table(rows: Iterable[list[str]], indent: str = "") -> None:
     """Show rows in columns."""
-    rows = list(rows)
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        click.echo((indent + "  ".join(cells)).rstrip())
+        say((indent + "  ".join(cells)).rstrip())
 
 
 def describe_size(size: int | None) -> str:
@@ -127,4 +128,4 @@ def plain(answer: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """Show a value as JSON."""
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    say_json(value)

@@ -9,6 +9,7 @@ import click
 from posedrop import models
 from posedrop.cli import display
 from posedrop.cli.options import Options, json_option
+from posedrop.terminal import say
 
 
 @click.group("models")
@@ -55,12 +56,12 @@ def models_push(
         snapshot=snapshot,
         on_file=None
         if as_json
-        else lambda file: click.echo(f"  {file.path} {display.describe_size(file.size)}"),
+        else lambda file: say(f"  {file.path} {display.describe_size(file.size)}"),
     )
     if as_json:
         display.print_json(model.model_dump(mode="json", by_alias=True))
     else:
-        click.echo(f"{model.name} {model.digest[:12]}: {', '.join(model.bodyparts)}")
+        say(f"{model.name} {model.digest[:12]}: {', '.join(model.bodyparts)}")
 
 
 @models_group.command("ls")
@@ -77,7 +78,7 @@ def models_ls(options: Options, as_json: bool) -> None:
     if as_json:
         display.print_json(items)
     elif not items:
-        click.echo("there is none yet; `posedrop models push` puts one there", err=True)
+        say("there is none yet; `posedrop models push` puts one there", err=True)
     else:
         display.table(
             [

@@ -14,6 +14,7 @@ from posedrop.cli import display
 from posedrop.cli.options import Options, json_option
 from posedrop.client import Client, Expiry, File
 from posedrop.errors import PosedropError
+from posedrop.terminal import say
 
 
 @click.command()
@@ -52,7 +53,7 @@ def bootstrap(
 
     steps.run(
         options.settings,
-        click.echo,
+        say,
         policies=policies or steps.POLICIES,
         write_env=write_env,
         rotate=rotate,
@@ -74,7 +75,7 @@ def doctor(options: Options, as_json: bool) -> None:
     if as_json:
         display.print_json([finding.as_json() for finding in findings])
     else:
-        checks.show(findings, click.echo)
+        checks.show(findings, say)
     sys.exit(1 if any(finding.state == checks.FAIL for finding in findings) else 0)
 
 
@@ -124,7 +125,7 @@ def reingest(options: Options, prefix: str, no_wait: bool, as_json: bool) -> Non
         answer: list[Any] = [{"file_id": file_id, "key": key} for file_id, key in keys.items()]
         if not as_json:
             where = f"whose key begins with {prefix}" if prefix else "at all"
-            click.echo(
+            say(
                 f"looked at anew: {len(keys)}"
                 if keys
                 else f"there is no refused video {where}; `posedrop ls --state refused` lists them"
@@ -143,11 +144,11 @@ def _looked_at(client: Client, keys: Mapping[str, str], quiet: bool) -> Iterator
         except PosedropError as error:
             if error.code != "not_found":
                 raise
-            click.echo(f"{number}/{len(keys)} {key}: deleted meanwhile", err=True)
+            say(f"{number}/{len(keys)} {key}: deleted meanwhile", err=True)
             continue
         if not quiet:
             said = f", {file.refusal.reason}: {file.refusal.message}" if file.refusal else ""
-            click.echo(f"{number}/{len(keys)} {key}: {file.state}{said}")
+            say(f"{number}/{len(keys)} {key}: {file.state}{said}")
         yield file
 
 
@@ -180,15 +181,10 @@ def dead_letters(
         display.print_json([display.plain(letter) for letter in shown])
         return
     for letter in shown:
-        click.echo(f"{letter.id}  {letter.received_at[:19]}  {_printable(letter.reason)}")
-        click.echo(f"    {_printable(letter.body) if ids else _printable(letter.body[:200])}")
+        say(f"{letter.id}  {letter.received_at[:19]}  {letter.reason}")
+        say(f"    {letter.body if ids else letter.body[:200]}")
     if not shown:
-        click.echo("there are no dead letters" if not ids else "nothing matches", err=True)
-
-
-def _printable(text: str) -> str:
-    """Return a text that came from outside, such that no terminal acts on it."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        say("there are no dead letters" if not ids else "nothing matches", err=True)
 
 
 @click.command()
@@ -227,11 +223,11 @@ def _show_due(found: Expiry) -> None:
     ]
     display.table(map(list, rows))
     if found.due > len(found.items):
-        click.echo(f"... and {found.due - len(found.items):,} more")
+        say(f"... and {found.due - len(found.items):,} more")
     size = display.describe_size(found.size)
-    click.echo(f"due: {found.due:,} ({size}) of {found.films:,} films; kept: {found.kept:,}")
+    say(f"due: {found.due:,} ({size}) of {found.films:,} films; kept: {found.kept:,}")
     if found.held:
-        click.echo("that is more at once than POSEDROP_EXPIRE_SHARE: it waits for your word")
+        say("that is more at once than POSEDROP_EXPIRE_SHARE: it waits for your word")
 
 
 def _show_counts(counts: Mapping[str, int], as_json: bool) -> None:

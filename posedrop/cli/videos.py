@@ -15,6 +15,7 @@ from posedrop.cli import display
 from posedrop.cli.options import Options, analysis_options, json_option
 from posedrop.client import Client, File, Run, RunRow, Ticket
 from posedrop.errors import PosedropError
+from posedrop.terminal import say
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ def _upload(
     with display.progress_bar(path.name, path.stat().st_size, quiet) as on_bytes:
         ticket = client.upload(path, analysis=analysis, args=args, on_bytes=on_bytes)
     if not quiet:
-        click.echo(f"{path}: file {ticket.file_id}")
+        say(f"{path}: file {ticket.file_id}")
     return path, ticket
 
 
@@ -103,11 +104,11 @@ def _run_of(
 
 def _show_outcome(path: Path, file: File, run: Run | None) -> None:
     if file.refusal is not None:
-        click.echo(f"{path}: refused, {file.refusal.reason}: {file.refusal.message}")
+        say(f"{path}: refused, {file.refusal.reason}: {file.refusal.message}")
     elif file.waiting is not None and run is None:
-        click.echo(f"{path}: {display.describe_rule(file.waiting)}")
+        say(f"{path}: {display.describe_rule(file.waiting)}")
     elif run is None:
-        click.echo(f"{path}: ready; no analysis was asked for")
+        say(f"{path}: ready; no analysis was asked for")
     else:
         display.show_run(run)
 
@@ -153,7 +154,7 @@ def analyse(
             if as_json:
                 display.print_json(display.plain(started))
             else:
-                click.echo(f"{started.analysis_id} {started.status}")
+                say(f"{started.analysis_id} {started.status}")
             return
         run = display.wait(client, started.analysis_id, file)
     if as_json:
@@ -167,7 +168,7 @@ def analyse(
 @click.argument("query", required=False)
 @click.option("--files", "kind", flag_value="files", default="files", help="Videos (default).")
 @click.option("--analyses", "kind", flag_value="analyses", help="Runs.")
-@click.option("--state", help="Only those: ready, refused...; runs: running, failed...")
+@click.option("--state", help="Only those: ready, refused, 'film gone'...; runs: failed...")
 @click.option("--limit", default=100, show_default=True, help="At most so many.")
 @json_option
 @click.pass_obj
@@ -211,12 +212,12 @@ def list_(
     else:
         display.table(rows)
         if not rows and (query or state):
-            click.echo("nothing matches", err=True)
+            say("nothing matches", err=True)
         elif not rows and limit > 0:
             todo = "upload FILE" if kind == "files" else "analyse VIDEO --analysis NAME"
-            click.echo(f"there is nothing yet; begin with `posedrop {todo}`", err=True)
+            say(f"there is nothing yet; begin with `posedrop {todo}`", err=True)
         for rule in wrong:
-            click.echo(f"{rule.rule} is wrong, the videos below it wait: {rule.message}")
+            say(f"{rule.rule} is wrong, the videos below it wait: {rule.message}")
 
 
 @click.command()
@@ -270,7 +271,7 @@ def download(options: Options, analysis_id: str, folder: Path | None, as_json: b
         display.print_json([str(path) for path in paths])
     else:
         for path in paths:
-            click.echo(path)
+            say(str(path))
 
 
 @click.command()
@@ -286,7 +287,7 @@ def cancel(options: Options, analysis_id: str) -> None:
         run = _run(client, analysis_id)
         if run.over:
             raise PosedropError(f"{analysis_id} is over: {run.status}; `posedrop rm` deletes it")
-        click.echo(f"{analysis_id} {client.cancel(analysis_id)}")
+        say(f"{analysis_id} {client.cancel(analysis_id)}")
 
 
 @click.command()
@@ -302,11 +303,11 @@ def rm(options: Options, id_: str) -> None:
         found = _find(client, id_)
         if isinstance(found, File):
             client.delete_file(found.file_id)
-            click.echo(f"{found.key} deleted, with its results")
+            say(f"{found.key} deleted, with its results")
         elif not found.over:
             raise PosedropError(f"{id_} is {found.status}; `posedrop cancel {id_}` stops it first")
         else:
-            click.echo(f"{id_} {client.cancel(found.analysis_id)}")
+            say(f"{id_} {client.cancel(found.analysis_id)}")
 
 
 @click.command()
@@ -325,10 +326,10 @@ def types(options: Options, as_json: bool) -> None:
         display.print_json(items)
         return
     for item in items:
-        click.echo(f"{item['name']}: {item['summary']}")
+        say(f"{item['name']}: {item['summary']}")
         for name, schema in item["args"].get("properties", {}).items():
             default = f" (default {json.dumps(schema['default'])})" if "default" in schema else ""
-            click.echo(f"  {name}{default}  {schema.get('description', '')}".rstrip())
+            say(f"  {name}{default}  {schema.get('description', '')}".rstrip())
 
 
 def _find(client: Client, text: str) -> File | Run:

@@ -42,14 +42,24 @@ import json
 from worker.hardware import described
 print(json.dumps(described()))
 """
-# As the worker's children leave the network: with a user namespace, else as root.
-_NETWORK = """
-import ctypes, json
-libc = ctypes.CDLL(None)
-NEWUSER, NEWNET = 0x10000000, 0x40000000
-alone = hasattr(libc, "unshare") and 0 in (libc.unshare(NEWUSER | NEWNET), libc.unshare(NEWNET))
-print(json.dumps({"alone": alone}))
+# Put up as around the worker's children, and a look at which stand.
+_WALLS = """
+import json, os
+from worker import limits, walls
+group = limits.new_group(2**30)
+found = walls.put_up(walls.Plan("/nowhere", group=group), os.getppid(), ())
+print(json.dumps({"stand": found.stand, "lack": found.lack, "means": walls.NAMES,
+                  "by_leave": list(walls.BY_LEAVE)}), flush=True)
 """
+#: What to do about a wall that does not stand.
+_ADVICE = {
+    "network": "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, or AppArmor's "
+    "switch), or give the worker's container a network that reaches store and broker only",
+    "files": "a kernel of 5.13 or newer with Landlock among its security modules (lsm=...,landlock)"
+    "; in a container, a runtime whose seccomp profile knows it",
+    "tcp": "a kernel of 6.7 or newer",
+    "signals": "a kernel of 6.12 or newer",
+}
 
 
 def worker(settings: Settings) -> Iterator[Finding]:
@@ -147,16 +157,17 @@ def _isolation() -> Finding:
     if not sys.platform.startswith("linux"):
         todo = "on Linux, the children that open videos have no network"
         return Finding("isolation", WARN, "children keep the network on this system", todo)
-    found = _probe(_NETWORK)
-    if isinstance(found, dict) and found["alone"]:
-        return Finding("isolation", OK, "children that open videos have no network")
-    return Finding(
-        "isolation",
-        WARN,
-        "the kernel does not let children leave the network",
-        "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, or AppArmor's switch), "
-        "or give the worker's container a network that reaches store and broker only",
+    found = _probe(_WALLS)
+    if isinstance(found, str):
+        return Finding("isolation", WARN, f"it can't be told which walls stand: {found}")
+    stand = f"walls around what opens videos: {', '.join(found['stand']) or 'none'}"
+    if not set(found["lack"]) - set(found["by_leave"]):
+        return Finding("isolation", OK, stand)
+    lack = "; ".join(
+        f"{name} ({found['means'][name]}): {why}" for name, why in found["lack"].items()
     )
+    todo = ". ".join(advice for name, advice in _ADVICE.items() if name in found["lack"])
+    return Finding("isolation", WARN, f"{stand}; lacking: {lack}", todo)
 
 
 def disk(settings: Settings) -> Iterator[Finding]:

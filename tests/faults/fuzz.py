@@ -301,7 +301,9 @@ class Trial:
 
     def tries(self, name: str, film: bytes) -> str:
         """Have a film decoded; return how it ended: ok, a refusal's code, or what is counted."""
-        path = self._folder / "film"
+        job = self._folder / "job"
+        job.mkdir(exist_ok=True)
+        path = job / "video"
         path.write_bytes(film)
         self._child.start()
         started = time.monotonic()
@@ -312,14 +314,15 @@ class Trial:
                 "tests.faults.fuzz:measured",
                 {
                     "video": str(path),
-                    "thumbnail": str(self._folder / "thumbnail.jpg"),
+                    "thumbnail": str(job / "thumbnail.jpg"),
                     "max_pixels": MAX_PIXELS,
                     "max_frames": MAX_FRAMES,
                 },
                 on_progress=lambda _: None,
                 should_stop=lambda: False,
                 wall_seconds=WALL_SECONDS,
-                log=self._folder / "log",
+                folder=job,
+                log=job / "log",
             )
             end = answer.get("refused") or _checked(answer)
         except (AnalysisError, ChildDiedError) as error:

@@ -22,6 +22,9 @@ from tests.conftest import find_free_port
 from tests.samples import REPOSITORY
 
 EVENTS_TOKEN = "events-token"
+API_TOKEN = "api-token"
+#: What lets a caller in.
+BEARER = {"Authorization": f"Bearer {API_TOKEN}"}
 _START_SECONDS = 60.0
 
 
@@ -59,6 +62,7 @@ def handlers(folder: Path, s3_endpoint: str) -> Iterator[Handlers]:
         "POSEDROP_S3_ACCESS_KEY": "test",
         "POSEDROP_S3_SECRET_KEY": "test-secret",
         "POSEDROP_EVENTS_TOKEN": EVENTS_TOKEN,
+        "POSEDROP_API_TOKEN": API_TOKEN,
     }
     with (folder / "handlers.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log)

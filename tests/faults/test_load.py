@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 import httpx
 import pytest
 
-from tests.faults.serving import Handlers, handlers, hanging_store, swallowing_store
+from tests.faults.serving import BEARER, Handlers, handlers, hanging_store, swallowing_store
 
 MIB = 2**20
 
@@ -49,14 +49,16 @@ def test_a_store_that_hangs_holds_up_no_events(hanging: Handlers) -> None:
     """
     with ThreadPoolExecutor(62) as callers:
         waiting: list[Future[httpx.Response]] = [
-            callers.submit(httpx.get, f"{hanging.url}/models", timeout=120) for _ in range(60)
+            callers.submit(httpx.get, f"{hanging.url}/models", headers=BEARER, timeout=120)
+            for _ in range(60)
         ]
-        callers.submit(httpx.post, f"{hanging.url}/reconcile", timeout=4)
+        callers.submit(httpx.post, f"{hanging.url}/reconcile", headers=BEARER, timeout=4)
         time.sleep(1)
         assert hanging.post_event(event("a.mp4")).status_code == 204
         for path in ("/healthz", "/metrics", "/files", "/analyses", "/rules"):
-            assert httpx.get(f"{hanging.url}{path}", timeout=5).status_code == 200, path
-        second = httpx.post(f"{hanging.url}/reconcile", timeout=5)
+            answer = httpx.get(f"{hanging.url}{path}", headers=BEARER, timeout=5)
+            assert answer.status_code == 200, path
+        second = httpx.post(f"{hanging.url}/reconcile", headers=BEARER, timeout=5)
         assert (second.status_code, second.json()["error"]["code"]) == (409, "busy")
         answers = [each.result() for each in waiting]
     assert {answer.status_code for answer in answers} == {503}
@@ -80,7 +82,7 @@ def test_forms_take_little_memory_and_so_many_at_a_time(swallowing: Handlers) ->
         while not stop.wait(0.02):
             most = max(most, swallowing.rss())
 
-    headers = {"Content-Type": "multipart/form-data; boundary=B"}
+    headers = BEARER | {"Content-Type": "multipart/form-data; boundary=B"}
     url = f"{swallowing.url}/upload"
     with ThreadPoolExecutor(40) as callers:
         callers.submit(watch)

@@ -11,7 +11,7 @@ import pytest
 from handlers import copies, plan, results, upload
 from handlers.results import GoneError
 from posedrop import layout
-from posedrop.errors import AnalysisError, NotFoundError
+from posedrop.errors import AnalysisError, BadRequestError, NotFoundError
 from posedrop.records import Request, Result
 from tests.faults.test_kept import FILE_ID, NETWORK, TABLES, Lab, installed, lab
 from tests.faults.test_kept import FILM as FIRST
@@ -283,3 +283,73 @@ def test_a_film_and_one_in_a_folder_of_its_name_are_two(world: World) -> None:
     assert not any(name.startswith("day1/a.mp4") for name in left)
     for key in keys[2:]:
         assert whole(world, key)
+
+
+def test_results_of_a_film_that_a_tool_removed_stay_and_are_listed(world: World) -> None:
+    """Until somebody deletes them; a film that comes back is one again, with what its rule says."""
+    put(world, ALICE)
+    world.storage.put(VIDEOS, "bad.mp4", b"bad film")
+    world.settle()
+    for tell in (True, False):
+        world.storage.remove(VIDEOS, ALICE)
+        world.storage.remove(VIDEOS, "bad.mp4")
+        if tell:
+            world.tell(world.storage.events)
+        else:
+            world.lose_index()
+        world.settle()
+        for _ in range(2):
+            (row,) = world.context.index.files().rows
+            assert (row.key, row.state) == (ALICE, "film gone")
+            assert whole(world, ALICE)
+            (run,) = upload.describe(world.context, row.file_id).analyses
+            answer = results.read(world.context, run["analysis_id"])
+            for file in answer.files:
+                assert results.download_url(world.context, run["analysis_id"], file.name)
+            with pytest.raises(BadRequestError, match="upload it again"):
+                plan.ask(world.context, row.file_id, "dummy", {"seconds": 3}, force=False)
+            world.lose_index()
+            world.settle()
+        world.storage.events.clear()
+        put(world, ALICE)
+        world.tell(world.storage.events)
+        (row,) = world.context.index.files().rows
+        assert (row.state, row.planned) == ("ready", True)
+        assert whole(world, ALICE)
+        world.storage.put(VIDEOS, "bad.mp4", b"bad film")
+    world.storage.remove(VIDEOS, ALICE)
+    world.storage.remove(VIDEOS, "bad.mp4")
+    world.settle()
+    upload.delete(world.context, id_of(ALICE))
+    world.settle()
+    assert world.context.index.files().rows == []
+    assert not any(name.startswith("alice/") for name in world.storage.buckets[RESULTS])
+
+
+@pytest.mark.parametrize("orphans", ["keep", "delete"])
+def test_a_wrong_mount_wipes_no_results(tmp_path: Path, orphans: str) -> None:
+    """With POSEDROP_ORPHANS=delete they go, but never more than a share of all at once."""
+    world = World(tmp_path, orphans=orphans)
+    for number in range(8):
+        world.storage.put(VIDEOS, f"{number}.mp4", b"film %d" % number)
+    world.settle()
+
+    def left() -> int:
+        return sum(key.endswith("/result.json") for key in world.storage.buckets[RESULTS])
+
+    world.storage.remove(VIDEOS, "0.mp4")
+    world.settle()
+    assert left() == (7 if orphans == "delete" else 8)
+    films = dict(world.storage.buckets[VIDEOS])
+    for key in films:
+        world.storage.remove(VIDEOS, key)
+    for _ in range(2):
+        world.settle()
+        assert left() == (7 if orphans == "delete" else 8)
+        world.lose_index()
+    for key, stored in films.items():
+        world.storage.put(VIDEOS, key, stored.data)
+    world.settle()
+    ready = [row.key for row in world.context.index.files(state="ready").rows]
+    assert sorted(ready) == sorted(films)
+    world.end()

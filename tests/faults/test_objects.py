@@ -64,7 +64,7 @@ def test_a_video_replaced_while_it_runs_ends_as_what_it_was(lab: Lab) -> None:
 
 
 def test_a_video_deleted_while_it_waits_or_runs(lab: Lab) -> None:
-    """The row goes at once; the run that has the bytes ends well, the one that waits fails."""
+    """The film is listed as gone; the run that has the bytes ends well, one that waits fails."""
     occupy(lab, "deleted")
     labs.put(lab, "deleted/a.mp4", labs.asks())
     lab.until(lambda: labs.records(lab, "deleted/a.mp4/", "request.json"), "it to be planned")
@@ -75,8 +75,8 @@ def test_a_video_deleted_while_it_waits_or_runs(lab: Lab) -> None:
     assert labs.result(lab, "deleted/busy0.mp4")["state"] == "succeeded"
     gone = {"deleted/a.mp4", "deleted/busy0.mp4"}
     lab.until(
-        lambda: not gone & {f["key"] for f in lab.get("/files", limit=1000)["items"]},
-        "the rows to go",
+        lambda: gone <= {f["key"] for f in lab.get("/files", state="film gone")["items"]},
+        "the films to be listed as gone",
     )
 
 

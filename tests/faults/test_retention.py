@@ -114,6 +114,31 @@ def test_nothing_that_cannot_be_deleted_or_read_stops_a_round(make: Make, bucket
     assert world.context.index.file(file_id) is not None
 
 
+def test_an_old_refusal_that_is_locked_stops_no_round(make: Make) -> None:
+    """It can't be taken back, and the others are looked at anew."""
+    world = make()
+    for key in ("a.mp4", "locked.mp4", "z.mp4"):
+        world.storage.put(VIDEOS, key, b"bad film")
+    world.settle()
+    for key in ("a.mp4", "locked.mp4", "z.mp4"):
+        record = json.loads(world.storage.buckets[RESULTS][f"{key}/video.json"].data)
+        old = json.dumps({**record, "ingest_version": 1}).encode()
+        world.storage.put(RESULTS, f"{key}/video.json", old)
+    world.storage.locked.add((RESULTS, "locked.mp4/video.json"))
+    world.close()
+    world.open()
+    world.storage.put(VIDEOS, "lost.mp4", b"lost")
+    world.reconciler.step()
+    for _ in range(5):
+        world.messages()
+        world.clock.pass_(61)
+        world.reconciler.step()
+    looked_at = {message.kwargs["key"] for message in world.messages()}
+    assert looked_at >= {"a.mp4", "z.mp4", "lost.mp4"}
+    world.settle()
+    assert analysed(world) == {"lost.mp4"}
+
+
 @pytest.mark.parametrize("by_steps", [True, False])
 def test_the_handlers_clock_deletes_nothing(make: Make, *, by_steps: bool) -> None:
     """With a handlers' clock a year ahead, five new films out of five stay; with one behind, too.
@@ -158,6 +183,17 @@ def test_more_than_a_share_waits_for_a_person(make: Make) -> None:
     done = retention.expire(world.context, retention.ExpireRequest(due=4))
     assert (done.expired, done.undeletable) == (4, 0)
     assert films(world) == {"3.mp4", "posedrop.json"}
+
+
+@pytest.mark.parametrize(("share", "gone"), [(0, 0), (0.25, 1), (1, 1)])
+def test_a_single_old_film_waits_for_no_share_but_none(make: Make, share: float, gone: int) -> None:
+    """Of three, one is more than a quarter."""
+    world = make(expire_share=share)
+    fill(world, "old.mp4", pause=89 * DAY)
+    fill(world, "1.mp4", "2.mp4")
+    world.clock.pass_(2 * DAY)
+    found = world.reconciler.round()
+    assert (found.expired, found.held_back) == (gone, 1 - gone)
 
 
 def test_films_that_grow_old_one_after_the_other_go(make: Make) -> None:

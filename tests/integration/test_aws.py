@@ -149,6 +149,29 @@ def test_nonsense_becomes_a_dead_letter_and_holds_up_nothing(aws: Aws) -> None:
     assert aws.context.index.file_by_key("videos", "after.mp4") is not None
 
 
+def test_no_message_ends_the_thread_that_polls(aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One nested too deeply to be written again is a dead letter; one that breaks what records is
+    left to the queue. What comes after either is recorded."""
+    drain(aws)
+    record = notify.record
+
+    def breaks(context: Context, body: bytes) -> int:
+        if body == b"breaks":
+            raise RecursionError("as a fault of ours would")
+        return record(context, body)
+
+    monkeypatch.setattr(notify, "record", breaks)
+    before = len(aws.context.index.dead_letters())
+    for body in ("breaks", "[" * 988 + "{}" + "]" * 988):
+        aws.sqs.send_message(QueueUrl=aws.queue_url, MessageBody=body)
+    aws.s3.put_object(Bucket="videos", Key="behind.mp4", Body=b"film")
+    drain(aws)
+    assert len(aws.context.index.dead_letters()) == before + 1
+    assert aws.context.index.file_by_key("videos", "behind.mp4") is not None
+    assert waiting(aws, aws.queue_url) == 1, "the one that nobody could record"
+    aws.sqs.purge_queue(QueueUrl=aws.queue_url)
+
+
 def test_a_message_nobody_takes_goes_to_the_dead_letter_queue(aws: Aws) -> None:
     """Received twice and never deleted, a message moves to the queue's own dead letters."""
     drain(aws)  # S3's own test message

@@ -168,6 +168,8 @@ def test_presigned_parts_go_to_one_upload_of_one_key(store: Store) -> None:
     assert httpx.put(elsewhere(signed.parts[0]), content=b"123456789").status_code == 403
     copied = httpx.put(signed.parts[0], headers={"x-amz-copy-source": "/videos/day1/seed"})
     assert copied.status_code == 403
+    for other in (b"", b"12345678", b"1234567890", bytes(2**20)):
+        assert httpx.put(signed.parts[0], content=other).status_code == 403, len(other)
     etag = httpx.put(signed.parts[0], content=b"123456789").headers["etag"]
     body = (
         "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber>"

@@ -234,6 +234,23 @@ def test_presigner_uploads_in_parts(weed: Weed) -> None:
     assert client(weed, ROOT).head_object(**where)["ContentLength"] == 10 << 20
 
 
+def test_presigned_parts_take_their_own_length_alone(weed: Weed) -> None:
+    """Of 9 bytes in parts of 5: the first takes five, the second four, and neither any other."""
+    given = {
+        "s3_endpoint": weed.endpoint,
+        "s3_access_key": PRESIGNER.access_key,
+        "s3_secret_key": PRESIGNER.secret_key,
+    }
+    storage = Storage(Settings(**given))
+    storage._part_bytes = 5
+    key = "uploads/x/parts.mp4"
+    signed = storage.presign_parts("videos", key, content_type="video/mp4", size=9, metadata={})
+    statuses = [
+        [httpx.put(url, content=bytes(n)).status_code for n in (0, 4, 5, 6)] for url in signed.parts
+    ]
+    assert statuses == [[403, 403, 200, 403], [403, 200, 403, 403]]
+
+
 def test_user_has_videos_and_reads_results(weed: Weed) -> None:
     s3 = client(weed, user(weed._folder.parent))
     mine = {"Bucket": "videos", "Key": "mine/b.mp4"}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 from pydantic import SecretStr
 
 from handlers.app import create_app
-from posedrop import queue
+from posedrop import logs, queue
 from posedrop.index import Index
 from posedrop.records import Request
 from posedrop.settings import Settings
@@ -36,6 +38,12 @@ def api(settings: Settings) -> Iterator[httpx.Client]:
         yield client
 
 
+def nested(body: bytes, deep: int) -> bytes:
+    """Return a body with arguments that are nested so deep."""
+    return body % (b'{"a":' * deep + b"1" + b"}" * deep)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
@@ -45,13 +53,24 @@ def api(settings: Settings) -> Iterator[httpx.Client]:
         ("/upload", rb'{"filename": "\ud800.mp4"}', 422),
         ("/upload", '{"filename": "a.mp4", "content_type": "vidéo/mp4"}'.encode(), 422),
         ("/upload", b'{"filename": "a.mp4", "args": ' + b"[" * 5000 + b"}", 422),
+        ("/upload", nested(b'{"filename": "a.mp4", "analysis": "dummy", "args": %b}', 988), 422),
+        ("/analyse", nested(b'{"file_id": "x", "analysis": "dummy", "args": %b}', 100), 422),
+        ("/analyse", nested(b'{"file_id": "x", "analysis": "dummy", "args": %b}', 988), 422),
+        ("/analyse", nested(b'{"file_id": "x", "analysis": "dummy", "args": %b}', 10**5), 422),
+        ("/analyse", b'{"file_id": "' + b"x" * 2**20 + b'"}', 413),
+        ("/reingest", b'{"prefix": "' + b"x" * 2**22 + b'"}', 413),
+        ("/reconcile", b"x" * 2**22, 413),
     ],
 )
 def test_half_a_character_and_the_like_are_answered_as_errors(
-    api: httpx.Client, path: str, body: bytes, status: int
+    api: httpx.Client, path: str, body: bytes, status: int, chunked: bool
 ) -> None:
-    """The error quotes the request in a form that can be sent; nothing is a 500."""
-    answer = api.post(path, content=body, headers={"Content-Type": "application/json"})
+    """The error quotes the request in a form that can be sent; nothing is a 500.
+
+    Nor what is larger or deeper than a request can be, whether it says so before or not.
+    """
+    sent: Any = iter([body]) if chunked else body
+    answer = api.post(path, content=sent, headers={"Content-Type": "application/json"})
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["message"]
 
@@ -106,9 +125,10 @@ def test_a_newer_result_is_no_store_that_is_away(
     assert "upgrade" in answer.json()["error"]["message"]
 
 
-def test_metadata_too_deep_to_read_is_answered_as_an_error(api: httpx.Client) -> None:
+@pytest.mark.parametrize("args", ["[" * 1500, "[" * 700 + "]" * 700])
+def test_metadata_too_deep_to_read_is_answered_as_an_error(api: httpx.Client, args: str) -> None:
     """Arguments nested beyond Python's recursion are no JSON object, and no 500."""
-    headers = {"x-amz-meta-analysis": "dummy", "x-amz-meta-args": "[" * 1500}
+    headers = {"x-amz-meta-analysis": "dummy", "x-amz-meta-args": args}
     answer = api.put("/upload/film.mp4", content=b"film", headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_args")
 
@@ -190,3 +210,37 @@ def test_up_is_called_by_its_own_name_alone(up: str) -> None:
     assert httpx.get(f"{up}/files", headers=BEARER | {"Host": "rebound.example"}).status_code == 403
     assert httpx.get(f"{up}/session", headers={"Host": "rebound.example"}).status_code == 403
     assert httpx.get(f"{up}/healthz", headers={"Host": "rebound.example"}).status_code == 200
+
+
+def test_each_change_is_a_line_with_who_what_and_from_where(
+    up: str, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By token, password or cookie. What is read or refused is no change."""
+    for bucket in ("videos", "results", "models"):
+        Storage(settings).create_bucket(bucket)
+    caplog.set_level(logging.INFO, "handlers.changes")
+    cookie = httpx.post(f"{up}/session", headers=BEARER).headers["Set-Cookie"].split(";")[0]
+
+    told = httpx.post(f"{up}/upload", json={"filename": "a\n.mp4"}, headers=BEARER)
+    file_id = told.json()["file_id"]
+    body = {"file_id": file_id, "analysis": "dummy", "args": {"seconds": 1}}
+    asked = httpx.post(f"{up}/analyse", json=body, auth=("me", TOKEN)).json()["analysis_id"]
+    httpx.post(f"{up}/analyse", json=body | {"file_id": "nosuch"}, auth=("me", TOKEN))
+    httpx.get(f"{up}/upload/{file_id}", headers=BEARER)
+    httpx.delete(f"{up}/analyse/{asked}", headers={"Cookie": cookie, "Origin": up})
+    httpx.delete(f"{up}/upload/{file_id}", headers={"Cookie": cookie, "Origin": up})
+    httpx.delete(f"{up}/upload/{file_id}", headers={"Cookie": cookie, "Origin": "http://evil"})
+    httpx.post(f"{up}/reindex", headers=BEARER)
+    lines = [vars(record) for record in caplog.records if record.name == "handlers.changes"]
+    assert [(line["msg"], line["who"]) for line in lines] == [
+        ("cookie given", "token"),
+        ("upload allowed", "token"),
+        ("asked for", "basic"),
+        ("deleted", "cookie"),
+        ("deleted", "cookie"),
+        ("reindexed", "token"),
+    ]
+    assert {line["address"] for line in lines} == {"127.0.0.1"}
+    assert [lines[n]["file_id"] for n in (1, 2, 4)] == [file_id] * 3
+    assert {lines[n]["analysis_id"] for n in (2, 3)} == {asked}
+    assert "\n" not in logs.Formatter().format(caplog.records[-1])

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from posedrop import analyses, cli, client
+from posedrop import analyses, cli, client, tokens
 from posedrop.address import is_loopback, listen
 from posedrop.cli import options
 from posedrop.client import Client
@@ -206,6 +206,38 @@ def test_url_and_token_come_from_the_data_directory(tmp_path: Path, api: Api) ->
     assert call(tmp_path, "ls").exit_code == 0
     assert api.asked[0].url.port == 4321
     assert api.asked[0].headers["Authorization"] == "Bearer tok"
+
+
+def test_a_token_goes_to_its_own_server_alone(
+    tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a data directory, that kept for a URL, and that of the environment, for any."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("POSEDROP_API_TOKEN", raising=False)
+    api.answers["GET /files"] = {"items": [], "next": None}
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "posedrop.env").write_text("POSEDROP_URL=http://127.0.0.1:1\nPOSEDROP_API_TOKEN=here\n")
+
+    def sent(folder: Path, *words: str) -> tuple[int | None, str | None]:
+        api.asked.clear()
+        assert call(folder, *words, "ls").exit_code == 0
+        return api.asked[0].url.port, api.asked[0].headers.get("Authorization")
+
+    assert sent(here) == (1, "Bearer here")
+    assert sent(here, "--url", "http://127.0.0.1:1/") == (1, "Bearer here")
+    assert sent(here, "--url", "http://127.0.0.1:2") == (2, None)
+    assert sent(tmp_path) == (8080, None)
+    tokens.keep("http://127.0.0.1:2", "two")
+    assert sent(tmp_path) == (2, "Bearer two")
+    assert sent(here, "--url", "http://127.0.0.1:2") == (2, "Bearer two")
+    tokens.keep("http://127.0.0.1:8080", "usual")
+    tokens.keep("http://127.0.0.1:3", "three")
+    assert sent(tmp_path) == (8080, "Bearer usual")
+    monkeypatch.setenv("POSEDROP_API_TOKEN", "told")
+    assert sent(here, "--url", "http://127.0.0.1:2") == (2, "Bearer told")
+    monkeypatch.setenv("POSEDROP_URL", "http://127.0.0.1:4")
+    assert sent(tmp_path) == (4, "Bearer told")
 
 
 def test_ls_follows_the_pages_up_to_the_limit(tmp_path: Path, api: Api) -> None:

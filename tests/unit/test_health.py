@@ -87,6 +87,7 @@ def test_whatever_works_is_ready(working: Settings) -> None:
     assert (answer.status_code, answer.json()["parts"]) == (200, dict.fromkeys(parts, "ok"))
     assert values(text, "posedrop_ready") == {f'part="{part}"': 1.0 for part in parts}
     assert values(text, "posedrop_messages_waiting") == {'queue="cpu"': 0, 'queue="gpu"': 0}
+    assert values(text, "posedrop_workers") == {'queue="cpu"': 0, 'queue="gpu"': 0}
     assert values(text, "posedrop_disk_free_bytes")['disk="index"'] > 0
 
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -326,11 +327,18 @@ def test_an_older_index_is_brought_up_to_date(tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "spelling"]
 
 
-def test_films_of_one_content_are_planned_again_after_an_upgrade(tmp_path: Path) -> None:
-    """An older posedrop left results beside one of them alone; others stay planned."""
+def test_films_of_one_content_are_planned_again_after_an_upgrade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older posedrop left results beside one of them alone; others stay planned.
+
+    Its table knew of no films that are gone, and takes them now; counts and search go on.
+    """
     path = tmp_path / "old.db"
     db = schema.connect(str(path), 30)
-    schema.migrate(db, before="0009_places")
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "FileState", Literal["expected", "received", "ready", "refused"])
+        schema.migrate(db, before="0009_places")
     for number in range(3):
         row = replace(rows.ingested_file(video_record(number)), planned=True)
         row = row if number == 0 else replace(row, sha256="c" * 64)
@@ -339,6 +347,13 @@ def test_films_of_one_content_are_planned_again_after_an_upgrade(tmp_path: Path)
     index = Index(path)
     found = [row.file_id for row in index.files_unplanned()]
     assert found == [video_record(number).video.file_id for number in (1, 2)]
+    index.film_gone(video_record(0))
+    assert index.counts()["files"] == {"ready": 3}
+    index.file_removed(video_record(0).video.file_id)
+    index.film_gone(video_record(0))
+    assert index.counts()["files"] == {"ready": 2, "film gone": 1}
+    assert [row.key for row in index.files(query="mouse_0").rows] == [video_record(0).video.key]
+    assert [row.state for row in index.files(state="film gone").rows] == ["film gone"]
     index.close()
 
 

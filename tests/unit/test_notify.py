@@ -21,9 +21,18 @@ from posedrop import layout, queue
 from posedrop.errors import StorageError
 from posedrop.events import Event, ObjectCreated, ObjectRemoved
 from posedrop.index import Index
-from posedrop.records import Asked, Record, Refusal, Request, Result, VideoRecord, VideoRef
+from posedrop.records import (
+    Asked,
+    Record,
+    Refusal,
+    Request,
+    Result,
+    VideoRecord,
+    VideoRef,
+    WorkerRecord,
+)
 from posedrop.settings import load
-from posedrop.storage import ObjectInfo, Storage
+from posedrop.storage import Listing, ObjectInfo, Storage
 from tests.samples import PROBE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -87,6 +96,9 @@ class Shelf(Storage):
         for (where, key), (found, _) in sorted(self.objects_by_name.items()):
             if where == bucket and key.startswith(prefix):
                 yield found
+
+    def listing(self, bucket: str, prefix: str) -> Listing:
+        return Listing(list(self.objects(bucket, prefix)), NOW)
 
 
 def _ref(key: str) -> VideoRef:
@@ -183,6 +195,11 @@ def _news() -> list[Event]:
 def _context(folder: Path, shelf: Shelf) -> Context:
     given = {"s3_endpoint": "http://127.0.0.1:1", "default_analysis": "dummy"}
     index = Index(folder / "index.sqlite")
+    for number in range(20):  # which have room for all
+        worker = WorkerRecord(
+            worker_id=str(number), name="", started_at=NOW, queues=["gpu"], device=""
+        )
+        shelf.put_record(layout.worker(str(number)), worker)
     return Context(load(folder, given), shelf, index, queue.connect("stub://"))
 
 
@@ -250,6 +267,44 @@ def test_a_batch_does_what_its_events_do_one_by_one(
         outcomes.append((_index(context), _messages(context)))
         context.index.close()
     assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    ("body", "letters"),
+    [
+        (["junk"] * 20_000, 101),
+        ([{"Event": "s3:TestEvent"}] * 20_000, 0),
+        ([[]] * 200_000, 1),
+        ([0] * 200_000, 102),
+        ([{"Records": [{}] * 50}] * 500, 101),
+        ("[" * 988 + "]" * 988, 1),
+        ([{"Message": "[" * 988 + "]" * 988}], 1),
+    ],
+)
+def test_junk_by_the_thousand_is_kept_in_few_letters(
+    context: Context, body: Any, letters: int
+) -> None:
+    """A notification of junk is bounded work; the event at its beginning is recorded all the same.
+
+    20,000 parts that were no events were as many transactions; 988 levels ended the caller.
+    """
+    s3 = {"bucket": {"name": VIDEOS}, "object": {"key": "a.mp4", "size": 1, "eTag": "e"}}
+    event = json.dumps({"eventName": "ObjectCreated:Put", "s3": s3})
+    text = body if isinstance(body, str) else json.dumps(body)[1:-1]
+    recorded = notify.record(context, f"[{event}, {text}]".encode())
+    assert recorded == (0 if isinstance(body, str) else 1)
+    assert len(context.index.dead_letters(1000)) == letters
+
+
+def test_an_event_of_ten_thousand_objects_is_taken(context: Context) -> None:
+    """As large as an event may be, nothing of it is left out."""
+    s3 = {"bucket": {"name": VIDEOS}}
+    records = [
+        {"eventName": "ObjectCreated:Put", "s3": {**s3, "object": {"key": f"{n}.mp4", "size": 1}}}
+        for n in range(10_000)
+    ]
+    assert notify.record(context, json.dumps({"Records": records}).encode()) == 10_000
+    assert context.index.dead_letters() == []
 
 
 def test_the_store_is_asked_once_about_a_key(context: Context) -> None:

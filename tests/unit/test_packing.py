@@ -185,16 +185,64 @@ def test_what_can_not_be_pushed(
     "config",
     [
         "metadata: &all {conditions: *all}",
+        f"a: [{'1,' * 10_000}]",
+        # Merged into itself twice, 28 times: PyYAML alone would need hours.
+        "a0: &a0 {k: 1}\n"
+        + "".join(f"a{n + 1}: &a{n + 1} {{<<: [*a{n}, *a{n}]}}\n" for n in range(28)),
         # Each list holds the one before eight times.
         "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n"
         + "".join(f"{n}: &{n} [{', '.join(8 * [f'*{chr(ord(n) - 1)}'])}]\n" for n in "bcdefghi"),
     ],
 )
 def test_a_config_without_an_end(project: Path, config: str) -> None:
-    """One that holds itself, or that a few aliases make endless, is refused in words."""
+    """One that holds itself, or that a few aliases or merges make endless, is refused in words."""
     (project / SHUFFLE / "train/pytorch_config.yaml").write_text(config)
-    with pytest.raises(ModelError, match="too large, or holds itself"):
+    with pytest.raises(ModelError, match="more than 10,000 values, or holds itself"):
         packing.plan_push(project, "reach")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (f"a: {'x' * 2**20}", "more than 1,048,576 bytes"),
+        (f"iteration: 0x{'f' * 5000}", "5,002 digits"),
+        (f"a: {'[' * 100}{']' * 100}", "nested too deeply"),
+        ("a: " + "[" * 5000, "recursion"),
+    ],
+)
+def test_a_config_that_is_dear_to_read(project: Path, config: str, says: str) -> None:
+    """What is long, deep or a number of thousands of digits is refused in words."""
+    (project / "config.yaml").write_text(config)
+    with pytest.raises(ModelError, match=says):
+        packing.plan_push(project, "reach")
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "config.yaml",
+        f"{SHUFFLE}/train/pytorch_config.yaml",
+        f"{SHUFFLE}/train/snapshot-best-090.pt",
+        f"{SHUFFLE}/test/pose_cfg.yaml",
+        f"{SHUFFLE}/train",
+        "dlc-models-pytorch",
+    ],
+)
+def test_no_link_is_followed_out_of_the_project(project: Path, tmp_path: Path, inside: str) -> None:
+    """A project of somebody else's may link to what only its pusher can read: nothing goes up.
+
+    A link to another place of the project is followed.
+    """
+    elsewhere, linked = tmp_path / "elsewhere", project / inside
+    linked.rename(elsewhere)
+    linked.symlink_to(elsewhere)
+    with pytest.raises(ModelError, match="outside of") as caught:
+        packing.plan_push(project, "reach")
+    assert (caught.value.code, str(elsewhere) in caught.value.message) == ("link_outside", True)
+    elsewhere.rename(project / "moved")
+    linked.unlink()
+    linked.symlink_to(project / "moved")
+    assert packing.plan_push(project, "reach")[0].kind == "project"
 
 
 @pytest.mark.parametrize("name", ["", ".", "../x", "a/b", "-a", "a@b", "ä", "x" * 65])

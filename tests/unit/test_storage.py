@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from posedrop import storage as storage_module
 from posedrop.errors import ObjectChangedError, StorageError
 from posedrop.records import Duplicate
 from posedrop.settings import Settings
-from posedrop.storage import Storage
+from posedrop.storage import MIN_PART_BYTES, Storage
 
 
 def test_create_has_one_winner(storage: Storage, bucket: str) -> None:
@@ -84,14 +86,60 @@ def test_a_damaged_record_is_a_typed_error(storage: Storage, bucket: str) -> Non
         storage.read_record(bucket, "r", Duplicate)
 
 
-def test_a_stream_of_unknown_length_is_uploaded_in_parts(storage: Storage, bucket: str) -> None:
-    """A stream larger than a part arrives whole, with its metadata."""
-    data = bytes(range(256)) * 50_000
-    storage.upload(bucket, "big", io.BytesIO(data), "video/mp4", {"analysis": "dummy"})
+@pytest.mark.parametrize(
+    ("size", "parts"),
+    [(0, 0), (1, 0), (MIN_PART_BYTES - 1, 0), (MIN_PART_BYTES, 1), (2 * MIN_PART_BYTES + 7, 3)],
+)
+def test_a_stream_of_any_length_arrives_whole(
+    storage: Storage, bucket: str, tmp_path: Path, size: int, parts: int
+) -> None:
+    """In parts where it is larger than one, with its metadata; and in steps of any size."""
+
+    class Trickle(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            return super().readinto(memoryview(buffer)[: 1 << 17])
+
+    data = (bytes(range(255)) * (size // 255 + 1))[:size]
+    stream: Any = Trickle(data)
+    storage.upload_stream(bucket, "big", stream, 10**9, "video/mp4", {"analysis": "dummy"})
     found = storage.head(bucket, "big")
     assert found is not None
-    assert (found.size, dict(found.metadata)) == (len(data), {"analysis": "dummy"})
-    assert found.etag.endswith("-3")
+    assert (found.size, dict(found.metadata)) == (size, {"analysis": "dummy"})
+    assert found.etag.endswith(f"-{parts}") is bool(parts)
+    storage.download(bucket, "big", tmp_path / "big")
+    assert (tmp_path / "big").read_bytes() == data
+
+
+def test_a_stream_that_breaks_leaves_nothing(storage: Storage, bucket: str) -> None:
+    """The client of a form goes away in the third part: no object, and no unfinished upload."""
+
+    class Broken(io.RawIOBase):
+        left = 2 * MIN_PART_BYTES + 1
+
+        def readinto(self, buffer: Any) -> int:
+            taken = min(len(buffer), self.left)
+            self.left -= taken
+            if not taken:
+                raise OSError("the client went away")
+            return taken
+
+    with pytest.raises(OSError, match="went away"):
+        storage.upload_stream(bucket, "big", Broken(), 10**9, "video/mp4")
+    assert storage.head(bucket, "big") is None
+    assert "Uploads" not in storage._client.list_multipart_uploads(Bucket=bucket)
+
+
+def test_a_record_that_is_none_is_not_read(
+    storage: Storage, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is larger than any record is damaged, and not taken into memory."""
+    monkeypatch.setattr(storage_module, "MAX_READ_BYTES", 10)
+    storage.write(bucket, "small", bytes(10))
+    storage.write(bucket, "large", bytes(11))
+    assert storage.read(bucket, "small") == bytes(10)
+    with pytest.raises(StorageError) as caught:
+        storage.read(bucket, "large")
+    assert caught.value.code == "damaged_record"
 
 
 def test_listing_tells_the_stores_time(storage: Storage, bucket: str) -> None:

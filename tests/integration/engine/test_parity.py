@@ -32,15 +32,18 @@ from worker.child import Child
 @pytest.mark.timeout(900)
 def test_poses_are_those_of_analyze_videos(stock: Stock, long: Sample, tmp_path: Path) -> None:
     """In the child as it is used: same scorer, columns, index, types, file format, and numbers."""
-    out = tmp_path / "out"
-    out.mkdir()
+    job = tmp_path / "job"
+    out = job / "out"
+    out.mkdir(parents=True)
+    shutil.copy(long.film, job / "video")
+    shutil.copytree(long.model, job / "model")
     stages: list[str] = []
     payload = {
         "analysis": "deeplabcut_2d",
-        "video": str(long.film),
+        "video": str(job / "video"),
         "out": str(out),
         "args": deeplabcut_2d.normalise({"model": "mouse", "precision": "fp32"}),
-        "model": str(long.model),
+        "model": str(job / "model"),
         "model_digest": "d" * 64,
         "device": "cpu",
     }
@@ -53,7 +56,8 @@ def test_poses_are_those_of_analyze_videos(stock: Stock, long: Sample, tmp_path:
             on_progress=lambda progress: stages.append(progress.stage),
             should_stop=lambda: False,
             wall_seconds=600,
-            log=tmp_path / "run.log",
+            folder=job,
+            log=job / "run.log",
         )
 
     try:

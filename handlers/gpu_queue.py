@@ -1,0 +1,198 @@
+"""The gpu queue: whose run is sent next to the workers that have a network.
+
+In the broker are two messages a gpu worker: the run at work, and the one that is made ready. All
+others wait in the index, so that a thousand films of one lab hold up no film of another. When a run
+has its predictions, the next one is chosen: the groups (first folders of the videos' keys) go
+round, and of a group the oldest run goes first. What the index says is looked up in the bucket
+before a message is sent; so a run that somebody is at, or that is over, is sent to nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from handlers.workers import Workers
+from posedrop import layout
+from posedrop.errors import PosedropError, RecordError
+from posedrop.records import Attempt
+from posedrop.storage import ObjectInfo
+
+if TYPE_CHECKING:
+    from handlers.context import Context
+
+log = logging.getLogger(__name__)
+
+#: Messages in the broker a gpu worker: one at work, one made ready meanwhile. With one alone the
+#: accelerator would idle between two films, with more the choice would be made too early.
+A_WORKER = 2
+#: So many runs are looked at in a row, then others have their turn at the thread.
+_AT_ONCE = 200
+#: Between two looks at runs that have had the network for long.
+_LOOK = timedelta(seconds=5)
+#: A group that has waited for less asks nobody to stop.
+_WAITED = timedelta(seconds=60)
+#: Stages of a run before its network computes.
+_MADE_READY = frozenset({"claimed", "fetch the model", "fetch", "load", "wait"})
+#: One that was asked has so long to come to its next checkpoint, then another is asked.
+_PATIENCE = timedelta(minutes=10)
+
+
+@dataclass
+class Choosing:
+    """What the choice needs besides the index; one for a process."""
+
+    workers: Workers = field(default_factory=Workers)
+    wanted: threading.Event = field(default_factory=threading.Event)
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    looked_at: datetime | None = None
+
+
+class Seen(NamedTuple):
+    """A run as the bucket knows it now."""
+
+    names: dict[str, ObjectInfo]
+    """Its objects, by their names below its folder."""
+    alive: bool
+    """Whether a worker is at it, heard of within a lease."""
+    computes: bool
+    """Whether that worker has its network at it: it is neither fetched nor made ready."""
+    number: int
+    """Of its last attempt, 0: there was none."""
+    handed_back: bool
+    """Whether that attempt was ended lately for another to go on."""
+    left_lately: bool
+    """Whether a worker that is too old has left it to newer ones, within a lease."""
+
+
+def look(context: Context, run: str) -> Seen:
+    """Return what the bucket knows of a run.
+
+    Raises:
+        StorageError: the store is away.
+    """
+    bucket = context.settings.results_bucket
+    lease = context.settings.lease_seconds
+    listing = context.storage.listing(bucket, f"{run}/")
+    names = {found.key.removeprefix(f"{run}/"): found for found in listing.objects}
+
+    def is_recent(name: str) -> bool:
+        return (listing.now - names[name].last_modified).total_seconds() < lease
+
+    note = layout.needs_newer(run).removeprefix(f"{run}/")
+    left_lately = note in names and is_recent(note)
+    number = max((n for name in names if (n := layout.attempt_number(name))), default=0)
+    if number == 0 or not is_recent(f"attempts/{number}.json"):
+        return Seen(names, False, False, number, False, left_lately)
+    try:
+        attempt = context.storage.read_whole_record(bucket, layout.attempt(run, number), Attempt)
+    except RecordError as error:  # a newer worker is at it
+        context.storage.report(error)
+        return Seen(names, True, True, number, False, left_lately)
+    if attempt is None:
+        return Seen(names, False, False, number, False, left_lately)
+    alive = attempt.outcome is None
+    computes = alive and attempt.progress.stage not in _MADE_READY
+    handed_back = attempt.outcome == "handed_back"
+    return Seen(names, alive, computes, number, handed_back, left_lately)
+
+
+def send_next(context: Context, now: datetime) -> None:
+    """Send as many runs as the gpu workers have room for; without an error, others come again.
+
+    The follower, the reconciler and whoever asks for a run call this whenever something may have
+    changed. One of them does it for all.
+    """
+    choosing = context.choosing
+    choosing.wanted.set()
+    while choosing.wanted.is_set() and choosing.one_at_a_time.acquire(blocking=False):
+        try:
+            choosing.wanted.clear()
+            _send_next(context, now)
+        except PosedropError as error:
+            log.warning("the next runs are sent later: %s", error)
+            return
+        except Exception:
+            log.exception("the next runs are sent later")
+            return
+        finally:
+            choosing.one_at_a_time.release()
+
+
+def _send_next(context: Context, now: datetime) -> None:
+    index = context.index
+    index.gpu_unparked(now)
+    _let_others_go_first(context, now)
+    for _ in range(_AT_ONCE):
+        row = index.gpu_next()
+        if row is None:
+            return
+        if index.gpu_taken() >= A_WORKER * _gpu_workers(context, now):
+            return
+        _send(context, row.analysis_id, row.run, now)
+
+
+def _gpu_workers(context: Context, now: datetime) -> int:
+    return context.choosing.workers.gpu(context.storage, context.settings, now)
+
+
+def _send(context: Context, analysis_id: str, run: str, now: datetime) -> None:
+    """Send a run whose turn it is, unless the bucket knows better.
+
+    The message first, then the index: if this process dies in between, the run is sent twice, and
+    who takes the second message finds it claimed.
+    """
+    seen = look(context, run)
+    is_found = layout.PREDICTIONS in seen.names or layout.INFERENCE in seen.names
+    if layout.RESULT in seen.names or layout.REQUEST not in seen.names or (is_found and seen.alive):
+        context.index.gpu_over(analysis_id)
+    elif layout.INFERENCE in seen.names:
+        context.enqueue_render(analysis_id, run)
+        context.index.gpu_over(analysis_id)
+    elif seen.alive:
+        context.index.gpu_sent(analysis_id, now)
+    elif seen.left_lately:
+        park(context, analysis_id, now)
+    else:
+        context.enqueue_infer(analysis_id, run)
+
+
+def park(context: Context, analysis_id: str, now: datetime) -> None:
+    """Set a run aside for a lease that all workers that have seen it are too old for."""
+    until = now + timedelta(seconds=context.settings.lease_seconds)
+    context.index.gpu_parked(analysis_id, until)
+
+
+def _let_others_go_first(context: Context, now: datetime) -> None:
+    """Where a group has no network, ask runs that were sent long ago to stop for it.
+
+    Whoever was asked knows how long it has had the network, and stops behind a checkpoint. Then it
+    waits for its group's turn again.
+    """
+    index, choosing = context.index, context.choosing
+    long_ago = now - timedelta(seconds=context.settings.turn_seconds)
+    asked = index.gpu_under_way("asked", now)
+    if not asked and not index.gpu_under_way("sent", long_ago):
+        return
+    if choosing.looked_at is not None and timedelta() <= now - choosing.looked_at < _LOOK:
+        return
+    choosing.looked_at = now
+    under_way = [*asked, *index.gpu_under_way("sent", now)]
+    seen = {row.analysis_id: look(context, row.run) for row in under_way}
+    for row in asked:
+        if seen[row.analysis_id].handed_back:
+            index.gpu_waits(row.analysis_id, now)
+    computing = [row for row in under_way if seen[row.analysis_id].computes]
+    # Who was sent just now has the network in a moment, or what is before it ends.
+    before = now - _WAITED
+    groups = {row.grp for row in under_way if row.since <= before}
+    waiting = groups.union(index.gpu_groups_waiting(before)) - {row.grp for row in computing}
+    stopping = [row for row in computing if row.state == "asked" and row.since > now - _PATIENCE]
+    candidates = [row for row in computing if row.since <= long_ago]
+    for row in candidates[: max(0, len(waiting) - len(stopping))]:
+        key = layout.hand_back(row.run, seen[row.analysis_id].number)
+        context.storage.create(context.settings.results_bucket, key, b"")
+        index.gpu_asked(row.analysis_id, now)

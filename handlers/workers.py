@@ -1,0 +1,93 @@
+"""The workers that live, by the records that they rewrite; those of dead ones are removed."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+
+from posedrop import layout, queue
+from posedrop.errors import RecordError, StorageError
+from posedrop.records import WorkerRecord
+from posedrop.settings import Settings
+from posedrop.storage import Listing, Storage
+
+log = logging.getLogger(__name__)
+
+#: Seconds for which it is taken as known who lives.
+KNOWN_SECONDS = 5.0
+#: A record that was not written for so many leases is of a worker that was killed.
+SWEPT_LEASES = 10
+#: Bytes of a record; what is larger no worker wrote.
+MAX_BYTES = 1 << 18
+MAX_WORKERS = 1000
+
+
+class Workers:
+    """Who lives, as it was last looked up. Nothing here is needed for being right."""
+
+    def __init__(self) -> None:
+        """Know of none."""
+        self._looked_at: datetime | None = None
+        self._queues: dict[str, list[str]] = {}
+
+    def gpu(self, storage: Storage, settings: Settings, now: datetime) -> int:
+        """Return how many gpu workers live; one, where none says so: it may be an older posedrop's.
+
+        Raises:
+            StorageError: the store is away.
+        """
+        return max(1, self.by_queue(storage, settings, now)[queue.GPU])
+
+    def by_queue(self, storage: Storage, settings: Settings, now: datetime) -> dict[str, int]:
+        """Return how many workers live that serve each queue; those of an older posedrop not.
+
+        Raises:
+            StorageError: the store is away.
+        """
+        known = timedelta(seconds=KNOWN_SECONDS)
+        if self._looked_at is None or not timedelta() <= now - self._looked_at < known:
+            listing = storage.listing(settings.results_bucket, layout.WORKERS)
+            alive = _heard_of(listing, settings.lease_seconds)
+            # What a worker serves does not change while it lives.
+            self._queues = {
+                key: self._queues[key] if key in self._queues else _queues(storage, settings, key)
+                for key in alive
+            }
+            self._looked_at = now
+        return {
+            name: sum(name in served for served in self._queues.values())
+            for name in (queue.CPU, queue.GPU)
+        }
+
+
+def sweep(storage: Storage, settings: Settings) -> None:
+    """Remove the records of workers that have been silent for long; later, if the store is away."""
+    bucket = settings.results_bucket
+    try:
+        listing = storage.listing(bucket, layout.WORKERS)
+        alive = set(_heard_of(listing, SWEPT_LEASES * settings.lease_seconds))
+        silent = [found.key for found in listing.objects if found.key not in alive]
+        if silent:
+            storage.delete(bucket, silent)
+            log.info("%d workers are gone without a word", len(silent))
+    except StorageError as error:
+        log.warning("records of workers that are gone stay for now: %s", error)
+
+
+def _heard_of(listing: Listing, seconds: float) -> list[str]:
+    """Return the keys of the records that were written lately, by the store's own clock."""
+    recent = [
+        found.key
+        for found in listing.objects
+        if (listing.now - found.last_modified).total_seconds() < seconds and found.size <= MAX_BYTES
+    ]
+    return recent[:MAX_WORKERS]
+
+
+def _queues(storage: Storage, settings: Settings, key: str) -> list[str]:
+    try:
+        record = storage.read_whole_record(settings.results_bucket, key, WorkerRecord)
+    except RecordError as error:  # a newer worker's
+        storage.report(error)
+        return []
+    return record.queues if record is not None else []
