@@ -110,7 +110,8 @@ class Guard:
             return refusal(
                 401,
                 "unauthorized",
-                "send Authorization: Bearer <api token>",
+                "send Authorization: Bearer <api token>; with a browser, open the link that "
+                "`posedrop up` prints",
                 headers=_ASK_AGAIN if bearer else _ASK,
             )
         unsafe = request.method not in _SAFE
@@ -173,8 +174,9 @@ def _has_cookie(request: Request, token: str) -> bool:
         expires, _, signature = value.partition(".")
         if key == name and expires.isascii() and expires.isdigit() and len(expires) < 12:
             right = _signature(name, expires, token)
-            if hmac.compare_digest(signature.encode(), right.encode()):
-                return int(expires) > time.time()
+            is_ours = hmac.compare_digest(signature.encode(), right.encode())
+            if is_ours and int(expires) > time.time():
+                return True
     return False
 
 

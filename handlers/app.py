@@ -76,8 +76,8 @@ from posedrop.storage import Storage
 PAGE = Path(str(files("handlers") / "page"))
 #: What a form may have besides its file, bytes.
 _FORM_BYTES = 2**20
-#: How many requests wait for the object store at a time.
-_ASKING = 40
+#: How many requests wait for the object store at a time: for what is there, and for a change.
+_ASKING, _CHANGING = 40, 8
 
 
 class UnderWayError(PosedropError):
@@ -145,20 +145,33 @@ def create_app(
         metrics=context.metrics,
     )
     _errors(app)
-    hurried = context.in_a_hurry()
-    asking = Threads(_ASKING, LOOK_SECONDS)
-    _upload_routes(app, context, hurried, asking)
-    _result_routes(app, hurried, asking)
-    _list_routes(app, hurried, asking)
-    _service_routes(app, hurried, follower, reconciler, health, asking)
+    callers = _Callers(context)
+    _upload_routes(app, callers)
+    _result_routes(app, callers)
+    _list_routes(app, callers)
+    _service_routes(app, callers, follower, reconciler, health)
     return app
+
+
+class _Callers:
+    """What serves callers that wait for the object store, apart from all others."""
+
+    def __init__(self, context: Context) -> None:
+        self.hurried = context.in_a_hurry()
+        self.asking = Threads(_ASKING, LOOK_SECONDS)
+        """Threads for what is looked up, with the tools of ``hurried``."""
+        self.patient = context
+        self.changing = Threads(_CHANGING, LOOK_SECONDS)
+        """Threads for what is removed or copied, with the tools of ``patient``: it takes as long as
+        there are objects, and ought not to be left half done."""
 
 
 def _index(settings: Settings) -> Index:
     return Index(settings.index_file, timeout=settings.index_timeout_seconds)
 
 
-def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Threads) -> None:
+def _upload_routes(app: FastAPI, callers: _Callers) -> None:
+    context, asking = callers.hurried, callers.asking
     forms = Forms()
 
     @app.post(
@@ -189,7 +202,7 @@ def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Thr
         content_type = request.headers.get("content-type", "")
         if content_type.startswith("multipart/form-data"):
             with forms.one():
-                return await _receive_form(patient, context, request, content_type)
+                return await _receive_form(callers, request, content_type)
         body = upload.UploadRequest.model_validate_json(await request.body())
         return await asking.run(partial(upload.presign, context, body))
 
@@ -224,15 +237,14 @@ def _upload_routes(app: FastAPI, patient: Context, context: Context, asking: Thr
         responses=NOT_FOUND,
         summary="Remove a file and all its results",
     )
-    @asking
+    @callers.changing
     def delete_upload(file_id: str) -> None:
-        upload.delete(context, file_id)
+        upload.delete(callers.patient, file_id)
         changes.note("deleted", file_id=file_id)
 
 
-async def _receive_form(
-    patient: Context, context: Context, request: Request, content_type: str
-) -> dict[str, str]:
+async def _receive_form(callers: _Callers, request: Request, content_type: str) -> dict[str, str]:
+    context = callers.hurried
     length = request.headers.get("content-length", "")
     most = context.settings.max_video_bytes
     if length.isascii() and length.isdigit():
@@ -245,7 +257,8 @@ async def _receive_form(
         metadata = upload.check_metadata(context, fields.get("analysis"), fields.get("args"))
         key = layout.upload_key(file_id, filename)
         bucket = context.settings.videos_bucket
-        patient.storage.upload_stream(bucket, key, stream, most, upload.guess_type(key), metadata)
+        kind = upload.guess_type(key)
+        callers.patient.storage.upload_stream(bucket, key, stream, most, kind, metadata)
         # Its event may come after our answer; who asks at once is to find it.
         context.index.expect_file(file_id, bucket, key, now(), metadata=metadata)
 
@@ -255,7 +268,9 @@ async def _receive_form(
     return {"file_id": file_id}
 
 
-def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
+def _result_routes(app: FastAPI, callers: _Callers) -> None:
+    context, asking = callers.hurried, callers.asking
+
     @app.post(
         "/analyse",
         summary="Ask for an analysis",
@@ -308,9 +323,9 @@ def _result_routes(app: FastAPI, context: Context, asking: Threads) -> None:
         responses={204: {"description": "Its results are deleted"}, **NOT_FOUND, **GONE},
         summary="Cancel a run, or delete its results",
     )
-    @asking
+    @callers.changing
     def delete_analyse(analysis_id: str, response: Response) -> dict[str, str] | None:
-        status = results.cancel_or_delete(context, analysis_id)
+        status = results.cancel_or_delete(callers.patient, analysis_id)
         changes.note(status, analysis_id=analysis_id)
         if status == "deleted":
             response.status_code = 204
@@ -344,7 +359,9 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 RowId = Annotated[int, Query(ge=0, lt=2**63)]
 
 
-def _list_routes(app: FastAPI, context: Context, asking: Threads) -> None:
+def _list_routes(app: FastAPI, callers: _Callers) -> None:
+    context, asking = callers.hurried, callers.asking
+
     @app.get("/files", summary="List, filter and search the files, newest first")
     def get_files(
         q: str | None = None,
@@ -406,12 +423,12 @@ class ReadyAnswer(BaseModel):
 
 def _service_routes(
     app: FastAPI,
-    context: Context,
+    callers: _Callers,
     follower: notify.Follower,
     reconciler: reconcile.Reconciler,
     health: Health,
-    asking: Threads,
 ) -> None:
+    context, changing = callers.patient, callers.changing
     sweeping = anyio.CapacityLimiter(1)
 
     async def alone(sweep: Callable[[], reconcile.Repairs]) -> dict[str, int]:
@@ -440,7 +457,7 @@ def _service_routes(
         return counts
 
     @app.post("/reingest", summary="Look at refused videos anew")
-    @asking
+    @changing
     def post_reingest(
         wanted: Annotated[reingest.ReingestRequest, Body()],
     ) -> reingest.ReingestAnswer:
@@ -457,10 +474,12 @@ def _service_routes(
         return counts
 
     @app.get("/expire", summary="What is due to be removed by itself, and why")
+    @changing
     def get_expire() -> retention.ExpiryAnswer:
         return retention.describe(context)
 
     @app.post("/expire", summary="Remove what is due, also where that is more than a share of all")
+    @changing
     def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
         return retention.expire(context, wanted)
 

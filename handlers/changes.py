@@ -32,14 +32,15 @@ def calling(caller: Caller) -> Iterator[None]:
         _caller.reset(before)
 
 
-def note(what: str, *, by: str = "posedrop", **ids: object) -> None:
+def note(what: str, *, by: str = "posedrop", address: str | None = None, **ids: object) -> None:
     """Log a change: ``what`` in one or two words, and the ids of what was changed.
 
     Args:
         what: such as ``deleted``.
-        by: who had it done, where no request did: ``retention``; the ``store``, in which somebody
-            has put or removed something (its own log says who).
+        by: who had it done, where no request of ours did: ``retention``; a user of the store, or
+            the ``store`` where it does not say who.
+        address: from where, if that is known.
         ids: such as ``file_id``, ``analysis_id``, ``key``.
     """
-    caller = _caller.get() or Caller(by, None)
+    caller = _caller.get() or Caller(by, address)
     log.info(what, extra={**ids, "who": caller.who, "address": caller.address})

@@ -17,7 +17,7 @@ from datetime import timedelta
 from handlers import gpu_queue
 from handlers.context import Context, now
 from posedrop import analyses, layout
-from posedrop.errors import BadRequestError, StorageError
+from posedrop.errors import BadRequestError, RecordError, StorageError
 from posedrop.index import AnalysisRow, FileRow, IndexBusyError
 from posedrop.queue import QueueError
 from posedrop.records import (
@@ -93,7 +93,7 @@ def go_on(context: Context, stop: threading.Event | None = None) -> int:
                 raise
             except StorageError as error:
                 log.warning("%s is filled later: %s", place.run, error)
-                failed += error.code != "damaged_record"
+                failed += not isinstance(error, RecordError)
                 if failed == _STORE_IS_AWAY:
                     return filled
             except Exception:
@@ -425,7 +425,7 @@ def _hand_over_unfinished(
     """Copy what a run that is not over has so far, to where it is made from now on."""
     storage, bucket = context.storage, context.settings.results_bucket
     target = next((place for place in left if _has_film(context, place)), None)
-    if target is None or any(name.startswith("attempts/") for name in _below(context, target.run)):
+    if target is None or any(layout.attempt_number(name) for name in _below(context, target.run)):
         return
     types: dict[str, str] = {}
     if layout.INFERENCE in names:
@@ -516,10 +516,18 @@ def film_gone(context: Context, file_id: str) -> None:
             moved(context, context.index.place_removed(place.analysis_id, place.run))
 
 
-def moved(context: Context, row: AnalysisRow | None) -> None:
-    """Have a run made where it is read from now on, if it is not over there."""
+def moved(context: Context, row: AnalysisRow | None, before: str | None = None) -> None:
+    """Have a run made where it is read from now on, if it is not over there.
+
+    Args:
+        row: the folder where it is read; None: there is none.
+        before: the folder where it was being made, which may still have what was found.
+    """
     if row is None or row.finished_at is not None:
         return
+    if before is not None and (names := _below(context, before)):
+        with context.copying:
+            _hand_over_unfinished(context, before, names, [row])
     key = f"{row.run}/{layout.INFERENCE}"
     is_inferred = context.storage.head(context.settings.results_bucket, key) is not None
     if not is_inferred:

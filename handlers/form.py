@@ -66,7 +66,6 @@ class _Pipe(io.RawIOBase):
         return True
 
     def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer)  # type: ignore[arg-type]
         if not self._rest:
             chunk = self._chunks.get()
             if chunk is None:
@@ -75,8 +74,9 @@ class _Pipe(io.RawIOBase):
                     raise OSError("the client went away before the end of the file")
                 return 0
             self._rest = chunk
-        taken = min(len(view), len(self._rest))
-        view[:taken] = self._rest[:taken]
+        with memoryview(buffer) as view:  # type: ignore[arg-type]
+            taken = min(len(view), len(self._rest))
+            view[:taken] = self._rest[:taken]
         self._rest = self._rest[taken:]
         return taken
 

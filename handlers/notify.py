@@ -48,11 +48,25 @@ def record(context: Context, body: bytes) -> int:
     parsed = events.parse_bytes(body)
     wanted = [event for event in parsed.events if matters(context, event)]
     if not parsed.unknown:
-        return context.index.record_events(wanted, now()) if wanted else 0
-    with context.index.together():
-        for reason, part in parsed.unknown:
-            context.index.dead_letter(reason, part, now())
-        return context.index.record_events(wanted, now())
+        new = context.index.record_events(wanted, now()) if wanted else 0
+    else:
+        with context.index.together():
+            for reason, part in parsed.unknown:
+                context.index.dead_letter(reason, part, now())
+            new = context.index.record_events(wanted, now())
+    if new:  # the second of two targets tells nothing new
+        for event in wanted:
+            _log(context, event)
+    return new
+
+
+def _log(context: Context, event: ObjectCreated | ObjectRemoved) -> None:
+    """Log what somebody has put or removed; what posedrop itself writes is in other lines."""
+    if event.bucket == context.settings.videos_bucket:
+        what = "rule" if layout.is_folder_rule(event.key) else "video"
+        done = "put" if isinstance(event, ObjectCreated) else "removed"
+        by = event.by
+        changes.note(f"{what} {done}", by=by.who or "store", address=by.address, key=event.key)
 
 
 def matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
@@ -174,9 +188,13 @@ class Ruling(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A run whose folder is gone, and that is made under another name of its content."""
+    """A run that is made under another name of its content from now on.
+
+    Its folder ``before`` is gone, or its film was.
+    """
 
     row: AnalysisRow
+    before: str
 
     @property
     def name(self) -> tuple[str, str]:
@@ -389,13 +407,14 @@ def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | N
     return None
 
 
-def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest | None:
+def _tell_record(context: Context, key: str, found: Found) -> Then | None:
     match layout.parse_result_key(key), found:
         case layout.VideoObject(), ObjectInfo():
             file_id = layout.file_id_of(context.settings.videos_bucket, found.key)
             return Ingest(file_id, found.etag, found.key)
         case layout.VideoObject(), FilmGone():
-            context.index.film_gone(found.record)
+            video = found.record.video
+            return Farewell(video.file_id, video.key)
         case layout.VideoObject(video=prefix), VideoRecord():
             context.index.file_ingested(found)
             return Planning(prefix, found)
@@ -415,6 +434,9 @@ def _tell_record(context: Context, key: str, found: Found) -> Planning | Ingest 
         case layout.RunObject(run=run), Result():
             context.index.analysis_finished(found, run)
             context.to_copy.set()
+            now_at = context.index.analysis(found.analysis_id)
+            if now_at is not None and now_at.run != run and now_at.finished_at is None:
+                return Move(now_at, run)
         case layout.RunObject(run=run, analysis_id=analysis_id, name="attempts/1.json"), _:
             known = context.index.analysis(analysis_id)
             if known is None or known.run == run:
@@ -436,7 +458,7 @@ def _tell_gone(context: Context, key: str) -> Move | None:
     match layout.parse_result_key(key):
         case layout.RunObject(run=run, analysis_id=analysis_id, name=layout.REQUEST):
             row = context.index.place_removed(analysis_id, run)
-            return Move(row) if row is not None and row.finished_at is None else None
+            return Move(row, run) if row is not None and row.finished_at is None else None
         case _:
             return None
 
@@ -447,7 +469,6 @@ def _act(context: Context, then: Then) -> None:
         case Ingest(etag=etag, key=key):
             bucket = context.settings.videos_bucket
             queue.send(context.broker, "ingest", bucket=bucket, key=key, etag=etag)
-            changes.note("video arrived", by="store", file_id=then.file_id, key=key)
         case Planning(prefix=prefix, video=video):
             results = context.settings.results_bucket
             if video is None:
@@ -457,15 +478,13 @@ def _act(context: Context, then: Then) -> None:
                 plan.plan_ingested(context, video)
         case Ruling(key=key):
             waiting.rule_changed(context, key)
-            changes.note("rule changed", by="store", key=key)
-        case Move(row=row):
-            copies.moved(context, row)
+        case Move(row=row, before=before):
+            copies.moved(context, row, before)
         case Farewell(file_id=file_id, key=key):
             copies.film_gone(context, file_id)
             records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
             context.storage.delete(context.settings.results_bucket, records)
             _keep_results(context, key)
-            changes.note("video gone", by="store", file_id=file_id)
 
 
 def _keep_results(context: Context, key: str) -> None:
@@ -483,7 +502,8 @@ def film_may_be_gone(context: Context, key: str) -> bool:
     found = _look_at(context, context.settings.results_bucket, key)
     if not isinstance(found, FilmGone):
         return False
-    context.index.film_gone(found.record)
+    video = found.record.video
+    _act(context, Farewell(video.file_id, video.key))
     return True
 
 

@@ -37,6 +37,8 @@ _LOW_WATER = 0.9
 #: How many of what is due GET /expire lists.
 SHOWN = 1000
 _PAGE = 1000
+#: So many folders' pins are remembered at a time; each upload has a folder of its own.
+_REMEMBERED = 10_000
 #: Refusals of what is no film: beside the films of a lab they are somebody's notes.
 _NO_FILM = frozenset({"not_a_video", "no_video_stream", "empty"})
 #: Of a film with too many bytes; an older posedrop has called it ``too_large``.
@@ -261,7 +263,7 @@ def count_bytes(context: Context) -> int:
 
 
 class Pins:
-    """Which films are kept, by the posedrop.json files up their folders; each is read once."""
+    """Which films are kept, by the posedrop.json files up their folders; few are read twice."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -271,6 +273,8 @@ class Pins:
         """Tell whether a film is kept: the nearest rule that says so or otherwise decides."""
         for rule in layout.folder_rules(key):
             if rule not in self._rules:
+                if len(self._rules) >= _REMEMBERED:
+                    self._rules.clear()
                 self._rules[rule] = Keep(rule, self._read(rule))
             kept = self._rules[rule].of(key)
             if kept is not None:

@@ -19,12 +19,23 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from posedrop import layout
+from posedrop.bounded import bounded
 from posedrop.errors import BadRequestError
 from posedrop.records import Model, Request
 
 ENTRY_POINT_GROUP = "posedrop.analyses"
 #: A file of ``Job.out`` that is not whole yet is called so at its end: no such one is published.
 UNFINISHED = ".unfinished"
+#: Files that an analysis may leave, by their names, unless it names others.
+DEFAULT_ARTEFACTS = ("*.csv", "*.jpg", "*.json", "*.mp4", "*.npy", "*.npz", "*.png", "*.txt")
+#: What ``worker.tables`` leaves.
+POSES = (
+    "poses.h5",
+    "poses.csv",
+    "poses_filtered.h5",
+    "poses_filtered.csv",
+    "timestamps.csv",
+)
 #: Of models that stay loaded in a child.
 DEFAULT_MODEL_BYTES = 2**30
 
@@ -54,9 +65,14 @@ class Analysis:
     summary: str
     finish: str | None = None
     """For what needs no accelerator: called as ``function(job)`` in another child, while the next
-    job runs. It returns the answer that counts, made of ``predictions.npz`` in ``job.out`` alone,
-    which ``run`` has left there: that is published in between, and a later attempt, or a run that
-    is made anew, calls this with it and not ``run``."""
+    job runs, and where no film ever is. It returns the answer that counts, made of
+    ``predictions.npz`` in ``job.out`` alone, which ``run`` has left there: that is published in
+    between, and a later attempt, or a run that is made anew, calls this with it and not ``run``.
+    An analysis with poses to be drawn (``renders``) has one, which leaves ``poses.h5``."""
+    artefacts: tuple[str, ...] = DEFAULT_ARTEFACTS
+    """Patterns of the names of the files that are published, of those that ``finish`` leaves, or
+    ``run`` where there is no ``finish``. Names have ASCII letters, digits and ``. _ + -``. HDF5 and
+    pickles, which run code where they are opened, are taken of ``finish`` alone."""
     makes_ready: bool = False
     """Whether ``run`` takes ``job.turn`` for the network alone: so its video is opened, and decoded
     ahead, while another has the accelerator. Else it is called when it has it."""
@@ -80,13 +96,20 @@ class Analysis:
             BadRequestError: an argument is unknown or wrong; ``field`` names it.
         """
         try:
-            return self.args.model_validate(args).model_dump(mode="json")
+            whole = self.args.model_validate(args).model_dump(mode="json")
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = ".".join(["args", *(str(part) for part in first["loc"])])
             raise BadRequestError(
                 f"{self.name}: {field}: {first['msg']}", code="bad_args", field=field
             ) from error
+        try:
+            normalised: dict[str, Any] = bounded(whole)
+        except ValueError as error:
+            raise BadRequestError(
+                f"{self.name}: args: {error}", code="bad_args", field="args"
+            ) from error
+        return normalised
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +117,7 @@ class Job:
     """What the child gets to do; every path is in a scratch folder, under a generated name."""
 
     video: Path
+    """The film; of ``finish`` an empty file."""
     out: Path
     """An empty folder: what is left in it are the artefacts."""
     args: dict[str, Any]

@@ -7,6 +7,7 @@ part a thousand times: a few hundred bytes that are a gigabyte to whoever follow
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -19,6 +20,9 @@ class TooDeepError(ValueError):
 
 #: How deep JSON from outside may be nested, in lists and objects.
 MAX_DEPTH = 32
+#: How many values JSON in a record may have.
+MAX_VALUES = 200_000
+_LONG = 2**63
 
 
 def is_larger(root: Node, inside: Callable[[Node], Iterable[Node]], most: int) -> bool:
@@ -73,3 +77,47 @@ def loads(text: bytes | str, most: int = MAX_DEPTH) -> Any:
     if data.count(b"[") + data.count(b"{") > most and is_deeper(value, most):
         raise TooDeepError(f"it is nested more than {most} deep")
     return value
+
+
+def bounded(tree: Any, *, is_finite: bool = True) -> Any:
+    """Return a copy of a tree of JSON.
+
+    Args:
+        tree: as a parser of JSON gives it, or anything else.
+        is_finite: False: NaN and infinity are let in, as null.
+
+    Raises:
+        ValueError: it is deeper than :data:`MAX_DEPTH`, has more than :data:`MAX_VALUES` values, a
+            whole number of more than 64 bits, or something that is no JSON.
+    """
+    left = [MAX_VALUES]
+
+    def copied(value: Any, depth: int) -> Any:
+        left[0] -= 1
+        if left[0] < 0 or depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_VALUES:,} values, or deeper than {MAX_DEPTH}")
+        match value:
+            case None | bool():
+                return value
+            case str():
+                value.encode()  # half a surrogate pair is no text
+                return value
+            case int() if -_LONG <= value < _LONG:
+                return value
+            case float() if math.isfinite(value):
+                return value
+            case float() if not is_finite:
+                return None
+            case list() | tuple():
+                return [copied(each, depth + 1) for each in value]
+            case dict() if all(isinstance(name, str) for name in value):
+                return {
+                    copied(name, depth): copied(each, depth + 1) for name, each in value.items()
+                }
+            case int():
+                raise ValueError("a whole number in it has more than 64 bits")
+            case float():
+                raise ValueError("a number in it is infinite, or none")
+        raise ValueError(f"{type(value).__name__} is no JSON")
+
+    return copied(tree, 0)

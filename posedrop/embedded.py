@@ -393,6 +393,7 @@ class _Api:
             uvicorn.Config(
                 app,
                 http=http,
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 lifespan="on",

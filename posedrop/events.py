@@ -13,7 +13,7 @@ import binascii
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 from urllib.parse import unquote_plus
 
 from posedrop import bounded
@@ -59,9 +59,18 @@ MAX_UNKNOWN = 100
 _MAX_NAME = 4096
 #: Characters of an ETag or a sequencer.
 _MAX_TAG = 1024
+#: Characters of who did it, and from where.
+_MAX_SAID = 200
 _MAX_INTEGER = 2**63 - 1
 _ETAG_ATTRIBUTE = "Seaweed-X-Amz-ETag"
 _MULTIPART_FOLDER = ".uploads"
+
+
+class By(NamedTuple):
+    """Who had it done and from which address, by the store's word; None where it does not say."""
+
+    who: str | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,7 @@ class ObjectCreated:
     size: int | None
     sequencer: str
     time: datetime | None
+    by: By = field(default=By(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,7 @@ class ObjectRemoved:
     key: str
     sequencer: str
     time: datetime | None
+    by: By = field(default=By(), compare=False)
 
 
 Event = ObjectCreated | ObjectRemoved
@@ -214,14 +225,23 @@ def _read_s3_record(record: Mapping[str, object]) -> list[Event]:
     key = _name(_unescape(_text(described, "key"), record.get("eventSource")))
     moment = record.get("eventTime")
     sequencer = _sequencer(described.get("sequencer"), moment)
+    by = By(
+        _said(record.get("userIdentity"), "principalId"),
+        _said(record.get("requestParameters"), "sourceIPAddress"),
+    )
     if kind is ObjectRemoved:
-        return [ObjectRemoved(bucket, key, sequencer, _time(moment))]
+        return [ObjectRemoved(bucket, key, sequencer, _time(moment), by)]
     # MinIO leaves out the size of an empty object.
     absent = 0 if record.get("eventSource") == "minio:s3" else None
     size = _size(described.get("size", absent))
-    return [
-        ObjectCreated(bucket, key, _etag(described.get("eTag")), size, sequencer, _time(moment))
-    ]
+    etag = _etag(described.get("eTag"))
+    return [ObjectCreated(bucket, key, etag, size, sequencer, _time(moment), by)]
+
+
+def _said(part: object, name: str) -> str | None:
+    """Return a text for a log line; what is none says nothing."""
+    value = part.get(name) if isinstance(part, dict) else None
+    return value[:_MAX_SAID] if isinstance(value, str) and value else None
 
 
 def _kind(name: str) -> type[ObjectCreated] | type[ObjectRemoved] | None:
@@ -261,10 +281,11 @@ def _read_eventbridge(event: Mapping[str, object]) -> list[Event]:
     key = _name(_text(described, "key"))
     moment = event.get("time")
     sequencer = _sequencer(described.get("sequencer"), moment)
+    by = By(_said(detail, "requester"), _said(detail, "source-ip-address"))
     if detail_type == "Object Deleted":
-        return [ObjectRemoved(bucket, key, sequencer, _time(moment))]
+        return [ObjectRemoved(bucket, key, sequencer, _time(moment), by)]
     etag, size = _etag(described.get("etag")), _size(described.get("size"))
-    return [ObjectCreated(bucket, key, etag, size, sequencer, _time(moment))]
+    return [ObjectCreated(bucket, key, etag, size, sequencer, _time(moment), by)]
 
 
 def _read_filer(body: Mapping[str, object], filer_root: str) -> list[Event]:

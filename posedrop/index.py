@@ -571,9 +571,17 @@ class Index:
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[AnalysisRow]:
-        """Return runs, newest first; ``query`` is searched in the video's key and the analysis."""
+        """Return runs, newest first; ``query`` is searched in the video's key and the analysis.
+
+        Of a file, those that have a folder beside it, be they read there or beside another name.
+        """
         where = Where(cursor)
-        where.equal("file_id", file_id)
+        if file_id is not None:
+            beside = " UNION ".join(
+                f"SELECT analysis_id FROM {table} WHERE file_id = ?"  # noqa: S608
+                for table in ("analysis", "place")
+            )
+            where.add(f"f.analysis_id IN ({beside})", file_id, file_id)
         where.equal("state", state)
         where.equal("analysis", analysis)
         return self._page(AnalysisRow, "analysis", where, query, limit)

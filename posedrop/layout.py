@@ -69,6 +69,27 @@ CANCEL = "cancel"
 INFERENCE = "inference.json"
 PREDICTIONS = "predictions.npz"
 FOLDER_RULES = "posedrop.json"
+RUN_LOG = "run.log"
+#: What ``worker.render`` leaves.
+DRAWN = ("pose.mp4", "trajectory.png", "likelihood.png")
+#: Names in a run's folder that have a meaning, in lower case: no analysis leaves a file of one.
+OWN_NAMES = frozenset(
+    {
+        VIDEO_RECORD,
+        THUMBNAIL,
+        REQUEST,
+        RESULT,
+        CANCEL,
+        INFERENCE,
+        PREDICTIONS,
+        FOLDER_RULES,
+        RUN_LOG,
+        *DRAWN,
+        "asked",
+        "attempts",
+        "parts",
+    }
+)
 
 
 def make_id(*parts: str) -> str:

@@ -45,5 +45,8 @@ def to_stderr(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    for own in ("uvicorn", "uvicorn.access"):  # it has set up its own, whose tracebacks are raw
+        logging.getLogger(own).handlers.clear()
+        logging.getLogger(own).propagate = True
     for chatty in ("httpx", "botocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

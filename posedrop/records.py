@@ -2,6 +2,9 @@
 
 Each is written once (or, for a video's record and an attempt's heartbeat, by one writer alone) and
 carries a ``schema`` version, so that a later posedrop can read what an earlier one wrote.
+
+Whoever may write into a bucket may write any record: each number, time and tree in one has a bound,
+so that what is read can be kept in SQLite and written again.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
+
+from posedrop.bounded import bounded
 
 #: ``film gone``: an S3 tool has removed the film, and its results are there.
 FileState = Literal["expected", "received", "ready", "refused", "film gone"]
@@ -22,10 +27,28 @@ Task = Literal["ingest", "infer", "render"]
 #: a later posedrop reads what an earlier one could not.
 INGEST_VERSION = 2
 
-Pixels = Annotated[int, Field(ge=0)]
-#: As JSON knows them, and SQLite.
-Seconds = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, lt=2**63)]
+#: What SQLite takes as a whole number.
+_MOST = 2**63
+
+
+def _details(tree: Any) -> Any:
+    return bounded(tree, is_finite=False)
+
+
+def _told_of_our_time(moment: datetime) -> datetime:
+    if not 1970 <= moment.year < 2100:
+        raise ValueError("a time between the years 1970 and 2100 is needed")
+    return moment
+
+
+Count = Annotated[int, Field(ge=0, lt=_MOST)]
+Pixels = Annotated[int, Field(ge=0, lt=2**31)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Finite
+Json = Annotated[dict[str, Any], AfterValidator(bounded)]
+#: What an analysis tells for people, in which a number may be missing.
+Details = Annotated[dict[str, Any], AfterValidator(_details)]
+Moment = Annotated[datetime, AfterValidator(_told_of_our_time)]
 
 
 class Record(BaseModel):
@@ -67,7 +90,7 @@ class VideoRef(Record):
     bucket: str
     key: str
     etag: str
-    size: int = Field(ge=0, description="bytes")
+    size: Count = Field(description="bytes")
 
 
 class Probe(Record):
@@ -77,11 +100,13 @@ class Probe(Record):
     pixel_format: str
     width: Pixels = Field(description="pixels, as DeepLabCut sees the frame: after rotation")
     height: Pixels = Field(description="pixels, as DeepLabCut sees the frame: after rotation")
-    fps: float = Field(description="average frames per second")
-    frames: int
+    fps: Finite = Field(description="average frames per second")
+    frames: Count
     frames_counted: bool = Field(description="True: each was seen; False: the container says so")
     duration: Seconds
-    rotation: int = Field(description="degrees, clockwise, that the container asks for")
+    rotation: int = Field(
+        gt=-360, lt=360, description="degrees, clockwise, that the container asks for"
+    )
     variable_frame_rate: bool
 
 
@@ -103,9 +128,9 @@ class VideoRecord(Versioned):
     """``video.json``: what ingest found out about a video."""
 
     video: VideoRef
-    last_modified: datetime
-    ingested_at: datetime
-    ingest_version: int = Field(default=1, description="of the posedrop that looked at it")
+    last_modified: Moment
+    ingested_at: Moment
+    ingest_version: Count = Field(default=1, description="of the posedrop that looked at it")
     sha256: str | None = None
     sha1: str | None = None
     probe: Probe | None = None
@@ -136,13 +161,13 @@ class Request(Versioned):
     analysis_id: str
     analysis: str
     analysis_version: str
-    args: dict[str, Any] = Field(description="normalised: every argument, defaults filled in")
+    args: Json = Field(description="normalised: every argument, defaults filled in")
     video: VideoRef
     sha256: str
     probe: Probe
     model: ModelRef | None = None
     asked_by: Literal["api", "metadata", "folder", "default"]
-    created_at: datetime
+    created_at: Moment
     force: str | None = Field(default=None, description="made unique by a run that was forced")
     shared: bool = Field(
         default=False,
@@ -160,8 +185,8 @@ class Asked(Versioned):
     file_id: str
     key: str
     analysis: str
-    args: dict[str, Any]
-    created_at: datetime
+    args: Json
+    created_at: Moment
     force: str | None = None
 
 
@@ -196,7 +221,7 @@ class Planned(Versioned):
         description="the runs that its content had under other names then were shared with it; "
         "false: an older posedrop wrote this",
     )
-    planned_at: datetime
+    planned_at: Moment
 
     @property
     def is_open(self) -> bool:
@@ -208,19 +233,19 @@ class Progress(Record):
     """How far a run is."""
 
     stage: str = Field(description="fetch, wait (for the network), load, infer, render...")
-    done: int = Field(default=0, description="frames")
-    total: int | None = Field(default=None, description="frames")
-    frames_per_second: float | None = None
+    done: Count = Field(default=0, description="frames")
+    total: Count | None = Field(default=None, description="frames")
+    frames_per_second: Finite | None = None
 
 
 class Attempt(Versioned):
     """``N.json``: the claim of one worker on one run or ingest, and its heartbeat."""
 
-    number: int
+    number: Count
     task: Task
     worker: str
-    started_at: datetime
-    beat: int = Field(default=0, description="how often this worker has said that it lives")
+    started_at: Moment
+    beat: Count = Field(default=0, description="how often this worker has said that it lives")
     progress: Progress
     outcome: Literal["done", "handed_back", "failed"] | None = Field(
         default=None, description="null: at work, or dead if its heartbeat has stopped"
@@ -233,6 +258,11 @@ class Attempt(Versioned):
         description="what it has published: a run that fails lists it",
     )
 
+    @property
+    def is_unpublished(self) -> bool:
+        """Whether it was given back as the store did not take what it had made."""
+        return self.error is not None and self.progress.stage == "publish"
+
 
 class WorkerJob(Record):
     """What a worker is at."""
@@ -240,8 +270,8 @@ class WorkerJob(Record):
     task: Task
     key: str = Field(max_length=1024, description="of the video")
     run: str | None = Field(default=None, max_length=1024, description="null: an ingest")
-    attempt: int
-    started_at: datetime
+    attempt: Count
+    started_at: Moment
     progress: Progress
 
 
@@ -254,7 +284,7 @@ class Speed(Record):
     height: Pixels
     frames_per_second: float = Field(gt=0, allow_inf_nan=False, description="through the network")
     frames: Count = Field(description="of the film, or of what was left of it")
-    measured_at: datetime
+    measured_at: Moment
 
 
 class WorkerRecord(Versioned):
@@ -265,8 +295,8 @@ class WorkerRecord(Versioned):
 
     worker_id: str = Field(max_length=40)
     name: str = Field(max_length=300, description="as the attempts name it: host and process")
-    started_at: datetime
-    beat: int = Field(default=0, description="how often it was written")
+    started_at: Moment
+    beat: Count = Field(default=0, description="how often it was written")
     queues: list[str] = Field(max_length=10)
     device: str = Field(max_length=200, description="where its networks run, as far as it is known")
     jobs: list[WorkerJob] = Field(default_factory=list, max_length=1000)
@@ -297,8 +327,8 @@ class RunError(Record):
 class FrameRange(Record):
     """Frames ``first`` to ``last``, both included, counted from 0."""
 
-    first: int
-    last: int
+    first: Count
+    last: Count
 
 
 class Inference(Versioned):
@@ -311,9 +341,7 @@ class Inference(Versioned):
     missing: list[FrameRange] = Field(default_factory=list)
     timings: dict[str, Seconds] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
-    details: dict[str, Any] = Field(
-        default_factory=dict, description="scorer, snapshot, device, ..."
-    )
+    details: Details = Field(default_factory=dict, description="scorer, snapshot, device, ...")
     artefacts: list[Artefact] = Field(default_factory=list)
     analysis_version: str = Field(default="", description="of what found the poses")
     cut: bool = Field(default=False, description="the film's end is missing")
@@ -339,7 +367,7 @@ class Artefact(Record):
     """One file of a result."""
 
     name: str
-    size: int = Field(description="bytes")
+    size: Count = Field(description="bytes")
     sha256: str
     content_type: str
     place: str | None = Field(
@@ -362,34 +390,34 @@ class Result(Versioned):
     state: FinalState
     video: VideoRef
     sha256: str | None = None
-    args: dict[str, Any]
+    args: Json
     model: ModelRef | None = None
     artefacts: list[Artefact] = Field(default_factory=list)
-    frames_expected: int | None = None
-    frames_decoded: int | None = None
-    rows: int | None = None
+    frames_expected: Count | None = None
+    frames_decoded: Count | None = None
+    rows: Count | None = None
     missing: list[FrameRange] = Field(
         default_factory=list, description="frames that were lost: their rows are NaN"
     )
     cut: bool = Field(default=False, description="the film's end is missing, and has no rows")
-    concealed: int = Field(default=0, description="frames that the decoder gave, flagged corrupt")
+    concealed: Count = Field(default=0, description="frames that the decoder gave, flagged corrupt")
     timestamps: str | None = Field(default=None, description="where timestamps.csv has its times")
     timings: dict[str, Seconds] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     analysis_version: str = Field(default="", description="of what found the poses")
-    details: dict[str, Any] = Field(default_factory=dict)
-    attempts: int = 0
+    details: Details = Field(default_factory=dict)
+    attempts: Count = 0
     error: RunError | None = None
     retry_of: RunRef | None = Field(default=None, description="the run that this one was made for")
-    created_at: datetime
-    finished_at: datetime
+    created_at: Moment
+    finished_at: Moment
 
 
 class ModelFile(Record):
     """One file of a model, by its path inside the model's folder."""
 
     path: str
-    size: int
+    size: Count
     sha256: str
 
 
@@ -406,17 +434,17 @@ class Model(Versioned):
     skeleton: list[list[str]] = Field(default_factory=list)
     multianimal: bool
     net_type: str
-    pcutoff: float
+    pcutoff: Finite
     snapshots: list[str]
     files: list[ModelFile]
-    created_at: datetime
+    created_at: Moment
 
 
 class FolderRules(Versioned):
     """``posedrop.json`` in a folder of the videos bucket: what to do with the videos below it."""
 
     analysis: str | None = Field(default=None, description="null: nothing, stop looking further up")
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Json = Field(default_factory=dict)
     existing: bool = Field(
         default=True, description="also for videos that were there before and followed no rule"
     )
@@ -450,7 +478,7 @@ class WrongRule(Versioned):
     etag: str
     code: str
     message: str
-    since: datetime
+    since: Moment
 
 
 Attempt.model_rebuild()

@@ -71,7 +71,9 @@ class Relay:
         try:
             if len(self._open) > self._most:
                 # The least that was said lately; of those who said nothing, the first to come.
-                min(self._open - {relayed}, key=lambda each: (each.lately, each.since)).cut()
+                least = min(self._open - {relayed}, key=lambda each: (each.lately, each.since))
+                self._open.discard(least)
+                least.cut()
             await relayed.pass_on(reader, self._target)
         finally:
             self._open.discard(relayed)

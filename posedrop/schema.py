@@ -27,6 +27,7 @@ _UNWRITABLE = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPE
 #: Upserts that name no column (3.35), and full text of three characters (3.34).
 _LEAST_SQLITE = (3, 35)
 _HASH_BITS = 21
+_MAX_MILLISECONDS = (1 << (63 - _HASH_BITS)) - 1
 _TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
@@ -43,7 +44,9 @@ def number_of(created_at: datetime, identity: str) -> int:
     """Return a key that sorts by time; within a millisecond, by a hash of ``identity``."""
     digest = hashlib.sha256(identity.encode(errors="replace")).digest()
     tail = int.from_bytes(digest[:4], "big") >> (32 - _HASH_BITS)
-    return (max(0, int(created_at.timestamp() * 1000)) << _HASH_BITS) | tail
+    # A store's clock may be anything, and SQLite's numbers end in the year 2109.
+    milliseconds = min(max(0, int(created_at.timestamp() * 1000)), _MAX_MILLISECONDS)
+    return (milliseconds << _HASH_BITS) | tail
 
 
 def to_text(moment: datetime) -> str:

@@ -31,6 +31,7 @@ from pydantic import ValidationError
 from posedrop import __version__, layout, metrics
 from posedrop.answers import insist_on_whole
 from posedrop.errors import ConfigurationError, ObjectChangedError, RecordError, StorageError
+from posedrop.part import Part
 from posedrop.proxies import proxies_for_boto3
 from posedrop.records import Record, newer_schema
 from posedrop.settings import Settings
@@ -198,7 +199,7 @@ class Storage:
 
         Raises:
             ObjectChangedError: its ETag is no longer ``etag``.
-            StorageError: code ``damaged_record``: it is larger than :data:`MAX_READ_BYTES`.
+            RecordError: it is larger than :data:`MAX_READ_BYTES`.
         """
         extra: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
         with _translated(f"read {bucket}/{key}"):
@@ -206,9 +207,8 @@ class Storage:
                 answer = self._client.get_object(Bucket=bucket, Key=key, **extra)
                 if answer["ContentLength"] > MAX_READ_BYTES:
                     answer["Body"].close()
-                    raise StorageError(
-                        f"{bucket}/{key} has {answer['ContentLength']:,} bytes: no record has",
-                        code="damaged_record",
+                    raise RecordError(
+                        f"{bucket}/{key} has {answer['ContentLength']:,} bytes: no record has"
                     )
                 return answer["Body"].read()
             except ClientError as error:
@@ -428,35 +428,20 @@ class Storage:
                 be larger than :data:`MAX_PART_BYTES`, and the stream is refused at their end.
         """
         same: Any = {"Bucket": bucket, "Key": key}
-        more: Any = {"ContentType": content_type, "Metadata": dict(metadata or {})}
-        part = bytearray(min(MAX_PART_BYTES, max(MIN_PART_BYTES, -(-size // _MAX_PARTS))))
-        with _translated(f"upload {bucket}/{key}"):
-            got = _fill(part, source)
-            if got < len(part):
-                self._client.put_object(**same, **more, Body=bytes(memoryview(part)[:got]))
-            else:
-                self._put_parts(same, more, source, part)
-
-    def _put_parts(self, same: Any, more: Any, source: io.RawIOBase, part: bytearray) -> None:
-        """Put a stream of which ``part`` is the first part, then the buffer for the next ones."""
-        upload = self._client.create_multipart_upload(**same, **more)
-        this = {**same, "UploadId": upload["UploadId"]}
-        parts: list[Any] = []
-        got = len(part)
-        try:
-            while got:
-                number = len(parts) + 1
-                # Not copied, where it is a whole one: botocore takes what its types don't say.
-                body: Any = part if got == len(part) else bytes(memoryview(part)[:got])
-                answer = self._client.upload_part(**this, PartNumber=number, Body=body)
-                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-                got = _fill(part, source)
-            self._client.complete_multipart_upload(**this, MultipartUpload={"Parts": parts})
-        except BaseException:
-            # What is left of it would cost space until the store's own cleaning, nothing else.
-            with suppress(ClientError, BotoCoreError):
-                self._client.abort_multipart_upload(**this)
-            raise
+        part_bytes = min(MAX_PART_BYTES, max(MIN_PART_BYTES, -(-size // _MAX_PARTS)))
+        with Part(part_bytes) as part, _translated(f"upload {bucket}/{key}"):
+            body: Any = part  # like a file, as far as botocore asks
+            if part.fill(source) < part_bytes:
+                more: Any = {"ContentType": content_type, "Metadata": dict(metadata or {})}
+                self._client.put_object(**same, **more, Body=body)
+                return
+            with self._parts_of(same, content_type, metadata) as (this, parts):
+                while len(part):
+                    number = len(parts) + 1
+                    answer = self._client.upload_part(**this, PartNumber=number, Body=body)
+                    parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+                    part.fill(source)
+                self._client.complete_multipart_upload(**this, MultipartUpload={"Parts": parts})
 
     def upload_new(self, bucket: str, key: str, path: Path, content_type: str, sha256: str) -> bool:
         """Write a file of any length if there is no such object yet; never replace one.
@@ -498,9 +483,13 @@ class Storage:
             )
 
     @contextmanager
-    def _parts_of(self, same: Any, content_type: str) -> Iterator[tuple[Any, list[Any]]]:
+    def _parts_of(
+        self, same: Any, content_type: str, metadata: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[Any, list[Any]]]:
         """Begin an upload in parts, to be completed within the block; else it is given up."""
-        upload = self._client.create_multipart_upload(**same, ContentType=content_type)
+        upload = self._client.create_multipart_upload(
+            **same, ContentType=content_type, Metadata=dict(metadata or {})
+        )
         this = {**same, "UploadId": upload["UploadId"]}
         try:
             yield this, []
@@ -794,14 +783,6 @@ def _session(*, own: bool) -> boto3.Session:
             session_vars={**defaults, "config_file": nothing, "credentials_file": nothing}
         )
     )
-
-
-def _fill(buffer: bytearray, source: io.RawIOBase) -> int:
-    """Fill a buffer from a stream; return how much there was."""
-    view, got = memoryview(buffer), 0
-    while got < len(buffer) and (count := source.readinto(view[got:])):
-        got += count
-    return got
 
 
 @contextmanager

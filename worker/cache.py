@@ -52,11 +52,17 @@ class Cache:
         return True
 
     def keep_video(self, sha256: str, source: Path) -> None:
-        """Keep a file whose content has this hash; silently not, where the disk can't."""
-        if source.stat().st_size > self._max_bytes:
-            return
+        """Keep a file whose content has this hash; silently not, where the disk can't.
+
+        It was in a child's hands: what stands there now may be a link, or a pipe without an end.
+        """
+        kept = self._videos / sha256
         with suppress(OSError):
-            os.link(source, self._videos / sha256)
+            if source.lstat().st_size > self._max_bytes:
+                return
+            os.link(source, kept, follow_symlinks=False)
+            if not kept.is_file() or kept.is_symlink():
+                kept.unlink()
         _trim(self._videos, self._max_bytes, 0.0)
 
     def videos(self) -> list[str]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+from itertools import islice
 from pathlib import Path
 
 from posedrop.errors import StorageError
 from posedrop.storage import Storage
+from worker import artefacts
 
 log = logging.getLogger(__name__)
 
 #: Bytes of one part beyond which something is wrong; a minute's poses have some kilobytes.
 MAX_PART_BYTES = 256 << 20
+#: Parts of a run, one a minute of work, and their bytes: a child gone mad fills no bucket.
+MAX_PARTS, MAX_BYTES = 20_000, 16 << 30
+_NAME = re.compile(r"[0-9]{1,9}\.npz")
 
 
 class Checkpoints:
@@ -27,38 +34,55 @@ class Checkpoints:
         self._bucket = bucket
         self._prefix = f"{run}/parts/"
         self._sent: set[str] = set()
+        self._bytes = 0
         self.folder = folder
         folder.mkdir()
 
     def fetch(self) -> int:
         """Download what an earlier attempt left; return how many parts."""
-        for part in self._storage.objects(self._bucket, self._prefix):
+        for part in islice(self._storage.objects(self._bucket, self._prefix), MAX_PARTS):
             name = part.key.removeprefix(self._prefix)
-            if part.size <= MAX_PART_BYTES and name.removesuffix(".npz").isdecimal():
+            if part.size <= MAX_PART_BYTES and _NAME.fullmatch(name):
                 self._storage.download(self._bucket, part.key, self.folder / name, part.etag)
                 self._sent.add(name)
+                self._bytes += part.size
         return len(self._sent)
 
     def send(self) -> int:
         """Upload the parts that are new; an attempt goes on without, if that fails.
 
         Returns:
-            How many were uploaded.
+            How many were uploaded, or passed over.
         """
-        sent = 0
-        for path in sorted(self.folder.glob("*.npz")):
-            # The child wrote it, and who has taken a child over would have us send other files.
-            odd = path.is_symlink() or path.stat().st_size > MAX_PART_BYTES
-            if odd or path.name in self._sent:
-                continue
-            try:
-                self._storage.create(self._bucket, self._prefix + path.name, path.read_bytes())
-            except StorageError as error:
-                log.warning("a checkpoint has to wait: %s", error)
-                break
-            self._sent.add(path.name)
-            sent += 1
-        return sent
+        before = len(self._sent)
+        try:
+            with artefacts.entered(self.folder) as folder:
+                with os.scandir(folder) as entries:
+                    there = {entry.name for entry in islice(entries, 2 * MAX_PARTS)}
+                for name in sorted(there - self._sent):
+                    if _NAME.fullmatch(name) and not self._send(name, folder):
+                        break
+        except artefacts.NotTakenError as error:
+            log.warning("checkpoints: %s", error)
+        return len(self._sent) - before
+
+    def _send(self, name: str, folder: int) -> bool:
+        """Upload a part, unless it can't be one; return whether the next may follow."""
+        if len(self._sent) >= MAX_PARTS or self._bytes >= MAX_BYTES:
+            return False
+        try:
+            with artefacts.opened(name, MAX_PART_BYTES, folder=folder) as file:
+                part = file.read(MAX_PART_BYTES)
+            self._storage.create(self._bucket, self._prefix + name, part)
+        except (artefacts.NotTakenError, OSError) as error:
+            log.warning("checkpoint %s: %s", name, error)
+        except StorageError as error:
+            log.warning("a checkpoint has to wait: %s", error)
+            return False
+        else:
+            self._bytes += len(part)
+        self._sent.add(name)
+        return True
 
 
 def clear(storage: Storage, bucket: str, run: str) -> None:

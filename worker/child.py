@@ -10,7 +10,6 @@ import compileall
 import contextlib
 import json
 import os
-import re
 import select
 import signal
 import subprocess
@@ -26,12 +25,12 @@ from typing import Any
 
 import posedrop
 import worker
-from posedrop import errors
 from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from posedrop.records import Progress
-from worker import handover, room
+from worker import handover, messages, room
 from worker.handover import lent
-from worker.limits import Limits, end_group, exceeded, is_over, new_group, ran_out
+from worker.limits import Limits, end_group, end_session, exceeded, new_group, ran_out
+from worker.messages import Line
 from worker.patience import Patience
 from worker.turn import POLL_SECONDS, Place, Turn
 from worker.walls import NAMES, OWN, Plan, Walls
@@ -39,18 +38,9 @@ from worker.walls import NAMES, OWN, Plan, Walls
 #: Seconds for an interpreter to start; nothing heavy is imported before its first word.
 START_SECONDS = 60.0
 #: Seconds that a killed child's processes may take to be gone: a driver's memory is not small.
-END_SECONDS = 10.0
+END_SECONDS = 5.0
 #: Seconds between two looks at what a child takes of the machine.
 WATCH_SECONDS = 0.5
-#: Bytes of one message: a child gone mad must not fill its parent's memory.
-MAX_MESSAGE_BYTES = 64 << 20
-#: Characters of what a child says for people, which goes into records.
-MAX_WORDS = 2000
-MAX_STAGE = 100
-_CODE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
-#: What a task may raise as itself. Anything else speaks for what the parent alone can know: that
-#: the store is away, or that somebody asked for an end.
-_RAISED = (errors.AnalysisError, errors.BadRequestError, errors.RefusedVideoError)
 
 #: What a child may know of its parent's environment: hardware and threads, nothing secret.
 _PASSED_ON = (
@@ -191,18 +181,18 @@ class Child:
             with contextlib.nullcontext() if folder is None else lent(folder, self._folder):
                 request = {"task": task, "payload": payload, "log": log and str(log)}
                 answer = self._asked(request, on_progress, should_stop, wall_seconds, Place(turn))
-        try:
-            return _result_of(answer)
-        except AnalysisError as error:
-            if error.code == "disk_full":
-                room.check_child(self._scratch.parent)
-            raise
+        if answer.error is None:
+            return answer.result or {}
+        error = answer.error.as_error()
+        if isinstance(error, AnalysisError) and error.code == "disk_full":
+            room.check_child(self._scratch.parent)
+        raise error
 
     def kill(self) -> None:
         """Kill the process, whatever it does; a call in another thread gets ChildDiedError."""
         process = self._process
         if process is not None:
-            _kill_group(process)
+            _tell_to_end(process)
 
     def close(self) -> None:
         """Do the same, and wait until nothing is left of it."""
@@ -217,7 +207,7 @@ class Child:
         should_stop: Callable[[], bool],
         wall_seconds: float | Patience | None,
         place: Place,
-    ) -> dict[str, Any]:
+    ) -> Line:
         try:
             answer = self._converse(request, on_progress, should_stop, wall_seconds, place)
         except BaseException:
@@ -225,7 +215,7 @@ class Child:
             raise
         finally:  # when the child is gone: who comes next is alone
             place.leave()
-        if answer.get("fresh"):
+        if answer.fresh:
             # A library failed in the middle of something: what it left behind is unknown.
             self._end()
         return answer
@@ -314,26 +304,28 @@ class Child:
                 code, words = found
                 words = f"{self._name}: the child process {words}, killed"
                 self._verdict = ChildDiedError(words, code=code)
-                _kill_group(process)
+                _tell_to_end(process)
                 return
             time.sleep(WATCH_SECONDS)
 
-    def _wait_for_hello(self) -> dict[str, Any]:
+    def _wait_for_hello(self) -> Line:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            for message in self._exchange(b"")[1]:
-                return message
+            for line in self._exchange(b"")[1]:
+                if line.hello is None:
+                    raise self._nonsense()
+                return line
         raise ChildDiedError(f"{self._name}: the child process did not start")
 
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            _kill_group(process)
+            _tell_to_end(process)
+            # By then what it started has given back its memory and its files.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+            end_session(process.pid)
             process.wait()
-            # What it started, or kept watch over, gives back memory and files as it goes.
-            deadline = time.monotonic() + END_SECONDS
-            while not is_over(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.002)
         end_group(self._group)
         self._close_pipes()
 
@@ -353,7 +345,7 @@ class Child:
         should_stop: Callable[[], bool],
         wall_seconds: float | Patience | None,
         place: Place,
-    ) -> dict[str, Any]:
+    ) -> Line:
         started = time.monotonic()
         limit = Patience.of(wall_seconds) if isinstance(wall_seconds, int | float) else wall_seconds
         unsent = json.dumps(request).encode() + b"\n"
@@ -366,28 +358,28 @@ class Child:
                     f"{self._name}: no {limit.wanted} within {limit.seconds:g} s, killed",
                     code="timeout",
                 )
-            unsent, messages = self._exchange(unsent, place.waits_for)
-            for message in messages:
-                if "progress" in message:
-                    progress = self._parsed_progress(message["progress"])
+            unsent, lines = self._exchange(unsent, place.waits_for)
+            for line in lines:
+                if line.progress is not None:
                     if limit is not None:
-                        limit.heard(progress, worked)
-                    on_progress(progress)
-                elif message.get("turn") == "over":
+                        limit.heard(line.progress, worked)
+                    on_progress(line.progress)
+                elif line.turn == "over":
                     place.leave()
-                elif "turn" in message:
+                elif line.turn == "wanted":
                     if not place.ask():
                         raise self._nonsense()
+                elif line.hello is not None:
+                    raise self._nonsense()
                 else:
-                    return message
-            if place.come():
-                unsent += b'{"turn": "yours"}\n'
-            elif messages and place.waits:
+                    return line
+            # Not before it has read the last word: else it could fill our memory with wishes.
+            if not unsent and place.come():
+                unsent = b'{"turn": "yours"}\n'
+            elif lines and place.waits:
                 on_progress(Progress(stage="wait"))
 
-    def _exchange(
-        self, unsent: bytes, also: Turn | None = None
-    ) -> tuple[bytes, list[dict[str, Any]]]:
+    def _exchange(self, unsent: bytes, also: Turn | None = None) -> tuple[bytes, list[Line]]:
         """Send and receive what can be within POLL_SECONDS; return what is left, what came.
 
         It returns earlier when something came, or when ``also`` is free.
@@ -407,27 +399,14 @@ class Child:
                 if not data:
                     raise self._death()
                 self._buffer += data
-        return unsent, self._complete_messages()
+        return unsent, self._complete_lines()
 
-    def _complete_messages(self) -> list[dict[str, Any]]:
+    def _complete_lines(self) -> list[Line]:
         *lines, self._buffer = self._buffer.split(b"\n")
-        if len(self._buffer) > MAX_MESSAGE_BYTES:
+        if max(map(len, (self._buffer, *lines))) > messages.MAX_LINE_BYTES:
             raise ChildDiedError(f"{self._name}: the child process sends without end, killed")
-        messages = []
-        for line in lines:
-            try:
-                message = json.loads(line)
-            except (ValueError, RecursionError):
-                message = None
-            if not isinstance(message, dict):
-                raise self._nonsense()
-            messages.append(message)
-        return messages
-
-    def _parsed_progress(self, fields: Any) -> Progress:
         try:
-            progress = Progress.model_validate(fields)
-            return progress.model_copy(update={"stage": progress.stage[:MAX_STAGE]})
+            return [messages.parse(line) for line in lines]
         except ValueError as error:
             raise self._nonsense() from error
 
@@ -455,24 +434,6 @@ class Child:
         return ChildDiedError(f"{self._name}: the child process {_how_it_ended(code)}")
 
 
-def _result_of(answer: dict[str, Any]) -> dict[str, Any]:
-    result = answer.get("result")
-    if isinstance(result, dict):
-        return result
-    error = answer.get("error")
-    if not isinstance(error, dict):
-        raise ChildDiedError("the child process gave no answer")
-    kind = getattr(errors, str(error.get("class"))[:MAX_STAGE], None)
-    if not (isinstance(kind, type) and issubclass(kind, _RAISED)):
-        kind = AnalysisError
-    code, field = str(error.get("code")), error.get("field")
-    raise kind(
-        str(error.get("message"))[:MAX_WORDS],
-        code=code if _CODE.match(code) else "internal",
-        field=None if field is None else str(field)[:MAX_STAGE],
-    )
-
-
 def _how_it_ended(code: int) -> str:
     if code >= 0:
         return f"ended by itself with exit code {code}"
@@ -484,22 +445,21 @@ def _how_it_ended(code: int) -> str:
     return f"was ended by {name}{hint}"
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    # Not yet reaped, so that its number is still its own; its session holds what it started.
+def _tell_to_end(process: subprocess.Popen[bytes]) -> None:
+    """Have the process outside of the walls kill all that is within, and itself when it is gone."""
+    # Not yet reaped, so that its number is still its own.
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+            if sys.platform.startswith("linux"):
+                process.terminate()
+            else:  # there are no walls, and nobody outside of them
+                os.killpg(process.pid, signal.SIGKILL)
 
 
-def _walls_of(hello: dict[str, Any]) -> Walls:
+def _walls_of(hello: Line) -> Walls:
     """Return what a child says of its walls; it says so before it has seen any film."""
-    stand, lack = hello.get("walls"), hello.get("lack")
-    if not isinstance(stand, list) or not isinstance(lack, dict):
-        return Walls()
-    return Walls(
-        [name for name in NAMES if name in stand],
-        {name: str(lack[name])[:MAX_STAGE] for name in NAMES if name in lack},
-    )
+    lack = {name: hello.lack[name] for name in NAMES if name in hello.lack}
+    return Walls([name for name in NAMES if name in hello.walls], lack)
 
 
 def _environment(home: Path) -> dict[str, str]:

@@ -158,7 +158,8 @@ class Channel:
 
     def send(self, message: dict[str, Any]) -> None:
         """Write one message."""
-        data = json.dumps(message).encode() + b"\n"
+        # Words of a decoder may hold half a character, which no JSON of its parent's may.
+        data = json.dumps(message, ensure_ascii=False).encode(errors="replace") + b"\n"
         with self._lock:
             while data:
                 data = data[os.write(self._fd, data) :]

@@ -21,6 +21,10 @@ from posedrop.storage import Listing, Storage
 
 log = logging.getLogger(__name__)
 
+#: Attempts of a run that are given up although the store was at fault each time: it took their
+#: claims, and not what they had made.
+MAX_UNPUBLISHED = 10
+
 
 @dataclass(frozen=True, slots=True)
 class History:
@@ -125,6 +129,9 @@ class Exhausted:
     """Too many attempts died or failed; ``last`` is the latest of them."""
 
     attempts: int
+    """All that there were, of both halves."""
+    counted: int
+    """Those for which it is given up."""
     last: Attempt
     artefacts: list[Artefact]
     """What the last attempt published that has told of any."""
@@ -153,9 +160,11 @@ def take(
     if before.is_busy(lease_seconds):
         return Busy()
     spent = [a for a in before.spent(None, "failed") if a.task == task]
-    if len(spent) >= max_attempts:
-        told = (a.artefacts for a in reversed(spent) if a.artefacts)
-        return Exhausted(len(before.attempts), spent[-1], next(told, []))
+    refused = [a for a in before.spent("handed_back") if a.task == task and a.is_unpublished]
+    if len(spent) >= max_attempts or len(refused) >= MAX_UNPUBLISHED:
+        ended = sorted([*spent, *refused], key=lambda a: a.number)
+        told = (a.artefacts for a in reversed(ended) if a.artefacts)
+        return Exhausted(len(before.attempts), len(ended), ended[-1], next(told, []))
     record = begin(storage, bucket, folder, before, task, worker)
     if record is None:
         return Busy()

@@ -38,6 +38,7 @@ from worker.conditional import Conditional
 from worker.cuda_decode import Card, DecodedOtherwiseError
 from worker.detection import Detections, Detector, only_normalises
 from worker.feed import Batches, Feed, Prediction, Runner
+from worker.messages import MAX_RANGES
 from worker.network import Network
 from worker.parts import Found, Parts
 from worker.passes import Pass
@@ -490,5 +491,7 @@ def _missing(expected: range, indexes: Sequence[int], stride: int) -> list[dict[
     gone = np.setdiff1d(np.asarray(expected, np.int64), np.asarray(indexes, np.int64))
     if not len(gone):
         return []
-    ranges = np.split(gone, np.flatnonzero(np.diff(gone) != stride) + 1)
+    # Of more than an answer may have, the last one spans the rest; predictions.npz has them all.
+    breaks = np.flatnonzero(np.diff(gone) != stride)[: MAX_RANGES - 1]
+    ranges = np.split(gone, breaks + 1)
     return [{"first": int(part[0]), "last": int(part[-1])} for part in ranges]

@@ -8,17 +8,12 @@ A full disk, a store that is away and a worker that is stopped are not the film'
 from __future__ import annotations
 
 import logging
-import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from posedrop import layout
 from posedrop.errors import (
-    AnalysisError,
     CancelledRunError,
     ChildDiedError,
     ObjectChangedError,
@@ -39,7 +34,7 @@ from posedrop.records import (
 )
 from posedrop.settings import Settings
 from posedrop.storage import ObjectInfo
-from worker import claim, room
+from worker import artefacts, claim, messages, room
 from worker.claim import Held, History
 from worker.workshop import Workshop
 
@@ -60,7 +55,9 @@ RETRY_SECONDS = 2.0
 MAX_THUMBNAIL_BYTES = 2**20
 #: The reason of a refusal by attempts that failed.
 DECODER_FAILED = "decoder_failed"
-_MAX_NAME = 100
+#: What an attempt ended with that had no film to read any more: a disk's fault, or its child's.
+UNREADABLE = "scratch_unreadable"
+_JPEG = b"\xff\xd8\xff"
 _CHUNK = 1 << 20
 #: What says nothing about the film that was to be decoded.
 _NOT_THE_FILM = (StorageError, QueueError)
@@ -186,9 +183,9 @@ def _decode(
     except Exception as error:
         return _failed(shop, held, before, record, local, prefix, error)
     shop.cache.keep_video(sha256, local)
-    if _is_picture(thumbnail):
+    if (picture := _picture(thumbnail)) is not None:
         name = layout.thumbnail(prefix)
-        shop.storage.upload(shop.settings.results_bucket, name, thumbnail, "image/jpeg")
+        shop.storage.write(shop.settings.results_bucket, name, picture, "image/jpeg")
     duplicate = _first_of_its_content(shop, sha256, record.video)
     return record.model_copy(update={"probe": probe, "duplicate_of": duplicate})
 
@@ -251,8 +248,8 @@ def _failed(
     try:
         _check_fault(error, local)
         held.look()
-    except Exception:
-        held.end("handed_back")
+    except Exception as fault:
+        held.end("handed_back", _told(fault, local))
         raise
     if held.lost:  # it was deleted, or taken over: what comes of it is not ours to say
         return None
@@ -280,14 +277,18 @@ def _check_fault(error: Exception, local: Path) -> None:
 
     It is where the film itself can be read and the disk takes what is written.
     """
-    if isinstance(error, _NOT_THE_FILM) or getattr(error, "code", None) == "not_started":
+    if isinstance(error, _NOT_THE_FILM):
+        raise error
+    if isinstance(error, ChildDiedError) and error.code == "not_started":
         raise error
     try:
-        with local.open("rb") as file:
+        with artefacts.opened(local, links=None) as file:
             while file.read(_CHUNK):
                 pass
+    except artefacts.NotTakenError as other:  # its child put that there
+        log.warning("%s: %s", local, other)
     except OSError as gone:
-        raise StorageError(f"can't read {local} ({gone})", code="scratch_unreadable") from gone
+        raise StorageError(f"can't read {local} ({gone})", code=UNREADABLE) from gone
     room.check_room(local.parent)
 
 
@@ -302,11 +303,15 @@ def _told(error: Exception, local: Path) -> RunError:
 def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | None:
     """Return the refusal of a video whose attempts are used up, None: another may be made."""
     failed, died = before.spent("failed"), before.spent(None)
+    back = before.spent("handed_back")
+    unreadable = [a for a in back if a.error is not None and a.error.code == UNREADABLE]
     if len(failed) >= settings.max_attempts:
         said = failed[-1].error
         what = f"failed {len(failed)} times; the last time: {said.message if said else '?'}"
     elif len(died) >= MAX_DIED:
         what = f"was cut short {len(died)} times, as its worker was killed each time"
+    elif len(unreadable) >= MAX_DIED:
+        what = f"failed {len(unreadable)} times, as the film was gone from the disk each time"
     else:
         return None
     return RefusedVideoError(
@@ -319,53 +324,32 @@ def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | Non
 
 
 def _probe(shop: Workshop, held: Held, video: Path, thumbnail: Path) -> Probe:
-    answer = shop.cpu.call(
-        "worker.preflight:probe",
-        {
-            "video": str(video),
-            "thumbnail": str(thumbnail),
-            "max_pixels": shop.settings.max_pixels,
-            "max_frames": shop.settings.max_frames,
-        },
+    task = messages.ProbeVideo(
+        video=str(video),
+        thumbnail=str(thumbnail),
+        max_pixels=shop.settings.max_pixels,
+        max_frames=shop.settings.max_frames,
+    )
+    output = messages.ask(
+        shop.cpu.call,
+        task,
         on_progress=held.progress,
         should_stop=lambda: shop.closing or held.lost,
         wall_seconds=PROBE_SECONDS + video.stat().st_size / PROBE_BYTES_A_SECOND,
         folder=video.parent,
         log=video.with_name("probe.log"),
     )
-    return _believed(answer, shop.settings)
+    return output.probe
 
 
-def _believed(answer: dict[str, Any], settings: Settings) -> Probe:
-    """Return a probe as the child gave it, if it can be one: a decoder may have broken its child.
-
-    Raises:
-        AnalysisError: it can't.
-    """
+def _picture(path: Path) -> bytes | None:
+    """Return the thumbnail that the child left, None if there is none, or something else."""
     try:
-        probe = Probe.model_validate(answer.get("probe"))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise AnalysisError(f"no probe: {where}: {first['msg']}", code="bad_answer") from error
-    for what, good in {
-        "size": 0 < probe.width * probe.height <= settings.max_pixels,
-        "frames": 0 < probe.frames <= settings.max_frames,
-        "fps": math.isfinite(probe.fps) and probe.fps > 0,
-        "duration": math.isfinite(probe.duration) and probe.duration >= 0,
-        "rotation": -360 < probe.rotation < 360,
-        "codec": len(probe.codec) <= _MAX_NAME and len(probe.pixel_format) <= _MAX_NAME,
-    }.items():
-        if not good:
-            raise AnalysisError(f"no probe: its {what} can't be", code="bad_answer")
-    return probe
-
-
-def _is_picture(path: Path) -> bool:
-    """Tell whether the child left a thumbnail, and no link to what only its parent may read."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    return 0 < path.stat().st_size <= MAX_THUMBNAIL_BYTES
+        with artefacts.opened(path, MAX_THUMBNAIL_BYTES) as file:
+            picture = file.read(MAX_THUMBNAIL_BYTES)
+    except (artefacts.NotTakenError, OSError):
+        return None
+    return picture if picture.startswith(_JPEG) else None
 
 
 def _first_of_its_content(shop: Workshop, sha256: str, video: VideoRef) -> Duplicate | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import stat
 import uuid
 from collections.abc import Iterator
@@ -89,8 +90,9 @@ def new_group(memory: int) -> str:
     """
     for base, own, name in _groups(Path("/")):
         group = base / own / f"{_GROUP}{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        for each in (base / own).glob(f"{_GROUP}*"):  # of workers that were killed
-            end_group(str(each))
+        for each in (base / own).glob(f"{_GROUP}*-*"):  # of workers that were killed
+            if not Path("/proc", each.name.split("-")[1]).exists():
+                end_group(str(each))
         try:
             group.mkdir()
             (group / name).write_text(str(memory))
@@ -166,14 +168,11 @@ def _processes_of(session: int) -> Iterator[Path]:
                 yield Path("/proc", name)
 
 
-def is_over(session: int) -> bool:
-    """Tell whether nothing of a session is left but what somebody has yet to take note of."""
+def end_session(session: int) -> None:
+    """Kill what is left of a session: who was to do so was stopped, or killed itself."""
     for process in _processes_of(session):
-        with suppress(OSError, IndexError):
-            # Behind the name, which may be anything.
-            if (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-                return False
-    return True
+        with suppress(OSError):
+            os.kill(int(process.name), signal.SIGKILL)
 
 
 def _memory_of(process: Path) -> int:

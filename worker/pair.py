@@ -18,6 +18,7 @@ from typing import Any
 
 from posedrop.errors import CancelledRunError, PosedropError
 from worker.child import Child
+from worker.messages import DeviceOutput
 from worker.turn import POLL_SECONDS, Turn
 from worker.walls import Walls
 
@@ -158,11 +159,11 @@ class Pair:
                 wall_seconds=WARM_UP_SECONDS,
                 log=None,
             )
-        except PosedropError as error:
+            return DeviceOutput.model_validate(answer).accelerated
+        except (PosedropError, ValueError) as error:
             if not self._closed:
                 log.warning("a child for the network could not begin: %s", error)
             return None
-        return bool(answer["accelerated"])
 
     def _let_go(self, child: Child) -> None:
         with self._changed:

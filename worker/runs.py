@@ -8,14 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from posedrop import analyses, layout, models
 from posedrop.errors import (
@@ -32,7 +30,6 @@ from posedrop.errors import (
 from posedrop.queue import QueueError
 from posedrop.records import (
     Artefact,
-    Encoded,
     Inference,
     Model,
     NeedsNewer,
@@ -40,12 +37,13 @@ from posedrop.records import (
     Progress,
     Request,
     RunError,
-    Seconds,
     Task,
 )
-from worker import checkpoints, claim, pair, publish, room, tunings
+from worker import artefacts, checkpoints, claim, messages, pair, publish, room, tunings
+from worker.artefacts import NotTakenError
 from worker.child import Child
 from worker.claim import Claim
+from worker.messages import AnalysisOutput
 from worker.patience import QUIET_SECONDS, Patience
 from worker.workshop import Workshop
 
@@ -55,12 +53,42 @@ log = logging.getLogger(__name__)
 FINAL_ERRORS = (AnalysisError, BadRequestError, RefusedVideoError, ObjectChangedError)
 #: What a child says that it is at; the other stages are steps of this process.
 STAGES = frozenset({"infer", "track", "filter", "write", "render"})
-RUN_LOG = "run.log"
+RUN_LOG = layout.RUN_LOG
+POSES, POSES_FILTERED = "poses.h5", "poses_filtered.h5"
 _TAIL_BYTES = 2000
-_TIMINGS = TypeAdapter(dict[str, Seconds])
-_ENCODED = TypeAdapter(Encoded | None)
 
-Work = Callable[[Workshop, str, Request, Claim, Path], None]
+
+@dataclass(frozen=True)
+class Folders:
+    """Where an attempt has its files: what children write to, and what was taken from them."""
+
+    bench: Path
+    """It holds the others, and goes with the attempt."""
+    left_out: list[str] = field(default_factory=list)
+    """Words about files that children left and that were not taken."""
+
+    def __post_init__(self) -> None:
+        """Make them."""
+        self.film.mkdir()
+        self.kept.mkdir()
+
+    @property
+    def film(self) -> Path:
+        """For the child that opens the film: ``video``, ``out``, ``parts``, ``run.log``."""
+        return self.bench / "film"
+
+    @property
+    def tables(self) -> Path:
+        """For the child that makes tables, where no film ever is: ``out``, ``run.log``."""
+        return self.bench / "tables"
+
+    @property
+    def kept(self) -> Path:
+        """What is published, and no child writes to."""
+        return self.bench / "kept"
+
+
+Work = Callable[[Workshop, str, Request, Claim, Folders], None]
 
 
 def infer(shop: Workshop, run: str) -> None:
@@ -135,31 +163,32 @@ def _is_too_new(shop: Workshop, run: str, request: Request) -> bool:
 def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, work: Work) -> None:
     ids = {"analysis_id": request.analysis_id, "attempt": held.number, "task": task}
     log.info("attempt begins", extra=ids)
-    with shop.bench() as folder:
+    with shop.bench() as bench:
+        folders = Folders(bench)
         try:
             held.look()
             _go_on(held, shop)
             told = shop.record.at(held, request.video.key, run)
             with told, held.beating(shop.settings.heartbeat_seconds):
-                work(shop, run, request, held, folder)
+                work(shop, run, request, held, folders)
         except CancelledRunError as error:
             _stopped(shop, run, request, held, error)
         except FINAL_ERRORS as error:
-            failure = _failure(error, held, folder)
-            _leave(shop, run, held, folder)
+            failure = _failure(error, held, folders)
+            _leave(shop, run, request, held, folders)
             held.end("failed", failure)
             _fail(shop, run, request, held.number, failure, held.artefacts)
         except ChildDiedError as error:
             log.warning("attempt failed: %s", error, extra=ids)
-            _try_again(shop, run, held, folder, error)
+            _try_again(shop, run, request, held, folders, error)
         except Exception as error:
-            if _is_of_the_machine(error, folder):
+            if _is_of_the_machine(error, folders.kept):
                 # The attempt does not count, and Dramatiq tries the message again.
-                held.end("handed_back")
+                held.end("handed_back", _failure(_told(error), held, folders))
                 raise
             log.exception("attempt failed", extra=ids)
-            wrong = AnalysisError(f"posedrop itself failed: {error!r}"[:1000], code="internal")
-            _try_again(shop, run, held, folder, wrong)
+            wrong = _told(error)
+            _try_again(shop, run, request, held, folders, wrong)
 
 
 def _is_of_the_machine(error: Exception, folder: Path) -> bool:
@@ -176,44 +205,92 @@ def _is_of_the_machine(error: Exception, folder: Path) -> bool:
     return False
 
 
-def _try_again(shop: Workshop, run: str, held: Claim, folder: Path, error: PosedropError) -> None:
+def _told(error: Exception) -> PosedropError:
+    """Return an error that nobody foresaw as one with words."""
+    if isinstance(error, PosedropError):
+        return error
+    words = f"posedrop itself failed: {error!r}"[:1000]
+    return AnalysisError(words.encode(errors="replace").decode(), code="internal")
+
+
+def _try_again(
+    shop: Workshop,
+    run: str,
+    request: Request,
+    held: Claim,
+    folders: Folders,
+    error: PosedropError,
+) -> None:
     """Count an attempt that failed, and send the run again: to be given up, if it was the last."""
     if shop.closing:
         _hand_back(shop, run, held)
         return
     if held.is_last:
-        _leave(shop, run, held, folder)
-    held.end("failed", _failure(error, held, folder))
+        _leave(shop, run, request, held, folders)
+    held.end("failed", _failure(error, held, folders))
     shop.send(held.task, run=run)
 
 
-def _failure(error: PosedropError, held: Claim, folder: Path) -> RunError:
-    return claim.run_error(error, _stage(held.at, held.task), _tail(folder / RUN_LOG))
+def _failure(error: PosedropError, held: Claim, folders: Folders) -> RunError:
+    return claim.run_error(error, _stage(held.at, held.task), _tail(folders))
 
 
 def _stage(at: str, task: Task) -> str:
     return at if at in STAGES else task
 
 
-def _leave(shop: Workshop, run: str, held: Claim, folder: Path) -> None:
+def _leave(shop: Workshop, run: str, request: Request, held: Claim, folders: Folders) -> None:
     """Publish what an attempt that fails has made: its log, and whole files, if any may be."""
-    out = folder / "out"
-    # What an analysis leaves by the way, before its predictions, need not be whole.
-    is_whole = held.task == "render" or layout.PREDICTIONS in _names(held.artefacts)
     try:
-        out.mkdir(exist_ok=True)
-        _keep_log(folder)
-        _upload(shop, run, held, out.iterdir() if is_whole else [out / RUN_LOG])
+        if held.task == "render":
+            _take(folders, folders.film / "out", layout.DRAWN, request)
+        elif layout.PREDICTIONS in _names(held.artefacts):
+            # What an analysis leaves by the way, before its predictions, need not be whole.
+            _take_tables(folders, request)
+        _keep_log(folders)
+        _upload(shop, run, held, folders.kept.iterdir())
     except (OSError, StorageError) as error:
         # The predictions are safe: all else can be made of them again.
         log.warning("%s: what a failed attempt has made is lost: %s", run, error)
 
 
-def _keep_log(folder: Path) -> None:
-    """Put a job's log to its artefacts; on a full disk, or of a child gone mad, there is none."""
-    run_log = folder / RUN_LOG
-    if run_log.is_file():
-        shutil.copy(run_log, folder / "out" / RUN_LOG, follow_symlinks=False)
+def _take(folders: Folders, out: Path, names: Collection[str], request: Request) -> None:
+    """Take the files that a child left in ``out``, by these names alone."""
+    given = (layout.PREDICTIONS,) if out.parent == folders.tables else ()
+    told = artefacts.take(out, folders.kept, names, _largest(request), besides=given)
+    for words in told:
+        log.warning("left out: %s", words, extra={"analysis_id": request.analysis_id})
+    folders.left_out.extend(told)
+
+
+def _take_tables(folders: Folders, request: Request) -> None:
+    if folders.tables.exists():
+        names = artefacts.names_of(analyses.get(request.analysis), opens_film=False)
+        _take(folders, folders.tables / "out", names, request)
+
+
+def _largest(request: Request) -> int:
+    """Return how many bytes a file of a run may have."""
+    probe = request.probe
+    return artefacts.largest(probe.frames, probe.width, probe.height)
+
+
+def _keep_log(folders: Folders) -> None:
+    """Put the end of a job's log to its artefacts; of a child gone mad there may be none."""
+    logs = [_log_of(folders.film), _log_of(folders.tables)]
+    words = "".join(f"left out: {each}\n" for each in folders.left_out).encode()
+    if whole := b"".join([*logs, words]):
+        (folders.kept / RUN_LOG).write_bytes(whole)
+
+
+def _log_of(folder: Path, most: int = artefacts.MAX_LOG_BYTES) -> bytes:
+    return artefacts.end_of(folder / RUN_LOG, most)
+
+
+def _tail(folders: Folders) -> str | None:
+    """Return the end of what was printed last, for a record."""
+    tail = _log_of(folders.tables, _TAIL_BYTES) or _log_of(folders.film, _TAIL_BYTES)
+    return tail.decode(errors="replace") or None
 
 
 def _upload(
@@ -269,7 +346,7 @@ def _give_up(shop: Workshop, run: str, request: Request, spent: claim.Exhausted)
         message=f"worker {last.worker} was killed or lost while it was at this run",
         stage=_stage(last.progress.stage, last.task),
     )
-    message = f"given up after {shop.settings.max_attempts} attempts; the last: {known.message}"
+    message = f"given up after {spent.counted} attempts; the last: {known.message}"
     error = known.model_copy(update={"message": message})
     _fail(shop, run, request, spent.attempts, error, spent.artefacts)
 
@@ -364,25 +441,25 @@ def _downloaded(
 # -- infer -----------------------------------------------------------------------------------------
 
 
-def _infer(shop: Workshop, run: str, request: Request, held: Claim, folder: Path) -> None:
+def _infer(shop: Workshop, run: str, request: Request, held: Claim, folders: Folders) -> None:
     started = time.monotonic()
-    known = _known_poses(shop, request, folder)
+    known = _known_poses(shop, request, folders)
     if known is not None:
-        _publish_inference(shop, run, request, held, folder, known, time.monotonic() - started)
+        _publish_inference(shop, run, request, held, folders, known, time.monotonic() - started)
         return
-    (folder / "out").mkdir()
-    found = _from_predictions(shop, run, request, held, folder)
-    answer, fetched = found or _from_the_network(shop, run, request, held, folder)
-    answer = {**answer, "details": {**answer.get("details", {}), "walls": _walls(shop.gpu)}}
-    _publish_inference(shop, run, request, held, folder, answer, fetched)
+    found = _from_predictions(shop, run, request, held, folders)
+    output, fetched = found or _from_the_network(shop, run, request, held, folders)
+    details = {**output.details, "walls": _walls(shop.gpu)}
+    output = output.model_copy(update={"details": details})
+    _publish_inference(shop, run, request, held, folders, output, fetched)
     record = PosesOf(analysis_id=request.analysis_id, run=run)
     bucket = shop.settings.results_bucket
     shop.storage.write(bucket, layout.poses_record(analyses.poses_id(request)), record.to_json())
 
 
 def _from_the_network(
-    shop: Workshop, run: str, request: Request, held: Claim, folder: Path
-) -> tuple[dict[str, Any], float]:
+    shop: Workshop, run: str, request: Request, held: Claim, folders: Folders
+) -> tuple[AnalysisOutput, float]:
     """Return what the analysis found out, and the seconds to fetch what it needs."""
     started = time.monotonic()
     analysis = analyses.get(request.analysis)
@@ -399,26 +476,32 @@ def _from_the_network(
         )
         model.touch()
         # As links of its own: what the child reads is what it was handed, and no other model.
-        model = shutil.copytree(model, folder / "model", copy_function=os.link)
+        model = shutil.copytree(model, folders.film / "model", copy_function=os.link)
         shop.cache.trim_models()
-    _fetch_video(shop, request, held, folder)
+    video = _fetch_video(shop, request, held, folders.film)
     fetched = time.monotonic() - started
     _go_on(held, shop)
     bucket = shop.settings.results_bucket
-    parts = checkpoints.Checkpoints(shop.storage, bucket, run, folder / "parts")
+    parts = checkpoints.Checkpoints(shop.storage, bucket, run, folders.film / "parts")
     parts.fetch()
-    payload = {
-        **_job(request, folder),
-        "model": str(model) if model else None,
-        "device": shop.settings.device,
-        "decode": _at_first(held, shop.settings.decode),
-        "parts": str(parts.folder),
-        "part_seconds": shop.settings.checkpoint_seconds,
-        "model_bytes": shop.settings.model_bytes // pair.CHILDREN,
-    }
     digest = request.model.digest if request.model is not None else None
-    if digest is not None:
-        payload["tuning"] = tunings.fetch(shop.storage, bucket, digest)
+    out = folders.film / "out"
+    out.mkdir()
+    task = messages.RunAnalysis(
+        analysis=request.analysis,
+        video=str(video),
+        out=str(out),
+        args=request.args,
+        sha256=request.sha256,
+        model=str(model) if model else None,
+        model_digest=digest,
+        device=shop.settings.device,
+        decode=_at_first(held, shop.settings.decode),
+        parts=str(parts.folder),
+        part_seconds=shop.settings.checkpoint_seconds,
+        model_bytes=shop.settings.model_bytes // pair.CHILDREN,
+        tuning=tunings.fetch(shop.storage, bucket, digest) if digest is not None else {},
+    )
 
     size = _frame_size(request)
     patience = _patience(shop, request, size)
@@ -430,27 +513,30 @@ def _from_the_network(
             held.gives_way = True
             raise CancelledRunError("another group's turn: it goes on from its last checkpoint")
 
-    options = _calls(shop, request, held, folder)
+    options = _calls(shop, request, held, folders.film)
     options |= {"on_progress": on_progress, "wall_seconds": patience}
     held.stage("wait")
     try:
-        answer = shop.gpu.call(
-            "worker.engine:run_analysis", payload, makes_ready=analysis.makes_ready, **options
-        )
+        output = messages.ask(shop.gpu.call, task, makes_ready=analysis.makes_ready, **options)
     finally:
         parts.send()
-    _tell_speed(shop, request, size, patience, answer)
-    learned = answer.pop("tuning", None)
+    _tell_speed(shop, request, size, patience, output)
     if digest is not None:
-        tunings.keep(shop.storage, bucket, digest, learned)
-    if analysis.finish is not None:
-        # From here on no attempt needs the network again, whatever becomes of the tables.
-        held.stage("publish")
-        held.look()
-        _go_on(held, shop)
-        _upload(shop, run, held, [folder / "out" / layout.PREDICTIONS])
-        answer = _finished(shop, request, held, folder)
-    return answer, fetched
+        tunings.keep(shop.storage, bucket, digest, output.tuning)
+    if analysis.finish is None:
+        _take(folders, out, artefacts.names_of(analysis, opens_film=True), request)
+        return output, fetched
+    predictions = folders.kept / layout.PREDICTIONS
+    try:
+        artefacts.copy(out / layout.PREDICTIONS, predictions, _largest(request))
+    except (NotTakenError, FileNotFoundError) as error:
+        raise _bad_answer(request.analysis, f"{layout.PREDICTIONS}: {error}") from error
+    # From here on no attempt needs the network again, whatever becomes of the tables.
+    held.stage("publish")
+    held.look()
+    _go_on(held, shop)
+    _upload(shop, run, held, [predictions])
+    return _finished(shop, request, held, folders), fetched
 
 
 def _frame_size(request: Request) -> tuple[int, int]:
@@ -479,13 +565,12 @@ def _tell_speed(
     request: Request,
     size: tuple[int, int],
     patience: Patience,
-    answer: dict[str, Any],
+    output: AnalysisOutput,
 ) -> None:
     """Have the worker's record say how fast the network was, and on what."""
     frames, seconds = patience.measured
     shop.record.measured(request.analysis, request.model, size, frames, seconds)
-    details = answer.get("details")
-    device = details.get("device") if isinstance(details, dict) else None
+    device = output.details.get("device")
     if isinstance(device, str) and device.isprintable():
         shop.record.runs_on(device)
 
@@ -499,8 +584,8 @@ def _at_first(held: Claim, by: str) -> str:
 
 
 def _from_predictions(
-    shop: Workshop, run: str, request: Request, held: Claim, folder: Path
-) -> tuple[dict[str, Any], float] | None:
+    shop: Workshop, run: str, request: Request, held: Claim, folders: Folders
+) -> tuple[AnalysisOutput, float] | None:
     """Make the tables of what the network found in an attempt, or a run, before this one.
 
     Returns:
@@ -509,8 +594,7 @@ def _from_predictions(
     if analyses.get(request.analysis).finish is None:
         return None
     started = time.monotonic()
-    out = folder / "out"
-    path = out / layout.PREDICTIONS
+    path = folders.kept / layout.PREDICTIONS
     for place in _runs_before(shop, run, request):
         sha256 = _fetched(shop, f"{place}/{layout.PREDICTIONS}", path)
         if sha256 is None:
@@ -522,14 +606,13 @@ def _from_predictions(
         fetched = time.monotonic() - started
         _go_on(held, shop)
         try:
-            return _finished(shop, request, held, folder), fetched
+            return _finished(shop, request, held, folders), fetched
         except AnalysisError as error:
             if error.code != "damaged_predictions":
                 raise
             log.warning("%s: %s", place, error)
             held.withdraw(layout.PREDICTIONS)
-            shutil.rmtree(out)
-            out.mkdir()
+            path.unlink()
     return None
 
 
@@ -545,22 +628,25 @@ def _runs_before(shop: Workshop, run: str, request: Request) -> Iterator[str]:
         earlier = its.retry_of if its is not None else None
 
 
-def _finished(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[str, Any]:
-    """Have the tables made of the predictions."""
+def _finished(shop: Workshop, request: Request, held: Claim, folders: Folders) -> AnalysisOutput:
+    """Have the tables made of the predictions, by a child that never has a film near it."""
     held.stage("write")
-    options = _calls(shop, request, held, folder)
-    return shop.desk.call("worker.engine:finish_analysis", _job(request, folder), **options)
-
-
-def _job(request: Request, folder: Path) -> dict[str, Any]:
-    return {
-        "analysis": request.analysis,
-        "video": str(folder / "video"),
-        "sha256": request.sha256,
-        "out": str(folder / "out"),
-        "args": request.args,
-        "model_digest": request.model.digest if request.model else None,
-    }
+    if folders.tables.exists():
+        shutil.rmtree(folders.tables)
+    out = folders.tables / "out"
+    out.mkdir(parents=True)
+    shutil.copyfile(folders.kept / layout.PREDICTIONS, out / layout.PREDICTIONS)
+    task = messages.FinishAnalysis(
+        analysis=request.analysis,
+        out=str(out),
+        args=request.args,
+        sha256=request.sha256,
+        model_digest=request.model.digest if request.model else None,
+    )
+    options = _calls(shop, request, held, folders.tables)
+    output = messages.ask(shop.desk.call, task, **options)
+    _take_tables(folders, request)
+    return output
 
 
 def _calls(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[str, Any]:
@@ -577,12 +663,13 @@ def _calls(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[
     }
 
 
-def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, Any] | None:
+def _known_poses(shop: Workshop, request: Request, folders: Folders) -> AnalysisOutput | None:
     """Fetch the poses that an earlier run found with the same arguments, or others of the drawing.
 
     Returns:
-        The answer that run's analysis gave, with its files in ``out``; None: there is none, its
-        files are gone, or a run of its own was asked for (``force``).
+        What that run's analysis found out, with its files in ``kept``; None: there is none, its
+        files are gone or no longer of those that are taken, or a run of its own was asked for
+        (``force``).
     """
     if request.force is not None:
         return None
@@ -594,23 +681,26 @@ def _known_poses(shop: Workshop, request: Request, folder: Path) -> dict[str, An
     earlier = shop.storage.read_whole_record(bucket, f"{there.run}/{layout.INFERENCE}", Inference)
     if earlier is None:
         return None
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        files = Path(temporary)
-        for artefact in earlier.artefacts:
-            key = f"{there.run}/{artefact.object_name}"
-            path = files / Path(artefact.name).name
-            try:
-                whole = _downloaded(shop, bucket, key, path, artefact.sha256)
-            except ObjectChangedError:  # gone
-                return None
-            if not whole:
-                return None
-        files.rename(folder / "out")
-        files.mkdir()  # for who removes it
-    if (folder / "out" / RUN_LOG).exists():
-        (folder / "out" / RUN_LOG).replace(folder / RUN_LOG)
-    answer = earlier.model_dump(exclude={"analysis_id", "artefacts", "timings"})
-    return {**answer, "details": {**earlier.details, "poses_of": there.analysis_id}}
+    names = artefacts.names_of(analyses.get(request.analysis), opens_film=False)
+    wanted = {*names, layout.PREDICTIONS, RUN_LOG}
+    for artefact in earlier.artefacts:
+        key = f"{there.run}/{artefact.object_name}"
+        path = folders.kept / artefact.name
+        try:
+            is_whole = artefacts.is_allowed(artefact.name, wanted) and _downloaded(
+                shop, bucket, key, path, artefact.sha256
+            )
+        except ObjectChangedError:  # gone
+            is_whole = False
+        if not is_whole:
+            shutil.rmtree(folders.kept)
+            folders.kept.mkdir()
+            return None
+    if (folders.kept / RUN_LOG).exists():
+        (folders.kept / RUN_LOG).replace(folders.film / RUN_LOG)
+    told = earlier.model_dump(exclude={"artefacts", "timings"})
+    details = {**earlier.details, "poses_of": there.analysis_id}
+    return AnalysisOutput.model_validate({**told, "details": details})
 
 
 def _publish_inference(
@@ -618,21 +708,24 @@ def _publish_inference(
     run: str,
     request: Request,
     held: Claim,
-    folder: Path,
-    answer: dict[str, Any],
+    folders: Folders,
+    output: AnalysisOutput,
     fetch_seconds: float,
 ) -> None:
     bucket = shop.settings.results_bucket
     held.stage("publish")
-    _keep_log(folder)
+    _keep_log(folders)
     held.look()
     _go_on(held, shop)
     renders = analyses.get(request.analysis).renders
+    if renders and not (folders.kept / POSES).is_file():
+        why = "; ".join(folders.left_out) or "it left no such file"
+        raise _bad_answer(request.analysis, f"{POSES}: {why}")
     # Render goes on with the log, and leaves all of it under its name.
     apart = {RUN_LOG} if renders else set()
-    _upload(shop, run, held, (folder / "out").iterdir(), apart)
-    artefacts = held.artefacts
-    inference = _believed(request, answer, artefacts, fetch_seconds)
+    _upload(shop, run, held, folders.kept.iterdir(), apart)
+    published = held.artefacts
+    inference = _inference(request, output, published, fetch_seconds)
     if renders:
         shop.storage.create(bucket, f"{run}/{layout.INFERENCE}", inference.to_json())
         checkpoints.clear(shop.storage, bucket, run)
@@ -640,88 +733,84 @@ def _publish_inference(
         shop.send("render", run=run)
     else:
         held.end("done")
-        _succeed(shop, run, request, held, inference, artefacts, {})
+        _succeed(shop, run, request, held, inference, published, {})
+        checkpoints.clear(shop.storage, bucket, run)
 
 
-def _believed(
-    request: Request, answer: dict[str, Any], artefacts: list[Artefact], fetch_seconds: float
+def _inference(
+    request: Request, output: AnalysisOutput, published: list[Artefact], fetch_seconds: float
 ) -> Inference:
-    """Return what an analysis answered, if it can be so: it may be anybody's, or a decoder's prey.
-
-    Raises:
-        AnalysisError: code ``bad_answer``: it can't.
-    """
-    try:
-        return Inference.model_validate(
-            {
-                "analysis_version": analyses.get(request.analysis).version,
-                **answer,
-                "analysis_id": request.analysis_id,
-                "artefacts": [artefact.model_dump() for artefact in artefacts],
-                "timings": {"fetch": fetch_seconds, **answer.get("timings", {})},
-            }
-        )
-    except (TypeError, ValueError) as error:
-        raise _bad_answer(request.analysis, error) from error
+    told = output.model_dump(exclude={"tuning"})
+    version = output.analysis_version or analyses.get(request.analysis).version
+    more = {
+        "analysis_id": request.analysis_id,
+        "analysis_version": version,
+        "artefacts": published,
+        "timings": {"fetch": fetch_seconds, **output.timings},
+    }
+    return Inference.model_validate({**told, **more})
 
 
-def _bad_answer(who: str, error: Exception) -> AnalysisError:
-    return AnalysisError(f"{who} gave no answer that can be one: {error}"[:1000], code="bad_answer")
+def _bad_answer(who: str, why: str) -> AnalysisError:
+    return AnalysisError(f"{who} gave no answer that can be one: {why}"[:1000], code="bad_answer")
 
 
 # -- render ----------------------------------------------------------------------------------------
 
 
-def _render(shop: Workshop, run: str, request: Request, held: Claim, folder: Path) -> None:
+def _render(shop: Workshop, run: str, request: Request, held: Claim, folders: Folders) -> None:
     bucket = shop.settings.results_bucket
     inference = shop.storage.read_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
     if inference is None:
         raise AnalysisError("the poses of this run are gone; ask again with force", code="no_poses")
-    video = _fetch_video(shop, request, held, folder)
-    poses = folder / "poses"
+    video = _fetch_video(shop, request, held, folders.film)
+    poses = folders.film / "poses"
     poses.mkdir()
     names = {artefact.name: artefact for artefact in inference.artefacts}
-    for name in ("poses.h5", "poses_filtered.h5"):
+    for name in (POSES, POSES_FILTERED):
         if name in names:
             place = names[name].object_name
             sha256 = names[name].sha256
             if not _downloaded(shop, bucket, f"{run}/{place}", poses / name, sha256):
                 raise AnalysisError(f"{name} is not what infer wrote", code="damaged_poses")
-    out = folder / "out"
+    out = folders.film / "out"
     out.mkdir()
-    run_log = folder / RUN_LOG
+    run_log = folders.film / RUN_LOG
     if RUN_LOG in names:
         shop.storage.download(bucket, f"{run}/{names[RUN_LOG].object_name}", run_log)
     _go_on(held, shop)
-    model = _model(shop, request)
-    answer = shop.cpu.call(
-        "worker.render:render",
-        {
-            **_drawing(request, model, video, poses, out),
-            "device": shop.settings.device,
-            "encode": _at_first(held, shop.settings.encode),
-        },
+    task = _drawing(
+        request,
+        _model(shop, request),
+        video,
+        poses,
+        out,
+        shop.settings.device,
+        _at_first(held, shop.settings.encode),
+    )
+    output = messages.ask(
+        shop.cpu.call,
+        task,
         on_progress=held.progress,
         should_stop=_should_stop(held, shop),
         wall_seconds=Patience(request.probe.frames, 1.0),
-        folder=folder,
+        folder=folders.film,
         log=run_log,
     )
     held.stage("publish")
-    _keep_log(folder)
+    _take(folders, out, layout.DRAWN, request)
+    if not (folders.kept / layout.DRAWN[0]).is_file():
+        why = "; ".join(folders.left_out) or "it left no such file"
+        raise _bad_answer("render", f"{layout.DRAWN[0]}: {why}")
+    _keep_log(folders)
     held.look()
     _go_on(held, shop)
-    _upload(shop, run, held, out.iterdir())
+    _upload(shop, run, held, folders.kept.iterdir())
     kept = [a for a in inference.artefacts if a.name != RUN_LOG]
-    try:
-        took = _TIMINGS.validate_python(answer.get("timings"))
-        encoded = _ENCODED.validate_python(answer.get("encode"))
-    except ValueError as error:
-        raise _bad_answer("render", error) from error
-    timings = {f"render_{name}": seconds for name, seconds in took.items()}
+    timings = {f"render_{name}": seconds for name, seconds in output.timings.items()}
     details = {**inference.details, "render_walls": _walls(shop.cpu)}
-    if encoded is not None:
-        details["encode"] = encoded.model_dump()
+    if output.encode is not None:
+        details["encode"] = output.encode.model_dump()
     inference = inference.model_copy(update={"details": details})
     held.end("done")
     _succeed(shop, run, request, held, inference, kept + held.artefacts, timings)
@@ -740,25 +829,33 @@ def _model(shop: Workshop, request: Request) -> Model | None:
 
 
 def _drawing(
-    request: Request, model: Model | None, video: Path, poses: Path, out: Path
-) -> dict[str, Any]:
+    request: Request,
+    model: Model | None,
+    video: Path,
+    poses: Path,
+    out: Path,
+    device: str,
+    encode: str,
+) -> messages.RenderVideo:
     args = request.args
-    filtered = poses / "poses_filtered.h5"
+    filtered = poses / POSES_FILTERED
     pcutoff = args.get("pcutoff")
     if pcutoff is None:
         pcutoff = model.pcutoff if model else 0.6
-    return {
-        "video": str(video),
-        "poses": str(poses / "poses.h5"),
-        "poses_filtered": str(filtered) if filtered.is_file() else None,
-        "out": str(out),
-        "pcutoff": pcutoff,
-        "style": args.get("style", {}),
-        "skeleton": model.skeleton if model else [],
-        "start": args.get("start", 0),
-        "stop": args.get("stop"),
-        "stride": args.get("stride", 1),
-    }
+    return messages.RenderVideo(
+        video=str(video),
+        poses=str(poses / POSES),
+        poses_filtered=str(filtered) if filtered.is_file() else None,
+        out=str(out),
+        pcutoff=pcutoff,
+        style=args.get("style", {}),
+        skeleton=model.skeleton if model else [],
+        start=args.get("start", 0),
+        stop=args.get("stop"),
+        stride=args.get("stride", 1),
+        device=device,
+        encode=encode,
+    )
 
 
 def _succeed(
@@ -788,11 +885,3 @@ def _succeed(
         artefacts=artefacts,
         timings={**timings, "total": total},
     )
-
-
-def _tail(path: Path) -> str | None:
-    if path.is_symlink() or not path.is_file():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        return file.read().decode(errors="replace")

@@ -15,6 +15,7 @@ import signal
 import stat
 import struct
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -70,7 +71,17 @@ SYSTEM = (
     *("/etc/mime.types", "/etc/ssl/openssl.cnf"),
 )
 #: Of the kernel: what libraries ask it about processor, memory and cards.
-_PROC = ("cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems", "devices")
+_PROC = (
+    "cpuinfo",
+    "meminfo",
+    "stat",
+    "loadavg",
+    "uptime",
+    "version",
+    "filesystems",
+    "devices",
+    "modules",
+)
 KERNEL = (
     *("/proc/self", "/proc/sys", "/proc/driver", *(f"/proc/{name}" for name in _PROC)),
     *("/sys/devices", "/sys/bus", "/sys/class", "/sys/module", "/sys/fs/cgroup", "/sys/kernel/mm"),
@@ -143,9 +154,9 @@ def rules(plan: Plan, path: Sequence[str], modules: Iterable[ModuleType]) -> dic
     found = dict.fromkeys(path, READ_DIR) | found
     found.update(dict.fromkeys(KERNEL, READ))
     found.update(dict.fromkeys(DEVICES, DEVICE))
-    if plan.cards:
-        there = (card for name in CARDS for card in Path("/dev").glob(name))
-        found.update({str(card): DEVICE | READ_DIR for card in there})
+    cards = [card for name in CARDS for card in Path("/dev").glob(name)] if plan.cards else []
+    if cards:
+        found.update({str(card): DEVICE | READ_DIR for card in cards})
         found[SHARED_MEMORY] = WRITE
     found[str(Path(plan.folder) / OWN)] = WRITE
     found[str(Path(plan.folder) / GIVEN)] = READ_FILE | READ_DIR
@@ -214,8 +225,12 @@ def _real(path: str | Path) -> Path:
 
 
 def _without(path: Path, hidden: Sequence[Path]) -> Iterator[Path]:
-    """Yield a folder, or as much of what is in it as has nothing to hide."""
-    if any(path.is_relative_to(each) for each in hidden):
+    """Yield a folder, or as much of what is in it as has nothing to hide.
+
+    One that lies in a hidden folder is named by itself, as an interpreter beside the data: it is
+    yielded.
+    """
+    if path in hidden:
         return
     if not any(each.is_relative_to(path) for each in hidden):
         yield path
@@ -240,6 +255,7 @@ _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET, _CLONE_NEWIPC = (
     0x08000000,
 )
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_CAP_AMBIENT_CLEAR_ALL = 22, 2, 4
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _PATH_BENEATH, _VERSION_FLAG, _O_PATH = 1, 1, 0o10000000
@@ -414,40 +430,82 @@ def _fork(
     kernel: Kernel, parent: int, apart: Sequence[int], status: int | None, *, init: bool
 ) -> None:
     """Return in a child; the process that was stays behind, and ends with it and all it started."""
+    keeper = Keeper()
+    signal.signal(signal.SIGTERM, keeper.end)
     # After unshare, which changes credentials and by that would clear it.
-    signal.signal(signal.SIGTERM, _end_all)
     kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    kernel.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     if os.getppid() != parent:  # it died before we asked to be told
         os._exit(1)
-    keeper = os.getpid()
-    if init and os.fork() == 0:
+    own = os.getpid()
+    if init:
         # The first one of a namespace: when it ends, the kernel ends all that are in it.
-        kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        _close(*apart, *([] if status is None else [status]))
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        while True:
-            signal.pause()
+        keeper.init = os.fork()
+        if keeper.init == 0:
+            kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            _close(*apart, *([] if status is None else [status]))
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            while True:
+                signal.pause()
     child = os.fork()
+    with suppress(OSError):  # both do so: who comes first is not known
+        os.setpgid(child, child)
     if child == 0:
-        kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if not init and os.getppid() != keeper:
-            os._exit(1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if not init and os.getppid() != own:
+            os._exit(1)
         if status is not None:
             os.close(status)
         return
     _close(*apart)
-    _, ended = os.waitpid(child, 0)
-    if status is not None:
+    keeper.child, keeper.status = child, status
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    keeper.end()
+
+
+@dataclass
+class Keeper:
+    """What stays outside of the walls: it ends whatever is left within, and takes note of it."""
+
+    init: int = 0
+    child: int = 0
+    status: int | None = None
+
+    def end(self, *_: object) -> None:
+        """End all that was started, however far away; then this process."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with suppress(OSError):
-            os.write(status, str(os.waitstatus_to_exitcode(ended)).encode())
-    _end_all()
+            if self.child:
+                os.killpg(self.child, signal.SIGKILL)
+        while True:
+            with suppress(OSError):
+                if self.init:
+                    os.kill(self.init, signal.SIGKILL)
+            try:
+                process, ended = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                os._exit(0)
+            if process == self.child and self.status is not None:
+                with suppress(OSError):
+                    os.write(self.status, str(os.waitstatus_to_exitcode(ended)).encode())
+            if process == self.init:
+                self.init = 0
+            if process == 0:
+                # What lost its parents has this one: where no namespace holds it together.
+                for orphan in _children_of(os.getpid()):
+                    with suppress(OSError):
+                        os.kill(orphan, signal.SIGKILL)
+                time.sleep(0.001)
 
 
-def _end_all(*_: object) -> None:
-    """End this process and its group: a child can't leave it, and has nobody else to wait for."""
-    os.killpg(0, signal.SIGKILL)
+def _children_of(parent: int) -> Iterator[int]:
+    for each in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            # Behind the name, which may be anything: state, parent.
+            if int(each.read_text().rpartition(")")[2].split()[1]) == parent:
+                yield int(each.parent.name)
 
 
 def _close(*descriptors: int) -> None:

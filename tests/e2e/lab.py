@@ -70,7 +70,7 @@ class Lab(ABC):
         #: Settings of its own clocks; none: those of a user.
         self.haste = dict(_PACE)
         #: A home of its own: not the tokens of whoever runs this.
-        self._home = {"XDG_CONFIG_HOME": str(data_dir.with_name("config"))}
+        self.home = {"XDG_CONFIG_HOME": str(data_dir.with_name("config"))}
 
     @abstractmethod
     def stop(self) -> int:
@@ -114,7 +114,7 @@ class Lab(ABC):
         """Run the command line against this lab."""
         return subprocess.run(
             [POSEDROP, "--data-dir", str(self.data_dir), *args],
-            env=clean_environment() | PROXY | self._home | self.settings,
+            env=clean_environment() | PROXY | self.home | self.settings,
             capture_output=True,
             text=True,
             check=check,
@@ -208,7 +208,7 @@ class Embedded(Lab):
                 stderr=log,
                 env=clean_environment()
                 | PROXY
-                | self._home
+                | self.home
                 | self.haste
                 | self.environment
                 | self.settings,

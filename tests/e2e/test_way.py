@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import tool
-from tests.e2e.lab import Lab
+from tests.e2e.lab import POSEDROP, Lab, clean_environment
 from tests.samples import Sample, free_box
 
 
@@ -109,7 +109,9 @@ def test_a_range_of_a_result_can_be_downloaded(lab: Lab, mouse: Sample, model: s
 
 def test_curl_uploads_with_one_line(lab: Lab, clip: Path) -> None:
     """`curl -H @file -LT film.mp4 URL/upload/` is all it takes."""
-    words = ["-H", lab.header, "-LT", str(clip), f"{lab.url}/upload/"]
+    file = lab.data_dir / "auth.header"  # of `posedrop up`
+    header = f"@{file}" if file.is_file() else lab.header
+    words = ["-H", header, "-LT", str(clip), f"{lab.url}/upload/"]
     command = [tool("curl"), "-sS", "--fail", *words]
     subprocess.run(command, check=True, capture_output=True)
     found = lab.until(
@@ -347,6 +349,18 @@ def test_events_need_their_token(lab: Lab) -> None:
     )
     assert answer.status_code == 204
     assert "dead_letters" in lab.http.get("/metrics").text
+
+
+def test_the_command_line_works_from_any_folder(lab: Lab, tmp_path: Path) -> None:
+    """It finds the server that was started last, and its token."""
+    done = subprocess.run(
+        [POSEDROP, "ls", "--json"],
+        env=clean_environment() | lab.home | lab.settings,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    assert isinstance(json.loads(done.stdout), list)
 
 
 def test_another_sites_page_may_not_write(lab: Lab) -> None:

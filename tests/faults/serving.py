@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -21,29 +22,33 @@ import psutil
 from tests.conftest import find_free_port
 from tests.samples import REPOSITORY
 
-EVENTS_TOKEN = "events-token"
-API_TOKEN = "api-token"
-#: What lets a caller in.
-BEARER = {"Authorization": f"Bearer {API_TOKEN}"}
-_START_SECONDS = 60.0
+EVENTS_TOKEN, API_TOKEN = "events-token", "api-token"
+_START_SECONDS = 120.0
 
 
 @dataclass
 class Handlers:
     """A handlers process that runs as the image runs it."""
 
-    url: str
     port: int
     pid: int
+    client: httpx.Client
 
     def rss(self) -> int:
         """Return the memory that it has, bytes."""
         return int(psutil.Process(self.pid).memory_info().rss)
 
+    def ask(
+        self, method: str, path: str, *, timeout: float = 5.0, **request: Any
+    ) -> httpx.Response:
+        """Ask the API with its token."""
+        headers = {"Authorization": f"Bearer {API_TOKEN}", **request.pop("headers", {})}
+        return self.client.request(method, path, headers=headers, timeout=timeout, **request)
+
     def post_event(self, body: bytes, timeout: float = 5.0) -> httpx.Response:
         """Send a notification as a store does."""
         headers = {"Authorization": f"Bearer {EVENTS_TOKEN}"}
-        return httpx.post(f"{self.url}/events", content=body, headers=headers, timeout=timeout)
+        return self.client.post("/events", content=body, headers=headers, timeout=timeout)
 
 
 @contextmanager
@@ -52,7 +57,9 @@ def handlers(folder: Path, s3_endpoint: str) -> Iterator[Handlers]:
     port = find_free_port()
     image = (REPOSITORY / "infra/Dockerfile.handlers").read_text()
     said = re.findall(r'"([^"]*)"', image.partition("\nCMD ")[2])
-    command = [sys.executable, "-m", *said]
+    # As few descriptors as many systems begin with.
+    few = ["sh", "-c", 'ulimit -Sn 1024; exec "$@"', "sh"]
+    command = [*few, sys.executable, "-m", *said]
     command[command.index("--host") + 1] = "127.0.0.1"
     command[command.index("--port") + 1] = str(port)
     environment = {
@@ -66,18 +73,20 @@ def handlers(folder: Path, s3_endpoint: str) -> Iterator[Handlers]:
     }
     with (folder / "handlers.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
+    limits = httpx.Limits(max_connections=None)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", limits=limits)
     try:
         deadline = time.monotonic() + _START_SECONDS
         while True:
             with suppress(httpx.TransportError):
-                if httpx.get(f"{url}/healthz", timeout=5).status_code == 200:
+                if client.get("/healthz", timeout=5).status_code == 200:
                     break
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError((folder / "handlers.log").read_text())
             time.sleep(0.1)
-        yield Handlers(url, port, process.pid)
+        yield Handlers(port, process.pid, client)
     finally:
+        client.close()
         process.kill()
         process.wait()
 

@@ -70,9 +70,10 @@ def worked_off(world: World) -> list[str]:
         assert len(waiting) <= gpu_queue.A_WORKER
         message = waiting.pop(0)
         done += keys([message])
-        world.clock.pass_(0.001)
         world.work(message)
+        world.clock.pass_(5)  # as long as the follower waits for events at most
         tell(world)
+        gpu_queue.send_next(world.context, world.clock())
         waiting += sent(world)
     return done
 
@@ -101,17 +102,17 @@ def test_groups_go_round_and_the_oldest_run_of_each_goes_first(world: World) -> 
     put(world, "bob/1.mp4", "plain.mp4", "bob/deep/2.mp4", "other.mp4")
     put(world, *(f"uploads/{letter * 16}/film.mp4" for letter in "ab"))
     assert worked_off(world) == [
-        "alice/0.mp4", "alice/1.mp4",  # sent before there was another group
-        "bob/1.mp4", "plain.mp4", f"uploads/{'a' * 16}/film.mp4", "alice/2.mp4",
-        "bob/deep/2.mp4", "other.mp4", f"uploads/{'b' * 16}/film.mp4", "alice/3.mp4",
-        "alice/4.mp4", "alice/5.mp4",
+        "alice/0.mp4", "alice/1.mp4", "alice/2.mp4",  # waited before there was another group
+        "bob/1.mp4", "plain.mp4", f"uploads/{'a' * 16}/film.mp4", "alice/3.mp4",
+        "bob/deep/2.mp4", "other.mp4", f"uploads/{'b' * 16}/film.mp4", "alice/4.mp4",
+        "alice/5.mp4",
     ]  # fmt: skip
     assert states(world) == {"succeeded"}
 
 
-def test_a_thousand_films_at_once_hold_up_no_other(world: World) -> None:
-    """Their events come in any order, the one film's last: it is the next that is chosen."""
-    for number in range(1000):
+def test_many_films_at_once_hold_up_no_other(world: World) -> None:
+    """Their events come in any order, the one film's last: it is the next but one."""
+    for number in range(200):
         world.storage.put(VIDEOS, f"alice/{number}.mp4", b"film %d" % number)
     events, world.storage.events = world.storage.events, []
     world.tell(reversed(events))
@@ -119,11 +120,13 @@ def test_a_thousand_films_at_once_hold_up_no_other(world: World) -> None:
         world.work(message)
     world.storage.events.sort(key=lambda event: event["s3"]["object"]["key"][-9:])
     tell(world)
-    first = sent(world)
-    assert len(first) == 2
+    first, second = sent(world)
     put(world, "bob/a.mp4")
     assert sent(world) == []
-    world.work(first[0])
+    world.work(first)
+    tell(world)
+    assert len(sent(world)) == 1
+    world.work(second)
     tell(world)
     assert keys(sent(world)) == ["bob/a.mp4"]
 
@@ -329,7 +332,8 @@ def test_a_long_run_goes_on_where_nobody_else_waits(world: World, slow: Slow) ->
     slow.minutes = {"alice": 100}
     serve(world, "one", "two")
     put(world, "alice/1.mp4", "bob/1.mp4", "alice/2.mp4", "bob/2.mp4", "alice/3.mp4", "bob/3.mp4")
-    first, other, *_ = sent(world)
+    by_key = {keys([message])[0]: message for message in sent(world)}
+    first, other = by_key["alice/1.mp4"], by_key["bob/1.mp4"]
     elsewhere = claim.take(
         world.storage, RESULTS, other.kwargs["run"], "infer",
         worker="two", lease_seconds=60, max_attempts=3,

@@ -498,3 +498,15 @@ def test_results_that_lie_below_the_name_that_is_reserved_now_are_found(world: W
     world.settle()
     assert record(world, key) is not None
     assert layout.video_prefix(VIDEOS, key).startswith("_keys/")
+
+
+def test_what_is_too_large_is_not_downloaded(world: World) -> None:
+    """An upload that did not say its size has none bound: the limit holds before a byte is read."""
+    world.settings = world.settings.model_copy(update={"max_video_bytes": 100})
+    world.close()
+    world.open()
+    world.storage.put(VIDEOS, "uploads/aaaaaaaaaaaaaaaa/large.mp4", bytes(101))
+    world.settle()
+    (row,) = world.context.index.files().rows
+    assert (row.state, row.refusal_reason) == ("refused", "too_many_bytes")
+    assert world.storage.downloads == []

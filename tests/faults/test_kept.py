@@ -105,7 +105,9 @@ def names(answer: results.ResultAnswer) -> set[str]:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Analysis]:
     """An analysis with predictions, tables and drawings, by the name of one that is light."""
-    both = replace(analyses.get("dummy"), version="2", finish="x:y", renders=True)
+    both = replace(
+        analyses.get("dummy"), version="2", finish="x:y", artefacts=analyses.POSES, renders=True
+    )
     found = {"dummy": both}
     monkeypatch.setattr(analyses, "installed", lambda: found)
     return found

@@ -120,6 +120,8 @@ def test_deleting_the_first_leaves_its_duplicates_their_results(
         assert not any(name.startswith(key) for name in world.storage.buckets[RESULTS])
         for each in left:
             assert whole(world, each)
+            listed = world.context.index.analyses(file_id=id_of(each)).rows
+            assert [run.analysis_id for run in listed] == [row.analysis_id]
             answer = plan.ask(world.context, id_of(each), "dummy", {"seconds": 0}, force=False)
             assert answer == (row.analysis_id, "succeeded", True)
         answer = results.read(world.context, row.analysis_id)
@@ -353,3 +355,44 @@ def test_a_wrong_mount_wipes_no_results(tmp_path: Path, orphans: str) -> None:
     ready = [row.key for row in world.context.index.files(state="ready").rows]
     assert sorted(ready) == sorted(films)
     world.end()
+
+
+def pass_on(lab: Lab, how: str, at: int) -> bool:
+    """Have a film go whose run was inferred, killed after a step; False: it was over before."""
+    advance(lab, "inferred")
+    lab.storage.put(VIDEOS, BOB, b"a film")
+    lab.tell(lab.storage.events)
+    for message in lab.messages():
+        lab.work(message) if message.actor_name == "ingest" else lab.put_back([message])
+    lab.tell(lab.storage.events)
+    plan.ask(lab.context, id_of(BOB), "dummy", {"seconds": 0}, force=False, retry=False)
+    lab.storage.events.clear()
+    gate = Gate(at, after=True)
+    if how == "tool":
+        lab.storage.remove(VIDEOS, FIRST)
+        lab.tell(lab.storage.events, gate)
+    else:
+        with lab.storage.gate(gate), contextlib.suppress(Crash):
+            upload.delete(lab.context, FILE_ID)
+    return gate.left <= 0
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("how", ["DELETE", "tool"])
+def test_a_run_passes_to_another_name_though_killed_after_any_step(
+    tmp_path: Path, how: str
+) -> None:
+    """What the network has found is never found again, wherever the handlers died."""
+    at, was_killed = 0, True
+    while was_killed:
+        at += 1
+        lab = Lab(tmp_path / f"{at}")
+        was_killed = pass_on(lab, how, at)
+        if at % 2:
+            lab.lose_index()
+        lab.settle()
+        (run,) = runs_below(lab, BOB)
+        assert result_of(lab, run).state == "succeeded"
+        assert lab.poser.calls.count(NETWORK) == 1
+        lab.end()
+    assert at > 15

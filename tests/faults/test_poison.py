@@ -97,7 +97,7 @@ def test_an_answer_that_can_not_be_one_ends_its_run(
     world: World, monkeypatch: pytest.MonkeyPatch, task: str, answer: dict[str, Any]
 ) -> None:
     """It has failed, in words: such an answer is not asked for again and again."""
-    drawn = replace(analyses.get("dummy"), renders=True)
+    drawn = replace(analyses.get("dummy"), renders=True, finish="x:y", artefacts=analyses.POSES)
     monkeypatch.setattr(analyses, "installed", lambda: {"dummy": drawn})
     world.child = Nonsense(task, answer)
     world.storage.put(VIDEOS, "a.mp4", b"a film")

@@ -37,7 +37,7 @@ from handlers import (
     waiting,
 )
 from handlers.context import Context
-from posedrop import queue
+from posedrop import analyses, queue
 from posedrop.errors import AnalysisError, ObjectChangedError, RefusedVideoError, StorageError
 from posedrop.index import Index
 from posedrop.settings import Settings, load
@@ -308,9 +308,16 @@ class Child:
         if task == "worker.render:render":
             (Path(payload["out"]) / "pose.mp4").write_text(f"drawn {nonce}")
             return {"timings": {}}
-        (Path(payload["out"]) / "poses.h5").write_text(f"poses {nonce}")
+        (Path(payload["out"]) / _left(task, payload["analysis"])).write_text(f"poses {nonce}")
         counts = {"frames_expected": 2, "frames_decoded": 2, "rows": 2}
         return {**counts, "missing": [], "timings": {}, "versions": {}, "details": {}}
+
+
+def _left(task: str, analysis: str) -> str:
+    """Return the name of what a task of an analysis leaves."""
+    if task == "worker.engine:finish_analysis":
+        return "poses.h5"
+    return "predictions.npz" if analyses.get(analysis).finish is not None else "poses.csv"
 
 
 PROBE = {

@@ -266,8 +266,6 @@ def eat(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
     kept: list[Any] = []
     for number in range(64):  # a gigabyte
         match payload["what"]:
-            case "memory":
-                kept.append(bytearray(b"x" * size))
             case "shared memory":
                 kept.append(mmap.mmap(-1, size))
                 kept[-1].write(b"x" * size)
@@ -282,8 +280,6 @@ def eat(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
                 for _ in range(8):
                     if os.fork() == 0:
                         time.sleep(600)
-            case "files":
-                (own / f"{number}").write_bytes(b"x" * (size // 8))
             case "files without a name":
                 kept.append((own / "gone").open("wb"))
                 (own / "gone").unlink()
@@ -407,12 +403,10 @@ def main(folder: Path, *, refused: bool, orphan: bool, eats: bool) -> None:
 
 
 _FOOD = (
-    "memory",
     "shared memory",
     "memory without a name",
     "processes",
     "many processes",
-    "files",
     "files without a name",
     "folders",
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +21,7 @@ from posedrop.storage import Storage
 from tests.samples import PROBE
 from tests.serving import serving
 
+EVENTS = Path(__file__).parents[1] / "fixtures" / "events"
 TOKEN = "token+of/the=api%"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -244,3 +247,27 @@ def test_each_change_is_a_line_with_who_what_and_from_where(
     assert [lines[n]["file_id"] for n in (1, 2, 4)] == [file_id] * 3
     assert {lines[n]["analysis_id"] for n in (2, 3)} == {asked}
     assert "\n" not in logs.Formatter().format(caplog.records[-1])
+
+
+def test_what_was_put_by_a_tool_is_a_line_with_the_stores_user(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MinIO tells it to both of its targets: the second is no news. Results are no change."""
+    caplog.set_level(logging.INFO, "handlers.changes")
+    own = settings.model_copy(update={"events_token": SecretStr(TOKEN)})
+    told = json.loads((EVENTS / "minio" / "put.json").read_text())
+    forged = {"principalId": "x" * 100_000 + "\n"}
+    with serving(create_app(own, queue.connect("stub://"))) as url:
+        for key, who in (("day1/a.mp4", None), ("day1/posedrop.json", forged), ("b", "no object")):
+            told["Records"][0]["s3"]["object"]["key"] = key
+            if who is not None:
+                told["Records"][0]["userIdentity"] = who
+            for _ in range(2):
+                assert httpx.post(f"{url}/events", json=told, headers=BEARER).status_code == 204
+    lines = [vars(record) for record in caplog.records if record.name == "handlers.changes"]
+    assert [(line["msg"], line["key"], line["who"][:10], line["address"]) for line in lines] == [
+        ("video put", "day1/a.mp4", "minioadmin", "127.0.0.1"),
+        ("rule put", "day1/posedrop.json", "xxxxxxxxxx", "127.0.0.1"),
+        ("video put", "b", "store", "127.0.0.1"),
+    ]
+    assert len(lines[1]["who"]) == 200

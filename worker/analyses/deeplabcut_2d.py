@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from posedrop.analyses import Analysis, Args
+from posedrop.analyses import POSES, Analysis, Args
 from posedrop.errors import BadRequestError
 from posedrop.records import Model
 
@@ -229,6 +229,7 @@ deeplabcut_2d = Analysis(
     args=DeepLabCut2D,
     run="worker.inference:run",
     finish="worker.tables:finish",
+    artefacts=POSES,
     makes_ready=True,
     wall_seconds=None,
     drawn=frozenset({"style"}),

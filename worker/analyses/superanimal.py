@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from posedrop.analyses import Analysis, Args
+from posedrop.analyses import POSES, Analysis, Args
 from posedrop.errors import BadRequestError
 from posedrop.records import Model
 from posedrop.zoo import ZOO
@@ -109,6 +109,7 @@ superanimal = Analysis(
     args=SuperAnimalArgs,
     run="worker.zoo:run",
     finish="worker.tables:finish_superanimal",
+    artefacts=POSES,
     makes_ready=True,
     drawn=frozenset({"style"}),
     summary="Keypoints of quadrupeds, mice from above, birds or people, by DeepLabCut's model "
