@@ -624,15 +624,6 @@ class Index:
         others = {"events": {"unhandled": unhandled}, "pending": {"waiting": waiting}}
         return by_state | others | {"dead_letters": {"kept": letters}}
 
-    def oldest(self) -> dict[str, datetime | None]:
-        """Return since when the oldest waits: an event, a received file, a queued run."""
-        found: dict[str, datetime | None] = {}
-        with self._read() as db:
-            for what, sql in _OLDEST.items():
-                row = db.conn.execute(sql).fetchone()
-                found[what] = schema.from_text(row[0]) if row is not None else None
-        return found
-
     # --- the gpu queue
 
     def gpu_next(self) -> GpuRow | None:
@@ -756,6 +747,15 @@ class Index:
                 if place != own:
                     before += int(self._value(_FIRST_OF_GROUP, (group, rounds + (place < own))))
         return before + self.gpu_taken()
+
+    def oldest(self) -> dict[str, datetime | None]:
+        """Return since when the oldest waits: an event, a received file, a queued run."""
+        found: dict[str, datetime | None] = {}
+        with self._read() as db:
+            for what, sql in _OLDEST.items():
+                row = db.conn.execute(sql).fetchone()
+                found[what] = schema.from_text(row[0]) if row is not None else None
+        return found
 
     # --- pending
 

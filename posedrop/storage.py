@@ -45,11 +45,11 @@ R = TypeVar("R", bound=Record)
 _MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchUpload"}
 _TAKEN = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _CHUNK = 1 << 20
+#: What is read into memory, bytes: no record of posedrop's is nearly as large.
+MAX_READ_BYTES = 32 * 2**20
 _MAX_MESSAGE = 1000
 #: So many records that can't be read are remembered, so that each is told of once.
 _MAX_REPORTED = 10_000
-#: What is read into memory, bytes: no record of posedrop's is nearly as large.
-MAX_READ_BYTES = 32 * 2**20
 #: Of a copy in one step, and of each part of a larger one. S3 allows 5 GB; a store on one slow disk
 #: would not answer for so much within a request's timeout.
 COPY_BYTES = 1 << 30
