@@ -33,8 +33,8 @@ A_WORKER = 2
 _AT_ONCE = 200
 #: Between two looks at runs that have had the network for long.
 _LOOK = timedelta(seconds=5)
-#: A group that has waited for less asks nobody to stop.
-_WAITED = timedelta(seconds=60)
+#: A group that has waited for a smaller share of a turn asks nobody to stop.
+_WAITED = 1 / 30
 #: Stages of a run before its network computes.
 _MADE_READY = frozenset({"claimed", "fetch the model", "fetch", "load", "wait"})
 #: One that was asked has so long to come to its next checkpoint, then another is asked.
@@ -173,7 +173,8 @@ def _let_others_go_first(context: Context, now: datetime) -> None:
     waits for its group's turn again.
     """
     index, choosing = context.index, context.choosing
-    long_ago = now - timedelta(seconds=context.settings.turn_seconds)
+    turn = timedelta(seconds=context.settings.turn_seconds)
+    long_ago = now - turn
     asked = index.gpu_under_way("asked", now)
     if not asked and not index.gpu_under_way("sent", long_ago):
         return
@@ -187,7 +188,7 @@ def _let_others_go_first(context: Context, now: datetime) -> None:
             index.gpu_waits(row.analysis_id, now)
     computing = [row for row in under_way if seen[row.analysis_id].computes]
     # Who was sent just now has the network in a moment, or what is before it ends.
-    before = now - _WAITED
+    before = now - turn * _WAITED
     groups = {row.grp for row in under_way if row.since <= before}
     waiting = groups.union(index.gpu_groups_waiting(before)) - {row.grp for row in computing}
     stopping = [row for row in computing if row.state == "asked" and row.since > now - _PATIENCE]
