@@ -360,8 +360,7 @@ def test_many_films_hold_up_nothing(world: World) -> None:
     assert cuts > 3
     assert index.file(layout.file_id_of(VIDEOS, "b/1.mp4")) is not None
     world.storage.events.clear()
-    for message in world.messages():
-        world.work(message)
+    world.settle()
     assert runs(world) == {key: [1] for key in films}
 
 

@@ -28,7 +28,7 @@ from posedrop.errors import (
     StorageError,
 )
 from posedrop.records import Progress
-from worker import limits
+from worker import limits, patience
 from worker.child import Child
 from worker.child_main import Reporter
 from worker.limits import Limits
@@ -169,6 +169,15 @@ def report_much(payload: dict[str, Any], report: Report) -> dict[str, Any]:
     return {}
 
 
+def stop_short(payload: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Report some frames, and nothing more."""
+    for frame in range(payload["frames"]):
+        time.sleep(0.05)
+        report("infer", frame, None)
+    time.sleep(600)
+    return {}
+
+
 # -- the parent --------------------------------------------------------------
 
 
@@ -199,6 +208,26 @@ def call(child: Child, function: str, scratch: Path, **options: Any) -> dict[str
     }
     payload = options.pop("payload", {})
     return child.call(f"test_child:{function}", payload, **{**defaults, **options})
+
+
+def test_a_film_that_hangs_in_its_middle_is_ended(
+    child: Child, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was heard of for longer than it may be silent; then nothing follows."""
+    child.start()
+    monkeypatch.setattr(patience, "QUIET_SECONDS", 1.5)
+    told: list[int] = []
+    with pytest.raises(ChildDiedError, match="no further frame within") as caught:
+        call(
+            child,
+            "stop_short",
+            scratch,
+            payload={"frames": 40},
+            wall_seconds=patience.Patience(200_000, 0.0001),
+            on_progress=lambda progress: told.append(progress.done),
+        )
+    assert (caught.value.code, child.pid) == ("timeout", None)
+    assert max(told) > 35
 
 
 def gone_within(pid: int, seconds: float) -> bool:
