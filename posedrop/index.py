@@ -82,10 +82,13 @@ _HEADS = (
     " ON q.grp = g.grp AND q.state = 'waits'"
     " AND q.number = (SELECT min(number) FROM gpu_queue WHERE state = 'waits' AND grp = g.grp)"
     " JOIN analysis AS a USING (analysis_id)"
-    " ORDER BY g.turn, q.number"
+    " ORDER BY g.turn"
 )
-_FIRST_OF_GROUP = (
-    "SELECT count(*) FROM (SELECT 1 FROM gpu_queue WHERE grp = ? AND state = 'waits' LIMIT ?)"
+_OF_OTHERS = (
+    "SELECT sum(min((SELECT count(*) FROM (SELECT 1 FROM gpu_queue AS q"
+    " WHERE q.grp = g.grp AND q.state = 'waits' LIMIT ?)),"
+    " ? + (g.turn < (SELECT turn FROM gpu_group WHERE grp = ?))))"
+    " FROM gpu_group AS g WHERE g.grp <> ?"
 )
 _DRAWN_BEFORE = (
     "SELECT count(*) FROM analysis AS f, analysis AS mine"
@@ -669,11 +672,6 @@ class Index:
                 "UPDATE gpu_queue SET state = 'sent', since = ? WHERE analysis_id = ?",
                 (moment, analysis_id),
             )
-            # What is forgotten of a group is of no use: whoever comes again, comes last.
-            db.execute(
-                "DELETE FROM gpu_group WHERE NOT EXISTS"
-                " (SELECT 1 FROM gpu_queue AS q WHERE q.grp = gpu_group.grp)"
-            )
 
     def gpu_asked(self, analysis_id: str, now: datetime) -> None:
         """Note that a run that was sent shall let another group go first."""
@@ -739,14 +737,9 @@ class Index:
                     (mine["grp"], mine["number"]),
                 )
             )
-            heads = [row["grp"] for row in db.conn.execute(_HEADS)]
-            own = heads.index(mine["grp"]) if mine["grp"] in heads else len(heads)
             # As many of each other group as of one's own, and one more of those that come first.
-            rounds = before
-            for place, group in enumerate(heads):
-                if place != own:
-                    before += int(self._value(_FIRST_OF_GROUP, (group, rounds + (place < own))))
-        return before + self.gpu_taken()
+            others = self._value(_OF_OTHERS, (before + 1, before, mine["grp"], mine["grp"]))
+        return before + int(others or 0) + self.gpu_taken()
 
     def oldest(self) -> dict[str, datetime | None]:
         """Return since when the oldest waits: an event, a received file, a queued run."""

@@ -380,6 +380,11 @@ def _gpu_queue(db: Database) -> None:
         "CREATE INDEX gpu_by_group ON gpu_queue (grp, state, number)",
         "CREATE INDEX gpu_by_state ON gpu_queue (state, since)",
         "CREATE TABLE gpu_group (grp TEXT PRIMARY KEY, turn INTEGER NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX gpu_group_by_turn ON gpu_group (turn)",
+        # Whoever comes again comes last.
+        "CREATE TRIGGER gpu_group_ad AFTER DELETE ON gpu_queue BEGIN DELETE FROM gpu_group"
+        " WHERE grp = old.grp AND NOT EXISTS"
+        " (SELECT 1 FROM gpu_queue AS q WHERE q.grp = old.grp); END",
         "CREATE TRIGGER gpu_group_ai AFTER INSERT ON gpu_queue"
         f" BEGIN {comes_last}{unless_it_waits}; END",
         "CREATE TRIGGER gpu_group_au AFTER UPDATE OF state, grp ON gpu_queue"
