@@ -17,7 +17,7 @@ from datetime import timedelta
 from handlers import gpu_queue
 from handlers.context import Context, now
 from posedrop import analyses, layout
-from posedrop.errors import BadRequestError, StorageError
+from posedrop.errors import BadRequestError, RecordError, StorageError
 from posedrop.index import AnalysisRow, FileRow, IndexBusyError
 from posedrop.queue import QueueError
 from posedrop.records import (
@@ -93,7 +93,7 @@ def go_on(context: Context, stop: threading.Event | None = None) -> int:
                 raise
             except StorageError as error:
                 log.warning("%s is filled later: %s", place.run, error)
-                failed += error.code != "damaged_record"
+                failed += not isinstance(error, RecordError)
                 if failed == _STORE_IS_AWAY:
                     return filled
             except Exception:

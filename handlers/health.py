@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from handlers.context import Context
+from handlers.context import Context, now
 from handlers.notify import Follower
 from handlers.reconcile import Reconciler
+from handlers.workers import Workers
 from posedrop import queue
 from posedrop.errors import PosedropError
 from posedrop.storage import Storage
@@ -116,6 +117,8 @@ class Health:
         self._follower = follower
         self._reconciler = reconciler
         self._waiting: dict[str, int] = {}
+        self._alive: dict[str, int] = {}
+        self._workers = Workers()
         self._store = Storage(context.settings, read_seconds=WAIT_SECONDS, attempts=1)
         self._probes = (
             Probe("store", self._ask_store),
@@ -144,7 +147,7 @@ class Health:
         }
 
     def metrics(self) -> list[Metric]:
-        """Return what is ready, and how many messages wait, if the broker says so."""
+        """Return what is ready, which messages wait, and who is there to take them."""
         problems = self.problems()
         ready = GaugeMetricFamily("posedrop_ready", "Parts that do their work", labels=["part"])
         for part, problem in problems.items():
@@ -157,12 +160,19 @@ class Health:
         if not problems["broker"]:
             for name, count in self._waiting.items():
                 waiting.add_metric([name], count)
-        return [ready, waiting]
+        workers = GaugeMetricFamily(
+            "posedrop_workers", "Workers that were heard of lately", labels=["queue"]
+        )
+        if not problems["store"]:
+            for name, count in self._alive.items():
+                workers.add_metric([name], count)
+        return [ready, waiting, workers]
 
     def _ask_store(self) -> None:
         settings = self._context.settings
         for bucket in (settings.videos_bucket, settings.results_bucket):
             self._store.ping(bucket)
+        self._alive = self._workers.by_queue(self._store, settings, now())
 
     def _ask_broker(self) -> None:
         names = (queue.CPU, queue.GPU)

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
-from handlers import notify
+from handlers import changes, notify
 from handlers.context import Context, now
 from posedrop import events
 from posedrop.events import Event, ObjectCreated, ObjectRemoved
@@ -90,6 +90,7 @@ def replay(context: Context, wanted: ReplayRequest) -> ReplayAnswer:
                 continue
             matter = [event for event in found if notify.matters(context, event)]
             replayed += context.index.dead_letter_replayed(row.id, matter, now())
+    changes.note("dead letters replayed", replayed=replayed, kept=kept)
     return ReplayAnswer(replayed=replayed, kept=kept)
 
 

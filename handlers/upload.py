@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 import mimetypes
 import secrets
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from handlers import changes, copies, plan
 from handlers.context import Context, now
 from posedrop import layout
-from posedrop.errors import BadRequestError, NotFoundError, StorageError
+from posedrop.errors import BadRequestError, NotFoundError, RecordError
 from posedrop.index import FileRow, RuleRow
 from posedrop.storage import Presigned, PresignedParts
-
-log = logging.getLogger(__name__)
 
 _META = "x-amz-meta-"
 _SHA256 = "x-amz-checksum-sha256"
@@ -354,10 +351,8 @@ def delete(context: Context, file_id: str) -> None:
 def _finish_planning(context: Context, file: FileRow) -> None:
     try:
         plan.finish_planning(context, file.file_id)
-    except StorageError as error:
-        if error.code != "damaged_record":
-            raise
-        log.warning("not planned: %s", error)
+    except RecordError as error:
+        context.storage.report(error)
 
 
 def _delete(context: Context, row: FileRow) -> None:

@@ -6,7 +6,7 @@ import logging
 from datetime import datetime, timedelta
 
 from posedrop import layout, queue
-from posedrop.errors import StorageError
+from posedrop.errors import RecordError, StorageError
 from posedrop.records import WorkerRecord
 from posedrop.settings import Settings
 from posedrop.storage import Listing, Storage
@@ -28,11 +28,18 @@ class Workers:
     def __init__(self) -> None:
         """Know of none."""
         self._looked_at: datetime | None = None
-        self._gpu = 0
-        self._serves_gpu: dict[str, bool] = {}
+        self._queues: dict[str, list[str]] = {}
 
     def gpu(self, storage: Storage, settings: Settings, now: datetime) -> int:
         """Return how many gpu workers live; one, where none says so: it may be an older posedrop's.
+
+        Raises:
+            StorageError: the store is away.
+        """
+        return max(1, self.by_queue(storage, settings, now)[queue.GPU])
+
+    def by_queue(self, storage: Storage, settings: Settings, now: datetime) -> dict[str, int]:
+        """Return how many workers live that serve each queue; those of an older posedrop not.
 
         Raises:
             StorageError: the store is away.
@@ -42,14 +49,15 @@ class Workers:
             listing = storage.listing(settings.results_bucket, layout.WORKERS)
             alive = _heard_of(listing, settings.lease_seconds)
             # What a worker serves does not change while it lives.
-            self._serves_gpu = {
-                key: self._serves_gpu[key]
-                if key in self._serves_gpu
-                else _serves_gpu(storage, settings, key)
+            self._queues = {
+                key: self._queues[key] if key in self._queues else _queues(storage, settings, key)
                 for key in alive
             }
-            self._gpu, self._looked_at = sum(self._serves_gpu.values()), now
-        return max(1, self._gpu)
+            self._looked_at = now
+        return {
+            name: sum(name in served for served in self._queues.values())
+            for name in (queue.CPU, queue.GPU)
+        }
 
 
 def sweep(storage: Storage, settings: Settings) -> None:
@@ -76,6 +84,10 @@ def _heard_of(listing: Listing, seconds: float) -> list[str]:
     return recent[:MAX_WORKERS]
 
 
-def _serves_gpu(storage: Storage, settings: Settings, key: str) -> bool:
-    record = storage.read_whole_record(settings.results_bucket, key, WorkerRecord)
-    return record is not None and queue.GPU in record.queues
+def _queues(storage: Storage, settings: Settings, key: str) -> list[str]:
+    try:
+        record = storage.read_whole_record(settings.results_bucket, key, WorkerRecord)
+    except RecordError as error:  # a newer worker's
+        storage.report(error)
+        return []
+    return record.queues if record is not None else []

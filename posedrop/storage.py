@@ -199,7 +199,7 @@ class Storage:
 
         Raises:
             ObjectChangedError: its ETag is no longer ``etag``.
-            StorageError: code ``damaged_record``: it is larger than :data:`MAX_READ_BYTES`.
+            RecordError: it is larger than :data:`MAX_READ_BYTES`.
         """
         extra: dict[str, Any] = {"IfMatch": f'"{etag}"'} if etag else {}
         with _translated(f"read {bucket}/{key}"):
@@ -207,9 +207,8 @@ class Storage:
                 answer = self._client.get_object(Bucket=bucket, Key=key, **extra)
                 if answer["ContentLength"] > MAX_READ_BYTES:
                     answer["Body"].close()
-                    raise StorageError(
-                        f"{bucket}/{key} has {answer['ContentLength']:,} bytes: no record has",
-                        code="damaged_record",
+                    raise RecordError(
+                        f"{bucket}/{key} has {answer['ContentLength']:,} bytes: no record has"
                     )
                 return answer["Body"].read()
             except ClientError as error:

@@ -23,7 +23,7 @@ from worker import exposed
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 TOKEN = "of-prometheus"
 #: Of the handlers' own threads and broker, which is asked when they run: tests/unit/test_health.py.
-ASKED = {"posedrop_ready", "posedrop_messages_waiting", "up"}
+ASKED = {"posedrop_ready", "posedrop_messages_waiting", "posedrop_workers", "up"}
 
 
 def asked_for(*files: Path) -> set[str]:

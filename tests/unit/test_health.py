@@ -87,6 +87,7 @@ def test_whatever_works_is_ready(working: Settings) -> None:
     assert (answer.status_code, answer.json()["parts"]) == (200, dict.fromkeys(parts, "ok"))
     assert values(text, "posedrop_ready") == {f'part="{part}"': 1.0 for part in parts}
     assert values(text, "posedrop_messages_waiting") == {'queue="cpu"': 0, 'queue="gpu"': 0}
+    assert values(text, "posedrop_workers") == {'queue="cpu"': 0, 'queue="gpu"': 0}
     assert values(text, "posedrop_disk_free_bytes")['disk="index"'] > 0
 
 
@@ -167,6 +168,9 @@ def test_a_token_for_metrics_is_one_of_its_own(tmp_path: Path, name: str) -> Non
 # -- what comes from outside -----------------------------------------------------------------------
 
 
+VIDEO_RECORD = VideoRecord(video=VIDEO, last_modified=NOW, ingested_at=NOW)
+
+
 def result(**more: Any) -> Result:
     fields = {
         "analysis_id": "b" * 16,
@@ -205,7 +209,7 @@ def test_codes_from_outside_make_few_labels(codes: list[str], most: int) -> None
     assert named <= set(codes)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(CODES, min_size=1, max_size=5),
     st.sampled_from(["dummy", "x" * 3000, "\ud800", ""]),
@@ -221,14 +225,10 @@ def test_no_record_is_too_odd_to_be_counted(
         error = RunError(code=code, message="")
         changes = {"analysis": analysis, "attempts": attempts, "finished_at": moment}
         metrics.run_ended(result(error=error).model_copy(update=changes))
-        metrics.video_ingested(
-            VideoRecord(
-                video=VIDEO,
-                last_modified=NOW,
-                ingested_at=moment,
-                refusal=Refusal(reason=code, message=""),
-            )
+        refused = VIDEO_RECORD.model_copy(
+            update={"ingested_at": moment, "refusal": Refusal(reason=code, message="")}
         )
+        metrics.video_ingested(refused)
 
     class Nothing:
         def counts(self) -> dict[str, dict[str, int]]:
