@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 Node = TypeVar("Node")
@@ -23,6 +23,10 @@ MAX_DEPTH = 32
 #: How many values JSON in a record may have.
 MAX_VALUES = 200_000
 _LONG = 2**63
+
+
+_ITEMS = (list, tuple, set, frozenset)
+_HOLDS = (dict, *_ITEMS)
 
 
 def is_larger(root: Node, inside: Callable[[Node], Iterable[Node]], most: int) -> bool:
@@ -46,18 +50,20 @@ def is_larger(root: Node, inside: Callable[[Node], Iterable[Node]], most: int) -
 
 def parts(value: Any) -> Iterable[Any]:
     """Return what is right inside of a value: keys and values, or items."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return [*value.keys(), *value.values()]
-    return value if isinstance(value, list | tuple | set | frozenset) else ()
+    return value if isinstance(value, _ITEMS) else ()
 
 
 def is_deeper(value: Any, most: int) -> bool:
-    """Tell whether a JSON value is nested more than ``most`` deep; without recursion."""
+    """Tell whether a value is nested more than ``most`` deep; without recursion."""
     level = [value]
     for _ in range(most + 1):
-        level = [part for each in level for part in parts(each)]
+        # Of a million values nearly all hold nothing, and are looked at once.
+        level = [each for each in level if isinstance(each, _HOLDS)]
         if not level:
             return False
+        level = [part for each in level for part in parts(each)]
     return True
 
 

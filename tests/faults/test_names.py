@@ -55,7 +55,7 @@ def whole(world: World, key: str) -> bool:
     """Tell whether a film has one run that succeeded, with all its files, below its own name."""
     (run,) = runs_below(world, key)
     result = result_of(world, run)
-    return result.state == "succeeded" and {a.name for a in result.artefacts} >= {"poses.h5"}
+    return result.state == "succeeded" and {a.name for a in result.artefacts} >= {"poses.csv"}
 
 
 def computed(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -42,7 +42,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
     @app.get("/works")
     def works() -> str:
-        time.sleep(2)  # longer than any patience
+        time.sleep(1.5)  # longer than any patience
         return "done"
 
     @app.get("/large")
@@ -114,7 +114,7 @@ def test_who_holds_out_is_cut_off(port: int, how: str) -> None:
         connection.sendall(begin)
         deadline = time.monotonic() + 15
         if again is None:
-            time.sleep(4)
+            time.sleep(2)
             again = b""
         while not is_cut(connection):
             assert time.monotonic() < deadline, "still there"
@@ -168,7 +168,7 @@ def store() -> Iterator[int]:
         def serve(connection: socket.socket) -> None:
             with suppress(OSError), connection:
                 while connection.recv(1 << 16):
-                    time.sleep(1)
+                    time.sleep(0.3)
                     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
         def accept() -> None:
