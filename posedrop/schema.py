@@ -396,8 +396,10 @@ def _gpu_queue(db: Database) -> None:
         f" BEGIN {comes_last}; END",
         "CREATE TRIGGER gpu_queue_ai AFTER INSERT ON analysis"  # noqa: S608
         f" WHEN new.{unfinished} BEGIN"
-        " INSERT OR IGNORE INTO gpu_queue VALUES (new.analysis_id,"
-        f" {group.format('new.')}, new.number, 'waits', new.created_at); END",
+        # Not OR IGNORE: in a trigger, SQLite does as the statement says that has fired it.
+        " INSERT INTO gpu_queue SELECT new.analysis_id,"
+        f" {group.format('new.')}, new.number, 'waits', new.created_at WHERE NOT EXISTS"
+        " (SELECT 1 FROM gpu_queue WHERE analysis_id = new.analysis_id); END",
         "CREATE TRIGGER gpu_queue_au AFTER UPDATE OF state ON analysis"  # noqa: S608
         f" WHEN NOT new.{unfinished} BEGIN"
         " DELETE FROM gpu_queue WHERE analysis_id = new.analysis_id; END",

@@ -178,9 +178,14 @@ class Child:
         """
         with self._waited(should_stop):
             self._ensure_started()
-            with contextlib.nullcontext() if folder is None else lent(folder, self._folder):
-                request = {"task": task, "payload": payload, "log": log and str(log)}
-                answer = self._asked(request, on_progress, should_stop, wall_seconds, Place(turn))
+            request = {"task": task, "payload": payload, "log": log and str(log)}
+            at = Place(turn)
+            try:
+                with contextlib.nullcontext() if folder is None else lent(folder, self._folder):
+                    answer = self._asked(request, on_progress, should_stop, wall_seconds, at)
+            except BaseException:
+                self._end()  # before, or when its folder could not be taken back
+                raise
         if answer.error is None:
             return answer.result or {}
         error = answer.error.as_error()

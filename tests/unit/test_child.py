@@ -118,6 +118,19 @@ def take(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: AR
     return {}
 
 
+def make_off(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
+    """Put something else in the place of its job's film, or of the whole folder."""
+    job = Path(payload["job"]).resolve()
+    if payload["what"] == "folder":
+        job.rename(job.with_name("elsewhere"))
+    else:
+        (job / "video").unlink()
+        (job / "video").mkdir()
+        (job / "video/film").write_text("another")
+        (job / "shut").mkdir(0)
+    return {}
+
+
 def no_json(payload: dict[str, Any], report: Report) -> dict[str, Any]:  # noqa: ARG001
     return {"answer": object()}
 
@@ -272,6 +285,24 @@ def test_answer_and_progress_come_back(child: Child, scratch: Path) -> None:
     assert child.pid is not None
     assert os.getsid(answer["pid"]) == child.pid
     assert seen == [Progress(stage="echo", done=1, total=1)]
+
+
+@pytest.mark.parametrize("what", ["film", "folder"])
+def test_what_a_job_was_given_comes_back(child: Child, scratch: Path, what: str) -> None:
+    """Whatever a child does to its job's folder: the film is the one that it was handed."""
+    job = scratch / "job"
+    job.mkdir()
+    (job / "video").write_text("film")
+    payload = {"job": str(job), "what": what}
+    if what == "film":
+        assert call(child, "make_off", scratch, payload=payload) == {}
+    else:
+        with pytest.raises(ChildDiedError, match="took its job's folder away"):
+            call(child, "make_off", scratch, payload=payload)
+        assert child.pid is None
+    assert not job.is_symlink()
+    assert (job / "video").read_text() == "film"
+    assert call(child, "echo", scratch)
 
 
 def test_payload_larger_than_a_pipe(child: Child, scratch: Path) -> None:
