@@ -448,7 +448,7 @@ class Sweep:
             return
         held = plan.is_held(share)
         if held:
-            self._repairs.held_back += plan.count("age", "space", "results")
+            self._repairs.held_back += plan.count("age", "space", "orphan", "results")
             log.warning(
                 "%d of %d films and %d runs are due at once, more than POSEDROP_EXPIRE_SHARE (%g) "
                 "of all: nothing is removed until `posedrop expire` says so, which lists them",

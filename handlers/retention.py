@@ -79,6 +79,8 @@ class Plan:
     stuck: Set[str] = frozenset()
     due: list[Due] = field(default_factory=list)
     films: int = 0
+    orphans: int = 0
+    """Films that are gone, of which there are results."""
     runs: int = 0
     kept: int = 0
 
@@ -93,12 +95,18 @@ class Plan:
     def is_held(self, share: float) -> bool:
         """Tell whether more is due at once than this share of all, so that a person is to say so.
 
-        A single film that grows old waits for no other share than 0, or a lab that has three could
-        not use retention.
+        A single one that is not for want of space waits for no other share than 0, or a lab that
+        has three could not use retention. Films that are gone make no others fewer.
         """
-        films, runs = self.count("age", "space", "orphan"), self.count("results")
-        alone = films == self.count("age") == 1 and share > 0
-        return (films > share * self.films and not alone) or runs > share * self.runs
+
+        def too_many(due: int, there: int, *, alone: bool = False) -> bool:
+            return due > share * there and not (alone and due == 1 and share > 0)
+
+        return (
+            too_many(self.count("age", "space"), self.films, alone=not self.count("space"))
+            or too_many(self.count("orphan"), self.films + self.orphans, alone=True)
+            or too_many(self.count("results"), self.runs)
+        )
 
 
 # -- what is due -----------------------------------------------------------------------------------
@@ -129,7 +137,10 @@ def find(
         yield
         if not _is_film(row):
             continue
-        plan.films += 1
+        if row.state == "film gone":
+            plan.orphans += 1
+        else:
+            plan.films += 1
         due = _due_by_age(context, row, plan.now)
         if due is not None and pins.keep(row.key):
             plan.kept += 1
@@ -149,17 +160,16 @@ def _due_by_age(context: Context, row: FileRow, now: datetime) -> Due | None:
         return None
     age, size, days = now - row.last_modified, row.size or 0, settings.retention_days
     since = f"{row.last_modified:%Y-%m-%d}"
-    if row.state == "film gone":
-        size = 0
-        if settings.orphans == "delete":
-            why = "the film is not in the bucket any more"
-            return Due("orphan", row.file_id, row.key, size, why, row.etag)
     if _is_over_limit(context, row, size) and age > OVER_LIMIT:
         why = f"{size:,} bytes, more than this server takes, since {since}"
         return Due("limit", row.file_id, row.key, size, why, row.etag)
     if days is not None and age > timedelta(days=days):
         why = f"older than {days:g} days: {since}"
-        return Due("age", row.file_id, row.key, size, why, row.etag)
+        kind: Kind = "orphan" if row.state == "film gone" else "age"
+        return Due(kind, row.file_id, row.key, size if kind == "age" else 0, why, row.etag)
+    if row.state == "film gone" and settings.orphans == "delete":
+        why = "the film is not in the bucket any more"
+        return Due("orphan", row.file_id, row.key, 0, why, row.etag)
     return None
 
 

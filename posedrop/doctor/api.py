@@ -33,6 +33,25 @@ def api(settings: Settings) -> Iterator[Finding]:
         yield Finding("API", WARN, f"runs posedrop {version}, this is {__version__}", todo)
     else:
         yield Finding("API", OK, f"answers at {settings.url}")
+    yield from _ready(settings)
+
+
+def _ready(settings: Settings) -> Iterator[Finding]:
+    """See whether each part of the handlers does its work."""
+    try:
+        answer = ask("GET", f"{settings.url.rstrip('/')}/readyz")
+        if answer.status_code not in {200, 503}:
+            return  # an older one's
+        parts: dict[str, str] = answer.json()["parts"]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        yield Finding("API's parts", FAIL, f"/readyz: {error!r}", "look at the log of the handlers")
+        return
+    wrong = [f"{part} ({code})" for part, code in parts.items() if code != "ok"]
+    if wrong:
+        todo = "the log of the handlers says what is the matter; what waits for them is not lost"
+        yield Finding("API's parts", FAIL, f"not at work: {', '.join(wrong)}", todo)
+    else:
+        yield Finding("API's parts", OK, f"at work: {', '.join(parts)}")
 
 
 def events(settings: Settings) -> Iterator[Finding]:

@@ -104,6 +104,10 @@ class Lab(ABC):
     def log(self) -> str:
         """Return the end of what its processes printed."""
 
+    def metrics(self) -> str:
+        """Return the metrics of all its processes."""
+        return self.http.get("/metrics").text
+
     def _answers(self) -> bool:
         try:
             return self.http.get("/healthz").status_code == 200
@@ -272,6 +276,7 @@ class Servers(Lab):
         #: Whether it is set up as docs/deploy.md says for several GPUs.
         self.several_gpus = False
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._metrics: list[str] = []
         self._started = 0
         self.settings["POSEDROP_API_TOKEN"] = API_TOKEN
         self.http.headers["Authorization"] = f"Bearer {API_TOKEN}"
@@ -342,10 +347,16 @@ class Servers(Lab):
         self._started += 1
         name = f"{service}-{self._started}"
         own = compose.environment(service, "dramatiq_")
+        own["POSEDROP_METRICS_PORT"] = str(find_free_port())
+        self._metrics.append(f"http://127.0.0.1:{own['POSEDROP_METRICS_PORT']}/metrics")
         if self.several_gpus:
             own["dramatiq_queue_prefetch"] = "1"
         self._run(name, [str(BIN / program), *options], self._as("worker") | own)
         return name
+
+    def metrics(self) -> str:
+        """Return the metrics of all its processes, the workers' own among them."""
+        return super().metrics() + "".join(httpx.get(url).text for url in self._metrics)
 
     def names(self, service: str) -> list[str]:
         """Return the names of what runs of a service: handlers, worker-cpu, worker-gpu."""

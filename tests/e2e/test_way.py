@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -338,11 +339,20 @@ def test_lists_page_and_search(lab: Lab, clip: Path) -> None:
     assert sorted(seen) == [f"paging/ferret_{number}-cam.mp4" for number in range(7)]
 
 
-def test_metrics_count_what_is_there(lab: Lab) -> None:
-    """GET /metrics is Prometheus text with the index's rows by state."""
-    text = lab.http.get("/metrics").text
-    assert 'posedrop_index_rows{state="ready",table="files"}' in text
-    assert "posedrop_event_seconds_bucket" in text
+def test_metrics_count_what_is_there_and_what_was_done(lab: Lab) -> None:
+    """The handlers' GET /metrics, and each worker's own, tell of a film that was refused."""
+    lab.s3().put_object(Bucket="videos", Key="metrics/none.mp4", Body=b"no film at all")
+    lab.file("metrics/none.mp4", "refused")
+    text = lab.metrics()
+    assert 'posedrop_index_rows{state="refused",table="files"}' in text
+    assert 'posedrop_ingests_total{outcome="not_a_video"}' in text
+    assert 'posedrop_job_seconds_count{outcome="ended",task="ingest"}' in text
+    assert 'posedrop_store_seconds_count{operation="HeadObject"}' in text
+    assert re.findall(r'^posedrop_ready\{part="(.*)"\} 0', text, re.MULTILINE) == []
+    assert set(re.findall(r'^posedrop_workers\{queue="(.*)"\} [1-9]', text, re.MULTILINE)) == {
+        "cpu",
+        "gpu",
+    }
 
 
 def test_events_need_their_token(lab: Lab) -> None:

@@ -28,6 +28,8 @@ from tests.serving import serving
 TOKEN = "of-the-api"
 #: A name that nobody knows (of a model, an analysis, a cursor) is 422, and no document can say so.
 UNWANTED_CHECKS = "positive_data_acceptance"
+#: Calls of the document's examples, of each of its limits, made up, and one after another.
+PHASES = "examples,coverage,fuzzing,stateful"
 _CASES = re.compile(r"(\d+) generated")
 
 
@@ -71,7 +73,7 @@ def filled_api(folder: Path) -> Iterator[str]:
         store.stop()
 
 
-def call(url: str, folder: Path, *, examples: int, seed: int) -> Calls:
+def call(url: str, folder: Path, *, examples: int, seed: int, phases: str = PHASES) -> Calls:
     """Make calls of every kind to each operation.
 
     Args:
@@ -79,11 +81,13 @@ def call(url: str, folder: Path, *, examples: int, seed: int) -> Calls:
         folder: where notes are left.
         examples: that are made up for each operation; others follow from the document.
         seed: the same makes the same calls.
+        phases: of Schemathesis.
     """
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"),
         *("--header", f"Authorization: Bearer {TOKEN}"),
         *("--checks", "all", "--exclude-checks", UNWANTED_CHECKS),
+        *("--phases", phases),
         *("--max-examples", str(examples), "--seed", str(seed), "--max-failures", "100"),
         *("--request-timeout", "30", "--no-color", "--warnings", "off"),
     ]

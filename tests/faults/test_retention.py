@@ -187,6 +187,23 @@ def test_more_than_a_share_waits_for_a_person(make: Make) -> None:
     assert films(world) == {"3.mp4", "posedrop.json"}
 
 
+def test_films_that_are_gone_make_no_share_of_those_that_are_there(make: Make) -> None:
+    """Of ten films seven are archived: the three that are left are all, and wait for a person."""
+    world = make()
+    fill(world, *(f"{n}.mp4" for n in range(10)))
+    for number in range(7):
+        world.storage.remove(VIDEOS, f"{number}.mp4")
+    world.settle()
+    world.clock.pass_(91 * DAY)
+    found = world.reconciler.round()
+    assert (found.held_back, found.expired) == (10, 0)
+    assert len(films(world)) == 3
+    assert len(analysed(world)) == 10
+    retention.expire(world.context, retention.ExpireRequest(due=10))
+    world.settle()
+    assert films(world) == analysed(world) == set()
+
+
 @pytest.mark.parametrize(("share", "gone"), [(0, 0), (0.25, 1), (1, 1)])
 def test_a_single_old_film_waits_for_no_share_but_none(make: Make, share: float, gone: int) -> None:
     """Of three, one is more than a quarter."""

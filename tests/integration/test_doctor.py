@@ -104,6 +104,7 @@ def test_doctor_finds_a_healthy_stack_healthy(
         "nothing public",
     } <= set(findings)
     assert {"notifications", "API", "events token", "broker", "broker's memory"} <= set(findings)
+    assert "follower, reconciler, store, broker, disk" in findings["API's parts"][0]["message"]
     assert "is whole" in findings["index"][0]["message"]
     assert set(keys_of(store.s3("ROOT"))) == before
 

@@ -48,6 +48,7 @@ def program(place: Path, *options: str, ordinary: bool = False) -> list[str]:
     kept = tempfile.mkdtemp()
     inside = Path(sys.base_prefix).relative_to(shut[-1])
     script = f"""set -e
+umask 022
 mount --bind {shut[-1]} {kept}
 mount -t tmpfs -o mode=755 none {shut[-1]}
 mkdir -p {sys.base_prefix}
