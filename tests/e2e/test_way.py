@@ -55,6 +55,10 @@ def test_a_presigned_put_ends_in_poses_plots_and_a_labelled_video(
     result = answer["result"]
     assert (result["frames_decoded"], result["rows"]) == (60, 60)
     assert {"deeplabcut", "torch", "av"} <= set(result["versions"])
+    walls = result["details"]["walls"]
+    assert walls == result["details"]["render_walls"]
+    # What a kernel of 2023 gives to anybody.
+    assert {"capabilities", "privileges", "files", "syscalls"} <= set(walls)
     assert {file["name"] for file in answer["files"]} == {
         "poses.h5",
         "poses.csv",
