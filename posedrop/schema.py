@@ -377,8 +377,10 @@ def _gpu_queue(db: Database) -> None:
         f" WHEN new.{unfinished} BEGIN"
         " INSERT OR IGNORE INTO gpu_queue VALUES (new.analysis_id,"
         f" {group.format('new.')}, new.number, 'waits', new.created_at); END",
+        # Not "OR IGNORE": in a trigger, the upsert that fired it decides about conflicts.
         """CREATE TRIGGER gpu_group_ai AFTER INSERT ON gpu_queue BEGIN
-            INSERT OR IGNORE INTO gpu_group (grp) VALUES (new.grp); END""",
+            INSERT INTO gpu_group (grp) SELECT new.grp
+            WHERE NOT EXISTS (SELECT 1 FROM gpu_group WHERE grp = new.grp); END""",
         "CREATE TRIGGER gpu_queue_au AFTER UPDATE OF state ON analysis"  # noqa: S608
         f" WHEN NOT new.{unfinished} BEGIN"
         " DELETE FROM gpu_queue WHERE analysis_id = new.analysis_id; END",
@@ -388,7 +390,8 @@ def _gpu_queue(db: Database) -> None:
         " UPDATE gpu_queue SET number = new.number,"
         f" grp = {group.format('new.')} WHERE analysis_id = new.analysis_id; END",
         """CREATE TRIGGER gpu_group_au AFTER UPDATE OF grp ON gpu_queue BEGIN
-            INSERT OR IGNORE INTO gpu_group (grp) VALUES (new.grp); END""",
+            INSERT INTO gpu_group (grp) SELECT new.grp
+            WHERE NOT EXISTS (SELECT 1 FROM gpu_group WHERE grp = new.grp); END""",
         """CREATE TRIGGER gpu_queue_ad AFTER DELETE ON analysis BEGIN
             DELETE FROM gpu_queue WHERE analysis_id = old.analysis_id; END""",
         f"""INSERT INTO gpu_queue SELECT analysis_id, {group.format("")}, number,
