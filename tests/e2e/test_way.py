@@ -219,6 +219,7 @@ def test_a_duplicate_answers_with_the_results_that_exist(lab: Lab, clip: Path) -
     second = lab.file("twins/second.mp4")
     assert second["duplicate_of"] is not None
     asked = lab.ask(first["file_id"], "dummy", {"seconds": 0.31})
+    assert asked.status_code < 300, asked.text
     analysis_id = asked.json()["analysis_id"]
     lab.over(analysis_id)
 
