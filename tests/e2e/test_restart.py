@@ -87,8 +87,9 @@ def test_old_videos_are_cleaned_up(tmp_path: Path) -> None:
         lab.until(
             lambda: (
                 not any(
-                    s3.list_objects_v2(Bucket=bucket).get("Contents")
+                    not found["Key"].startswith("_posedrop/workers/")
                     for bucket in ("videos", "results")
+                    for found in s3.list_objects_v2(Bucket=bucket).get("Contents", [])
                 )
             ),
             "the old video to be gone",
