@@ -245,21 +245,24 @@ def damaged(rng: random.Random, made: dict[str, bytes]) -> Iterator[tuple[str, b
 
 
 def measured(payload: dict[str, Any], report: Any) -> dict[str, Any]:
-    """In the child: probe a film, and tell what it took of memory, in bytes, beyond the start."""
+    """In the child: probe a film, and tell what it took of memory, in bytes, beyond the start.
+
+    0 where an earlier film took more: a child can't have its peak begin anew.
+    """
     from worker import preflight
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _peak()
+    before, peak = _memory("VmRSS"), _memory("VmHWM")
     try:
         answer: dict[str, Any] = preflight.probe(payload, report)
     except RefusedVideoError as error:
         answer = {"refused": error.code, "message": error.message}
-    return {**answer, "memory": max(0, _peak() - before)}
+    highest = _memory("VmHWM")
+    return {**answer, "memory": highest - before if highest > peak else 0}
 
 
-def _peak() -> int:
+def _memory(name: str) -> int:
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return int(status.split(f"{name}:")[1].split()[0]) * 1024
 
 
 @dataclass
