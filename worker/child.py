@@ -39,8 +39,8 @@ from worker.walls import NAMES, OWN, Plan, Walls
 START_SECONDS = 60.0
 #: Seconds that a killed child's processes may take to be gone: a driver's memory is not small.
 END_SECONDS = 5.0
-#: Seconds between two looks at what a child takes of the machine.
-WATCH_SECONDS = 0.5
+#: Seconds between two looks at what a child takes of the machine: at work, and idle.
+WATCH_SECONDS, IDLE_SECONDS = 0.5, 5.0
 
 #: What a child may know of its parent's environment: hardware and threads, nothing secret.
 _PASSED_ON = (
@@ -111,6 +111,7 @@ class Child:
             cards=cards,
         )
         self._call = threading.Lock()
+        self._at_work = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._requests = -1
         self._answers = -1
@@ -213,12 +214,14 @@ class Child:
         wall_seconds: float | Patience | None,
         place: Place,
     ) -> Line:
+        self._at_work.set()
         try:
             answer = self._converse(request, on_progress, should_stop, wall_seconds, place)
         except BaseException:
             self._end()
             raise
         finally:  # when the child is gone: who comes next is alone
+            self._at_work.clear()
             place.leave()
         if answer.fresh:
             # A library failed in the middle of something: what it left behind is unknown.
@@ -311,7 +314,8 @@ class Child:
                 self._verdict = ChildDiedError(words, code=code)
                 _tell_to_end(process)
                 return
-            time.sleep(WATCH_SECONDS)
+            if self._at_work.wait(IDLE_SECONDS):
+                time.sleep(WATCH_SECONDS)
 
     def _wait_for_hello(self) -> Line:
         deadline = time.monotonic() + START_SECONDS
