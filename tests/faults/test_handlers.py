@@ -71,7 +71,7 @@ def _are_over(lab: Lab, acknowledged: dict[str, str]) -> bool:
     )
 
 
-@pytest.mark.parametrize(("stack", "uploads"), [("servers", 1000), ("embedded", 300)])
+@pytest.mark.parametrize(("stack", "uploads"), [("servers", 400), ("embedded", 150)])
 def test_handlers_killed_while_a_crowd_uploads(
     request: pytest.FixtureRequest, stack: str, uploads: int
 ) -> None:
