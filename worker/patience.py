@@ -53,7 +53,8 @@ class Patience:
         self._frames = max(1, frames)
         at_once = min(self._frames, batch or USUAL_BATCH)
         self._quiet = QUIET_SECONDS + slowest_frame * at_once
-        self._at_most = self._quiet + SLOWEST_FACTOR * slowest_frame * self._frames
+        # Once it may be silent before its first frame, and as long again in all, later.
+        self._at_most = 2 * self._quiet + SLOWEST_FACTOR * slowest_frame * self._frames
         if usual is not None and usual > 0:
             unusual = self._quiet + USUAL_FACTOR * self._frames / usual
             self._at_most = min(self._at_most, unusual)
