@@ -192,17 +192,20 @@ class Bench:
         )
 
         def analyse(number: int) -> dict[str, Any]:
-            out = scratch / f"out{number}"
-            out.mkdir()
+            job = scratch / f"job{number}"
+            out = job / "out"
+            out.mkdir(parents=True)
+            shutil.copyfile(film, job / "video")
+            shutil.copytree(model, job / "model")
             payload = {
-                "analysis": "deeplabcut_2d", "video": str(film), "out": str(out),
+                "analysis": "deeplabcut_2d", "video": str(job / "video"), "out": str(out),
                 "args": deeplabcut_2d.normalise({"model": "m", "batch_size": 8}),
-                "model": str(model), "model_digest": "d", "device": "cpu",
+                "model": str(job / "model"), "model_digest": "d", "device": "cpu",
             }  # fmt: skip
             answer = both.call(
                 "benchmarks.alone:on_a_device", payload, makes_ready=True,
                 on_progress=lambda _: None, should_stop=lambda: False, wall_seconds=600,
-                log=scratch / "run.log",
+                folder=job, log=job / "run.log",
             )  # fmt: skip
             return {"timings": answer["timings"], "details": answer["details"]}
 

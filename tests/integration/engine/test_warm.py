@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,14 +40,17 @@ def test_two_at_once_are_as_each_alone(
     begun = threading.Event()
 
     def analyse(sample: Sample) -> Ours:
-        out = tmp_path / sample.film.stem
-        out.mkdir()
+        job = tmp_path / f"job-{sample.film.stem}"
+        out = job / "out"
+        out.mkdir(parents=True)
+        shutil.copyfile(sample.film, job / "video")
+        shutil.copytree(sample.model, job / "model")
         payload = {
             "analysis": "deeplabcut_2d",
-            "video": str(sample.film),
+            "video": str(job / "video"),
             "out": str(out),
             "args": deeplabcut_2d.normalise({"model": "mouse", "precision": "fp32"}),
-            "model": str(sample.model),
+            "model": str(job / "model"),
             "model_digest": "d" * 64,
             "device": "cpu",
         }
@@ -62,10 +66,11 @@ def test_two_at_once_are_as_each_alone(
             on_progress=on_progress,
             should_stop=lambda: False,
             wall_seconds=600,
-            log=tmp_path / f"{sample.film.stem}.log",
+            folder=job,
+            log=job / "run.log",
         )
-        job = Job(sample.film, out, payload["args"], None, None, lambda *_: None)
-        return read(out, tables.finish(job))
+        done = Job(sample.film, out, payload["args"], None, None, lambda *_: None)
+        return read(out, tables.finish(done))
 
     try:
         with ThreadPoolExecutor(2) as threads:
