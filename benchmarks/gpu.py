@@ -271,20 +271,24 @@ def queued(model: str, film: str, device: str, clips: int, pretends: bool) -> di
 
     scratch = Path(tempfile.mkdtemp())
     begins = "benchmarks.alone:beside" if pretends else "worker.inference:begin"
-    both = Pair("gpu", scratch, warm=["worker.inference"], device=device, begins_with=begins)
+    both = Pair(
+        "gpu", scratch, warm=["worker.inference"], device=device, begins_with=begins, cards=True
+    )
     known: dict[str, str] = {}
 
     def analyse(number: int) -> dict[str, Any]:
-        out = scratch / f"out{number}"
-        out.mkdir()
+        job = scratch / f"job{number}"
+        (job / "out").mkdir(parents=True)
+        shutil.copyfile(film, job / "video")
+        shutil.copytree(model, job / "model")
         payload = {
-            "analysis": "deeplabcut_2d", "video": film, "out": str(out),
-            "args": deeplabcut_2d.normalise({"model": "m"}), "model": model, "model_digest": "d",
-            "device": device, "model_bytes": 4 << 30, "tuning": dict(known),
+            "analysis": "deeplabcut_2d", "video": str(job / "video"), "out": str(job / "out"),
+            "args": deeplabcut_2d.normalise({"model": "m"}), "model": str(job / "model"),
+            "model_digest": "d", "device": device, "model_bytes": 4 << 30, "tuning": dict(known),
         }  # fmt: skip
         answer = both.call(
             "worker.engine:run_analysis", payload, makes_ready=True, on_progress=lambda _: None,
-            should_stop=lambda: False, wall_seconds=PATIENCE, log=scratch / "run.log",
+            should_stop=lambda: False, wall_seconds=PATIENCE, folder=job, log=job / "run.log",
         )  # fmt: skip
         known.update(answer.get("tuning", {}))
         return {"timings": answer["timings"], "details": answer["details"]}
