@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -66,10 +67,12 @@ def asked(settings: Settings, broker_url: str = "stub://") -> Iterator[httpx.Cli
 
 @pytest.fixture
 def working(settings: Settings) -> Settings:
-    """Settings of a store that has its buckets."""
-    for bucket in (settings.videos_bucket, settings.results_bucket, settings.models_bucket):
-        Storage(settings).create_bucket(bucket)
-    return settings
+    """Settings of a store that has its buckets, empty ones: the server is shared by many tests."""
+    kinds = ("videos_bucket", "results_bucket", "models_bucket")
+    own = settings.model_copy(update={kind: f"{kind[:-7]}-{uuid.uuid4().hex}" for kind in kinds})
+    for kind in kinds:
+        Storage(own).create_bucket(getattr(own, kind))
+    return own
 
 
 def values(text: str, name: str) -> dict[str, float]:
@@ -125,7 +128,7 @@ def test_what_was_received_and_is_gone_is_counted_no_more(working: Settings) -> 
     index = Index(working.index_file)
     with asked(working) as api:
         long_ago = NOW - timedelta(hours=2)
-        index.file_received("videos", "a.mp4", "a" * 16, "e", 4, {}, long_ago)
+        index.file_received(working.videos_bucket, "a.mp4", "a" * 16, "e", 4, {}, long_ago)
         before = api.get("/metrics").text
         index.file_removed("a" * 16)
         after = api.get("/metrics").text
