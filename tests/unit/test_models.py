@@ -13,7 +13,9 @@ import pytest
 from posedrop.buckets.records import Model, ModelFile, ModelRef
 from posedrop.buckets.storage import Storage
 from posedrop.errors import BadRequestError, ModelError
-from posedrop.models import catalog, packing
+from posedrop.models import catalog
+from posedrop.models.fetch import fetch
+from posedrop.models.push import push
 from tests.unit.bucket import BUCKET, FakeStorage
 from tests.unit.projects import make_project
 
@@ -35,7 +37,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_push_writes_the_record_last(project: Path, storage: Storage, fake: FakeStorage) -> None:
     """Whoever sees model.json can have all that it lists."""
-    model = catalog.push(storage, BUCKET, project, "reach")
+    model = push(storage, BUCKET, project, "reach")
     prefix = f"reach/{model.digest}"
     assert fake.written[-1] == f"{prefix}/model.json"
     assert sorted(fake.content) == sorted(
@@ -45,9 +47,9 @@ def test_push_writes_the_record_last(project: Path, storage: Storage, fake: Fake
 
 def test_push_again_is_no_work(project: Path, storage: Storage, fake: FakeStorage) -> None:
     """The same model again uploads nothing and keeps its record."""
-    first = catalog.push(storage, BUCKET, project, "reach")
+    first = push(storage, BUCKET, project, "reach")
     fake.written.clear()
-    assert (catalog.push(storage, BUCKET, project, "reach"), fake.written) == (first, [])
+    assert (push(storage, BUCKET, project, "reach"), fake.written) == (first, [])
 
 
 def put_model(fake: FakeStorage, name: str, content: bytes, age_days: float) -> Model:
@@ -55,7 +57,7 @@ def put_model(fake: FakeStorage, name: str, content: bytes, age_days: float) -> 
     file = ModelFile(path="w.pt", size=len(content), sha256=hashlib.sha256(content).hexdigest())
     model = Model(
         name=name,
-        digest=packing.digest_of([file]),
+        digest=catalog.digest_of([file]),
         kind="export",
         task="t",
         scorer="",
@@ -114,17 +116,17 @@ def test_fetch_gives_the_same_files(
     project: Path, storage: Storage, fake: FakeStorage, tmp_path: Path
 ) -> None:
     """What was pushed is what the worker has; fetched again, nothing is asked of the store."""
-    model = catalog.push(storage, BUCKET, project, "reach")
+    model = push(storage, BUCKET, project, "reach")
     folder = tmp_path / "cache"
     folder.mkdir()
-    found = catalog.fetch(storage, BUCKET, ref(model), folder)
+    found = fetch(storage, BUCKET, ref(model), folder)
     assert found == folder / model.digest
     assert {
         file.path: hashlib.sha256((found / file.path).read_bytes()).hexdigest()
         for file in model.files
     } == {file.path: file.sha256 for file in model.files}
     fake.content.clear()
-    assert catalog.fetch(storage, BUCKET, ref(model), folder) == found
+    assert fetch(storage, BUCKET, ref(model), folder) == found
     assert [path.name for path in folder.iterdir()] == [model.digest]
 
 
@@ -133,11 +135,9 @@ def test_fetch_mends_what_was_tidied_up(
 ) -> None:
     """A file that something removed from the cache is fetched again."""
     model = put_model(fake, "reach", b"weights", 1)
-    found = catalog.fetch(storage, BUCKET, ref(model), tmp_path)
+    found = fetch(storage, BUCKET, ref(model), tmp_path)
     (found / "w.pt").unlink()
-    assert (
-        catalog.fetch(storage, BUCKET, ref(model), tmp_path) / "w.pt"
-    ).read_bytes() == b"weights"
+    assert (fetch(storage, BUCKET, ref(model), tmp_path) / "w.pt").read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -146,23 +146,21 @@ def test_fetch_does_not_believe_what_was_changed(
 ) -> None:
     """A kept file of the same size with other content, or with its record too, is fetched again."""
     model = put_model(fake, "reach", b"weights", 1)
-    found = catalog.fetch(storage, BUCKET, ref(model), tmp_path)
+    found = fetch(storage, BUCKET, ref(model), tmp_path)
     if again:  # found whole before
-        catalog.fetch(storage, BUCKET, ref(model), tmp_path)
+        fetch(storage, BUCKET, ref(model), tmp_path)
     (found / "w.pt").write_bytes(b"WEIGHTS")
     record = found / catalog.MODEL_RECORD
     wrong = hashlib.sha256(b"WEIGHTS").hexdigest()
     if again:
         record.write_text(record.read_text().replace(model.files[0].sha256, wrong))
-    assert (
-        catalog.fetch(storage, BUCKET, ref(model), tmp_path) / "w.pt"
-    ).read_bytes() == b"weights"
+    assert (fetch(storage, BUCKET, ref(model), tmp_path) / "w.pt").read_bytes() == b"weights"
 
 
 def test_fetch_missing(storage: Storage, tmp_path: Path) -> None:
     """A model that is no longer in the bucket is an error that says so."""
     with pytest.raises(ModelError) as caught:
-        catalog.fetch(storage, BUCKET, ModelRef(name="reach", digest="0" * 64), tmp_path)
+        fetch(storage, BUCKET, ModelRef(name="reach", digest="0" * 64), tmp_path)
     assert caught.value.code == "model_missing"
 
 
@@ -172,7 +170,7 @@ def test_fetch_of_a_name_that_leads_away(
 ) -> None:
     """Neither name nor digest of a request can lead out of the cache."""
     with pytest.raises(ModelError) as caught:
-        catalog.fetch(storage, BUCKET, ModelRef(name=name, digest=digest), tmp_path)
+        fetch(storage, BUCKET, ModelRef(name=name, digest=digest), tmp_path)
     assert caught.value.code == "model_missing"
 
 
@@ -182,10 +180,10 @@ def test_fetch_of_other_content(storage: Storage, fake: FakeStorage, tmp_path: P
     key = f"reach/{model.digest}/w.pt"
     fake.content[key] = b"tampered"
     with pytest.raises(ModelError, match="other content") as changed:
-        catalog.fetch(storage, BUCKET, ref(model), tmp_path)
+        fetch(storage, BUCKET, ref(model), tmp_path)
     del fake.content[key]
     with pytest.raises(ModelError, match="gone") as gone:
-        catalog.fetch(storage, BUCKET, ref(model), tmp_path)
+        fetch(storage, BUCKET, ref(model), tmp_path)
     assert (changed.value.code, gone.value.code) == ("model_damaged", "model_damaged")
     assert list(tmp_path.iterdir()) == []
 
@@ -197,7 +195,7 @@ def test_fetch_of_another_record(storage: Storage, fake: FakeStorage, tmp_path: 
     record["files"][0]["sha256"] = "0" * 64
     fake.content[f"reach/{model.digest}/model.json"] = json.dumps(record).encode()
     with pytest.raises(ModelError, match="not the one that was pushed"):
-        catalog.fetch(storage, BUCKET, ref(model), tmp_path)
+        fetch(storage, BUCKET, ref(model), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -210,12 +208,12 @@ def test_fetch_of_files_that_lead_away(
     """A file's path in model.json can't lead out of the model's folder, nor replace the record."""
     file = ModelFile(path=path, size=1, sha256=hashlib.sha256(b"x").hexdigest())
     good = put_model(fake, "reach", b"weights", 1)
-    evil = good.model_copy(update={"files": [file], "digest": packing.digest_of([file])})
+    evil = good.model_copy(update={"files": [file], "digest": catalog.digest_of([file])})
     fake.content[f"reach/{evil.digest}/{path}"] = b"x"
     fake.content[f"reach/{evil.digest}/model.json"] = evil.to_json()
     folder = tmp_path / "a" / "cache"
     folder.mkdir(parents=True)
     with pytest.raises(ModelError) as caught:
-        catalog.fetch(storage, BUCKET, ref(evil), folder)
+        fetch(storage, BUCKET, ref(evil), folder)
     assert caught.value.code == "model_damaged"
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

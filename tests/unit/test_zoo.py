@@ -16,6 +16,7 @@ from posedrop.analyses.superanimal import SuperAnimalArgs
 from posedrop.buckets.storage import Storage
 from posedrop.errors import BadRequestError, ModelError
 from posedrop.models import catalog, packing, zoo
+from posedrop.models.push import push
 from tests.unit.bucket import BUCKET, FakeStorage
 
 MOUSE = "superanimal_topviewmouse"
@@ -39,7 +40,7 @@ def weights(tmp_path: Path) -> Path:
 
 def test_zoo_is_pushed_as_a_folder_of_weights(storage: Storage, weights: Path) -> None:
     """One model a SuperAnimal, with the weights that are in the folder and nothing else."""
-    model = catalog.push(storage, BUCKET, weights, MOUSE)
+    model = push(storage, BUCKET, weights, MOUSE)
     assert [file.path for file in model.files] == sorted([HRNET, RCNN])
     assert (model.kind, catalog.resolve(storage, BUCKET, MOUSE)) == ("zoo", model)
     superanimal.check(SuperAnimalArgs(model=MOUSE), model)
@@ -59,13 +60,13 @@ def test_zoo_has_its_own_names(
 
 def test_weights_that_are_not_there(storage: Storage, weights: Path) -> None:
     """Whoever asks for a SuperAnimal hears which file to download where, and how to push it."""
-    push = f"posedrop models push FOLDER --name {MOUSE}"
-    with pytest.raises(BadRequestError, match=push) as caught:
+    command = f"posedrop models push FOLDER --name {MOUSE}"
+    with pytest.raises(BadRequestError, match=command) as caught:
         catalog.resolve(storage, BUCKET, MOUSE)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
     (weights / RCNN).unlink()
-    model = catalog.push(storage, BUCKET, weights, MOUSE)
-    with pytest.raises(BadRequestError, match=f"download {RCNN} from https://.*{push}") as caught:
+    model = push(storage, BUCKET, weights, MOUSE)
+    with pytest.raises(BadRequestError, match=f"download {RCNN} from https://.*{command}") as caught:
         superanimal.check(SuperAnimalArgs(model=MOUSE), model)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
 
@@ -116,6 +117,6 @@ def test_an_analysis_without_its_model_is_told_which_there_are(
         return caught.value.message
 
     assert "`posedrop models push`" in told("superanimal")
-    catalog.push(storage, BUCKET, weights, MOUSE)
+    push(storage, BUCKET, weights, MOUSE)
     assert told("superanimal").endswith(f"There are: {MOUSE}")
     assert "`posedrop models push`" in told("deeplabcut_2d")

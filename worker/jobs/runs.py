@@ -39,7 +39,7 @@ from posedrop.errors import (
     RefusedVideoError,
     StorageError,
 )
-from posedrop.models import catalog
+from posedrop.models.fetch import fetch
 from posedrop.transport.queue import QueueError
 from worker import room, tuning_memory
 from worker.child import messages, pool
@@ -475,9 +475,7 @@ def _from_the_network(
             room.check_model_fits(record, shop.settings.scratch_dir)
         kept = shop.cache.models
         ref, there = request.model, shop.settings.models_bucket
-        model = room.fetch_with_room(
-            shop.cache, lambda: catalog.fetch(shop.storage, there, ref, kept)
-        )
+        model = room.fetch_with_room(shop.cache, lambda: fetch(shop.storage, there, ref, kept))
         model.touch()
         # As links of its own: what the child reads is what it was handed, and no other model.
         model = shutil.copytree(model, folders.film / "model", copy_function=os.link)
