@@ -66,7 +66,9 @@ def test_weights_that_are_not_there(storage: Storage, weights: Path) -> None:
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
     (weights / RCNN).unlink()
     model = push(storage, BUCKET, weights, MOUSE)
-    with pytest.raises(BadRequestError, match=f"download {RCNN} from https://.*{command}") as caught:
+    with pytest.raises(
+        BadRequestError, match=f"download {RCNN} from https://.*{command}"
+    ) as caught:
         superanimal.check(SuperAnimalArgs(model=MOUSE), model)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
 
