@@ -211,11 +211,11 @@ class Stack:
         from worker.actors import register
 
         broker = queue.connect(self.settings.broker_url)
-        precedence = queue.Precedence()
-        broker.add_middleware(precedence)
+        priority = queue.EventPriority()
+        broker.add_middleware(priority)
         worker_context: Context = register(broker, self.settings)
         self._closers.append(worker_context.close)
-        app = create_app(self.settings, broker, hurry=precedence.hurry, local=self._local)
+        app = create_app(self.settings, broker, set_busy=priority.set_busy, local=self._local)
         self._api = _Api(app, listener, BoundedProtocol)
         self._closers.append(self._api.stop)
         self._api.start()

@@ -403,7 +403,7 @@ def test_no_group_waits_longer_than_one_run_of_each_other(steps: list[Any], tick
             if step != "served":
                 analysis_id = f"{number:016}"
                 request = request_of(f"g{step}/{number}.mp4", analysis_id, moment)
-                index.analysis_planned(request, f"run/{analysis_id}")
+                index.analysis_requested(request, f"run/{analysis_id}")
                 if not waiting.setdefault(step, deque()):
                     served_meanwhile[step] = Counter()
                 waiting[step].append(analysis_id)

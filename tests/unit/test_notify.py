@@ -19,7 +19,7 @@ from handlers.context import Context
 from handlers.events import notify
 from posedrop.buckets import layout
 from posedrop.buckets.records import (
-    Asked,
+    PendingRequest,
     Record,
     Refusal,
     Request,
@@ -164,7 +164,7 @@ def _stocked() -> Shelf:
         _ingested(refused).model_copy(update={"refusal": refusal, "probe": None, "sha256": None}),
     )
     shelf.put_record(layout.video_record(asked), _ingested(asked))
-    question = Asked(
+    question = PendingRequest(
         pending_id="q" * 16,
         file_id=_ref(asked).file_id,
         key=asked,
@@ -172,7 +172,7 @@ def _stocked() -> Shelf:
         args={"seconds": 2},
         created_at=NOW,
     )
-    shelf.put_record(layout.asked(asked, "q" * 16), question)
+    shelf.put_record(layout.pending_request(asked, "q" * 16), question)
     for letter, names in {"r": ("request",), "s": ("request", "result"), "t": ("result",)}.items():
         run = layout.run_prefix(ready, "dummy", letter * 16)
         if "request" in names:
@@ -371,12 +371,12 @@ def test_the_follower_says_when_many_events_wait(context: Context) -> None:
     told: list[bool] = []
     calm = threading.Event()
 
-    def hurry(many: bool) -> None:
+    def set_busy(many: bool) -> None:
         told.append(many)
         if not many:
             calm.set()
 
-    follower = notify.Follower(context, hurry)
+    follower = notify.Follower(context, set_busy)
     follower.start()
     assert calm.wait(30)
     follower.stop()

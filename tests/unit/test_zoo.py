@@ -114,7 +114,7 @@ def test_an_analysis_without_its_model_is_told_which_there_are(
 
     def told(analysis: str) -> str:
         with pytest.raises(BadRequestError, match="--arg model=NAME") as caught:
-            plan.order(context, analysis, {})
+            plan.validate(context, analysis, {})
         assert caught.value.field == "args.model"
         return caught.value.message
 
