@@ -14,8 +14,8 @@ from posedrop.buckets.records import Model, ModelFile, ModelRef
 from posedrop.buckets.storage import Storage
 from posedrop.errors import BadRequestError, ModelError
 from posedrop.models import catalog, packing
+from tests.support.projects import make_project
 from tests.unit.bucket import BUCKET, FakeStorage
-from tests.unit.projects import make_project
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from posedrop.index.index import Index
 from posedrop.settings import load
 from posedrop.transport import queue
 from posedrop.transport.events import Event, ObjectCreated, ObjectRemoved
-from tests.samples import PROBE
+from tests.support.samples import PROBE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 VIDEOS, RESULTS = "videos", "results"
