@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
-from posedrop.buckets.storage import Listing, ObjectInfo, Storage, UnfinishedUpload
-from posedrop.errors import ObjectChangedError, StorageError
+from posedrop.buckets.storage import (
+    MAX_READ_BYTES,
+    Listing,
+    ObjectInfo,
+    Storage,
+    UnfinishedUpload,
+)
+from posedrop.errors import ObjectChangedError, RecordError, StorageError
 
-VIDEOS, RESULTS = "videos", "results"
+VIDEOS, RESULTS, MODELS = "videos", "results", "models"
 
 
 class Crash(BaseException):
@@ -73,17 +79,21 @@ class Stored:
 
 
 class MemoryStorage(Storage):
-    """The buckets in memory."""
+    """The buckets in memory, held by tests/integration/test_stores.py to what real stores do."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.buckets: dict[str, dict[str, Stored]] = {VIDEOS: {}, RESULTS: {}, "models": {}}
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
+        self.buckets: dict[str, dict[str, Stored]] = {VIDEOS: {}, RESULTS: {}, MODELS: {}}
         self.events: list[dict[str, Any]] = []
+        #: Objects that were looked at or read, in this order; and those that were fetched.
+        self.asked: list[tuple[str, str]] = []
         self.downloads: list[tuple[str, str]] = []
         #: Objects that nobody can delete or write over: a lock, a policy.
         self.locked: set[tuple[str, str]] = set()
         #: Objects that can't be read: a policy, a damaged disk below the store.
         self.unreadable: set[tuple[str, str]] = set()
+        #: Objects of which the store tells nothing at this moment.
+        self.away: set[tuple[str, str]] = set()
         #: Uploads in parts that are not over: their buckets, keys, ids, and when each was begun.
         self.in_parts: list[tuple[str, UnfinishedUpload]] = []
         self._gates = threading.local()
@@ -111,6 +121,9 @@ class MemoryStorage(Storage):
 
     def head(self, bucket: str, key: str) -> ObjectInfo | None:
         with self._call():
+            self.asked.append((bucket, key))
+            if (bucket, key) in self.away:
+                raise StorageError(f"can't look at {bucket}/{key}")
             found = self.buckets[bucket].get(key)
             if found is None:
                 return None
@@ -120,11 +133,14 @@ class MemoryStorage(Storage):
 
     def read(self, bucket: str, key: str, etag: str | None = None) -> bytes | None:
         with self._call():
-            if (bucket, key) in self.unreadable:
+            self.asked.append((bucket, key))
+            if (bucket, key) in self.unreadable | self.away:
                 raise StorageError(f"can't read {bucket}/{key}: AccessDenied")
             found = self.buckets[bucket].get(key)
             if found is not None and etag not in {None, found.info.etag}:
                 raise ObjectChangedError(f"{bucket}/{key} was replaced")
+            if found is not None and found.info.size > MAX_READ_BYTES:
+                raise RecordError(f"{bucket}/{key} has {found.info.size:,} bytes: no record has")
             return found.data if found else None
 
     def download(
@@ -150,9 +166,6 @@ class MemoryStorage(Storage):
     def listing(self, bucket: str, prefix: str) -> Listing:
         with self._call():
             return Listing(self._below(bucket, prefix), self.clock())
-
-    def folders(self, bucket: str, prefix: str = "") -> list[str]:  # noqa: ARG002
-        return []
 
     def _below(self, bucket: str, prefix: str) -> list[ObjectInfo]:
         objects = self.buckets[bucket]
@@ -224,7 +237,12 @@ class MemoryStorage(Storage):
 
     def abort_upload(self, bucket: str, upload: UnfinishedUpload) -> None:
         with self._call():
-            self.in_parts.remove((bucket, upload))
+            if (bucket, upload) in self.in_parts:
+                self.in_parts.remove((bucket, upload))
+
+    def create_bucket(self, bucket: str) -> None:
+        with self._call():
+            self.buckets.setdefault(bucket, {})
 
     # -- as people's S3 tools do it
 
