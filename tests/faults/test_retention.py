@@ -19,7 +19,8 @@ from handlers.upkeep import retention
 from posedrop.buckets import layout
 from posedrop.buckets.storage import UnfinishedUpload
 from posedrop.errors import BadRequestError
-from tests.faults.world import RESULTS, VIDEOS, WorkerContext, World
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.world import WorkerContext, World
 from worker import gone
 from worker.cache import Cache
 
