@@ -33,6 +33,7 @@ from handlers import (
     access,
     changes,
     copies,
+    gpu_queue,
     letters,
     notify,
     plan,
@@ -105,6 +106,7 @@ def create_app(
     follower = notify.Follower(context, hurry)
     reconciler = reconcile.Reconciler(context)
     copier = copies.Copier(context)
+    chooser = gpu_queue.Chooser(context, now)
     health = Health(context, follower, reconciler)
     metrics.DISKS.watch("index", settings.index_file.parent)
     queue_url = settings.sqs_queue_url
@@ -115,6 +117,7 @@ def create_app(
         follower.start()
         reconciler.start()
         copier.start()
+        chooser.start()
         if poller is not None:
             poller.start()
         yield
@@ -123,6 +126,7 @@ def create_app(
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
         await run_in_threadpool(copier.stop)
+        await run_in_threadpool(chooser.stop)
         health.close()
         context.index.close()
 

@@ -624,7 +624,7 @@ def _unfinished(context: Context, repairs: Repairs) -> Iterator[ToDo]:
         left = None
         with apart(context, f"{row.run} is not looked at") as trial:
             seen = gpu_queue.look(context, row.run)
-            if layout.PREDICTIONS in seen.names or layout.INFERENCE in seen.names:
+            if not gpu_queue.FOUND.isdisjoint(seen.names):
                 context.index.gpu_over(row.analysis_id)
             if layout.RESULT not in seen.names and not seen.alive:
                 left = queue.CPU if layout.INFERENCE in seen.names else queue.GPU
