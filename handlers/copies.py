@@ -32,7 +32,7 @@ from posedrop.records import (
     VideoRecord,
     VideoRef,
 )
-from posedrop.rows import FILM_GONE
+from posedrop.rows import failed_by_its_folder
 from posedrop.storage import ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -200,9 +200,8 @@ def _fill(context: Context, target: AnalysisRow) -> bool:
 
 
 def _is_whole(place: AnalysisRow) -> bool:
-    """Tell whether a run is over in a folder, and not just because its film was gone there."""
-    is_film_gone = place.error is not None and place.error.code == FILM_GONE
-    return place.finished_at is not None and not is_film_gone
+    """Tell whether a run is over in a folder, and not just because of that folder."""
+    return place.finished_at is not None and not failed_by_its_folder(place)
 
 
 def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool = False) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import NamedTuple
 
-from handlers import changes, copies, gpu_queue, plan, waiting
+from handlers import changes, copies, damaged, gpu_queue, plan, waiting
 from handlers.context import Context, now
 from posedrop import events, layout, queue
 from posedrop.errors import PosedropError, RecordError
@@ -341,7 +341,7 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
         case layout.RunObject(run=run, name=layout.RESULT):
             # One without a request is what a deletion has left, or a worker that woke up after it.
             is_run = context.storage.head(bucket, f"{run}/{layout.REQUEST}") is not None
-            return context.storage.read_record(bucket, key, Result) if is_run else None
+            return damaged.read_result(context, run) if is_run else None
         case layout.RunObject(name=name) if name in gpu_queue.FOUND or name == _LEFT:
             return context.storage.head(bucket, key)
         case _:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from itertools import chain, islice
 
-from handlers import copies, gpu_queue, notify, plan, retention, rules, waiting, workers
+from handlers import copies, damaged, gpu_queue, notify, plan, retention, rules, waiting, workers
 from handlers.apart import apart
 from handlers.context import Context, now
 from handlers.reingest import OldRefusals
@@ -27,6 +27,7 @@ from posedrop import layout, queue
 from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.index import AnalysisRow, FileRow, PendingRow
 from posedrop.records import FileState, RunError, RunState, VideoRecord
+from posedrop.rows import DAMAGED
 from posedrop.storage import PARTS_SECONDS, ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -342,9 +343,29 @@ class Sweep:
 
     def _index_result(self, key: str) -> None:
         with apart(self._context, f"{key} is not indexed") as trial:
-            notify.result_arrived(self._context, key)
+            try:
+                notify.result_arrived(self._context, key)
+            except RecordError:
+                self._end_run(key)
+                raise
             self._repairs.records_indexed += 1
-        self._repairs.damaged += trial.failed
+        self._repairs.damaged += trial.failed or self._is_damaged(key)
+
+    def _is_damaged(self, key: str) -> bool:
+        match layout.parse_result_key(key):
+            case layout.RunObject(run=run, analysis_id=analysis_id, name=layout.RESULT):
+                row = self._context.index.place(analysis_id, run)
+                return row is not None and row.error is not None and row.error.code == DAMAGED
+            case _:
+                return False
+
+    def _end_run(self, key: str) -> None:
+        """End the run of a request that can't be read, if it is not over and nobody is at it."""
+        match layout.parse_result_key(key):
+            case layout.RunObject(run=run, name=layout.REQUEST):
+                seen = gpu_queue.look(self._context, run)
+                if layout.RESULT not in seen.names and not seen.alive:
+                    damaged.end(self._context, run)
 
     def _index_without_film(self, key: str) -> None:
         """List what was made of a film that was removed, and lies in the results."""
@@ -573,6 +594,9 @@ class ToDo:
             return True
         seen = gpu_queue.look(context, row.run)
         if seen.alive or layout.RESULT in seen.names or layout.REQUEST not in seen.names:
+            return False
+        if damaged.end(context, row.run):
+            repairs.damaged += 1
             return False
         if layout.INFERENCE in seen.names:
             context.enqueue_render(row.analysis_id, row.run)
