@@ -418,6 +418,13 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
         return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
 
 
+class Notice(BaseModel):
+    """Something that a person is to see to."""
+
+    about: str
+    message: str
+
+
 class ReadyAnswer(BaseModel):
     """Whether the handlers do their work: a part is ``ok``, or has the code of what is wrong."""
 
@@ -486,6 +493,11 @@ def _service_routes(
     @changing
     def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
         return retention.expire(context, wanted)
+
+    @app.get("/notices", summary="What a person is to see to: a removal that was held back")
+    def get_notices() -> dict[str, list[Notice]]:
+        found = list(context.notices.items())
+        return {"items": [Notice(about=about, message=words) for about, words in found]}
 
     @app.get("/dead-letters", summary="Events that could not be followed, the newest first")
     def get_dead_letters(cursor: RowId | None = None, limit: Limit = 50) -> letters.LettersAnswer:

@@ -250,7 +250,9 @@ def _let_others_go_first(context: Context, now: datetime) -> None:
     asked = index.gpu_under_way("asked", now)
     if not asked and not index.gpu_under_way("sent", long_ago):
         return
-    if choosing.looked_at is not None and timedelta() <= now - choosing.looked_at < _LOOK:
+    if choosing.looked_at is not None and timedelta() <= now - choosing.looked_at < min(
+        _LOOK, turn
+    ):
         return
     choosing.looked_at = now
     under_way = [*asked, *index.gpu_under_way("sent", now)]

@@ -470,14 +470,10 @@ class Sweep:
         held = plan.is_held(share)
         if held:
             self._repairs.held_back += plan.count("age", "space", "orphan", "results")
-            log.warning(
-                "%d of %d films and %d runs are due at once, more than POSEDROP_EXPIRE_SHARE (%g) "
-                "of all: nothing is removed until `posedrop expire` says so, which lists them",
-                plan.count("age", "space"),
-                plan.films,
-                plan.count("results"),
-                share,
-            )
+            words = self._context.notices[retention.NOTICE] = plan.held_words(share)
+            log.warning("%s", words)
+        else:
+            self._context.notices.pop(retention.NOTICE, None)
         for due in plan.due:
             if held and due.kind != "limit":
                 continue
