@@ -121,7 +121,7 @@ def test_an_interrupted_inference_goes_on_from_its_checkpoint(tmp_path: Path) ->
         left = set(parts_of(lab))
         lab.until(lambda: set(parts_of(lab)) - left, "a further checkpoint", 300)
         network = subprocess.run(
-            ["pgrep", "-P", str(lab.pid), "-f", "worker.inference"],
+            ["pgrep", "-P", str(lab.pid), "-f", "worker.engine.inference"],
             capture_output=True,
             text=True,
             check=True,

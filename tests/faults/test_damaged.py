@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from handlers import plan, results
-from handlers.reconcile import Repairs
-from posedrop import analyses, layout
-from posedrop.rows import AnalysisRow
+from handlers.runs import plan, results
+from handlers.upkeep.reconcile import Repairs
+from posedrop import analyses
+from posedrop.buckets import layout
+from posedrop.index.rows import AnalysisRow
 from tests.faults.world import RESULTS, VIDEOS, World
 
 
