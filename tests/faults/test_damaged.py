@@ -43,7 +43,8 @@ def _drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the analysis make tables, and drawn by a job of its own."""
     dummy = replace(analyses.get("dummy"), finish="x:y", artefacts=analyses.POSES, renders=True)
     found = {"dummy": dummy}
-    monkeypatch.setattr(analyses, "installed", lambda: found)
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: found)
 
 
 def begun(world: World) -> AnalysisRow:
