@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.networks import network_by_engine
+
 os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -256,7 +258,8 @@ def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]
 ALONE: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        stock_inference, our_inference, stock_render, our_render, network_and_matrices
+        stock_inference, our_inference, stock_render, our_render, network_and_matrices,
+        network_by_engine,
     )
 }  # fmt: skip
 
