@@ -391,6 +391,7 @@ def of_torch() -> dict[str, Callable[[], Any]]:
         "DeepLabCut's HeatmapPredictor": lambda: found(
             f"{DLC}.models.predictors:HeatmapPredictor"
         )(),
+        "DeepLabCut's SimCCPredictor": lambda: found(f"{DLC}.models.predictors:SimCCPredictor")(),
         "DeepLabCut's preprocessor": lambda: found(f"{DLC}.data.preprocessor:ComposePreprocessor")(
             []
         ),
@@ -476,6 +477,10 @@ OBJECTS: dict[str, tuple[str, str]] = {
     "DeepLabCut's HeatmapPredictor": (
         "apply_sigmoid location_refinement locref_std",
         "no network may be computed in fewer bits",
+    ),
+    "DeepLabCut's SimCCPredictor": (
+        "simcc_split_ratio sigma normalize_outputs decode_beta apply_softmax",
+        "RTMPose may not be computed in fewer bits",
     ),
     "DeepLabCut's preprocessor": (
         "components", "batches of crops can't be cut out, and conditional models can't be run",
