@@ -14,6 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing DeepLabCut, torch and the rest into .venv: some minutes, about 7 GB"
+	@rm -rf *.egg-info  # an older one would tell where the analyses were
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[worker,dev]'
 	@touch $(READY)
 

@@ -51,7 +51,7 @@ def stock_inference(
         PoseInferenceRunner,
     )
 
-    from worker.detectors import nothing_downloaded
+    from worker.engine.detectors import nothing_downloaded
 
     if constant:
         PoseModel.forward = lambda self, x: {  # noqa: ARG005
@@ -110,8 +110,8 @@ def our_inference(
     """
     _be_a_worker()
     from posedrop.analyses import Job
-    from worker import inference, passes
-    from worker.analyses.deeplabcut_2d import deeplabcut_2d
+    from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
+    from worker.engine import inference, passes
 
     args: dict[str, Any] = {"model": "m", "precision": precision, "stop": stop}
     if constant:
@@ -132,7 +132,7 @@ def our_inference(
 
 def _be_a_worker() -> None:
     """Have the environment of a worker's child; torch reads it when it is imported."""
-    from worker.child import FIXED
+    from worker.child.child import FIXED
 
     os.environ.update(FIXED)
 
@@ -144,21 +144,23 @@ def _be_constant(seconds_a_frame: float) -> None:
     """
     import torch
 
-    from worker import arithmetic, passes, staging
+    from worker.engine import passes
+    from worker.gpu import staging
+    from worker.precision import guard
 
     free = time.monotonic()
     ends: deque[float] = deque()
 
-    class Constant(arithmetic.Arithmetic):
+    class Constant(guard.Arithmetic):
         learns = False
 
-        def launch(self, pixels: torch.Tensor, count: int) -> arithmetic.Launched:
+        def launch(self, pixels: torch.Tensor, count: int) -> guard.Launched:
             nonlocal free
             free = max(free, time.monotonic()) + seconds_a_frame * len(pixels)
             ends.append(free)
-            return arithmetic.Launched(pixels, None, fast=False, count=count)
+            return guard.Launched(pixels, None, fast=False, count=count)
 
-        def collect(self, batch: arithmetic.Launched) -> Any:
+        def collect(self, batch: guard.Launched) -> Any:
             left = ends.popleft() - time.monotonic()
             if left > 0:  # to sleep for no time takes some
                 time.sleep(left)
@@ -175,13 +177,14 @@ def beside(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG
 
 
 def on_a_device(payload: dict[str, Any], report: Any) -> dict[str, Any]:
-    """Be ``worker.engine:run_analysis`` in a worker's child, on a pretended accelerator."""
-    from worker import engine, passes
+    """Be ``worker.child.tasks:run_analysis`` in a worker's child, on a pretended accelerator."""
+    from worker.child import tasks
+    from worker.engine import passes
 
     if passes.Arithmetic.__name__ != "Constant":
         _be_constant(DEVICE_SECONDS)
         passes.accelerated = lambda _: True
-    return engine.run_analysis(payload, report)
+    return tasks.run_analysis(payload, report)
 
 
 def stock_render(config: str, film: str, out: str, fast: bool) -> dict[str, Any]:
@@ -197,7 +200,7 @@ def stock_render(config: str, film: str, out: str, fast: bool) -> dict[str, Any]
 
 def our_render(film: str, poses: str, out: str) -> dict[str, Any]:
     """Draw and encode; return the seconds without plots."""
-    from worker.render import render
+    from worker.video.draw import render
 
     payload = {
         "video": film, "poses": poses, "poses_filtered": None, "out": out, "pcutoff": 0.4,
@@ -223,14 +226,16 @@ def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from worker import arithmetic, network, video
+    from worker.engine import network
+    from worker.precision import guard
+    from worker.video import decode
 
     loaded = network.load(Path(model), None, "cpu").pose.model
-    _, frame = next(video.frames(Path(film), order="bgr"))
-    picture = arithmetic.normalised(torch.from_numpy(frame[None]))
+    _, frame = next(decode.frames(Path(film), order="bgr"))
+    picture = guard.normalised(torch.from_numpy(frame[None]))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         loaded(picture)
-    machine = arithmetic.Machine(loaded, "cpu")
+    machine = guard.Machine(loaded, "cpu")
     size = 2048
     square = torch.randn(size, size)
     half = square.to(torch.bfloat16)

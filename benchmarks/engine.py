@@ -182,13 +182,13 @@ class Bench:
 
     def idle(self) -> list[Figure]:
         """How long an accelerator waits between the videos of a queue, for want of a ready one."""
-        from worker.analyses.deeplabcut_2d import deeplabcut_2d
-        from worker.pair import Pair
+        from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
+        from worker.child.pool import Pair
 
         film, model = self.mouse(self.amount.clip_frames).film, self.mouse(2).model
         scratch = self._fresh("children")
         both = Pair(
-            "gpu", scratch, warm=["worker.inference"], begins_with="benchmarks.alone:beside"
+            "gpu", scratch, warm=["worker.engine.inference"], begins_with="benchmarks.alone:beside"
         )
 
         def analyse(number: int) -> dict[str, Any]:
@@ -439,7 +439,7 @@ class Bench:
 
     def _poses(self, done: Path, answer: Any, film: Path) -> Path:
         """Write our predictions under DeepLabCut's own name, for both renderers."""
-        from worker.tables import table_of
+        from worker.poses.tables import table_of
 
         indexes, poses = _predicted(done)
         details = answer["details"]
@@ -451,8 +451,8 @@ class Bench:
 
 def _predicted(done: Path) -> tuple[Any, Any]:
     """Take our predictions: frame numbers (n), and x, y, likelihood (n, bodyparts, 3)."""
-    from posedrop.layout import PREDICTIONS
-    from worker import predictions
+    from posedrop.buckets.layout import PREDICTIONS
+    from worker.poses import predictions
 
     path = done / PREDICTIONS
     found = predictions.read(path)

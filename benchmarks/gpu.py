@@ -87,8 +87,9 @@ def ours(
     """Run the analysis, several times in one process: the first one times ways, the others know."""
     _be_a_worker()
     from posedrop.analyses import Job
-    from worker import inference, tables
-    from worker.analyses.deeplabcut_2d import deeplabcut_2d
+    from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
+    from worker.engine import inference
+    from worker.poses import tables
 
     args = deeplabcut_2d.normalise({"model": "m", "precision": precision})
     answers: list[Any] = []
@@ -126,8 +127,9 @@ def network_alone(
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from worker import arithmetic, network
-    from worker.graphs import Graphed, recorder_of
+    from worker.engine import network
+    from worker.gpu.graphs import Graphed, recorder_of
+    from worker.precision import guard
 
     where = torch.device(device)
     loaded = network.load(Path(model), None, device).pose.model
@@ -154,7 +156,7 @@ def network_alone(
     with torch.inference_mode():
         for batch in batches:
             time_it("stock fp32", batch, loaded, pictures[:batch])
-        machine = arithmetic.Machine(loaded, device)
+        machine = guard.Machine(loaded, device)
         for batch in batches:
             x = pictures[:batch].contiguous(memory_format=torch.channels_last)
             for numbers in ("fp32", "fp16"):
@@ -176,7 +178,7 @@ def decode_alone(film: str, device: str) -> dict[str, Any]:
     from av.codec.context import CodecContext
     from av.codec.hwaccel import HWAccel
 
-    from worker import cuda_decode, video
+    from worker.video import cuda_decode, decode
 
     path, number = Path(film), device.partition(":")[2] or "0"
     speeds: dict[str, float] = {}
@@ -212,7 +214,7 @@ def decode_alone(film: str, device: str) -> dict[str, Any]:
 
     def by_posedrop() -> Iterator[Any]:
         card = cuda_decode.Card("cuda", device)
-        yield from video.numbered(path, video.Reading(), card=card)
+        yield from decode.numbered(path, decode.Reading(), card=card)
         if card.used != "cuda":
             raise RuntimeError(card.why)
 
@@ -234,7 +236,7 @@ def encode_alone(film: str, frames: int, device: str) -> dict[str, Any]:
     """Encode a film's frames as pose.mp4 is: frames a second, bytes, how far off the luma is."""
     import numpy as np
 
-    from worker import canvas, nvenc
+    from worker.video import canvas, nvenc
 
     found: dict[str, Any] = {}
     failed: dict[str, str] = {}
@@ -266,13 +268,18 @@ def encode_alone(film: str, frames: int, device: str) -> dict[str, Any]:
 def queued(model: str, film: str, device: str, clips: int, pretends: bool) -> dict[str, Any]:
     """Send clips through two children, as a worker does: how long the card waits between two."""
     from benchmarks.way import idle_share
-    from worker.analyses.deeplabcut_2d import deeplabcut_2d
-    from worker.pair import Pair
+    from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
+    from worker.child.pool import Pair
 
     scratch = Path(tempfile.mkdtemp())
-    begins = "benchmarks.alone:beside" if pretends else "worker.inference:begin"
+    begins = "benchmarks.alone:beside" if pretends else "worker.engine.inference:begin"
     both = Pair(
-        "gpu", scratch, warm=["worker.inference"], device=device, begins_with=begins, cards=True
+        "gpu",
+        scratch,
+        warm=["worker.engine.inference"],
+        device=device,
+        begins_with=begins,
+        cards=True,
     )
     known: dict[str, str] = {}
 
@@ -287,7 +294,8 @@ def queued(model: str, film: str, device: str, clips: int, pretends: bool) -> di
             "model_digest": "d", "device": device, "model_bytes": 4 << 30, "tuning": dict(known),
         }  # fmt: skip
         answer = both.call(
-            "worker.engine:run_analysis", payload, makes_ready=True, on_progress=lambda _: None,
+            "worker.child.tasks:run_analysis", payload,
+            makes_ready=True, on_progress=lambda _: None,
             should_stop=lambda: False, wall_seconds=PATIENCE, folder=job, log=job / "run.log",
         )  # fmt: skip
         known.update(answer.get("tuning", {}))
@@ -305,7 +313,7 @@ def queued(model: str, film: str, device: str, clips: int, pretends: bool) -> di
 
 
 def _be_a_worker() -> None:
-    from worker.child import FIXED
+    from worker.child.child import FIXED
 
     os.environ.update(FIXED)
 
@@ -529,7 +537,9 @@ class Run:
 
     def model(self, name: str) -> Path:
         """Return a project."""
-        return REPOSITORY / "demo/model" if self.pretends else overfitted_model(name)
+        from posedrop.demo import MODEL
+
+        return MODEL if self.pretends else overfitted_model(name)
 
     def compared(self, name: str) -> None:
         """Stock and posedrop in turn; how far apart their keypoints are."""

@@ -166,7 +166,7 @@ def compared(stock: Path, ours: Path, pcutoff: float) -> dict[str, Any]:
         the largest distance in pixels; ``frames_unlike``: the share of frames with other animals,
         or with an animal put together of other keypoints.
     """
-    from worker import predictions
+    from worker.poses import predictions
 
     theirs = np.load(stock)["bodyparts"][..., :3]
     found = predictions.read(ours)

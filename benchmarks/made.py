@@ -60,8 +60,8 @@ def made_resnet50(folder: Path, mouse: Sample, backbone: str = "resnet50") -> Pa
     import yaml
     from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
 
-    from worker import video
-    from worker.arithmetic import normalised
+    from worker.precision.guard import normalised
+    from worker.video import decode
 
     target = folder / backbone
     if target.exists():
@@ -80,11 +80,11 @@ def made_resnet50(folder: Path, mouse: Sample, backbone: str = "resnet50") -> Pa
     config.write_text(yaml.safe_dump(described, sort_keys=False))
     torch.manual_seed(0)
     made = PoseModel.build(wanted).eval()
-    stride = max(1, video.count(mouse.film) // 8)
+    stride = max(1, decode.count(mouse.film) // 8)
     with torch.no_grad():
         seen = [
             made.backbone(normalised(torch.from_numpy(frame[None])))
-            for _, frame in video.frames(mouse.film, order="bgr", stride=stride)
+            for _, frame in decode.frames(mouse.film, order="bgr", stride=stride)
         ]
         let_peaks_stand_out(made.heads["bodypart"].heatmap_head.deconv_layers[0], seen)
     [snapshot] = target.rglob("snapshot-*.pt")

@@ -34,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from posedrop.demo import MODEL
 from tests.samples import REPOSITORY, SHARED, Sample, has_real_mouse, sample
 
 BUILD = REPOSITORY / "build"
@@ -231,7 +232,7 @@ def truth_of(size: Size, numbers: list[int], animals: int, bodyparts: int | None
 
 def _poses_of_the_mouse() -> tuple[list[str], Floats]:
     """Return the known bodyparts, and poses of the film's frames: x and y as shares of its size."""
-    from worker import network
+    from worker.engine import network
 
     film, model, _ = mouse()
     cache = FOLDER / f"{film.stem}.npz"
@@ -310,7 +311,7 @@ def make(name: str, target: Path, size: Size, bodyparts: int | None = None) -> N
     if size != FIRST and recipe.detector is None:
         trained = next(made(name, FIRST, bodyparts).rglob("snapshot-*.pt"))
     elif recipe.net_type == "demo":
-        trained = next((REPOSITORY / "demo/model").rglob("snapshot-*.pt"))
+        trained = next(MODEL.rglob("snapshot-*.pt"))
     model = learnt(training, pictures, trained)
     stood = stand_out(model, pictures)
     train = next(target.rglob("train"))
@@ -349,7 +350,7 @@ def _project(target: Path, recipe: Recipe, bodyparts: list[str]) -> dict[str, An
     (target / "config.yaml").write_text(yaml.safe_dump(content))
     path = train / "pytorch_config.yaml"
     if recipe.net_type == "demo":
-        [own] = (REPOSITORY / "demo/model").rglob("pytorch_config.yaml")
+        [own] = MODEL.rglob("pytorch_config.yaml")
         config: dict[str, Any] = yaml.safe_load(own.read_text())
         head = config["model"]["heads"]["bodypart"]
         head["target_generator"]["num_heatmaps"] = len(bodyparts)
@@ -440,7 +441,7 @@ def learnt(config: dict[str, Any], pictures: Pictures, trained: Path | None = No
     import torch
     from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
 
-    from worker.arithmetic import normalised
+    from worker.precision.guard import normalised
 
     config = copy.deepcopy(config)
     for head in config["heads"].values():
@@ -535,7 +536,7 @@ def stand_out(model: Any, pictures: Pictures) -> float:
     """
     import torch
 
-    from worker.arithmetic import normalised
+    from worker.precision.guard import normalised
 
     def found(read: Any) -> Any:
         with torch.no_grad():
@@ -581,8 +582,8 @@ def detector_that_knows(config: dict[str, Any], pictures: Pictures) -> tuple[dic
     from deeplabcut.pose_estimation_pytorch.models import DETECTORS
     from torchvision.ops import box_iou
 
-    from worker.arithmetic import normalised
-    from worker.detectors import nothing_downloaded
+    from worker.engine.detectors import nothing_downloaded
+    from worker.precision.guard import normalised
 
     with nothing_downloaded():
         adaptor = DETECTORS.build(dict(config))

@@ -24,15 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from handlers.context import Context
-from handlers.reconcile import SLICE, Repairs, Sweep
-from posedrop import layout, queue, schema
-from posedrop.index import AnalysisRow, FileRow, Index
-from posedrop.listing import LAST_NUMBER
-from posedrop.records import Artefact, Request, Result, VideoRecord, VideoRef
+from handlers.upkeep.reconcile import SLICE, Repairs, Sweep
+from posedrop.buckets import layout
+from posedrop.buckets.records import Artefact, Request, Result, VideoRecord, VideoRef
+from posedrop.buckets.storage import ObjectInfo, Storage
+from posedrop.embedded.weed import Weed
+from posedrop.embedded.weed_config import Identity
+from posedrop.index import schema
+from posedrop.index.index import AnalysisRow, FileRow, Index
+from posedrop.index.listing import LAST_NUMBER
 from posedrop.settings import load
-from posedrop.storage import ObjectInfo, Storage
-from posedrop.weed import Weed
-from posedrop.weed_config import Identity
+from posedrop.transport import queue
 from tests.faults.world import RESULTS, VIDEOS, World
 from tests.samples import PROBE, REPOSITORY
 
@@ -255,7 +257,7 @@ def measure(path: Path, rows: int) -> dict[str, Any]:
 
 
 def _cursor(number: int) -> str:
-    from posedrop.listing import to_cursor
+    from posedrop.index.listing import to_cursor
 
     return to_cursor(schema.number_of(BEGIN + timedelta(seconds=number), "x"))
 

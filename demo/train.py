@@ -3,8 +3,8 @@
     python demo/train.py
 
 draws a project of labelled images, trains on them from random weights (nothing is downloaded),
-keeps in `demo/model` what inference needs of the project, and measures the result as a user would:
-by `deeplabcut.analyze_videos` on a film that no training image came from.
+keeps in `posedrop/demo/model` what inference needs of the project, and measures the result as a
+user would: by `deeplabcut.analyze_videos` on a film that no training image came from.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from typing import Any
 
 import cv2
 import deeplabcut
-import mouse
 import numpy as np
 import pandas as pd
 import torch
@@ -28,6 +27,8 @@ from deeplabcut.pose_estimation_pytorch import DLCLoader
 from deeplabcut.pose_estimation_pytorch.models import PoseModel
 from deeplabcut.pose_estimation_pytorch.utils import fix_seeds
 from deeplabcut.utils import auxiliaryfunctions
+
+from posedrop.demo import MODEL, mouse
 
 TASK = "mouse"
 SCORER = "posedrop"
@@ -271,9 +272,8 @@ def _portable(value: Any, project: Path) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw, train, keep and measure."""
-    here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description="Train the demo model.")
-    parser.add_argument("--target", type=Path, default=here / "model")
+    parser.add_argument("--target", type=Path, default=MODEL)
     parser.add_argument("--threads", type=int, default=1, help="more is slower on a busy machine")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -29,36 +29,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from handlers import (
-    access,
-    changes,
-    copies,
-    letters,
-    notify,
-    plan,
-    reconcile,
-    reingest,
-    results,
-    retention,
-    sqs,
-    upload,
-    webhook,
-)
-from handlers.bodies import Bodies
+from handlers import changes, upload
 from handlers.context import LOOK_SECONDS, Context, now
-from handlers.form import Forms, FormUpload
+from handlers.door import access
+from handlers.door.bodies import Bodies
+from handlers.door.form import Forms, FormUpload
+from handlers.door.refusal import ANYWHERE, BUSY, GONE, NOT_FOUND, RETRY_AFTER, ErrorAnswer, refusal
+from handlers.door.threads import Threads
+from handlers.events import letters, notify, sqs, webhook
 from handlers.health import Health
-from handlers.refusal import (
-    ANYWHERE,
-    BUSY,
-    GONE,
-    NOT_FOUND,
-    RETRY_AFTER,
-    ErrorAnswer,
-    refusal,
-)
-from handlers.threads import Threads
-from posedrop import __version__, analyses, layout, metrics, models
+from handlers.runs import copies, plan, results
+from handlers.upkeep import reconcile, reingest, retention
+from posedrop import __version__, analyses, metrics
+from posedrop.buckets import layout
+from posedrop.buckets.records import FileState, RunState
+from posedrop.buckets.storage import Storage
 from posedrop.errors import (
     BadRequestError,
     BusyError,
@@ -67,11 +52,10 @@ from posedrop.errors import (
     RecordError,
     StorageError,
 )
-from posedrop.index import Index, IndexBusyError
-from posedrop.queue import QueueError
-from posedrop.records import FileState, RunState
+from posedrop.index.index import Index, IndexBusyError
+from posedrop.models import catalog
 from posedrop.settings import Settings
-from posedrop.storage import Storage
+from posedrop.transport.queue import QueueError
 
 PAGE = Path(str(files("handlers") / "page"))
 #: What a form may have besides its file, bytes.
@@ -410,7 +394,7 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
     @app.get("/models", summary="The models of the models bucket")
     @asking
     def get_models() -> dict[str, Any]:
-        found = models.list_models(context.storage, context.settings.models_bucket)
+        found = catalog.list_models(context.storage, context.settings.models_bucket)
         return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
 
 

@@ -11,12 +11,13 @@ from dramatiq import Broker
 
 from handlers.gpu_queue import Choosing
 from handlers.metrics import Metrics
-from posedrop import layout, queue
+from posedrop.buckets import layout
+from posedrop.buckets.records import VideoRecord
+from posedrop.buckets.storage import Storage
 from posedrop.errors import BusyError
-from posedrop.index import Index
-from posedrop.records import VideoRecord
+from posedrop.index.index import Index
 from posedrop.settings import Settings
-from posedrop.storage import Storage
+from posedrop.transport import queue
 
 #: A store under load takes tens of milliseconds to answer, nearly all of them spent waiting.
 _LOOKERS = 16

@@ -16,10 +16,10 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from handlers.workers import Workers
-from posedrop import layout
+from posedrop.buckets import layout
+from posedrop.buckets.records import Attempt
+from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import PosedropError, RecordError
-from posedrop.records import Attempt
-from posedrop.storage import ObjectInfo
 
 if TYPE_CHECKING:
     from handlers.context import Context

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from handlers.context import Context, now
-from handlers.notify import Follower
-from handlers.reconcile import Reconciler
+from handlers.events.notify import Follower
+from handlers.upkeep.reconcile import Reconciler
 from handlers.workers import Workers
-from posedrop import queue
+from posedrop.buckets.storage import Storage
 from posedrop.errors import PosedropError
-from posedrop.storage import Storage
+from posedrop.transport import queue
 
 log = logging.getLogger(__name__)
 

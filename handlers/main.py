@@ -1,13 +1,14 @@
 """The handlers as a process of their own: ``uvicorn handlers.main:app``.
 
-With ``--http handlers.connections:BoundedProtocol`` nobody can hold its connections.
+With ``--http handlers.door.connections:BoundedProtocol`` nobody can hold its connections.
 """
 
 from __future__ import annotations
 
 from handlers.app import create_app
-from posedrop import logs, queue, settings
+from posedrop import logs, settings
 from posedrop.errors import ConfigurationError
+from posedrop.transport import queue
 
 logs.to_stderr()
 _settings = settings.load()

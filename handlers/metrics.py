@@ -11,12 +11,12 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from posedrop import analyses, metrics
+from posedrop.buckets.records import FileState, Result, RunState, VideoRecord
 from posedrop.errors import PosedropError
 from posedrop.metrics import LONG_BUCKETS, Few, one_of
-from posedrop.records import FileState, Result, RunState, VideoRecord
 
 if TYPE_CHECKING:
-    from posedrop.index import Index
+    from posedrop.index.index import Index
 
 #: More than a run can have had; whatever a record says.
 _MAX_ATTEMPTS = 1000

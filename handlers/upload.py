@@ -11,12 +11,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from handlers import changes, copies, plan
+from handlers import changes
 from handlers.context import Context, now
-from posedrop import layout
+from handlers.runs import copies, plan
+from posedrop.buckets import layout
+from posedrop.buckets.storage import Presigned, PresignedParts
 from posedrop.errors import BadRequestError, NotFoundError, RecordError
-from posedrop.index import FileRow, RuleRow
-from posedrop.storage import Presigned, PresignedParts
+from posedrop.index.index import FileRow, RuleRow
 
 _META = "x-amz-meta-"
 _SHA256 = "x-amz-checksum-sha256"

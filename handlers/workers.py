@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from datetime import datetime, timedelta
 
-from posedrop import layout, queue
+from posedrop.buckets import layout
+from posedrop.buckets.records import WorkerRecord
+from posedrop.buckets.storage import Listing, Storage
 from posedrop.errors import RecordError, StorageError
-from posedrop.records import WorkerRecord
 from posedrop.settings import Settings
-from posedrop.storage import Listing, Storage
+from posedrop.transport import queue
 
 log = logging.getLogger(__name__)
 

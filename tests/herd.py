@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from worker.analyses.superanimal import SuperAnimalArgs
+from posedrop.analyses.superanimal import SuperAnimalArgs
 
 os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

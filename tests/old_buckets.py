@@ -13,9 +13,9 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from posedrop.layout import FOLDER_RULES, REQUEST, RESULT
-from posedrop.weed import Weed
-from posedrop.weed_config import Identity
+from posedrop.buckets.layout import FOLDER_RULES, REQUEST, RESULT
+from posedrop.embedded.weed import Weed
+from posedrop.embedded.weed_config import Identity
 from tests.samples import REPOSITORY
 
 BUCKETS = ("videos", "results", "models")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
-from posedrop.records import Probe
+from posedrop.buckets.records import Probe
+from posedrop.demo import MODEL, mouse
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -41,17 +39,6 @@ def has_real_mouse() -> bool:
     return (SHARED / "data/openfield/m3v1.mp4").is_file()
 
 
-@cache
-def demo_module() -> ModuleType:
-    """Return demo/mouse.py, which is a script and not part of the package."""
-    spec = importlib.util.spec_from_file_location("mouse", REPOSITORY / "demo/mouse.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def sample(folder: Path, frames: int) -> Sample:
     """Return ``frames`` frames of a mouse, cut or drawn into ``folder``, and its model."""
     film = folder / f"mouse{frames}.mp4"
@@ -60,10 +47,9 @@ def sample(folder: Path, frames: int) -> Sample:
             cut(SHARED / "data/openfield/m3v1.mp4", film, frames)
         model = SHARED / "models/openfield-resnet18"
         return Sample(film, model, ["snout", "leftear", "rightear", "tailbase"])
-    mouse = demo_module()
     if not film.exists():
         mouse.film(film, frames=frames, seed=7)
-    return Sample(film, REPOSITORY / "demo/model", list(mouse.BODYPARTS))
+    return Sample(film, MODEL, list(mouse.BODYPARTS))
 
 
 def free_box(size: int, content: bytes = b"") -> bytes:

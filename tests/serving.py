@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from handlers.connections import BoundedProtocol
+from handlers.door.connections import BoundedProtocol
 
 
 @contextmanager

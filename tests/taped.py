@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from worker import streams
-from worker.graphs import WARM_UPS, Outputs, Recording, Timing
-from worker.streams import Mark
+from worker.gpu import streams
+from worker.gpu.graphs import WARM_UPS, Outputs, Recording, Timing
+from worker.gpu.streams import Mark
 
 
 class Device:

@@ -7,11 +7,13 @@ import threading
 import dramatiq
 from dramatiq import Broker
 
-from posedrop import metrics, queue
+from posedrop import metrics
 from posedrop.settings import Settings
-from worker import gone, runs
-from worker.ingest import ingest
-from worker.workshop import Workshop
+from posedrop.transport import queue
+from worker import gone
+from worker.context import Workshop
+from worker.jobs import runs
+from worker.jobs.ingest import ingest
 
 
 def register(broker: Broker, settings: Settings) -> Workshop:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from posedrop import layout
+from posedrop.buckets import layout
+from posedrop.buckets.records import Duplicate
 from posedrop.errors import StorageError
-from posedrop.records import Duplicate
-from worker.workshop import Workshop
+from worker.context import Workshop
 
 log = logging.getLogger(__name__)
 

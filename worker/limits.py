@@ -137,7 +137,7 @@ def exceeded(limits: Limits, session: int, folder: Path) -> tuple[str, str] | No
 
     Args:
         limits: what it may.
-        session: of processes, which no child can leave (``worker.walls``).
+        session: of processes, which no child can leave (``worker.child.walls``).
         folder: its own.
 
     Returns:

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import dramatiq
 from dramatiq import Broker, Middleware, Worker
 
-from posedrop import logs, queue, settings
+from posedrop import logs, settings
+from posedrop.transport import queue
 from worker import exposed
 from worker.actors import register
-from worker.workshop import Workshop
+from worker.context import Workshop
 
 
 class Children(Middleware):

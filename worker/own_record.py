@@ -15,14 +15,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
+from typing import Protocol
 
-from posedrop import __version__, analyses, layout
+from posedrop import __version__, analyses
+from posedrop.buckets import layout
+from posedrop.buckets.records import ModelRef, Progress, Speed, Task, WorkerJob, WorkerRecord
+from posedrop.buckets.storage import Storage
 from posedrop.errors import PosedropError
 from posedrop.logs import Formatter
-from posedrop.records import ModelRef, Speed, Task, WorkerJob, WorkerRecord
 from posedrop.settings import Settings
-from posedrop.storage import Storage
-from worker.claim import Held
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,22 @@ STOP_SECONDS = 5.0
 _PACKAGES = ("deeplabcut", "torch", "av", "dramatiq", "boto3")
 
 
+class Attempting(Protocol):
+    """An attempt that this worker makes, as far as its record tells of it."""
+
+    @property
+    def number(self) -> int:
+        """Which attempt it is, from 1."""
+
+    @property
+    def task(self) -> Task:
+        """What is being done."""
+
+    @property
+    def now(self) -> Progress:
+        """How far it is."""
+
+
 class OwnRecord:
     """The record of this process; it is written from :meth:`start` to :meth:`stop`."""
 
@@ -50,7 +67,7 @@ class OwnRecord:
         """
         self._storage = storage
         self._settings = settings
-        self._jobs: dict[int, tuple[Held, WorkerJob]] = {}
+        self._jobs: dict[int, tuple[Attempting, WorkerJob]] = {}
         self._speeds: dict[tuple[str, ModelRef | None, int, int], Speed] = {}
         self._lock = threading.Lock()
         self._changed = threading.Event()
@@ -91,7 +108,7 @@ class OwnRecord:
             thread.join(timeout=STOP_SECONDS)
 
     @contextmanager
-    def at(self, held: Held, key: str, run: str | None = None) -> Iterator[None]:
+    def at(self, held: Attempting, key: str, run: str | None = None) -> Iterator[None]:
         """Tell of an attempt at a run, or at the ingest of a video, while the block lasts."""
         task: Task = held.task
         job = WorkerJob(

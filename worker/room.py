@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from posedrop.buckets.records import Model
 from posedrop.errors import ModelError, RefusedVideoError, StorageError
-from posedrop.records import Model
 from worker import limits
 from worker.cache import Cache
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from posedrop import models
 from posedrop.cli import display
 from posedrop.cli.options import Options, json_option
+from posedrop.models import catalog
 from posedrop.terminal import say
 
 
@@ -47,7 +47,7 @@ def models_push(
     \b
     posedrop models push ~/zoo --name superanimal_topviewmouse
     """
-    model = models.push(
+    model = catalog.push(
         options.storage(),
         options.settings.models_bucket,
         project,

@@ -21,7 +21,7 @@ from posedrop.terminal import say
 @click.option(
     "--policies",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Default: infra/policies of the source tree.",
+    help="Default: the package's own posedrop/minio/policy_files.",
 )
 @click.option(
     "--write-env",
@@ -44,12 +44,12 @@ def bootstrap(
     rule of expiry posedrop-retention that an older posedrop made is taken away; all others stay.
 
     MinIO only. SeaweedFS is prepared by `posedrop up`; on AWS make buckets, SQS notifications and
-    IAM users with the tools you have there, from the same infra/policies.
+    IAM users with the tools you have there, from the same posedrop/minio/policy_files.
 
     \b
     posedrop bootstrap --write-env posedrop-keys.env
     """
-    from posedrop import bootstrap as steps
+    from posedrop.minio import bootstrap as steps
 
     steps.run(
         options.settings,

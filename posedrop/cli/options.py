@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import click
 from dotenv import dotenv_values
 
-from posedrop import settings, tokens
-from posedrop.client import Client
+from posedrop import settings
+from posedrop.buckets.storage import Storage
+from posedrop.client import Client, tokens
 from posedrop.errors import ConfigurationError
 from posedrop.settings import ENV_FILE, Settings
-from posedrop.storage import Storage
 
 F = TypeVar("F", bound=Callable[..., Any])
 

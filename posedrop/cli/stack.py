@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from posedrop import embedded
 from posedrop.cli.options import Options
+from posedrop.embedded import stack
 
 
 @click.command()
@@ -17,11 +17,9 @@ from posedrop.cli.options import Options
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for all data; made if there is none.",
 )
-@click.option(
-    "--host", default=embedded.DEFAULT_HOST, show_default=True, help="Address to listen on."
-)
-@click.option("--port", default=embedded.DEFAULT_PORT, show_default=True, help="Port of the API.")
-@click.option("--s3-port", default=embedded.DEFAULT_S3_PORT, show_default=True, help="Port of S3.")
+@click.option("--host", default=stack.DEFAULT_HOST, show_default=True, help="Address to listen on.")
+@click.option("--port", default=stack.DEFAULT_PORT, show_default=True, help="Port of the API.")
+@click.option("--s3-port", default=stack.DEFAULT_S3_PORT, show_default=True, help="Port of S3.")
 @click.pass_obj
 def up(options: Options, data_dir: Path | None, host: str, port: int, s3_port: int) -> None:
     """Start the object store, the API and the workers, until Ctrl-C.
@@ -33,14 +31,14 @@ def up(options: Options, data_dir: Path | None, host: str, port: int, s3_port: i
     posedrop up
     posedrop up --data-dir /data/lab --host 0.0.0.0
     """
-    embedded.up(data_dir or options.data_dir, host, port, s3_port)
+    stack.up(data_dir or options.data_dir, host, port, s3_port)
 
 
 @click.command()
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    default=embedded.DEMO_DATA_DIR,
+    default=stack.DEMO_DATA_DIR,
     show_default=True,
     help="Folder for all data; made if there is none.",
 )
@@ -58,6 +56,6 @@ def demo(data_dir: Path, frames: int, leave: bool) -> None:
     posedrop demo
     posedrop demo --exit --frames 100
     """
-    from posedrop.demo import run
+    from posedrop.cli.demo import run
 
     sys.exit(0 if run(data_dir, frames=frames, leave=leave) else 1)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from posedrop import layout
+from posedrop.buckets import layout
 from posedrop.cli import display
 from posedrop.cli.options import Options, analysis_options, json_option
 from posedrop.client import Client, File, Run, RunRow, Ticket

@@ -19,38 +19,6 @@ from posedrop.settings import ENV_FILE, Settings, stack_scratch
 MIN_FREE_BYTES = 10 * 10**9
 _PROBE_SECONDS = 180.0
 
-
-_CODECS = """
-import json, av
-def has(name, mode):
-    try:
-        av.codec.Codec(name, mode)
-    except ValueError:
-        return False
-    return True
-print(json.dumps({"version": av.__version__, "libx264": has("libx264", "w"),
-                  "h264": has("h264", "r")}))
-"""
-# What an NVIDIA card can do for films: really done, as names of codecs are in every PyAV.
-_CARD = """
-import json
-from worker import cuda_decode, nvenc
-print(json.dumps({"decode": cuda_decode.lacking(DEVICE), "encode": nvenc.lacking_on(DEVICE)}))
-"""
-_TORCH = """
-import json
-from worker.hardware import described
-print(json.dumps(described()))
-"""
-# Put up as around the worker's children, and a look at which stand.
-_WALLS = """
-import json, os
-from worker import limits, walls
-group = limits.new_group(2**30)
-found = walls.put_up(walls.Plan("/nowhere", group=group), os.getppid(), ())
-print(json.dumps({"stand": found.stand, "lack": found.lack, "means": walls.NAMES,
-                  "by_leave": list(walls.BY_LEAVE)}), flush=True)
-"""
 #: What to do about a wall that does not stand.
 _ADVICE = {
     "network": "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, or AppArmor's "
@@ -73,11 +41,11 @@ def worker(settings: Settings) -> Iterator[Finding]:
     yield _isolation()
 
 
-def _probe(code: str) -> dict[str, Any] | str:
-    """Return what a small program says, or why it could not: libraries may crash or hang."""
+def _probe(check: str, *arguments: str) -> dict[str, Any] | str:
+    """Return what one of worker.checks finds, or why it could not: libraries may crash or hang."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-m", "worker.checks", check, *arguments],
             capture_output=True,
             text=True,
             timeout=_PROBE_SECONDS,
@@ -93,7 +61,7 @@ def _probe(code: str) -> dict[str, Any] | str:
 
 
 def _codecs() -> Finding:
-    found = _probe(_CODECS)
+    found = _probe("codecs")
     todo = "pip install --force-reinstall av (its wheels bring FFmpeg with libx264)"
     if isinstance(found, str):
         return Finding("codecs", FAIL, f"PyAV can't be loaded: {found}", todo)
@@ -109,7 +77,7 @@ def _codecs() -> Finding:
 
 
 def _device(wanted: str) -> Finding:
-    found = _probe(_TORCH)
+    found = _probe("devices")
     if isinstance(found, str):
         todo = "install torch again: pip install --force-reinstall torch"
         return Finding("device", FAIL, f"torch can't be loaded: {found}", todo)
@@ -130,7 +98,7 @@ def _device(wanted: str) -> Finding:
 
 def _card(settings: Settings) -> Finding:
     """See who decodes and encodes, and whether that is what is set."""
-    found = _probe(_CARD.replace("DEVICE", repr(settings.device)))
+    found = _probe("card", settings.device)
     if isinstance(found, str):
         return Finding("card", WARN, f"it can't be told what a card can do: {found}")
     parts = []
@@ -157,7 +125,7 @@ def _isolation() -> Finding:
     if not sys.platform.startswith("linux"):
         todo = "on Linux, the children that open videos have no network"
         return Finding("isolation", WARN, "children keep the network on this system", todo)
-    found = _probe(_WALLS)
+    found = _probe("walls")
     if isinstance(found, str):
         return Finding("isolation", WARN, f"it can't be told which walls stand: {found}")
     stand = f"walls around what opens videos: {', '.join(found['stand']) or 'none'}"

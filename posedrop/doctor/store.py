@@ -9,12 +9,12 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from posedrop import notifications
+from posedrop.buckets.storage import PLAIN_PUT_SECONDS, Storage
 from posedrop.doctor.finding import FAIL, OK, WARN, Finding, ask, how_to_start
 from posedrop.errors import StorageError
+from posedrop.minio import notifications
 from posedrop.proxies import proxy_of
 from posedrop.settings import Settings
-from posedrop.storage import PLAIN_PUT_SECONDS, Storage
 
 #: Half of what the shortest presigned URL lasts, the one that `curl -LT` is sent to.
 MAX_SKEW_SECONDS = PLAIN_PUT_SECONDS / 2
@@ -165,7 +165,7 @@ def _presigner(settings: Settings, probe: str) -> Finding:
         "presigner",
         WARN,
         "its key can read results: whoever abuses a presigned URL can do more than upload",
-        "give it the policy infra/policies/presigner.json: `posedrop bootstrap`",
+        "give it the policy posedrop/minio/policy_files/presigner.json: `posedrop bootstrap`",
     )
 
 

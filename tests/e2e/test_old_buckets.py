@@ -16,7 +16,7 @@ import httpx
 import pandas as pd
 import pytest
 
-from posedrop.layout import file_id_of
+from posedrop.buckets.layout import file_id_of
 from tests.e2e.lab import Embedded
 from tests.old_buckets import OldBuckets
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from posedrop.storage import PLAIN_PUT_SECONDS
+from posedrop.buckets.storage import PLAIN_PUT_SECONDS
 from tests.conftest import tool
 from tests.e2e.lab import Lab, clean_environment
 

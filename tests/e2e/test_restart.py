@@ -111,7 +111,7 @@ def test_a_killed_inference_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         killed = lab.ask(file_id, "deeplabcut_2d", args).json()["analysis_id"]
         parts = lab.until(lambda: parts_of(lab), "a checkpoint", 300)
         network = subprocess.run(
-            ["pgrep", "-P", str(lab.pid), "-f", "worker.inference"],
+            ["pgrep", "-P", str(lab.pid), "-f", "worker.engine.inference"],
             capture_output=True,
             text=True,
             check=True,

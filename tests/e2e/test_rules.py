@@ -10,7 +10,7 @@ from typing import Any
 
 from boto3.s3.transfer import TransferConfig
 
-from posedrop import layout
+from posedrop.buckets import layout
 from tests.e2e.lab import Lab
 from tests.samples import free_box
 

@@ -11,10 +11,10 @@ import httpx
 import pandas as pd
 import pytest
 
+from posedrop.analyses.superanimal import SuperAnimalArgs
 from tests.e2e.lab import Embedded, Lab
 from tests.herd import herd_film, make_project, zoo_weights
 from tests.samples import REPOSITORY
-from worker.analyses.superanimal import SuperAnimalArgs
 
 FRAMES = 12
 

@@ -20,8 +20,8 @@ import boto3
 from moto.server import ThreadedMotoServer
 
 from handlers.app import create_app
-from posedrop import queue
 from posedrop.settings import load
+from posedrop.transport import queue
 from tests.old_buckets import BUCKETS, OldBuckets
 from tests.serving import serving
 

@@ -23,10 +23,10 @@ from typing import Any
 import av
 import av.error
 
+from posedrop.buckets.records import Probe
 from posedrop.errors import AnalysisError, ChildDiedError, PosedropError, RefusedVideoError
-from posedrop.records import Probe
 from tests.unit import videos
-from worker.child import Child
+from worker.child.child import Child
 from worker.limits import Limits
 
 #: What a worker's settings say of films, and what its child may take for one of a few kilobytes.
@@ -249,7 +249,7 @@ def measured(payload: dict[str, Any], report: Any) -> dict[str, Any]:
 
     0 where an earlier film took more: a child can't have its peak begin anew.
     """
-    from worker import preflight
+    from worker.video import preflight
 
     before, peak = _memory("VmRSS"), _memory("VmHWM")
     try:
@@ -294,7 +294,7 @@ class Trial:
         self._child = Child(
             "fuzz",
             folder,
-            warm=["worker.preflight"],
+            warm=["worker.video.preflight"],
             limits=Limits(MEMORY_BYTES, FILE_BYTES),
         )
 

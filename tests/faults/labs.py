@@ -17,7 +17,7 @@ import av
 import numpy as np
 from dramatiq import Broker
 
-from posedrop import queue
+from posedrop.transport import queue
 from tests.e2e.lab import Embedded, Lab, Servers
 from tests.integration import compose
 from tests.integration.brokers import BrokerServer, Redis

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from posedrop import analyses
-from posedrop.records import Result
+from posedrop.buckets.records import Result
+from posedrop.buckets.storage import Storage
 from posedrop.settings import load
-from posedrop.storage import Storage
 from tests.e2e.lab import Embedded, Lab, Servers
 from tests.faults import labs
 from tests.faults.world import RESULTS, VIDEOS, World
-from worker import claim
+from worker.jobs import claim
 
 ROUNDS = 500
 RACERS = 2

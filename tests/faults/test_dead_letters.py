@@ -11,13 +11,14 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers import letters, notify
 from handlers.app import create_app
 from handlers.context import now
-from handlers.letters import ReplayRequest
-from posedrop import cli, queue
-from posedrop.index import Index
+from handlers.events import letters, notify
+from handlers.events.letters import ReplayRequest
+from posedrop import cli
+from posedrop.index.index import Index
 from posedrop.settings import load
+from posedrop.transport import queue
 from tests.faults.world import RESULTS, VIDEOS, World
 from tests.serving import serving
 

@@ -15,14 +15,16 @@ from dramatiq import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handlers import gpu_queue, results
-from posedrop import layout, queue
-from posedrop.index import Index
-from posedrop.records import Progress, Request, VideoRef, WorkerRecord
+from handlers import gpu_queue
+from handlers.runs import results
+from posedrop.buckets import layout
+from posedrop.buckets.records import Progress, Request, VideoRef, WorkerRecord
+from posedrop.index.index import Index
+from posedrop.transport import queue
 from tests.faults.world import RESULTS, VIDEOS, Child, Gate, World
 from tests.samples import PROBE
-from worker import claim
-from worker.claim import Claim
+from worker.jobs import claim
+from worker.jobs.claim import Claim
 
 
 def put(world: World, *keys: str) -> None:
@@ -213,7 +215,7 @@ def test_runs_that_only_newer_workers_can_do_are_set_aside(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They take no place of others, and come back each lease."""
-    from worker import runs
+    from worker.jobs import runs
 
     def left(_: Any, run: str, __: Any) -> bool:
         if not run.startswith("new/"):
@@ -254,7 +256,7 @@ class Slow(Child):
 
     def call(self, task: str, payload: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Infer until the film is done, or the parent ends it."""
-        if task != "worker.engine:run_analysis":
+        if task != "worker.child.tasks:run_analysis":
             return super().call(task, payload, **options)
         parts, key = Path(payload["parts"]), Path(payload["video"]).read_text()
         first = minute = len(list(parts.glob("*.npz")))

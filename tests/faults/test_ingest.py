@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from handlers import plan, reingest, results, upload
-from posedrop import layout
+from handlers import upload
+from handlers.runs import plan, results
+from handlers.upkeep import reingest
+from posedrop.buckets import layout
+from posedrop.buckets.records import Attempt, VideoRecord
 from posedrop.errors import (
     AnalysisError,
     ChildDiedError,
@@ -19,9 +22,8 @@ from posedrop.errors import (
     RefusedVideoError,
     StorageError,
 )
-from posedrop.records import Attempt, VideoRecord
 from tests.faults.world import PROBE, RESULTS, VIDEOS, Child, Crash, Gate, World
-from worker.ingest import MAX_DIED
+from worker.jobs.ingest import MAX_DIED
 
 
 class Decoder(Child):
@@ -32,7 +34,7 @@ class Decoder(Child):
         self.decodes: list[bytes] = []
 
     def call(self, task: str, payload: dict[str, Any], **more: Any) -> dict[str, Any]:
-        if task != "worker.preflight:probe":
+        if task != "worker.video.preflight:probe":
             return super().call(task, payload, **more)
         path = Path(payload["video"])
         film = path.read_bytes()
@@ -419,7 +421,7 @@ def test_a_worker_of_an_older_posedrop_has_it_only_once(
     """What it refuses again, as it did before, is not sent round after round."""
     keys = [f"{at}.mp4" for at in range(reingest.SENT + 1)]
     refused_of_old(world, *keys)
-    monkeypatch.setattr("worker.ingest.INGEST_VERSION", 1)
+    monkeypatch.setattr("worker.jobs.ingest.INGEST_VERSION", 1)
     world.child = decoder = Decoder(raising(RefusedVideoError("not yet", code="not_a_video")))
     world.settle()
     assert len(decoder.decodes) == len(keys)

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from handlers import plan, results
-from posedrop import analyses, layout
+from handlers.runs import plan, results
+from posedrop import analyses
 from posedrop.analyses import Analysis
+from posedrop.buckets import layout
+from posedrop.buckets.records import Progress, Result
 from posedrop.errors import AnalysisError, ChildDiedError
-from posedrop.records import Progress, Result
 from tests.faults.world import RESULTS, VIDEOS, Child, Crash, Gate, World
 
 FILM = "day1/a.mp4"
@@ -25,9 +26,9 @@ FILE_ID = layout.file_id_of(VIDEOS, FILM)
 #: An attempt that infers and makes tables calls the store some twenty times.
 CALLS = 28
 NETWORK, TABLES, DRAWING = (
-    "worker.engine:run_analysis",
-    "worker.engine:finish_analysis",
-    "worker.render:render",
+    "worker.child.tasks:run_analysis",
+    "worker.child.tasks:finish_analysis",
+    "worker.video.draw:render",
 )
 
 
@@ -42,7 +43,7 @@ class Poser(Child):
         self._numbers = itertools.count()
 
     def call(self, task: str, payload: dict[str, Any], **options: Any) -> dict[str, Any]:
-        if task == "worker.preflight:probe":
+        if task == "worker.video.preflight:probe":
             return super().call(task, payload, **options)
         self.calls.append(task)
         out = Path(payload["out"])

@@ -14,18 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posedrop import analyses, layout
+from posedrop import analyses
+from posedrop.buckets import layout
+from posedrop.buckets.records import Result, VideoRecord
 from posedrop.errors import StorageError
-from posedrop.records import Result, VideoRecord
 from tests.faults.world import RESULTS, VIDEOS, Child, World
-from worker import artefacts
-from worker.checkpoints import Checkpoints
-from worker.claim import MAX_UNPUBLISHED
+from worker.jobs import artefacts
+from worker.jobs.checkpoints import Checkpoints
+from worker.jobs.claim import MAX_UNPUBLISHED
 
 LIAR, HONEST = "liar.mp4", "honest.mp4"
 SECRET = b"a secret of the parent's"
-RUN, FINISH = "worker.engine:run_analysis", "worker.engine:finish_analysis"
-RENDER = "worker.render:render"
+RUN, FINISH = "worker.child.tasks:run_analysis", "worker.child.tasks:finish_analysis"
+RENDER = "worker.video.draw:render"
 
 
 class Liar(Child):
@@ -176,7 +177,7 @@ def test_a_film_that_its_child_replaced_holds_up_nobody(world: World) -> None:
     class Replacing(Child):
         def call(self, task: str, payload: dict[str, Any], **more: Any) -> dict[str, Any]:
             answer = super().call(task, payload, **more)
-            if task == "worker.preflight:probe":
+            if task == "worker.video.preflight:probe":
                 Path(payload["video"]).unlink()
                 os.mkfifo(payload["video"])
                 Path(payload["thumbnail"]).symlink_to(payload["video"])

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from posedrop import layout
+from posedrop.buckets import layout
+from posedrop.buckets.records import Planned, Result, VideoRecord
 from posedrop.errors import PosedropError
-from posedrop.index import AnalysisRow, FileRow
-from posedrop.records import Planned, Result, VideoRecord
+from posedrop.index.index import AnalysisRow, FileRow
 from tests.faults.world import RESULTS, VIDEOS, Crash, Frozen, Gate, World
 
 KEYS = st.sampled_from(["a.mp4", "b.mp4", "day1/a.mp4", "../odd.mp4"])
@@ -72,7 +72,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel_or_delete_a_run(self, data: st.DataObject) -> None:
         """DELETE /analyse."""
-        from handlers import results
+        from handlers.runs import results
 
         if (row := self._some_run(data)) is not None:
             was_over = f"{row.run}/result.json" in self.world.storage.buckets[RESULTS]
@@ -100,7 +100,7 @@ class Machine(RuleBasedStateMachine):
     @rule(key=KEYS, seconds=st.sampled_from([0, 1]), at=st.none() | CALLS)
     def ask(self, key: str, seconds: int, at: int | None) -> None:
         """POST /analyse."""
-        from handlers import plan
+        from handlers.runs import plan
 
         file_id = layout.file_id_of(VIDEOS, key)
         args = {"seconds": seconds}
@@ -117,7 +117,7 @@ class Machine(RuleBasedStateMachine):
     @rule(key=KEYS, at=st.none() | CALLS)
     def look_anew(self, key: str, at: int | None) -> None:
         """POST /reingest, which may be cut short."""
-        from handlers import reingest
+        from handlers.upkeep import reingest
 
         wanted = reingest.ReingestRequest(prefix=key)
         self._call(lambda: reingest.reingest(self.world.context, wanted), at)
@@ -336,7 +336,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def _made_of(row: AnalysisRow, content: bytes) -> bool:
-    from handlers import plan
+    from handlers.runs import plan
     from posedrop import analyses
 
     order = plan.Order(analyses.get(row.analysis), row.args, None)

@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from handlers import notify, plan
-from posedrop import layout
-from posedrop.records import VideoRecord
+from handlers.events import notify
+from handlers.runs import plan
+from posedrop.buckets import layout
+from posedrop.buckets.records import VideoRecord
 from tests.faults.world import RESULTS, VIDEOS, World
 
 KEY, FILM = "day1/a.mp4", b"a film"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from handlers import copies, plan, results, upload
-from handlers.results import GoneError
-from posedrop import layout
+from handlers import upload
+from handlers.runs import copies, plan, results
+from handlers.runs.results import GoneError
+from posedrop.buckets import layout
+from posedrop.buckets.records import Request, Result
 from posedrop.errors import AnalysisError, BadRequestError, NotFoundError
-from posedrop.records import Request, Result
 from tests.faults.test_kept import FILE_ID, NETWORK, TABLES, Lab, installed, lab
 from tests.faults.test_kept import FILM as FIRST
 from tests.faults.world import RESULTS, VIDEOS, Crash, Gate, World
@@ -64,7 +65,7 @@ def computed(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     call = world.child.call
 
     def counted(task: str, payload: dict[str, object], **more: object) -> dict[str, object]:
-        if task.startswith("worker.engine:"):
+        if task.startswith("worker.child.tasks:"):
             calls.append(task)
         return call(task, payload, **more)
 

@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from handlers import results
-from posedrop import layout
+from handlers.runs import results
+from posedrop.buckets import layout
 from posedrop.errors import RecordError
 from tests.faults.world import RESULTS, VIDEOS, World
 

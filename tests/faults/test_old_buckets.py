@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from handlers import results, upload
-from posedrop import layout
+from handlers import upload
+from handlers.runs import results
+from posedrop.buckets import layout
 from tests.faults.test_rules import lose, rule, set_rule, tell
 from tests.faults.world import RESULTS, VIDEOS, World
 from tests.old_buckets import OldBuckets

@@ -9,13 +9,15 @@ from typing import Any, NoReturn
 
 import pytest
 
-from posedrop import analyses, layout
+from posedrop import analyses
+from posedrop.buckets import layout
+from posedrop.buckets.records import Result
 from posedrop.errors import StorageError
-from posedrop.records import Result
 from tests.e2e.lab import Servers
 from tests.faults import labs
 from tests.faults.world import RESULTS, VIDEOS, Child, World
-from worker import room, runs
+from worker import room
+from worker.jobs import runs
 
 
 @pytest.mark.parametrize(
@@ -69,17 +71,17 @@ def test_a_run_whose_workers_are_killed_is_given_up(servers: Servers) -> None:
 
 
 ANSWERS: list[tuple[str, dict[str, Any]]] = [
-    ("worker.engine:run_analysis", {"frames_expected": "many"}),
-    ("worker.engine:run_analysis", {"frames_expected": None}),
-    ("worker.engine:run_analysis", {"rows": 2**63}),
-    ("worker.engine:run_analysis", {"timings": [1]}),
-    ("worker.engine:run_analysis", {"timings": {"infer": float("inf")}}),
-    ("worker.engine:run_analysis", {"missing": [{"first": 1}]}),
-    ("worker.engine:run_analysis", {"details": "none"}),
-    ("worker.render:render", {"timings": None}),
-    ("worker.render:render", {"timings": {"video": "long"}}),
-    ("worker.render:render", {"timings": {"video": float("nan")}}),
-    ("worker.render:render", {"timings": {}, "encode": {"used": "x264", "why": "y" * 10**6}}),
+    ("worker.child.tasks:run_analysis", {"frames_expected": "many"}),
+    ("worker.child.tasks:run_analysis", {"frames_expected": None}),
+    ("worker.child.tasks:run_analysis", {"rows": 2**63}),
+    ("worker.child.tasks:run_analysis", {"timings": [1]}),
+    ("worker.child.tasks:run_analysis", {"timings": {"infer": float("inf")}}),
+    ("worker.child.tasks:run_analysis", {"missing": [{"first": 1}]}),
+    ("worker.child.tasks:run_analysis", {"details": "none"}),
+    ("worker.video.draw:render", {"timings": None}),
+    ("worker.video.draw:render", {"timings": {"video": "long"}}),
+    ("worker.video.draw:render", {"timings": {"video": float("nan")}}),
+    ("worker.video.draw:render", {"timings": {}, "encode": {"used": "x264", "why": "y" * 10**6}}),
 ]
 
 

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from handlers import plan, reconcile, results
-from posedrop import layout
+from handlers.runs import plan, results
+from handlers.upkeep import reconcile
+from posedrop.buckets import layout
 from posedrop.errors import StorageError
 from tests.e2e.lab import Servers
 from tests.faults import labs

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handlers import plan, results, retention, upload
-from posedrop import layout
+from handlers import upload
+from handlers.runs import plan, results
+from handlers.upkeep import retention
+from posedrop.buckets import layout
+from posedrop.buckets.storage import UnfinishedUpload
 from posedrop.errors import BadRequestError
-from posedrop.storage import UnfinishedUpload
 from tests.faults.world import RESULTS, VIDEOS, Shop, World
 from worker import gone
 from worker.cache import Cache

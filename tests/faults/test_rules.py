@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from handlers import plan, reconcile, results, rules, upload, waiting
+from handlers import upload
 from handlers.context import Context
-from posedrop import analyses, layout
-from posedrop.index import Index
-from posedrop.records import Planned, WrongRule
+from handlers.runs import plan, results, rules, waiting
+from handlers.upkeep import reconcile
+from posedrop import analyses
+from posedrop.buckets import layout
+from posedrop.buckets.records import Planned, WrongRule
+from posedrop.index.index import Index
 from tests.faults.world import RESULTS, VIDEOS, Gate, World
 
 

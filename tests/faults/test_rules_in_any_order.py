@@ -11,8 +11,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from handlers import plan, results
-from posedrop import layout
+from handlers.runs import plan, results
+from posedrop.buckets import layout
 from tests.faults.world import RESULTS, VIDEOS, Gate, World
 
 FOLDERS = ["", "a/", "a/b/", "a/b/c/"]

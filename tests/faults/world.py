@@ -24,27 +24,20 @@ from urllib.parse import quote
 from dramatiq import Message
 
 from handlers import context as handlers_context
-from handlers import (
-    copies,
-    letters,
-    notify,
-    plan,
-    reconcile,
-    results,
-    retention,
-    rules,
-    upload,
-    waiting,
-)
+from handlers import upload
 from handlers.context import Context
-from posedrop import analyses, queue
+from handlers.events import letters, notify
+from handlers.runs import copies, plan, results, rules, waiting
+from handlers.upkeep import reconcile, retention
+from posedrop import analyses
+from posedrop.buckets.storage import Listing, ObjectInfo, Storage, UnfinishedUpload
 from posedrop.errors import AnalysisError, ObjectChangedError, RefusedVideoError, StorageError
-from posedrop.index import Index
+from posedrop.index.index import Index
 from posedrop.settings import Settings, load
-from posedrop.storage import Listing, ObjectInfo, Storage, UnfinishedUpload
-from worker import runs
+from posedrop.transport import queue
 from worker.cache import Cache
-from worker.ingest import ingest
+from worker.jobs import runs
+from worker.jobs.ingest import ingest
 from worker.own_record import OwnRecord
 
 VIDEOS, RESULTS = "videos", "results"
@@ -296,7 +289,7 @@ class Child:
 
     def call(self, task: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Answer as the real child would."""
-        if task == "worker.preflight:probe":
+        if task == "worker.video.preflight:probe":
             film = Path(payload["video"]).read_bytes()
             if film.startswith(b"poison"):
                 raise AnalysisError("the decoder fails", code="internal")
@@ -305,7 +298,7 @@ class Child:
             return {"probe": PROBE}
         nonce = os.urandom(8).hex()
         (Path(payload["out"]).parent / "run.log").write_text(f"log {nonce}")
-        if task == "worker.render:render":
+        if task == "worker.video.draw:render":
             (Path(payload["out"]) / "pose.mp4").write_text(f"drawn {nonce}")
             return {"timings": {}}
         (Path(payload["out"]) / _left(task, payload["analysis"])).write_text(f"poses {nonce}")
@@ -315,7 +308,7 @@ class Child:
 
 def _left(task: str, analysis: str) -> str:
     """Return the name of what a task of an analysis leaves."""
-    if task == "worker.engine:finish_analysis":
+    if task == "worker.child.tasks:finish_analysis":
         return "poses.h5"
     return "predictions.npz" if analyses.get(analysis).finish is not None else "poses.csv"
 
@@ -336,7 +329,7 @@ PROBE = {
 
 @dataclass
 class Shop:
-    """What a worker process has, as worker.workshop.Workshop does."""
+    """What a worker process has, as worker.context.Workshop does."""
 
     settings: Settings
     storage: MemoryStorage

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from posedrop.notifications import TARGETS
+from posedrop.minio.notifications import TARGETS
 from tests.conftest import find_free_port, tool
 from tests.integration import compose
 

@@ -14,12 +14,12 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 from moto.server import ThreadedMotoServer
 
-from handlers import notify, sqs
 from handlers.context import Context
-from posedrop import queue
-from posedrop.index import Index
+from handlers.events import notify, sqs
+from posedrop.buckets.storage import Storage
+from posedrop.index.index import Index
 from posedrop.settings import load
-from posedrop.storage import Storage
+from posedrop.transport import queue
 from tests.samples import REPOSITORY
 
 

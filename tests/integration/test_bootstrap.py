@@ -11,8 +11,9 @@ import pytest
 from botocore.exceptions import ClientError
 from click.testing import CliRunner
 
-from posedrop import cli, notifications
-from posedrop.storage import Storage
+from posedrop import cli
+from posedrop.buckets.storage import Storage
+from posedrop.minio import notifications
 from tests.conftest import find_free_port
 from tests.integration.bootstrapped import Store, Webhook, read_variables, run_bootstrap
 from tests.integration.minio_server import (

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from handlers.app import create_app
-from posedrop import queue
+from posedrop.transport import queue
 from tests.conftest import find_free_port, tool
 from tests.integration.bootstrapped import BUCKETS, POSEDROP, Store, Webhook, keys_of
 from tests.integration.brokers import RabbitMQ

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from handlers.app import create_app
-from posedrop import queue
+from posedrop.buckets.storage import Storage
 from posedrop.settings import Settings, load
-from posedrop.storage import Storage
+from posedrop.transport import queue
 from tests.conftest import find_free_port, tool
 from tests.e2e.lab import POSEDROP, clean_environment
 from tests.integration.caddy import API, S3, Caddy

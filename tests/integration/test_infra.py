@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from posedrop.bootstrap import Keys
+from posedrop.minio.bootstrap import Keys
 from posedrop.settings import Settings
 from tests.conftest import tool
 from tests.integration.caddy import API, S3, Caddy

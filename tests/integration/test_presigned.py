@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
-from posedrop import layout
-from posedrop.storage import Presigned, Storage
+from posedrop.buckets import layout
+from posedrop.buckets.storage import Presigned, Storage
 from tests.integration.bootstrapped import RUN, VIDEO_ID, Store, keys_of
 
 BODY = b"the video that was announced"

@@ -7,12 +7,13 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from handlers import reconcile
 from handlers.context import Context
-from posedrop import layout, queue
-from posedrop.index import Index
-from posedrop.records import VideoRecord, VideoRef
-from posedrop.storage import Storage
+from handlers.upkeep import reconcile
+from posedrop.buckets import layout
+from posedrop.buckets.records import VideoRecord, VideoRef
+from posedrop.buckets.storage import Storage
+from posedrop.index.index import Index
+from posedrop.transport import queue
 from tests.integration.bootstrapped import Store
 
 #: Days: what was there when the clock told another second.

@@ -15,7 +15,7 @@ import yaml
 from handlers.context import now
 from handlers.metrics import Metrics
 from posedrop import metrics
-from posedrop.index import Index
+from posedrop.index.index import Index
 from posedrop.settings import Settings, load
 from tests.conftest import find_free_port, tool
 from worker import exposed

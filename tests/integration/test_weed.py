@@ -23,15 +23,15 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from posedrop import weed as weed_module
 from posedrop.address import LOOPBACK
-from posedrop.embedded import Stack
+from posedrop.buckets.storage import Storage
+from posedrop.embedded import weed as weed_module
+from posedrop.embedded.keyring import USER, Secrets
+from posedrop.embedded.stack import Stack
+from posedrop.embedded.weed import Weed, find_weed, rotate
+from posedrop.embedded.weed_config import Identity, Webhook
 from posedrop.errors import ConfigurationError, PosedropError
-from posedrop.keyring import USER, Secrets
 from posedrop.settings import Settings, load
-from posedrop.storage import Storage
-from posedrop.weed import Weed, find_weed, rotate
-from posedrop.weed_config import Identity, Webhook
 
 ROOT = Identity("service", "AKROOT", "SKROOT12345", ("Admin", "Read", "Write", "List", "Tagging"))
 PRESIGNER = Identity("presigner", "AKPRE", "SKPRE12345", ("Write:videos/uploads/*",))
@@ -462,7 +462,8 @@ def test_up_ends_when_its_store_is_given_up(
 def starts_weed(folder: Path, then: str) -> subprocess.Popen[str]:
     """Start a process that starts weed as ``w``, and then does this."""
     program = (
-        "import os, signal, sys, time; from pathlib import Path; from posedrop.weed import Weed;"
+        "import os, signal, sys, time; from pathlib import Path;"
+        "from posedrop.embedded.weed import Weed;"
         "f = Path(sys.argv[1]); w = Weed(f / 'weed', f / 'log', s3_port=0, identities=());"
         f"w.start(); {then}"
     )
@@ -530,7 +531,7 @@ def test_an_object_is_copied_by_the_store(
     """Whole, in parts if it is large; of one that is gone or was replaced no copy is made."""
     keys = {"s3_access_key": ROOT.access_key, "s3_secret_key": ROOT.secret_key}
     storage = Storage(load(tmp_path, {"s3_endpoint": weed.endpoint, **keys}))
-    monkeypatch.setattr("posedrop.storage.COPY_BYTES", 5 * 2**20 if parts else 2**30)
+    monkeypatch.setattr("posedrop.buckets.storage.COPY_BYTES", 5 * 2**20 if parts else 2**30)
     data = bytes(range(256)) * 48_000
     storage.write("results", "copies/bob's ü/a+b.mp4", data, "video/mp4")
     (source,) = storage.objects("results", "copies/")

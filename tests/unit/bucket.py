@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from posedrop.buckets.records import Model
+from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import ObjectChangedError, RecordError
-from posedrop.records import Model
-from posedrop.storage import ObjectInfo
 
 BUCKET = "models"
 

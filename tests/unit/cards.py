@@ -10,7 +10,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from worker.cuda_decode import Card
+from worker.video.cuda_decode import Card
 
 #: Changes what the card gives: the frame's place among those it decoded, and the frame.
 Fault = Callable[[int, VideoFrame], list[VideoFrame]]

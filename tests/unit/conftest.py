@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from posedrop.index import Index
+from posedrop.buckets.storage import Storage
+from posedrop.index.index import Index
 from posedrop.settings import Settings, load
-from posedrop.storage import Storage
 
 
 @pytest.fixture(scope="session")

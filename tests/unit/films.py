@@ -19,7 +19,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tests.unit import videos
-from worker import video
+from worker.video import decode
 
 Change = Literal["none", "far_off", "shuffled", "pts_is_dts", "offset", "hours"]
 Shape = Literal["whole", "joined", "cut_start"]
@@ -170,10 +170,10 @@ def opencv_frames(path: Path) -> Iterator[np.ndarray]:
         yield frame
 
 
-def agree(path: Path) -> video.Reading:
+def agree(path: Path) -> decode.Reading:
     """Check that a film's frames are those of OpenCV: as many, in its order, its pixels."""
-    reading = video.Reading()
-    ours = video.frames(path, order="bgr", reading=reading)
+    reading = decode.Reading()
+    ours = decode.frames(path, order="bgr", reading=reading)
     for count, (found, expected) in enumerate(zip_longest(ours, opencv_frames(path))):
         assert found is not None, f"OpenCV reads more than {count}"
         assert expected is not None, f"OpenCV reads {count}"
@@ -184,7 +184,7 @@ def agree(path: Path) -> video.Reading:
     return reading
 
 
-def check(path: Path, film: Film) -> video.Reading:
+def check(path: Path, film: Film) -> decode.Reading:
     """Check that a film without damage is read whole, and that its times can be."""
     reading = agree(path)
     assert not len(reading.lost)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from posedrop.events import Event, ObjectCreated
-from posedrop.index import Index
-from posedrop.records import (
+from posedrop.buckets.records import (
     Artefact,
     Asked,
     Duplicate,
@@ -18,6 +16,8 @@ from posedrop.records import (
     VideoRecord,
     VideoRef,
 )
+from posedrop.index.index import Index
+from posedrop.transport.events import Event, ObjectCreated
 from tests.samples import PROBE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

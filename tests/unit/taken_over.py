@@ -304,8 +304,8 @@ def main(folder: Path, *, refused: bool, orphan: bool, eats: bool) -> None:
     """Start a child, have it try everything, end it; print what it could do."""
     if refused:
         refuse_namespaces()
-    from worker.child import Child
-    from worker.handover import remove
+    from worker.child.child import Child
+    from worker.child.handover import remove
     from worker.limits import Limits
 
     os.environ["POSEDROP_S3_SECRET_KEY"] = SECRET.decode()
@@ -349,7 +349,8 @@ def main(folder: Path, *, refused: bool, orphan: bool, eats: bool) -> None:
         "film": str(job / "video"),
         "secrets": [str(each) for each in secrets],
         "code": [
-            str(each) for each in (*code.iterdir(), Path(__file__).parents[2] / "worker/child.py")
+            str(each)
+            for each in (*code.iterdir(), Path(__file__).parents[2] / "worker/child/child.py")
         ],
         "parent": os.getpid(),
         "port": servers[0].getsockname()[1],
@@ -434,7 +435,7 @@ def of(place: Path) -> list[int]:
 
 def refuse_namespaces() -> None:
     """Deny this process and all its children what makes namespaces, as containers do."""
-    from worker.walls import Kernel
+    from worker.child.walls import Kernel
 
     kernel = Kernel()
     kernel.prctl(38, 1)

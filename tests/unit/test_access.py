@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from handlers.access import Guard
+from handlers.door.access import Guard
 from posedrop.settings import load
 
 TOKEN = "token-of-the-api"

@@ -13,11 +13,12 @@ import pytest
 from pydantic import SecretStr
 
 from handlers.app import create_app
-from posedrop import logs, queue
-from posedrop.index import Index
-from posedrop.records import Request
+from posedrop import logs
+from posedrop.buckets.records import Request
+from posedrop.buckets.storage import Storage
+from posedrop.index.index import Index
 from posedrop.settings import Settings
-from posedrop.storage import Storage
+from posedrop.transport import queue
 from tests.samples import PROBE
 from tests.serving import serving
 

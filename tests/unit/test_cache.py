@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from posedrop.buckets.records import Model, ModelFile
 from posedrop.errors import ModelError
-from posedrop.records import Model, ModelFile
 from worker import room
 from worker.cache import Cache
 

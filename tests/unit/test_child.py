@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from posedrop.buckets.records import Progress
 from posedrop.errors import (
     AnalysisError,
     CancelledRunError,
@@ -27,10 +28,10 @@ from posedrop.errors import (
     RefusedVideoError,
     StorageError,
 )
-from posedrop.records import Progress
-from worker import limits, patience
-from worker.child import Child
-from worker.child_main import Reporter
+from worker import limits
+from worker.child import patience
+from worker.child.child import Child
+from worker.child.process import Reporter
 from worker.limits import Limits
 
 # -- what runs in the child (it imports this file) ---------------------------
@@ -628,7 +629,7 @@ def test_dies_with_its_parent(scratch: Path) -> None:
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from worker.child import Child
+from worker.child.child import Child
 Child("orphan", Path({str(scratch)!r})).call(
     "test_child:hang", {{}}, on_progress=lambda p: print(p.done, flush=True),
     should_stop=lambda: False, wall_seconds=None, log=None,

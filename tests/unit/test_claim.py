@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from posedrop.records import Attempt, RunError, Task
-from posedrop.storage import Storage
-from worker import claim
-from worker.claim import Busy, Claim, Exhausted, Over
+from posedrop.buckets.records import Attempt, RunError, Task
+from posedrop.buckets.storage import Storage
+from worker.jobs import claim
+from worker.jobs.claim import Busy, Claim, Exhausted, Over
 
 
 def take(

@@ -17,17 +17,17 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from posedrop import analyses, cli, client, tokens
+from posedrop import analyses, cli
 from posedrop.address import is_loopback, listen
 from posedrop.cli import options
-from posedrop.client import Client
-from posedrop.demo import mean_error
+from posedrop.cli.demo import mean_error
+from posedrop.client import Client, client, tokens
 from posedrop.doctor import machine
-from posedrop.embedded import Stack, log_to
+from posedrop.embedded.keyring import Secrets
+from posedrop.embedded.stack import Stack, log_to
 from posedrop.errors import ConfigurationError
 from posedrop.folders import FolderLock
-from posedrop.index import Index
-from posedrop.keyring import Secrets
+from posedrop.index.index import Index
 from posedrop.settings import load
 
 FILE_ID = "mfzgs3tfebzw63lf"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from posedrop import packing
-from posedrop.conditions import CODE, find_conditions
 from posedrop.errors import ModelError
+from posedrop.models import packing
+from posedrop.models.conditions import CODE, find_conditions
 from tests.unit.projects import SHUFFLE, make_project, write_yaml
 
 SECOND = SHUFFLE.replace("shuffle1", "shuffle2")

@@ -13,9 +13,9 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from handlers import connections
-from posedrop import relay as relay_module
-from posedrop.relay import Relay
+from handlers.door import connections
+from posedrop.embedded import relay as relay_module
+from posedrop.embedded.relay import Relay
 from tests.serving import serving
 
 _LARGE = 64 * 2**20

@@ -1,4 +1,4 @@
-"""worker.cuda_decode: a card's frames are the CPU's, or the CPU decodes and it is told why."""
+"""video.cuda_decode: a card's frames are the CPU's, or the CPU decodes and it is told why."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from av.video.frame import VideoFrame
 
 from tests.unit import videos
 from tests.unit.cards import Fault, PretendedCard
-from worker import cuda_decode, video
-from worker.cuda_decode import Card, DecodedOtherwiseError
+from worker.video import cuda_decode, decode
+from worker.video.cuda_decode import Card, DecodedOtherwiseError
 
 Make = Callable[[Path], Path]
 
@@ -39,10 +39,10 @@ def card(fault: Fault | None = None, wanted: str = "cuda", device: str = "cuda:0
 
 def read(
     path: Path, by: Card | None, stop: int | None = None
-) -> tuple[dict[int, str], video.Reading]:
+) -> tuple[dict[int, str], decode.Reading]:
     """Return the hash of each frame's pixels by its number, and what was found out."""
-    reading = video.Reading()
-    shown = video.frames(path, stop=stop, reading=reading, card=by)
+    reading = decode.Reading()
+    shown = decode.frames(path, stop=stop, reading=reading, card=by)
     found = {number: hashlib.sha256(image).hexdigest() for number, image in shown}
     if by is not None:
         by.confirm(path)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from posedrop import packing
+from posedrop.analyses.deeplabcut_2d import DeepLabCut2D, check
 from posedrop.errors import BadRequestError
+from posedrop.models import packing
 from tests.unit.projects import make_project
-from worker.analyses.deeplabcut_2d import DeepLabCut2D, check
 
 
 def test_single_animal_model_is_not_tracked(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from posedrop.events import Event, ObjectCreated, ObjectRemoved, Parsed, parse, parse_bytes
+from posedrop.transport.events import (
+    Event,
+    ObjectCreated,
+    ObjectRemoved,
+    Parsed,
+    parse,
+    parse_bytes,
+)
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "events"
 HELLO = "5d41402abc4b2a76b9719d911017c592"

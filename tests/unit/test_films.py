@@ -1,4 +1,4 @@
-"""worker.video, worker.canvas: films as labs have them give DeepLabCut's rows and pixels."""
+"""video.decode, video.canvas: films as labs have them give DeepLabCut's rows and pixels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from posedrop.errors import RefusedVideoError
 from tests.unit import films, videos
 from tests.unit.films import Film
-from worker import canvas, preflight, video
-from worker.times import Clock
+from worker.video import canvas, decode, preflight
+from worker.video.times import Clock
 
 
 @settings(
@@ -148,7 +148,7 @@ def test_interlaced_films_are_not_black(tmp_path: Path) -> None:
     """OpenCV 5 shows nothing of them; what is shown here is the picture."""
     options = {"flags": "+ilme+ildct", "x264-params": "tff=1"}
     path = videos.video(tmp_path / "film", options=options)
-    for (_, frame), picture in zip(video.frames(path), videos.pictures(30, 160, 120), strict=True):
+    for (_, frame), picture in zip(decode.frames(path), videos.pictures(30, 160, 120), strict=True):
         assert np.abs(frame.astype(int) - picture).mean() < 20
 
 
@@ -246,7 +246,7 @@ def test_jpegs_in_a_row_are_a_film_whatever_the_files_name(
     film, jpegs = tmp_path / "film", list(_jpegs(*size))
     for gap in (b"", b"\0" * 7):
         film.write_bytes(gap.join(jpegs))
-        assert sum(1 for _ in video.frames(film)) == len(jpegs)
+        assert sum(1 for _ in decode.frames(film)) == len(jpegs)
 
 
 def test_a_photo_is_no_film(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_photo_is_no_film(tmp_path: Path) -> None:
     ):
         film.write_bytes(content)
         with pytest.raises(RefusedVideoError) as refused:
-            next(video.frames(film))
+            next(decode.frames(film))
         assert refused.value.code == "not_a_video"
 
 

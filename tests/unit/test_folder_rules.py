@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from posedrop import folder_rules
+from posedrop.buckets import folder_rules
 
 RULE = {"analysis": "dummy", "args": {"seconds": 1}, "existing": False, "keep": True}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from posedrop import tokens
+from posedrop.client import tokens
+from posedrop.embedded.keyring import Secrets
 from posedrop.errors import ConfigurationError
 from posedrop.folders import own_folder
-from posedrop.keyring import Secrets
 from posedrop.settings import load
-from worker.workshop import Workshop
+from worker.context import Workshop
 
 
 def belongs_to_another(monkeypatch: pytest.MonkeyPatch) -> None:

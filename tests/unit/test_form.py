@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from handlers.app import create_app
-from handlers.form import FormUpload
-from posedrop import queue
+from handlers.door.form import FormUpload
+from posedrop.buckets.storage import Storage
 from posedrop.settings import Settings
-from posedrop.storage import Storage
+from posedrop.transport import queue
 from tests.serving import serving
 
 MOST = 300_000

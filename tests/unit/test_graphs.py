@@ -1,4 +1,4 @@
-"""worker.graphs on a pretended device: a recording changes the speed of a network, nothing else."""
+"""gpu.graphs on a pretended device: a recording changes the speed of a network, nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.taped import Device
-from worker.graphs import PROOFS, SEEN, WARM_UPS, Graphs, Outputs, recorder_of
+from worker.gpu.graphs import PROOFS, SEEN, WARM_UPS, Graphs, Outputs, recorder_of
 
 
 class Network(nn.Module):

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from handlers.app import create_app
 from handlers.metrics import Metrics
-from posedrop import queue
+from posedrop.buckets.records import Refusal, Result, RunError, VideoRecord, VideoRef
+from posedrop.buckets.storage import Storage
 from posedrop.errors import ConfigurationError
-from posedrop.index import Index
+from posedrop.index.index import Index
 from posedrop.metrics import Few
-from posedrop.records import Refusal, Result, RunError, VideoRecord, VideoRef
 from posedrop.settings import Settings, load
-from posedrop.storage import Storage
+from posedrop.transport import queue
 from tests.serving import serving
 
 NOW = datetime.now(UTC)

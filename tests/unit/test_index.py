@@ -13,11 +13,11 @@ from typing import Literal
 
 import pytest
 
-from posedrop import index as index_module
-from posedrop import rows, schema
 from posedrop.errors import ConfigurationError
-from posedrop.events import ObjectRemoved
-from posedrop.index import AnalysisRow, Index
+from posedrop.index import index as index_module
+from posedrop.index import rows, schema
+from posedrop.index.index import AnalysisRow, Index
+from posedrop.transport.events import ObjectRemoved
 from tests.samples import PROBE
 from tests.unit.index_rows import (
     BUCKET,

@@ -9,13 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from posedrop import index as index_module
-from posedrop import search
+from posedrop.buckets.records import VideoRef
 from posedrop.errors import BadRequestError
-from posedrop.index import Index
-from posedrop.records import (
-    VideoRef,
-)
+from posedrop.index import index as index_module
+from posedrop.index import search
+from posedrop.index.index import Index
 from tests.unit.index_rows import (
     BUCKET,
     NOW,

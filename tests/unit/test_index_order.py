@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from posedrop.events import ObjectCreated
-from posedrop.index import Index, IndexBusyError
+from posedrop.index.index import Index, IndexBusyError
+from posedrop.transport.events import ObjectCreated
 from tests.unit.index_rows import (
     BUCKET,
     ERROR,

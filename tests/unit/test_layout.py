@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posedrop import layout
+from posedrop.buckets import layout
 
 KEYS = st.text(min_size=1, max_size=60) | st.sampled_from(
     [

@@ -11,10 +11,17 @@ from hypothesis import strategies as st
 
 from posedrop import errors
 from posedrop.bounded import MAX_DEPTH, MAX_VALUES, bounded
+from posedrop.buckets.records import Inference
 from posedrop.errors import AnalysisError, PosedropError
-from posedrop.records import Inference
-from worker import messages
-from worker.messages import AnalysisOutput, Failure, Line, ProbeVideo, RenderVideo, RunAnalysis
+from worker.child import messages
+from worker.child.messages import (
+    AnalysisOutput,
+    Failure,
+    Line,
+    ProbeVideo,
+    RenderVideo,
+    RunAnalysis,
+)
 
 HOSTILE = st.one_of(
     st.sampled_from(

@@ -10,10 +10,10 @@ from typing import cast
 
 import pytest
 
-from posedrop import models, packing
+from posedrop.buckets.records import Model, ModelFile, ModelRef
+from posedrop.buckets.storage import Storage
 from posedrop.errors import BadRequestError, ModelError
-from posedrop.records import Model, ModelFile, ModelRef
-from posedrop.storage import Storage
+from posedrop.models import catalog, packing
 from tests.unit.bucket import BUCKET, FakeStorage
 from tests.unit.projects import make_project
 
@@ -35,7 +35,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_push_writes_the_record_last(project: Path, storage: Storage, fake: FakeStorage) -> None:
     """Whoever sees model.json can have all that it lists."""
-    model = models.push(storage, BUCKET, project, "reach")
+    model = catalog.push(storage, BUCKET, project, "reach")
     prefix = f"reach/{model.digest}"
     assert fake.written[-1] == f"{prefix}/model.json"
     assert sorted(fake.content) == sorted(
@@ -45,9 +45,9 @@ def test_push_writes_the_record_last(project: Path, storage: Storage, fake: Fake
 
 def test_push_again_is_no_work(project: Path, storage: Storage, fake: FakeStorage) -> None:
     """The same model again uploads nothing and keeps its record."""
-    first = models.push(storage, BUCKET, project, "reach")
+    first = catalog.push(storage, BUCKET, project, "reach")
     fake.written.clear()
-    assert (models.push(storage, BUCKET, project, "reach"), fake.written) == (first, [])
+    assert (catalog.push(storage, BUCKET, project, "reach"), fake.written) == (first, [])
 
 
 def put_model(fake: FakeStorage, name: str, content: bytes, age_days: float) -> Model:
@@ -78,9 +78,9 @@ def test_resolve(storage: Storage, fake: FakeStorage) -> None:
     old = put_model(fake, "reach", b"old", 2)
     new = put_model(fake, "reach", b"new", 1)
     put_model(fake, "reach-2", b"newest", 0)
-    assert models.resolve(storage, BUCKET, "reach") == new
-    assert models.resolve(storage, BUCKET, f"reach@{old.digest[:6]}") == old
-    assert models.resolve(storage, BUCKET, f"reach@{old.digest}") == old
+    assert catalog.resolve(storage, BUCKET, "reach") == new
+    assert catalog.resolve(storage, BUCKET, f"reach@{old.digest[:6]}") == old
+    assert catalog.resolve(storage, BUCKET, f"reach@{old.digest}") == old
 
 
 @pytest.mark.parametrize("wanted", ["lift", "reach@000000", "../reach", "", "reach@xyz", "r\neach"])
@@ -88,7 +88,7 @@ def test_resolve_unknown(storage: Storage, fake: FakeStorage, wanted: str) -> No
     """An unknown model is the request's mistake, and the answer lists what there is."""
     model = put_model(fake, "reach", b"old", 1)
     with pytest.raises(BadRequestError, match=f"there are: reach@{model.digest[:12]}") as caught:
-        models.resolve(storage, BUCKET, wanted)
+        catalog.resolve(storage, BUCKET, wanted)
     assert (caught.value.code, caught.value.field) == ("no_such_model", "args.model")
 
 
@@ -100,7 +100,7 @@ def test_list_leaves_out_what_is_no_model(storage: Storage, fake: FakeStorage) -
     fake.content[f"c/{'0' * 64}/model.json"] = b"{}"
     fake.content[f"d/{'0' * 64}/model.json"] = old.to_json()
     fake.content["model.json"] = old.to_json()
-    assert models.list_models(storage, BUCKET) == [other, new, old]
+    assert catalog.list_models(storage, BUCKET) == [other, new, old]
 
 
 # -- at a worker ----
@@ -114,17 +114,17 @@ def test_fetch_gives_the_same_files(
     project: Path, storage: Storage, fake: FakeStorage, tmp_path: Path
 ) -> None:
     """What was pushed is what the worker has; fetched again, nothing is asked of the store."""
-    model = models.push(storage, BUCKET, project, "reach")
+    model = catalog.push(storage, BUCKET, project, "reach")
     folder = tmp_path / "cache"
     folder.mkdir()
-    found = models.fetch(storage, BUCKET, ref(model), folder)
+    found = catalog.fetch(storage, BUCKET, ref(model), folder)
     assert found == folder / model.digest
     assert {
         file.path: hashlib.sha256((found / file.path).read_bytes()).hexdigest()
         for file in model.files
     } == {file.path: file.sha256 for file in model.files}
     fake.content.clear()
-    assert models.fetch(storage, BUCKET, ref(model), folder) == found
+    assert catalog.fetch(storage, BUCKET, ref(model), folder) == found
     assert [path.name for path in folder.iterdir()] == [model.digest]
 
 
@@ -133,9 +133,11 @@ def test_fetch_mends_what_was_tidied_up(
 ) -> None:
     """A file that something removed from the cache is fetched again."""
     model = put_model(fake, "reach", b"weights", 1)
-    found = models.fetch(storage, BUCKET, ref(model), tmp_path)
+    found = catalog.fetch(storage, BUCKET, ref(model), tmp_path)
     (found / "w.pt").unlink()
-    assert (models.fetch(storage, BUCKET, ref(model), tmp_path) / "w.pt").read_bytes() == b"weights"
+    assert (
+        catalog.fetch(storage, BUCKET, ref(model), tmp_path) / "w.pt"
+    ).read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -144,21 +146,23 @@ def test_fetch_does_not_believe_what_was_changed(
 ) -> None:
     """A kept file of the same size with other content, or with its record too, is fetched again."""
     model = put_model(fake, "reach", b"weights", 1)
-    found = models.fetch(storage, BUCKET, ref(model), tmp_path)
+    found = catalog.fetch(storage, BUCKET, ref(model), tmp_path)
     if again:  # found whole before
-        models.fetch(storage, BUCKET, ref(model), tmp_path)
+        catalog.fetch(storage, BUCKET, ref(model), tmp_path)
     (found / "w.pt").write_bytes(b"WEIGHTS")
-    record = found / models.MODEL_RECORD
+    record = found / catalog.MODEL_RECORD
     wrong = hashlib.sha256(b"WEIGHTS").hexdigest()
     if again:
         record.write_text(record.read_text().replace(model.files[0].sha256, wrong))
-    assert (models.fetch(storage, BUCKET, ref(model), tmp_path) / "w.pt").read_bytes() == b"weights"
+    assert (
+        catalog.fetch(storage, BUCKET, ref(model), tmp_path) / "w.pt"
+    ).read_bytes() == b"weights"
 
 
 def test_fetch_missing(storage: Storage, tmp_path: Path) -> None:
     """A model that is no longer in the bucket is an error that says so."""
     with pytest.raises(ModelError) as caught:
-        models.fetch(storage, BUCKET, ModelRef(name="reach", digest="0" * 64), tmp_path)
+        catalog.fetch(storage, BUCKET, ModelRef(name="reach", digest="0" * 64), tmp_path)
     assert caught.value.code == "model_missing"
 
 
@@ -168,7 +172,7 @@ def test_fetch_of_a_name_that_leads_away(
 ) -> None:
     """Neither name nor digest of a request can lead out of the cache."""
     with pytest.raises(ModelError) as caught:
-        models.fetch(storage, BUCKET, ModelRef(name=name, digest=digest), tmp_path)
+        catalog.fetch(storage, BUCKET, ModelRef(name=name, digest=digest), tmp_path)
     assert caught.value.code == "model_missing"
 
 
@@ -178,10 +182,10 @@ def test_fetch_of_other_content(storage: Storage, fake: FakeStorage, tmp_path: P
     key = f"reach/{model.digest}/w.pt"
     fake.content[key] = b"tampered"
     with pytest.raises(ModelError, match="other content") as changed:
-        models.fetch(storage, BUCKET, ref(model), tmp_path)
+        catalog.fetch(storage, BUCKET, ref(model), tmp_path)
     del fake.content[key]
     with pytest.raises(ModelError, match="gone") as gone:
-        models.fetch(storage, BUCKET, ref(model), tmp_path)
+        catalog.fetch(storage, BUCKET, ref(model), tmp_path)
     assert (changed.value.code, gone.value.code) == ("model_damaged", "model_damaged")
     assert list(tmp_path.iterdir()) == []
 
@@ -193,7 +197,7 @@ def test_fetch_of_another_record(storage: Storage, fake: FakeStorage, tmp_path: 
     record["files"][0]["sha256"] = "0" * 64
     fake.content[f"reach/{model.digest}/model.json"] = json.dumps(record).encode()
     with pytest.raises(ModelError, match="not the one that was pushed"):
-        models.fetch(storage, BUCKET, ref(model), tmp_path)
+        catalog.fetch(storage, BUCKET, ref(model), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +216,6 @@ def test_fetch_of_files_that_lead_away(
     folder = tmp_path / "a" / "cache"
     folder.mkdir(parents=True)
     with pytest.raises(ModelError) as caught:
-        models.fetch(storage, BUCKET, ref(evil), folder)
+        catalog.fetch(storage, BUCKET, ref(evil), folder)
     assert caught.value.code == "model_damaged"
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

@@ -15,13 +15,10 @@ from dramatiq.brokers.stub import StubBroker
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handlers import notify
 from handlers.context import Context
-from posedrop import layout, queue
-from posedrop.errors import StorageError
-from posedrop.events import Event, ObjectCreated, ObjectRemoved
-from posedrop.index import Index
-from posedrop.records import (
+from handlers.events import notify
+from posedrop.buckets import layout
+from posedrop.buckets.records import (
     Asked,
     Record,
     Refusal,
@@ -31,8 +28,12 @@ from posedrop.records import (
     VideoRef,
     WorkerRecord,
 )
+from posedrop.buckets.storage import Listing, ObjectInfo, Storage
+from posedrop.errors import StorageError
+from posedrop.index.index import Index
 from posedrop.settings import load
-from posedrop.storage import Listing, ObjectInfo, Storage
+from posedrop.transport import queue
+from posedrop.transport.events import Event, ObjectCreated, ObjectRemoved
 from tests.samples import PROBE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""worker.nvenc: a card encodes pose.mp4 where it can, and x264 where it can't, or no longer."""
+"""video.nvenc: a card encodes pose.mp4 where it can, and x264 where it can't, or no longer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import av.error
 import pytest
 
 from tests.unit import videos
-from tests.unit.test_render import draw, drawn, poses, times, walk
-from worker import canvas, nvenc
+from tests.unit.test_draw import drawn, frames_of, poses, times, walk
+from worker.video import canvas, nvenc
 
 #: When the film's frames are shown, in ms.
 TIMES = [40 * number + 7 * (number % 3) for number in range(30)]
@@ -66,12 +66,12 @@ class _Stream:
 def film(tmp_path: Path, **encode: str) -> dict[str, Any]:
     source = videos.video(tmp_path / "film", count=30, times=TIMES)
     table = poses(tmp_path / "poses.h5", walk(30))
-    return draw(tmp_path, source, table, **{"device": "cuda:1", **encode})
+    return drawn(tmp_path, source, table, **{"device": "cuda:1", **encode})
 
 
 def whole(tmp_path: Path, expected: list[Fraction]) -> None:
     assert times(tmp_path / "pose.mp4") == expected
-    assert len(drawn(tmp_path)) == len(expected)
+    assert len(frames_of(tmp_path)) == len(expected)
     assert not list(tmp_path.glob("*.unfinished"))
 
 

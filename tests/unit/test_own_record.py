@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from posedrop import layout
+from posedrop.buckets import layout
+from posedrop.buckets.records import ModelRef, Progress, WorkerRecord
 from posedrop.errors import StorageError
-from posedrop.records import ModelRef, Progress, WorkerRecord
 from posedrop.settings import Settings, load
 from tests.faults.world import RESULTS, Clock, MemoryStorage
-from worker.claim import Claim, take
+from worker.jobs.claim import Claim, take
 from worker.own_record import MAX_SPEEDS, OwnRecord
 
 RUN = "day1/a.mp4/dummy-abcdefghijklmnop"
@@ -69,7 +69,7 @@ def test_it_says_what_the_worker_is_at_and_goes_with_it(
         held.progress(Progress(stage="infer", done=7, total=9, frames_per_second=3.5))
         own.runs_on("cuda:0")
         own.measured("deeplabcut_2d", model, (640, 480), 900, 10.0)
-        logging.getLogger("worker.runs").warning("attempt begins\nand has two lines")
+        logging.getLogger("worker.jobs.runs").warning("attempt begins\nand has two lines")
         until(lambda: told(storage)[0].jobs and told(storage)[0].speeds, "the job")
         until(lambda: "two lines" in told(storage)[0].log_tail, "the log")
         (record,) = told(storage)
@@ -98,7 +98,7 @@ def test_it_is_bounded_whatever_is_logged_and_measured(
         own.measured("deeplabcut_2d", None, (number, 1), 1000, 10.0)
     for _ in range(150):
         error = ValueError('"\\\x00\udcff' * 200)
-        logging.getLogger("worker.child").error("\u2028" * 1000, exc_info=error)
+        logging.getLogger("worker.child.child").error("\u2028" * 1000, exc_info=error)
     record = own.record()
     assert len(record.to_json()) < 2**16
     assert [speed.width for speed in record.speeds] == list(range(1000 - MAX_SPEEDS, 1000))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from posedrop import packing
 from posedrop.errors import BadRequestError, ModelError
+from posedrop.models import packing
 from tests.unit.projects import SHUFFLE, make_project, write_yaml
 
 

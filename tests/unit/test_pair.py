@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from posedrop.buckets.records import Progress
 from posedrop.errors import CancelledRunError, ChildDiedError
-from posedrop.records import Progress
-from worker.child import Child
-from worker.pair import Pair
+from worker.child.child import Child
+from worker.child.pool import Pair
 
 # -- what runs in the children (they import this file) ---------------------------------------------
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from posedrop.records import Progress
-from worker.patience import QUIET_SECONDS, Patience
+from posedrop.buckets.records import Progress
+from worker.child.patience import QUIET_SECONDS, Patience
 
 DAY = 86400.0
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posedrop.analyses import Job
+from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
+from posedrop.buckets.layout import PREDICTIONS
 from posedrop.errors import AnalysisError
-from posedrop.layout import PREDICTIONS
-from worker import predictions, tables
-from worker.analyses.deeplabcut_2d import deeplabcut_2d
-from worker.predictions import Predictions
+from worker.poses import predictions, tables
+from worker.poses.predictions import Predictions
 
 ABOUT: dict[str, Any] = {
     "video_sha256": "a" * 64,

@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from posedrop import minio_client
+from posedrop.buckets.storage import Storage
 from posedrop.client import Client, UnreachableError
 from posedrop.errors import ConfigurationError, PosedropError, StorageError
+from posedrop.minio import sdk
 from posedrop.proxies import ProxyTransport, proxy_of
 from posedrop.settings import Settings
-from posedrop.storage import Storage
 
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 OURS = socket.gethostname()
@@ -136,8 +136,8 @@ def ask_store(host: str) -> None:
 
 
 def ask_minio(host: str) -> None:
-    client = minio_client.connect(Settings(s3_endpoint=f"http://{host}"), "key", "secret")
-    with minio_client.translated("look at the bucket"):
+    client = sdk.connect(Settings(s3_endpoint=f"http://{host}"), "key", "secret")
+    with sdk.translated("look at the bucket"):
         client.bucket_exists(bucket_name="videos")
 
 

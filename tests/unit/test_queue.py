@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import dramatiq
 import pytest
 
-from posedrop import queue
+from posedrop.transport import queue
 
 
 @pytest.fixture

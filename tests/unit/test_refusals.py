@@ -11,7 +11,7 @@ import pytest
 from posedrop.errors import RefusedVideoError
 from tests.samples import REPOSITORY
 from tests.unit import videos
-from worker import preflight
+from worker.video import preflight
 
 #: What ingest itself refuses: tests/faults/test_ingest.py and test_disk.py have films for it.
 BY_INGEST = {"decoder_failed", "no_room", "too_many_bytes"}

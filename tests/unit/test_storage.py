@@ -16,11 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from posedrop import storage as storage_module
+from posedrop.buckets import storage as storage_module
+from posedrop.buckets.records import Duplicate
+from posedrop.buckets.storage import MIN_PART_BYTES, Storage
 from posedrop.errors import ObjectChangedError, StorageError
-from posedrop.records import Duplicate
 from posedrop.settings import Settings
-from posedrop.storage import MIN_PART_BYTES, Storage
 
 
 def test_create_has_one_winner(storage: Storage, bucket: str) -> None:

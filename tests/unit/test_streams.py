@@ -1,4 +1,4 @@
-"""worker.streams on a pretended device: no pinned memory is written to that is still read."""
+"""worker.gpu.streams on a pretended device: no pinned memory is written to that is still read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.taped import Cuda
-from worker.streams import BUFFERS, Upload, device_of
+from worker.gpu.streams import BUFFERS, Upload, device_of
 
 
 @pytest.mark.parametrize("sizes", [[4] * 12, [8, 8, 8, 2, 8, 1, 1, 1, 16, 8, 16], [1]])

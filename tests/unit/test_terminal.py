@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posedrop import client, logs
+from posedrop import logs
 from posedrop.cli import options
-from posedrop.client import Client
+from posedrop.client import Client, client
 from posedrop.terminal import printable
 from tests.unit.test_cli import FILE_ID, POSES, RUN_ID, Api, call, file_json, run_json
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from posedrop import transfers
-from posedrop.transfers import Transfers
+from posedrop.client import transfers
+from posedrop.client.transfers import Transfers
 
 POSES = b"scorer,x\n1,2\n"
 

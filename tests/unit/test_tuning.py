@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import tuning, tunings
-from worker.arithmetic import Kind, Numbers
-from worker.tuning import Memory, Way
+from worker import tuning_memory
+from worker.precision import tuning
+from worker.precision.guard import Kind, Numbers
+from worker.precision.tuning import Memory, Way
 
 KINDS: dict[Numbers, list[Kind]] = {
     "bf16": ["direct", "winograd"],
@@ -154,7 +155,7 @@ def test_a_second_film_goes_on_from_the_first() -> None:
         '{"key": {"device": "cpu: a", "size": [64, 64, 3]}, "seconds": {"fp32/direct/1": NaN}}',
         json.dumps({"key": KEY, "seconds": [1]}),
         json.dumps({"key": KEY, "seconds": {f"fp32/direct/{n}": 1 for n in range(1, 999)}}),
-        json.dumps({"key": KEY, "seconds": {"fp32/direct/1": 1}}) + " " * tunings.MAX_BYTES,
+        json.dumps({"key": KEY, "seconds": {"fp32/direct/1": 1}}) + " " * tuning_memory.MAX_BYTES,
     ],
 )  # fmt: skip
 def test_damaged_memory_is_ignored(text: str) -> None:

@@ -1,4 +1,4 @@
-"""worker.video: what a file is, and its frames as OpenCV sees them."""
+"""worker.video.decode: what a file is, and its frames as OpenCV sees them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
+from posedrop.buckets.records import Probe
 from posedrop.errors import RefusedVideoError
-from posedrop.records import Probe
 from tests.unit import videos
-from worker import canvas, preflight, video
+from worker.video import canvas, decode, preflight
 
 Make = Callable[[Path], Path]
 
@@ -50,7 +50,7 @@ def test_what_is_not_a_whole_video_is_refused_with_its_reason(make: Make, path: 
 def test_no_frame_of_another_file_is_ever_read(make: Make, path: Path) -> None:
     """A playlist is refused by every way to open a video, not only by the probe."""
     make(path)
-    for read in (video.frames, canvas.open_canvases):
+    for read in (decode.frames, canvas.open_canvases):
         with pytest.raises(RefusedVideoError):
             next(read(path))
     with pytest.raises(RefusedVideoError):
@@ -62,7 +62,7 @@ def test_frames_are_those_of_opencv(make: Make, path: Path) -> None:
     """Same count, same order, same size, and every pixel the same."""
     make(path)
     expected = opencv_frames(path)
-    found = list(video.frames(path))
+    found = list(decode.frames(path))
     assert [index for index, _ in found] == list(range(len(expected)))
     assert expected
     for (_, frame), reference in zip(found, expected, strict=True):
@@ -75,11 +75,11 @@ def test_frames_are_those_of_opencv(make: Make, path: Path) -> None:
 def test_probe_says_what_the_frames_are(make: Make, path: Path) -> None:
     """Count and size are those of the decoded, rotated frames."""
     found = probe(make(path))
-    frames = [frame for _, frame in video.frames(path)]
+    frames = [frame for _, frame in decode.frames(path)]
     assert (found.height, found.width) == frames[0].shape[:2]
     assert found.frames == len(frames)
     assert found.frames_counted
-    assert video.count(path) == len(frames)
+    assert decode.count(path) == len(frames)
     assert found.fps > 0
     assert found.duration > 0
 
@@ -139,8 +139,8 @@ def test_damage_in_the_middle_costs_only_the_frames_it_hit(path: Path) -> None:
     """What can't be decoded is left out; the frames before and behind it come, each as itself."""
     videos.damaged(path)
     whole = list(videos.pictures(60, 160, 120))
-    reading = video.Reading()
-    found = list(video.frames(path, reading=reading))
+    reading = decode.Reading()
+    found = list(decode.frames(path, reading=reading))
     assert 30 <= len(found) < 60
     for number, frame in (found[0], found[-1]):
         assert np.abs(frame.astype(int) - whole[number]).mean() < 20
@@ -159,8 +159,8 @@ def test_a_range_selects_as_a_slice_does(
 ) -> None:
     """start, stop and stride mean what they mean for a list, and keep the frames' numbers."""
     videos.video(path)
-    everything = list(video.frames(path))
-    found = list(video.frames(path, start=start, stop=stop, stride=stride))
+    everything = list(decode.frames(path))
+    found = list(decode.frames(path, start=start, stop=stop, stride=stride))
     assert [index for index, _ in found] == list(range(30))[start:stop:stride]
     for index, frame in found:
         np.testing.assert_array_equal(frame, everything[index][1])
@@ -188,7 +188,7 @@ def test_ahead_keeps_order_and_hands_on_errors() -> None:
         yield from range(5)
         raise ValueError("at the end")
 
-    ahead = video.ahead(items(), 2)
+    ahead = decode.ahead(items(), 2)
     assert [next(ahead) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="at the end"):
         next(ahead)
@@ -207,7 +207,7 @@ def test_ahead_stops_its_source_when_closed() -> None:
         finally:
             closed.append(True)
 
-    ahead = video.ahead(items(), 3)
+    ahead = decode.ahead(items(), 3)
     assert next(ahead) == 0
     ahead.close()
     assert closed == [True]

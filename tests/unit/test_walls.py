@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from tests.unit import taken_over
-from worker import limits, walls
-from worker.handover import remove
+from worker import limits
+from worker.child import walls
+from worker.child.handover import remove
 
 NOBODY = 65534
 PROGRAM = str(Path(taken_over.__file__))

@@ -9,14 +9,14 @@ from typing import cast
 import pytest
 import yaml
 
-from handlers import plan
 from handlers.context import Context
-from posedrop import models, packing, zoo
+from handlers.runs import plan
+from posedrop.analyses import superanimal
+from posedrop.analyses.superanimal import SuperAnimalArgs
+from posedrop.buckets.storage import Storage
 from posedrop.errors import BadRequestError, ModelError
-from posedrop.storage import Storage
+from posedrop.models import catalog, packing, zoo
 from tests.unit.bucket import BUCKET, FakeStorage
-from worker.analyses import superanimal
-from worker.analyses.superanimal import SuperAnimalArgs
 
 MOUSE = "superanimal_topviewmouse"
 HRNET, RCNN = f"{MOUSE}_hrnet_w32.pt", f"{MOUSE}_fasterrcnn_resnet50_fpn_v2.pt"
@@ -39,9 +39,9 @@ def weights(tmp_path: Path) -> Path:
 
 def test_zoo_is_pushed_as_a_folder_of_weights(storage: Storage, weights: Path) -> None:
     """One model a SuperAnimal, with the weights that are in the folder and nothing else."""
-    model = models.push(storage, BUCKET, weights, MOUSE)
+    model = catalog.push(storage, BUCKET, weights, MOUSE)
     assert [file.path for file in model.files] == sorted([HRNET, RCNN])
-    assert (model.kind, models.resolve(storage, BUCKET, MOUSE)) == ("zoo", model)
+    assert (model.kind, catalog.resolve(storage, BUCKET, MOUSE)) == ("zoo", model)
     superanimal.check(SuperAnimalArgs(model=MOUSE), model)
 
 
@@ -61,10 +61,10 @@ def test_weights_that_are_not_there(storage: Storage, weights: Path) -> None:
     """Whoever asks for a SuperAnimal hears which file to download where, and how to push it."""
     push = f"posedrop models push FOLDER --name {MOUSE}"
     with pytest.raises(BadRequestError, match=push) as caught:
-        models.resolve(storage, BUCKET, MOUSE)
+        catalog.resolve(storage, BUCKET, MOUSE)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
     (weights / RCNN).unlink()
-    model = models.push(storage, BUCKET, weights, MOUSE)
+    model = catalog.push(storage, BUCKET, weights, MOUSE)
     with pytest.raises(BadRequestError, match=f"download {RCNN} from https://.*{push}") as caught:
         superanimal.check(SuperAnimalArgs(model=MOUSE), model)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
@@ -116,6 +116,6 @@ def test_an_analysis_without_its_model_is_told_which_there_are(
         return caught.value.message
 
     assert "`posedrop models push`" in told("superanimal")
-    models.push(storage, BUCKET, weights, MOUSE)
+    catalog.push(storage, BUCKET, weights, MOUSE)
     assert told("superanimal").endswith(f"There are: {MOUSE}")
     assert "`posedrop models push`" in told("deeplabcut_2d")

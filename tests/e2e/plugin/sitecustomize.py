@@ -1,6 +1,6 @@
 """For the processes of an end-to-end test: DeepLabCut knows the network that sees colours.
 
-It is made known once ``worker.network`` has brought DeepLabCut along: no other process needs torch.
+It is made known once ``engine.network`` has brought DeepLabCut along: no other process needs torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class _Palette(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != "worker.network":
+        if name != "worker.engine.network":
             return None
         spec = PathFinder.find_spec(name, path, target)
         assert spec is not None

@@ -7,5 +7,5 @@ from __future__ import annotations
 
 import sys
 
-sys.modules["worker.inference"] = None  # type: ignore[assignment]
-sys.modules["worker.render"] = None  # type: ignore[assignment]
+sys.modules["worker.engine.inference"] = None  # type: ignore[assignment]
+sys.modules["worker.video.draw"] = None  # type: ignore[assignment]

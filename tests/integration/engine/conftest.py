@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from posedrop.analyses import Job
+from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from tests.integration.engine.analysed import Ours, Stock, analysed, copied, read
 from tests.samples import Sample, sample
-from worker.analyses.deeplabcut_2d import deeplabcut_2d
 
 # Read by DeepLabCut when it is imported; this file is, before any of the tests.
 os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from worker import inference, tables
+from worker.engine import inference
+from worker.poses import tables
 
 
 @pytest.fixture(scope="session")

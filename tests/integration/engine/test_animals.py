@@ -15,10 +15,12 @@ import torch
 from deeplabcut.pose_estimation_pytorch.config.pose import PoseConfig
 from torchvision.models import get_model_weights
 
-from posedrop import packing
 from posedrop.analyses import Job
+from posedrop.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
+from posedrop.analyses.superanimal import SuperAnimalArgs, check, superanimal
 from posedrop.errors import AnalysisError, ModelError
-from posedrop.zoo import TORCHVISION, ZOO
+from posedrop.models import packing
+from posedrop.models.zoo import TORCHVISION, ZOO
 from tests.herd import (
     BATCH,
     CORNER,
@@ -31,10 +33,10 @@ from tests.herd import (
     zoo_weights,
 )
 from tests.samples import Sample, sample
-from worker import inference, network, tables, tracking, video, zoo
-from worker.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
-from worker.analyses.superanimal import SuperAnimalArgs, check, superanimal
-from worker.render import render
+from worker.engine import inference, network, zoo
+from worker.poses import tables, tracking
+from worker.video import decode
+from worker.video.draw import render
 
 #: Stock DeepLabCut and posedrop must agree to this, in pixels.
 TOLERANCE = 0.01
@@ -312,7 +314,7 @@ def test_each_animal_is_drawn(film: Path, run: Callable[..., Ours], tmp_path: Pa
         "trajectory.png",
         "likelihood.png",
     }
-    pairs = zip(video.frames(film), video.frames(out / "pose.mp4"), strict=True)
+    pairs = zip(decode.frames(film), decode.frames(out / "pose.mp4"), strict=True)
     changed = [np.abs(a.astype(int) - b).max() for (_, a), (_, b) in pairs]
     assert min(changed) > 60
 

@@ -17,7 +17,9 @@ from tests.integration.engine.analysed import (
     furthest,
 )
 from tests.samples import Sample
-from worker import arithmetic, hardware, passes, tuning
+from worker import hardware
+from worker.engine import passes
+from worker.precision import guard, tuning
 
 
 def test_auto_moves_no_keypoint(stock: Stock, long: Sample, run: Callable[..., Ours]) -> None:
@@ -56,7 +58,7 @@ def test_nearly_tied_peaks_are_computed_again(
     """However coarse the fast arithmetic, ``auto`` gives what fp32 gives, or goes back to it."""
     expected = run(short.film, short.model)
 
-    def coarse(self: arithmetic.Machine, *_: Any) -> Any:
+    def coarse(self: guard.Machine, *_: Any) -> Any:
         model = copy.deepcopy(self.plain)
         forward = model.heads["bodypart"].heatmap_head.forward
         # Steps so wide that many cells share the highest one, the first of which is taken.
@@ -67,13 +69,13 @@ def test_nearly_tied_peaks_are_computed_again(
         )
         return model
 
-    monkeypatch.setattr(arithmetic.Machine, "fast", coarse)
+    monkeypatch.setattr(guard.Machine, "fast", coarse)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # whether it is worth it is not asked here
     ours = run(short.film, short.model, precision="auto")
     told = ours.answer["details"]["precision"]
     assert told["used"] == "bf16"
-    assert told["frames_repeated_in_fp32"] == 12 - arithmetic.SAMPLES
+    assert told["frames_repeated_in_fp32"] == 12 - guard.SAMPLES
     confident = expected.poses.to_numpy().reshape(12, -1, 3)[..., 2] >= 0.4
     moved = np.abs(ours.poses.to_numpy() - expected.poses.to_numpy()).reshape(12, -1, 3)
     assert moved[confident][:, :2].max() <= TOLERANCE
@@ -85,7 +87,7 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
     """A check that finds a keypoint moved begins the video again in fp32."""
     expected = run(short.film, short.model)
 
-    def shifted(self: arithmetic.Machine, *_: Any) -> Any:
+    def shifted(self: guard.Machine, *_: Any) -> Any:
         model = copy.deepcopy(self.plain)
         forward = model.heads["bodypart"].locref_head.forward
         monkeypatch.setattr(
@@ -93,12 +95,12 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
         )
         return model
 
-    monkeypatch.setattr(arithmetic.Machine, "fast", shifted)
+    monkeypatch.setattr(guard.Machine, "fast", shifted)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # whether it is worth it is not asked here
-    monkeypatch.setattr(arithmetic, "CHECK_EVERY", 10)
-    monkeypatch.setattr(arithmetic, "EARLY", 0)
-    monkeypatch.setattr(arithmetic, "EARLY", 0)
+    monkeypatch.setattr(guard, "CHECK_EVERY", 10)
+    monkeypatch.setattr(guard, "EARLY", 0)
+    monkeypatch.setattr(guard, "EARLY", 0)
     ours = run(short.film, short.model, precision="auto")
     assert ours.answer["details"]["precision"]["used"] == "fp32"
     assert furthest(ours.poses, expected.poses) == 0.0
@@ -113,14 +115,14 @@ def test_batch_is_halved_when_memory_runs_out(
 ) -> None:
     """No job fails for want of memory that a smaller batch would have run; every frame is there."""
     expected = run(short.film, short.model)
-    whole = getattr(arithmetic.Arithmetic, moment)
+    whole = getattr(guard.Arithmetic, moment)
 
-    def small(self: arithmetic.Arithmetic, batch: Any, *rest: Any) -> Any:
+    def small(self: guard.Arithmetic, batch: Any, *rest: Any) -> Any:
         if len(batch if moment == "launch" else batch.x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(self, batch, *rest)
 
-    monkeypatch.setattr(arithmetic.Arithmetic, moment, small)
+    monkeypatch.setattr(guard.Arithmetic, moment, small)
     ours = run(short.film, short.model, batch_size=8)
     assert ours.answer["details"]["batch_size"] == 2
     assert list(ours.poses.index) == list(range(12))

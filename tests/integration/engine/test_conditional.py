@@ -19,16 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from posedrop import packing
 from posedrop.analyses import Job
+from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from posedrop.errors import AnalysisError, ModelError
+from posedrop.models import packing
 from tests.herd import BATCH, FRAMES, HEIGHT, WIDTH, add_conditional, herd_film, make_project
 from tests.integration.engine.analysed import Ours, read
 from tests.integration.engine.test_animals import Stock, analysed, same
-from worker import inference, network, tables
-from worker.analyses.deeplabcut_2d import deeplabcut_2d
-from worker.conditional import Conditional, DrawnConditions
-from worker.feed import Feed
+from worker.engine import inference, network
+from worker.engine.batches import Feed
+from worker.engine.conditional import Conditional, DrawnConditions
+from worker.poses import tables
 
 
 @pytest.fixture(scope="module")

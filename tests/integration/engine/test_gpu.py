@@ -13,13 +13,16 @@ import pytest
 import torch
 
 from posedrop.analyses import Job
+from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from tests.integration.engine.analysed import Ours, furthest, read
 from tests.samples import Sample
 from tests.taped import Cuda, Device
 from tests.unit import cards
-from worker import arithmetic, fused, inference, passes, tables
-from worker.analyses.deeplabcut_2d import deeplabcut_2d
-from worker.graphs import PROOFS, SEEN
+from worker.cpu import fused
+from worker.engine import inference, passes
+from worker.gpu.graphs import PROOFS, SEEN
+from worker.poses import tables
+from worker.precision import guard
 
 BATCH = 4
 #: Small pictures: a processor has to do it all.
@@ -40,12 +43,12 @@ class Gpu:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.forget()
-        monkeypatch.setattr(arithmetic, "recorder_of", lambda _: self.recorder)
+        monkeypatch.setattr(guard, "recorder_of", lambda _: self.recorder)
         monkeypatch.setattr(passes, "device_of", lambda _: self.cuda)
         monkeypatch.setattr(passes, "accelerated", lambda _: True)
         # What runs on a CPU alone is not there.
         monkeypatch.setattr(fused, "fuse", lambda _: 0)
-        launch, collect = arithmetic.Arithmetic.launch, arithmetic.Arithmetic.collect
+        launch, collect = guard.Arithmetic.launch, guard.Arithmetic.collect
 
         def launched(its: Any, pixels: torch.Tensor, count: int) -> Any:
             self.shapes.append(tuple(pixels.shape))
@@ -57,8 +60,8 @@ class Gpu:
             self.flying -= 1
             return collect(its, batch)
 
-        monkeypatch.setattr(arithmetic.Arithmetic, "launch", launched)
-        monkeypatch.setattr(arithmetic.Arithmetic, "collect", collected)
+        monkeypatch.setattr(guard.Arithmetic, "launch", launched)
+        monkeypatch.setattr(guard.Arithmetic, "collect", collected)
 
     def forget(self) -> None:
         self.recorder, self.cuda = Device(), Cuda()
@@ -72,7 +75,7 @@ def test_a_film_is_sent_recorded_and_replayed(
     """As many transfers as batches, in few pinned buffers; two at work; the same poses by bits."""
     gpu = Gpu(monkeypatch)
     with monkeypatch.context() as without:
-        without.setattr(arithmetic, "recorder_of", lambda _: None)
+        without.setattr(guard, "recorder_of", lambda _: None)
         expected = run(long.film, long.model, crop=CROP, batch_size=BATCH)
     inference._warm.clear()
     gpu.forget()
@@ -111,7 +114,7 @@ def test_memory_that_runs_out_is_freed_of_recordings(
     expected = run(long.film, long.model, crop=CROP, batch_size=BATCH // 2)
     inference._warm.clear()
     gpu.forget()
-    launch, full = arithmetic.Arithmetic.launch, [True]
+    launch, full = guard.Arithmetic.launch, [True]
 
     def crowded(its: Any, pixels: torch.Tensor, count: int) -> Any:
         if full and len(pixels) == BATCH and gpu.recorder.replays > PROOFS:
@@ -119,7 +122,7 @@ def test_memory_that_runs_out_is_freed_of_recordings(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return launch(its, pixels, count)
 
-    monkeypatch.setattr(arithmetic.Arithmetic, "launch", crowded)
+    monkeypatch.setattr(guard.Arithmetic, "launch", crowded)
     ours = run(long.film, long.model, crop=CROP, batch_size=BATCH)
     assert not full
     assert furthest(ours.poses, expected.poses) == pytest.approx(0, abs=1e-3)

@@ -1,4 +1,4 @@
-"""worker.arithmetic on every architecture that DeepLabCut builds: other forms, the same outcome."""
+"""precision.guard on every architecture that DeepLabCut builds: other forms, the same outcome."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from deeplabcut.pose_estimation_pytorch.config.pose import PoseConfig
 from deeplabcut.pose_estimation_pytorch.models import PoseModel
 
 from worker import hardware
-from worker.arithmetic import Machine
-from worker.fused import Block, PafHead, Tiled
-from worker.warm import Warm
+from worker.cpu.fused import Block, PafHead, Tiled
+from worker.engine.loaded import Warm
+from worker.precision.guard import Machine
 
 #: With residual blocks that are done in one. DeepLabCut's ResNet-50 has GroupNorm by default.
 RESIDUAL = [

@@ -1,4 +1,4 @@
-"""worker.paf: frames of several animals that noise could change are known, and no others suffer.
+"""precision.paf: frames of several animals that noise could change are known, and no others suffer.
 
 The maps are made, not a network's, so that the noise is of a known size; what is found in them is
 DeepLabCut's own predictor's and assembler's.
@@ -27,8 +27,9 @@ from torch import Tensor
 
 from tests.herd import herd_film, make_project
 from tests.integration.engine.analysed import Ours
-from worker import arithmetic, hardware, paf
-from worker.paf import PafWatch
+from worker import hardware
+from worker.precision import guard, paf
+from worker.precision.paf import PafWatch
 
 STRIDE, REACH = 8.0, 0.4
 ROWS, COLUMNS = 24, 32
@@ -242,7 +243,7 @@ def test_tracks_are_those_of_fp32(
     expected = run(film, model)
     generator = torch.Generator().manual_seed(0)
 
-    def erring(self: arithmetic.Machine, *_: Any) -> Any:
+    def erring(self: guard.Machine, *_: Any) -> Any:
         network = copy.deepcopy(self.plain)
         forward = network.heads["bodypart"].forward
         monkeypatch.setattr(
@@ -252,17 +253,19 @@ def test_tracks_are_those_of_fp32(
         )
         return network
 
-    monkeypatch.setattr(arithmetic.Machine, "fast", erring)
+    monkeypatch.setattr(guard.Machine, "fast", erring)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
-    monkeypatch.setattr("worker.passes.LOOK_EVERY", 1000)  # whether it is worth it is not asked
-    monkeypatch.setattr("worker.paf.PafWatch.again", 0.0)
+    monkeypatch.setattr(
+        "worker.engine.passes.LOOK_EVERY", 1000
+    )  # whether it is worth it is not asked
+    monkeypatch.setattr("worker.precision.paf.PafWatch.again", 0.0)
     ours = run(film, model, precision="auto")
     told = ours.answer["details"]["precision"]
     assert told["used"] == "bf16"
-    assert 0 < told["frames_repeated_in_fp32"] < FILM - arithmetic.SAMPLES
+    assert 0 < told["frames_repeated_in_fp32"] < FILM - guard.SAMPLES
     pd.testing.assert_index_equal(ours.poses.columns, expected.poses.columns)
     np.testing.assert_allclose(
-        places(ours.poses), places(expected.poses), rtol=0, atol=arithmetic.TOLERANCE
+        places(ours.poses), places(expected.poses), rtol=0, atol=guard.TOLERANCE
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from posedrop.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
 from posedrop.errors import AnalysisError
 from tests.integration.engine.analysed import (
     BATCH,
@@ -24,9 +25,8 @@ from tests.integration.engine.analysed import (
     read,
 )
 from tests.samples import Sample
-from worker import tables
-from worker.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
-from worker.child import Child
+from worker.child.child import Child
+from worker.poses import tables
 
 
 @pytest.mark.timeout(900)
@@ -47,11 +47,11 @@ def test_poses_are_those_of_analyze_videos(stock: Stock, long: Sample, tmp_path:
         "model_digest": "d" * 64,
         "device": "cpu",
     }
-    child = Child("inference", tmp_path, warm=["worker.inference"])
+    child = Child("inference", tmp_path, warm=["worker.engine.inference"])
 
     def call(task: str, payload: dict[str, Any]) -> dict[str, Any]:
         return child.call(
-            f"worker.engine:{task}",
+            f"worker.child.tasks:{task}",
             payload,
             on_progress=lambda progress: stages.append(progress.stage),
             should_stop=lambda: False,

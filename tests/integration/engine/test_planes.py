@@ -1,4 +1,4 @@
-"""worker.planes, worker.staging: what a device makes of planes has OpenCV's pixels, bit by bit."""
+"""video.planes, gpu.staging: what a device makes of planes has OpenCV's pixels, bit by bit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from tests.samples import Sample
 from tests.unit import films, videos
-from worker import passes, staging, video
-from worker.planes import Colours, Planes, planes_of, tables_of
-from worker.streams import Upload
+from worker.engine import passes
+from worker.gpu import staging
+from worker.gpu.streams import Upload
+from worker.video import decode
+from worker.video.planes import Colours, Planes, planes_of, tables_of
 
 CPU = torch.device("cpu")
 #: Codec, container, pixel format, and by how many pixels a size may differ.
@@ -97,9 +99,9 @@ def test_a_device_makes_opencvs_pixels_of_planes(film: Noise, data: st.DataObjec
     """Odd sizes, matrices, ranges, turns: 0 levels of difference, and so for every crop."""
     with TemporaryDirectory() as folder:
         path = made(Path(folder) / "film", film)
-        ours = [frame for _, frame in video.frames(path, order="planes", threads=2)]
+        ours = [frame for _, frame in decode.frames(path, order="planes", threads=2)]
         theirs = list(films.opencv_frames(path))
-        pixels = [frame for _, frame in video.frames(path, order="bgr")]
+        pixels = [frame for _, frame in decode.frames(path, order="bgr")]
     assert len(ours) == len(theirs) == 2
     for found, expected, converted in zip(ours, theirs, pixels, strict=True):
         assert found.shape == expected.shape
@@ -127,8 +129,8 @@ def test_a_device_makes_opencvs_pixels_of_planes(film: Noise, data: st.DataObjec
 def test_films_as_they_come_have_the_same_pixels_as_planes(name: str, tmp_path: Path) -> None:
     """B-frames, rotations, 10 bits, odd heights: as by libswscale, in the same order."""
     path = videos.READ[name](tmp_path / "film")
-    ours = video.frames(path, order="planes", threads=2)
-    for one, other in zip_longest(ours, video.frames(path, order="bgr")):
+    ours = decode.frames(path, order="planes", threads=2)
+    for one, other in zip_longest(ours, decode.frames(path, order="bgr")):
         pixels = staging.bgr(one[1], CPU) if isinstance(one[1], Planes) else one[1]
         assert one[0] == other[0]
         np.testing.assert_array_equal(pixels, other[1])
@@ -142,7 +144,7 @@ def test_interlaced_films_and_wide_colours_are_left_to_libswscale(tmp_path: Path
         videos.coloured(tmp_path / "wide", *videos.MAPPED["DCI P3"]),  # type: ignore[arg-type]
     ]
     for path in paths:
-        for _, frame in video.frames(path, order="planes"):
+        for _, frame in decode.frames(path, order="planes"):
             assert not isinstance(frame, Planes)
 
 
@@ -150,7 +152,7 @@ def test_where_libswscale_does_otherwise_there_are_no_planes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A processor whose code isn't such a function is found out, and converts as before."""
-    from worker import planes
+    from worker.video import planes
 
     true = planes.converted
 
@@ -212,8 +214,8 @@ def test_black_is_0_and_white_is_255(kind: tuple[str, str, bool], tmp_path: Path
             output.mux(stream.encode(frame.reformat(format=pixel_format, **ranges)))
         output.mux(stream.encode())
     for order in ("planes", "rgb"):
-        reading = video.Reading(brightness={})
-        for _ in video.frames(tmp_path / "film", order=order, reading=reading, threads=2):
+        reading = decode.Reading(brightness={})
+        for _ in decode.frames(tmp_path / "film", order=order, reading=reading, threads=2):
             pass
         assert reading.brightness is not None
         found = [reading.brightness[number] for number in range(4)]
@@ -233,7 +235,7 @@ def test_an_accelerator_is_sent_half_the_bytes(
         return true(self, shape, fill)
 
     monkeypatch.setattr(Upload, "filled", counted)
-    height, width, _ = next(video.frames(short.film))[1].shape
+    height, width, _ = next(decode.frames(short.film))[1].shape
     crop = {"x1": 11, "x2": width - 8, "y1": 7, "y2": height - 1}
     args = {"precision": "fp32", "batch_size": 4, "crop": crop}
     expected = run(short.film, short.model, **args)

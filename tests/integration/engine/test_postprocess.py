@@ -1,4 +1,4 @@
-"""worker.postprocess: what DeepLabCut's postprocessor finds picture by picture, a batch at once."""
+"""engine.postprocess: what DeepLabCut's postprocessor finds picture by picture, a batch at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from worker.postprocess import Raw, postprocessed
+from worker.engine.postprocess import Raw, postprocessed
 
 SIZE = (64, 48)
 SPECIAL = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e30, -3.5, 0.5, 1.5, 7.0, 40.0]

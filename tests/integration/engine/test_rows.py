@@ -17,14 +17,16 @@ import pandas as pd
 import pytest
 
 from posedrop.analyses import Job
+from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
+from posedrop.buckets.layout import PREDICTIONS
 from posedrop.errors import AnalysisError
-from posedrop.layout import PREDICTIONS
 from tests.integration.engine.analysed import Ours, read
 from tests.samples import Sample
-from worker import inference, parts, predictions, tables, video
-from worker.analyses.deeplabcut_2d import deeplabcut_2d
-from worker.predictions import Predictions
-from worker.render import render
+from worker.engine import inference
+from worker.poses import parts, predictions, tables
+from worker.poses.predictions import Predictions
+from worker.video import decode
+from worker.video.draw import render
 
 #: Of twelve; each is a packet of garbage in the film below.
 LOST = [3, 4, 7]
@@ -169,7 +171,7 @@ def seen(film: Path) -> Any:
     with av.open(str(film)) as container:
         rows = [
             frame.to_ndarray()[: frame.height : frame.height // 32]
-            for frame in video.decoded(container, container.streams.video[0])
+            for frame in decode.decoded(container, container.streams.video[0])
         ]
     return np.array([(luma.mean(), luma.std()) for luma in rows], np.float32)
 

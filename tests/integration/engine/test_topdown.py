@@ -23,12 +23,13 @@ from deeplabcut.pose_estimation_pytorch.models.predictors import SimCCPredictor
 from torchvision.models import get_model
 
 from posedrop.analyses import Job
+from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from tests.herd import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
 from tests.integration.engine.test_animals import analysed
-from worker import detection, inference, network, video
-from worker.analyses.deeplabcut_2d import deeplabcut_2d
-from worker.detection import Detections, Detector, Noise, QuickRCNN, QuickSSD, edges_of
-from worker.watch import watches_of
+from worker.engine import detection, inference, network
+from worker.engine.detection import Detections, Detector, Noise, QuickRCNN, QuickSSD, edges_of
+from worker.precision.watch import watches_of
+from worker.video import decode
 
 #: Boxes in a frame of the film: none at its beginning, in its middle and at its end, too.
 BOXES = [0, 0, 1, 3, 10, 1, 0, 0, 0, 2, 3, 1, 1, 0]
@@ -204,7 +205,7 @@ def test_an_accelerator_has_the_next_frames_early(film: Path, model: Path) -> No
     detections = Detections(detector, TopDownCrop((256, 256)), 4, None)
     detections._accelerated = True
     Calls.forget()
-    found = detections.found(video.frames(film, order="bgr"))
+    found = detections.found(decode.frames(film, order="bgr"))
     next(found)
     assert Calls.detector == [4, 4]
     assert [len(boxes["bboxes"]) for _, _, boxes in found] == BOXES[1:]

@@ -14,8 +14,8 @@ import torch
 import yaml
 from deeplabcut.pose_estimation_pytorch.data import DLCLoader
 
-from posedrop import packing
 from posedrop.errors import ModelError
+from posedrop.models import packing
 from tests.integration.engine.analysed import (
     TOLERANCE,
     Ours,
@@ -24,7 +24,7 @@ from tests.integration.engine.analysed import (
     furthest,
 )
 from tests.samples import Sample
-from worker import network
+from worker.engine import network
 
 
 def only(model: Path, pattern: str) -> Path:

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from posedrop.analyses import Job
-from posedrop.records import Progress
+from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
+from posedrop.buckets.records import Progress
 from tests.integration.engine.analysed import (
     TOLERANCE,
     Ours,
@@ -21,8 +22,10 @@ from tests.integration.engine.analysed import (
     read,
 )
 from tests.samples import Sample
-from worker import arithmetic, inference, network, pair, passes, tables, tuning
-from worker.analyses.deeplabcut_2d import deeplabcut_2d
+from worker.child import pool
+from worker.engine import inference, network, passes
+from worker.poses import tables
+from worker.precision import guard, tuning
 
 
 def beside(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
@@ -35,7 +38,9 @@ def test_two_at_once_are_as_each_alone(
 ) -> None:
     """The second is decoded ahead in a child of its own, and has the network after the first."""
     expected = {sample.film: run(sample.film, sample.model) for sample in (long, short)}
-    both = pair.Pair("gpu", tmp_path, warm=["worker.inference"], begins_with=f"{__name__}:beside")
+    both = pool.Pair(
+        "gpu", tmp_path, warm=["worker.engine.inference"], begins_with=f"{__name__}:beside"
+    )
     both.start()
     begun = threading.Event()
 
@@ -60,7 +65,7 @@ def test_two_at_once_are_as_each_alone(
                 begun.set()
 
         both.call(
-            "worker.engine:run_analysis",
+            "worker.child.tasks:run_analysis",
             payload,
             makes_ready=True,
             on_progress=on_progress,
@@ -159,11 +164,11 @@ def test_interrupted_inference_goes_on(
     short: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, batch: int
 ) -> None:
     """The next attempt decodes from the last part on; its poses are those of one go, bit by bit."""
-    monkeypatch.setattr(arithmetic, "SAMPLES", 2)
+    monkeypatch.setattr(guard, "SAMPLES", 2)
     monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # what is found depends on what else runs
-    monkeypatch.setattr(arithmetic, "CHECK_EVERY", 3)
-    monkeypatch.setattr(arithmetic, "EARLY", 0)
-    monkeypatch.setattr(arithmetic, "EARLY", 0)
+    monkeypatch.setattr(guard, "CHECK_EVERY", 3)
+    monkeypatch.setattr(guard, "EARLY", 0)
+    monkeypatch.setattr(guard, "EARLY", 0)
     args = deeplabcut_2d.normalise({"model": "mouse", "precision": precision, "batch_size": batch})
 
     def job(name: str, report: Callable[..., None] = lambda *_: None) -> Job:

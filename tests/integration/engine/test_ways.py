@@ -1,4 +1,4 @@
-"""worker.ways: a network computed by a plug-in, timed and watched as every other way is."""
+"""precision.ways: a network computed by a plug-in, timed and watched as every other way is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from tests.integration.engine.analysed import Ours
 from tests.samples import Sample
-from worker import hardware, passes, tuning, ways
+from worker import hardware
+from worker.engine import passes
+from worker.precision import tuning, ways
 
 
 class Toy:
@@ -47,7 +49,9 @@ class Toy:
 def a_processor_with_bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever machine the tests run on; and nothing but what they say is fast is fast."""
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
-    monkeypatch.setattr("worker.passes.LOOK_EVERY", 1000)  # whether it is worth it is not asked
+    monkeypatch.setattr(
+        "worker.engine.passes.LOOK_EVERY", 1000
+    )  # whether it is worth it is not asked
     timed = passes.Pass._timed
 
     def told(self: Any, way: Any, picture: Any) -> float:

@@ -1,4 +1,4 @@
-"""worker.winograd: torch's convolution, with fewer multiplications."""
+"""worker.cpu.winograd: torch's convolution, with fewer multiplications."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from worker import fused, hardware, winograd
+from worker import hardware
+from worker.cpu import fused, winograd
 
 #: Of the largest value of the outcome: how far each type of numbers is from torch's fp32.
 NEAR = {torch.float32: 1e-5}

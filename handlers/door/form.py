@@ -1,0 +1,259 @@
+"""A file sent as multipart/form-data, passed on to the bucket while it arrives.
+
+FastAPI's own form parser would keep the whole file on the handlers' disk first; videos are large.
+"""
+
+from __future__ import annotations
+
+import io
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from email.message import Message
+
+import anyio
+import anyio.to_thread
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from posedrop.errors import BadRequestError, BusyError
+
+#: How many forms are taken at a time. Each holds a part of its film in memory: eight MiB to some
+#: twenty, as large as :func:`posedrop.buckets.storage.Storage.upload_stream` makes them.
+AT_A_TIME = 8
+_QUEUED_CHUNKS = 16
+_MAX_FIELD_BYTES = 64 * 1024
+_MAX_FIELDS = 32
+
+Sink = Callable[[str, dict[str, str], io.RawIOBase], None]
+
+
+class Forms:
+    """Counts the forms that are being received; those who are one too many are told at once."""
+
+    def __init__(self, most: int = AT_A_TIME) -> None:
+        self._left = most
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a place for one form.
+
+        Raises:
+            BusyError: there is none left.
+        """
+        if self._left <= 0:
+            raise BusyError(
+                "too many films are sent by form at this moment: ask again in a moment, or send "
+                "it straight to the store (curl -LT film.mp4 .../upload/)"
+            )
+        self._left -= 1
+        try:
+            yield
+        finally:
+            self._left += 1
+
+
+class _Pipe(io.RawIOBase):
+    """What one thread writes, another reads; at most a few chunks wait between them."""
+
+    def __init__(self) -> None:
+        self._chunks: queue.Queue[bytes | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._rest = b""
+        self._abandoned = threading.Event()
+        self._failed = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        if not self._rest:
+            chunk = self._chunks.get()
+            if chunk is None:
+                self._chunks.put(None)
+                if self._failed:
+                    raise OSError("the client went away before the end of the file")
+                return 0
+            self._rest = chunk
+        with memoryview(buffer) as view:  # type: ignore[arg-type]
+            taken = min(len(view), len(self._rest))
+            view[:taken] = self._rest[:taken]
+        self._rest = self._rest[taken:]
+        return taken
+
+    def feed(self, chunk: bytes | None) -> None:
+        while not self._abandoned.is_set():
+            try:
+                self._chunks.put(chunk, timeout=0.5)
+            except queue.Full:
+                continue
+            return
+
+    def fail(self) -> None:
+        self._failed = True
+        self.feed(None)
+
+    def abandon(self) -> None:
+        self._abandoned.set()
+
+
+class FormUpload:
+    """Feeds the parts of one form: small fields are kept, the file goes to ``sink`` in a thread.
+
+    ``sink(filename, fields, stream)`` is called once the file begins, with the fields before it.
+    """
+
+    def __init__(
+        self, content_type: str, sink: Sink, max_bytes: int, max_other_bytes: int = 2**20
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            content_type: of the request, with the boundary.
+            sink: takes the file; what it raises, :meth:`receive` raises.
+            max_bytes: that the file may have.
+            max_other_bytes: that all else may have: fields, heads of parts, what follows the end.
+        """
+        kind, options = parse_options_header(content_type)
+        if kind != b"multipart/form-data" or b"boundary" not in options:
+            raise BadRequestError("send JSON, or a form with a file: curl -F file=@film.mp4")
+        self._sink = sink
+        self._left = max_bytes
+        self._other_left = max_other_bytes
+        self._fields: dict[str, str] = {}
+        self._header = ""
+        self._headers: dict[str, str] = {}
+        self._name = ""
+        self._value = b""
+        self._pipe: _Pipe | None = None
+        self._in_file = False
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._parser = self._new_parser(options[b"boundary"])
+        self._current = ""
+
+    def _new_parser(self, boundary: bytes) -> MultipartParser:
+        try:
+            return MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": self._on_header_field,
+                    "on_header_value": self._on_header_value,
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers,
+                    "on_part_data": self._on_data,
+                    "on_part_end": self._end,
+                },
+            )
+        except ValueError as error:
+            raise BadRequestError(f"the form can't be read: {error}") from error
+
+    async def receive(self, body: AsyncIterator[bytes]) -> None:
+        """Read the whole request, or as much of it as is needed to refuse it.
+
+        Raises:
+            BadRequestError: there is no file in it, it ends within the file, the file is too large,
+                or a field comes after it.
+        """
+        whole = False
+        # One of the threads that all requests share would be lost to them while a store is slow.
+        own = anyio.CapacityLimiter(1)
+        try:
+            async for chunk in body:
+                self._other_left -= len(chunk)
+                await anyio.to_thread.run_sync(self._parser.write, chunk, limiter=own)
+                if self._error is not None:
+                    break
+                if self._other_left < 0:
+                    raise BadRequestError("the form has too much beside its file")
+            else:
+                self._parser.finalize()
+                if self._in_file:
+                    raise BadRequestError("the form ends within its file: send it again")
+                whole = True
+        except ValueError as error:
+            raise BadRequestError(f"the form can't be read: {error}") from error
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self._finish, whole, limiter=own)
+        if self._error is not None:
+            raise self._error
+        if self._pipe is None:
+            raise BadRequestError(
+                "the form has no file in it: curl -F file=@film.mp4", field="file"
+            )
+
+    def _finish(self, whole: bool) -> None:
+        if self._pipe is not None and not whole:
+            self._pipe.fail()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _begin(self) -> None:
+        self._headers, self._header, self._current, self._value = {}, "", "", b""
+        self._in_file = False
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end].decode("latin-1")
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._current += data[start:end].decode("utf-8", "replace")
+
+    def _on_header_end(self) -> None:
+        self._headers[self._header.lower()] = self._current
+        self._header, self._current = "", ""
+
+    def _on_headers(self) -> None:
+        disposition = Message()
+        disposition["content-disposition"] = self._headers.get("content-disposition", "")
+        try:
+            name = disposition.get_param("name", "", header="content-disposition")
+            filename = disposition.get_filename()
+        except (TypeError, ValueError) as error:  # by parameters that continue nothing
+            raise BadRequestError(
+                "the form can't be read: a Content-Disposition is wrong"
+            ) from error
+        self._name = str(name)
+        if filename is None:
+            if self._pipe is not None:
+                raise BadRequestError(f"send the field {self._name!r} before the file")
+            if len(self._fields) >= _MAX_FIELDS:
+                raise BadRequestError(f"the form has more than {_MAX_FIELDS} fields")
+            return
+        if self._pipe is not None:
+            raise BadRequestError("one file a request")
+        self._in_file = True
+        self._pipe = _Pipe()
+        self._thread = threading.Thread(
+            target=self._drain, args=(filename, dict(self._fields), self._pipe), daemon=True
+        )
+        self._thread.start()
+
+    def _drain(self, filename: str, fields: dict[str, str], pipe: _Pipe) -> None:
+        try:
+            self._sink(filename, fields, pipe)
+        except Exception as error:
+            self._error = error
+        finally:
+            pipe.abandon()
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file and self._pipe is not None:
+            self._left -= end - start
+            self._other_left += end - start
+            if self._left < 0:
+                raise BadRequestError(
+                    "the file is larger than this server takes", code="too_many_bytes", field="file"
+                )
+            self._pipe.feed(data[start:end])
+            return
+        self._value += data[start:end]
+        if len(self._value) > _MAX_FIELD_BYTES:
+            raise BadRequestError(f"the field {self._name!r} is too long")
+
+    def _end(self) -> None:
+        if self._in_file and self._pipe is not None:
+            self._pipe.feed(None)
+            self._in_file = False
+        else:
+            self._fields[self._name] = self._value.decode("utf-8", "replace")

@@ -1,0 +1,1 @@
+"""Runs: planned by rules or when asked, queued, copied between names, told of, deleted."""

@@ -1,0 +1,380 @@
+"""Results: how far a run is, what it made, and how it is cancelled or deleted."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from handlers.context import Context, now
+from handlers.runs import copies, plan
+from posedrop.buckets import layout
+from posedrop.buckets.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
+from posedrop.errors import NotFoundError, PosedropError
+from posedrop.index.index import AnalysisRow
+
+FINAL = frozenset({"succeeded", "partial", "failed", "cancelled"})
+
+
+class GoneError(PosedropError):
+    """The results were deleted."""
+
+    code = "gone"
+
+
+class AnalyseRequest(BaseModel):
+    """What POST /analyse is asked."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "file_id": "mfzgs3tfebzw63lf",
+                    "analysis": "deeplabcut_2d",
+                    "args": {"model": "openfield", "filter": "median"},
+                }
+            ]
+        },
+    )
+
+    file_id: str
+    analysis: str
+    args: dict[str, Any] = Field(default_factory=dict)
+    force: bool = Field(default=False, description="run it anew though results exist")
+    retry: bool = Field(
+        default=True,
+        description="make anew what failed or was cancelled; false: only what had done so before "
+        "this video was uploaded",
+    )
+
+
+class AnalyseAnswer(BaseModel):
+    """The id under which GET /results answers."""
+
+    analysis_id: str
+    file_id: str
+    status: str
+
+
+class FileLink(BaseModel):
+    """One file of a result."""
+
+    name: str
+    url: str
+    size: int
+    sha256: str
+    content_type: str
+
+
+class ResultAnswer(BaseModel):
+    """A run: how far it is, or what it made."""
+
+    analysis_id: str
+    file_id: str
+    analysis: str
+    status: str
+    progress: Progress | None = None
+    position: int | None = Field(default=None, description="how many runs are before this one")
+    result: Result | None = None
+    video_file: str | None = Field(default=None, description="the labelled video")
+    files: list[FileLink] = Field(default_factory=list)
+    error: RunError | None = None
+    retry_of: str | None = Field(default=None, description="the run that this one was made for")
+    retried_by: str | None = Field(default=None, description="the run that was made for this one")
+
+
+class AnalysisAnswer(BaseModel):
+    """A run in a list."""
+
+    analysis_id: str
+    file_id: str
+    key: str
+    analysis: str
+    args: dict[str, Any]
+    status: str
+    error: RunError | None
+    files: list[str]
+    retry_of: str | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class AnalysesAnswer(BaseModel):
+    """A page of runs; ``next`` is the cursor of the next one."""
+
+    items: list[AnalysisAnswer]
+    next: str | None
+
+
+def read(context: Context, analysis_id: str) -> ResultAnswer:
+    """Return how far a run is, or what it made.
+
+    Raises:
+        NotFoundError: there was never one with this id, as far as the index knows.
+        GoneError: it was deleted.
+    """
+    row = context.index.analysis(analysis_id)
+    if row is None:
+        _check_not_gone(context, analysis_id)
+        return _waiting(context, analysis_id)
+    # The bucket is the truth: the index may be a moment behind the worker, or an S3 tool.
+    bucket = context.settings.results_bucket
+    for place in _readable(context, row):
+        result = context.storage.read_record(bucket, f"{place.run}/{layout.RESULT}", Result)
+        if result is not None:
+            return _over(place, result, context.index.retry_of(analysis_id))
+    attempt, needs_newer = _attempts(context, row.run)
+    live = attempt is not None and attempt.outcome is None
+    progress = attempt.progress if attempt is not None and live else None
+    if needs_newer is not None and not live:
+        stage = f"waiting for a worker with {needs_newer.analysis} version {needs_newer.needs}"
+        progress = Progress(stage=stage)
+    return ResultAnswer(
+        analysis_id=analysis_id,
+        file_id=row.file_id,
+        analysis=row.analysis,
+        status="running" if attempt is not None else "queued",
+        progress=progress,
+        position=None if live else context.index.position(analysis_id),
+        retry_of=row.retry_of,
+    )
+
+
+def _readable(context: Context, row: AnalysisRow) -> list[AnalysisRow]:
+    """Return where a run may be read: its folder, then those of the other names that have it."""
+    others = context.index.places(row.analysis_id)[1:]
+    return [row, *(place for place in others if place.finished_at is not None)]
+
+
+def _check_not_gone(context: Context, analysis_id: str) -> None:
+    if context.index.analysis_is_gone(analysis_id):
+        raise _gone(analysis_id)
+
+
+def _gone(analysis_id: str) -> GoneError:
+    return GoneError(f"the results of {analysis_id} were deleted; ask again to make them anew")
+
+
+def _waiting(context: Context, pending_id: str) -> ResultAnswer:
+    pending = context.index.pending(pending_id)
+    if pending is None:
+        raise NotFoundError(f"there is no analysis {pending_id}; GET /analyses lists what there is")
+    if pending.analysis_id is not None:
+        if context.index.analysis(pending.analysis_id) is None:
+            raise _gone(pending.analysis_id)
+        return read(context, pending.analysis_id)
+    return ResultAnswer(
+        analysis_id=pending_id,
+        file_id=pending.file_id,
+        analysis=pending.analysis,
+        status="failed" if pending.error else "waiting",
+        progress=None if pending.error else Progress(stage="waiting for the video"),
+        error=pending.error,
+    )
+
+
+def _over(row: AnalysisRow, result: Result, retried_by: str | None) -> ResultAnswer:
+    files = [
+        FileLink(
+            name=artefact.name,
+            url=download_path(row.analysis_id, artefact.name),
+            size=artefact.size,
+            sha256=artefact.sha256,
+            content_type=artefact.content_type,
+        )
+        for artefact in result.artefacts
+    ]
+    return ResultAnswer(
+        analysis_id=row.analysis_id,
+        file_id=row.file_id,
+        analysis=row.analysis,
+        status=result.state,
+        result=result,
+        video_file=next((file.url for file in files if file.name == "pose.mp4"), None),
+        files=files,
+        error=result.error,
+        retry_of=row.retry_of,
+        retried_by=retried_by,
+    )
+
+
+def download_path(analysis_id: str, name: str) -> str:
+    """Return the path of one file of a run in the API."""
+    return f"/download/{analysis_id}/{quote(name)}"
+
+
+def _attempts(context: Context, run: str) -> tuple[Attempt | None, NeedsNewer | None]:
+    """Return a run's last attempt, and the note of a worker that was too old for it."""
+    bucket = context.settings.results_bucket
+    names = [
+        found.key.removeprefix(f"{run}/")
+        for found in context.storage.objects(bucket, f"{run}/attempts/")
+    ]
+    numbers = [number for name in names if (number := layout.attempt_number(name)) is not None]
+    attempt = needs_newer = None
+    if numbers:
+        key = layout.attempt(run, max(numbers))
+        attempt = context.storage.read_whole_record(bucket, key, Attempt)
+    if layout.needs_newer(run).removeprefix(f"{run}/") in names:
+        key = layout.needs_newer(run)
+        needs_newer = context.storage.read_whole_record(bucket, key, NeedsNewer)
+    return attempt, needs_newer
+
+
+def download_url(context: Context, analysis_id: str, name: str) -> str:
+    """Return a presigned URL of one file of a run, ``result.json`` among them.
+
+    Raises:
+        NotFoundError: the run has no such file.
+        GoneError: it was deleted.
+    """
+    row = context.index.analysis(_resolved(context, analysis_id))
+    if row is None:
+        _check_not_gone(context, analysis_id)
+        raise NotFoundError(f"there is no analysis {analysis_id}")
+    if row.finished_at is None:
+        # GET /results, which reads the bucket, may have told of it already.
+        row = plan.up_to_date(context, row) or row
+    row, *others = _readable(context, row)
+    request = f"{row.run}/{layout.REQUEST}"
+    if others and context.storage.head(context.settings.results_bucket, request) is None:
+        row = others[0]  # an S3 tool has removed its folder, and no event has told of it yet
+    types = {artefact.name: artefact.content_type for artefact in row.artefacts}
+    types |= {layout.RESULT: "application/json", layout.REQUEST: "application/json"}
+    places = {artefact.name: artefact.object_name for artefact in row.artefacts}
+    if name not in types:
+        raise NotFoundError(
+            f"{analysis_id} has no file {name[:80]!r}; there are: {', '.join(sorted(types))}"
+        )
+    return context.storage.presign_get(
+        context.settings.results_bucket,
+        f"{row.run}/{places.get(name, name)}",
+        content_type=types[name],
+        filename=name,
+    )
+
+
+def thumbnail_url(context: Context, file_id: str) -> str:
+    """Return a presigned URL of a video's thumbnail.
+
+    Raises:
+        NotFoundError: there is no such file.
+    """
+    row = context.index.file(file_id)
+    if row is None or row.state not in {"ready", "film gone"}:
+        raise NotFoundError(f"{file_id} has no thumbnail")
+    prefix = context.video_prefix(row.bucket, row.key)
+    return context.storage.presign_get(
+        context.settings.results_bucket,
+        layout.thumbnail(prefix),
+        content_type="image/jpeg",
+        filename=layout.THUMBNAIL,
+    )
+
+
+def _resolved(context: Context, analysis_id: str) -> str:
+    pending = context.index.pending(analysis_id)
+    return pending.analysis_id if pending and pending.analysis_id else analysis_id
+
+
+def cancel_or_delete(context: Context, analysis_id: str) -> str:
+    """Stop a run that goes on, delete the results of one that is over.
+
+    Returns:
+        ``"cancelling"``, ``"cancelled"`` or ``"deleted"``.
+
+    Raises:
+        NotFoundError: there is no such run.
+    """
+    analysis_id = _resolved(context, analysis_id)
+    row = context.index.analysis(analysis_id)
+    if row is None:
+        _check_not_gone(context, analysis_id)
+        pending = context.index.pending(analysis_id)
+        if pending is None:
+            raise NotFoundError(f"there is no analysis {analysis_id}")
+        _withdraw(context, analysis_id, pending.file_id)
+        return "deleted"
+    bucket = context.settings.results_bucket
+    if context.storage.head(bucket, f"{row.run}/{layout.RESULT}") is not None:
+        _delete(context, row)
+        return "deleted"
+    context.storage.write(bucket, f"{row.run}/{layout.CANCEL}", b"", "application/octet-stream")
+    attempt, _ = _attempts(context, row.run)
+    if attempt is not None and attempt.outcome is None:
+        return "cancelling"
+    _cancel_queued(context, row, attempt)
+    return "cancelled"
+
+
+def _withdraw(context: Context, pending_id: str, file_id: str) -> None:
+    """Take back a request whose video never came."""
+    file = context.index.file(file_id)
+    if file is not None:
+        prefix = context.video_prefix(file.bucket, file.key)
+        context.storage.delete(context.settings.results_bucket, _question(prefix, pending_id))
+    error = RunError(code="cancelled", message="withdrawn before its video was ingested")
+    context.index.pending_failed(pending_id, error)
+
+
+def _question(prefix: str, pending_id: str) -> list[str]:
+    # The answer goes last: without it the question would be taken for a new one.
+    return [layout.asked(prefix, pending_id), layout.answered(prefix, pending_id)]
+
+
+def _delete(context: Context, row: AnalysisRow) -> None:
+    """Delete a run under every name of its content; where it is read, last."""
+    for place in copies.places(context, row.sha256, row.run):
+        plan.finish_planning(context, place.file_id)
+    keys: list[str] = []
+    for pending in context.index.pending_of_analysis(row.analysis_id):
+        keys += _question(context.video_prefix(row.bucket, pending.key), pending.pending_id)
+    context.storage.delete(context.settings.results_bucket, keys)
+    with context.copying:
+        places = context.index.places(row.analysis_id)
+        copies.forget(context, row.analysis_id, [place.run for place in reversed(places)])
+    context.index.analysis_removed(row.analysis_id)
+
+
+def _cancel_queued(context: Context, row: AnalysisRow, last: Attempt | None) -> None:
+    """End a run that no worker has: its result is written here, once, like any other."""
+    bucket = context.settings.results_bucket
+    request = context.storage.read_record(bucket, f"{row.run}/{layout.REQUEST}", Request)
+    if request is None:
+        return
+    result = Result(
+        analysis_id=request.analysis_id,
+        analysis=request.analysis,
+        state="cancelled",
+        video=request.video,
+        sha256=request.sha256,
+        args=request.args,
+        model=request.model,
+        artefacts=last.artefacts if last else [],
+        error=RunError(code="cancelled", message="cancelled before its turn"),
+        retry_of=request.retry_of,
+        created_at=request.created_at,
+        finished_at=now(),
+    )
+    if context.storage.create(bucket, f"{row.run}/{layout.RESULT}", result.to_json()):
+        context.index.analysis_finished(result, row.run)
+
+
+def analysis_answer(row: AnalysisRow) -> AnalysisAnswer:
+    """Return a row of the index as a list shows it."""
+    return AnalysisAnswer(
+        analysis_id=row.analysis_id,
+        file_id=row.file_id,
+        key=row.key,
+        analysis=row.analysis,
+        args=row.args,
+        status=row.state,
+        error=row.error,
+        files=[artefact.name for artefact in row.artefacts],
+        retry_of=row.retry_of,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+    )

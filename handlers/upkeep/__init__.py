@@ -1,0 +1,1 @@
+"""Upkeep: the reconciler, retention, and looking anew at what was refused."""

@@ -1,0 +1,503 @@
+"""What is removed by itself, why, and what must not be: films by their age, and where space lacks.
+
+Nothing of a lab's goes that is not a film: no posedrop.json, no notes beside the films. Ages are
+counted on the store's clock alone, and looked at again at the moment of removal, as are the pins
+(``"keep"`` in a posedrop.json). Where more than a share of all films would go at once, be it by a
+wrong clock or a wrong setting, nothing does until a person has seen it: ``posedrop expire``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Set
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import chain
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from handlers import changes, upload
+from handlers.context import Context
+from handlers.events import notify
+from handlers.runs import copies, results, rules
+from handlers.upkeep.apart import apart
+from posedrop.buckets import layout
+from posedrop.buckets.folder_rules import Keep
+from posedrop.buckets.records import FileState
+from posedrop.errors import BadRequestError, NotFoundError, StorageError
+from posedrop.index.index import AnalysisRow, FileRow, Page
+
+log = logging.getLogger(__name__)
+
+Row = TypeVar("Row", FileRow, AnalysisRow)
+
+#: How long an upload stays that is larger than this server takes.
+OVER_LIMIT = timedelta(days=7)
+#: Where the lower of the two water marks is, if only the upper one is set.
+_LOW_WATER = 0.9
+#: How many of what is due GET /expire lists.
+SHOWN = 1000
+_PAGE = 1000
+#: So many folders' pins are remembered at a time; each upload has a folder of its own.
+_REMEMBERED = 10_000
+#: Refusals of what is no film: beside the films of a lab they are somebody's notes.
+_NO_FILM = frozenset({"not_a_video", "no_video_stream", "empty"})
+#: Of a film with too many bytes; an older posedrop has called it ``too_large``.
+_TOO_MANY_BYTES = frozenset({"too_many_bytes", "too_large"})
+
+#: Why something goes, and what of it: ``limit`` and ``age`` a film and all that was made of it,
+#: ``space`` the film alone, ``results`` one run of a film that is gone, ``orphan`` all its results.
+Kind = Literal["limit", "age", "space", "results", "orphan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Something that is to go, and why.
+
+    ``id`` is a film's file_id or a run's analysis_id, ``run`` the run's folder; a content has one
+    beside each of its names. ``size`` is in bytes.
+    """
+
+    kind: Kind
+    id: str
+    key: str
+    size: int
+    why: str
+    etag: str = ""
+    run: str = ""
+
+    @property
+    def name(self) -> str:
+        """What nothing else that is due has."""
+        return self.run or self.id
+
+
+@dataclass
+class Plan:
+    """All that is due, and how much there is; ``stuck`` could not be removed before."""
+
+    now: datetime
+    stuck: Set[str] = frozenset()
+    due: list[Due] = field(default_factory=list)
+    films: int = 0
+    orphans: int = 0
+    """Films that are gone, of which there are results."""
+    runs: int = 0
+    kept: int = 0
+
+    def count(self, *kinds: Kind) -> int:
+        """Return how many of these kinds are due, and not stuck."""
+        return sum(each.kind in kinds and each.name not in self.stuck for each in self.due)
+
+    def freed_by(self, due: Due) -> int:
+        """Return the bytes that a removal is hoped to free."""
+        return 0 if due.name in self.stuck else due.size
+
+    def is_held(self, share: float) -> bool:
+        """Tell whether more is due at once than this share of all, so that a person is to say so.
+
+        A single one that is not for want of space waits for no other share than 0, or a lab that
+        has three could not use retention. Films that are gone make no others fewer.
+        """
+
+        def too_many(due: int, there: int, *, alone: bool = False) -> bool:
+            return due > share * there and not (alone and due == 1 and share > 0)
+
+        return (
+            too_many(self.count("age", "space"), self.films, alone=not self.count("space"))
+            or too_many(self.count("orphan"), self.films + self.orphans, alone=True)
+            or too_many(self.count("results"), self.runs)
+        )
+
+
+# -- what is due -----------------------------------------------------------------------------------
+
+
+def find(
+    context: Context, bytes_there: int | None = None, stuck: Set[str] = frozenset()
+) -> Generator[None, None, Plan]:
+    """Look for what is due, a row of the index at a step, and return it.
+
+    Args:
+        context: the handlers' tools.
+        stuck: the names of what could not be removed lately: it is tried again, and frees no room.
+        bytes_there: in both buckets, if somebody has just counted; they are counted again where
+            that is above the mark.
+
+    Raises:
+        StorageError: the store is away, or does not tell its time (``no_date``).
+    """
+    settings = context.settings
+    # Without a retention the refused are all that may be due; a person is told of all.
+    ages = settings.retention_days is not None or settings.orphans == "delete"
+    few = not ages and bytes_there is not None
+    state: FileState | None = "refused" if few and settings.high_water_bytes is None else None
+    plan = Plan(context.storage.time(settings.results_bucket), stuck)
+    pins = Pins(context)
+    for row in _files(context, state):
+        yield
+        if not _is_film(row):
+            continue
+        if row.state == "film gone":
+            plan.orphans += 1
+        else:
+            plan.films += 1
+        due = _due_by_age(context, row, plan.now)
+        if due is not None and pins.keep(row.key):
+            plan.kept += 1
+        elif due is not None:
+            plan.due.append(due)
+    high = settings.high_water_bytes
+    is_full = high is not None and (bytes_there is None or bytes_there > high)
+    # What goes by its age makes room, how much is known when it has gone.
+    if high is not None and is_full and not plan.count("age", "limit"):
+        yield from _find_for_space(context, plan, pins, high)
+    return plan
+
+
+def _due_by_age(context: Context, row: FileRow, now: datetime) -> Due | None:
+    settings = context.settings
+    if row.last_modified is None or row.etag is None:
+        return None
+    age, size, days = now - row.last_modified, row.size or 0, settings.retention_days
+    since = f"{row.last_modified:%Y-%m-%d}"
+    if _is_over_limit(context, row, size) and age > OVER_LIMIT:
+        why = f"{size:,} bytes, more than this server takes, since {since}"
+        return Due("limit", row.file_id, row.key, size, why, row.etag)
+    if days is not None and age > timedelta(days=days):
+        why = f"older than {days:g} days: {since}"
+        kind: Kind = "orphan" if row.state == "film gone" else "age"
+        return Due(kind, row.file_id, row.key, size if kind == "age" else 0, why, row.etag)
+    if row.state == "film gone" and settings.orphans == "delete":
+        why = "the film is not in the bucket any more"
+        return Due("orphan", row.file_id, row.key, 0, why, row.etag)
+    return None
+
+
+def _is_film(row: FileRow) -> bool:
+    if row.state == "refused":
+        return layout.is_upload(row.key) or row.refusal_reason not in _NO_FILM
+    return row.state in {"ready", "film gone"}
+
+
+def _is_over_limit(context: Context, row: FileRow, size: int) -> bool:
+    return (
+        row.refusal_reason in _TOO_MANY_BYTES
+        and size > context.settings.max_video_bytes
+        and layout.is_upload(row.key)
+    )
+
+
+def _find_for_space(
+    context: Context, plan: Plan, pins: Pins, high: int
+) -> Generator[None, None, None]:
+    """Find what makes room: films first, those finished first; then results of films gone."""
+    there = count_bytes(context)
+    low = context.settings.low_water_bytes or int(_LOW_WATER * high)
+    left = there
+    if there <= high:
+        return
+    due = {each.id for each in plan.due}
+    finished: list[tuple[datetime, Due]] = []
+    for row in _files(context, "ready"):
+        yield
+        when = _finished(context, row)
+        if when is not None and row.file_id not in due and row.etag is not None:
+            why = f"{there:,} bytes are more than {high:,}; finished {when:%Y-%m-%d}"
+            film = Due("space", row.file_id, row.key, row.size or 0, why, row.etag)
+            finished.append((when, film))
+    for _, film in sorted(finished, key=lambda each: each[0]):
+        if left <= low:
+            return
+        yield
+        if pins.keep(film.key):
+            plan.kept += 1
+        else:
+            plan.due.append(film)
+            left -= plan.freed_by(film)
+    yield from _find_results(context, plan, pins, left - low, f"{there:,} bytes, above {high:,}")
+
+
+def _find_results(
+    context: Context, plan: Plan, pins: Pins, wanted: int, why: str
+) -> Generator[None, None, None]:
+    going = {each.key for each in plan.due}
+    over: list[tuple[datetime, AnalysisRow]] = []
+    for row in chain(_analyses(context), all_places(context)):
+        yield
+        plan.runs += 1
+        if row.finished_at is not None and _is_orphan(context, row, going):
+            over.append((row.finished_at, row))
+    for when, row in sorted(over, key=lambda each: each[0]):
+        if wanted <= 0:
+            return
+        yield
+        if pins.keep(row.key):
+            plan.kept += 1
+            continue
+        below = context.storage.objects(context.settings.results_bucket, f"{row.run}/")
+        size = sum(found.size for found in below)
+        said = f"{why}, and no film is left to go; finished {when:%Y-%m-%d}"
+        due = Due("results", row.analysis_id, row.key, size, said, run=row.run)
+        plan.due.append(due)
+        wanted -= plan.freed_by(due)
+
+
+def _is_orphan(context: Context, row: AnalysisRow, going: set[str]) -> bool:
+    file = context.index.file(row.file_id)
+    return row.key in going or file is None or file.state == "film gone"
+
+
+def _finished(context: Context, row: FileRow) -> datetime | None:
+    """Return when the last of a film's runs was over, None unless all are, and one has poses.
+
+    A film without is all that there is of it. Nor is one finished whose results are still to be
+    copied from another name of its content.
+    """
+    if not row.planned or context.index.pending_of_file(row.file_id):
+        return None
+    runs = context.index.places_of_file(row.file_id)
+    ends = [run.finished_at for run in runs]
+    known = [end for end in ends if end is not None]
+    has_poses = any(run.state in {"succeeded", "partial"} for run in runs)
+    return max(known) if has_poses and len(known) == len(ends) else None
+
+
+def count_bytes(context: Context) -> int:
+    """Return the bytes of all objects in the buckets of videos and results, as they are now."""
+    settings = context.settings
+    return sum(
+        found.size
+        for bucket in (settings.videos_bucket, settings.results_bucket)
+        for found in context.storage.objects(bucket)
+    )
+
+
+class Pins:
+    """Which films are kept, by the posedrop.json files up their folders; few are read twice."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._rules: dict[str, Keep] = {}
+
+    def keep(self, key: str) -> bool:
+        """Tell whether a film is kept: the nearest rule that says so or otherwise decides."""
+        for rule in layout.folder_rules(key):
+            if rule not in self._rules:
+                if len(self._rules) >= _REMEMBERED:
+                    self._rules.clear()
+                self._rules[rule] = Keep(rule, self._read(rule))
+            kept = self._rules[rule].of(key)
+            if kept is not None:
+                return kept
+        return False
+
+    def _read(self, key: str) -> bool | list[str] | None:
+        try:
+            rule = rules.read(self._context, key)
+        except StorageError as error:
+            log.warning("the videos below %s are kept, as it can't be read: %s", key, error)
+            return True
+        if rule is None:
+            return None
+        # Who wrote it may have meant to keep them: a comma too much must not cost a film.
+        return True if rule.problem is not None else rule.keep
+
+
+# -- removal ---------------------------------------------------------------------------------------
+
+
+def remove(context: Context, due: Due) -> bool:
+    """Remove one thing, unless that is no longer right: it was replaced, pinned, taken up again.
+
+    Returns:
+        Whether it was removed.
+
+    Raises:
+        PosedropError: it can't be removed.
+    """
+    if Pins(context).keep(due.key):
+        return False
+    done = _remove_results(context, due) if due.kind == "results" else _remove_film(context, due)
+    if done:
+        ids = {"kind": due.kind, "id": due.id, "key": due.key, "why": due.why}
+        changes.note("expired", by="retention", **ids)
+    return done
+
+
+def _remove_film(context: Context, due: Due) -> bool:
+    settings = context.settings
+    row = context.index.file(due.id)
+    there = context.storage.head(settings.videos_bucket, due.key)
+    if row is None or row.key != due.key or row.etag != due.etag:
+        return False
+    if there is None:
+        return row.state == "film gone" and _remove_orphan(context, row, due)
+    if there.etag != row.etag:
+        return False
+    if due.kind == "space":
+        if _finished(context, row) is None:
+            return False
+        context.storage.delete(settings.videos_bucket, [due.key])
+        # As if a person's tool had done it: what was made of the film stays.
+        notify.video_removed(context, due.key)
+        return True
+    days = settings.retention_days
+    patience = timedelta(days=days) if due.kind == "age" and days is not None else OVER_LIMIT
+    # A copy onto itself has made it new, and left its ETag.
+    if context.storage.time(settings.results_bucket) - there.last_modified <= patience:
+        return False
+    try:
+        upload.delete(context, due.id)
+    except NotFoundError:
+        return False
+    return True
+
+
+def _remove_orphan(context: Context, row: FileRow, due: Due) -> bool:
+    """Remove what was made of a film that is gone, if it is due by that or by the film's age."""
+    days, now = context.settings.retention_days, context.storage.time(row.bucket)
+    since = row.last_modified or now
+    is_old = days is not None and now - since > timedelta(days=days)
+    if not is_old and context.settings.orphans == "keep":
+        return False
+    upload.delete(context, due.id)
+    return True
+
+
+def _remove_results(context: Context, due: Due) -> bool:
+    settings = context.settings
+    row = context.index.place(due.id, due.run)
+    if row is None or context.storage.head(settings.videos_bucket, row.key) is not None:
+        return False
+    if context.storage.head(settings.results_bucket, f"{row.run}/{layout.RESULT}") is None:
+        return False
+    if len(context.index.places(due.id)) == 1:
+        return results.cancel_or_delete(context, due.id) == "deleted"
+    with context.copying:
+        copies.forget(context, due.id, [due.run])
+    return True
+
+
+# -- asked by a person -----------------------------------------------------------------------------
+
+
+class DueAnswer(BaseModel):
+    """Something that is to go, and why."""
+
+    kind: Kind = Field(
+        description="age, limit: the film with its results; space: the film; results: one run; "
+        "orphan: all results of a film that is gone"
+    )
+    id: str = Field(description="the file's, or the run's")
+    key: str
+    size: int = Field(description="bytes")
+    why: str
+
+
+class ExpiryAnswer(BaseModel):
+    """What would be removed by itself now."""
+
+    due: int = Field(description="how many films and runs")
+    size: int = Field(description="bytes")
+    films: int = Field(description="how many films there are")
+    kept: int = Field(description="how many would be due, and are pinned")
+    held: bool = Field(
+        description="true: that is more than POSEDROP_EXPIRE_SHARE, and a person has to say so"
+    )
+    items: list[DueAnswer] = Field(description=f"the first {SHOWN} of them")
+
+
+class ExpireRequest(BaseModel):
+    """What POST /expire is asked."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"due": 12}]})
+
+    due: int = Field(
+        strict=True, ge=0, lt=2**63, description="as GET /expire said: no more than so many go"
+    )
+
+
+class Expired(BaseModel):
+    """What POST /expire did."""
+
+    expired: int
+    undeletable: int
+
+
+def describe(context: Context) -> ExpiryAnswer:
+    """Return what is due, and remove nothing."""
+    plan = _drained(find(context))
+    items = [
+        DueAnswer(kind=each.kind, id=each.id, key=each.key, size=each.size, why=each.why)
+        for each in plan.due[:SHOWN]
+    ]
+    return ExpiryAnswer(
+        due=len(plan.due),
+        size=sum(each.size for each in plan.due),
+        films=plan.films,
+        kept=plan.kept,
+        held=plan.is_held(context.settings.expire_share),
+        items=items,
+    )
+
+
+def expire(context: Context, wanted: ExpireRequest) -> Expired:
+    """Remove what is due, whatever share that is; a person has seen how much.
+
+    Raises:
+        BadRequestError: more is due than was seen.
+    """
+    plan = _drained(find(context))
+    if len(plan.due) > wanted.due:
+        raise BadRequestError(
+            f"{len(plan.due):,} films and runs are due now, more than {wanted.due:,}: look again",
+            code="more_are_due",
+            field="due",
+        )
+    done = Expired(expired=0, undeletable=0)
+    for due in plan.due:
+        with apart(context, f"{due.key} is not removed") as trial:
+            done.expired += remove(context, due)
+        done.undeletable += trial.failed
+    return done
+
+
+def _drained(steps: Generator[None, None, Plan]) -> Plan:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as over:
+            plan: Plan = over.value
+            return plan
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def _files(context: Context, state: FileState | None = None) -> Iterator[FileRow]:
+    return all_rows(lambda cursor: context.index.files(state=state, cursor=cursor, limit=_PAGE))
+
+
+def _analyses(context: Context) -> Iterator[AnalysisRow]:
+    return all_rows(lambda cursor: context.index.analyses(cursor=cursor, limit=_PAGE))
+
+
+def all_places(context: Context) -> Iterator[AnalysisRow]:
+    """Yield the folders of runs that are read in another one."""
+    after = ""
+    while page := context.index.places_after(after, _PAGE):
+        yield from page
+        after = page[-1].run
+
+
+def all_rows(page_at: Callable[[str | None], Page[Row]]) -> Iterator[Row]:
+    """Yield the rows of all pages, each fetched when the one before it is used up."""
+    cursor = None
+    while True:
+        page = page_at(cursor)
+        yield from page.rows
+        if page.cursor is None:
+            return
+        cursor = page.cursor

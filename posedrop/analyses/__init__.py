@@ -1,0 +1,31 @@
+"""What an analysis is: all that a plug-in needs, and which analyses are installed."""
+
+from posedrop.analyses.analysis import (
+    DEFAULT_ARTEFACTS,
+    DEFAULT_MODEL_BYTES,
+    ENTRY_POINT_GROUP,
+    POSES,
+    UNFINISHED,
+    Analysis,
+    Args,
+    Job,
+    get,
+    installed,
+    is_newer,
+    poses_id,
+)
+
+__all__ = [
+    "DEFAULT_ARTEFACTS",
+    "DEFAULT_MODEL_BYTES",
+    "ENTRY_POINT_GROUP",
+    "POSES",
+    "UNFINISHED",
+    "Analysis",
+    "Args",
+    "Job",
+    "get",
+    "installed",
+    "is_newer",
+    "poses_id",
+]

@@ -1,0 +1,196 @@
+"""What an analysis is, and which ones are installed (entry points ``posedrop.analyses``).
+
+An analysis has two halves. This one is light: a name, a version and a pydantic model of its
+arguments; the handlers import it. The other is a function that runs in the child process, named by
+its import path, so that nobody but the child ever imports torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from posedrop.bounded import bounded
+from posedrop.buckets import layout
+from posedrop.buckets.records import Model, Request
+from posedrop.errors import BadRequestError
+
+ENTRY_POINT_GROUP = "posedrop.analyses"
+#: A file of ``Job.out`` that is not whole yet is called so at its end: no such one is published.
+UNFINISHED = ".unfinished"
+#: Files that an analysis may leave, by their names, unless it names others.
+DEFAULT_ARTEFACTS = ("*.csv", "*.jpg", "*.json", "*.mp4", "*.npy", "*.npz", "*.png", "*.txt")
+#: What ``worker.poses.tables`` leaves.
+POSES = (
+    "poses.h5",
+    "poses.csv",
+    "poses_filtered.h5",
+    "poses_filtered.csv",
+    "timestamps.csv",
+)
+#: Of models that stay loaded in a child.
+DEFAULT_MODEL_BYTES = 2**30
+
+
+class Args(BaseModel):
+    """The base of an analysis' arguments: an unknown one is an error that names it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _patience(args: Mapping[str, Any], frames: int) -> float:  # noqa: ARG001
+    # Ten minutes to fetch and load, and five times what ResNet-50 takes a frame on two cores.
+    return 600.0 + 5.0 * frames
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """An analysis as a plug-in offers it."""
+
+    name: str
+    version: str
+    """A whole number, part of the analysis_id: a newer version computes anew what an older one had
+    computed, and a worker leaves runs of a newer one than its own to others."""
+    args: type[Args]
+    run: str
+    """``package.module:function``, called in the child as ``function(job)`` with a :class:`Job`."""
+    summary: str
+    finish: str | None = None
+    """For what needs no accelerator: called as ``function(job)`` in another child, while the next
+    job runs, and where no film ever is. It returns the answer that counts, made of
+    ``predictions.npz`` in ``job.out`` alone, which ``run`` has left there: that is published in
+    between, and a later attempt, or a run that is made anew, calls this with it and not ``run``.
+    An analysis with poses to be drawn (``renders``) has one, which leaves ``poses.h5``."""
+    artefacts: tuple[str, ...] = DEFAULT_ARTEFACTS
+    """Patterns of the names of the files that are published, of those that ``finish`` leaves, or
+    ``run`` where there is no ``finish``. Names have ASCII letters, digits and ``. _ + -``. HDF5 and
+    pickles, which run code where they are opened, are taken of ``finish`` alone."""
+    makes_ready: bool = False
+    """Whether ``run`` takes ``job.turn`` for the network alone: so its video is opened, and decoded
+    ahead, while another has the accelerator. Else it is called when it has it."""
+    drawn: frozenset[str] = frozenset()
+    """Arguments that change the drawing alone: with others of these, poses are not found anew."""
+    needs_model: bool = False
+    renders: bool = True
+    """False: it makes no poses, so there is nothing to draw."""
+    wall_seconds: Callable[[Mapping[str, Any], int], float] | None = _patience
+    """``(args, frames) -> seconds`` after which a run that still goes on is taken for hung. None:
+    it reports its frames, stage ``infer``, and is taken for hung where it reports none for long."""
+    slowest_frame: float = 5.0
+    """Seconds that a frame takes at most, on a slow processor."""
+    check: Callable[[Args, Model], None] | None = None
+    """Raises BadRequestError where the arguments don't fit the model. Light: no torch."""
+
+    def normalise(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``args`` validated and complete, as JSON types.
+
+        Raises:
+            BadRequestError: an argument is unknown or wrong; ``field`` names it.
+        """
+        try:
+            whole = self.args.model_validate(args).model_dump(mode="json")
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(["args", *(str(part) for part in first["loc"])])
+            raise BadRequestError(
+                f"{self.name}: {field}: {first['msg']}", code="bad_args", field=field
+            ) from error
+        try:
+            normalised: dict[str, Any] = bounded(whole)
+        except ValueError as error:
+            raise BadRequestError(
+                f"{self.name}: args: {error}", code="bad_args", field="args"
+            ) from error
+        return normalised
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the child gets to do; every path is in a scratch folder, under a generated name."""
+
+    video: Path
+    """The film; of ``finish`` an empty file."""
+    out: Path
+    """An empty folder: what is left in it are the artefacts."""
+    args: dict[str, Any]
+    model: Path | None
+    model_digest: str | None
+    report: Callable[[str, int, int | None], None]
+    """``report(stage, frames_done, frames_total)``; cheap, call it as often as you like."""
+    device: str = "auto"
+    """Where the network runs: auto, cpu, cuda, cuda:1, mps."""
+    decode: str = "auto"
+    """Who decodes the film: auto, cpu, cuda."""
+    parts: Path | None = None
+    """A folder for checkpoints: files put there come back in the next attempt; None: keep none."""
+    part_seconds: float = 60.0
+    """Seconds of work between two checkpoints."""
+    sha256: str = ""
+    """Of the video."""
+    version: str = ""
+    """Of the analysis as it is installed here, whatever the request's."""
+    model_bytes: int = DEFAULT_MODEL_BYTES
+    """How much of models may stay loaded behind the job, in memory or on the device."""
+    tuning: Mapping[str, str] = field(default_factory=dict)
+    """What is remembered of how fast the model is in which way; texts by name. An answer's own
+    ``tuning`` is what is new."""
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext
+    """``with job.turn():`` has the accelerator for itself, once others had theirs."""
+
+
+@functools.cache
+def installed() -> dict[str, Analysis]:
+    """Return the installed analyses by name."""
+    found = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        analysis = entry.load()
+        if not isinstance(analysis, Analysis):
+            raise TypeError(f"entry point {entry.value} of {ENTRY_POINT_GROUP} is no Analysis")
+        found[analysis.name] = analysis
+    return dict(sorted(found.items()))
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Tell whether one version of an analysis is newer than another; they are whole numbers."""
+    return version.isdecimal() and than.isdecimal() and int(version) > int(than)
+
+
+def poses_id(request: Request) -> str:
+    """Return what is the same for two requests that differ in nothing but the drawing.
+
+    Raises:
+        BadRequestError: the request's analysis is not installed.
+    """
+    drawn = get(request.analysis).drawn | {"model"}
+    args = {name: value for name, value in request.args.items() if name not in drawn}
+    return layout.make_id(
+        request.sha256,
+        request.analysis,
+        request.analysis_version,
+        request.model.digest if request.model else "",
+        json.dumps(args, sort_keys=True),
+    )
+
+
+def get(name: str) -> Analysis:
+    """Return the analysis called ``name``.
+
+    Raises:
+        BadRequestError: none has this name.
+    """
+    analyses = installed()
+    if name not in analyses:
+        raise BadRequestError(
+            f"there is no analysis {name[:60]!r}; there are: {', '.join(analyses)}",
+            code="unknown_analysis",
+            field="analysis",
+        )
+    return analyses[name]

@@ -1,0 +1,1 @@
+"""The buckets: object keys, the records in them, and the store that holds them."""

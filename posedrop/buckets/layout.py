@@ -1,0 +1,364 @@
+"""Object keys of the three buckets: made, parsed and refused here, and nowhere else. Pure.
+
+The results bucket mirrors the key of the video, so that a plain ``sync`` of one folder gives a
+person everything of that day::
+
+    day1/a.mp4  ->  day1/a.mp4/video.json
+                    day1/a.mp4/deeplabcut_2d-<id>/result.json
+
+Keys that can't be mirrored safely (a ``..`` in them, no room for what is appended, a name that
+posedrop uses itself) have their results under ``_keys/<file_id>`` instead; the records name the
+video's real key.
+
+``_planned/<file_id>.json`` says for which bytes the video's rules were followed. It is apart from
+the video's folder, so that whoever clears that away to save space does not have it all made again.
+
+``_posedrop/`` is for all further records of posedrop's own: ``_posedrop/ingest/<file_id>/<etag>/``
+has the attempts of an ingest; ``_posedrop/rules/<id>.json`` names a folder's rule that is wrong,
+and says why; ``_posedrop/tuning/<model digest>/`` remembers how fast a model is;
+``_posedrop/workers/<id>.json`` is a worker that lives. Before it was, a video's key could begin so;
+its results stay there.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+ID_LENGTH = 16
+_ID = r"[a-z2-7]{16}"
+_RUN = rf"[a-z][a-z0-9_]{{0,39}}-{_ID}"
+_UPLOAD = re.compile(rf"^uploads/({_ID})/[^/]+$")
+_RUN_FOLDER = re.compile(rf"^{_RUN}$")
+_RUN_OBJECT = re.compile(
+    rf"^(?P<run>(?P<video>.+)/(?P<analysis>[a-z][a-z0-9_]{{0,39}})-(?P<id>{_ID}))/(?P<name>.+)$"
+)
+_ASKED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.json$")
+_ANSWERED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.planned\.json$")
+_NUMBER = re.compile(r"^([1-9][0-9]{0,5})\.json$")
+_CONTENT = "_content"
+_POSES = "_poses"
+_PLANNED = "_planned"
+_ODD_KEYS = "_keys"
+_OWN = "_posedrop"
+_INGEST = f"{_OWN}/ingest"
+_INGEST_ATTEMPT = re.compile(rf"^{_INGEST}/{_ID}/[^/]+/[1-9][0-9]*\.json$")
+_PLAIN_ETAG = re.compile(r"^[A-Za-z0-9-]{1,80}$")
+_RULES = f"{_OWN}/rules"
+_TUNING = f"{_OWN}/tuning"
+#: Nothing lies below it: asked for what does, a store tells its time.
+CLOCK = f"{_OWN}/clock/"
+#: The folder, with its slash, of a record for each worker that lives.
+WORKERS = f"{_OWN}/workers/"
+_RULE_OBJECT = re.compile(rf"^{_RULES}/({_ID})\.json$")
+
+#: S3 allows 1,024 bytes a key; the longest name posedrop appends to a video's key is
+#: ``/<40 characters>-<16>/poses_filtered.csv``.
+MAX_MIRRORED_BYTES = 1024 - 96
+#: File systems under a store (SeaweedFS, MinIO) allow 255 bytes between two slashes.
+MAX_SEGMENT_BYTES = 255
+
+VIDEO_RECORD = "video.json"
+THUMBNAIL = "thumbnail.jpg"
+REQUEST = "request.json"
+RESULT = "result.json"
+CANCEL = "cancel"
+INFERENCE = "inference.json"
+PREDICTIONS = "predictions.npz"
+FOLDER_RULES = "posedrop.json"
+RUN_LOG = "run.log"
+#: What ``worker.video.draw`` leaves.
+DRAWN = ("pose.mp4", "trajectory.png", "likelihood.png")
+#: Names in a run's folder that have a meaning, in lower case: no analysis leaves a file of one.
+OWN_NAMES = frozenset(
+    {
+        VIDEO_RECORD,
+        THUMBNAIL,
+        REQUEST,
+        RESULT,
+        CANCEL,
+        INFERENCE,
+        PREDICTIONS,
+        FOLDER_RULES,
+        RUN_LOG,
+        *DRAWN,
+        "asked",
+        "attempts",
+        "parts",
+    }
+)
+
+
+def make_id(*parts: str) -> str:
+    """Return 16 base32 characters of SHA-256 over ``parts``; the same parts give the same id."""
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()
+    return base64.b32encode(digest).decode().lower()[:ID_LENGTH]
+
+
+def is_id(text: str) -> bool:
+    """Tell whether ``text`` has the form of a file_id or an analysis_id."""
+    return re.fullmatch(_ID, text) is not None
+
+
+def upload_key(file_id: str, filename: str) -> str:
+    """Return the key that ``POST /upload`` chooses: ``uploads/<file_id>/<file name>``."""
+    return f"uploads/{file_id}/{safe_filename(filename)}"
+
+
+def safe_filename(filename: str) -> str:
+    """Return the last part of ``filename``, without control characters, at most 200 bytes long.
+
+    Both kinds of slash separate, because Windows' browsers send whole paths.
+    """
+    name = re.split(r"[/\\]", filename)[-1]
+    name = "".join(c for c in name if c.isprintable()).strip()
+    if name in {"", ".", ".."}:
+        name = "video"
+    stem, dot, suffix = name.rpartition(".")
+    suffix = dot + suffix if stem and len(suffix) <= 10 else ""
+    stem = name.removesuffix(suffix) if suffix else name
+    room = 200 - len(suffix.encode())
+    return stem.encode()[:room].decode(errors="ignore") + suffix
+
+
+def file_id_of(bucket: str, key: str) -> str:
+    """Return the file_id of an object: the one in its upload key, else one made of its name."""
+    upload = _UPLOAD.match(key)
+    return upload.group(1) if upload else make_id(bucket, key)
+
+
+def file_id_of_prefix(bucket: str, prefix: str) -> str:
+    """Return the file_id of the video whose folder of the results bucket is ``prefix``."""
+    odd, _, file_id = prefix.partition("/")
+    return file_id if odd == _ODD_KEYS else file_id_of(bucket, prefix)
+
+
+def video_prefix(bucket: str, key: str) -> str:
+    """Return the folder of the results bucket, without a slash at its end, for a video's key."""
+    return key if _mirrors_plainly(key) else f"{_ODD_KEYS}/{file_id_of(bucket, key)}"
+
+
+def tunings(digest: str) -> str:
+    """Return the folder, with its slash, of what is remembered of a model's speed."""
+    return f"{_TUNING}/{digest}/"
+
+
+def worker(worker_id: str) -> str:
+    """Return the key of the record of a worker that lives."""
+    return f"{WORKERS}{worker_id}.json"
+
+
+def group_of(key: str) -> str:
+    """Return whose video a key is, where several share the gpu queue: its first folder.
+
+    All of ``uploads/`` is one group, and so is what lies in no folder (the empty name).
+    """
+    return key.partition("/")[0] if "/" in key else ""
+
+
+def former_prefix(key: str) -> str | None:
+    """Return where the results of a video may lie since before :data:`_OWN` was a reserved name."""
+    if not key.startswith(f"{_OWN}/"):
+        return None
+    return key if _mirrors_plainly(key, frozenset()) else None
+
+
+_RESERVED = frozenset({_OWN})
+
+
+def _mirrors_plainly(key: str, reserved: frozenset[str] = _RESERVED) -> bool:
+    segments = key.split("/")
+    return (
+        len(key.encode()) <= MAX_MIRRORED_BYTES
+        and segments[0] not in {_ODD_KEYS, _CONTENT, _POSES, _PLANNED} | reserved
+        and all(_plain_segment(segment) for segment in segments)
+    )
+
+
+def _plain_segment(segment: str) -> bool:
+    return (
+        segment not in {"", ".", "..", "asked", "attempts", VIDEO_RECORD, THUMBNAIL}
+        and len(segment.encode()) <= MAX_SEGMENT_BYTES
+        and segment.isprintable()
+        and "\\" not in segment
+        and _RUN_FOLDER.match(segment) is None
+    )
+
+
+def poses_record(poses_id: str) -> str:
+    """Return the key of the record that names a run with these poses."""
+    return f"{_POSES}/{poses_id}.json"
+
+
+def video_record(prefix: str) -> str:
+    """Return the key of a video's video.json."""
+    return f"{prefix}/{VIDEO_RECORD}"
+
+
+def thumbnail(prefix: str) -> str:
+    """Return the key of a video's thumbnail.jpg."""
+    return f"{prefix}/{THUMBNAIL}"
+
+
+def asked(prefix: str, pending_id: str) -> str:
+    """Return the key of a request that waits until its video's content is known."""
+    return f"{prefix}/asked/{pending_id}.json"
+
+
+def answered(prefix: str, pending_id: str) -> str:
+    """Return the key of the record that says what became of such a request.
+
+    It sorts after the request, so that a removal cut short leaves no request that seems new.
+    """
+    return f"{prefix}/asked/{pending_id}.planned.json"
+
+
+def planned(file_id: str) -> str:
+    """Return the key of the record that a video's rules were followed."""
+    return f"{_PLANNED}/{file_id}.json"
+
+
+def wrong_rule(key: str) -> str:
+    """Return the key of the record that says what is wrong with a rule, by the rule's own key."""
+    return f"{_RULES}/{make_id('rule', key)}.json"
+
+
+def run_prefix(prefix: str, analysis: str, analysis_id: str) -> str:
+    """Return the folder of one run of an analysis on a video."""
+    return f"{prefix}/{analysis}-{analysis_id}"
+
+
+def attempts(run: str) -> str:
+    """Return the folder of the claims of a run's attempts."""
+    return f"{run}/attempts"
+
+
+def attempt(run: str, number: int) -> str:
+    """Return the key of the claim of attempt ``number`` (from 1) of a run."""
+    return f"{attempts(run)}/{number}.json"
+
+
+def needs_newer(run: str) -> str:
+    """Return the key of a worker's note that it is too old for a run."""
+    return f"{run}/attempts/needs-newer.json"
+
+
+def hand_back(run: str, number: int) -> str:
+    """Return the key of an empty object: attempt ``number`` shall let another group go first.
+
+    It goes with the checkpoints, which a run has no more when it ends.
+    """
+    return f"{run}/parts/{number}.hand-back"
+
+
+def attempt_number(name: str) -> int | None:
+    """Return N of ``attempts/N.json``, None for any other name in a run's folder."""
+    return number_of(name, "attempts")
+
+
+def number_of(key: str, folder: str) -> int | None:
+    """Return N of ``<folder>/N.json``, None for any other key."""
+    match = _NUMBER.match(key.removeprefix(f"{folder}/")) if key.startswith(folder) else None
+    return int(match.group(1)) if match else None
+
+
+def ingests(file_id: str) -> str:
+    """Return the folder of all attempts to ingest a file, whatever bytes it had."""
+    return f"{_INGEST}/{file_id}"
+
+
+def ingest(file_id: str, etag: str) -> str:
+    """Return the folder of the attempts to ingest these bytes of a file: ``1.json``, ``2.json``."""
+    return f"{ingests(file_id)}/{etag if _PLAIN_ETAG.match(etag) else make_id('etag', etag)}"
+
+
+def content(sha256: str) -> str:
+    """Return the key that names the first video with this content (hexadecimal SHA-256)."""
+    return f"{_CONTENT}/{sha256}.json"
+
+
+class RunObject(NamedTuple):
+    """An object in a run's folder of the results bucket."""
+
+    run: str
+    video: str
+    analysis: str
+    analysis_id: str
+    name: str
+
+
+class VideoObject(NamedTuple):
+    """An object that stands for a video itself in the results bucket: its record or thumbnail."""
+
+    video: str
+    name: str
+
+
+class AskedObject(NamedTuple):
+    """A request that waits for its video."""
+
+    video: str
+    pending_id: str
+
+
+class AnsweredObject(NamedTuple):
+    """What became of such a request."""
+
+    video: str
+    pending_id: str
+
+
+class RuleObject(NamedTuple):
+    """The record of what is wrong with a folder's rule."""
+
+    rule_id: str
+
+
+ResultObject = RunObject | VideoObject | AskedObject | AnsweredObject | RuleObject
+
+
+def parse_result_key(key: str) -> ResultObject | None:
+    """Return what an object of the results bucket is, None for what posedrop did not write."""
+    if _INGEST_ATTEMPT.match(key):  # whatever a store's ETags look like
+        return None
+    if match := _RULE_OBJECT.match(key):
+        return RuleObject(match[1])
+    if match := _RUN_OBJECT.match(key):
+        return RunObject(
+            match["run"], match["video"], match["analysis"], match["id"], match["name"]
+        )
+    if match := _ASKED_OBJECT.match(key):
+        return AskedObject(match["video"], match["id"])
+    if match := _ANSWERED_OBJECT.match(key):
+        return AnsweredObject(match["video"], match["id"])
+    video, _, name = key.rpartition("/")
+    if video and name in {VIDEO_RECORD, THUMBNAIL} and not key.startswith(f"{_CONTENT}/"):
+        return VideoObject(video, name)
+    return None
+
+
+def is_folder_rule(key: str) -> bool:
+    """Tell whether an object of the videos bucket is a rule for its folder."""
+    return key.rsplit("/", 1)[-1] == FOLDER_RULES
+
+
+def is_upload(key: str) -> bool:
+    """Tell whether ``POST /upload`` chose a key: ``uploads/<file_id>/<file name>``."""
+    return _UPLOAD.match(key) is not None
+
+
+def folder_rules(key: str) -> list[str]:
+    """Return the keys of the posedrop.json files that can rule a video, the nearest first."""
+    folders = key.split("/")[:-1]
+    rules = ("/".join([*folders[:depth], FOLDER_RULES]) for depth in range(len(folders), -1, -1))
+    # No store has a longer one, and asked for it some answer that as an error.
+    return [rule for rule in rules if len(rule.encode()) <= 1024]
+
+
+def user_metadata(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return what a video's own metadata asks for: ``analysis`` and ``args``, lower-case names."""
+    lowered = {name.lower(): value for name, value in headers.items()}
+    return {name: lowered[name] for name in ("analysis", "args") if name in lowered}

@@ -1,0 +1,533 @@
+"""The HTTP API, from the caller's side: for the command line, the demo and people's own scripts."""
+
+from __future__ import annotations
+
+import functools
+import json
+import mimetypes
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field
+
+from posedrop.buckets import layout
+from posedrop.buckets.records import Progress, RunError
+from posedrop.client.transfers import OnBytes, Transfers, sha256_of
+from posedrop.errors import ConfigurationError, PosedropError
+from posedrop.proxies import ProxyTransport, proxy_of
+
+T = TypeVar("T", bound="Answer")
+
+FINAL = frozenset({"succeeded", "partial", "failed", "cancelled"})
+
+
+class UnreachableError(PosedropError):
+    """Nobody answers where the API should be."""
+
+    code = "unreachable"
+
+
+class Answer(BaseModel):
+    """An answer of the API; what a newer server adds is kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Ticket(Answer):
+    """Leave to put one video."""
+
+    file_id: str
+    bucket: str
+    key: str
+    upload: dict[str, Any]
+
+
+class Refusal(Answer):
+    """Why a video will not be analysed."""
+
+    reason: str
+    message: str | None = None
+
+
+class WrongRule(Answer):
+    """A rule that can't be followed, for which videos wait."""
+
+    rule: str
+    code: str
+    message: str
+
+
+class RunName(Answer):
+    """A run, as a file lists it."""
+
+    analysis_id: str
+    analysis: str
+    status: str
+
+
+class File(Answer):
+    """A video, as the server knows it."""
+
+    file_id: str
+    bucket: str
+    key: str
+    filename: str
+    state: str
+    size: int | None = None
+    sha256: str | None = None
+    probe: dict[str, Any] | None = None
+    duplicate_of: str | None = None
+    refusal: Refusal | None = None
+    waiting: WrongRule | None = None
+    analyses: list[RunName] = Field(default_factory=list)
+    created_at: str
+
+
+class Started(Answer):
+    """An analysis that was asked for."""
+
+    analysis_id: str
+    file_id: str
+    status: str
+
+
+class ResultFile(Answer):
+    """One file of a result."""
+
+    name: str
+    url: str
+    size: int
+    sha256: str
+    content_type: str
+
+
+class Run(Answer):
+    """A run: how far it is, or what it made."""
+
+    analysis_id: str
+    file_id: str
+    analysis: str
+    status: str
+    progress: Progress | None = None
+    position: int | None = None
+    result: dict[str, Any] | None = None
+    video_file: str | None = None
+    files: list[ResultFile] = Field(default_factory=list)
+    error: RunError | None = None
+    retry_of: str | None = None
+    retried_by: str | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.status in FINAL
+
+    @property
+    def has_results(self) -> bool:
+        """Whether it is over and its results count: all of them, or those of most frames."""
+        return self.status in {"succeeded", "partial"}
+
+
+class DeadLetter(Answer):
+    """An event that could not be read or followed."""
+
+    id: int
+    received_at: str
+    reason: str
+    body: str
+
+
+class RunRow(Answer):
+    """A run in a list."""
+
+    analysis_id: str
+    file_id: str
+    key: str
+    analysis: str
+    status: str
+    created_at: str
+    error: RunError | None = None
+
+
+class Due(Answer):
+    """Something that is due to be removed by itself, and why."""
+
+    kind: str
+    id: str
+    key: str
+    size: int
+    why: str
+
+
+class Expiry(Answer):
+    """All that is due; ``items`` are the first of them."""
+
+    due: int
+    size: int
+    films: int
+    kept: int
+    held: bool
+    items: list[Due]
+
+
+class Client:
+    """The API at one URL; threads may share it."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        multipart_bytes: int = 64 * 2**20,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            url: of the API.
+            token: its API token, if it asks for one.
+            multipart_bytes: files larger than this go up in parts.
+            transport: how requests travel; a test puts its own here.
+
+        Raises:
+            ConfigurationError: it is no URL.
+        """
+        self.url = url.rstrip("/")
+        self._multipart_bytes = multipart_bytes
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        timeout = httpx.Timeout(60.0, connect=5.0)
+        try:
+            self._api = httpx.Client(
+                base_url=self.url,
+                headers=headers,
+                timeout=timeout,
+                transport=transport or ProxyTransport(),
+            )
+        except httpx.InvalidURL as error:
+            raise ConfigurationError(f"{url!r} is no URL of an API: {error}") from error
+        # Presigned URLs are for whoever has them; the token is the API's alone.
+        self._store = Transfers(timeout, transport or ProxyTransport())
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connections."""
+        self._api.close()
+        self._store.close()
+
+    # -- videos ----------------------------------------------------------------------------------
+
+    def upload(
+        self,
+        path: Path,
+        *,
+        analysis: str | None = None,
+        args: Mapping[str, Any] | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> Ticket:
+        """Put a video into the bucket; the analysis, if any, starts once it is there.
+
+        Args:
+            path: of the video.
+            analysis: by name, as :meth:`analysis_types` lists them.
+            args: of the analysis.
+            on_bytes: called with the number of bytes that went up since the last call; negative
+                when some have to go up again.
+
+        Raises:
+            UnreachableError: the API does not answer.
+            PosedropError: the API or the store refused, with its reason.
+        """
+        size = path.stat().st_size
+        in_parts = size > self._multipart_bytes
+        body: dict[str, Any] = {
+            "filename": path.name,
+            "size": size,
+            "content_type": mimetypes.guess_type(path.name)[0],
+            "analysis": analysis,
+            "args": dict(args or {}),
+            "multipart": in_parts,
+        }
+        if not in_parts:
+            body["sha256"] = sha256_of(path)
+        ticket = self._json(Ticket, "POST", "/upload", json=body)
+        report = on_bytes or (lambda _: None)
+        if in_parts:
+            self._store.put_in_parts(path, size, ticket.upload, report)
+        else:
+            self._store.put(path, size, ticket.upload, report)
+        return ticket
+
+    def file(self, file_id: str) -> File:
+        """Return what is known of a video."""
+        return self._json(File, "GET", f"/upload/{file_id}")
+
+    def file_id_of(self, text: str) -> str:
+        """Return the file_id of a video that a person named by its id or by its key.
+
+        Raises:
+            PosedropError: there is none.
+        """
+        if layout.is_id(text):
+            return text
+        for file in self.files(prefix=text):
+            if file.key == text:
+                return file.file_id
+        raise PosedropError(f"there is no video {text!r}; `posedrop ls` lists them")
+
+    def files(
+        self,
+        query: str | None = None,
+        *,
+        state: str | None = None,
+        prefix: str | None = None,
+    ) -> Iterator[File]:
+        """Yield the videos, newest first, page by page."""
+        return self._pages(File, "/files", q=query, state=state, prefix=prefix)
+
+    def wrong_rules(self) -> list[WrongRule]:
+        """Return the rules that are wrong."""
+        items = self._request("GET", "/rules").json()["items"]
+        return [WrongRule.model_validate(item) for item in items]
+
+    def delete_file(self, file_id: str) -> None:
+        """Remove a video and all its results."""
+        self._request("DELETE", f"/upload/{file_id}")
+
+    # -- analyses --------------------------------------------------------------------------------
+
+    def analyse(
+        self,
+        file_id: str,
+        analysis: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        force: bool = False,
+        retry: bool = True,
+    ) -> Started:
+        """Ask for an analysis; the same one on the same content is answered with what exists.
+
+        Args:
+            file_id: of the video.
+            analysis: by name.
+            args: of the analysis.
+            force: run it anew though results exist.
+            retry: make anew what failed or was cancelled; False: only what had done so before this
+                video was uploaded.
+        """
+        body = {"file_id": file_id, "analysis": analysis, "args": dict(args or {}), "force": force}
+        if not retry:  # an older server knows only the other way
+            body["retry"] = False
+        return self._json(Started, "POST", "/analyse", json=body)
+
+    def run(self, analysis_id: str) -> Run:
+        """Return how far a run is, or what it made."""
+        return self._json(Run, "GET", f"/results/{analysis_id}")
+
+    def wait(
+        self,
+        analysis_id: str,
+        *,
+        on_progress: Callable[[Run], None] | None = None,
+        seconds: float = float("inf"),
+    ) -> Run:
+        """Return a run once it is over.
+
+        Raises:
+            PosedropError: it was not over after ``seconds``.
+        """
+        started = time.monotonic()
+        while True:
+            run = self.run(analysis_id)
+            if on_progress is not None:
+                on_progress(run)
+            if run.over:
+                return run
+            waited = time.monotonic() - started
+            if waited > seconds:
+                raise PosedropError(f"{analysis_id} was not over after {seconds:.0f} s")
+            time.sleep(pause(waited))
+
+    def wait_for_file(self, file_id: str, *, seconds: float = float("inf")) -> File:
+        """Return a video once it was looked at: ready or refused, or gone again.
+
+        Raises:
+            PosedropError: that took longer than ``seconds``.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            file = self.file(file_id)
+            if file.state in {"ready", "refused", "film gone"}:
+                return file
+            if time.monotonic() > deadline:
+                raise PosedropError(f"{file_id} was not looked at within {seconds:.0f} s")
+            time.sleep(0.5)
+
+    def runs(
+        self,
+        query: str | None = None,
+        *,
+        state: str | None = None,
+        file_id: str | None = None,
+    ) -> Iterator[RunRow]:
+        """Yield the runs, newest first, page by page."""
+        return self._pages(RunRow, "/analyses", q=query, state=state, file_id=file_id)
+
+    def cancel(self, analysis_id: str) -> str:
+        """Stop a run, or delete the results of one that is over; return what happened."""
+        answer = self._request("DELETE", f"/analyse/{analysis_id}")
+        return "deleted" if answer.status_code == 204 else str(answer.json()["status"])
+
+    def analysis_types(self) -> list[dict[str, Any]]:
+        """Return what can be asked, with the JSON Schema of its args."""
+        items: list[dict[str, Any]] = self._request("GET", "/analysis-types").json()["items"]
+        return items
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return the models of the models bucket."""
+        items: list[dict[str, Any]] = self._request("GET", "/models").json()["items"]
+        return items
+
+    def reconcile(self) -> dict[str, int]:
+        """Compare buckets, index and queue now; return what was mended."""
+        counts: dict[str, int] = self._request("POST", "/reconcile", timeout=None).json()
+        return counts
+
+    def reindex(self) -> dict[str, int]:
+        """Make the index anew from the buckets; return what was found."""
+        counts: dict[str, int] = self._request("POST", "/reindex", timeout=None).json()
+        return counts
+
+    def reingest(self, prefix: str) -> dict[str, str]:
+        """Have refused videos looked at anew; return their keys by file_id."""
+        found: dict[str, str] = {}
+        body: dict[str, Any] = {"prefix": prefix}
+        while True:
+            answer = self._request("POST", "/reingest", json=body, timeout=None).json()
+            found |= {item["file_id"]: item["key"] for item in answer["items"]}
+            if answer["next"] is None:
+                return found
+            body["cursor"] = answer["next"]
+
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        """Yield the events that could not be followed, the newest first, page by page."""
+        return self._pages(DeadLetter, "/dead-letters")
+
+    def replay(self, ids: Sequence[int] | None = None) -> dict[str, int]:
+        """Have dead letters followed again, or all; return how many are, and how many can't be."""
+        body = {"ids": list(ids) if ids is not None else None}
+        counts: dict[str, int] = self._request(
+            "POST", "/dead-letters/replay", json=body, timeout=None
+        ).json()
+        return counts
+
+    def expiry(self) -> Expiry:
+        """Return what is due to be removed by itself, and why."""
+        return self._json(Expiry, "GET", "/expire", timeout=None)
+
+    def expire(self, due: int) -> dict[str, int]:
+        """Remove what is due, as long as that is not more than ``due`` films and runs.
+
+        Returns:
+            How many were ``expired``, and how many ``undeletable``.
+        """
+        done: dict[str, int] = self._request(
+            "POST", "/expire", json={"due": due}, timeout=None
+        ).json()
+        return done
+
+    # -- downloads -------------------------------------------------------------------------------
+
+    def download(
+        self,
+        run: Run,
+        folder: Path,
+        *,
+        on_file: Callable[[ResultFile], None] | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> list[Path]:
+        """Fetch all files of a run and its result.json; what is there and whole stays.
+
+        An interrupted download goes on where it was, and a file has its name only once its hash is
+        the one in result.json.
+
+        Raises:
+            StorageError: a file can't be had whole.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for file in run.files:
+            path = folder / layout.safe_filename(file.name)
+            if on_file is not None:
+                on_file(file)
+            self._store.fetch(
+                functools.partial(self._location, file.url),
+                path,
+                file.size,
+                file.sha256,
+                on_bytes or (lambda _: None),
+            )
+            paths.append(path)
+        path = folder / layout.RESULT
+        partial = path.with_name(f"{path.name}.part")
+        partial.write_text(json.dumps(run.result, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return [*paths, path]
+
+    def _location(self, url: str) -> str:
+        """Return the presigned URL that one of the API's redirects to."""
+        answer = self._request("GET", url)
+        return answer.headers.get("Location") or str(answer.url)
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def _json(self, kind: type[T], method: str, path: str, **more: Any) -> T:
+        return kind.model_validate_json(self._request(method, path, **more).content)
+
+    def _pages(self, kind: type[T], path: str, **filters: str | None) -> Iterator[T]:
+        params = {name: value for name, value in filters.items() if value is not None}
+        while True:
+            page = self._request("GET", path, params=params).json()
+            yield from map(kind.model_validate, page["items"])
+            if page["next"] is None:
+                return
+            params["cursor"] = page["next"]
+
+    def _request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        try:
+            answer = self._api.request(method, path, **more)
+        except httpx.TransportError as error:
+            by = " by the proxy of the environment" if proxy_of(self.url) else ""
+            raise UnreachableError(
+                f"nothing answers at {self.url}{by} ({error}); start it with `posedrop up`, "
+                "or say where it is with --url"
+            ) from error
+        if answer.status_code >= 400:
+            raise _refused(answer)
+        return answer
+
+
+def pause(waited: float) -> float:
+    """Return the seconds until the next question to who waited so long: late by 5 %, at most 2 s.
+
+    Each answer costs the server some reads of the bucket, and it has videos to analyse.
+    """
+    return min(2.0, max(0.5, waited / 20))
+
+
+def _refused(answer: httpx.Response) -> PosedropError:
+    try:
+        error = answer.json()["error"]
+        message, code, field = error["message"], error["code"], error.get("field")
+    except (ValueError, KeyError, TypeError):
+        return PosedropError(f"{answer.request.url} answered {answer.status_code}")
+    if answer.status_code == 401:
+        message = f"{message} (name the URL that `posedrop up` printed, or set POSEDROP_API_TOKEN)"
+    return PosedropError(message, code=code, field=field)

@@ -1,0 +1,1 @@
+"""The index: what the buckets hold, in SQLite, to be listed, searched and counted."""

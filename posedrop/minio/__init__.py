@@ -1,0 +1,1 @@
+"""MinIO made ready for posedrop: buckets, users, policies, notifications."""

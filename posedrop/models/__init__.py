@@ -1,0 +1,1 @@
+"""Models: DeepLabCut projects and the zoo's, packed, pushed, found and fetched."""

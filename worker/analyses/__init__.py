@@ -1,1 +1,0 @@
-"""The analyses that come with posedrop, one a file."""

@@ -1,0 +1,508 @@
+"""A child process for the dangerous part: decoders, networks, drawing. It can always be killed.
+
+The parent keeps the credentials, the claim and the heartbeat; the child gets files in a scratch
+folder and answers with JSON lines on pipes of its own. What is inside is ``worker.child.process``.
+"""
+
+from __future__ import annotations
+
+import compileall
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import posedrop
+import worker
+from posedrop.buckets.records import Progress
+from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
+from worker import room
+from worker.child import handover, messages
+from worker.child.handover import lent
+from worker.child.messages import Line
+from worker.child.patience import Patience
+from worker.child.permit import POLL_SECONDS, Place, Turn
+from worker.child.walls import NAMES, OWN, Plan, Walls
+from worker.limits import Limits, end_group, end_session, exceeded, new_group, ran_out
+
+#: Seconds for an interpreter to start; nothing heavy is imported before its first word.
+START_SECONDS = 60.0
+#: Seconds that a killed child's processes may take to be gone: a driver's memory is not small.
+END_SECONDS = 5.0
+#: Seconds between two looks at what a child takes of the machine: at work, and idle.
+WATCH_SECONDS, IDLE_SECONDS = 0.5, 5.0
+
+#: What a child may know of its parent's environment: hardware and threads, nothing secret.
+_PASSED_ON = (
+    "CUDA_DEVICE_ORDER",
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "MKL_NUM_THREADS",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
+#: What every child is told.
+FIXED = {
+    "DLClight": "True",  # DeepLabCut without its windows
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "LOGNAME": "posedrop",
+    "MPLBACKEND": "Agg",
+    # A thread that waits for work sleeps; where it would spin, it keeps others from the processor:
+    # of this process (worker.cpu.winograd), and those that render.
+    "OMP_WAIT_POLICY": "passive",
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # it asks PyPI for its newest version when imported
+    "PYTHONUNBUFFERED": "1",
+    "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",  # whatever a model's own config says of it
+    "TORCH_LOAD_WEIGHTS_ONLY": "true",
+}
+
+
+class Child:
+    """One child process, started when first needed, warm between calls, replaced after a death.
+
+    Calls come one at a time; :meth:`close` may come from any thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        scratch: Path,
+        *,
+        warm: Sequence[str] = (),
+        limits: Limits | None = None,
+        hidden: Sequence[Path] = (),
+        reads: Sequence[Path] = (),
+        cards: bool = False,
+    ) -> None:
+        """Remember how to start the child.
+
+        Args:
+            name: what it is called in messages and in its idle log, ``<scratch>/<name>.log``.
+            scratch: an existing folder; the child has ``<scratch>/<name>`` of it for its own.
+            warm: modules to import while it waits for its first call.
+            limits: what it may take of the machine; None: anything.
+            hidden: folders of which it reads nothing, wherever they lie.
+            reads: files and folders that it may read beside libraries and what it is handed.
+            cards: whether it may use the machine's accelerators.
+        """
+        self._name = name
+        self._scratch = scratch
+        self._folder = scratch / name
+        self._warm = tuple(warm)
+        self._limits = limits or Limits()
+        self._plan = Plan(
+            folder=str(self._folder.absolute()),
+            reads=[str(path.absolute()) for path in reads],
+            hidden=[str(path.absolute()) for path in (scratch, *hidden)],
+            cards=cards,
+        )
+        self._call = threading.Lock()
+        self._at_work = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests = -1
+        self._answers = -1
+        self._status = -1
+        self._walls: Walls | None = None
+        self._verdict: ChildDiedError | None = None
+        self._group = ""
+        self._buffer = b""
+
+    @property
+    def pid(self) -> int | None:
+        """The process' id, None while there is none."""
+        return self._process.pid if self._process else None
+
+    @property
+    def walls(self) -> Walls | None:
+        """Which walls stand around it: what its kernel grants. None: it was never started."""
+        return self._walls
+
+    def start(self) -> None:
+        """Start the process if there is none.
+
+        Raises:
+            ChildDiedError: it ended, or said nothing, before it was ready.
+        """
+        with self._call:
+            self._ensure_started()
+
+    def call(
+        self,
+        task: str,
+        payload: dict[str, Any],
+        *,
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        wall_seconds: float | Patience | None,
+        log: Path | None,
+        folder: Path | None = None,
+        turn: Turn | None = None,
+    ) -> dict[str, Any]:
+        """Run ``task`` in the child and return its answer.
+
+        Args:
+            task: ``package.module:function``, called as ``function(payload, report)``.
+            payload: JSON types.
+            on_progress: called in this thread; what it raises ends the child.
+            should_stop: asked at least every 0.25 s, from when the call has to wait for another.
+            wall_seconds: the task may last no longer, but for waiting for its turn; None: any
+                time. A :class:`Patience` is told of the progress, and goes by it.
+            log: everything that the task and its libraries print is appended to this file of
+                ``folder``; None: to the idle log.
+            folder: the job's, all that the child may write to, but for ``video`` and ``model`` in
+                it, which it may read. It lies elsewhere meanwhile, and a link in its place.
+            turn: what the task waits for where it asks for it; None: it has it at once.
+
+        Raises:
+            CancelledRunError: ``should_stop`` said so; the child is gone.
+            ChildDiedError: it crashed or was killed; code ``timeout`` after ``wall_seconds``,
+                ``not_started`` if it never came so far.
+            PosedropError: what the task raised, as the class that it was.
+            AnalysisError: anything else that the task raised: code ``out_of_memory``,
+                ``file_too_large`` or ``internal``.
+            StorageError: the disk is full, which is not the task's fault.
+            RefusedVideoError: code ``no_room``: the task alone filled it.
+        """
+        with self._waited(should_stop):
+            self._ensure_started()
+            request = {"task": task, "payload": payload, "log": log and str(log)}
+            at = Place(turn)
+            try:
+                with contextlib.nullcontext() if folder is None else lent(folder, self._folder):
+                    answer = self._asked(request, on_progress, should_stop, wall_seconds, at)
+            except BaseException:
+                self._end()  # before, or when its folder could not be taken back
+                raise
+        if answer.error is None:
+            return answer.result or {}
+        error = answer.error.as_error()
+        if isinstance(error, AnalysisError) and error.code == "disk_full":
+            room.check_child(self._scratch.parent)
+        raise error
+
+    def kill(self) -> None:
+        """Kill the process, whatever it does; a call in another thread gets ChildDiedError."""
+        process = self._process
+        if process is not None:
+            _tell_to_end(process)
+
+    def close(self) -> None:
+        """Do the same, and wait until nothing is left of it."""
+        self.kill()
+        with self._call:
+            self._end()
+
+    def _asked(
+        self,
+        request: dict[str, Any],
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        wall_seconds: float | Patience | None,
+        place: Place,
+    ) -> Line:
+        self._at_work.set()
+        try:
+            answer = self._converse(request, on_progress, should_stop, wall_seconds, place)
+        except BaseException:
+            self._end()
+            raise
+        finally:  # when the child is gone: who comes next is alone
+            self._at_work.clear()
+            place.leave()
+        if answer.fresh:
+            # A library failed in the middle of something: what it left behind is unknown.
+            self._end()
+        return answer
+
+    @contextlib.contextmanager
+    def _waited(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """Wait for the calls before this one."""
+        while not self._call.acquire(timeout=POLL_SECONDS):
+            if should_stop():
+                raise CancelledRunError("cancelled: the run was asked to stop")
+        try:
+            yield
+        finally:
+            self._call.release()
+
+    # -- the process -----------------------------------------------------------------------------
+
+    def _ensure_started(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is not None:
+            return
+        # Linux kills a child with the *thread* that started it (PR_SET_PDEATHSIG), and the caller's
+        # may end before the process does.
+        _spawner().submit(self._spawn).result()
+        try:
+            hello = self._wait_for_hello()
+        except BaseException as error:
+            self._end()
+            if isinstance(error, ChildDiedError):
+                raise ChildDiedError(error.message, code="not_started") from error
+            raise
+        self._walls = _walls_of(hello)
+        watch = threading.Thread(target=self._watch, args=(self._process,), daemon=True)
+        watch.start()
+
+    def _spawn(self) -> None:
+        _compile()
+        handover.prepare(self._folder)
+        self._verdict = None
+        self._group = new_group(self._limits.resident) if self._limits.resident else ""
+        home = self._folder / OWN
+        child_reads, self._requests = os.pipe()
+        self._answers, child_writes = os.pipe()
+        self._status, child_tells = os.pipe()
+        passed = (child_reads, child_writes, child_tells)
+        try:
+            with (self._scratch / f"{self._name}.log").open("wb") as idle_log:
+                self._process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        # Nothing is ever imported from the working directory, nor from a home that
+                        # an earlier child wrote to.
+                        "-Ps",
+                        "-m",
+                        "worker.child.process",
+                        *map(str, passed),
+                        str(os.getpid()),
+                        str(self._limits.memory),
+                        str(self._limits.file),
+                        json.dumps(asdict(replace(self._plan, group=self._group))),
+                        *self._warm,
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=idle_log,
+                    stderr=idle_log,
+                    cwd=home,
+                    env=_environment(home),
+                    pass_fds=passed,
+                    start_new_session=True,
+                )
+        except BaseException:
+            self._close_pipes()
+            raise
+        finally:
+            for fd in passed:
+                os.close(fd)
+        os.set_blocking(self._requests, False)
+        self._buffer = b""
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """End a process that takes more of the machine than it may, at work or idle."""
+        while self._process is process and process.returncode is None:
+            found = exceeded(self._limits, process.pid, self._folder / OWN)
+            if found is not None:
+                code, words = found
+                words = f"{self._name}: the child process {words}, killed"
+                self._verdict = ChildDiedError(words, code=code)
+                _tell_to_end(process)
+                return
+            if self._at_work.wait(IDLE_SECONDS):
+                time.sleep(WATCH_SECONDS)
+
+    def _wait_for_hello(self) -> Line:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            for line in self._exchange(b"")[1]:
+                if line.hello is None:
+                    raise self._nonsense()
+                return line
+        raise ChildDiedError(f"{self._name}: the child process did not start")
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            _tell_to_end(process)
+            # By then what it started has given back its memory and its files.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+            end_session(process.pid)
+            process.wait()
+        end_group(self._group)
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for fd in (self._requests, self._answers, self._status):
+            if fd >= 0:
+                os.close(fd)
+        self._requests = self._answers = self._status = -1
+        self._buffer = b""
+
+    # -- the conversation ------------------------------------------------------------------------
+
+    def _converse(
+        self,
+        request: dict[str, Any],
+        on_progress: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        wall_seconds: float | Patience | None,
+        place: Place,
+    ) -> Line:
+        started = time.monotonic()
+        limit = Patience.of(wall_seconds) if isinstance(wall_seconds, int | float) else wall_seconds
+        unsent = json.dumps(request).encode() + b"\n"
+        while True:
+            if should_stop():
+                raise CancelledRunError("cancelled: the run was asked to stop")
+            worked = time.monotonic() - started - place.seconds
+            if limit is not None and not place.waits and worked > limit.seconds:
+                raise ChildDiedError(
+                    f"{self._name}: no {limit.wanted} within {limit.seconds:g} s, killed",
+                    code="timeout",
+                )
+            unsent, lines = self._exchange(unsent, place.waits_for)
+            for line in lines:
+                if line.progress is not None:
+                    if limit is not None:
+                        limit.heard(line.progress, worked)
+                    on_progress(line.progress)
+                elif line.turn == "over":
+                    place.leave()
+                elif line.turn == "wanted":
+                    if not place.ask():
+                        raise self._nonsense()
+                elif line.hello is not None:
+                    raise self._nonsense()
+                else:
+                    return line
+            # Not before it has read the last word: else it could fill our memory with wishes.
+            if not unsent and place.come():
+                unsent = b'{"turn": "yours"}\n'
+            elif lines and place.waits:
+                on_progress(Progress(stage="wait"))
+
+    def _exchange(self, unsent: bytes, also: Turn | None = None) -> tuple[bytes, list[Line]]:
+        """Send and receive what can be within POLL_SECONDS; return what is left, what came.
+
+        It returns earlier when something came, or when ``also`` is free.
+        """
+        poll = select.poll()
+        poll.register(self._answers, select.POLLIN)
+        if unsent:
+            poll.register(self._requests, select.POLLOUT)
+        if also is not None:
+            poll.register(also, select.POLLIN)
+        for fd, _ in poll.poll(POLL_SECONDS * 1000):
+            if fd == self._requests:
+                with contextlib.suppress(BrokenPipeError, BlockingIOError):
+                    unsent = unsent[os.write(self._requests, unsent) :]
+            elif fd == self._answers:
+                data = os.read(self._answers, 1 << 16)
+                if not data:
+                    raise self._death()
+                self._buffer += data
+        return unsent, self._complete_lines()
+
+    def _complete_lines(self) -> list[Line]:
+        *lines, self._buffer = self._buffer.split(b"\n")
+        if max(map(len, (self._buffer, *lines))) > messages.MAX_LINE_BYTES:
+            raise ChildDiedError(f"{self._name}: the child process sends without end, killed")
+        try:
+            return [messages.parse(line) for line in lines]
+        except ValueError as error:
+            raise self._nonsense() from error
+
+    def _nonsense(self) -> ChildDiedError:
+        return ChildDiedError(f"{self._name}: the child process speaks nonsense, killed")
+
+    def _death(self) -> ChildDiedError:
+        process = self._process
+        if process is None:
+            return ChildDiedError(f"{self._name}: the child process is gone")
+        if self._verdict is not None:
+            return self._verdict
+        try:
+            code = process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return ChildDiedError(f"{self._name}: the child process stopped listening, killed")
+        # The process that is known here ends itself after the one within the walls (child.walls),
+        # and has left word of how that one ended.
+        if ran_out(self._group):
+            words = f"{self._name}: the child process took all the memory that it may, killed"
+            return ChildDiedError(words, code="out_of_memory")
+        told = os.read(self._status, 16)
+        with contextlib.suppress(ValueError):
+            code = int(told)
+        return ChildDiedError(f"{self._name}: the child process {_how_it_ended(code)}")
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"ended by itself with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (somebody killed it; when memory is short, the kernel does)" if code == -9 else ""
+    return f"was ended by {name}{hint}"
+
+
+def _tell_to_end(process: subprocess.Popen[bytes]) -> None:
+    """Have the process outside of the walls kill all that is within, and itself when it is gone."""
+    # Not yet reaped, so that its number is still its own.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if sys.platform.startswith("linux"):
+                process.terminate()
+            else:  # there are no walls, and nobody outside of them
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _walls_of(hello: Line) -> Walls:
+    """Return what a child says of its walls; it says so before it has seen any film."""
+    lack = {name: hello.lack[name] for name in NAMES if name in hello.lack}
+    return Walls([name for name in NAMES if name in hello.walls], lack)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Return the child's environment, made from nothing: no credential of ours is in it."""
+    return {
+        **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
+        **FIXED,
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LANG": os.environ.get("LANG", "C.UTF-8"),
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        # The same code as here, installed or not; relative entries would mean other folders there.
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if Path(path).is_absolute()),
+    }
+
+
+@cache
+def _compile() -> None:
+    """Compile posedrop's code, once: a child can write none, and would do so at each start."""
+    for package in (posedrop, worker):
+        for folder in package.__path__:
+            compileall.compile_dir(folder, quiet=2)
+
+
+_spawners: dict[int, ThreadPoolExecutor] = {}
+_spawners_lock = threading.Lock()
+
+
+def _spawner() -> ThreadPoolExecutor:
+    """Return the one thread of this process that starts children, and lives as long as it does."""
+    with _spawners_lock:
+        # By process, because a fork has the dictionary but not the thread.
+        if os.getpid() not in _spawners:
+            _spawners.clear()
+            _spawners[os.getpid()] = ThreadPoolExecutor(1, thread_name_prefix="child-spawner")
+        return _spawners[os.getpid()]

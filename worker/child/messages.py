@@ -1,0 +1,280 @@
+"""What a worker and its child processes say to each other: every message is a type with bounds.
+
+A child decodes the films of strangers, and one of them may have taken it over. So what its parent
+takes from it is one of these messages, or a child that failed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+
+from posedrop import errors
+from posedrop.analyses import DEFAULT_MODEL_BYTES
+from posedrop.buckets.records import (
+    Count,
+    Details,
+    Encoded,
+    FrameRange,
+    Probe,
+    Progress,
+    Record,
+    Seconds,
+)
+from posedrop.errors import AnalysisError, PosedropError
+
+#: Bytes of one line. A child gone mad must not fill its parent's memory, and as objects of Python
+#: JSON may take twenty times as much.
+MAX_LINE_BYTES = 8 << 20
+#: Ranges of lost frames in an answer.
+MAX_RANGES = 20_000
+#: Characters of what a child says for people, which goes into records.
+MAX_WORDS = 2000
+MAX_NAME = 100
+#: Entries of a table of timings or versions.
+_MAX_ENTRIES = 100
+_CODE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
+#: What a task may raise as itself. Anything else speaks for what the parent alone can know: that
+#: the store is away, or that somebody asked for an end.
+_RAISED = (errors.AnalysisError, errors.BadRequestError, errors.RefusedVideoError)
+
+
+def _cut_to(most: int) -> BeforeValidator:
+    return BeforeValidator(lambda text: text[:most] if isinstance(text, str) else text)
+
+
+def _briefly(progress: Progress) -> Progress:
+    return progress.model_copy(update={"stage": progress.stage[:MAX_NAME]})
+
+
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+
+
+# -- lines: what a child sends ---------------------------------------------------------------------
+
+
+class Failure(Record):
+    """Why a task failed, as its child tells it."""
+
+    kind: Annotated[str, _cut_to(MAX_NAME)] = Field(
+        alias="class", description="the name of a class of posedrop.errors"
+    )
+    code: str
+    message: Annotated[str, _cut_to(MAX_WORDS)]
+    field: Annotated[str, _cut_to(MAX_NAME)] | None = None
+
+    def as_error(self) -> PosedropError:
+        """Return what the task raised, as the class that it was if a task may raise that."""
+        kind = getattr(errors, self.kind, None)
+        if not (isinstance(kind, type) and issubclass(kind, _RAISED)):
+            kind = AnalysisError
+        code = self.code if _CODE.match(self.code) else "internal"
+        return kind(self.message, code=code, field=self.field)
+
+
+class Line(Record):
+    """One line of a child; exactly one of the first five is there."""
+
+    hello: Count | None = Field(default=None, description="it is ready: its process id")
+    progress: Annotated[Progress, AfterValidator(_briefly)] | None = None
+    turn: Literal["wanted", "over"] | None = Field(default=None, description="at the accelerator")
+    result: Details | None = Field(default=None, description="the task is done")
+    error: Failure | None = Field(default=None, description="the task failed")
+    walls: list[Name] = Field(
+        default_factory=list, max_length=_MAX_ENTRIES, description="with hello: those that stand"
+    )
+    lack: dict[Name, Annotated[str, _cut_to(MAX_NAME)]] = Field(
+        default_factory=dict,
+        max_length=_MAX_ENTRIES,
+        description="with hello: and why others don't",
+    )
+    fresh: bool = Field(default=False, description="with error: go on with a new process")
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Line:
+        said = (self.hello, self.progress, self.turn, self.result, self.error)
+        if sum(each is not None for each in said) != 1:
+            raise ValueError("a line says one thing")
+        return self
+
+
+def parse(line: bytes) -> Line:
+    """Return the message in a line of a child.
+
+    Raises:
+        ValueError: there is none: it is no JSON, says nothing or two things at once, is nested too
+            deep, or has a number that is out of bounds.
+    """
+    return Line.model_validate_json(line)
+
+
+# -- answers: what a task's result is --------------------------------------------------------------
+
+
+class ProbeOutput(Record):
+    """What a film is."""
+
+    probe: Probe
+
+
+class AnalysisOutput(Record):
+    """What an analysis found out about its frames; ``inference.json`` is made of it."""
+
+    frames_expected: Count
+    frames_decoded: Count
+    rows: Count
+    missing: list[FrameRange] = Field(default_factory=list, max_length=MAX_RANGES)
+    cut: bool = False
+    concealed: Count = 0
+    timestamps: Name | None = None
+    analysis_version: Name = ""
+    timings: dict[Name, Seconds] = Field(default_factory=dict, max_length=_MAX_ENTRIES)
+    versions: dict[Name, Name] = Field(default_factory=dict, max_length=_MAX_ENTRIES)
+    details: Details = Field(default_factory=dict)
+    tuning: dict[Name, str] = Field(
+        default_factory=dict, description="new to remember of the model's speed: texts by name"
+    )
+
+
+class RenderOutput(Record):
+    """How the drawing went."""
+
+    timings: dict[Name, Seconds] = Field(max_length=_MAX_ENTRIES)
+    encode: Encoded | None = None
+
+
+class DeviceOutput(Record):
+    """What a child's first task tells of the machine."""
+
+    accelerated: bool = Field(description="networks are computed beside the processor")
+
+
+# -- tasks: what a child is asked for --------------------------------------------------------------
+
+Output = TypeVar("Output", bound=Record)
+
+
+class Task(Record, Generic[Output]):
+    """Something to be done by a child; paths are files and folders of the job's own."""
+
+    FUNCTION: ClassVar[str]
+    """``package.module:function``, called in the child with this message as JSON."""
+    OUTPUT: ClassVar[type[Record]]
+
+    def output(self, answer: dict[str, Any]) -> Output:
+        """Return a child's answer as what it has to be.
+
+        Raises:
+            AnalysisError: code ``bad_answer``: it can't be that; the message says where.
+        """
+        try:
+            output: Any = self.OUTPUT.model_validate(answer)
+            self._check(output)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))[:MAX_NAME]
+            raise self._bad(f"{where}: {first['msg'][:MAX_NAME]}") from error
+        found: Output = output
+        return found
+
+    def _check(self, output: Output) -> None:
+        """Raise AnalysisError if an output can't be this task's."""
+
+    def _bad(self, why: str) -> AnalysisError:
+        who = getattr(self, "analysis", None) or self.FUNCTION.rpartition(":")[2]
+        return AnalysisError(f"{who} gave no answer that can be one: {why}", code="bad_answer")
+
+
+class ProbeVideo(Task[ProbeOutput]):
+    """Find out what a film is, and draw its thumbnail."""
+
+    FUNCTION = "worker.video.preflight:probe"
+    OUTPUT = ProbeOutput
+
+    video: str
+    thumbnail: str = Field(description="a JPEG to write")
+    max_pixels: int = Field(description="of a frame")
+    max_frames: int
+
+    def _check(self, output: ProbeOutput) -> None:
+        probe = output.probe
+        for what, is_good in {
+            "size": 0 < probe.width * probe.height <= self.max_pixels,
+            "frames": 0 < probe.frames <= self.max_frames,
+            "fps": probe.fps > 0,
+            "duration": probe.duration >= 0,
+            "codec": max(len(probe.codec), len(probe.pixel_format)) <= MAX_NAME,
+        }.items():
+            if not is_good:
+                raise self._bad(f"its {what} can't be")
+
+
+class _Analyse(Task[AnalysisOutput]):
+    OUTPUT = AnalysisOutput
+
+    analysis: str
+    out: str = Field(description="an empty folder: what is left in it are the artefacts")
+    args: dict[str, Any]
+    sha256: str = Field(default="", description="of the film")
+    model_digest: str | None = None
+
+
+class RunAnalysis(_Analyse):
+    """Run an analysis on a film."""
+
+    FUNCTION = "worker.child.tasks:run_analysis"
+
+    video: str
+    model: str | None = Field(default=None, description="the folder of its files")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    decode: str = Field(default="auto", description="auto, cpu, cuda")
+    parts: str | None = Field(default=None, description="a folder for checkpoints")
+    part_seconds: float = Field(default=60.0, description="between two checkpoints")
+    model_bytes: int = Field(default=DEFAULT_MODEL_BYTES, description="that stay loaded")
+    tuning: dict[str, str] = Field(
+        default_factory=dict, description="what is remembered of the model's speed"
+    )
+
+
+class FinishAnalysis(_Analyse):
+    """Make of ``predictions.npz``, alone in ``out``, what is left to do; there is no film."""
+
+    FUNCTION = "worker.child.tasks:finish_analysis"
+
+
+class RenderVideo(Task[RenderOutput]):
+    """Draw the labelled video and the plots."""
+
+    FUNCTION = "worker.video.draw:render"
+    OUTPUT = RenderOutput
+
+    video: str
+    poses: str = Field(description="DeepLabCut's table, HDF5")
+    poses_filtered: str | None = None
+    out: str
+    pcutoff: float
+    style: dict[str, Any] = Field(default_factory=dict)
+    skeleton: list[list[str]] = Field(default_factory=list)
+    start: int = 0
+    stop: int | None = None
+    stride: int = 1
+    device: str = "auto"
+    encode: str = "cpu"
+
+
+def ask(call: Callable[..., dict[str, Any]], task: Task[Output], **options: Any) -> Output:
+    """Have a child do a task, and return its answer as the type that it has to be.
+
+    Args:
+        call: of a :class:`worker.child.child.Child` or of what has several.
+        task: what to do.
+        options: of that ``call``.
+
+    Raises:
+        AnalysisError: code ``bad_answer``: it is no such answer.
+        PosedropError: what ``call`` raises.
+    """
+    return task.output(call(task.FUNCTION, task.model_dump(mode="json"), **options))

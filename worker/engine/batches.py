@@ -1,0 +1,175 @@
+"""Frames into the network, predictions out: in batches of our own, or by DeepLabCut's runners."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
+
+from posedrop.errors import AnalysisError
+from worker.engine.loaded import Warm
+from worker.engine.passes import Pass
+from worker.engine.postprocess import postprocessed
+from worker.gpu.staging import AnyFrame
+from worker.precision.guard import Numbers, Precision, State
+from worker.video import decode
+
+Prediction = dict[str, npt.NDArray[Any]]
+
+
+class Feed(ABC):
+    """Takes frames, gives predictions in the same order."""
+
+    order: decode.Order = "rgb"
+    """Of the bytes of a pixel that it takes."""
+    setup: dict[str, Any]
+    """What a checkpoint has to have been made with."""
+
+    @property
+    def between_batches(self) -> bool:
+        """Whether the last batch was given to its end: the moment for a checkpoint."""
+        return True
+
+    def rest(self) -> None:  # noqa: B027  # most rest after each batch
+        """Come to such a moment soon."""
+
+    @abstractmethod
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Yield each frame's number and what DeepLabCut's postprocessor makes of it."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what is needed to go on from here as if nothing had happened; JSON types."""
+        return {}
+
+    def resume(self, state: dict[str, Any]) -> None:  # noqa: B027  # most have none
+        """Go on from a state."""
+
+    @abstractmethod
+    def told(self) -> dict[str, Any]:
+        """Return what the result tells: ``precision``, ``batch_size``, ``tuning``."""
+
+
+class Runner(Feed):
+    """DeepLabCut's own runners, for what comes in more steps: a detector, crops, resizing."""
+
+    def __init__(
+        self, warm: Warm, batch: int, precision: Precision, dynamic: DynamicCropper | None
+    ) -> None:
+        self._dynamic = dynamic
+        self._network = warm.network
+        self._dtype = warm.machine.dtype_for(precision)
+        # Autocast casts what goes into torch's own operators alone.
+        model = warm.machine.exact if self._dtype is None else warm.machine.plain
+        self._network.pose.model = model
+        self._precision = precision
+        self._batch = batch
+        self._ends = True
+        self.setup = {"precision": precision, "batch": batch}
+
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Yield each frame's; see there."""
+        pose = self._network.pose
+        pose.batch_size, pose.dynamic = self._batch, self._dynamic
+        for group in _grouped(frames, self._batch):
+            images: list[Any] = [image for _, image in group]
+            device = torch.device(self._network.device).type
+            with torch.autocast(device, self._dtype, enabled=self._dtype is not None):
+                if self._network.detector is not None:
+                    boxes = self._network.detector.inference(images)
+                    images = list(zip(images, boxes, strict=True))
+                found = pose.inference(images)
+            if len(found) != len(group):
+                raise AnalysisError(f"{len(group)} frames went in, {len(found)} poses came out")
+            for place, ((number, _), prediction) in enumerate(zip(group, found, strict=True), 1):
+                self._ends = place == len(group)
+                yield number, prediction
+
+    @property
+    def between_batches(self) -> bool:
+        """Whether the last batch was given to its end."""
+        return self._ends
+
+    def told(self) -> dict[str, Any]:
+        """Return what the result tells of the arithmetic."""
+        used: Numbers = "fp32" if self._precision == "auto" else self._precision
+        told = State(used).told(self._precision)
+        return {"precision": told, "batch_size": self._batch, "tuning": None}
+
+
+class Batches(Feed):
+    """Frames that only need to be normalised: through the network as they are decoded."""
+
+    def __init__(self, pictures: Pass, postprocessor: Any) -> None:
+        """Send frames through ``pictures``, and what comes out through DeepLabCut's steps."""
+        self._pass = pictures
+        self._postprocessor = postprocessor
+        self.order = pictures.order  # the device turns them round
+        self._open = False
+        self.setup = pictures.setup
+
+    @property
+    def between_batches(self) -> bool:
+        """Whether all that was begun was given."""
+        return self._pass.is_empty and not self._open
+
+    def rest(self) -> None:
+        """Give all that was begun before more is begun."""
+        self._pass.rests = True
+
+    def state(self) -> dict[str, Any]:
+        """Return what is known of the arithmetic, and the batch."""
+        return self._pass.state()
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._pass.resume(state)
+
+    def told(self) -> dict[str, Any]:
+        """Return what the result tells of the arithmetic."""
+        return self._pass.told()
+
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Yield each frame's; see there."""
+        numbers: deque[int] = deque()
+        size = (0, 0)
+
+        def seen() -> Iterator[AnyFrame]:
+            nonlocal size
+            for number, frame in frames:
+                numbers.append(number)
+                size = (frame.shape[1], frame.shape[0])
+                yield frame
+
+        for raw, count in self._pass.batches(seen()):
+            its = {
+                head: {name: rows[:count] for name, rows in named.items()}
+                for head, named in raw.items()
+            }
+            found = postprocessed(self._postprocessor, its, size)
+            for place, prediction in enumerate(found, 1):
+                self._open = place < count
+                yield numbers.popleft(), prediction
+
+
+def _grouped(
+    frames: Iterator[tuple[int, AnyFrame]], size: int
+) -> Iterator[list[tuple[int, AnyFrame]]]:
+    group = []
+    for frame in frames:
+        group.append(frame)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

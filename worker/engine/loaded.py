@@ -1,0 +1,114 @@
+"""Models that stay loaded between videos, within a bound of bytes.
+
+Imported in the child process only: it brings torch along.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from worker.cpu import fused
+from worker.engine.detection import Detector
+from worker.engine.network import Network
+from worker.precision.guard import Machine
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A model, loaded and ready to run."""
+
+    network: Network
+    machine: Machine
+    normalises: bool
+    """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
+    detector: Detector | None = None
+    """Of a top-down model."""
+    conditions: Warm | None = None
+    """Of a conditional top-down model: the bottom-up one."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes at the moment: weights, exact and reduced, the detector's, recordings."""
+        modules = [*self.machine.forms(), *(self.detector.modules() if self.detector else [])]
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for module in modules
+            for tensor in _tensors(module)
+        }
+        packed = sum(fused.packed_bytes(module) for module in modules)
+        beside = self.conditions.bytes if self.conditions is not None else 0
+        return sum(storages.values()) + packed + self.machine.graphs.bytes + beside
+
+
+class Shelf:
+    """Models by what names them; the least recently used one goes first."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._models: OrderedDict[Hashable, Warm] = OrderedDict()
+
+    def get(self, key: Hashable, load: Callable[[], Warm], most: int) -> Warm:
+        """Return a model, loaded now if it is not there; it stays.
+
+        Args:
+            most: bytes of all models, from when the next one is loaded. Until then this one is in
+                use, and may be larger alone.
+        """
+        if key not in self._models:
+            self.trim(most)  # reduced weights are made after a model was put here
+            self._models[key] = load()
+        self._models.move_to_end(key)
+        self.trim(most)
+        return self._models[key]
+
+    def trim(self, most: int) -> None:
+        """Let the least recently used models go, until they are within ``most`` bytes, or one."""
+        size = sum(model.bytes for model in self._models.values())
+        while size > most and len(self._models) > 1:
+            size -= self._models.popitem(last=False)[1].bytes
+            released()
+
+    def rest(self, most: int) -> None:
+        """Let recordings go until all is within ``most`` bytes: another process has its turn."""
+        size = sum(model.bytes for model in self._models.values())
+        for model in self.models():
+            if size > most:
+                size -= model.machine.graphs.bytes
+                model.machine.graphs.clear()
+
+    def clear(self) -> None:
+        """Let all models go."""
+        self._models.clear()
+        released()
+
+    def models(self) -> list[Warm]:
+        """Return the models that are there, the least recently used first."""
+        return list(self._models.values())
+
+    def __iter__(self) -> Iterator[Hashable]:
+        """Return what names the models that are there, the least recently used first."""
+        return iter(self._models)
+
+
+def is_short(device: torch.device) -> bool:
+    """Tell whether less than half of a device's memory is free: others may want what is kept."""
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    return bool(free < total / 2)
+
+
+def released() -> None:
+    """Give back what torch keeps of an accelerator's memory for later: another process wants it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()

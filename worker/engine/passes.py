@@ -1,0 +1,450 @@
+"""Pictures of one size through a pose network, in batches, each in its order.
+
+How they are computed is found by timing on the first of them (``precision.tuning``); pictures that
+are to be computed once more in fp32 (``precision.guard``) are gathered over several batches
+and computed together, so that every call of the network has one of two shapes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worker.engine.loaded import Warm
+from worker.gpu import staging
+from worker.gpu.staging import AnyFrame
+from worker.gpu.streams import Mark, Upload, device_of
+from worker.memory import is_out_of_memory
+from worker.precision import tuning, ways
+from worker.precision.guard import WINDOW, Arithmetic, Choice, Doubt, Launched, Precision, State
+from worker.precision.tuning import Memory, Tuned, Way
+from worker.precision.watch import watches_of
+from worker.video import decode
+
+Frame = npt.NDArray[np.uint8]
+#: Of a picture: by head and name what DeepLabCut's predictor gives, without the row.
+Raw = dict[str, dict[str, npt.NDArray[Any]]]
+
+#: Batches at work at the same time on a GPU: it computes one while another is read.
+IN_FLIGHT = 2
+#: Pictures at once that are computed once more in fp32; half a batch, if that is more.
+AGAIN_BATCH = 8
+#: Pictures after which what they say of the fast arithmetic's worth counts, and again after each.
+LOOK_EVERY = 8
+#: So many pictures weighs what is taken of films before they are seen.
+TAKEN = 16
+
+
+class Batch:
+    """A batch that was computed: its predictions, and what of them is still to be settled."""
+
+    def __init__(self, found: Raw, count: int, doubts: list[Doubt]) -> None:
+        self.found = found
+        self.count = count
+        self.open = len(doubts)
+
+    def put(self, row: int, values: Raw, its: int) -> None:
+        """Put a picture's settled predictions in the place of the first ones."""
+        for head, named in values.items():
+            for name, value in named.items():
+                self.found[head][name][row] = value[its]
+        self.open -= 1
+
+
+class Pass:
+    """Takes pictures of one size, gives predictions in the same order."""
+
+    def __init__(
+        self,
+        warm: Warm,
+        batch: int | None,
+        precision: Precision,
+        pcutoff: float,
+        *,
+        part: str = "",
+        memory: Memory | None = None,
+        pictures: int | None = None,
+        fills: bool = False,
+    ) -> None:
+        """Prepare; the first picture decides the rest.
+
+        Args:
+            warm: the model.
+            batch: pictures at once; None: found by timing.
+            precision: of the arithmetic.
+            pcutoff: keypoints below this likelihood are not held to the tolerance.
+            part: of the model that the network is, to remember timings by.
+            memory: what is remembered; None: nothing.
+            pictures: how many there will be, as far as that is known.
+            fills: whether the last batch is filled up too. (Of pictures whose batches don't begin
+                at the same ones in each attempt, the bits would else depend on it.)
+        """
+        self._warm = warm
+        self._asked = batch
+        self._precision = precision
+        self._part = part
+        self._memory = memory or Memory()
+        self._pictures = pictures
+        self._fills = fills
+        self._device = torch.device(warm.network.device)
+        self._accelerated = accelerated(self._device)
+        self._cuda = device_of(self._device)
+        self._upload = Upload(self._device, self._cuda)
+        self._graphs = warm.machine.graphs
+        self._replays = self._graphs.replays
+        self.order: decode.Order = "planes" if self._accelerated else "bgr"
+        """Of the bytes of a pixel that it takes."""
+        self._watches = watches_of(warm.machine.exact, pcutoff)
+        self._again = max((watch.again for watch in (self._watches or {}).values()), default=0.0)
+        self._numbers = warm.machine.numbers_for(precision, watched=self._watches is not None)
+        self._arithmetic: Arithmetic | None = None
+        self._tuned: Tuned | None = None
+        self._key: dict[str, Any] = {}
+        self._doubts: list[tuple[Doubt, Batch]] = []
+        self._done: deque[Batch] = deque()
+        self._looked = 0
+        # Seconds a picture, on this film: in fewer bits, in fp32.
+        self._took = [float("inf"), float("inf")]
+        self.batch = batch or 1
+        """Pictures at once, as soon as the first one was seen."""
+        self.setup: dict[str, Any] = {
+            "precision": precision,
+            "batch": batch,
+            "pcutoff": pcutoff,
+            **_ways(),
+        }
+        """What a state has to have been made with."""
+        self.rests = False
+        """Set it, and all that was begun is given before more is begun: for a checkpoint."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all that was begun was given: :meth:`state` is of use then alone."""
+        return not self._done
+
+    def state(self) -> dict[str, Any]:
+        """Return what is needed to go on from here as if nothing had happened; JSON types."""
+        if self._arithmetic is None or self._tuned is None:
+            return {}
+        return {
+            "arithmetic": self._arithmetic.state_as_json(),
+            "choice": asdict(self._arithmetic.choice),
+            "tuned": self._tuned.told(),
+            "batch": self.batch,
+            "looked": self._looked,
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        if not state:
+            return
+        self.batch, self._looked = int(state["batch"]), int(state["looked"])
+        choice = Choice(**state["choice"])
+        timings = {Way.parse(way): ms / 1000 for way, ms in state["tuned"]["milliseconds"].items()}
+        self._tuned = Tuned(
+            choice, timings, int(state["tuned"]["remembered"]), state["tuned"]["seconds"]
+        )
+        known = state["arithmetic"]
+        known = State(**{**known, "later": [(int(at), noise) for at, noise in known["later"]]})
+        self._arithmetic = self._computing(choice, known)
+
+    def enlarge(self, scale: float) -> None:
+        """Let a pixel of a picture be so many of a frame, from now on, if that is more."""
+        for watch in (self._watches or {}).values():
+            watch.scale = max(watch.scale, scale)
+
+    def told(self) -> dict[str, Any]:
+        """Return what the result tells: ``precision``, ``batch_size``, ``tuning``."""
+        state = self._arithmetic.state if self._arithmetic is not None else State(self._numbers)
+        return {
+            "precision": state.told(self._precision),
+            "batch_size": self.batch,
+            "tuning": self._tuned.told() if self._tuned is not None else None,
+            **({"graphs": self._graphs.told(self._replays)} if self._cuda is not None else {}),
+        }
+
+    def outputs(self, pictures: Iterator[AnyFrame | None]) -> Iterator[Raw]:
+        """Yield each picture's predictions; see :meth:`batches`."""
+        for found, count in self.batches(pictures):
+            for row in range(count):
+                yield {
+                    head: {name: value[row] for name, value in named.items()}
+                    for head, named in found.items()
+                }
+
+    @torch.inference_mode()
+    def batches(self, pictures: Iterator[AnyFrame | None]) -> Iterator[tuple[Raw, int]]:
+        """Yield predictions by batches: arrays with a row a picture, and how many rows count.
+
+        Args:
+            pictures: (height, width, 3), BGR, or planes of that shape. None among them: all that
+                came before is given before the next one is asked for.
+
+        Raises:
+            UnfaithfulError: the fast arithmetic moved a keypoint; begin again in fp32.
+        """
+        waiting: deque[AnyFrame] = deque()
+        flying: deque[tuple[list[AnyFrame], Launched, Mark | None]] = deque()
+        in_flight = IN_FLIGHT if self._accelerated else 1
+        more, flushes = True, False
+        while more or waiting or flying or self._done:
+            self.rests = self.rests and bool(flying or self._done)
+            while more and not flushes and len(waiting) < self._wanted:
+                picture = next(pictures, _END)
+                if picture is _END:
+                    more = False
+                elif picture is None:
+                    flushes = True
+                else:
+                    waiting.append(picture)
+                    if self._arithmetic is None:
+                        self._begin(picture)
+            ends = flushes or not more
+            # At rest, a batch that is not full waits for more pictures.
+            begins = waiting and (ends or not self.rests)
+            group: list[AnyFrame] = []
+            try:
+                if begins:
+                    self._settle_before(self._machine.state.frames + sum(map(_size, flying)))
+                    group = [waiting.popleft() for _ in range(min(self._wanted, len(waiting)))]
+                    began = time.perf_counter()
+                    launched = self._launch(group, fills=flushes or self._fills)
+                    flying.append((group, launched, self._marked()))
+                    group = []
+                    if len(flying) < in_flight and more and not flushes and not self.rests:
+                        continue
+                if flying:
+                    group, launched, mark = flying[0]
+                    self._collect(launched, mark)
+                    flying.popleft()
+                    if launched.fast and launched.outputs is not None and not self._accelerated:
+                        self._know(0, began, len(group))
+                    group = []
+                    self._settle(self._again_batch - 1)
+                    self._look()
+                at_rest = self.rests and not flying
+                if (ends and not waiting and not flying) or at_rest:
+                    self._settle(0)
+            except Exception as error:
+                if not is_out_of_memory(error) or self.batch == 1:
+                    raise
+                # All that was begun goes back to the front of the queue, in its order.
+                groups = [one for one, *_ in flying]
+                if not (groups and groups[0] is group):
+                    groups.append(group)
+                waiting.extendleft(one for its in reversed(groups) for one in reversed(its))
+                flying.clear()
+                self._halve()
+                continue
+            while self._done and not self._done[0].open:
+                batch = self._done.popleft()
+                yield batch.found, batch.count
+            if flushes and not (waiting or flying or self._done):
+                flushes = False
+
+    @property
+    def _machine(self) -> Arithmetic:
+        assert self._arithmetic is not None  # noqa: S101  # there is a picture
+        return self._arithmetic
+
+    @property
+    def _again_batch(self) -> int:
+        return max(min(self.batch, AGAIN_BATCH), self.batch // 2)
+
+    @property
+    def _wanted(self) -> int:
+        """Pictures of the next batch."""
+        computing = self._arithmetic
+        if computing is None or not computing.learns:
+            return self.batch
+        # Few, as they are computed both ways; but a film may begin with long nothing.
+        return min(self.batch, self._again_batch << min(computing.state.blank, 8))
+
+    def _begin(self, picture: AnyFrame) -> None:
+        """Choose how to compute, by timing it on a film's first picture."""
+        machine = self._warm.machine
+        numbers = list(dict.fromkeys([self._numbers, "fp32"]))
+        if self._precision != "auto":
+            numbers = numbers[:1]
+        watched = self._watches is not None
+        kinds = {one: machine.kinds(one, watched=watched) for one in numbers}
+        if watched and self._precision == "auto":
+            kinds = {one: [*its, *machine.others(one)] for one, its in kinds.items()}
+        among = tuning.space(
+            kinds,
+            (picture.shape[0], picture.shape[1]),
+            self._asked,
+            accelerated=self._accelerated,
+            multiplies_tiles=torch.cpu._is_amx_tile_supported(),
+            pictures=self._pictures,
+            again=self._again,
+        )
+        self._key = {
+            **tuning.signature(self._device, torch.get_num_threads()),
+            "part": self._part,
+            "size": list(picture.shape),
+        }
+        known = self._memory.recall(self._key)
+        self._tuned = tuning.tune(
+            among, known, self._pictures, lambda way: self._timed(way, picture), time.perf_counter
+        )
+        if self._tuned.timings != known:
+            self._memory.learn(self._key, self._tuned.timings)
+        choice = self._tuned.choice
+        machine.keep({(choice.numbers, choice.kind), ("fp32", choice.exact)})
+        self.batch = choice.batch
+        self._arithmetic = self._computing(choice, None)
+
+    def _computing(self, choice: Choice, state: State | None) -> Arithmetic:
+        return Arithmetic(self._warm.machine, self._precision, self._watches, choice, state)
+
+    def _timed(self, way: Way, picture: AnyFrame) -> float:
+        """Return the seconds that a picture takes in a way; infinity if memory does not suffice."""
+        state = State(way.numbers, samples=10**9)  # nothing is learnt by it
+        choice = Choice(
+            way.numbers, way.kind, way.kind if way.numbers == "fp32" else "direct", way.batch
+        )
+        best = float("inf")
+        try:
+            computing = self._computing(choice, state)
+            for call in range(1 + tuning.TIMES):
+                began = time.perf_counter()
+                pixels = self._pixels([picture] * way.batch)
+                found, _ = computing.collect(computing.launch(pixels, way.batch))
+                _here(found)
+                took = time.perf_counter() - began
+                if call:
+                    best = min(best, took / way.batch)
+                    if took > tuning.LONG:
+                        break
+            form = self._warm.machine.form(way.numbers, way.kind)
+            if isinstance(form, ways.Other) and not form.works:
+                best = float("inf")
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._free()
+        return best
+
+    def _launch(self, group: list[AnyFrame], *, fills: bool) -> Launched:
+        size = self._wanted if fills else len(group)
+        pixels = self._pixels(group + group[-1:] * (size - len(group)))
+        return self._machine.launch(pixels, len(group))
+
+    def _marked(self) -> Mark | None:
+        """Mark where the device is when it has done what it was told so far."""
+        if self._cuda is None:
+            return None
+        mark = self._cuda.mark()
+        mark.record()
+        return mark
+
+    def _pixels(self, images: list[AnyFrame]) -> torch.Tensor:
+        return staging.pixels(images, self._upload)
+
+    def _collect(self, launched: Launched, mark: Mark | None) -> None:
+        # What is computed only now has its place behind the batch that is at work.
+        begun = launched.outputs is not None
+        beside = self._cuda.beside(mark) if begun and self._cuda and mark else nullcontext()
+        with beside:
+            found, doubts = self._machine.collect(launched)
+            batch = Batch(_here(found), launched.count, doubts)
+        self._done.append(batch)
+        self._doubts += [(doubt, batch) for doubt in doubts]
+
+    def _settle_before(self, index: int) -> None:
+        """Settle all whose noise could count for the picture of this number."""
+        if self._doubts and self._doubts[0][0].index // WINDOW + 2 <= index // WINDOW:
+            self._settle(0)
+
+    def _settle(self, left: int) -> None:
+        """Compute again what is in doubt, in full batches, until no more than ``left`` are."""
+        while len(self._doubts) > left:
+            some, began = self._doubts[: self._again_batch], time.perf_counter()
+            values = _here(self._machine.settle([doubt for doubt, _ in some], self._again_batch))
+            self._know(1, began, self._again_batch)
+            del self._doubts[: len(some)]
+            for its, (doubt, batch) in enumerate(some):
+                if self._precision == "auto":
+                    batch.put(doubt.row, values, its)
+                else:
+                    batch.open -= 1
+
+    def _look(self) -> None:
+        """Give fewer bits up where too many pictures have to be computed again."""
+        computing = self._machine
+        state, choice = computing.state, computing.choice
+        if self._precision != "auto" or state.numbers == "fp32":
+            return
+        if state.frames // LOOK_EVERY == self._looked:
+            return
+        self._looked = state.frames // LOOK_EVERY
+        if choice.seconds is None or choice.exact_seconds is None:
+            # The film was too short to time it. What is known now counts for the rest of it.
+            fast, exact = (known if known < float("inf") else None for known in self._took)
+            choice = replace(
+                choice,
+                seconds=choice.seconds or fast,
+                exact_seconds=choice.exact_seconds or exact,
+            )
+            computing.choice = choice
+        if choice.seconds is None or choice.exact_seconds is None:
+            return
+        # Few pictures tell little: what is taken of all films counts as so many.
+        share = (state.again + self._again * TAKEN) / (state.frames + TAKEN)
+        if not tuning.is_worth(choice.seconds, choice.exact_seconds, share):
+            computing.give_up()
+            if self._asked is None and self._tuned is not None:
+                self.batch = tuning.fp32_batch(self._tuned.timings, choice.exact, self.batch)
+
+    def _know(self, which: int, began: float, pictures: int) -> None:
+        took = (time.perf_counter() - began) / pictures
+        self._took[which] = min(self._took[which], took)
+
+    def _halve(self) -> None:
+        self._machine.back()
+        if self._tuned is not None and self._key:
+            choice = self._machine.choice
+            self._tuned.timings[Way(choice.numbers, choice.kind, self.batch)] = float("inf")
+            self._memory.learn(self._key, self._tuned.timings)
+        self.batch = max(1, self.batch // 2)
+        print(f"out of memory: {self.batch} pictures at once from now on")
+        self._free()
+
+    def _free(self) -> None:
+        self._graphs.clear()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+_END: Any = object()
+
+
+def _ways() -> dict[str, Any]:
+    """Return the plug-ins that there are: a worker without them can't go on from here."""
+    return {"ways": list(ways.installed())} if ways.installed() else {}
+
+
+def accelerated(device: torch.device) -> bool:
+    """Whether a device computes by itself: it wants work ahead, and much of it at once."""
+    return device.type != "cpu"
+
+
+def _size(flying: tuple[list[AnyFrame], Launched, Mark | None]) -> int:
+    return len(flying[0])
+
+
+def _here(found: Any) -> Raw:
+    """Return predictions as arrays in memory: one copy a tensor, not one a picture."""
+    return {
+        head: {name: value.cpu().numpy() for name, value in named.items()}
+        for head, named in found.items()
+    }

@@ -1,0 +1,159 @@
+"""Top-down models on a video: the detector's boxes are cut out, and the poses found in them.
+
+DeepLabCut's own steps, but for the networks, which get frames and crops in batches
+(:mod:`worker.engine.detection`, :mod:`worker.engine.passes`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
+    AugmentImage,
+    LoadImage,
+    TopDownCrop,
+    ToTensor,
+)
+
+from worker.engine.batches import Feed, Prediction
+from worker.engine.detection import Context, Detections, only_normalises
+from worker.engine.loaded import Warm
+from worker.engine.passes import Pass, Raw
+from worker.gpu.staging import AnyFrame, Frame
+from worker.video.planes import Planes
+
+#: Frames that wait for their poses, at most: most of them have no animal.
+MOST_WAITING = 512
+
+
+class _Waiting(NamedTuple):
+    number: int
+    context: Context
+    crops: int
+
+
+class TopDown(Feed):
+    """Frames whose animals a detector finds: the crops go through the network together."""
+
+    order = "bgr"  # each device turns round what it gets
+
+    def __init__(self, warm: Warm, pictures: Pass, detections: Detections) -> None:
+        """Take boxes from ``detections`` and send what is in them through ``pictures``."""
+        self._pose = warm.network.pose
+        self._pass = pictures
+        self._detections = detections
+        self._rests = self._ends = False
+        self._scale = 1.0
+        self._next: tuple[int, Frame, Context] | None = None
+        self.setup = {**pictures.setup, **detections.setup}
+
+    @property
+    def between_batches(self) -> bool:
+        """Whether all frames that were begun were given, and with them all crops."""
+        return self._ends
+
+    def rest(self) -> None:
+        """Give all that was begun before more is begun."""
+        self._rests = True
+
+    def state(self) -> dict[str, Any]:
+        """Return what is known of the networks' arithmetic, and the batches."""
+        return {
+            "pass": self._pass.state(),
+            "detections": self._detections.state(),
+            "scale": self._scale,
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._scale = state["scale"]
+        self._pass.enlarge(self._scale)
+        self._pass.resume(state["pass"])
+        self._detections.resume(state["detections"])
+
+    def told(self) -> dict[str, Any]:
+        """Return what the result tells."""
+        return {**self._pass.told(), "detector": self._detections.told()}
+
+    def predictions(
+        self, frames: Iterator[tuple[int, AnyFrame]]
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Yield each frame's number and the poses in its boxes, in the order of the boxes."""
+        pixels = ((number, one) for number, one in frames if not isinstance(one, Planes))
+        found = self._detections.found(pixels)
+        held: tuple[int, Prediction] | None = None
+        while not self._is_over(found):
+            # To the next rest; the last frame is held until it is known to be the last.
+            for one in self._to_rest(found):
+                if held is not None:
+                    yield held
+                held = one
+            self._rests, self._ends = False, True
+            if held is not None:
+                yield held
+            held, self._ends = None, False
+
+    def _is_over(self, found: Iterator[tuple[int, Frame, Context]]) -> bool:
+        """Whether no frame is left; the next one is kept."""
+        if self._next is None:
+            self._next = next(found, None)
+        return self._next is None
+
+    def _to_rest(
+        self, found: Iterator[tuple[int, Frame, Context]]
+    ) -> Iterator[tuple[int, Prediction]]:
+        """Yield frames until a rest is due, all of those that were begun."""
+        waiting: deque[_Waiting] = deque()
+        raws: list[Raw] = []
+
+        def crops() -> Iterator[Frame]:
+            while not self._is_over(found):
+                assert self._next is not None  # noqa: S101  # just looked
+                number, frame, context = self._next
+                self._next = None
+                cut, context = self._cut(frame, context)
+                waiting.append(_Waiting(number, context, len(cut)))
+                yield from cut
+                if self._rests or len(waiting) >= MOST_WAITING:
+                    return
+
+        def complete() -> Iterator[tuple[int, Prediction]]:
+            while waiting and waiting[0].crops <= len(raws):
+                number, context, count = waiting.popleft()
+                mine, raws[:] = raws[:count], raws[count:]
+                prediction, _ = self._pose.postprocessor(mine, context)
+                yield number, prediction
+
+        for raw in self._pass.outputs(crops()):
+            raws.append(raw)
+            yield from complete()
+        yield from complete()
+
+    def _cut(self, frame: Frame, context: Context) -> tuple[Any, Context]:
+        """Return what is cut out, (n, height, width, 3), and where it is; DeepLabCut's steps."""
+        load, crop, _, _ = self._pose.preprocessor.components
+        image, context = load(frame, context)
+        cut, context = crop(image, context)
+        n, height, width = cut.shape[:3]
+        # As by its next step, which normalises a crop, and moves nothing.
+        offsets: Any = (0, 0)
+        scales: Any = (1, 1)
+        if n:
+            whole = [(0.0, 0.0, width, height)] * n
+            offsets, scales = AugmentImage.get_offsets_and_scales(height, width, whole)
+            self._scale = max(self._scale, float(context["scales"].max()))
+            self._pass.enlarge(self._scale)
+        offsets, scales = AugmentImage.update_offsets_and_scales(context, offsets, scales)
+        return cut, {**context, "offsets": offsets, "scales": scales}
+
+
+def crop_of(warm: Warm) -> TopDownCrop | None:
+    """Return how a model's pictures are cut out, if that and normalising is all; else None."""
+    if warm.detector is None:
+        return None
+    if not only_normalises(warm.network.pose, [LoadImage, TopDownCrop, AugmentImage, ToTensor]):
+        return None
+    crop: TopDownCrop = warm.network.pose.preprocessor.components[1]
+    return crop

@@ -1,0 +1,1 @@
+"""What keeps an NVIDIA card at work: pinned memory, streams, CUDA graphs."""

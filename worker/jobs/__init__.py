@@ -1,0 +1,1 @@
+"""Jobs: ingest, infer and render, each an attempt that claims, works and publishes."""

@@ -1,0 +1,336 @@
+"""Who works on a run or an ingest: numbered attempts, each claimed by creating its object.
+
+The lease is counted on the store's clock alone (LastModified against the Date of its answer), so
+that no two machines need agree on the time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from posedrop import metrics
+from posedrop.buckets import layout
+from posedrop.buckets.records import Artefact, Attempt, Progress, RunError, Task
+from posedrop.buckets.storage import Listing, Storage
+from posedrop.errors import PosedropError, RecordError, StorageError
+
+log = logging.getLogger(__name__)
+
+#: Attempts of a run that are given up although the store was at fault each time: it took their
+#: claims, and not what they had made.
+MAX_UNPUBLISHED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The attempts in a folder so far, the oldest first."""
+
+    attempts: list[Attempt]
+    last: int
+    """The number of the last one, 0: there is none."""
+    silent: float
+    """Seconds since it was heard of."""
+
+    def is_busy(self, lease_seconds: float) -> bool:
+        """Tell whether somebody is at work, or was until less than a lease ago."""
+        unfinished = bool(self.attempts) and self.attempts[-1].outcome is None
+        return unfinished and self.silent < lease_seconds
+
+    def spent(self, *outcomes: str | None) -> list[Attempt]:
+        """Return the attempts with one of these outcomes; None: their worker died unheard."""
+        return [attempt for attempt in self.attempts if attempt.outcome in outcomes]
+
+
+def history(storage: Storage, bucket: str, folder: str, task: Task) -> History:
+    """Read the attempts ``<folder>/N.json``; one that can't be read counts as failed."""
+    return _history(storage, bucket, folder, task, storage.listing(bucket, f"{folder}/"))
+
+
+def _history(storage: Storage, bucket: str, folder: str, task: Task, listing: Listing) -> History:
+    beaten = {
+        number: found.last_modified
+        for found in listing.objects
+        if (number := layout.number_of(found.key, folder)) is not None
+    }
+    last = max(beaten, default=0)
+    read = (_attempt(storage, bucket, folder, task, number) for number in sorted(beaten))
+    return History(
+        [attempt for attempt in read if attempt is not None],
+        last,
+        (listing.now - beaten[last]).total_seconds() if last else 0.0,
+    )
+
+
+def _attempt(storage: Storage, bucket: str, folder: str, task: Task, number: int) -> Attempt | None:
+    try:
+        return storage.read_record(bucket, f"{folder}/{number}.json", Attempt)
+    except RecordError as error:
+        if error.code == "newer_record":
+            raise
+        # What can't be read today can't be tomorrow: whoever waited for it would wait for ever.
+        storage.report(error)
+        return Attempt(
+            number=number,
+            task=task,
+            worker="unknown",
+            started_at=datetime.now(UTC),
+            progress=Progress(stage="unknown"),
+            outcome="failed",
+            error=run_error(error, None),
+        )
+
+
+def begin(
+    storage: Storage,
+    bucket: str,
+    folder: str,
+    before: History,
+    task: Task,
+    worker: str,
+    *,
+    sha256: str | None = None,
+    sha1: str | None = None,
+) -> Attempt | None:
+    """Create the attempt after ``before``; of many callers at the same time all but one get None.
+
+    Args:
+        sha256: of the film, where an ingest knows it; so ``sha1``.
+    """
+    record = Attempt(
+        number=before.last + 1,
+        task=task,
+        worker=worker,
+        started_at=datetime.now(UTC),
+        progress=Progress(stage="claimed"),
+        sha256=sha256,
+        sha1=sha1,
+    )
+    created = storage.create(bucket, f"{folder}/{record.number}.json", record.to_json())
+    return record if created else None
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another worker is at it, or was until less than a lease ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """The run has its result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """Too many attempts died or failed; ``last`` is the latest of them."""
+
+    attempts: int
+    """All that there were, of both halves."""
+    counted: int
+    """Those for which it is given up."""
+    last: Attempt
+    artefacts: list[Artefact]
+    """What the last attempt published that has told of any."""
+
+
+def take(
+    storage: Storage,
+    bucket: str,
+    run: str,
+    task: Task,
+    *,
+    worker: str,
+    lease_seconds: float,
+    max_attempts: int,
+) -> Claim | Busy | Over | Exhausted:
+    """Claim the next attempt at a run, if nobody else is at it.
+
+    Of many callers at the same time exactly one gets the :class:`Claim`.
+    """
+    listing = storage.listing(bucket, f"{run}/")
+    names = {found.key.removeprefix(f"{run}/"): found for found in listing.objects}
+    if layout.RESULT in names:
+        return Over()
+    folder = layout.attempts(run)
+    before = _history(storage, bucket, folder, task, listing)
+    if before.is_busy(lease_seconds):
+        return Busy()
+    spent = [a for a in before.spent(None, "failed") if a.task == task]
+    refused = [a for a in before.spent("handed_back") if a.task == task and a.is_unpublished]
+    if len(spent) >= max_attempts or len(refused) >= MAX_UNPUBLISHED:
+        ended = sorted([*spent, *refused], key=lambda a: a.number)
+        told = (a.artefacts for a in reversed(ended) if a.artefacts)
+        return Exhausted(len(before.attempts), len(ended), ended[-1], next(told, []))
+    record = begin(storage, bucket, folder, before, task, worker)
+    if record is None:
+        return Busy()
+    is_last = len(spent) + 1 >= max_attempts
+    return Claim(storage, bucket, run, record, is_last=is_last, is_first=not spent)
+
+
+class Held:
+    """An attempt that this worker holds; :meth:`beating` keeps it alive."""
+
+    def __init__(self, storage: Storage, bucket: str, folder: str, record: Attempt) -> None:
+        self._storage = storage
+        self._bucket = bucket
+        self._folder = folder
+        self._record = record
+        self._progress = record.progress
+        self._lost = threading.Event()
+        self._writing = threading.Lock()
+        """Held while the record changes, and until the store has it: heartbeats come from a thread
+        of their own, and one that is slow must not write over how the attempt ended."""
+
+    @property
+    def number(self) -> int:
+        """Which attempt this is, from 1."""
+        return self._record.number
+
+    @property
+    def task(self) -> Task:
+        """Which half of the run was claimed."""
+        return self._record.task
+
+    @property
+    def at(self) -> str:
+        """The stage that it is in."""
+        return self._progress.stage
+
+    @property
+    def now(self) -> Progress:
+        """How far it is."""
+        return self._progress
+
+    @property
+    def lost(self) -> bool:
+        """Whether another worker took over, or there is nothing to do any more: stop."""
+        return self._lost.is_set()
+
+    def progress(self, progress: Progress) -> None:
+        """Note how far the run is; the next heartbeat says so."""
+        self._progress = progress
+
+    def stage(self, stage: str) -> None:
+        """Note that a new stage began."""
+        self._progress = Progress(stage=stage)
+
+    @contextmanager
+    def beating(self, seconds: float) -> Iterator[None]:
+        """Rewrite the attempt's object every ``seconds`` while the block runs."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(seconds):
+                try:
+                    self.look()
+                    if not self.lost:
+                        self._write()
+                except StorageError as error:
+                    log.warning("%s: no heartbeat this time: %s", self._folder, error)
+
+        thread = threading.Thread(target=beat, name=f"heartbeat {self._folder[-24:]}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def look(self) -> None:
+        """See whether this attempt is still the last one, and still there."""
+        folder = self._folder
+        listing = self._storage.listing(self._bucket, f"{folder}/")
+        numbers = {layout.number_of(found.key, folder) for found in listing.objects}
+        if self.number + 1 in numbers or self.number not in numbers:
+            self._lost.set()
+
+    def end(
+        self, outcome: Literal["done", "handed_back", "failed"], error: RunError | None = None
+    ) -> Attempt:
+        """Record how this attempt ended, so that nobody waits for its heartbeat; return that."""
+        self._write(outcome=outcome, error=error)
+        metrics.ATTEMPTS.labels(self.task, outcome).inc()
+        return self._record
+
+    def _write(self, **changes: Any) -> None:
+        with self._writing:
+            changes |= {"beat": self._record.beat + 1, "progress": self._progress}
+            self._record = self._record.model_copy(update=changes)
+            key = f"{self._folder}/{self.number}.json"
+            self._storage.write(self._bucket, key, self._record.to_json())
+
+
+class Claim(Held):
+    """An attempt at a run, which may be cancelled, finished or deleted meanwhile."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        bucket: str,
+        run: str,
+        record: Attempt,
+        *,
+        is_last: bool,
+        is_first: bool = True,
+    ) -> None:
+        super().__init__(storage, bucket, layout.attempts(run), record)
+        self.is_last = is_last
+        """Whether the run is given up if this attempt fails too."""
+        self.is_first = is_first
+        """Whether no attempt at this half of the run has failed or was lost."""
+        self.asked_back = False
+        """Whether it shall let another group have the network, once it has had it for long."""
+        self.gives_way = False
+        """Whether it does so."""
+        self._run = run
+        self._cancelled = threading.Event()
+
+    @property
+    def artefacts(self) -> list[Artefact]:
+        """What it has published, or found published by an attempt before it."""
+        return self._record.artefacts
+
+    def published(self, artefacts: Iterable[Artefact]) -> None:
+        """Note files of the run, the newest of a name; the next heartbeat says so."""
+        by_name = {artefact.name: artefact for artefact in (*self.artefacts, *artefacts)}
+        known = {"artefacts": list(by_name.values())}
+        with self._writing:
+            self._record = self._record.model_copy(update=known)
+
+    def withdraw(self, name: str) -> None:
+        """Take back that a file was published, which is of no use."""
+        left = [artefact for artefact in self.artefacts if artefact.name != name]
+        with self._writing:
+            self._record = self._record.model_copy(update={"artefacts": left})
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked for the run to stop."""
+        return self._cancelled.is_set()
+
+    def look(self) -> None:
+        """See whether the run was cancelled, or is no longer ours."""
+        names = {
+            found.key.removeprefix(f"{self._run}/")
+            for found in self._storage.listing(self._bucket, f"{self._run}/").objects
+        }
+        if layout.CANCEL in names:
+            self._cancelled.set()
+        if layout.hand_back(self._run, self.number).removeprefix(f"{self._run}/") in names:
+            self.asked_back = True
+        taken_over = f"attempts/{self.number + 1}.json" in names
+        if taken_over or layout.RESULT in names or layout.REQUEST not in names:
+            self._lost.set()
+
+
+def run_error(error: PosedropError, stage: str | None, log_tail: str | None = None) -> RunError:
+    """Return an error as a record tells it."""
+    return RunError(
+        code=error.code, message=error.message, stage=stage, field=error.field, log_tail=log_tail
+    )

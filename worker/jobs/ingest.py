@@ -1,0 +1,378 @@
+"""Ingest: what is this object? Hashes, probe and thumbnail, or a refusal; written as video.json.
+
+A decoder may die, hang or fail of a film. Each attempt to decode one is a record of its own, and
+after the third that failed the film is refused: whatever is put into the bucket, its ingest ends.
+A full disk, a store that is away and a worker that is stopped are not the film's fault.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from posedrop.buckets import layout
+from posedrop.buckets.records import (
+    INGEST_VERSION,
+    Duplicate,
+    Probe,
+    Refusal,
+    RunError,
+    VideoRecord,
+    VideoRef,
+)
+from posedrop.buckets.storage import ObjectInfo
+from posedrop.errors import (
+    CancelledRunError,
+    ChildDiedError,
+    ObjectChangedError,
+    PosedropError,
+    RecordError,
+    RefusedVideoError,
+    StorageError,
+)
+from posedrop.settings import Settings
+from posedrop.transport.queue import QueueError
+from worker import room
+from worker.child import messages
+from worker.context import Workshop
+from worker.jobs import artefacts, claim
+from worker.jobs.claim import Held, History
+
+log = logging.getLogger(__name__)
+
+#: How long a probe may take before its decoder is killed: so many seconds, and those in which a
+#: slow disk reads the file.
+PROBE_SECONDS = 300.0
+PROBE_BYTES_A_SECOND = 5e6
+#: Attempts that ended without a word are those of a worker that was killed, by whom can't be known.
+#: One that so many were killed at is given up all the same: it may be what kills them.
+MAX_DIED = 10
+#: Seconds before a second attempt, four times as long before a third, and for as long again as the
+#: one that failed took: behind the other films. Not longer than it takes for the reconciler to miss
+#: the message.
+RETRY_SECONDS = 2.0
+#: Bytes of a thumbnail; preflight draws one of some kilobytes.
+MAX_THUMBNAIL_BYTES = 2**20
+#: The reason of a refusal by attempts that failed.
+DECODER_FAILED = "decoder_failed"
+#: What an attempt ended with that had no film to read any more: a disk's fault, or its child's.
+UNREADABLE = "scratch_unreadable"
+_JPEG = b"\xff\xd8\xff"
+_CHUNK = 1 << 20
+#: What says nothing about the film that was to be decoded.
+_NOT_THE_FILM = (StorageError, QueueError)
+
+
+def ingest(shop: Workshop, bucket: str, key: str, etag: str) -> None:
+    """Write the video.json of an object, unless it is gone, replaced or ingested already."""
+    if shop.closing:
+        _hand_back(shop, bucket, key, etag)
+        return
+    results = shop.settings.results_bucket
+    found = shop.storage.head(bucket, key)
+    if found is None or found.etag != etag:
+        log.info("gone or replaced before its ingest", extra={"key": key})
+        return
+    prefix = shop.storage.video_prefix(results, bucket, key)
+    if _is_known(shop, prefix, etag):
+        return
+    try:
+        record = _examine(shop, bucket, found, prefix)
+    except ObjectChangedError:
+        log.info("replaced during its ingest", extra={"key": key})
+        record = None
+    now = shop.storage.head(bucket, key)
+    if now is None:
+        _clear(shop, prefix, layout.file_id_of(bucket, key), etag)
+    elif record is not None and now.etag == etag:
+        shop.storage.write(results, layout.video_record(prefix), record.to_json())
+        log.info(
+            "ingested", extra={"file_id": record.video.file_id, "refused": bool(record.refusal)}
+        )
+
+
+def _clear(shop: Workshop, prefix: str, file_id: str, etag: str) -> None:
+    """Remove what an ingest has written about a video since that was deleted."""
+    results = shop.settings.results_bucket
+    folder = f"{layout.ingest(file_id, etag)}/"
+    attempts = [found.key for found in shop.storage.objects(results, folder)]
+    shop.storage.delete(results, [*attempts, layout.thumbnail(prefix)])
+
+
+def _is_known(shop: Workshop, prefix: str, etag: str) -> bool:
+    record = layout.video_record(prefix)
+    results = shop.settings.results_bucket
+    try:
+        known = shop.storage.read_whole_record(results, record, VideoRecord)
+    except RecordError as error:  # a newer worker's, which is not to be written over
+        shop.storage.report(error)
+        return True
+    return known is not None and known.video.etag == etag
+
+
+def _hand_back(shop: Workshop, bucket: str, key: str, etag: str) -> None:
+    """Leave an ingest to another worker; this process ends."""
+    shop.send("ingest", bucket=bucket, key=key, etag=etag)
+    time.sleep(1.0)  # as in worker.jobs.runs: kept from taking it again
+
+
+def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> VideoRecord | None:
+    """Return what is known of a video after one more attempt, if it needs one.
+
+    Returns:
+        None where that is for another worker, or for a later attempt, to say.
+    """
+    video = VideoRef(
+        file_id=layout.file_id_of(bucket, found.key),
+        bucket=bucket,
+        key=found.key,
+        etag=found.etag,
+        size=found.size,
+    )
+    record = VideoRecord(
+        video=video,
+        last_modified=found.last_modified,
+        ingested_at=datetime.now(UTC),
+        ingest_version=INGEST_VERSION,
+        metadata=layout.user_metadata(found.metadata),
+    )
+    try:
+        _check_size(found.size, shop.settings.max_video_bytes)
+        room.check_fits(found.size, shop.settings.scratch_dir)
+    except RefusedVideoError as error:
+        return _refused(record, error)
+    results = shop.settings.results_bucket
+    folder = layout.ingest(video.file_id, video.etag)
+    before = claim.history(shop.storage, results, folder, "ingest")
+    if before.is_busy(shop.settings.lease_seconds):
+        log.info("another worker is at this ingest", extra={"file_id": video.file_id})
+        return None
+    if (why := _is_given_up(before, shop.settings)) is not None:
+        return _refused(record.model_copy(update=_hashes(before)), why)
+    with shop.bench() as bench:
+        local = bench / "video"
+        hashes = _fetch(shop, video, before, local)
+        record = record.model_copy(update=hashes)
+        # What would make any attempt fail makes none.
+        room.fetch_with_room(shop.cache, lambda: room.check_room(bench))
+        shop.cpu.start()
+        attempt = claim.begin(shop.storage, results, folder, before, "ingest", shop.name, **hashes)
+        if attempt is None:
+            return None
+        held = Held(shop.storage, results, folder, attempt)
+        return _decode(shop, held, before, record, local, prefix)
+
+
+def _decode(
+    shop: Workshop, held: Held, before: History, record: VideoRecord, local: Path, prefix: str
+) -> VideoRecord | None:
+    """Have a child probe the video at ``local``; return what is known then, as :func:`_examine`."""
+    sha256 = str(record.sha256)
+    thumbnail = local.with_name("thumbnail.jpg")
+    try:
+        told = shop.record.at(held, record.video.key)
+        with told, held.beating(shop.settings.heartbeat_seconds):
+            probe = _probe(shop, held, local, thumbnail)
+        held.end("done")
+    except RefusedVideoError as error:
+        if error.code == DECODER_FAILED:  # once says little: memory may have been short
+            return _failed(shop, held, before, record, local, prefix, error)
+        held.end("done")
+        shop.cache.forget_video(sha256)
+        return _refused(record, error)
+    except Exception as error:
+        return _failed(shop, held, before, record, local, prefix, error)
+    shop.cache.keep_video(sha256, local)
+    if (picture := _picture(thumbnail)) is not None:
+        name = layout.thumbnail(prefix)
+        shop.storage.write(shop.settings.results_bucket, name, picture, "image/jpeg")
+    duplicate = _first_of_its_content(shop, sha256, record.video)
+    return record.model_copy(update={"probe": probe, "duplicate_of": duplicate})
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size == 0:
+        raise RefusedVideoError("the file is empty (0 bytes): upload it again", code="empty")
+    if size > limit:
+        raise RefusedVideoError(
+            f"the file has {size:,} bytes, more than the {limit:,} this server takes; "
+            "cut it or ask for POSEDROP_MAX_VIDEO_BYTES to be raised",
+            code="too_many_bytes",
+        )
+
+
+def _refused(record: VideoRecord, error: RefusedVideoError) -> VideoRecord:
+    refusal = Refusal(reason=error.code, message=error.message)
+    return record.model_copy(update={"refusal": refusal})
+
+
+def _hashes(before: History) -> dict[str, str]:
+    """Return the hashes of these bytes that an earlier attempt found; empty: none did."""
+    for attempt in reversed(before.attempts):
+        if attempt.sha256 is not None and attempt.sha1 is not None:
+            return {"sha256": attempt.sha256, "sha1": attempt.sha1}
+    return {}
+
+
+def _fetch(shop: Workshop, video: VideoRef, before: History, local: Path) -> dict[str, str]:
+    known = _hashes(before)
+    if known and shop.cache.link_video(known["sha256"], local):
+        return known
+    return room.fetch_with_room(
+        shop.cache, lambda: shop.storage.download(video.bucket, video.key, local, video.etag)
+    )
+
+
+# -- how an attempt ends ---------------------------------------------------------------------------
+
+
+def _failed(
+    shop: Workshop,
+    held: Held,
+    before: History,
+    record: VideoRecord,
+    local: Path,
+    prefix: str,
+    error: Exception,
+) -> VideoRecord | None:
+    """Count an attempt that failed by the film's fault, and have it tried again or refuse it.
+
+    Raises:
+        Exception: ``error``, or what else the machine or the store has: the film is not to blame.
+    """
+    video = record.video
+    if shop.closing and isinstance(error, CancelledRunError | ChildDiedError):
+        held.end("handed_back")
+        _hand_back(shop, video.bucket, video.key, video.etag)
+        return None
+    try:
+        _check_fault(error, local)
+        held.look()
+    except Exception as fault:
+        held.end("handed_back", _told(fault, local))
+        raise
+    if held.lost:  # it was deleted, or taken over: what comes of it is not ours to say
+        return None
+    log.warning("ingest failed: %s", error, extra={"file_id": video.file_id})
+    attempt = held.end("failed", _told(error, local))
+    now = History([*before.attempts, attempt], attempt.number, 0.0)
+    why = _is_given_up(now, shop.settings)
+    if why is None:
+        shop.cache.keep_video(str(record.sha256), local)
+        took = (datetime.now(UTC) - attempt.started_at).total_seconds()
+        delay = RETRY_SECONDS * 4.0 ** (len(now.spent("failed")) - 1) + max(0.0, took)
+        delay = min(delay, shop.settings.lease_seconds)
+        shop.send(
+            "ingest", delay_seconds=delay, bucket=video.bucket, key=video.key, etag=video.etag
+        )
+        return None
+    shop.cache.forget_video(str(record.sha256))
+    if _is_known(shop, prefix, video.etag):  # by a worker that took over meanwhile
+        return None
+    return _refused(record, why)
+
+
+def _check_fault(error: Exception, local: Path) -> None:
+    """Raise ``error``, or what is the matter, unless it can only be the film's fault.
+
+    It is where the film itself can be read and the disk takes what is written.
+    """
+    if isinstance(error, _NOT_THE_FILM):
+        raise error
+    if isinstance(error, ChildDiedError) and error.code == "not_started":
+        raise error
+    try:
+        with artefacts.opened(local, links=None) as file:
+            while file.read(_CHUNK):
+                pass
+    except artefacts.NotTakenError as other:  # its child put that there
+        log.warning("%s: %s", local, other)
+    except OSError as gone:
+        raise StorageError(f"can't read {local} ({gone})", code=UNREADABLE) from gone
+    room.check_room(local.parent)
+
+
+def _told(error: Exception, local: Path) -> RunError:
+    code = error.code if isinstance(error, PosedropError) else "internal"
+    words = error.message if isinstance(error, PosedropError) else repr(error)
+    # Where a worker has its files is nobody's business, and says nothing to a person.
+    words = words.replace(f"file:{local}", "the film").replace(str(local.parent), "...")
+    return RunError(code=code, message=words[:1000], stage="probe")
+
+
+def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | None:
+    """Return the refusal of a video whose attempts are used up, None: another may be made."""
+    failed, died = before.spent("failed"), before.spent(None)
+    back = before.spent("handed_back")
+    unreadable = [a for a in back if a.error is not None and a.error.code == UNREADABLE]
+    if len(failed) >= settings.max_attempts:
+        said = failed[-1].error
+        what = f"failed {len(failed)} times; the last time: {said.message if said else '?'}"
+    elif len(died) >= MAX_DIED:
+        what = f"was cut short {len(died)} times, as its worker was killed each time"
+    elif len(unreadable) >= MAX_DIED:
+        what = f"failed {len(unreadable)} times, as the film was gone from the disk each time"
+    else:
+        return None
+    return RefusedVideoError(
+        f"decoding this file {what} (re-encode it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4)",
+        code=DECODER_FAILED,
+    )
+
+
+# -- the probe -------------------------------------------------------------------------------------
+
+
+def _probe(shop: Workshop, held: Held, video: Path, thumbnail: Path) -> Probe:
+    task = messages.ProbeVideo(
+        video=str(video),
+        thumbnail=str(thumbnail),
+        max_pixels=shop.settings.max_pixels,
+        max_frames=shop.settings.max_frames,
+    )
+    output = messages.ask(
+        shop.cpu.call,
+        task,
+        on_progress=held.progress,
+        should_stop=lambda: shop.closing or held.lost,
+        wall_seconds=PROBE_SECONDS + video.stat().st_size / PROBE_BYTES_A_SECOND,
+        folder=video.parent,
+        log=video.with_name("probe.log"),
+    )
+    return output.probe
+
+
+def _picture(path: Path) -> bytes | None:
+    """Return the thumbnail that the child left, None if there is none, or something else."""
+    try:
+        with artefacts.opened(path, MAX_THUMBNAIL_BYTES) as file:
+            picture = file.read(MAX_THUMBNAIL_BYTES)
+    except (artefacts.NotTakenError, OSError):
+        return None
+    return picture if picture.startswith(_JPEG) else None
+
+
+def _first_of_its_content(shop: Workshop, sha256: str, video: VideoRef) -> Duplicate | None:
+    """Return the first file with this content, None if it is this one (or the first is gone)."""
+    results = shop.settings.results_bucket
+    name = layout.content(sha256)
+    mine = Duplicate(file_id=video.file_id, key=video.key)
+    if shop.storage.create(results, name, mine.to_json()):
+        return None
+    first = shop.storage.read_whole_record(results, name, Duplicate)
+    if first is not None and first.file_id == video.file_id:
+        return None
+    if first is not None and _is_still_there(shop, video.bucket, first.key, sha256):
+        return first
+    shop.storage.write(results, name, mine.to_json())
+    return None
+
+
+def _is_still_there(shop: Workshop, bucket: str, key: str, sha256: str) -> bool:
+    results = shop.settings.results_bucket
+    prefix = shop.storage.video_prefix(results, bucket, key)
+    record = shop.storage.read_whole_record(results, layout.video_record(prefix), VideoRecord)
+    there = shop.storage.head(bucket, key) is not None
+    return there and record is not None and record.sha256 == sha256

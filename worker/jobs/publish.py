@@ -1,0 +1,129 @@
+"""Results: artefacts first, result.json last and once.
+
+No object of a run is ever replaced. A worker that wakes up long after its run was taken over may
+still upload, and may even be the one that ends the run: what a result.json names is what its own
+writer wrote, whoever else was at work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from posedrop.analyses import UNFINISHED
+from posedrop.buckets import layout
+from posedrop.buckets.records import Artefact, FinalState, Inference, Request, Result, RunError
+from posedrop.buckets.storage import Storage
+
+log = logging.getLogger(__name__)
+
+_TYPES = {
+    ".h5": "application/x-hdf5",
+    ".csv": "text/csv; charset=utf-8",
+    ".mp4": "video/mp4",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".log": "text/plain; charset=utf-8",
+    ".json": "application/json",
+}
+
+
+def upload_artefacts(
+    storage: Storage,
+    bucket: str,
+    run: str,
+    paths: Iterable[Path],
+    attempt: int,
+    *,
+    apart: Collection[str] = (),
+) -> list[Artefact]:
+    """Upload files into a run's folder; return what they are and where.
+
+    Where another attempt has left a file of that name, and for the names in ``apart``, the file
+    goes to ``attempts/<attempt>/``. Unfinished files are left out.
+    """
+    artefacts = []
+    for path in sorted(paths):
+        # No links: a child that somebody has taken over would have us publish our secrets.
+        if path.is_symlink() or not path.is_file() or path.suffix == UNFINISHED:
+            continue
+        content_type = content_type_of(path.name)
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        place = None
+        if path.name in apart or not storage.upload_new(
+            bucket, f"{run}/{path.name}", path, content_type, sha256
+        ):
+            place = f"attempts/{attempt}/{path.name}"
+            storage.upload(bucket, f"{run}/{place}", path, content_type)
+        artefacts.append(describe(path, sha256, place))
+    return artefacts
+
+
+def content_type_of(name: str) -> str:
+    """Return what an artefact is served as."""
+    return _TYPES.get(Path(name).suffix, "application/octet-stream")
+
+
+def describe(path: Path, sha256: str, place: str | None = None) -> Artefact:
+    """Return the artefact that a file on the disk is, by its own name."""
+    return Artefact(
+        name=path.name,
+        size=path.stat().st_size,
+        sha256=sha256,
+        content_type=content_type_of(path.name),
+        place=place,
+    )
+
+
+def finish(
+    storage: Storage,
+    bucket: str,
+    run: str,
+    request: Request,
+    state: FinalState,
+    *,
+    attempts: int,
+    inference: Inference | None = None,
+    artefacts: list[Artefact] | None = None,
+    timings: dict[str, float] | None = None,
+    error: RunError | None = None,
+) -> bool:
+    """Write result.json, once; return whether this was the caller that wrote it."""
+    result = Result(
+        analysis_id=request.analysis_id,
+        analysis=request.analysis,
+        state=state,
+        video=request.video,
+        sha256=request.sha256,
+        args=request.args,
+        model=request.model,
+        artefacts=artefacts or [],
+        frames_expected=inference.frames_expected if inference else None,
+        frames_decoded=inference.frames_decoded if inference else None,
+        rows=inference.rows if inference else None,
+        missing=inference.missing if inference else [],
+        cut=inference.cut if inference else False,
+        concealed=inference.concealed if inference else 0,
+        timestamps=inference.timestamps if inference else None,
+        timings={**(inference.timings if inference else {}), **(timings or {})},
+        versions=inference.versions if inference else {},
+        analysis_version=(inference.analysis_version if inference else "")
+        or request.analysis_version,
+        details=inference.details if inference else {},
+        attempts=attempts,
+        error=error,
+        retry_of=request.retry_of,
+        created_at=request.created_at,
+        finished_at=datetime.now(UTC),
+    )
+    written = storage.create(bucket, f"{run}/{layout.RESULT}", result.to_json())
+    log.info(
+        "%s",
+        "run is over" if written else "run was over already",
+        extra={"analysis_id": request.analysis_id, "state": state, "attempt": attempts},
+    )
+    return written

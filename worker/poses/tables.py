@@ -1,0 +1,217 @@
+"""The tables of an inference, as DeepLabCut writes them: plain and filtered, HDF5 and CSV.
+
+They are made in another child than the network's, which goes on with the next video meanwhile.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import signal
+from tables.exceptions import HDF5ExtError
+
+from posedrop.analyses import UNFINISHED, Job
+from posedrop.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
+from posedrop.analyses.superanimal import SuperAnimalArgs
+from posedrop.buckets import layout
+from posedrop.errors import AnalysisError
+from worker.poses import predictions
+from worker.poses.predictions import Predictions
+
+#: The times of the rows, beside the poses.
+TIMESTAMPS = "timestamps.csv"
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """Make the tables of ``predictions.npz``: ``poses``, ``poses_filtered`` and their times.
+
+    The tables are DeepLabCut's own (key ``df_with_missing``; columns scorer, individuals where
+    there are several, bodyparts, coords; x and y in pixels of the whole frame, whatever the crop).
+    Each frame that was asked for has a row; their index is the frame's number in the video, counted
+    from 0. The row of a frame that could not be decoded is NaN, its likelihoods too.
+
+    Raises:
+        AnalysisError: several animals could not be followed, see ``poses.tracking.track``; code
+            ``damaged_predictions``: what the network found can't be read, or is of another film.
+    """
+    return _finish(job, DeepLabCut2D.model_validate(job.args))
+
+
+def finish_superanimal(job: Job) -> dict[str, Any]:
+    """Do the same for the model zoo, whose animals are not followed."""
+    return _finish(job, SuperAnimalArgs.model_validate(job.args))
+
+
+def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
+    started = time.monotonic()
+    found = predictions.read(job.out / layout.PREDICTIONS)
+    about = found.about
+    for name, wanted in (("video_sha256", job.sha256), ("model_digest", job.model_digest)):
+        if wanted and about[name] and about[name] != wanted:
+            raise AnalysisError(
+                f"predictions.npz is of another {name}: {about[name]}; ask with --force (API: "
+                '"force": true), and the network finds the poses anew',
+                code="damaged_predictions",
+            )
+    rows = len(found.frames)
+    _write_times(found, job.out / TIMESTAMPS)
+    table, tracks = _tabulated(found, args, job)
+    tabulated = time.monotonic()
+    job.report("write", rows, rows)
+    whole = _with_the_lost(table, found)
+    _write(whole, job.out / "poses")
+    written = time.monotonic()
+    if args.filter != "none":
+        job.report("filter", rows, rows)
+        # Without the lost frames: a median over NaN would invent values for their neighbours.
+        smooth = filtered(table, args)
+        job.report("write", rows, rows)
+        _write(_with_the_lost(smooth, found), job.out / "poses_filtered")
+    answer = about["answer"]
+    timings = {
+        "track": round(tabulated - started, 3),
+        "write": round(written - tabulated, 3),
+        "filter": round(time.monotonic() - written, 3),
+    }
+    return {
+        **answer,
+        "rows": len(whole),
+        "timings": {**answer["timings"], **timings},
+        "details": {**answer["details"], **tracks},
+    }
+
+
+def _with_the_lost(table: pd.DataFrame, found: Predictions) -> pd.DataFrame:
+    return table if found.decoded.all() else table.reindex(found.frames)
+
+
+def _write_times(found: Predictions, path: Path) -> None:
+    unfinished = path.with_suffix(UNFINISHED)
+    with unfinished.open("w", encoding="ascii", newline="\n") as file:
+        file.write("frame,seconds\n")
+        for frame, seconds in zip(found.frames, found.seconds, strict=True):
+            file.write(f"{frame},{seconds:.9f}\n")
+    unfinished.rename(path)
+
+
+def _tabulated(found: Predictions, args: PoseArgs, job: Job) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return DeepLabCut's table of the decoded frames, and what result.json says of its animals."""
+    about = found.about
+    scorer, bodyparts = about["scorer"], about["bodyparts"]
+    crop = Crop.model_validate(about["crop"]) if about["crop"] else None
+    indexes, values = found.frames[found.decoded], found.seen()
+    if not about["individuals"]:
+        table = table_of(indexes, values["bodyparts"][:, :1], scorer, [], bodyparts)
+        return shifted(table, crop), {}
+    itself = isinstance(args, DeepLabCut2D) and args.track_method == "ctd"
+    if about["herd"] and isinstance(args, DeepLabCut2D) and not itself:
+        job.report("track", len(indexes), len(indexes))
+        # DeepLabCut and all it brings along, for this alone.
+        from worker.poses import tracking
+        from worker.poses.animals import Herd
+
+        rows = [{name: value[row] for name, value in values.items()} for row in range(len(indexes))]
+        herd = Herd(**about["herd"])
+        with tempfile.TemporaryDirectory() as folder:
+            tracked = tracking.track(rows, indexes, herd, args, Path(folder))
+        return shifted(tracked.table, crop), tracking.told(herd, tracked)
+    individuals = about["individuals"]
+    poses = values["bodyparts"][:, : len(individuals)]
+    table = table_of(indexes, poses, scorer, individuals, bodyparts)
+    method = {"track_method": "ctd"} if itself else {}
+    return shifted(table, crop), {"individuals": individuals, **method}
+
+
+def table_of(
+    indexes: npt.NDArray[np.int64],
+    poses: npt.NDArray[Any],
+    scorer: str,
+    individuals: list[str],
+    bodyparts: list[str],
+) -> pd.DataFrame:
+    """Return DeepLabCut's table: its ``create_df_from_prediction``, but for the index.
+
+    Args:
+        indexes: frame numbers (n).
+        poses: x and y in pixels, likelihood, and what else there is (n, animals, bodyparts, 3...);
+            -1 where a frame has fewer animals.
+        scorer: what made them.
+        individuals: a name for each animal; none, where there is one without a name.
+        bodyparts: their names.
+    """
+    levels = {
+        "scorer": [scorer],
+        **({"individuals": individuals} if individuals else {}),
+        "bodyparts": bodyparts,
+        "coords": ["x", "y", "likelihood"],
+    }
+    columns = pd.MultiIndex.from_product(list(levels.values()), names=list(levels))
+    return pd.DataFrame(poses[..., :3].reshape((len(poses), -1)), columns=columns, index=indexes)
+
+
+def shifted(table: pd.DataFrame, crop: Crop | None) -> pd.DataFrame:
+    """Return a table made of cropped frames in coordinates of the whole frame."""
+    if crop is None:
+        return table
+    # Tracked in the crop's own coordinates, as a negative one is DeepLabCut's mark for none.
+    values = table.to_numpy(copy=True).reshape((len(table), -1, 3))
+    values[..., :2] += np.where(values[..., 2:] < 0, 0, np.array([crop.x1, crop.y1]))
+    return pd.DataFrame(values.reshape((len(table), -1)), columns=table.columns, index=table.index)
+
+
+def filtered(table: pd.DataFrame, args: PoseArgs) -> pd.DataFrame:
+    """Return ``table`` smoothed over time, as ``deeplabcut.filterpredictions`` does.
+
+    The arithmetic is that function's (deeplabcut/post_processing/filtering.py), which itself reads
+    and writes files of a project. Rows count as neighbours in time, whatever frames lack between.
+    No row may be that of a lost frame.
+    """
+    if args.filter == "median":
+        smooth = table.copy()
+        mask = table.columns.get_level_values("coords") != "likelihood"
+        smooth.loc[:, mask] = table.loc[:, mask].apply(
+            signal.medfilt, args=(args.filter_window,), axis=0
+        )
+        return smooth
+    # DeepLabCut and all it brings along, for this alone.
+    from deeplabcut.refine_training_dataset.outlier_frames import FitSARIMAXModel
+
+    values = table.to_numpy().reshape((len(table), -1, 3))
+    smoothed = np.empty_like(values)
+    for part in range(values.shape[1]):
+        x, y, likelihood = values[:, part].T
+        for column, coordinate in enumerate((x, y)):
+            mean, _ = FitSARIMAXModel(
+                coordinate,
+                likelihood,
+                args.arima_p_bound,
+                args.arima_alpha,
+                args.arima_ar_degree,
+                args.arima_ma_degree,
+                False,
+            )
+            mean[0] = coordinate[0]
+            smoothed[:, part, column] = mean
+        smoothed[:, part, 2] = likelihood
+    return pd.DataFrame(
+        smoothed.reshape((len(table), -1)), columns=table.columns, index=table.index
+    )
+
+
+def _write(table: pd.DataFrame, stem: Path) -> None:
+    """Write a table as HDF5 and CSV, each whole or not at all."""
+    unfinished = stem.with_suffix(UNFINISHED)
+    try:
+        table.to_hdf(unfinished, key="df_with_missing", format="table", mode="w")
+    except HDF5ExtError:
+        # Above some 2,400 columns their names have no room in the header of PyTables' format.
+        table.to_hdf(unfinished, key="df_with_missing", format="fixed", mode="w")
+    unfinished.rename(stem.with_suffix(".h5"))
+    table.to_csv(unfinished)
+    unfinished.rename(stem.with_suffix(".csv"))

@@ -1,0 +1,1 @@
+"""How a network is computed fast without moving a keypoint: fewer bits, timed and watched."""

@@ -1,0 +1,185 @@
+"""Whether noise in what a network computes could change which keypoints are found in it.
+
+A faster arithmetic errs a little. Of each kind of head that DeepLabCut reads keypoints from, a
+watch here knows which of its numbers decide, and by how much they may be off before a keypoint
+goes elsewhere. Heads of a kind that is not known are computed exactly (:func:`watches_of`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from deeplabcut.pose_estimation_pytorch.models.predictors import (
+    HeatmapPredictor,
+    PartAffinityFieldPredictor,
+    SimCCPredictor,
+)
+from torch import Tensor
+
+#: Cells that rival a peak reach this share of its height.
+LIKE = 0.9
+
+#: Of one head, by name: a tensor with a row a picture.
+Named = dict[str, Tensor]
+
+
+class Watch(ABC):
+    """Of one head: could its outputs, were they a little different, put a keypoint elsewhere?
+
+    ``outputs`` are the head's, as ``model(x)`` returns them; ``predictions`` what
+    ``model.get_predictions`` makes of them; each a dict of tensors with a row a picture.
+    """
+
+    scale = 1.0
+    """Pixels of a frame in one of the network's picture, at most: crops are resized."""
+
+    again = 0.08
+    """Of a film that nobody has seen yet, this share of pictures is taken to be unsure."""
+
+    def __init__(self, model: Any, name: str, pcutoff: float) -> None:
+        """Watch the head ``name`` of ``model``, DeepLabCut's PoseModel.
+
+        Keypoints below ``pcutoff`` are not held to anything: nobody uses them.
+        """
+        self.predictor = model.heads[name].predictor
+        self.stride = model.get_stride(name)
+        self.pcutoff = pcutoff
+
+    @classmethod
+    def knows(cls, predictor: Any) -> bool:  # noqa: ARG003  # most know their class however it is set
+        """Tell whether the watch knows a predictor of its class that is set up like this one."""
+        return True
+
+    @abstractmethod
+    def shows(self, predictions: Named) -> Tensor:
+        """Return which pictures show a keypoint above the cutoff; (n,), bool."""
+
+    @abstractmethod
+    def noise(self, exact: Named, fast: Named) -> float:
+        """Return by how much the outputs of the fast arithmetic differ, at most, where it counts.
+
+        Args:
+            exact: the outputs of the exact one.
+            fast: of the same pictures.
+        """
+
+    @abstractmethod
+    def largest(self, outputs: Named) -> Tensor:
+        """Return each picture's largest output, that an error of fp32 is a share of; (n,)."""
+
+    @abstractmethod
+    def unsure(self, outputs: Named, noise: float | Tensor, reach: float) -> Tensor:
+        """Return which pictures' keypoints such noise could move; (n,), bool.
+
+        Args:
+            noise: one for all, or (n,).
+            reach: pixels; what moves a keypoint by less does not matter.
+        """
+
+    @abstractmethod
+    def moved(self, exact: Named, fast: Named) -> Tensor:
+        """Return how far the keypoint that counts and moved most is in ``fast``; (n,), pixels.
+
+        Args:
+            exact: predictions of the exact arithmetic, whose keypoints above the cutoff count.
+            fast: of the same pictures; infinitely far where they join keypoints otherwise.
+        """
+
+
+class HeatmapWatch(Watch):
+    """Of heatmaps with one peak a keypoint: each cell within the noise of the highest may be it."""
+
+    def shows(self, predictions: Named) -> Tensor:
+        """Return which pictures show a keypoint; see there."""
+        found: Tensor = (predictions["poses"][:, 0, :, 2] >= self.pcutoff).any(dim=1)
+        return found
+
+    def noise(self, exact: Named, fast: Named) -> float:
+        """Return by how much the steps from peak to rivals differ, at most."""
+        heat, top = exact["heatmap"], _top(exact)
+        rivals = heat >= LIKE * top[..., None, None]
+        rivals &= (self._likelihood(top) >= self.pcutoff)[..., None, None]
+        difference = fast["heatmap"] - heat
+        peak = heat.flatten(2).argmax(dim=2, keepdim=True)
+        at_peak = difference.flatten(2).gather(2, peak)[..., None]
+        return float(torch.where(rivals, (difference - at_peak).abs(), 0.0).max())
+
+    def largest(self, outputs: Named) -> Tensor:
+        """Return each picture's largest value of a heatmap."""
+        found: Tensor = outputs["heatmap"].abs().amax(dim=(1, 2, 3))
+        return found
+
+    def unsure(self, outputs: Named, noise: float | Tensor, reach: float) -> Tensor:
+        """Return where the cells that could be the highest are further apart than ``reach``."""
+        top = _top(outputs)
+        step = noise[:, None] if isinstance(noise, Tensor) else noise
+        rivals = outputs["heatmap"] >= (top - step)[..., None, None]
+        # What does not compare, because it is not a number, is unsure.
+        counts = ~(self._likelihood(top) < self.pcutoff - step)
+        open_ = (counts & (rivals.sum(dim=(2, 3)) != 1)).any(dim=1)
+        rows = open_.nonzero().flatten()
+        if len(rows):  # few: most keypoints have no rival at all
+            some = {name: values[rows] for name, values in outputs.items()}
+            close = ~(self._span(some, rivals[rows]) * self.scale <= reach) & counts[rows]
+            open_[rows] = close.any(dim=1)
+        return open_
+
+    def moved(self, exact: Named, fast: Named) -> Tensor:
+        """Return how far keypoints are apart."""
+        true, poses = exact["poses"][:, 0], fast["poses"][:, 0]
+        moved: Tensor = (poses[..., :2] - true[..., :2]).norm(dim=-1) * self.scale
+        return torch.where(true[..., 2] >= self.pcutoff, moved, 0.0).amax(dim=1)
+
+    def _likelihood(self, top: Tensor) -> Tensor:
+        return top.sigmoid() if self.predictor.apply_sigmoid else top
+
+    def _span(self, outputs: Named, rivals: Tensor) -> Tensor:
+        """Return how far apart, in pixels, the cells that are ``rivals`` put a keypoint."""
+        heat = outputs["heatmap"]
+        n, keypoints, height, width = heat.shape
+        # As DeepLabCut's HeatmapPredictor places them.
+        x = self.stride * (torch.arange(width, device=heat.device) + 0.5)
+        y = self.stride * (torch.arange(height, device=heat.device) + 0.5)[:, None]
+        if self.predictor.location_refinement:
+            refined = outputs["locref"].reshape(n, keypoints, 2, height, width)
+            x = x + refined[:, :, 0] * self.predictor.locref_std
+            y = y + refined[:, :, 1] * self.predictor.locref_std
+        across = _apart(x.expand_as(heat), rivals)
+        return torch.hypot(across, _apart(y.expand_as(heat), rivals))
+
+
+def watches_of(model: Any, pcutoff: float) -> dict[str, Watch] | None:
+    """Return a watch for each of a model's heads by its name; None: one is of no known kind.
+
+    Args:
+        model: DeepLabCut's PoseModel.
+        pcutoff: likelihood below which nobody uses a keypoint.
+    """
+    from worker.precision.paf import PafWatch
+    from worker.precision.simcc import SimCCWatch
+
+    # No subclasses of DeepLabCut's predictors: what else they do is unknown.
+    known: dict[type[Any], type[Watch]] = {
+        HeatmapPredictor: HeatmapWatch,
+        PartAffinityFieldPredictor: PafWatch,
+        SimCCPredictor: SimCCWatch,
+    }
+    watches = {}
+    for name, head in model.heads.items():
+        kind = known.get(type(head.predictor))
+        if kind is None or not kind.knows(head.predictor):
+            return None
+        watches[name] = kind(model, name, pcutoff)
+    return watches
+
+
+def _top(outputs: Named) -> Tensor:
+    found: Tensor = outputs["heatmap"].amax(dim=(2, 3))
+    return found
+
+
+def _apart(values: Tensor, chosen: Tensor) -> Tensor:
+    high = values.masked_fill(~chosen, -torch.inf).amax(dim=(2, 3))
+    return high - values.masked_fill(~chosen, torch.inf).amin(dim=(2, 3))

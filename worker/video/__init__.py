@@ -1,0 +1,1 @@
+"""Videos: decoding, looking at a file before it is taken, drawing and encoding."""
