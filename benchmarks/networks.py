@@ -94,7 +94,7 @@ def _compiled(numbers: str) -> Callable[[Any, Any, int], Compute]:
 
 
 def _variants(model: Any) -> Any:
-    from worker.arithmetic import Machine
+    from worker.precision.guard import Machine
 
     return Machine(model, "cpu")
 
@@ -306,7 +306,7 @@ def network_by_engine(
     """
     known = ENGINES[engine]
     if engine not in {"stock", "compiled", "compiled_bf16"}:
-        _be_a_worker()
+        be_a_worker()
     import numpy as np
     import torch
 
@@ -346,15 +346,15 @@ def network_by_engine(
     return {**answer, "seconds": seconds}
 
 
-def _be_a_worker() -> None:
+def be_a_worker() -> None:
     """Have the environment of a worker's child; torch reads it when it is imported."""
-    from worker.child import FIXED
+    from worker.child.child import FIXED
 
     os.environ.update(FIXED)
 
 
 def _load(model: Path) -> Any:
-    from worker import network
+    from worker.engine import network
 
     return network.load(model, None, "cpu").pose.model.eval()
 
@@ -369,12 +369,12 @@ def _read(film: Path, frames: int) -> list[Any]:
     """Return frames spread over a film, as a network wants them."""
     import torch
 
-    from worker import video
-    from worker.arithmetic import normalised
+    from worker.precision.guard import normalised
+    from worker.video import decode
 
-    stride = max(1, video.count(film) // frames)
+    stride = max(1, decode.count(film) // frames)
     found = []
-    for _, frame in video.frames(film, order="bgr", stride=stride):
+    for _, frame in decode.frames(film, order="bgr", stride=stride):
         found.append(normalised(torch.from_numpy(frame[None]))[0].contiguous())
         if len(found) == frames:
             break
