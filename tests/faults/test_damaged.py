@@ -14,7 +14,8 @@ from handlers.upkeep.reconcile import Repairs
 from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.index.rows import AnalysisRow
-from tests.faults.world import RESULTS, VIDEOS, World
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.world import World
 
 
 def of_another_run(data: bytes) -> bytes:
