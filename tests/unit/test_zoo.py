@@ -66,7 +66,7 @@ def test_weights_that_are_not_there(storage: Storage, weights: Path) -> None:
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
     (weights / RCNN).unlink()
     model = push(storage, MODELS, weights, MOUSE)
-    with pytest.raises(BadRequestError, match=f"download {RCNN} from https://.*{push}") as caught:
+    with pytest.raises(BadRequestError, match=f"download {RCNN} from https://.*{how}") as caught:
         superanimal.check(SuperAnimalArgs(model=MOUSE), model)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
 
