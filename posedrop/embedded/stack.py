@@ -45,7 +45,7 @@ from posedrop.terminal import say
 from posedrop.transport import queue
 
 if TYPE_CHECKING:
-    from worker.context import Workshop
+    from worker.context import Context
 
 log = logging.getLogger(__name__)
 
@@ -211,11 +211,11 @@ class Stack:
         from worker.actors import register
 
         broker = queue.connect(self.settings.broker_url)
-        precedence = queue.Precedence()
-        broker.add_middleware(precedence)
-        workshop: Workshop = register(broker, self.settings)
-        self._closers.append(workshop.close)
-        app = create_app(self.settings, broker, hurry=precedence.hurry, local=self._local)
+        priority = queue.EventPriority()
+        broker.add_middleware(priority)
+        worker_context: Context = register(broker, self.settings)
+        self._closers.append(worker_context.close)
+        app = create_app(self.settings, broker, set_busy=priority.set_busy, local=self._local)
         self._api = _Api(app, listener, BoundedProtocol)
         self._closers.append(self._api.stop)
         self._api.start()
@@ -229,8 +229,8 @@ class Stack:
         # Last in, first out: the children die first, so that no worker waits for a job of hours;
         # the claims in the bucket say that the job is handed back, and the next start resumes it.
         self._closers.append(lambda: _stop_workers(workers))
-        self._closers.append(workshop.close)
-        workshop.start_children()
+        self._closers.append(worker_context.close)
+        worker_context.start_children()
         for worker in workers:
             worker.start()
 

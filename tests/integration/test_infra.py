@@ -18,8 +18,8 @@ import yaml
 
 from posedrop.minio.bootstrap import BootstrapKeys
 from posedrop.settings import Settings
-from tests.conftest import tool
-from tests.integration.caddy import API, S3, Caddy
+from tests.support.caddy import API, S3, Caddy
+from tests.support.tools import tool
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
