@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from posedrop.minio.bootstrap import POLICIES
-from tests.e2e.lab import BIN, PROXY, clean_environment
-from tests.integration.minio_server import ROOT_ACCESS_KEY, ROOT_SECRET_KEY, MinioServer
+from tests.support.lab import BIN, PROXY, clean_environment
+from tests.support.minio_server import ROOT_ACCESS_KEY, ROOT_SECRET_KEY, MinioServer
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("posedrop", "handlers", "worker")
