@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -24,10 +25,15 @@ from worker.cache import Cache
 from worker.child import handover
 from worker.child.child import Child
 from worker.child.pool import ChildPool
-from worker.own_record import OwnRecord
+from worker.own_record import Clock, OwnRecord
 
 _OWNED = "worker-"
 _LOCK = ".lock"
+
+
+def now() -> datetime:
+    """Return the time, as records have it."""
+    return datetime.now(UTC)
 
 
 class Context:
@@ -38,10 +44,11 @@ class Context:
     an accelerator. One more makes tables meanwhile.
     """
 
-    def __init__(self, settings: Settings, broker: Broker) -> None:
+    def __init__(self, settings: Settings, broker: Broker, clock: Clock = now) -> None:
         self.settings = settings
         self.storage = Storage(settings)
         self.broker = broker
+        self.clock = clock
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self._scratch = settings.scratch_dir / f"{_OWNED}{uuid.uuid4().hex}"
         self._closing = threading.Event()
@@ -49,7 +56,7 @@ class Context:
         _sweep(settings.scratch_dir)
         self._scratch.mkdir(mode=0o700)
         self._mine = _own(self._scratch)
-        self.record = OwnRecord(self.storage, settings, self.name)
+        self.record = OwnRecord(self.storage, settings, self.name, clock)
         self.cache = Cache(settings.scratch_dir / "cache", settings.cache_bytes)
         bounds = limits.of(settings.child_memory_bytes, settings.child_file_bytes, self._scratch)
         hidden = (settings.data_dir, settings.scratch_dir)

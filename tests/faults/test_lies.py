@@ -193,7 +193,7 @@ def test_a_film_that_its_child_replaced_holds_up_nobody(world: World) -> None:
 
 def test_checkpoints_are_files_of_numbers(world: World, tmp_path: Path) -> None:
     """Nothing else is sent; a folder that became a link is not entered."""
-    parts = Checkpoints(world.storage, RESULTS, "run", tmp_path / "parts")
+    parts = Checkpoints(world.storage, RESULTS, layout.Run("run"), tmp_path / "parts")
     secret = tmp_path / "000001.npz"
     secret.write_bytes(SECRET)
     (parts.folder / "000002.npz").write_bytes(b"a part")

@@ -17,7 +17,7 @@ from tests.e2e.lab import Servers
 from tests.faults import labs
 from tests.faults.world import RESULTS, VIDEOS, Child, World
 from worker import room
-from worker.jobs import runs
+from worker.jobs import infer
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_what_nobody_foresaw_is_counted(
     for message in world.messages():
         world.work(message)
     world.reconciler.round()
-    monkeypatch.setattr(runs, "_publish_inference", fails)
+    monkeypatch.setattr(infer, "_publish_inference", fails)
     if is_full:
         monkeypatch.setattr(room, "check_room", full)
     for _ in range(4):

@@ -36,8 +36,9 @@ from posedrop.index.index import Index
 from posedrop.settings import Settings, load
 from posedrop.transport import queue
 from worker.cache import Cache
-from worker.jobs import runs
+from worker.jobs.infer import infer
 from worker.jobs.ingest import ingest
+from worker.jobs.render import render
 from worker.own_record import OwnRecord
 
 VIDEOS, RESULTS = "videos", "results"
@@ -343,7 +344,8 @@ class WorkerContext:
 
     def __post_init__(self) -> None:
         """It has a record, which nobody writes by itself: a heartbeat is a step like any other."""
-        self.record = OwnRecord(self.storage, self.settings, self.name)
+        self.clock = self.storage.clock
+        self.record = OwnRecord(self.storage, self.settings, self.name, self.clock)
 
     @contextlib.contextmanager
     def scratch_dir(self) -> Iterator[Path]:
@@ -476,8 +478,8 @@ class World:
         )
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
-            "infer": runs.infer,
-            "render": runs.render,
+            "infer": infer,
+            "render": render,
         }
         # What Dramatiq would try again, the reconciler has to find here.
         with self.storage.gate(gate), contextlib.suppress(Crash, StorageError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 from posedrop.buckets import layout
@@ -115,7 +114,7 @@ def _is_known(context: Context, prefix: str, etag: str) -> bool:
 def _hand_back(context: Context, bucket: str, key: str, etag: str) -> None:
     """Leave an ingest to another worker; this process ends."""
     context.send("ingest", bucket=bucket, key=key, etag=etag)
-    time.sleep(1.0)  # as in worker.jobs.runs: kept from taking it again
+    time.sleep(1.0)  # as in worker.jobs.lifecycle: kept from taking it again
 
 
 def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> VideoRecord | None:
@@ -134,7 +133,7 @@ def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> V
     record = VideoRecord(
         video=video,
         last_modified=found.last_modified,
-        ingested_at=datetime.now(UTC),
+        ingested_at=context.clock(),
         ingest_version=INGEST_VERSION,
         metadata=layout.user_metadata(found.metadata),
     )
@@ -159,7 +158,14 @@ def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> V
         room.fetch_with_room(context.cache, lambda: room.check_room(scratch))
         context.cpu.start()
         attempt = claim.begin(
-            context.storage, results, folder, before, "ingest", context.name, **hashes
+            context.storage,
+            results,
+            folder,
+            before,
+            "ingest",
+            context.name,
+            now=context.clock(),
+            **hashes,
         )
         if attempt is None:
             return None
@@ -263,7 +269,7 @@ def _failed(
     why = _is_given_up(now, context.settings)
     if why is None:
         context.cache.keep_video(str(record.sha256), local)
-        took = (datetime.now(UTC) - attempt.started_at).total_seconds()
+        took = (context.clock() - attempt.started_at).total_seconds()
         delay = RETRY_SECONDS * 4.0 ** (len(now.spent("failed")) - 1) + max(0.0, took)
         delay = min(delay, context.settings.lease_seconds)
         context.send(
