@@ -40,8 +40,8 @@ from benchmarks.alone import (
 )
 from benchmarks.made import distance, filmed, labels_of, made_resnet50
 from benchmarks.way import clips_through, idle_share, put_to_ingest
-from tests.e2e.lab import Embedded
-from tests.samples import REPOSITORY, SHARED, Sample, has_real_mouse, sample
+from tests.support.lab import Embedded
+from tests.support.samples import REPOSITORY, SHARED, Sample, has_real_mouse, sample
 
 OUT = REPOSITORY / "build/bench.json"
 

@@ -444,7 +444,7 @@ def copied(model: Path, target: Path) -> Path:
 def overfitted_model(name: str, size: tuple[int, int] = SIZE) -> Path:
     """Return a project with weights that see the mouse: made, if it is not there; minutes, then."""
     from benchmarks import overfitted
-    from tests.samples import has_real_mouse
+    from tests.support.samples import has_real_mouse
 
     if name == "resnet18" and has_real_mouse():
         return overfitted.mouse().model
@@ -526,7 +526,7 @@ class Run:
     def film(self, frames: int) -> Path:
         """Return a film of the mouse."""
         from benchmarks import overfitted
-        from tests.samples import sample
+        from tests.support.samples import sample
 
         path = self.folder / f"film{frames}.mp4"
         if not path.exists():

@@ -37,8 +37,8 @@ _RUN_FOLDER = re.compile(rf"^{_RUN}$")
 _RUN_OBJECT = re.compile(
     rf"^(?P<run>(?P<video>.+)/(?P<analysis>[a-z][a-z0-9_]{{0,39}})-(?P<id>{_ID}))/(?P<name>.+)$"
 )
-_ASKED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.json$")
-_ANSWERED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.planned\.json$")
+_PENDING_REQUEST = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.json$")
+_PENDING_OUTCOME = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.planned\.json$")
 _NUMBER = re.compile(r"^([1-9][0-9]{0,5})\.json$")
 _CONTENT = "_content"
 _POSES = "_poses"
@@ -208,13 +208,13 @@ def thumbnail(prefix: str) -> str:
     return f"{prefix}/{THUMBNAIL}"
 
 
-def asked(prefix: str, pending_id: str) -> str:
+def pending_request(prefix: str, pending_id: str) -> str:
     """Return the key of a request that waits until its video's content is known."""
     return f"{prefix}/asked/{pending_id}.json"
 
 
-def answered(prefix: str, pending_id: str) -> str:
-    """Return the key of the record that says what became of such a request.
+def pending_outcome(prefix: str, pending_id: str) -> str:
+    """Return the key of the record that says what became of a pending request.
 
     It sorts after the request, so that a removal cut short leaves no request that seems new.
     """
@@ -373,15 +373,15 @@ class VideoObject(NamedTuple):
     name: str
 
 
-class AskedObject(NamedTuple):
+class PendingRequestObject(NamedTuple):
     """A request that waits for its video."""
 
     video: str
     pending_id: str
 
 
-class AnsweredObject(NamedTuple):
-    """What became of such a request."""
+class PendingOutcomeObject(NamedTuple):
+    """What became of a request that waited for its video."""
 
     video: str
     pending_id: str
@@ -393,7 +393,7 @@ class RuleObject(NamedTuple):
     rule_id: str
 
 
-ResultObject = RunObject | VideoObject | AskedObject | AnsweredObject | RuleObject
+ResultObject = RunObject | VideoObject | PendingRequestObject | PendingOutcomeObject | RuleObject
 
 
 def parse_result_key(key: str) -> ResultObject | None:
@@ -406,10 +406,10 @@ def parse_result_key(key: str) -> ResultObject | None:
         return RunObject(
             match["run"], match["video"], match["analysis"], match["id"], match["name"]
         )
-    if match := _ASKED_OBJECT.match(key):
-        return AskedObject(match["video"], match["id"])
-    if match := _ANSWERED_OBJECT.match(key):
-        return AnsweredObject(match["video"], match["id"])
+    if match := _PENDING_REQUEST.match(key):
+        return PendingRequestObject(match["video"], match["id"])
+    if match := _PENDING_OUTCOME.match(key):
+        return PendingOutcomeObject(match["video"], match["id"])
     video, _, name = key.rpartition("/")
     if video and name in {VIDEO_RECORD, THUMBNAIL} and not key.startswith(f"{_CONTENT}/"):
         return VideoObject(video, name)

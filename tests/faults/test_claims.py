@@ -16,9 +16,10 @@ from posedrop.buckets.layout import Run
 from posedrop.buckets.records import Result
 from posedrop.buckets.storage import Storage
 from posedrop.settings import load
-from tests.e2e.lab import Embedded, Lab, Servers
-from tests.faults import labs
-from tests.faults.world import RESULTS, VIDEOS, World
+from tests.support import labs
+from tests.support.lab import Embedded, Lab, Servers
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.world import World
 from worker.jobs import claim
 
 ROUNDS = 500
@@ -116,7 +117,8 @@ def test_a_late_worker_is_harmless_wherever_it_was_stopped(
     dummy = analyses.get("dummy")
     if renders:
         dummy = replace(dummy, renders=True, finish="x:y", artefacts=analyses.POSES)
-    monkeypatch.setattr(analyses, "installed", lambda: {"dummy": dummy})
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: {"dummy": dummy})
     both_frozen = 0
     for first in range(1, CALLS + 1):
         for second in range(1 + first % 2, CALLS + 1, 2):

@@ -18,7 +18,8 @@ from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.records import Result, VideoRecord
 from posedrop.errors import StorageError
-from tests.faults.world import RESULTS, VIDEOS, Child, World
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.world import Child, World
 from worker.jobs import artefacts
 from worker.jobs.checkpoints import Checkpoints
 from worker.jobs.claim import MAX_UNPUBLISHED
@@ -135,7 +136,8 @@ def test_what_a_child_leaves_is_taken_by_name_alone(
     dummy = analyses.get("dummy")
     if at != RUN:
         dummy = replace(dummy, renders=True, finish="x:y", artefacts=analyses.POSES)
-    monkeypatch.setattr(analyses, "installed", lambda: {"dummy": dummy})
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: {"dummy": dummy})
     liar = world.child = Liar(does, at)
     for key in (LIAR, HONEST):
         world.storage.put(VIDEOS, key, key.encode())

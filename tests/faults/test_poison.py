@@ -13,9 +13,10 @@ from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.records import Result
 from posedrop.errors import StorageError
-from tests.e2e.lab import Servers
-from tests.faults import labs
-from tests.faults.world import RESULTS, VIDEOS, Child, World
+from tests.support import labs
+from tests.support.lab import Servers
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.world import Child, World
 from worker import room
 from worker.jobs import infer
 
@@ -106,7 +107,8 @@ def test_an_answer_that_can_not_be_one_ends_its_run(
 ) -> None:
     """It has failed, in words: such an answer is not asked for again and again."""
     drawn = replace(analyses.get("dummy"), renders=True, finish="x:y", artefacts=analyses.POSES)
-    monkeypatch.setattr(analyses, "installed", lambda: {"dummy": drawn})
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: {"dummy": drawn})
     world.child = Nonsense(task, answer)
     world.storage.put(VIDEOS, "a.mp4", b"a film")
     world.settle()

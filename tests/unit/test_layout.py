@@ -42,9 +42,9 @@ def test_a_run_is_parsed_as_it_was_made(key: str) -> None:
     assert layout.parse_result_key(layout.video_record(prefix)) == layout.VideoObject(
         prefix, "video.json"
     )
-    question, answer = layout.asked(prefix, ID), layout.answered(prefix, ID)
-    assert layout.parse_result_key(question) == layout.AskedObject(prefix, ID)
-    assert layout.parse_result_key(answer) == layout.AnsweredObject(prefix, ID)
+    question, answer = layout.pending_request(prefix, ID), layout.pending_outcome(prefix, ID)
+    assert layout.parse_result_key(question) == layout.PendingRequestObject(prefix, ID)
+    assert layout.parse_result_key(answer) == layout.PendingOutcomeObject(prefix, ID)
     assert question < answer
 
 

@@ -13,7 +13,7 @@ from posedrop.buckets import layout
 from posedrop.buckets.layout import RUN_LOG
 from posedrop.buckets.records import Artefact, Inference, PosesOf, Progress, Request
 from posedrop.errors import AnalysisError, CancelledRunError
-from posedrop.models import catalog
+from posedrop.models.fetch import fetch
 from worker import room, tuning_memory
 from worker.child import messages, pool
 from worker.child.messages import AnalysisOutput
@@ -124,9 +124,7 @@ def _fetch_model(attempt: RunAttempt) -> Path | None:
     if record is not None:
         room.check_model_fits(record, context.settings.scratch_dir)
     bucket, kept = context.settings.models_bucket, context.cache.models
-    whole = room.fetch_with_room(
-        context.cache, lambda: catalog.fetch(context.storage, bucket, model, kept)
-    )
+    whole = room.fetch_with_room(context.cache, lambda: fetch(context.storage, bucket, model, kept))
     whole.touch()
     # As links of its own: what the child reads is what it was handed, and no other model.
     linked = shutil.copytree(whole, attempt.folders.film / "model", copy_function=os.link)

@@ -15,13 +15,13 @@ import torch
 from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from posedrop.buckets.records import Progress
-from tests.integration.engine.analysed import (
+from tests.support.analysed import (
     TOLERANCE,
     Ours,
     furthest,
     read,
 )
-from tests.samples import Sample
+from tests.support.samples import Sample
 from worker.child import pool
 from worker.engine import inference, network, passes
 from worker.poses import tables
