@@ -344,7 +344,7 @@ class Slow(Child):
 
     def call(self, task: str, payload: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Infer until the film is done, or the parent ends it."""
-        if task != "worker.child.tasks:run_analysis":
+        if task != "run_analysis":
             return super().call(task, payload, **options)
         parts, key = Path(payload["parts"]), Path(payload["video"]).read_text()
         first = minute = len(list(parts.glob("*.npz")))

@@ -26,8 +26,8 @@ from worker.jobs.claim import MAX_UNPUBLISHED
 
 LIAR, HONEST = "liar.mp4", "honest.mp4"
 SECRET = b"a secret of the parent's"
-RUN, FINISH = "worker.child.tasks:run_analysis", "worker.child.tasks:finish_analysis"
-RENDER = "worker.video.draw:render"
+RUN, FINISH = "run_analysis", "finish_analysis"
+RENDER = "render"
 
 
 class Liar(Child):
@@ -179,7 +179,7 @@ def test_a_film_that_its_child_replaced_holds_up_nobody(world: World) -> None:
     class Replacing(Child):
         def call(self, task: str, payload: dict[str, Any], **more: Any) -> dict[str, Any]:
             answer = super().call(task, payload, **more)
-            if task == "worker.video.preflight:probe":
+            if task == "probe":
                 Path(payload["video"]).unlink()
                 os.mkfifo(payload["video"])
                 Path(payload["thumbnail"]).symlink_to(payload["video"])

@@ -72,17 +72,17 @@ def test_a_run_whose_workers_are_killed_is_given_up(servers: Servers) -> None:
 
 
 ANSWERS: list[tuple[str, dict[str, Any]]] = [
-    ("worker.child.tasks:run_analysis", {"frames_expected": "many"}),
-    ("worker.child.tasks:run_analysis", {"frames_expected": None}),
-    ("worker.child.tasks:run_analysis", {"rows": 2**63}),
-    ("worker.child.tasks:run_analysis", {"timings": [1]}),
-    ("worker.child.tasks:run_analysis", {"timings": {"infer": float("inf")}}),
-    ("worker.child.tasks:run_analysis", {"missing": [{"first": 1}]}),
-    ("worker.child.tasks:run_analysis", {"details": "none"}),
-    ("worker.video.draw:render", {"timings": None}),
-    ("worker.video.draw:render", {"timings": {"video": "long"}}),
-    ("worker.video.draw:render", {"timings": {"video": float("nan")}}),
-    ("worker.video.draw:render", {"timings": {}, "encode": {"used": "x264", "why": "y" * 10**6}}),
+    ("run_analysis", {"frames_expected": "many"}),
+    ("run_analysis", {"frames_expected": None}),
+    ("run_analysis", {"rows": 2**63}),
+    ("run_analysis", {"timings": [1]}),
+    ("run_analysis", {"timings": {"infer": float("inf")}}),
+    ("run_analysis", {"missing": [{"first": 1}]}),
+    ("run_analysis", {"details": "none"}),
+    ("render", {"timings": None}),
+    ("render", {"timings": {"video": "long"}}),
+    ("render", {"timings": {"video": float("nan")}}),
+    ("render", {"timings": {}, "encode": {"used": "x264", "why": "y" * 10**6}}),
 ]
 
 

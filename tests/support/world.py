@@ -52,7 +52,7 @@ class Child:
 
     def call(self, task: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Answer as the real child would."""
-        if task == "worker.video.preflight:probe":
+        if task == "probe":
             film = Path(payload["video"]).read_bytes()
             if film.startswith(b"poison"):
                 raise AnalysisError("the decoder fails", code="internal")
@@ -61,7 +61,7 @@ class Child:
             return {"probe": PROBE}
         nonce = os.urandom(8).hex()
         (Path(payload["out"]).parent / "run.log").write_text(f"log {nonce}")
-        if task == "worker.video.draw:render":
+        if task == "render":
             (Path(payload["out"]) / "pose.mp4").write_text(f"drawn {nonce}")
             return {"timings": {}}
         (Path(payload["out"]) / _left(task, payload["analysis"])).write_text(f"poses {nonce}")
@@ -71,7 +71,7 @@ class Child:
 
 def _left(task: str, analysis: str) -> str:
     """Return the name of what a task of an analysis leaves."""
-    if task == "worker.child.tasks:finish_analysis":
+    if task == "finish_analysis":
         return "poses.h5"
     return "predictions.npz" if analyses.get(analysis).finish is not None else "poses.csv"
 

@@ -40,7 +40,7 @@ class Checkpoints:
         folder.mkdir()
 
     def fetch(self) -> int:
-        """Download what an earlier attempt left; return how many parts."""
+        """Fetch the parts that an earlier attempt left; return how many."""
         for part in islice(self._storage.objects(self._bucket, self._prefix), MAX_PARTS):
             name = part.key.removeprefix(self._prefix)
             if part.size <= MAX_PART_BYTES and _NAME.fullmatch(name):

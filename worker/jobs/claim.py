@@ -250,7 +250,7 @@ class Held:
             thread.join()
 
     def look(self) -> None:
-        """See whether this attempt is still the last one, and still there."""
+        """Ask the store whether this attempt is still the last one, and still there."""
         folder = self._folder
         listing = self._storage.listing(self._bucket, f"{folder}/")
         numbers = {layout.number_of(found.key, folder) for found in listing.objects}
@@ -322,7 +322,7 @@ class Claim(Held):
         return self._cancelled.is_set()
 
     def look(self) -> None:
-        """See whether the run was cancelled, or is no longer ours."""
+        """Ask the store whether the run was cancelled, or is no longer ours."""
         run = self._run
         keys = {found.key for found in self._storage.listing(self._bucket, run.folder).objects}
         if run.cancel in keys:

@@ -123,20 +123,8 @@ def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> V
     Returns:
         None where that is for another worker, or for a later attempt, to say.
     """
-    video = VideoRef(
-        file_id=layout.file_id_of(bucket, found.key),
-        bucket=bucket,
-        key=found.key,
-        etag=found.etag,
-        size=found.size,
-    )
-    record = VideoRecord(
-        video=video,
-        last_modified=found.last_modified,
-        ingested_at=context.clock(),
-        ingest_version=INGEST_VERSION,
-        metadata=layout.user_metadata(found.metadata),
-    )
+    record = _begun_record(context, bucket, found)
+    video = record.video
     try:
         _check_size(found.size, context.settings.max_video_bytes)
         room.check_fits(found.size, context.settings.scratch_dir)
@@ -171,6 +159,24 @@ def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> V
             return None
         held = Held(context.storage, results, folder, attempt)
         return _decode(context, held, before, record, local, prefix)
+
+
+def _begun_record(context: Context, bucket: str, found: ObjectInfo) -> VideoRecord:
+    """Return what is known of a video before its content is."""
+    video = VideoRef(
+        file_id=layout.file_id_of(bucket, found.key),
+        bucket=bucket,
+        key=found.key,
+        etag=found.etag,
+        size=found.size,
+    )
+    return VideoRecord(
+        video=video,
+        last_modified=found.last_modified,
+        ingested_at=context.clock(),
+        ingest_version=INGEST_VERSION,
+        metadata=layout.user_metadata(found.metadata),
+    )
 
 
 def _decode(

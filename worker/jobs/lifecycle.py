@@ -113,7 +113,7 @@ def _is_too_new(context: Context, run: Run, request: Request) -> bool:
 
 
 def _make(attempt: RunAttempt, work: Work) -> None:
-    """Do the work of an attempt, and record how it ended."""
+    """Work on an attempt, and record how it ended."""
     context, request, held = attempt.context, attempt.request, attempt.claim
     ids = {"analysis_id": request.analysis_id, "attempt": held.number, "task": held.task}
     log.info("attempt begins", extra=ids)

@@ -7,7 +7,6 @@ writer wrote, whoever else was at work.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Collection, Iterable
 from datetime import datetime
@@ -17,6 +16,7 @@ from posedrop.analyses import UNFINISHED
 from posedrop.buckets.layout import Run
 from posedrop.buckets.records import Artefact, FinalState, Inference, Request, Result, RunError
 from posedrop.buckets.storage import Storage
+from posedrop.hashing import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def upload_artefacts(
         if path.is_symlink() or not path.is_file() or path.suffix == UNFINISHED:
             continue
         content_type = content_type_of(path.name)
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of(path)
         place = None
         if path.name in apart or not storage.upload_new(
             bucket, run.key(path.name), path, content_type, sha256
