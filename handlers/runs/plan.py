@@ -714,17 +714,7 @@ def _reject(
         asked_by=origin,
         created_at=now(),
     )
-    result = Result(
-        analysis_id=analysis_id,
-        analysis=request.analysis,
-        state="failed",
-        video=video.video,
-        sha256=video.sha256,
-        args=args,
-        error=_error(error),
-        created_at=request.created_at,
-        finished_at=now(),
-    )
+    result = Result.of(request, "failed", finished_at=now(), error=_error(error))
     bucket = context.settings.results_bucket
     # The result first: whoever finds the request finds it answered, so no worker is sent for it.
     context.storage.create(bucket, f"{run}/{layout.RESULT}", result.to_json())

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from handlers.app import create_app
 from handlers.context import now
 from handlers.events import letters, notify
-from handlers.events.letters import ReplayRequest
 from posedrop import cli
+from posedrop.api import ReplayRequest
 from posedrop.index.index import Index
 from posedrop.settings import load
 from posedrop.transport import queue

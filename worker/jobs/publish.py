@@ -93,14 +93,9 @@ def finish(
     error: RunError | None = None,
 ) -> bool:
     """Write result.json, once; return whether this was the caller that wrote it."""
-    result = Result(
-        analysis_id=request.analysis_id,
-        analysis=request.analysis,
-        state=state,
-        video=request.video,
-        sha256=request.sha256,
-        args=request.args,
-        model=request.model,
+    result = Result.of(
+        request,
+        state,
         artefacts=artefacts or [],
         frames_expected=inference.frames_expected if inference else None,
         frames_decoded=inference.frames_decoded if inference else None,
