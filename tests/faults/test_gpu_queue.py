@@ -21,8 +21,9 @@ from posedrop.buckets import layout
 from posedrop.buckets.records import Progress, Request, VideoRef, WorkerRecord
 from posedrop.index.index import Index
 from posedrop.transport import queue
-from tests.faults.world import RESULTS, VIDEOS, Child, Gate, World
-from tests.samples import PROBE
+from tests.support.memory_storage import RESULTS, VIDEOS, Gate
+from tests.support.samples import PROBE
+from tests.support.world import Child, World
 from worker.jobs import claim
 from worker.jobs.claim import Claim
 

@@ -19,8 +19,8 @@ from posedrop.buckets.storage import Storage
 from posedrop.index.index import Index
 from posedrop.settings import Settings
 from posedrop.transport import queue
-from tests.samples import PROBE
-from tests.serving import serving
+from tests.support.samples import PROBE
+from tests.support.serving import serving
 
 EVENTS = Path(__file__).parents[1] / "fixtures" / "events"
 TOKEN = "token+of/the=api%"

@@ -18,8 +18,7 @@ from posedrop.index import index as index_module
 from posedrop.index import rows, schema
 from posedrop.index.index import AnalysisRow, Index
 from posedrop.transport.events import ObjectRemoved
-from tests.samples import PROBE
-from tests.unit.index_rows import (
+from tests.support.index_rows import (
     BUCKET,
     ERROR,
     NOW,
@@ -32,6 +31,7 @@ from tests.unit.index_rows import (
     run_of,
     video_record,
 )
+from tests.support.samples import PROBE
 
 # --- files
 

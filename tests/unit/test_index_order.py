@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from posedrop.index.index import Index, IndexBusyError
 from posedrop.transport.events import ObjectCreated
-from tests.unit.index_rows import (
+from tests.support.index_rows import (
     BUCKET,
     ERROR,
     NOW,

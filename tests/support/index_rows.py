@@ -18,7 +18,7 @@ from posedrop.buckets.records import (
 )
 from posedrop.index.index import Index
 from posedrop.transport.events import Event, ObjectCreated
-from tests.samples import PROBE
+from tests.support.samples import PROBE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 BUCKET = "videos"
