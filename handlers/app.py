@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from handlers import changes, upload
-from handlers.context import LOOK_SECONDS, Context, now
+from handlers.context import LOOK_SECONDS, Context
 from handlers.door import access
 from handlers.door.bodies import Bodies
 from handlers.door.error_response import (
@@ -252,7 +252,7 @@ async def _receive_form(callers: _Callers, request: Request, content_type: str) 
         kind = upload.guess_type(key)
         callers.patient_context.storage.upload_stream(bucket, key, stream, most, kind, metadata)
         # Its event may come after our answer; who asks at once is to find it.
-        context.index.expect_file(file_id, bucket, key, now(), metadata=metadata)
+        context.index.expect_file(file_id, bucket, key, context.clock(), metadata=metadata)
 
     form = FormUpload(content_type, sink, context.settings.max_video_bytes, _FORM_BYTES)
     await form.receive(request.stream())
@@ -505,7 +505,7 @@ def _service_routes(
     @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus")
     async def get_metrics() -> Response:
         def render() -> bytes:
-            return context.metrics.render(context.index, now(), *health.metrics())
+            return context.metrics.render(context.index, context.clock(), *health.metrics())
 
         text = await asyncio.get_running_loop().run_in_executor(health.threads, render)
         return Response(text, media_type=metrics.CONTENT_TYPE)

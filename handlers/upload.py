@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from handlers import changes
-from handlers.context import Context, now
+from handlers.context import Context
 from handlers.runs import copies, plan
 from posedrop import api
 from posedrop.buckets import layout
@@ -64,14 +64,16 @@ def presign(context: Context, wanted: api.UploadRequest) -> api.Ticket:
             sha256=wanted.sha256,
             metadata=metadata,
         )
-    context.index.expect_file(file_id, bucket, key, now(), size=wanted.size, metadata=metadata)
+    context.index.expect_file(
+        file_id, bucket, key, context.clock(), size=wanted.size, metadata=metadata
+    )
     changes.note("upload allowed", file_id=file_id, key=key)
     return api.Ticket(
         file_id=file_id,
         bucket=bucket,
         key=key,
         upload={name: getattr(signed, name) for name in signed.__dataclass_fields__},
-        expires_at=now() + timedelta(seconds=context.settings.presign_seconds),
+        expires_at=context.clock() + timedelta(seconds=context.settings.presign_seconds),
     )
 
 
@@ -106,7 +108,7 @@ def redirect(context: Context, filename: str, headers: Mapping[str, str]) -> str
         metadata=metadata,
     ).url
     asked = layout.user_metadata(metadata)
-    context.index.expect_file(file_id, bucket, key, now(), size=size, metadata=asked)
+    context.index.expect_file(file_id, bucket, key, context.clock(), size=size, metadata=asked)
     changes.note("upload allowed", file_id=file_id, key=key)
     return url
 

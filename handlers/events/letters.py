@@ -12,7 +12,7 @@ from datetime import datetime
 from pydantic import BaseModel, Field, ValidationError
 
 from handlers import changes
-from handlers.context import Context, now
+from handlers.context import Context
 from handlers.events import notify
 from posedrop import api
 from posedrop.transport import events
@@ -55,7 +55,7 @@ def replay(context: Context, wanted: api.ReplayRequest) -> api.Replayed:
                 kept += 1
                 continue
             matter = [event for event in found if notify.matters(context, event)]
-            replayed += context.index.dead_letter_replayed(row.id, matter, now())
+            replayed += context.index.dead_letter_replayed(row.id, matter, context.clock())
     changes.note("dead letters replayed", replayed=replayed, kept=kept)
     return api.Replayed(replayed=replayed, kept=kept)
 

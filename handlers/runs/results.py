@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from handlers.context import Context, now
+from handlers.context import Context
 from handlers.runs import copies, plan
 from posedrop import api
 from posedrop.buckets import layout
@@ -260,7 +260,7 @@ def _cancel_queued(context: Context, row: AnalysisRow, last: Attempt | None) -> 
     result = Result.of(
         request,
         "cancelled",
-        finished_at=now(),
+        finished_at=context.clock(),
         artefacts=last.artefacts if last else [],
         error=RunError(code="cancelled", message="cancelled before its turn"),
     )

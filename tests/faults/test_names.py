@@ -98,7 +98,7 @@ def test_retention_takes_the_first_and_its_duplicate_keeps_its_results(
     assert not any(key.startswith("alice/") for key in world.storage.buckets[RESULTS])
     bob = upload.describe(world.context, id_of(BOB))
     (run,) = bob.analyses
-    assert (bob.state, run["status"]) == ("ready", "succeeded")
+    assert (bob.state, run.status) == ("ready", "succeeded")
     assert results.read(world.context, run.analysis_id).status == "succeeded"
     assert whole(world, BOB)
     world.lose_index()

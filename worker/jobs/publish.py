@@ -111,8 +111,6 @@ def finish(
         details=inference.details if inference else {},
         attempts=attempts,
         error=error,
-        retry_of=request.retry_of,
-        created_at=request.created_at,
         finished_at=datetime.now(UTC),
     )
     written = storage.create(bucket, f"{run}/{layout.RESULT}", result.to_json())
