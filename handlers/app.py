@@ -29,7 +29,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from handlers import changes, upload
+from handlers import changes, gpu_queue, upload
 from handlers.context import LOOK_SECONDS, Context
 from handlers.door import access
 from handlers.door.bodies import Bodies
@@ -97,6 +97,7 @@ def create_app(
     follower = notify.Follower(context, set_busy)
     reconciler = reconcile.Reconciler(context)
     copier = copies.Copier(context)
+    chooser = gpu_queue.Chooser(context, context.clock)
     health = Health(context, follower, reconciler)
     metrics.DISKS.watch("index", settings.index_file.parent)
     queue_url = settings.sqs_queue_url
@@ -107,6 +108,7 @@ def create_app(
         follower.start()
         reconciler.start()
         copier.start()
+        chooser.start()
         if poller is not None:
             poller.start()
         yield
@@ -115,6 +117,7 @@ def create_app(
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
         await run_in_threadpool(copier.stop)
+        await run_in_threadpool(chooser.stop)
         health.close()
         context.index.close()
 
@@ -467,6 +470,11 @@ def _service_routes(
     @changing
     def post_expire(wanted: Annotated[api.ExpireRequest, Body()]) -> api.Expired:
         return retention.expire(context, wanted)
+
+    @app.get("/notices", summary="What a person is to see to: a removal that was held back")
+    def get_notices() -> dict[str, list[api.Notice]]:
+        found = list(context.notices.items())
+        return {"items": [api.Notice(about=about, message=words) for about, words in found]}
 
     @app.get("/dead-letters", summary="Events that could not be followed, the newest first")
     def get_dead_letters(cursor: RowId | None = None, limit: Limit = 50) -> api.DeadLettersPage:

@@ -362,6 +362,13 @@ class Expired(Answer):
     undeletable: int
 
 
+class Notice(Answer):
+    """Something that a person is to see to."""
+
+    about: str
+    message: str
+
+
 class Ready(Answer):
     """Whether the handlers do their work: a part is ``ok``, or has the code of what is wrong."""
 
