@@ -156,11 +156,11 @@ def network_alone(
     with torch.inference_mode():
         for batch in batches:
             time_it("stock fp32", batch, loaded, pictures[:batch])
-        machine = guard.Machine(loaded, device)
+        variants = guard.ModelVariants(loaded, device)
         for batch in batches:
             x = pictures[:batch].contiguous(memory_format=torch.channels_last)
             for numbers in ("fp32", "fp16"):
-                form = machine.form(numbers, "direct")  # type: ignore[arg-type]
+                form = variants.form(numbers, "direct")  # type: ignore[arg-type]
                 time_it(f"{numbers} eager", batch, form, x)
                 recorder = recorder_of(where)
                 if recorder is not None:

@@ -13,7 +13,7 @@ import pytest
 
 from posedrop.analyses.superanimal import SuperAnimalArgs
 from tests.e2e.lab import Embedded, Lab
-from tests.herd import herd_film, make_project, zoo_weights
+from tests.multi_animal import make_project, two_animal_film, zoo_weights
 from tests.samples import REPOSITORY
 
 FRAMES = 12
@@ -21,7 +21,7 @@ FRAMES = 12
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """``posedrop up``, which knows the network of tests/herd.py."""
+    """``posedrop up``, which knows the network of tests/multi_animal.py."""
     lab = Embedded(tmp_path_factory.mktemp("several") / "data")
     plugin = Path(__file__).parent / "plugin"
     path = [str(plugin), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
@@ -34,7 +34,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def file_id(lab: Lab, tmp_path: Path) -> str:
     """Two animals, uploaded by a tool."""
     key = f"{tmp_path.name}.mp4"
-    lab.s3().upload_file(str(herd_film(tmp_path / "herd.mp4", range(FRAMES))), "videos", key)
+    lab.s3().upload_file(str(two_animal_film(tmp_path / "herd.mp4", range(FRAMES))), "videos", key)
     return str(lab.file(key)["file_id"])
 
 

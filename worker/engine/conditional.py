@@ -24,8 +24,8 @@ from deeplabcut.pose_estimation_pytorch.models.modules import StackedKeypointEnc
 from deeplabcut.pose_estimation_pytorch.runners import CTDTrackingConfig
 
 from posedrop.errors import AnalysisError
-from worker.engine.batches import Feed, Prediction
-from worker.engine.loaded import Warm
+from worker.engine.loaded import LoadedModel
+from worker.engine.predictors import Prediction, Predictor
 from worker.gpu.staging import AnyFrame, Frame
 from worker.memory import is_out_of_memory
 from worker.precision.guard import Precision
@@ -44,7 +44,7 @@ _BEGINNING: dict[str, Any] = {
 }
 
 
-class Conditional(Feed):
+class ConditionalPredictor(Predictor):
     """A bottom-up network's poses are the conditions of each frame, and the second one's result.
 
     When *tracking* (DeepLabCut's ``ctd_tracking``), the poses of a frame are the conditions of the
@@ -54,8 +54,8 @@ class Conditional(Feed):
 
     def __init__(
         self,
-        warm: Warm,
-        bottom_up: Feed,
+        loaded: LoadedModel,
+        bottom_up: Predictor,
         batch: int | None,
         precision: Precision,
         *,
@@ -64,23 +64,23 @@ class Conditional(Feed):
         """Begin a film.
 
         Args:
-            warm: the conditional model, with its ``conditions``.
+            loaded: the conditional model, with its ``conditions``.
             bottom_up: takes the frames to those; of no use when tracking.
             batch: crops at once; None: as many as are fast.
         """
-        assert warm.conditions is not None  # noqa: S101  # else it is no conditional model
+        assert loaded.conditions is not None  # noqa: S101  # else it is no conditional model
         self._bottom_up = bottom_up
         self._tracking = tracking
-        self._pose = warm.network.pose
-        self._device = torch.device(warm.network.device).type
-        self._dtype = warm.machine.dtype_for(precision)
-        for network, machine in (
-            (self._pose, warm.machine),
-            (warm.conditions.network.pose, warm.conditions.machine),
+        self._pose = loaded.network.pose
+        self._device = torch.device(loaded.network.device).type
+        self._dtype = loaded.variants.dtype_for(precision)
+        for network, variants in (
+            (self._pose, loaded.variants),
+            (loaded.conditions.network.pose, loaded.conditions.variants),
         ):
             # Autocast casts what goes into torch's own operators alone.
-            network.model = machine.exact if self._dtype is None else machine.plain
-        self._pose.bu_runner = warm.conditions.network.pose
+            network.model = variants.exact if self._dtype is None else variants.plain
+        self._pose.bu_runner = loaded.conditions.network.pose
         self._pose.tracking = CTDTrackingConfig() if tracking else None
         self._pose.dynamic = None
         encoder = getattr(self._pose.model.backbone, "cond_enc", None)
@@ -197,9 +197,9 @@ class Conditional(Feed):
         for name, value in known.items():
             setattr(self._pose, name, value)
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what the result tells: of how the conditions were found."""
-        return self._bottom_up.told()
+        return self._bottom_up.summary()
 
 
 class DrawnConditions:

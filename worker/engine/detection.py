@@ -139,7 +139,7 @@ class _Judged:
     """(r,), float64: logarithmic odds."""
 
 
-class Quick(ABC):
+class QuickDetector(ABC):
     """A detector of torchvision's in its faster form, on a CPU."""
 
     def __init__(self, plain: Any, label: int, most: int) -> None:
@@ -247,7 +247,7 @@ class Quick(ABC):
         )
 
 
-class QuickSSD(Quick):
+class QuickSSD(QuickDetector):
     """torchvision's ``SSD``."""
 
     @property
@@ -293,7 +293,7 @@ class _Seen:
     """Of each level: (n, anchors, 4)."""
 
 
-class QuickRCNN(Quick):
+class QuickRCNN(QuickDetector):
     """torchvision's ``FasterRCNN``."""
 
     @property
@@ -438,7 +438,7 @@ class QuickRCNN(Quick):
         return out
 
 
-def quick_of(model: Any, most: int) -> Quick | None:
+def quick_of(model: Any, most: int) -> QuickDetector | None:
     """Return the faster form of a detector; None: its kind is not known.
 
     Args:
@@ -526,12 +526,12 @@ class Detector:
         self.runner = runner
         self.device = torch.device(device)
         self.normalises = only_normalises(runner, [LoadImage, AugmentImage, ToTensor, ToBatch])
-        self._quick: list[Quick | None] = []
+        self._quick: list[QuickDetector | None] = []
         self.batches: dict[tuple[int, ...], int] = {}
         """The batch that was found best, by the size of frames."""
 
     @property
-    def quick(self) -> Quick | None:
+    def quick(self) -> QuickDetector | None:
         """The faster form, made when first asked for; None: there is none."""
         if not self._quick:
             self._quick.append(self._made())
@@ -545,7 +545,7 @@ class Detector:
         """Return all that was made of the network."""
         return [self.runner.model, *(one.fast for one in self._quick if one is not None)]
 
-    def _made(self) -> Quick | None:
+    def _made(self) -> QuickDetector | None:
         if self.device.type != "cpu" or self.runner.inference_cfg.autocast.enabled:
             return None
         steps = self.runner.postprocessor.components
@@ -609,7 +609,7 @@ class Detections:
             self.known = Detected(**{**known, "noise": Noise(**known["noise"])})
             self.batch = int(state["batch"])
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what the result tells."""
         return {
             "batch_size": self.batch,
@@ -738,7 +738,7 @@ class Detections:
         context, _ = self._runner.postprocessor([{"detection": copied}], dict(self._context or {}))
         return dict(context)
 
-    def _measure(self, quick: Quick, x: Tensor) -> None:
+    def _measure(self, quick: QuickDetector, x: Tensor) -> None:
         noise = quick.measured(x)
         if not _is_little(noise) and quick.is_tiled:
             quick.untile()

@@ -2,7 +2,7 @@
 
 Imported in the child process only: it brings torch and DeepLabCut along. The network, and what
 comes after it, are DeepLabCut's own; what is done here is decoding ahead, the feeding in batches,
-the arithmetic (``precision.guard``) and the checkpoints (``engine.parts``). The tables are made
+the arithmetic (``precision.guard``) and the checkpoints (``poses.checkpoint``). The tables are made
 elsewhere (``worker.poses.tables``), so that the accelerator need not wait for them.
 """
 
@@ -35,21 +35,22 @@ from worker import hardware
 from worker.child.messages import MAX_RANGES
 from worker.cpu.winograd_transforms import kernels
 from worker.engine import network, topdown
-from worker.engine.batches import Batches, Feed, Prediction, Runner
-from worker.engine.conditional import Conditional
+from worker.engine.conditional import ConditionalPredictor
 from worker.engine.detection import Detections, Detector, only_normalises
-from worker.engine.loaded import Shelf, Warm, is_short, released
+from worker.engine.loaded import LoadedModel, is_short, released
 from worker.engine.network import Network
 from worker.engine.passes import Pass
-from worker.engine.topdown import TopDown
+from worker.engine.predictors import BatchPredictor, DeepLabCutPredictor, Prediction, Predictor
+from worker.engine.state import ENGINE
+from worker.engine.topdown import TopDownPredictor
 from worker.gpu.staging import AnyFrame
 from worker.gpu.streams import apart
 from worker.memory import is_out_of_memory
 from worker.poses import predictions
-from worker.poses.parts import Found, Parts
+from worker.poses.checkpoint import Checkpoint, PredictionBuffer
 from worker.poses.predictions import Predictions
 from worker.precision import paf
-from worker.precision.guard import Machine, Precision, UnfaithfulError
+from worker.precision.guard import ModelVariants, Precision, UnfaithfulError
 from worker.precision.tuning import Memory
 from worker.precision.watch import watches_of
 from worker.video import decode
@@ -61,11 +62,9 @@ AHEAD = 16
 #: Threads that convert what is decoded to RGB.
 CONVERTERS = 2
 
-_warm = Shelf()
-
 
 @dataclass
-class Stay:
+class AcceleratorUse:
     """When a video had the accelerator; all but ``seconds`` is seconds since 1970."""
 
     ready: float = 0.0
@@ -90,7 +89,7 @@ class Stay:
             finally:
                 # To give memory back, and to take it again, keeps a card from work.
                 if is_short(torch.device(self.device)):
-                    _warm.rest(job.model_bytes)
+                    ENGINE.models.rest(job.model_bytes)
                     released()
                 self.ended = time.time()
                 self.seconds += self.ended - started
@@ -149,13 +148,13 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     """
     started = time.time()
     job.report("load", 0, None)
-    warm = _kept(job, part, load)
-    crop = args.crop or warm.network.crop
+    loaded = _kept(job, part, load)
+    crop = args.crop or loaded.network.crop
     total = len(_selected(args, decode.count(job.video)))  # as the container promises
-    stay = Stay(device=warm.network.device)
+    use = AcceleratorUse(device=loaded.network.device)
     memory = Memory(job.tuning)
-    found, reading, told = _infer(job, args, warm, crop, total, stay, Learning(part, memory))
-    model = warm.network
+    found, reading, told = _infer(job, args, loaded, crop, total, use, Learning(part, memory))
+    model = loaded.network
     # What came out counts, whatever the container promises.
     expected = _selected(args, reading.end)
     numbers = np.array(expected, np.int64)
@@ -170,9 +169,9 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
         "timestamps": source,
         "analysis_version": job.version,
         "timings": {
-            "load": round(stay.ready - started, 3),
-            "wait": round(stay.began - stay.ready, 3),
-            "inference": round(stay.seconds, 3),
+            "load": round(use.ready - started, 3),
+            "wait": round(use.began - use.ready, 3),
+            "inference": round(use.seconds, 3),
         },
         "versions": {
             **{name: version(name) for name in ("deeplabcut", "torch", "numpy", "av")},
@@ -184,8 +183,8 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
             "snapshot": model.snapshot,
             "net_type": model.net_type,
             "device": model.device,
-            "inference_began_at": round(stay.began, 3),
-            "inference_ended_at": round(stay.ended, 3),
+            "inference_began_at": round(use.began, 3),
+            "inference_ended_at": round(use.ended, 3),
             **told,
             "bodyparts": model.bodyparts,
             "skeleton": model.skeleton,
@@ -196,7 +195,7 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     }
     values = found.arrays()
     decoded = np.isin(numbers, values.pop("indexes"))
-    values = predictions.spread(values, decoded)
+    values = predictions.with_missing_rows(values, decoded)
     brightness = values.pop("brightness")
     whole = Predictions(numbers, seconds, decoded, values, _about(job, model, answer), brightness)
     predictions.write(job.out / layout.PREDICTIONS, whole)
@@ -213,11 +212,11 @@ def _about(job: Job, model: Network, answer: dict[str, Any]) -> dict[str, Any]:
         "analysis_version": job.version,
         "scorer": model.scorer,
         "bodyparts": model.bodyparts,
-        "unique_bodyparts": model.herd.unique_bodyparts if model.herd else [],
+        "unique_bodyparts": model.multi_animal.unique_bodyparts if model.multi_animal else [],
         "individuals": model.individuals,
         "crop": details["crop"],
         "setup": {**{name: details[name] for name in setup}, "versions": answer["versions"]},
-        "herd": asdict(model.herd) if model.herd else None,
+        "herd": asdict(model.multi_animal) if model.multi_animal else None,
         "answer": answer,
     }
 
@@ -229,37 +228,37 @@ def _pcutoff(args: PoseArgs, model: Network) -> float:
 # -- the model -------------------------------------------------------------------------------------
 
 
-def _kept(job: Job, part: str, load: Callable[[str], Network]) -> Warm:
+def _kept(job: Job, part: str, load: Callable[[str], Network]) -> LoadedModel:
     device = network.device_of(job.device)
     if job.model_digest is None:  # nothing says that the same folder holds the same files
         return _prepared(load(device))
     key = (job.model_digest, part, device)
 
-    def loaded() -> Warm:
+    def prepare() -> LoadedModel:
         return _prepared(load(device))
 
     try:
-        return _warm.get(key, loaded, job.model_bytes)
+        return ENGINE.models.get(key, prepare, job.model_bytes)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     # The accelerator is full of what others need: once more, when it is this one's turn.
     with job.turn():
-        _warm.clear()
-        return _warm.get(key, loaded, job.model_bytes)
+        ENGINE.models.clear()
+        return ENGINE.models.get(key, prepare, job.model_bytes)
 
 
-def _prepared(model: Network) -> Warm:
+def _prepared(model: Network) -> LoadedModel:
     paf.hasten(model.pose.model)
-    machine = Machine(model.pose.model, model.device)
-    model.pose.model = machine.exact  # the one it was loaded as is needed no more
-    if model.conditions is None and watches_of(machine.exact, model.pcutoff) is not None:
-        _ = machine.tiled  # compiled and tried before the first frame waits for it
+    variants = ModelVariants(model.pose.model, model.device)
+    model.pose.model = variants.exact  # the one it was loaded as is needed no more
+    if model.conditions is None and watches_of(variants.exact, model.pcutoff) is not None:
+        _ = variants.tiled  # compiled and tried before the first frame waits for it
     steps = [LoadImage, AugmentImage, ToTensor, ToBatch]
     normalises = model.detector is None and only_normalises(model.pose, steps)
     detector = None if model.detector is None else Detector(model.detector, model.device)
     conditions = _prepared(model.conditions) if model.conditions is not None else None
-    return Warm(model, machine, normalises, detector=detector, conditions=conditions)
+    return LoadedModel(model, variants, normalises, detector=detector, conditions=conditions)
 
 
 # -- frames through the network --------------------------------------------------------------------
@@ -268,22 +267,22 @@ def _prepared(model: Network) -> Warm:
 def _infer(
     job: Job,
     args: PoseArgs,
-    warm: Warm,
+    loaded: LoadedModel,
     crop: Crop | None,
     total: int,
-    stay: Stay,
+    use: AcceleratorUse,
     learning: Learning,
-) -> tuple[Found, decode.Reading, dict[str, Any]]:
+) -> tuple[PredictionBuffer, decode.Reading, dict[str, Any]]:
     """Return what is found in the frames asked for, how the film was read, and how it was found."""
     # What dynamic cropping knows of the frame before is not in a checkpoint.
     dynamic = isinstance(args, DeepLabCut2D) and args.dynamic is not None
-    parts = Parts(None if dynamic else job.parts, job.part_seconds)
+    checkpoint = Checkpoint(None if dynamic else job.parts, job.part_seconds)
     precision = args.precision
-    card = Card(job.decode, warm.network.device)
+    card = Card(job.decode, loaded.network.device, ENGINE.decode_speeds)
     while True:
         try:
-            feed = _feed(args, warm, precision, total, learning)
-            found, reading = _through(job, args, feed, crop, total, parts, stay, card)
+            predictor = _predictor(args, loaded, precision, total, learning)
+            found, reading = _through(job, args, predictor, crop, total, checkpoint, use, card)
         except UnfaithfulError as error:
             print(f"{error}: once more in fp32")
             precision = "fp32"
@@ -300,32 +299,32 @@ def _infer(
             code="no_frames",
             field="args.start",
         )
-    told = feed.told()
+    told = predictor.summary()
     told["precision"]["asked"] = args.precision
-    return found, reading, {**told, "decode": card.told()}
+    return found, reading, {**told, "decode": card.summary()}
 
 
 def _through(
     job: Job,
     args: PoseArgs,
-    feed: Feed,
+    predictor: Predictor,
     crop: Crop | None,
     total: int,
-    parts: Parts,
-    stay: Stay,
+    checkpoint: Checkpoint,
+    use: AcceleratorUse,
     card: Card,
-) -> tuple[Found, decode.Reading]:
+) -> tuple[PredictionBuffer, decode.Reading]:
     # By another version, frames may have other numbers or other pixels.
     setup = {
-        **feed.setup, **card.setup, "analysis_version": job.version, "av": version("av"),
+        **predictor.setup, **card.setup, "analysis_version": job.version, "av": version("av"),
         "brightness_rows": ROWS,
     }  # fmt: skip
-    found, state = parts.load(setup)
+    found, state = checkpoint.load(setup)
     begin = args.start
     if found.indexes and state is not None:
         begin = found.indexes[-1] + args.stride
         card.goes_on(state.pop("decode", {}))
-        feed.resume(state)
+        predictor.resume(state)
         print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
     reading = decode.Reading(brightness={})
     # From the first frame on all the same: frames have their numbers by being decoded.
@@ -334,7 +333,7 @@ def _through(
         start=begin,
         stop=args.stop,
         stride=args.stride,
-        order=feed.order,
+        order=predictor.order,
         threads=CONVERTERS,
         reading=reading,
         card=card,
@@ -342,38 +341,38 @@ def _through(
     with closing(decode.ahead(frames, AHEAD)) as ready:
         # With the first one taken, more are decoded, whoever has the network meanwhile.
         early = list(islice(ready, 1))
-        with stay.of(job):
+        with use.of(job):
             job.report("infer", len(found.indexes), total)
             shown = _cropped_all(chain(early, ready), crop)
-            _predict(job, feed, shown, reading, found, parts, setup, total, card)
+            _predict(job, predictor, shown, reading, found, checkpoint, setup, total, card)
     card.confirm(job.video)
     return found, reading
 
 
 def _predict(
     job: Job,
-    feed: Feed,
+    predictor: Predictor,
     frames: Iterator[tuple[int, AnyFrame]],
     reading: decode.Reading,
-    found: Found,
-    parts: Parts,
+    found: PredictionBuffer,
+    checkpoint: Checkpoint,
     setup: dict[str, Any],
     total: int,
     card: Card,
 ) -> None:
     try:
-        for number, prediction in feed.predictions(frames):
+        for number, prediction in predictor.predictions(frames):
             brightness = np.array((reading.brightness or {}).pop(number), np.float32)
             found.add(number, {**_slim(prediction), "brightness": brightness})
             job.report("infer", len(found.indexes), total)
-            if parts.due(found):
-                feed.rest()
-                if feed.between_batches and (known := card.checkpoint(job.video)) is not None:
+            if checkpoint.due(found):
+                predictor.rest()
+                if predictor.between_batches and (known := card.checkpoint(job.video)) is not None:
                     decode = {"decode": known} if known else {}
-                    parts.keep(found, setup, {**feed.state(), **decode})
+                    checkpoint.keep(found, setup, {**predictor.state(), **decode})
     except BaseException:
-        if isinstance(feed, Runner):
-            _warm.clear()  # it may hold half a batch: the next video must not get it
+        if isinstance(predictor, DeepLabCutPredictor):
+            ENGINE.models.clear()  # it may hold half a batch: the next video must not get it
         raise
 
 
@@ -386,51 +385,53 @@ def _slim(prediction: Prediction) -> Prediction:
     }
 
 
-def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning: Learning) -> Feed:
-    pcutoff = min(_pcutoff(args, warm.network), warm.network.pcutoff)
-    dynamic = _dynamic(args, warm.network)
-    tracking = _tracks_itself(args, warm.network)
-    crop = topdown.crop_of(warm)
-    if crop is not None and warm.detector is not None:
-        model = warm.network
+def _predictor(
+    args: PoseArgs, loaded: LoadedModel, precision: Precision, total: int, learning: Learning
+) -> Predictor:
+    pcutoff = min(_pcutoff(args, loaded.network), loaded.network.pcutoff)
+    dynamic = _dynamic(args, loaded.network)
+    tracking = _tracks_itself(args, loaded.network)
+    crop = topdown.crop_of(loaded)
+    if crop is not None and loaded.detector is not None:
+        model = loaded.network
         # A project's own batches are those of a GPU.
         pose, boxes = args.batch_size, args.batch_size
         if torch.device(model.device).type != "cpu":
             pose, boxes = pose or model.batch_size, boxes or model.detector_batch_size
         crops = Pass(
-            warm, pose, precision, pcutoff,
+            loaded, pose, precision, pcutoff,
             part=learning.part, memory=learning.memory, pictures=total, fills=True,
         )  # fmt: skip
-        return TopDown(warm, crops, Detections(warm.detector, crop, boxes, total))
+        return TopDownPredictor(loaded, crops, Detections(loaded.detector, crop, boxes, total))
     # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
     plain: Precision = "fp32" if precision == "auto" else precision
-    if warm.conditions is not None:
+    if loaded.conditions is not None:
         batch = args.batch_size
-        if torch.device(warm.network.device).type != "cpu":
-            batch = batch or warm.network.batch_size
-        bottom_up = _bottom_up(batch, warm.conditions, plain, total, learning)
-        return Conditional(warm, bottom_up, batch, plain, tracking=tracking)
-    if dynamic is not None or not warm.normalises:
-        frames = args.batch_size or warm.network.batch_size or 1
-        return Runner(warm, 1 if dynamic else frames, plain, dynamic)
+        if torch.device(loaded.network.device).type != "cpu":
+            batch = batch or loaded.network.batch_size
+        bottom_up = _bottom_up(batch, loaded.conditions, plain, total, learning)
+        return ConditionalPredictor(loaded, bottom_up, batch, plain, tracking=tracking)
+    if dynamic is not None or not loaded.normalises:
+        frames = args.batch_size or loaded.network.batch_size or 1
+        return DeepLabCutPredictor(loaded, 1 if dynamic else frames, plain, dynamic)
     pictures = Pass(
-        warm, args.batch_size, precision, pcutoff,
+        loaded, args.batch_size, precision, pcutoff,
         part=learning.part, memory=learning.memory, pictures=total,
     )  # fmt: skip
-    return Batches(pictures, warm.network.pose.postprocessor)
+    return BatchPredictor(pictures, loaded.network.pose.postprocessor)
 
 
 def _bottom_up(
-    batch: int | None, warm: Warm, precision: Precision, total: int, learning: Learning
-) -> Feed:
+    batch: int | None, loaded: LoadedModel, precision: Precision, total: int, learning: Learning
+) -> Predictor:
     """Return what finds the conditions of a conditional top-down model."""
-    if not warm.normalises:
-        return Runner(warm, batch or 1, precision, None)
+    if not loaded.normalises:
+        return DeepLabCutPredictor(loaded, batch or 1, precision, None)
     pictures = Pass(
-        warm, batch, precision, 0.0,  # all of a condition counts, whatever its likelihood
+        loaded, batch, precision, 0.0,  # all of a condition counts, whatever its likelihood
         part=f"conditions of {learning.part}", memory=learning.memory, pictures=total,
     )  # fmt: skip
-    return Batches(pictures, warm.network.pose.postprocessor)
+    return BatchPredictor(pictures, loaded.network.pose.postprocessor)
 
 
 def _tracks_itself(args: PoseArgs, model: Network) -> bool:

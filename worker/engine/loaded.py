@@ -15,26 +15,26 @@ from torch import Tensor, nn
 from worker.cpu import fused
 from worker.engine.detection import Detector
 from worker.engine.network import Network
-from worker.precision.guard import Machine
+from worker.precision.guard import ModelVariants
 
 
 @dataclass(frozen=True)
-class Warm:
+class LoadedModel:
     """A model, loaded and ready to run."""
 
     network: Network
-    machine: Machine
+    variants: ModelVariants
     normalises: bool
     """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
     detector: Detector | None = None
     """Of a top-down model."""
-    conditions: Warm | None = None
+    conditions: LoadedModel | None = None
     """Of a conditional top-down model: the bottom-up one."""
 
     @property
     def bytes(self) -> int:
         """What it takes at the moment: weights, exact and reduced, the detector's, recordings."""
-        modules = [*self.machine.forms(), *(self.detector.modules() if self.detector else [])]
+        modules = [*self.variants.forms(), *(self.detector.modules() if self.detector else [])]
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for module in modules
@@ -42,17 +42,17 @@ class Warm:
         }
         packed = sum(fused.packed_bytes(module) for module in modules)
         beside = self.conditions.bytes if self.conditions is not None else 0
-        return sum(storages.values()) + packed + self.machine.graphs.bytes + beside
+        return sum(storages.values()) + packed + self.variants.graphs.bytes + beside
 
 
-class Shelf:
+class ModelCache:
     """Models by what names them; the least recently used one goes first."""
 
     def __init__(self) -> None:
         """Begin without any."""
-        self._models: OrderedDict[Hashable, Warm] = OrderedDict()
+        self._models: OrderedDict[Hashable, LoadedModel] = OrderedDict()
 
-    def get(self, key: Hashable, load: Callable[[], Warm], most: int) -> Warm:
+    def get(self, key: Hashable, load: Callable[[], LoadedModel], most: int) -> LoadedModel:
         """Return a model, loaded now if it is not there; it stays.
 
         Args:
@@ -78,15 +78,15 @@ class Shelf:
         size = sum(model.bytes for model in self._models.values())
         for model in self.models():
             if size > most:
-                size -= model.machine.graphs.bytes
-                model.machine.graphs.clear()
+                size -= model.variants.graphs.bytes
+                model.variants.graphs.clear()
 
     def clear(self) -> None:
         """Let all models go."""
         self._models.clear()
         released()
 
-    def models(self) -> list[Warm]:
+    def models(self) -> list[LoadedModel]:
         """Return the models that are there, the least recently used first."""
         return list(self._models.values())
 

@@ -38,7 +38,7 @@ from posedrop.models.projects import (
     wiped_model_config,
 )
 from worker.engine.detectors import nothing_downloaded
-from worker.poses.animals import INFERENCE_CONFIG, Herd, herd_of
+from worker.poses.animals import INFERENCE_CONFIG, MultiAnimalConfig, multi_animal_config
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Network:
     device: str
     individuals: list[str] = field(default_factory=list)
     """Of a model for several animals."""
-    herd: Herd | None = None
+    multi_animal: MultiAnimalConfig | None = None
     """What tracking has to know; None where animals are not followed."""
     batch_size: int | None = None
     """The project's own, of frames or crops; and the detector's, of frames."""
@@ -137,15 +137,15 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
         device,
         conditions=conditions,
     )
-    herd = None
+    multi_animal = None
     if project.get("multianimalproject"):
         own = train.parent / "test" / INFERENCE_CONFIG
         settings = read_yaml(own) if own.is_file() else None
-        herd = herd_of(loader.model_cfg["metadata"], scorer, project, settings)
+        multi_animal = multi_animal_config(loader.model_cfg["metadata"], scorer, project, settings)
     return replace(
         network,
-        individuals=herd.individuals if herd else [],
-        herd=herd,
+        individuals=multi_animal.individuals if multi_animal else [],
+        multi_animal=multi_animal,
         scorer=scorer,
         snapshot=weights.stem,
         skeleton=[[str(end) for end in bone] for bone in project.get("skeleton") or []],
@@ -194,12 +194,16 @@ def _load_export(path: Path, snapshot: str | None, device: str) -> Network:
     except Exception as error:  # like above
         raise _bad_config(error) from error
     network = build(config, content["pose"], content.get("detector"), 1, device)
-    herd = None
+    multi_animal = None
     if len(config["metadata"]["individuals"]) > 1:
-        herd = herd_of(config["metadata"], path.stem, {})
-    individuals = herd.individuals if herd else []
+        multi_animal = multi_animal_config(config["metadata"], path.stem, {})
+    individuals = multi_animal.individuals if multi_animal else []
     return replace(
-        network, individuals=individuals, herd=herd, scorer=path.stem, snapshot=name or path.stem
+        network,
+        individuals=individuals,
+        multi_animal=multi_animal,
+        scorer=path.stem,
+        snapshot=name or path.stem,
     )
 
 

@@ -17,10 +17,10 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
     ToTensor,
 )
 
-from worker.engine.batches import Feed, Prediction
 from worker.engine.detection import Context, Detections, only_normalises
-from worker.engine.loaded import Warm
+from worker.engine.loaded import LoadedModel
 from worker.engine.passes import Pass, Raw
+from worker.engine.predictors import Prediction, Predictor
 from worker.gpu.staging import AnyFrame, Frame
 from worker.video.planes import Planes
 
@@ -34,14 +34,14 @@ class _Waiting(NamedTuple):
     crops: int
 
 
-class TopDown(Feed):
+class TopDownPredictor(Predictor):
     """Frames whose animals a detector finds: the crops go through the network together."""
 
     order = "bgr"  # each device turns round what it gets
 
-    def __init__(self, warm: Warm, pictures: Pass, detections: Detections) -> None:
+    def __init__(self, loaded: LoadedModel, pictures: Pass, detections: Detections) -> None:
         """Take boxes from ``detections`` and send what is in them through ``pictures``."""
-        self._pose = warm.network.pose
+        self._pose = loaded.network.pose
         self._pass = pictures
         self._detections = detections
         self._rests = self._ends = False
@@ -73,9 +73,9 @@ class TopDown(Feed):
         self._pass.resume(state["pass"])
         self._detections.resume(state["detections"])
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what the result tells."""
-        return {**self._pass.told(), "detector": self._detections.told()}
+        return {**self._pass.summary(), "detector": self._detections.summary()}
 
     def predictions(
         self, frames: Iterator[tuple[int, AnyFrame]]
@@ -149,11 +149,11 @@ class TopDown(Feed):
         return cut, {**context, "offsets": offsets, "scales": scales}
 
 
-def crop_of(warm: Warm) -> TopDownCrop | None:
+def crop_of(loaded: LoadedModel) -> TopDownCrop | None:
     """Return how a model's pictures are cut out, if that and normalising is all; else None."""
-    if warm.detector is None:
+    if loaded.detector is None:
         return None
-    if not only_normalises(warm.network.pose, [LoadImage, TopDownCrop, AugmentImage, ToTensor]):
+    if not only_normalises(loaded.network.pose, [LoadImage, TopDownCrop, AugmentImage, ToTensor]):
         return None
-    crop: TopDownCrop = warm.network.pose.preprocessor.components[1]
+    crop: TopDownCrop = loaded.network.pose.preprocessor.components[1]
     return crop

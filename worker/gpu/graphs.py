@@ -244,7 +244,7 @@ class Graphs:
         """What they keep of the device's memory."""
         return sum(graphed.bytes for graphed in self._made())
 
-    def told(self, before: int = 0) -> dict[str, Any]:
+    def summary(self, before: int = 0) -> dict[str, Any]:
         """Return what result.json says of them; ``before``: the replays of earlier films."""
         return {
             "replays": self.replays - before,

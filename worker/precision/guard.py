@@ -12,8 +12,8 @@ places, by which a keypoint jumps. So ``auto`` watches itself (:mod:`worker.prec
 
 * The first pictures that show a keypoint are computed both ways. By how much the outputs differ is
   the *noise* of the fast way, on this video with this model.
-* Each further picture in which a keypoint could go elsewhere by the noise, by more than ``REACH``
-  pixels, is computed again, exactly.
+* Each further picture in which the noise could put a keypoint elsewhere, by more than
+  ``MAX_SPREAD`` pixels, is computed again, exactly.
 * Every ``CHECK_EVERY``-th picture, of the first ones more, is computed both ways too. If a keypoint
   that was not caught moves by more than ``TOLERANCE``, the fast way is given up for all the video.
 
@@ -61,7 +61,7 @@ CHECK_EARLY, EARLY = 16, 128
 #: Pictures between two moments from which on more noise counts.
 WINDOW = 128
 #: Pixels by which a keypoint may be uncertain in the fast arithmetic.
-REACH = 0.4
+MAX_SPREAD = 0.4
 #: Pixels by which a keypoint of the fast arithmetic may differ from fp32's.
 TOLERANCE = 0.5
 #: The samples are few: the largest difference of all pictures may be so many times theirs.
@@ -71,7 +71,7 @@ SAFETY = 1.5
 #: errs by more when it is loaded does without.
 TILED_NOISE = 2e-5
 #: Pixels by which a keypoint may be uncertain for it.
-TILED_REACH = 0.005
+TILED_SPREAD = 0.005
 
 #: Where DLCRNet keeps what its hooks have seen.
 _FEATURES = "interm_features"
@@ -84,7 +84,7 @@ class UnfaithfulError(Exception):
     """The fast arithmetic moved a keypoint and did not notice: begin again without it."""
 
 
-class Machine:
+class ModelVariants:
     """A network ready to run in each of its forms, made when first asked for."""
 
     def __init__(self, model: Any, device: str) -> None:
@@ -206,7 +206,7 @@ class Choice:
 
 
 @dataclass
-class State:
+class PrecisionStats:
     """What is known of the arithmetic on one video; with it a run goes on as it would have."""
 
     numbers: Numbers
@@ -233,7 +233,7 @@ class State:
         known = [noise for found, noise in self.later if found // WINDOW + 2 <= index // WINDOW]
         return max([self.noise, *known])
 
-    def told(self, wanted: Precision) -> dict[str, Any]:
+    def summary(self, wanted: Precision) -> dict[str, Any]:
         """Return what result.json says of it."""
         return {
             "asked": wanted,
@@ -248,7 +248,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Launched:
+class InFlightBatch:
     """A batch that is being computed; on a GPU, nobody has waited for it yet."""
 
     x: Tensor
@@ -278,36 +278,36 @@ class Doubt:
     predictions: Predictions | None
 
 
-class Arithmetic:
+class PrecisionGuard:
     """Computes the batches of one video."""
 
     def __init__(
         self,
-        machine: Machine,
+        variants: ModelVariants,
         wanted: Precision,
         watches: dict[str, Watch] | None,
         choice: Choice,
-        state: State | None = None,
+        state: PrecisionStats | None = None,
     ) -> None:
         """Begin a video, or go on with ``state``, which an earlier one of these had.
 
         Args:
-            machine: the network.
+            variants: the network.
             wanted: ``auto`` computes again where that could change a keypoint.
             watches: of its heads; None: they are of kinds that nobody knows how to watch.
             choice: how to compute.
             state: of an earlier attempt.
         """
-        self._machine = machine
+        self._variants = variants
         self._wanted = wanted
         self._watches = watches
         self.choice = choice
-        self.state = state or State(choice.numbers)
+        self.state = state or PrecisionStats(choice.numbers)
         self._fast: Any = None
         if self.state.numbers != "fp32":
-            self._fast = machine.form(self.state.numbers, choice.kind)
+            self._fast = variants.form(self.state.numbers, choice.kind)
         self._exact_kind: Kind = choice.exact
-        self._exact = machine.form("fp32", self._exact_kind)
+        self._exact = variants.form("fp32", self._exact_kind)
         self._launched = self.state.frames
 
     @property
@@ -316,10 +316,10 @@ class Arithmetic:
         return self._fast is not None and self._watches is not None and self.state.samples < SAMPLES
 
     def state_as_json(self) -> dict[str, Any]:
-        """Return the state as JSON types; ``State(**it)`` is the state again."""
+        """Return the state as JSON types; ``PrecisionStats(**it)`` is the state again."""
         return asdict(self.state)
 
-    def launch(self, pixels: Tensor, count: int) -> Launched:
+    def launch(self, pixels: Tensor, count: int) -> InFlightBatch:
         """Begin a batch.
 
         Args:
@@ -332,13 +332,13 @@ class Arithmetic:
         if not self.learns:
             outputs = self._exactly(x) if self._fast is None else self._run(self._fast, x)
         self._launched += count
-        return Launched(x, outputs, self._fast is not None, first, count)
+        return InFlightBatch(x, outputs, self._fast is not None, first, count)
 
     def back(self) -> None:
         """Forget what was launched and not collected: it is launched anew."""
         self._launched = self.state.frames
 
-    def collect(self, batch: Launched) -> tuple[Predictions, list[Doubt]]:
+    def collect(self, batch: InFlightBatch) -> tuple[Predictions, list[Doubt]]:
         """Return a batch's predictions, by the same names as DeepLabCut's ``get_predictions``.
 
         Batches are collected in the order in which they were launched.
@@ -380,11 +380,11 @@ class Arithmetic:
                 doubt.outputs, doubt.predictions, _of(outputs, [row]), _of(exact, [row]),
                 noticed=doubt.unsure,
             )  # fmt: skip
-            if found > self.state.told(self._wanted)["heatmap_noise"]:
+            if found > self.state.summary(self._wanted)["heatmap_noise"]:
                 self.state.later.append((doubt.index, found))
         return exact
 
-    def _collect(self, batch: Launched) -> tuple[Predictions, list[Doubt]]:
+    def _collect(self, batch: InFlightBatch) -> tuple[Predictions, list[Doubt]]:
         if batch.outputs is None:
             return self._both(batch.x, batch.count), []
         fast = self._predictions(batch.outputs)
@@ -397,7 +397,7 @@ class Arithmetic:
             noises = [self.state.noise_for(index) for index in numbers]
             noises += noises[-1:] * (len(batch.x) - batch.count)
             noise = SAFETY * torch.tensor(noises, device=batch.x.device)
-            unsure = self._unsure(batch.outputs, lambda _watch, _outputs: noise, REACH)
+            unsure = self._unsure(batch.outputs, lambda _watch, _outputs: noise, MAX_SPREAD)
         rows = [row for row in sorted(checked | unsure) if row < batch.count]
         self.state.again += sum(row in unsure and row not in checked for row in rows)
         return fast, [
@@ -437,10 +437,10 @@ class Arithmetic:
         self._fast = None
 
     def _run(self, form: Any, x: Tensor) -> Outputs:
-        return self._machine.graphs.run(form, x)
+        return self._variants.graphs.run(form, x)
 
     def _predictions(self, outputs: Outputs) -> Predictions:
-        predictions: Predictions = self._machine.exact.get_predictions(outputs)
+        predictions: Predictions = self._variants.exact.get_predictions(outputs)
         return predictions
 
     def _shown(self, predictions: Predictions) -> list[int]:
@@ -458,22 +458,22 @@ class Arithmetic:
         outputs = self._run(self._exact, x)
         if self._exact_kind == "winograd":
             unsure = self._unsure(
-                outputs, lambda watch, named: TILED_NOISE * watch.largest(named), TILED_REACH
+                outputs, lambda watch, named: TILED_NOISE * watch.largest(named), TILED_SPREAD
             )
             if unsure:
                 self.state.untiled += len(unsure)
                 rows = sorted(unsure)
-                _put(outputs, rows, self._machine.exact(x[rows]))
+                _put(outputs, rows, self._variants.exact(x[rows]))
         return outputs
 
     def _unsure(
-        self, outputs: Outputs, noise_of: Callable[[Watch, Named], Tensor], reach: float
+        self, outputs: Outputs, noise_of: Callable[[Watch, Named], Tensor], spread: float
     ) -> set[int]:
-        """Return the rows in which noise could put a keypoint elsewhere, further than ``reach``."""
+        """Return the rows in which noise could move a keypoint by more than ``spread`` pixels."""
         found: set[int] = set()
         for name, watch in (self._watches or {}).items():
             noise = noise_of(watch, outputs[name])
-            rows = watch.unsure(outputs[name], noise, reach)
+            rows = watch.unsure(outputs[name], noise, spread)
             found.update(rows.nonzero().flatten().tolist())
         return found
 

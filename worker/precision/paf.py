@@ -97,7 +97,7 @@ class Cells:
 
 
 @dataclass(frozen=True)
-class Herd:
+class AssembledAnimals:
     """Of a batch, the animals that are made of two limbs or more."""
 
     twice: Tensor
@@ -193,9 +193,11 @@ class PafWatch(Watch):
         found.append(_share(other - true, torch.full_like(true, SHARE)))
         none = heat.new_zeros(len(heat))
         low, high = self._ranges(exact["paf"], cells, pairs, none)
-        herd = self._herd(self._joined(low, high)[0])
-        changed = herd.sums(self._ranges(fast["paf"], cells, pairs, none)[0]) - herd.sums(low)
-        limbs = herd.sums(torch.ones_like(low))
+        assembled = self._assembled(self._joined(low, high)[0])
+        changed = assembled.sums(self._ranges(fast["paf"], cells, pairs, none)[0]) - assembled.sums(
+            low
+        )
+        limbs = assembled.sums(torch.ones_like(low))
         found.append(_share(changed[limbs > 0], EVEN * SHARE * limbs[limbs > 0]))
         return max(found)
 
@@ -209,7 +211,7 @@ class PafWatch(Watch):
         true, found = exact["poses"].cpu(), fast["poses"].cpu()
         return torch.stack([_moved(*pair, self.pcutoff) for pair in zip(true, found, strict=True)])
 
-    def unsure(self, outputs: Named, noise: float | Tensor, reach: float) -> Tensor:
+    def unsure(self, outputs: Named, noise: float | Tensor, spread: float) -> Tensor:
         """Return where a choice is not clear."""
         heat, slope, steep = self._likelihoods(outputs)
         noise = torch.as_tensor(noise, dtype=heat.dtype, device=heat.device).expand(len(heat))
@@ -218,12 +220,14 @@ class PafWatch(Watch):
         unsure |= ~(outputs["heatmap"].flatten(1).sum(dim=1) + noise).isfinite()
         low, high = self._ranges(outputs["paf"], cells, self._pairs(cells), SHARE * noise)
         joined, open_ = self._joined(low, high)
-        herd = self._herd(joined)
-        unsure |= open_ | herd.twice
-        if herd.members.shape[1]:
+        assembled = self._assembled(joined)
+        unsure |= open_ | assembled.twice
+        if assembled.members.shape[1]:
             even = ((1 - EVEN) * SHARE * noise)[:, None, None, None] - ROUNDING
-            unsure |= _tied(herd.sums(low + even), herd.sums(high - even), herd.members)
-            unsure |= self._misplaced(outputs["locref"], cells, herd.members, reach)
+            unsure |= _tied(
+                assembled.sums(low + even), assembled.sums(high - even), assembled.members
+            )
+            unsure |= self._misplaced(outputs["locref"], cells, assembled.members, spread)
         return unsure
 
     # -- peaks --
@@ -436,7 +440,7 @@ class PafWatch(Watch):
 
     # -- animals --
 
-    def _herd(self, joined: Tensor) -> Herd:
+    def _assembled(self, joined: Tensor) -> AssembledAnimals:
         """Return the animals that limbs (n, limbs, animals, animals) make, if these are joined."""
         n, animals, parts = len(joined), self._animals, self._parts
         nodes = parts * animals
@@ -469,14 +473,14 @@ class PafWatch(Watch):
         members[which, rank[which, row]] = near[which, row] > 0
         owner = near.argmax(dim=2)[frame, start]
         counts = seen[frame, owner]
-        return Herd(
+        return AssembledAnimals(
             (twice.any(dim=2) & linked).any(dim=1),
             members,
             (frame * most + rank[frame, owner])[counts],
             tuple(one[counts] for one in (frame, limb, source, target)),
         )
 
-    def _misplaced(self, locref: Tensor, cells: Cells, members: Tensor, reach: float) -> Tensor:
+    def _misplaced(self, locref: Tensor, cells: Cells, members: Tensor, spread: float) -> Tensor:
         """Return where a keypoint is not clear, or two animals nearly cover each other; (n,)."""
         n, parts, animals = cells.sure.shape
         height, width = locref.shape[2:]
@@ -488,13 +492,13 @@ class PafWatch(Watch):
         spans = [_range(values, cells.slot, n * parts * animals) for values in (x, y)]
         (left, right), (top, bottom) = ([one.view(n, -1) for one in span] for span in spans)
         used = members.any(dim=1)
-        far = ~(torch.hypot(right - left, bottom - top) <= reach)
+        far = ~(torch.hypot(right - left, bottom - top) <= spread)
         unsure = (far & used).any(dim=1)
         if members.shape[1] < 2:
             return unsure
         inside = torch.ones((*members.shape[:2], *members.shape[1:]), dtype=torch.bool)
         inside = inside.to(members.device)
-        for low, high in ((left - reach, right + reach), (top - reach, bottom + reach)):
+        for low, high in ((left - spread, right + spread), (top - spread, bottom + spread)):
             start = low[:, None].masked_fill(~members, math.inf).amin(dim=2)
             end = high[:, None].masked_fill(~members, -math.inf).amax(dim=2)
             start = torch.maximum(start[:, :, None], start[:, None])[..., None]

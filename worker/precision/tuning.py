@@ -295,7 +295,7 @@ class Tuned:
     seconds: float
     """What timing the others took of this one."""
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return it as JSON types; times in milliseconds a picture."""
         return {
             "convolutions": self.choice.kind,

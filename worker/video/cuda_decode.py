@@ -53,9 +53,10 @@ NEAR = 2000
 #: it; the device's, if nobody has it yet; one of its own, which takes more memory.
 _CONTEXTS: tuple[dict[str, str], ...] = ({"current_ctx": "1"}, {"primary_ctx": "1"}, {})
 
-_Kind = tuple[str, int, int, str]
-#: Whether the card was faster than the CPU, by kind of film and device.
-_faster: dict[tuple[str, _Kind], tuple[float, float]] = {}
+#: Codec, width, height and pixel format.
+FilmKind = tuple[str, int, int, str]
+#: By device and kind of film: frames a second by the processor, and by the card.
+DecodeSpeeds = dict[tuple[str, FilmKind], tuple[float, float]]
 
 
 class DecodedOtherwiseError(Exception):
@@ -74,13 +75,14 @@ class Card:
     over; :attr:`used` and :attr:`why` say so.
     """
 
-    def __init__(self, wanted: str, device: str) -> None:
+    def __init__(self, wanted: str, device: str, speeds: DecodeSpeeds | None = None) -> None:
         """Begin a film.
 
         Args:
             wanted: ``auto``: if the card is faster than the CPU; ``cuda``: if it can; ``cpu``: not.
             device: where the network runs, as torch names it; of another kind than CUDA, or
                 without a card, the CPU decodes.
+            speeds: measured on earlier films; what is measured on this one is added.
         """
         self.wanted = wanted
         self.used: Literal["cpu", "cuda"] = "cpu"
@@ -88,6 +90,7 @@ class Card:
         self.frames = 0
         """Given by the card."""
         self._device = device
+        self._speeds: DecodeSpeeds = {} if speeds is None else speeds
         self._options: dict[str, str] | None = None
         self._planar = _PLANAR[0]
         self._reformatter = VideoReformatter()
@@ -101,7 +104,7 @@ class Card:
         if wanted == "auto" and not device.startswith("cuda"):
             self.why = f"the network runs on {device}"
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what result.json says of it."""
         return {"asked": self.wanted, "used": self.used, "why": self.why, "by_card": self.frames}
 
@@ -112,7 +115,7 @@ class Card:
 
     def afresh(self) -> Card:
         """Return a card for the same film, from its start."""
-        return type(self)(self.wanted, self._device)
+        return type(self)(self.wanted, self._device, self._speeds)
 
     def distrusted(self, error: DecodedOtherwiseError) -> Card:
         """Return one that leaves this film to the CPU, because of ``error``."""
@@ -279,7 +282,7 @@ class Card:
                 raise _UnfitError(f"its frames are {first.format.name}: a card has 8 bits of 4:2:0")
             self._planar = first.format.name
             kind = (codec, first.width, first.height, first.format.name)
-            known = _faster.get((self._device, kind))
+            known = self._speeds.get((self._device, kind))
             if self.wanted == "auto" and known is None:
                 mine.go_on()
         with decode.opened(path, hwaccel=self.accelerator()) as (film, stream):
@@ -293,11 +296,11 @@ class Card:
             self.why = "POSEDROP_DECODE=cuda"
             return
         if known is None:
-            if len(_faster) > MOST_KINDS:
-                _faster.clear()
+            if len(self._speeds) > MOST_KINDS:
+                self._speeds.clear()
             if min(mine.count, its.count) < TRIAL:
                 raise _UnfitError(f"the film has not {TRIAL} frames to tell which is faster")
-            known = _faster[self._device, kind] = (mine.rate, its.rate)
+            known = self._speeds[self._device, kind] = (mine.rate, its.rate)
         self.why = f"{known[1]:.0f} frames/s by the card, {known[0]:.0f} by the processor"
         if known[1] < known[0]:
             raise _UnfitError(self.why)

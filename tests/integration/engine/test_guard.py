@@ -58,7 +58,7 @@ def test_nearly_tied_peaks_are_computed_again(
     """However coarse the fast arithmetic, ``auto`` gives what fp32 gives, or goes back to it."""
     expected = run(short.film, short.model)
 
-    def coarse(self: guard.Machine, *_: Any) -> Any:
+    def coarse(self: guard.ModelVariants, *_: Any) -> Any:
         model = copy.deepcopy(self.plain)
         forward = model.heads["bodypart"].heatmap_head.forward
         # Steps so wide that many cells share the highest one, the first of which is taken.
@@ -69,7 +69,7 @@ def test_nearly_tied_peaks_are_computed_again(
         )
         return model
 
-    monkeypatch.setattr(guard.Machine, "fast", coarse)
+    monkeypatch.setattr(guard.ModelVariants, "fast", coarse)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # whether it is worth it is not asked here
     ours = run(short.film, short.model, precision="auto")
@@ -87,7 +87,7 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
     """A check that finds a keypoint moved begins the video again in fp32."""
     expected = run(short.film, short.model)
 
-    def shifted(self: guard.Machine, *_: Any) -> Any:
+    def shifted(self: guard.ModelVariants, *_: Any) -> Any:
         model = copy.deepcopy(self.plain)
         forward = model.heads["bodypart"].locref_head.forward
         monkeypatch.setattr(
@@ -95,7 +95,7 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
         )
         return model
 
-    monkeypatch.setattr(guard.Machine, "fast", shifted)
+    monkeypatch.setattr(guard.ModelVariants, "fast", shifted)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # whether it is worth it is not asked here
     monkeypatch.setattr(guard, "CHECK_EVERY", 10)
@@ -115,14 +115,14 @@ def test_batch_is_halved_when_memory_runs_out(
 ) -> None:
     """No job fails for want of memory that a smaller batch would have run; every frame is there."""
     expected = run(short.film, short.model)
-    whole = getattr(guard.Arithmetic, moment)
+    whole = getattr(guard.PrecisionGuard, moment)
 
-    def small(self: guard.Arithmetic, batch: Any, *rest: Any) -> Any:
+    def small(self: guard.PrecisionGuard, batch: Any, *rest: Any) -> Any:
         if len(batch if moment == "launch" else batch.x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(self, batch, *rest)
 
-    monkeypatch.setattr(guard.Arithmetic, moment, small)
+    monkeypatch.setattr(guard.PrecisionGuard, moment, small)
     ours = run(short.film, short.model, batch_size=8)
     assert ours.answer["details"]["batch_size"] == 2
     assert list(ours.poses.index) == list(range(12))

@@ -12,17 +12,17 @@ import torch
 from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 
 from posedrop.errors import AnalysisError
-from worker.engine.loaded import Warm
+from worker.engine.loaded import LoadedModel
 from worker.engine.passes import Pass
 from worker.engine.postprocess import postprocessed
 from worker.gpu.staging import AnyFrame
-from worker.precision.guard import Numbers, Precision, State
+from worker.precision.guard import Numbers, Precision, PrecisionStats
 from worker.video import decode
 
 Prediction = dict[str, npt.NDArray[Any]]
 
 
-class Feed(ABC):
+class Predictor(ABC):
     """Takes frames, gives predictions in the same order."""
 
     order: decode.Order = "rgb"
@@ -52,21 +52,21 @@ class Feed(ABC):
         """Go on from a state."""
 
     @abstractmethod
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what the result tells: ``precision``, ``batch_size``, ``tuning``."""
 
 
-class Runner(Feed):
+class DeepLabCutPredictor(Predictor):
     """DeepLabCut's own runners, for what comes in more steps: a detector, crops, resizing."""
 
     def __init__(
-        self, warm: Warm, batch: int, precision: Precision, dynamic: DynamicCropper | None
+        self, loaded: LoadedModel, batch: int, precision: Precision, dynamic: DynamicCropper | None
     ) -> None:
         self._dynamic = dynamic
-        self._network = warm.network
-        self._dtype = warm.machine.dtype_for(precision)
+        self._network = loaded.network
+        self._dtype = loaded.variants.dtype_for(precision)
         # Autocast casts what goes into torch's own operators alone.
-        model = warm.machine.exact if self._dtype is None else warm.machine.plain
+        model = loaded.variants.exact if self._dtype is None else loaded.variants.plain
         self._network.pose.model = model
         self._precision = precision
         self._batch = batch
@@ -98,14 +98,14 @@ class Runner(Feed):
         """Whether the last batch was given to its end."""
         return self._ends
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what the result tells of the arithmetic."""
         used: Numbers = "fp32" if self._precision == "auto" else self._precision
-        told = State(used).told(self._precision)
+        told = PrecisionStats(used).summary(self._precision)
         return {"precision": told, "batch_size": self._batch, "tuning": None}
 
 
-class Batches(Feed):
+class BatchPredictor(Predictor):
     """Frames that only need to be normalised: through the network as they are decoded."""
 
     def __init__(self, pictures: Pass, postprocessor: Any) -> None:
@@ -133,9 +133,9 @@ class Batches(Feed):
         """Go on with them."""
         self._pass.resume(state)
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what the result tells of the arithmetic."""
-        return self._pass.told()
+        return self._pass.summary()
 
     def predictions(
         self, frames: Iterator[tuple[int, AnyFrame]]
