@@ -225,22 +225,23 @@ def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]
     from torch.utils.flop_counter import FlopCounterMode
 
     from worker.engine import network
-    from worker.precision import guard
+    from worker.gpu.staging import normalised
+    from worker.precision.variants import ModelVariants
     from worker.video import decode
 
     loaded = network.load(Path(model), None, "cpu").pose.model
     _, frame = next(decode.frames(Path(film), order="bgr"))
-    picture = guard.normalised(torch.from_numpy(frame[None]))
+    picture = normalised(torch.from_numpy(frame[None]))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         loaded(picture)
-    variants = guard.ModelVariants(loaded, "cpu")
+    variants = ModelVariants(loaded, "cpu")
     size = 2048
     square = torch.randn(size, size)
     half = square.to(torch.bfloat16)
     with torch.inference_mode():
         features = variants.exact.backbone(picture)
         timed: dict[str, Callable[[], Any]] = {
-            "fp32": lambda: variants.tiled(picture),
+            "fp32": lambda: variants.tiled()(picture),
             "bf16": lambda: variants.form("bf16", "winograd")(picture),
             "bf16_untiled": lambda: variants.form("bf16", "direct")(picture),
             "untiled": lambda: variants.exact(picture),

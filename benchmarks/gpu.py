@@ -129,7 +129,7 @@ def network_alone(
 
     from worker.engine import network
     from worker.gpu.graphs import Graphed, recorder_of
-    from worker.precision import guard
+    from worker.precision.variants import ModelVariants
 
     where = torch.device(device)
     loaded = network.load(Path(model), None, device).pose.model
@@ -156,7 +156,7 @@ def network_alone(
     with torch.inference_mode():
         for batch in batches:
             time_it("stock fp32", batch, loaded, pictures[:batch])
-        variants = guard.ModelVariants(loaded, device)
+        variants = ModelVariants(loaded, device)
         for batch in batches:
             x = pictures[:batch].contiguous(memory_format=torch.channels_last)
             for numbers in ("fp32", "fp16"):

@@ -58,7 +58,7 @@ def made_resnet50(folder: Path, mouse: Sample) -> Path:
     import yaml
     from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
 
-    from worker.precision.guard import normalised
+    from worker.gpu.staging import normalised
     from worker.video import decode
 
     target = folder / "resnet50"

@@ -28,7 +28,7 @@ from worker.engine.loaded import LoadedModel
 from worker.engine.predictors import Prediction, Predictor
 from worker.gpu.staging import AnyFrame, Frame
 from worker.memory import is_out_of_memory
-from worker.precision.guard import Precision
+from worker.precision.variants import Precision
 from worker.video.planes import Planes
 
 #: Crops that go through the network at once, and frames whose crops are put together, at first.

@@ -50,8 +50,9 @@ from worker.poses import predictions
 from worker.poses.checkpoint import Checkpoint, PredictionBuffer
 from worker.poses.predictions import Predictions
 from worker.precision import paf
-from worker.precision.guard import ModelVariants, Precision, UnfaithfulError
+from worker.precision.guard import UnfaithfulError
 from worker.precision.tuning import Memory
+from worker.precision.variants import ModelVariants, Precision
 from worker.precision.watch import watches_of
 from worker.video import decode
 from worker.video.cuda_decode import Card, DecodedOtherwiseError
@@ -253,7 +254,7 @@ def _prepared(model: Network) -> LoadedModel:
     variants = ModelVariants(model.pose.model, model.device)
     model.pose.model = variants.exact  # the one it was loaded as is needed no more
     if model.conditions is None and watches_of(variants.exact, model.pcutoff) is not None:
-        _ = variants.tiled  # compiled and tried before the first frame waits for it
+        variants.tiled()  # compiled and tried before the first frame waits for it
     steps = [LoadImage, AugmentImage, ToTensor, ToBatch]
     normalises = model.detector is None and only_normalises(model.pose, steps)
     detector = None if model.detector is None else Detector(model.detector, model.device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from worker.cpu import fused
 from worker.engine.detection import Detector
 from worker.engine.network import Network
-from worker.precision.guard import ModelVariants
+from worker.precision.variants import ModelVariants
 
 
 @dataclass(frozen=True)

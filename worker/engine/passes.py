@@ -29,11 +29,11 @@ from worker.precision.guard import (
     Choice,
     Doubt,
     InFlightBatch,
-    Precision,
     PrecisionGuard,
     PrecisionStats,
 )
 from worker.precision.tuning import Memory, Tuned, Way
+from worker.precision.variants import Precision
 from worker.precision.watch import watches_of
 from worker.video import decode
 

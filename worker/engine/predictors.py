@@ -16,7 +16,8 @@ from worker.engine.loaded import LoadedModel
 from worker.engine.passes import Pass
 from worker.engine.postprocess import postprocessed
 from worker.gpu.staging import AnyFrame
-from worker.precision.guard import Numbers, Precision, PrecisionStats
+from worker.precision.guard import PrecisionStats
+from worker.precision.variants import Numbers, Precision
 from worker.video import decode
 
 Prediction = dict[str, npt.NDArray[Any]]

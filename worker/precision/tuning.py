@@ -23,7 +23,8 @@ from typing import Any, NamedTuple, get_args
 import torch
 
 from worker.precision import ways
-from worker.precision.guard import CHECK_EVERY, Choice, Kind, Numbers
+from worker.precision.guard import CHECK_EVERY, Choice
+from worker.precision.variants import Kind, Numbers
 from worker.tuning_memory import MAX_BYTES
 
 #: Raised when what is timed changes: what was remembered before counts no more.

@@ -19,7 +19,7 @@ from tests.integration.engine.analysed import (
 from tests.samples import Sample
 from worker import hardware
 from worker.engine import passes
-from worker.precision import guard, tuning
+from worker.precision import guard, tuning, variants
 
 
 def test_auto_moves_no_keypoint(stock: Stock, long: Sample, run: Callable[..., Ours]) -> None:
@@ -58,7 +58,7 @@ def test_nearly_tied_peaks_are_computed_again(
     """However coarse the fast arithmetic, ``auto`` gives what fp32 gives, or goes back to it."""
     expected = run(short.film, short.model)
 
-    def coarse(self: guard.ModelVariants, *_: Any) -> Any:
+    def coarse(self: variants.ModelVariants, *_: Any) -> Any:
         model = copy.deepcopy(self.plain)
         forward = model.heads["bodypart"].heatmap_head.forward
         # Steps so wide that many cells share the highest one, the first of which is taken.
@@ -69,7 +69,7 @@ def test_nearly_tied_peaks_are_computed_again(
         )
         return model
 
-    monkeypatch.setattr(guard.ModelVariants, "fast", coarse)
+    monkeypatch.setattr(variants.ModelVariants, "fast", coarse)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # whether it is worth it is not asked here
     ours = run(short.film, short.model, precision="auto")
@@ -87,7 +87,7 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
     """A check that finds a keypoint moved begins the video again in fp32."""
     expected = run(short.film, short.model)
 
-    def shifted(self: guard.ModelVariants, *_: Any) -> Any:
+    def shifted(self: variants.ModelVariants, *_: Any) -> Any:
         model = copy.deepcopy(self.plain)
         forward = model.heads["bodypart"].locref_head.forward
         monkeypatch.setattr(
@@ -95,7 +95,7 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
         )
         return model
 
-    monkeypatch.setattr(guard.ModelVariants, "fast", shifted)
+    monkeypatch.setattr(variants.ModelVariants, "fast", shifted)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # whether it is worth it is not asked here
     monkeypatch.setattr(guard, "CHECK_EVERY", 10)

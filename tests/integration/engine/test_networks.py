@@ -14,7 +14,7 @@ from deeplabcut.pose_estimation_pytorch.models import PoseModel
 from worker import hardware
 from worker.cpu.fused import Block, PafHead, Tiled
 from worker.engine.loaded import LoadedModel
-from worker.precision.guard import ModelVariants
+from worker.precision.variants import ModelVariants
 
 #: With residual blocks that are done in one. DeepLabCut's ResNet-50 has GroupNorm by default.
 RESIDUAL = [
@@ -95,7 +95,7 @@ def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
     assert variants.exact is not variants.plain
     # A new CSPNeXt errs by as much as is allowed before anything is saved; it gains nothing by it.
     errs = net_type.startswith(("cspnext", "rtmpose"))
-    assert variants.tiled is not variants.exact or errs
+    assert variants.tiled() is not variants.exact or errs
     with torch.inference_mode():
         # A top-down network has one size.
         for count, height, width in ((1, 256, 256), (2, 256, 256), (1, 256, 256)):
@@ -104,7 +104,7 @@ def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
             wanted = stock(x)
             assert_alike(variants.exact(x), wanted, 1e-4)
             assert_alike(variants.plain(x), wanted, 1e-4)
-            assert_alike(variants.tiled(x), wanted, 1e-4)
+            assert_alike(variants.tiled()(x), wanted, 1e-4)
             assert_alike(fast(x), wanted, 0.2)
             assert torch.equal(x, before)
 
@@ -118,8 +118,8 @@ def test_what_a_fused_network_takes_is_counted(tmp_path: Path) -> None:
     with torch.inference_mode():
         variants.exact(pictures(1, 128, 128))
         assert model.bytes == pytest.approx(2 * weights, rel=0.02)
-        variants.tiled(pictures(1, 128, 128))
-        whole = [p.plain.weight.nbytes for p in variants.tiled.modules() if isinstance(p, Tiled)]
+        variants.tiled()(pictures(1, 128, 128))
+        whole = [p.plain.weight.nbytes for p in variants.tiled().modules() if isinstance(p, Tiled)]
         exact = 3 * weights + 3 * sum(whole)
         assert model.bytes == pytest.approx(exact, rel=0.02)
         if hardware.native_dtype(torch.device("cpu")) is not None:

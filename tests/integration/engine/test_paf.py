@@ -28,7 +28,7 @@ from torch import Tensor
 from tests.integration.engine.analysed import Ours
 from tests.multi_animal import make_project, two_animal_film
 from worker import hardware
-from worker.precision import guard, paf
+from worker.precision import guard, paf, variants
 from worker.precision.paf import PafWatch
 
 STRIDE, MAX_SPREAD = 8.0, 0.4
@@ -245,7 +245,7 @@ def test_tracks_are_those_of_fp32(
     expected = run(film, model)
     generator = torch.Generator().manual_seed(0)
 
-    def erring(self: guard.ModelVariants, *_: Any) -> Any:
+    def erring(self: variants.ModelVariants, *_: Any) -> Any:
         network = copy.deepcopy(self.plain)
         forward = network.heads["bodypart"].forward
         monkeypatch.setattr(
@@ -255,7 +255,7 @@ def test_tracks_are_those_of_fp32(
         )
         return network
 
-    monkeypatch.setattr(guard.ModelVariants, "fast", erring)
+    monkeypatch.setattr(variants.ModelVariants, "fast", erring)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(
         "worker.engine.passes.LOOK_EVERY", 1000

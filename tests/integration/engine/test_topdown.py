@@ -26,8 +26,9 @@ from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from tests.integration.engine.test_animals import analysed
 from tests.multi_animal import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
-from worker.engine import detection, inference, network
-from worker.engine.detection import Detections, Detector, Noise, QuickRCNN, QuickSSD, edges_of
+from worker.engine import inference, network
+from worker.engine.detection import Detections, Detector, edges_of
+from worker.engine.quick_detector import Noise, QuickDetector, QuickRCNN, QuickSSD
 from worker.precision.watch import watches_of
 from worker.video import decode
 
@@ -308,7 +309,7 @@ def pictures(count: int, seed: int) -> torch.Tensor:
 )
 @torch.inference_mode()
 def test_boxes_that_are_certain_are_those_of_torchvision(
-    name: str, kind: type[detection.QuickDetector], most: int
+    name: str, kind: type[QuickDetector], most: int
 ) -> None:
     """Whatever the faster detector is certain of is what torchvision's finds, in its order."""
     plain = settled(name)
