@@ -19,7 +19,8 @@ from posedrop.analyses import Analysis
 from posedrop.buckets import layout
 from posedrop.buckets.records import Progress, Result
 from posedrop.errors import AnalysisError, ChildDiedError
-from tests.faults.world import RESULTS, VIDEOS, Child, Crash, Gate, World
+from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
+from tests.support.world import Child, World
 
 FILM = "day1/a.mp4"
 FILE_ID = layout.file_id_of(VIDEOS, FILM)
@@ -110,7 +111,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Analysis]:
         analyses.get("dummy"), version="2", finish="x:y", artefacts=analyses.POSES, renders=True
     )
     found = {"dummy": both}
-    monkeypatch.setattr(analyses, "installed", lambda: found)
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: found)
     return found
 
 

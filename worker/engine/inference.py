@@ -81,7 +81,7 @@ class AcceleratorUse:
     def of(self, job: Job) -> Iterator[None]:
         """Take the job's turn for the block."""
         self.ready = self.ready or time.time()
-        with job.turn():
+        with job.permit():
             started = time.time()
             self.began = self.began or started
             try:
@@ -244,7 +244,7 @@ def _kept(job: Job, part: str, load: Callable[[str], Network]) -> LoadedModel:
         if not is_out_of_memory(error):
             raise
     # The accelerator is full of what others need: once more, when it is this one's turn.
-    with job.turn():
+    with job.permit():
         ENGINE.models.clear()
         return ENGINE.models.get(key, prepare, job.model_bytes)
 

@@ -23,9 +23,9 @@ from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from posedrop.errors import AnalysisError, ModelError
 from posedrop.models import packing
-from tests.integration.engine.analysed import Ours, read
 from tests.integration.engine.test_animals import Stock, analysed, same
-from tests.multi_animal import (
+from tests.support.analysed import Ours, read
+from tests.support.animals import (
     BATCH,
     FRAMES,
     HEIGHT,

@@ -25,8 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.integration.engine.analysed import Ours
-from tests.multi_animal import make_project, two_animal_film
+from tests.support.analysed import Ours
+from tests.support.animals import make_project, two_animal_film
 from worker import hardware
 from worker.precision import guard, paf, variants
 from worker.precision.paf import PafWatch

@@ -25,7 +25,7 @@ from torchvision.models import get_model
 from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from tests.integration.engine.test_animals import analysed
-from tests.multi_animal import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
+from tests.support.animals import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
 from worker.engine import inference, network
 from worker.engine.detection import Detections, Detector, edges_of
 from worker.engine.quick_detector import Noise, QuickDetector, QuickRCNN, QuickSSD
