@@ -25,7 +25,7 @@ from deeplabcut.pose_estimation_pytorch.runners import CTDTrackingConfig
 
 from posedrop.errors import AnalysisError
 from worker.engine.loaded import LoadedModel
-from worker.engine.predictors import Prediction, Predictor
+from worker.engine.predictors import PredictedBatch, Prediction, Predictor
 from worker.gpu.staging import AnyFrame, Frame
 from worker.memory import is_out_of_memory
 from worker.precision.variants import Precision
@@ -89,7 +89,7 @@ class ConditionalPredictor(Predictor):
         _drop_flat_boxes(self._pose.preprocessor.components)
         self._take_up(_BEGINNING)
         self._batch = 1 if tracking else batch or BATCH
-        self._ends = True
+        self._bottom_up_is_complete = True
         self.order = "rgb" if tracking or bottom_up.order == "rgb" else "bgr"
         self.setup = {
             "precision": precision,
@@ -98,15 +98,13 @@ class ConditionalPredictor(Predictor):
             "conditions": bottom_up.setup,
         }
 
-    def predictions(
-        self, frames: Iterator[tuple[int, AnyFrame]]
-    ) -> Iterator[tuple[int, Prediction]]:
-        """Yield each frame's; see there."""
+    def predictions(self, frames: Iterator[tuple[int, AnyFrame]]) -> Iterator[PredictedBatch]:
+        """Yield the improved poses, in groups of frames whose crops went together."""
         self._forget()
         pixels = ((number, one) for number, one in frames if not isinstance(one, Planes))
         if self._tracking:
             for number, frame in pixels:
-                yield number, self._improved([frame])[0]
+                yield PredictedBatch([(number, self._improved([frame])[0])])
             return
         numbers: list[int] = []
         group: list[Any] = []
@@ -114,15 +112,15 @@ class ConditionalPredictor(Predictor):
             numbers.append(number)
             group.append((self._rgb(frame), {"cond_kpts": conditions_in(begun)}))
             if len(group) >= self._batch:
-                yield from self._whole(numbers, self._improved(group))
+                yield self._whole(numbers, self._improved(group))
                 numbers, group = [], []
         if group:
-            yield from self._whole(numbers, self._improved(group))
+            yield self._whole(numbers, self._improved(group))
 
     def _begun(
         self, frames: Iterator[tuple[int, Frame]]
     ) -> Iterator[tuple[int, Frame, Prediction]]:
-        """Yield each frame with what the bottom-up network finds in it."""
+        """Yield every frame with what the bottom-up network finds in it."""
         shown: deque[Frame] = deque()
 
         def passed() -> Iterator[tuple[int, Frame]]:
@@ -130,17 +128,16 @@ class ConditionalPredictor(Predictor):
                 shown.append(frame)
                 yield number, frame
 
-        for number, begun in self._bottom_up.predictions(passed()):
-            yield number, shown.popleft(), begun
+        for batch in self._bottom_up.predictions(passed()):
+            for place, (number, begun) in enumerate(batch.frames, 1):
+                self._bottom_up_is_complete = batch.complete and place == len(batch.frames)
+                yield number, shown.popleft(), begun
 
-    def _whole(
-        self, numbers: list[int], found: list[Prediction]
-    ) -> Iterator[tuple[int, Prediction]]:
+    def _whole(self, numbers: list[int], found: list[Prediction]) -> PredictedBatch:
         if len(found) != len(numbers):
             raise AnalysisError(f"{len(numbers)} frames went in, {len(found)} poses came out")
-        for place, (number, prediction) in enumerate(zip(numbers, found, strict=True), 1):
-            self._ends = place == len(numbers)
-            yield number, prediction
+        complete = self._bottom_up_is_complete
+        return PredictedBatch(list(zip(numbers, found, strict=True)), complete)
 
     def _improved(self, group: list[Any]) -> list[Prediction]:
         """Return what DeepLabCut's runner makes of frames, and of their conditions."""
@@ -159,11 +156,6 @@ class ConditionalPredictor(Predictor):
             print(f"out of memory: {self._batch} crops at once from now on")
             if self._device == "cuda":
                 torch.cuda.empty_cache()
-
-    @property
-    def between_batches(self) -> bool:
-        """Whether all that either network began was given."""
-        return self._ends and (self._tracking or self._bottom_up.between_batches)
 
     def rest(self) -> None:
         """Have the bottom-up network rest; groups are of the same frames all the same."""
@@ -187,7 +179,7 @@ class ConditionalPredictor(Predictor):
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Take up what both networks knew in an earlier attempt."""
         self._batch = int(state["batch"])
         if not self._tracking:
             self._bottom_up.resume(state["conditions"])
@@ -198,7 +190,7 @@ class ConditionalPredictor(Predictor):
             setattr(self._pose, name, value)
 
     def summary(self) -> dict[str, Any]:
-        """Return what the result tells: of how the conditions were found."""
+        """Return what result.json says of how the conditions were found."""
         return self._bottom_up.summary()
 
 

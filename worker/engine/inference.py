@@ -362,15 +362,17 @@ def _predict(
     card: Card,
 ) -> None:
     try:
-        for number, prediction in predictor.predictions(frames):
-            brightness = np.array((reading.brightness or {}).pop(number), np.float32)
-            found.add(number, {**_slim(prediction), "brightness": brightness})
-            job.report("infer", len(found.indexes), total)
+        for batch in predictor.predictions(frames):
+            for number, prediction in batch.frames:
+                brightness = np.array((reading.brightness or {}).pop(number), np.float32)
+                found.add(number, {**_slim(prediction), "brightness": brightness})
+                job.report("infer", len(found.indexes), total)
             if checkpoint.due(found):
                 predictor.rest()
-                if predictor.between_batches and (known := card.checkpoint(job.video)) is not None:
-                    decode = {"decode": known} if known else {}
-                    checkpoint.keep(found, setup, {**predictor.state(), **decode})
+                decoded = card.checkpoint(job.video) if batch.complete else None
+                if decoded is not None:
+                    state = {**predictor.state(), **({"decode": decoded} if decoded else {})}
+                    checkpoint.keep(found, setup, state)
     except BaseException:
         if isinstance(predictor, DeepLabCutPredictor):
             ENGINE.models.clear()  # it may hold half a batch: the next video must not get it

@@ -36,7 +36,7 @@ from tests.support.animals import (
 )
 from worker.engine import inference, network
 from worker.engine.conditional import ConditionalPredictor, DrawnConditions
-from worker.engine.predictors import Predictor
+from worker.engine.predictors import PredictedBatch, Predictor
 from worker.poses import tables
 
 
@@ -208,8 +208,8 @@ def test_a_box_without_a_row(model: Path) -> None:
     loaded = inference._prepared(network.load(model, None, "cpu"))
     predictor = ConditionalPredictor(loaded, _At([0.2, 0.4, 0.3]), BATCH, "fp32")
     frames = [(number, np.zeros((HEIGHT, WIDTH, 3), np.uint8)) for number in range(3)]
-    found = list(predictor.predictions(iter(frames)))
-    assert [number for number, _ in found] == [0, 1, 2]
+    batches = list(predictor.predictions(iter(frames)))
+    assert [number for batch in batches for number, _ in batch.frames] == [0, 1, 2]
 
 
 class _At(Predictor):
@@ -226,7 +226,7 @@ class _At(Predictor):
         for (number, _), depth in zip(frames, self._depths, strict=True):
             y = HEIGHT + 20 - depth  # DeepLabCut adds 20 pixels around
             poses = np.array([[[40.0, y, 0.9], [60.0, y + 9, 0.9], [50.0, y + 5, 0.9]]])
-            yield number, {"bodyparts": poses}
+            yield PredictedBatch([(number, {"bodyparts": poses})])
 
 
 # -- what can't be used ----
