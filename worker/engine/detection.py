@@ -94,7 +94,7 @@ class Detector:
 
 @dataclass
 class Detected:
-    """What is known of the detector on one video; with it a run goes on as it would have."""
+    """What one video has taught of its detector; a checkpoint keeps it."""
 
     noise: Noise
     frames: int = 0
@@ -107,12 +107,12 @@ class Detected:
 
 
 class Detections:
-    """Takes the frames of a video, gives each with the boxes in it, in the same order."""
+    """The detector on one video: frames in, and out with the boxes in them, in the same order."""
 
     def __init__(
         self, detector: Detector, crop: TopDownCrop, batch: int | None, frames: int | None
     ) -> None:
-        """Prepare.
+        """Prepare to detect in one video.
 
         Args:
             detector: the model's.
@@ -142,14 +142,14 @@ class Detections:
         return {"known": asdict(self.known), "batch": self.batch}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Take up what :meth:`state` returned in an earlier attempt."""
         if state:
             known = state["known"]
             self.known = Detected(**{**known, "noise": Noise(**known["noise"])})
             self.batch = int(state["batch"])
 
     def summary(self) -> dict[str, Any]:
-        """Return what the result tells."""
+        """Return what result.json says of the detector."""
         return {
             "batch_size": self.batch,
             "used": "quick" if self.known.quick else "as it is",
@@ -157,7 +157,7 @@ class Detections:
         }
 
     def found(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Frame, Context]]:
-        """Yield each frame's number, the frame (BGR), and its boxes.
+        """Yield frames with the boxes in them: number, frame (BGR), and DeepLabCut's context.
 
         Raises:
             UnfaithfulError: the faster detector came to another box unnoticed; begin again.
@@ -290,7 +290,7 @@ class Detections:
         )
 
     def _weigh(self, frames: int) -> None:
-        """Do without the faster form where it has to be repeated too often."""
+        """Drop the faster form where too many frames have to be detected again."""
         done = self.known.frames + frames
         share = self.known.again / done
         if done >= WORTH_FRAMES and self._fast + share * self._slow > self._slow / GROWTH > 0:

@@ -66,7 +66,7 @@ CONVERTERS = 2
 
 @dataclass
 class AcceleratorUse:
-    """When a video had the accelerator; all but ``seconds`` is seconds since 1970."""
+    """When a video had the accelerator; times are seconds since 1970, but ``seconds``."""
 
     ready: float = 0.0
     """Its first frame was decoded, and it asked for its turn."""
@@ -79,7 +79,7 @@ class AcceleratorUse:
 
     @contextmanager
     def of(self, job: Job) -> Iterator[None]:
-        """Take the job's turn for the block."""
+        """Hold the job's permit for the accelerator during the block."""
         self.ready = self.ready or time.time()
         with job.permit():
             started = time.time()
@@ -106,7 +106,7 @@ class Learning:
 
 
 def begin(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
-    """Do at leisure what needs no model yet: a child's first task.
+    """Compile what every model needs: a child's first task, while it waits for a video.
 
     Args:
         payload: ``device``, ``auto`` or as torch names it.
@@ -141,7 +141,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network]) -> dict[str, Any]:
-    """Do what :func:`run` does with a network of any origin.
+    """Find the poses of a video by a network of any origin, like :func:`run`.
 
     Args:
         part: of the model; with its digest and the device it names a network.
@@ -274,7 +274,7 @@ def _infer(
     use: AcceleratorUse,
     learning: Learning,
 ) -> tuple[PredictionBuffer, decode.Reading, dict[str, Any]]:
-    """Return what is found in the frames asked for, how the film was read, and how it was found."""
+    """Return the predictions, how the film was read, and what result.json says of both."""
     # What dynamic cropping knows of the frame before is not in a checkpoint.
     dynamic = isinstance(args, DeepLabCut2D) and args.dynamic is not None
     checkpoint = Checkpoint(None if dynamic else job.parts, job.part_seconds)

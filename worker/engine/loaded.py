@@ -33,7 +33,7 @@ class LoadedModel:
 
     @property
     def bytes(self) -> int:
-        """What it takes at the moment: weights, exact and reduced, the detector's, recordings."""
+        """Bytes that the model takes now: all its weights, the detector's, and recordings."""
         modules = [*self.variants.forms(), *(self.detector.modules() if self.detector else [])]
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -46,14 +46,14 @@ class LoadedModel:
 
 
 class ModelCache:
-    """Models by what names them; the least recently used one goes first."""
+    """The loaded models of a process, by name; the least recently used one is dropped first."""
 
     def __init__(self) -> None:
-        """Begin without any."""
+        """Begin without any model."""
         self._models: OrderedDict[Hashable, LoadedModel] = OrderedDict()
 
     def get(self, key: Hashable, load: Callable[[], LoadedModel], most: int) -> LoadedModel:
-        """Return a model, loaded now if it is not there; it stays.
+        """Return a model, which is loaded if it is not there, and kept.
 
         Args:
             most: bytes of all models, from when the next one is loaded. Until then this one is in
@@ -67,14 +67,14 @@ class ModelCache:
         return self._models[key]
 
     def trim(self, most: int) -> None:
-        """Let the least recently used models go, until they are within ``most`` bytes, or one."""
+        """Drop the least recently used models, until all take ``most`` bytes, or one is left."""
         size = sum(model.bytes for model in self._models.values())
         while size > most and len(self._models) > 1:
             size -= self._models.popitem(last=False)[1].bytes
             released()
 
     def rest(self, most: int) -> None:
-        """Let recordings go until all is within ``most`` bytes: another process has its turn."""
+        """Drop recordings until all takes ``most`` bytes: another process will use the card."""
         size = sum(model.bytes for model in self._models.values())
         for model in self.models():
             if size > most:
@@ -82,7 +82,7 @@ class ModelCache:
                 model.variants.graphs.clear()
 
     def clear(self) -> None:
-        """Let all models go."""
+        """Drop all models."""
         self._models.clear()
         released()
 
@@ -91,7 +91,7 @@ class ModelCache:
         return list(self._models.values())
 
     def __iter__(self) -> Iterator[Hashable]:
-        """Return what names the models that are there, the least recently used first."""
+        """Return the names of the models that are there, the least recently used first."""
         return iter(self._models)
 
 

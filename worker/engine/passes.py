@@ -68,7 +68,7 @@ class Batch:
 
 
 class Pass:
-    """Takes pictures of one size, gives predictions in the same order."""
+    """Pictures of one size through one network: predictions in the order of the pictures."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Pass:
         pictures: int | None = None,
         fills: bool = False,
     ) -> None:
-        """Prepare; the first picture decides the rest.
+        """Prepare to compute; how it is done is decided by the first picture.
 
         Args:
             loaded: the model.
@@ -151,7 +151,7 @@ class Pass:
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Take up what :meth:`state` returned in an earlier attempt."""
         if not state:
             return
         self.batch, self._looked = int(state["batch"]), int(state["looked"])
@@ -172,7 +172,7 @@ class Pass:
             watch.scale = max(watch.scale, scale)
 
     def summary(self) -> dict[str, Any]:
-        """Return what the result tells: ``precision``, ``batch_size``, ``tuning``."""
+        """Return what result.json says: ``precision``, ``batch_size``, ``tuning``."""
         state = self._guard.state if self._guard is not None else PrecisionStats(self._numbers)
         return {
             "precision": state.summary(self._precision),
@@ -182,7 +182,7 @@ class Pass:
         }
 
     def outputs(self, pictures: Iterator[AnyFrame | None]) -> Iterator[Raw]:
-        """Yield each picture's predictions; see :meth:`batches`."""
+        """Yield predictions picture by picture, of the same pictures as :meth:`batches`."""
         for found, count in self.batches(pictures):
             for row in range(count):
                 yield {
@@ -389,7 +389,7 @@ class Pass:
                     batch.open -= 1
 
     def _look(self) -> None:
-        """Give fewer bits up where too many pictures have to be computed again."""
+        """Give up fewer bits where too many pictures have to be computed again."""
         guard = self._running
         state, choice = guard.state, guard.choice
         if self._precision != "auto" or state.numbers == "fp32":

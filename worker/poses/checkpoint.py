@@ -25,7 +25,7 @@ CHUNK = 1024
 
 
 class PredictionBuffer:
-    """Frame numbers, ascending, and what was found in each: arrays with a row a frame."""
+    """The predictions so far: frame numbers, ascending, and arrays with a row a frame."""
 
     def __init__(self) -> None:
         self.indexes = array("q")
@@ -33,7 +33,7 @@ class PredictionBuffer:
         self._open: dict[str, list[npt.NDArray[Any]]] = {}
 
     def add(self, number: int, prediction: dict[str, npt.NDArray[Any]]) -> None:
-        """Append a frame's."""
+        """Append a frame's predictions."""
         self.indexes.append(number)
         for name, value in prediction.items():
             self._open.setdefault(name, []).append(value)
@@ -41,7 +41,7 @@ class PredictionBuffer:
             self._close()
 
     def arrays(self, first: int = 0) -> Values:
-        """Return it from the ``first``-th frame on as arrays, the frame numbers as ``indexes``."""
+        """Return all from the ``first``-th frame on as arrays, the frame numbers as ``indexes``."""
         self._close()
         taken, before = [], 0
         for chunk in self._chunks:
@@ -67,7 +67,7 @@ class PredictionBuffer:
 
 
 class Checkpoint:
-    """The parts of one run in a folder; None instead of a folder: there are none, and none made."""
+    """The checkpoint of one run: parts in a folder; without a folder none is made."""
 
     def __init__(self, folder: Path | None, seconds: float) -> None:
         """Use ``folder``; a part is due after ``seconds`` of work."""

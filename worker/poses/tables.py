@@ -44,7 +44,7 @@ def finish(job: Job) -> dict[str, Any]:
 
 
 def finish_superanimal(job: Job) -> dict[str, Any]:
-    """Do the same for the model zoo, whose animals are not followed."""
+    """Make the tables of a SuperAnimal's ``predictions.npz``, whose animals are not followed."""
     return _finish(job, SuperAnimalArgs.model_validate(job.args))
 
 

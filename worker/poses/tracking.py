@@ -83,7 +83,7 @@ def track(
 
 
 def summary(animals: MultiAnimalConfig, tracked: Tracked) -> dict[str, Any]:
-    """Return what result.json says of it."""
+    """Return what result.json says of the tracks."""
     return {
         "individuals": animals.individuals,
         "track_method": tracked.track_method,
@@ -166,7 +166,7 @@ def _check(
     args: DeepLabCut2D,
     settings: dict[str, Any],
 ) -> None:
-    """Refuse to stitch what can't be."""
+    """Refuse to stitch tracklets that can't be stitched."""
     seen = sum(len(assemblies[frame]) > 0 for frame in range(frames))
     lengths = [len(part) for name, part in tracklets.items() if name not in {"header", "single"}]
     if not lengths:

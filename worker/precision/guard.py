@@ -73,7 +73,7 @@ class Choice:
 
 @dataclass
 class PrecisionStats:
-    """What is known of the arithmetic on one video; with it a run goes on as it would have."""
+    """What one video has taught of fewer bits; a checkpoint keeps it."""
 
     numbers: Numbers
     """Of the fast arithmetic, while that is used; else fp32."""
@@ -100,7 +100,7 @@ class PrecisionStats:
         return max([self.noise, *known])
 
     def summary(self, wanted: Precision) -> dict[str, Any]:
-        """Return what result.json says of it."""
+        """Return what result.json says of the precision."""
         return {
             "asked": wanted,
             "used": self.numbers,
@@ -145,7 +145,7 @@ class Doubt:
 
 
 class PrecisionGuard:
-    """Computes the batches of one video."""
+    """Computes one video's batches in fewer bits, and in fp32 what those could move."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class PrecisionGuard:
         choice: Choice,
         state: PrecisionStats | None = None,
     ) -> None:
-        """Begin a video, or go on with ``state``, which an earlier one of these had.
+        """Begin a video, or go on with the ``state`` of an earlier attempt.
 
         Args:
             variants: the network.
@@ -182,11 +182,11 @@ class PrecisionGuard:
         return self._fast is not None and self._watches is not None and self.state.samples < SAMPLES
 
     def state_as_json(self) -> dict[str, Any]:
-        """Return the state as JSON types; ``PrecisionStats(**it)`` is the state again."""
+        """Return the state as JSON types, the fields of :class:`PrecisionStats`."""
         return asdict(self.state)
 
     def launch(self, pixels: Tensor, count: int) -> InFlightBatch:
-        """Begin a batch.
+        """Begin to compute a batch.
 
         Args:
             pixels: (n, height, width, 3), BGR, uint8, on the device.
@@ -214,7 +214,7 @@ class PrecisionGuard:
             those are not to be used before.
 
         Raises:
-            UnfaithfulError: see there.
+            UnfaithfulError: a keypoint moved unnoticed in fewer bits; begin again in fp32.
         """
         predictions, doubts = self._collect(batch)
         self.state.frames += batch.count
@@ -231,7 +231,7 @@ class PrecisionGuard:
             HeadPredictions, a row for each: what is to be used.
 
         Raises:
-            UnfaithfulError: see there.
+            UnfaithfulError: a keypoint moved unnoticed in fewer bits; begin again in fp32.
         """
         x = torch.stack([doubt.x for doubt in doubts])
         if len(x) < size:
@@ -298,7 +298,7 @@ class PrecisionGuard:
         return exact if self._wanted == "auto" else fast
 
     def give_up(self) -> None:
-        """Compute all that comes in fp32."""
+        """Compute all further pictures in fp32."""
         self.state.numbers = "fp32"
         self._fast = None
 

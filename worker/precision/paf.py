@@ -82,7 +82,7 @@ def peaks(heat: Tensor, radius: int, threshold: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Cells:
-    """Of a batch, the cells that may be the peaks that count, by the slot of their peak.
+    """The cells of a batch that may be the peaks that count, by the slot of their peak.
 
     Slots are numbered by frame, bodypart and likelihood: (frame * bodyparts + bodypart) * animals +
     rank.
@@ -98,7 +98,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class AssembledAnimals:
-    """Of a batch, the animals that are made of two limbs or more."""
+    """The animals of a batch that are made of two limbs or more."""
 
     twice: Tensor
     """(frames,), bool: something has a bodypart twice."""
@@ -124,12 +124,12 @@ class AssembledAnimals:
 
 
 class PafWatch(Watch):
-    """Of part affinity fields: every choice on the way to the animals has to be clear."""
+    """A watch over part affinity fields: every choice on the way to the animals has to be clear."""
 
     again = 0.5  # as of networks that were trained little; well trained ones are to be measured
 
     def __init__(self, model: Any, name: str, pcutoff: float) -> None:
-        """Watch a head; see there."""
+        """Watch the head ``name`` of ``model``, whose predictor :meth:`knows` knows."""
         super().__init__(model, name, pcutoff)
         assembler = self.predictor.assembler
         self._animals = int(assembler.max_n_individuals)
@@ -171,7 +171,7 @@ class PafWatch(Watch):
         )
 
     def shows(self, predictions: Named) -> Tensor:
-        """Return which pictures show a keypoint; see there."""
+        """Return which pictures show a keypoint above the cutoff; (n,), bool."""
         found: Tensor = (predictions["poses"][..., 2] >= self.pcutoff).flatten(1).any(dim=1)
         return found
 

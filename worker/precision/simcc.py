@@ -15,7 +15,7 @@ AXES = ("x", "y")
 
 
 class SimCCWatch(HeatmapWatch):
-    """Of lines with one peak a keypoint: each cell within the noise of the highest may be it."""
+    """A watch over lines with one peak a keypoint: cells within the noise of it rival it."""
 
     def noise(self, exact: Named, fast: Named) -> float:
         """Return by how much the steps from peak to rivals differ, at most."""

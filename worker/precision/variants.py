@@ -45,7 +45,7 @@ _DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16
 
 
 class ModelVariants:
-    """A network ready to run in each of its forms, made when first asked for."""
+    """A network ready to run in each of its variants, which are made when first asked for."""
 
     def __init__(self, model: Any, device: str) -> None:
         """Prepare ``model`` (DeepLabCut's PoseModel, in eval mode), which is changed by it."""
@@ -94,7 +94,7 @@ class ModelVariants:
         return ["direct", *tiled, *plain]
 
     def form(self, numbers: Numbers, kind: Kind) -> Any:
-        """Return the network that computes so; in fewer bits all but the last layers, in fp32."""
+        """Return the variant of these numbers and convolutions; its last layers stay fp32."""
         if numbers == "fp32":
             if kind == "direct":
                 return self.exact
@@ -129,7 +129,7 @@ class ModelVariants:
         return model
 
     def keep(self, used: set[tuple[Numbers, Kind]]) -> None:
-        """Let go of what the forms hold that are not used: they were timed and found slower."""
+        """Drop the variants that are not used: they were timed and found slower."""
         for key in [key for key in self._made if key not in used]:
             del self._made[key]
         self.graphs.keep(self.forms())
@@ -137,7 +137,7 @@ class ModelVariants:
             fused.forget(self._tiled)
 
     def forms(self) -> list[Any]:
-        """Return all that was made of the network; they share what they can."""
+        """Return all variants made so far; they share what they can."""
         tiled = [] if self._tiled is None else [self._tiled]
         return [self.plain, self.exact, *tiled, *self._reduced.values(), *self._made.values()]
 

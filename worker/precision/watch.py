@@ -26,7 +26,7 @@ Named = dict[str, Tensor]
 
 
 class Watch(ABC):
-    """Of one head: could its outputs, were they a little different, put a keypoint elsewhere?
+    """A watch over one head: could its outputs, a little different, put a keypoint elsewhere?
 
     ``outputs`` are the head's, as ``model(x)`` returns them; ``predictions`` what
     ``model.get_predictions`` makes of them; each a dict of tensors with a row a picture.
@@ -89,10 +89,10 @@ class Watch(ABC):
 
 
 class HeatmapWatch(Watch):
-    """Of heatmaps with one peak a keypoint: each cell within the noise of the highest may be it."""
+    """A watch over heatmaps with one peak a keypoint: cells within the noise of it rival it."""
 
     def shows(self, predictions: Named) -> Tensor:
-        """Return which pictures show a keypoint; see there."""
+        """Return which pictures show a keypoint above the cutoff; (n,), bool."""
         found: Tensor = (predictions["poses"][:, 0, :, 2] >= self.pcutoff).any(dim=1)
         return found
 

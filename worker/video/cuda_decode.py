@@ -105,7 +105,7 @@ class Card:
             self.why = f"the network runs on {device}"
 
     def summary(self) -> dict[str, Any]:
-        """Return what result.json says of it."""
+        """Return what result.json says of the card."""
         return {"asked": self.wanted, "used": self.used, "why": self.why, "by_card": self.frames}
 
     @property
@@ -173,7 +173,7 @@ class Card:
         print(f"{self.why}; the processor decodes all of it")
 
     def compare(self, picture: Picture) -> None:
-        """See a frame that the CPU decodes: when the card has given up, it begins at the start.
+        """Compare a frame that the CPU decodes, from the start, after the card has given up.
 
         (Of a film that is gone on with, each frame is seen, whoever decodes.)
 
@@ -205,7 +205,7 @@ class Card:
         return None
 
     def goes_on(self, known: dict[str, Any]) -> None:
-        """Go on from a checkpoint: the frame that it knows has to be the same one again."""
+        """Take up a checkpoint, whose last frame has to be the same one again."""
         if known:
             self._before = int(known["frame"]), int(known["ticks"])
 

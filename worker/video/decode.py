@@ -364,7 +364,7 @@ class _OpenCV:
         return np.asarray(image, np.uint8) if there else None
 
     def close(self) -> None:
-        """Close the film."""
+        """Close OpenCV's film."""
         if self._capture is not None:
             self._capture.release()
 
