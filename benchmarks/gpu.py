@@ -178,7 +178,7 @@ def decode_alone(film: str, device: str) -> dict[str, Any]:
     from av.codec.context import CodecContext
     from av.codec.hwaccel import HWAccel
 
-    from worker.video import cuda_decode, decode
+    from worker.video import cuda_decode, numbering
 
     path, number = Path(film), device.partition(":")[2] or "0"
     speeds: dict[str, float] = {}
@@ -214,7 +214,7 @@ def decode_alone(film: str, device: str) -> dict[str, Any]:
 
     def by_posedrop() -> Iterator[Any]:
         card = cuda_decode.Card("cuda", device)
-        yield from decode.numbered(path, decode.Reading(), card=card)
+        yield from numbering.numbered(path, numbering.Reading(), card=card)
         if card.used != "cuda":
             raise RuntimeError(card.why)
 

@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 
 from tests.support import videos
 from tests.support.pretended_cards import Fault, PretendedCard
-from worker.video import cuda_decode, decode
+from worker.video import cuda_decode, decode, numbering
 from worker.video.cuda_decode import Card, DecodedOtherwiseError
 
 Make = Callable[[Path], Path]
@@ -37,9 +37,9 @@ def card(
 
 def read(
     path: Path, by: Card | None, stop: int | None = None
-) -> tuple[dict[int, str], decode.Reading]:
+) -> tuple[dict[int, str], numbering.Reading]:
     """Return the hash of each frame's pixels by its number, and what was found out."""
-    reading = decode.Reading()
+    reading = numbering.Reading()
     shown = decode.frames(path, stop=stop, reading=reading, card=by)
     found = {number: hashlib.sha256(image).hexdigest() for number, image in shown}
     if by is not None:

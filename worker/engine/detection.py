@@ -30,7 +30,7 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
 )
 from torch import Tensor
 
-from worker.engine.quick_detector import Noise, QuickDetector, quick_of
+from worker.engine.quick_detector import FoundBoxes, Noise, QuickDetector, quick_of
 from worker.gpu.staging import normalised
 from worker.memory import is_out_of_memory
 from worker.precision.guard import UnfaithfulError
@@ -232,29 +232,43 @@ class Detections:
         seconds = time.perf_counter() - began
         self._learn(len(frames), seconds)
         self._fast = seconds / len(frames)
-        contexts = []
-        for row, one in enumerate(seen):
-            if len(one.boxes) and not self.known.seen:
-                # Of frames with nothing in them, the noise tells little.
-                self.known.seen = True
-                self._measure(quick, x[row : row + 1])
-                [one] = quick.found(x[row : row + 1], self.known.noise)
-                checked.append(row)
-            raw = {"bboxes": one.boxes.numpy(), "scores": one.scores.numpy()}
-            context = self._boxes({"detection": raw})
-            certain = one.certain and self._is_certain(context["bboxes"], one.error)
-            if not certain or row in checked:
-                began = time.perf_counter()
-                exact = self._boxes(self._runner.predict(x[row : row + 1])[0])
-                self._slow = time.perf_counter() - began
-                if certain and not self._same(context, exact):
-                    self._detector.forget_quick()
-                    raise UnfaithfulError("the faster detector found another box unnoticed")
-                context = exact
-            self.known.again += not certain
-            contexts.append(context)
+        contexts = [
+            self._settled(quick, x, row, one, row in checked) for row, one in enumerate(seen)
+        ]
         self._weigh(len(frames))
         return contexts
+
+    def _settled(
+        self, quick: QuickDetector, x: Tensor, row: int, one: FoundBoxes, checked: bool
+    ) -> Context:
+        """Return the boxes of a picture, detected again where they are uncertain or checked.
+
+        Args:
+            quick: the faster detector.
+            x: the pictures of the batch.
+            row: of the picture.
+            one: what the faster detector found in it.
+            checked: whether it is computed both ways in any case.
+        """
+        if len(one.boxes) and not self.known.seen:
+            # Of frames with nothing in them, the noise tells little.
+            self.known.seen = True
+            self._measure(quick, x[row : row + 1])
+            [one] = quick.found(x[row : row + 1], self.known.noise)
+            checked = True
+        raw = {"bboxes": one.boxes.numpy(), "scores": one.scores.numpy()}
+        context = self._boxes({"detection": raw})
+        certain = one.certain and self._is_certain(context["bboxes"], one.error)
+        if not certain or checked:
+            began = time.perf_counter()
+            exact = self._boxes(self._runner.predict(x[row : row + 1])[0])
+            self._slow = time.perf_counter() - began
+            if certain and not self._same(context, exact):
+                self._detector.forget_quick()
+                raise UnfaithfulError("the faster detector found another box unnoticed")
+            context = exact
+        self.known.again += not certain
+        return context
 
     def _prepared(self, frames: list[Frame]) -> Tensor:
         """Return frames as the detector takes them, (n, 3, height, width); as many as it wants."""

@@ -67,6 +67,36 @@ class Batch:
         self.open -= 1
 
 
+class _Work:
+    """The pictures on their way through the network, and whether more will come."""
+
+    def __init__(self) -> None:
+        self.more = True
+        """Whether the pictures have not come to their end."""
+        self.flushes = False
+        """Whether all that came is to be given before the next picture is asked for."""
+        self.waiting: deque[AnyFrame] = deque()
+        """Pictures of which no batch was made yet."""
+        self.group: list[AnyFrame] = []
+        """Pictures of the batch that is being begun."""
+        self.flying: deque[tuple[list[AnyFrame], InFlightBatch, Mark | None]] = deque()
+        """Batches at work: their pictures, the batch, and where the device is when it is done."""
+        self.began = 0.0
+        """When the last batch was begun, by ``time.perf_counter``."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether no picture comes before all that waits is given."""
+        return self.flushes or not self.more
+
+    def take_back(self) -> None:
+        """Put all that was begun back to the front of the queue, in its order."""
+        groups = [*(group for group, *_ in self.flying), self.group]
+        self.waiting.extendleft(one for its in reversed(groups) for one in reversed(its))
+        self.flying.clear()
+        self.group = []
+
+
 class Pass:
     """Pictures of one size through one network: predictions in the order of the pictures."""
 
@@ -201,64 +231,68 @@ class Pass:
         Raises:
             UnfaithfulError: the fast arithmetic moved a keypoint; begin again in fp32.
         """
-        waiting: deque[AnyFrame] = deque()
-        flying: deque[tuple[list[AnyFrame], InFlightBatch, Mark | None]] = deque()
-        in_flight = IN_FLIGHT if self._accelerated else 1
-        more, flushes = True, False
-        while more or waiting or flying or self._done:
-            self.rests = self.rests and bool(flying or self._done)
-            while more and not flushes and len(waiting) < self._wanted:
-                picture = next(pictures, _END)
-                if picture is _END:
-                    more = False
-                elif picture is None:
-                    flushes = True
-                else:
-                    waiting.append(picture)
-                    if self._guard is None:
-                        self._begin(picture)
-            ends = flushes or not more
-            # At rest, a batch that is not full waits for more pictures.
-            begins = waiting and (ends or not self.rests)
-            group: list[AnyFrame] = []
+        work = _Work()
+        while work.more or work.waiting or work.flying or self._done:
+            self.rests = self.rests and bool(work.flying or self._done)
+            self._take_in(pictures, work)
             try:
-                if begins:
-                    self._settle_before(self._running.state.frames + sum(map(_size, flying)))
-                    group = [waiting.popleft() for _ in range(min(self._wanted, len(waiting)))]
-                    began = time.perf_counter()
-                    launched = self._launch(group, fills=flushes or self._fills)
-                    flying.append((group, launched, self._marked()))
-                    group = []
-                    if len(flying) < in_flight and more and not flushes and not self.rests:
-                        continue
-                if flying:
-                    group, launched, mark = flying[0]
-                    self._collect(launched, mark)
-                    flying.popleft()
-                    if launched.fast and launched.outputs is not None and not self._accelerated:
-                        self._know(0, began, len(group))
-                    group = []
-                    self._settle(self._again_batch - 1)
-                    self._look()
-                at_rest = self.rests and not flying
-                if (ends and not waiting and not flying) or at_rest:
-                    self._settle(0)
+                if self._begins_another(work):
+                    continue
+                self._finish_one(work)
             except Exception as error:
                 if not is_out_of_memory(error) or self.batch == 1:
                     raise
-                # All that was begun goes back to the front of the queue, in its order.
-                groups = [one for one, *_ in flying]
-                if not (groups and groups[0] is group):
-                    groups.append(group)
-                waiting.extendleft(one for its in reversed(groups) for one in reversed(its))
-                flying.clear()
+                work.take_back()
                 self._halve()
                 continue
             while self._done and not self._done[0].open:
                 batch = self._done.popleft()
                 yield batch.found, batch.count
-            if flushes and not (waiting or flying or self._done):
-                flushes = False
+            if work.flushes and not (work.waiting or work.flying or self._done):
+                work.flushes = False
+
+    def _take_in(self, pictures: Iterator[AnyFrame | None], work: _Work) -> None:
+        """Take pictures for the next batch, as far as there are more."""
+        while work.more and not work.flushes and len(work.waiting) < self._wanted:
+            picture = next(pictures, _END)
+            if picture is _END:
+                work.more = False
+            elif picture is None:
+                work.flushes = True
+            else:
+                work.waiting.append(picture)
+                if self._guard is None:
+                    self._begin(picture)
+
+    def _begins_another(self, work: _Work) -> bool:
+        """Begin a batch, if one is due; return whether another is to be begun before one ends."""
+        # At rest, a batch that is not full waits for more pictures.
+        if not work.waiting or (self.rests and not work.ends):
+            return False
+        begun = sum(len(group) for group, *_ in work.flying)
+        self._settle_before(self._running.state.frames + begun)
+        count = min(self._wanted, len(work.waiting))
+        work.group = [work.waiting.popleft() for _ in range(count)]
+        work.began = time.perf_counter()
+        launched = self._launch(work.group, fills=work.flushes or self._fills)
+        work.flying.append((work.group, launched, self._marked()))
+        work.group = []
+        in_flight = IN_FLIGHT if self._accelerated else 1
+        return len(work.flying) < in_flight and not work.ends and not self.rests
+
+    def _finish_one(self, work: _Work) -> None:
+        """Collect the batch that was begun first, and compute again what is due."""
+        if work.flying:
+            group, launched, mark = work.flying[0]
+            self._collect(launched, mark)
+            work.flying.popleft()
+            if launched.fast and launched.outputs is not None and not self._accelerated:
+                self._know(0, work.began, len(group))
+            self._settle(self._again_batch - 1)
+            self._look()
+        at_rest = self.rests and not work.flying
+        if (work.ends and not work.waiting and not work.flying) or at_rest:
+            self._settle(0)
 
     @property
     def _running(self) -> PrecisionGuard:
@@ -446,10 +480,6 @@ def _ways() -> dict[str, Any]:
 def accelerated(device: torch.device) -> bool:
     """Whether a device computes by itself: it wants work ahead, and much of it at once."""
     return device.type != "cpu"
-
-
-def _size(flying: tuple[list[AnyFrame], InFlightBatch, Mark | None]) -> int:
-    return len(flying[0])
 
 
 def _here(found: Any) -> Raw:

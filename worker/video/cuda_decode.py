@@ -32,9 +32,10 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from posedrop.errors import PosedropError
-from worker.video import decode, nvenc
+from worker.video import containers, numbering, nvenc
 from worker.video.canvas import X264
-from worker.video.decode import Picture, Reading
+from worker.video.numbering import Reading
+from worker.video.pixels import Picture
 
 #: Decoders of FFmpeg that have a card's beside them, and whose standard leaves no bit to choose:
 #: of MPEG-2, MPEG-4 and JPEG it does not say how to round.
@@ -222,7 +223,7 @@ class Card:
             return
         # From the start: the film can't be entered there, or its packets don't tell the count.
         end = 0
-        with closing(decode.numbered(path, Reading())) as shown:
+        with closing(numbering.numbered(path, Reading())) as shown:
             for picture in shown:
                 end = picture.index + 1
                 if picture.index == self._last.index:
@@ -244,9 +245,12 @@ class Card:
         time = last.frame.pts
         if time is None:
             return False
-        with suppress(PosedropError, av.error.FFmpegError), decode.opened(path) as (film, stream):
+        with (
+            suppress(PosedropError, av.error.FFmpegError),
+            containers.opened(path) as (film, stream),
+        ):
             film.seek(time, stream=stream)
-            for frame in islice(decode.decoded(film, stream), NEAR):
+            for frame in islice(containers.decoded(film, stream), NEAR):
                 if frame.pts == time and _is_same(last.frame, frame):
                     return True
         return False
@@ -268,11 +272,11 @@ class Card:
 
     def _try(self, path: Path) -> None:
         """Decode the first frame both ways, and for ``auto`` some more, to see which is faster."""
-        with decode.opened(path) as (film, stream):
+        with containers.opened(path) as (film, stream):
             codec = stream.codec_context.name
             if codec not in EXACT_CODECS:
                 raise _UnfitError(f"{codec} is decoded by the processor alone")
-            mine = _Timed(decode.decoded(film, stream))
+            mine = _Timed(containers.decoded(film, stream))
             first = mine.first
             if first is None:
                 raise _UnfitError("the processor decodes no first frame")
@@ -285,7 +289,7 @@ class Card:
             known = self._speeds.get((self._device, kind))
             if self.wanted == "auto" and known is None:
                 mine.go_on()
-        with decode.opened(path, hwaccel=self.accelerator()) as (film, stream):
+        with containers.opened(path, hwaccel=self.accelerator()) as (film, stream):
             stream.codec_context.thread_count = 1
             its = _Timed(self._decoded(film, stream))
             if its.first is None or not _is_same(its.first, first):
@@ -306,7 +310,7 @@ class Card:
             raise _UnfitError(self.why)
 
     def _decoded(self, film: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-        for packet in decode.packets(film, stream):
+        for packet in containers.packets(film, stream):
             yield from self.decode(stream, packet)
         yield from self.decode(stream, None)
 

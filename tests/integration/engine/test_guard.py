@@ -22,18 +22,21 @@ from worker.engine import passes
 from worker.precision import guard, tuning, variants
 
 
-def test_auto_moves_no_keypoint(stock: Stock, long: Sample, run: Callable[..., Ours]) -> None:
-    """Where fewer bits are used, every keypoint above pcutoff stays within half a pixel."""
+def test_auto_moves_no_keypoint(
+    stock: Stock, long: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fewer bits, where the processor has them, keypoints above pcutoff stay within 0.5 px."""
+    monkeypatch.setattr(tuning, "is_worth", lambda *_: True)  # however little faster they are here
+    native = hardware.native_dtype(torch.device("cpu"))
     ours = run(long.film, long.model, precision="auto")
     told = ours.answer["details"]["precision"]
     poses, expected = (table.to_numpy().reshape(60, -1, 3) for table in (ours.poses, stock.poses))
     kept = expected[..., 2] >= ours.answer["details"]["pcutoff"]
     moved = np.hypot(*np.moveaxis(poses - expected, -1, 0)[:2])
-    print(f"largest difference of a confident keypoint: {moved[kept].max()} px; {told}")
     assert kept.any()
     assert moved[kept].max() <= 0.5
     assert told["asked"] == "auto"
-    assert told["used"] in {"fp32", "bf16", "fp16"}
+    assert told["used"] == {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[native]
 
 
 @pytest.mark.parametrize("dynamic", [None, {"threshold": 0.5, "margin": 100}])
@@ -99,7 +102,6 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # whether it is worth it is not asked here
     monkeypatch.setattr(guard, "CHECK_EVERY", 10)
-    monkeypatch.setattr(guard, "EARLY", 0)
     monkeypatch.setattr(guard, "EARLY", 0)
     ours = run(short.film, short.model, precision="auto")
     assert ours.answer["details"]["precision"]["used"] == "fp32"

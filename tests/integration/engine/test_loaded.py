@@ -168,7 +168,6 @@ def test_interrupted_inference_goes_on(
     monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # what is found depends on what else runs
     monkeypatch.setattr(guard, "CHECK_EVERY", 3)
     monkeypatch.setattr(guard, "EARLY", 0)
-    monkeypatch.setattr(guard, "EARLY", 0)
     args = deeplabcut_2d.normalise({"model": "mouse", "precision": precision, "batch_size": batch})
 
     def job(name: str, report: Callable[..., None] = lambda *_: None) -> Job:

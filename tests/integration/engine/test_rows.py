@@ -25,7 +25,7 @@ from tests.support.samples import Sample
 from worker.engine import inference
 from worker.poses import checkpoint, predictions, tables
 from worker.poses.predictions import Predictions
-from worker.video import decode
+from worker.video import containers
 from worker.video.draw import render
 
 #: Of twelve; each is a packet of garbage in the film below.
@@ -171,7 +171,7 @@ def seen(film: Path) -> Any:
     with av.open(str(film)) as container:
         rows = [
             frame.to_ndarray()[: frame.height : frame.height // 32]
-            for frame in decode.decoded(container, container.streams.video[0])
+            for frame in containers.decoded(container, container.streams.video[0])
         ]
     return np.array([(luma.mean(), luma.std()) for luma in rows], np.float32)
 
