@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.samples import REPOSITORY, Sample, sample
 
 from benchmarks.alone import Alive, network_by_engine
 from benchmarks.made import made_resnet50
