@@ -269,11 +269,11 @@ def queued(model: str, film: str, device: str, clips: int, pretends: bool) -> di
     """Send clips through two children, as a worker does: how long the card waits between two."""
     from benchmarks.way import idle_share
     from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
-    from worker.child.pool import Pair
+    from worker.child.pool import ChildPool
 
     scratch = Path(tempfile.mkdtemp())
     begins = "benchmarks.alone:beside" if pretends else "worker.engine.inference:begin"
-    both = Pair(
+    both = ChildPool(
         "gpu",
         scratch,
         warm=["worker.engine.inference"],

@@ -9,11 +9,12 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field
 
 from handlers.context import Context, now
-from handlers.runs import copies, plan
+from handlers.runs import copies, damaged, plan
 from posedrop.buckets import layout
 from posedrop.buckets.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
 from posedrop.errors import NotFoundError, PosedropError
 from posedrop.index.index import AnalysisRow
+from posedrop.index.rows import DAMAGED
 
 FINAL = frozenset({"succeeded", "partial", "failed", "cancelled"})
 
@@ -121,11 +122,17 @@ def read(context: Context, analysis_id: str) -> ResultAnswer:
         _check_not_gone(context, analysis_id)
         return _waiting(context, analysis_id)
     # The bucket is the truth: the index may be a moment behind the worker, or an S3 tool.
-    bucket = context.settings.results_bucket
+    bad = None
     for place in _readable(context, row):
-        result = context.storage.read_record(bucket, f"{place.run}/{layout.RESULT}", Result)
-        if result is not None:
-            return _over(place, result, context.index.retry_of(analysis_id))
+        result = damaged.read_result(context, place.run)
+        if result is None:
+            continue
+        answer = _over(place, result, context.index.retry_of(analysis_id))
+        if answer.error is None or answer.error.code != DAMAGED:
+            return answer
+        bad = bad or answer
+    if bad is not None:
+        return bad
     attempt, needs_newer = _attempts(context, row.run)
     live = attempt is not None and attempt.outcome is None
     progress = attempt.progress if attempt is not None and live else None
@@ -315,14 +322,16 @@ def _withdraw(context: Context, pending_id: str, file_id: str) -> None:
     file = context.index.file(file_id)
     if file is not None:
         prefix = context.video_prefix(file.bucket, file.key)
-        context.storage.delete(context.settings.results_bucket, _question(prefix, pending_id))
+        context.storage.delete(
+            context.settings.results_bucket, _keys_of_pending(prefix, pending_id)
+        )
     error = RunError(code="cancelled", message="withdrawn before its video was ingested")
     context.index.pending_failed(pending_id, error)
 
 
-def _question(prefix: str, pending_id: str) -> list[str]:
-    # The answer goes last: without it the question would be taken for a new one.
-    return [layout.asked(prefix, pending_id), layout.answered(prefix, pending_id)]
+def _keys_of_pending(prefix: str, pending_id: str) -> list[str]:
+    # The outcome goes last: without it the request would be taken for a new one.
+    return [layout.pending_request(prefix, pending_id), layout.pending_outcome(prefix, pending_id)]
 
 
 def _delete(context: Context, row: AnalysisRow) -> None:
@@ -331,7 +340,7 @@ def _delete(context: Context, row: AnalysisRow) -> None:
         plan.finish_planning(context, place.file_id)
     keys: list[str] = []
     for pending in context.index.pending_of_analysis(row.analysis_id):
-        keys += _question(context.video_prefix(row.bucket, pending.key), pending.pending_id)
+        keys += _keys_of_pending(context.video_prefix(row.bucket, pending.key), pending.pending_id)
     context.storage.delete(context.settings.results_bucket, keys)
     with context.copying:
         places = context.index.places(row.analysis_id)

@@ -21,7 +21,7 @@ from itertools import chain, islice
 from handlers import gpu_queue, workers
 from handlers.context import Context, now
 from handlers.events import notify
-from handlers.runs import copies, plan, rules, waiting
+from handlers.runs import copies, damaged, plan, rules, waiting
 from handlers.upkeep import retention
 from handlers.upkeep.apart import apart
 from handlers.upkeep.reingest import OldRefusals
@@ -31,6 +31,7 @@ from posedrop.buckets.records import FileState, RunError, RunState, VideoRecord
 from posedrop.buckets.storage import PARTS_SECONDS, ObjectInfo
 from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.index.index import AnalysisRow, FileRow, PendingRow
+from posedrop.index.rows import DAMAGED
 from posedrop.transport import queue
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Repairs:
     requests_planned: int = 0
     expired: int = 0
     given_up: int = 0
-    """Uploads that never came, and questions about them."""
+    """Uploads that never came, and pending requests about them."""
     held_back: int = 0
     """Films and runs that are due, too many at once: `posedrop expire` removes them."""
     undeletable: int = 0
@@ -288,7 +289,7 @@ class Sweep:
 
     def _results(self) -> Iterator[None]:
         """Find records that were never indexed."""
-        requested = asked = ""
+        requested = last_pending = ""
         for found in self._context.storage.objects(self._context.settings.results_bucket):
             yield
             self._repairs.results_seen += 1
@@ -301,13 +302,13 @@ class Sweep:
                         self._without_film.append(found.key)
                     elif row.state == "received":
                         self._later.append(found.key)
-                case layout.AskedObject(pending_id=pending_id):
-                    asked = pending_id
+                case layout.PendingRequestObject(pending_id=pending_id):
+                    last_pending = pending_id
                     if self._context.index.pending(pending_id) is None:
                         self._later.append(found.key)
-                case layout.AnsweredObject(pending_id=pending_id):
+                case layout.PendingOutcomeObject(pending_id=pending_id):
                     pending = self._context.index.pending(pending_id)
-                    if pending_id == asked and (pending is None or pending.is_open):
+                    if pending_id == last_pending and (pending is None or pending.is_open):
                         self._later.append(found.key)
                 case layout.RuleObject():
                     self._check_wrong_rule(found.key)
@@ -346,9 +347,29 @@ class Sweep:
 
     def _index_result(self, key: str) -> None:
         with apart(self._context, f"{key} is not indexed") as trial:
-            notify.result_arrived(self._context, key)
+            try:
+                notify.result_arrived(self._context, key)
+            except RecordError:
+                self._end_run(key)
+                raise
             self._repairs.records_indexed += 1
-        self._repairs.damaged += trial.failed
+        self._repairs.damaged += trial.failed or self._is_damaged(key)
+
+    def _is_damaged(self, key: str) -> bool:
+        match layout.parse_result_key(key):
+            case layout.RunObject(run=run, analysis_id=analysis_id, name=layout.RESULT):
+                row = self._context.index.place(analysis_id, run)
+                return row is not None and row.error is not None and row.error.code == DAMAGED
+            case _:
+                return False
+
+    def _end_run(self, key: str) -> None:
+        """End the run of a request that can't be read, if it is not over and nobody is at it."""
+        match layout.parse_result_key(key):
+            case layout.RunObject(run=run, name=layout.REQUEST):
+                seen = gpu_queue.look(self._context, run)
+                if layout.RESULT not in seen.names and not seen.alive:
+                    damaged.end(self._context, run)
 
     def _index_without_film(self, key: str) -> None:
         """List what was made of a film that was removed, and lies in the results."""
@@ -407,31 +428,31 @@ class Sweep:
         return timedelta(seconds=good) + _ON_ITS_WAY
 
     def _given_up(self) -> Iterator[None]:
-        """Find questions about videos that never came."""
+        """Find pending requests about videos that never came."""
         for pending in self._context.index.pending_open():
             yield
             file = self._context.index.file(pending.file_id)
             if file is not None and file.state != "expected":
                 continue
-            with apart(self._context, f"the question {pending.pending_id} stays open") as trial:
+            with apart(self._context, f"the request {pending.pending_id} stays pending") as trial:
                 self._repairs.given_up += self._give_up(pending)
             self._repairs.undeletable += trial.failed
 
     def _give_up(self, pending: PendingRow) -> bool:
         storage, settings = self._context.storage, self._context.settings
         prefix = self._context.video_prefix(settings.videos_bucket, pending.key)
-        question = layout.asked(prefix, pending.pending_id)
-        asked = storage.head(settings.results_bucket, question)
-        if asked is None:
+        request = layout.pending_request(prefix, pending.pending_id)
+        there = storage.head(settings.results_bucket, request)
+        if there is None:
             self._context.index.pending_removed(pending.pending_id)
             return False
-        # By the store's clock: the question may be all that there is of what somebody wants.
-        if storage.time(settings.results_bucket) - asked.last_modified < self._patience:
+        # By the store's clock: the request may be all that there is of what somebody wants.
+        if storage.time(settings.results_bucket) - there.last_modified < self._patience:
             return False
         if storage.head(settings.videos_bucket, pending.key) is not None:
             return False
-        answer = layout.answered(prefix, pending.pending_id)
-        storage.delete(settings.results_bucket, [question, answer])
+        outcome = layout.pending_outcome(prefix, pending.pending_id)
+        storage.delete(settings.results_bucket, [request, outcome])
         error = RunError(
             code="never_uploaded",
             message=f"{pending.key} was announced, and not uploaded while its URL was good: "
@@ -453,14 +474,10 @@ class Sweep:
         held = plan.is_held(share)
         if held:
             self._repairs.held_back += plan.count("age", "space", "orphan", "results")
-            log.warning(
-                "%d of %d films and %d runs are due at once, more than POSEDROP_EXPIRE_SHARE (%g) "
-                "of all: nothing is removed until `posedrop expire` says so, which lists them",
-                plan.count("age", "space"),
-                plan.films,
-                plan.count("results"),
-                share,
-            )
+            words = self._context.notices[retention.NOTICE] = plan.held_words(share)
+            log.warning("%s", words)
+        else:
+            self._context.notices.pop(retention.NOTICE, None)
         for due in plan.due:
             if held and due.kind != "limit":
                 continue
@@ -578,6 +595,9 @@ class ToDo:
         seen = gpu_queue.look(context, row.run)
         if seen.alive or layout.RESULT in seen.names or layout.REQUEST not in seen.names:
             return False
+        if damaged.end(context, row.run):
+            repairs.damaged += 1
+            return False
         if layout.INFERENCE in seen.names:
             context.enqueue_render(row.analysis_id, row.run)
         else:
@@ -628,7 +648,7 @@ def _unfinished(context: Context, repairs: Repairs) -> Iterator[ToDo]:
         left = None
         with apart(context, f"{row.run} is not looked at") as trial:
             seen = gpu_queue.look(context, row.run)
-            if layout.PREDICTIONS in seen.names or layout.INFERENCE in seen.names:
+            if not gpu_queue.FOUND.isdisjoint(seen.names):
                 context.index.gpu_over(row.analysis_id)
             if layout.RESULT not in seen.names and not seen.alive:
                 left = queue.CPU if layout.INFERENCE in seen.names else queue.GPU
@@ -657,7 +677,7 @@ def _plan_forgotten(context: Context, repairs: Repairs) -> None:
         with apart(context, f"{file.key} is not planned") as trial:
             video = context.video_record(file.bucket, file.key)
             if video is not None and video.video.etag == file.etag:
-                plan.plan_ingested(context, video)
+                plan.plan_runs(context, video)
                 repairs.requests_planned += 1
             elif file.etag is not None and (file.enqueued_at or file.created_at) < lately:
                 # Somebody has cleared it away: it is made again.

@@ -29,7 +29,7 @@ from posedrop.embedded import weed as weed_module
 from posedrop.embedded.keyring import USER, Secrets
 from posedrop.embedded.stack import Stack
 from posedrop.embedded.weed import Weed, find_weed, rotate
-from posedrop.embedded.weed_config import Identity, Webhook
+from posedrop.embedded.weed_config import Identity, WebhookTarget
 from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.settings import Settings, load
 
@@ -38,7 +38,7 @@ PRESIGNER = Identity("presigner", "AKPRE", "SKPRE12345", ("Write:videos/uploads/
 BUCKETS = ("videos", "results", "models")
 
 
-def make_weed(folder: Path, webhook: Webhook | None = None, s3_port: int = 0) -> Weed:
+def make_weed(folder: Path, webhook: WebhookTarget | None = None, s3_port: int = 0) -> Weed:
     return Weed(
         folder / "weed",
         folder / "logs" / "weed.log",
@@ -98,7 +98,8 @@ def weed(
 ) -> Iterator[Weed]:
     url, _ = events
     weed = make_weed(
-        tmp_path_factory.mktemp("weed"), Webhook(url, "token-of-events", ("videos", "results"))
+        tmp_path_factory.mktemp("weed"),
+        WebhookTarget(url, "token-of-events", ("videos", "results")),
     )
     weed.start()
     s3 = make_buckets(weed)

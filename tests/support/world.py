@@ -90,8 +90,8 @@ PROBE = {
 
 
 @dataclass
-class Shop:
-    """What a worker process has, as worker.context.Workshop does."""
+class WorkerContext:
+    """What a worker process has, as worker.context.Context does."""
 
     settings: Settings
     storage: MemoryStorage
@@ -100,7 +100,7 @@ class Shop:
     cache: Cache
     cpu: Child = field(default_factory=Child)
     gpu: Child = field(default_factory=Child)
-    desk: Child = field(default_factory=Child)
+    tables_child: Child = field(default_factory=Child)
     closing: bool = False
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class Shop:
         self.record = OwnRecord(self.storage, self.settings, self.name)
 
     @contextlib.contextmanager
-    def bench(self) -> Iterator[Path]:
+    def scratch_dir(self) -> Iterator[Path]:
         """Give an empty folder for one job."""
         folder = Path(tempfile.mkdtemp(dir=self.settings.scratch_dir))
         try:
@@ -233,7 +233,9 @@ class World:
         name = f"worker-{self._worker}"
         cache = Cache(self.settings.scratch_dir / "cache", self.cache_bytes)
         children = self.child, self.child, self.child
-        shop: Any = Shop(self.settings, self.storage, self.broker, name, cache, *children)
+        context: Any = WorkerContext(
+            self.settings, self.storage, self.broker, name, cache, *children
+        )
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
             "infer": runs.infer,
@@ -241,7 +243,7 @@ class World:
         }
         # What Dramatiq would try again, the reconciler has to find here.
         with self.storage.gate(gate), contextlib.suppress(Crash, StorageError):
-            does[message.actor_name](shop, **message.kwargs)
+            does[message.actor_name](context, **message.kwargs)
 
     def freeze(self, message: Message[Any], at: int) -> Frozen | None:
         """Have a worker stop in the middle; None if its job was over before."""

@@ -120,7 +120,7 @@ def test_a_newer_result_is_no_store_that_is_away(
         }
     )
     index = Index(settings.index_file)
-    index.analysis_planned(request, f"k/dummy-{request.analysis_id}")
+    index.analysis_requested(request, f"k/dummy-{request.analysis_id}")
     index.close()
     key = f"k/dummy-{request.analysis_id}/result.json"
     storage.write(settings.results_bucket, key, b'{"schema": 2}')

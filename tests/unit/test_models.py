@@ -13,6 +13,8 @@ import pytest
 from posedrop.buckets.records import Model, ModelFile, ModelRef
 from posedrop.errors import BadRequestError, ModelError
 from posedrop.models import catalog, packing
+from posedrop.models.fetch import fetch
+from posedrop.models.push import push
 from tests.support.memory_storage import MODELS, MemoryStorage
 from tests.support.projects import make_project
 
@@ -29,7 +31,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_push_writes_the_record_last(project: Path, storage: MemoryStorage) -> None:
     """Whoever sees model.json can have all that it lists."""
-    model = catalog.push(storage, MODELS, project, "reach")
+    model = push(storage, MODELS, project, "reach")
     prefix = f"reach/{model.digest}"
     written = [each["s3"]["object"]["key"] for each in storage.events]
     assert written[-1] == quote(f"{prefix}/model.json")
@@ -40,9 +42,9 @@ def test_push_writes_the_record_last(project: Path, storage: MemoryStorage) -> N
 
 def test_push_again_is_no_work(project: Path, storage: MemoryStorage) -> None:
     """The same model again uploads nothing and keeps its record."""
-    first = catalog.push(storage, MODELS, project, "reach")
+    first = push(storage, MODELS, project, "reach")
     storage.events.clear()
-    assert (catalog.push(storage, MODELS, project, "reach"), storage.events) == (first, [])
+    assert (push(storage, MODELS, project, "reach"), storage.events) == (first, [])
 
 
 def put_model(storage: MemoryStorage, name: str, content: bytes, age_days: float) -> Model:
@@ -50,7 +52,7 @@ def put_model(storage: MemoryStorage, name: str, content: bytes, age_days: float
     file = ModelFile(path="w.pt", size=len(content), sha256=hashlib.sha256(content).hexdigest())
     model = Model(
         name=name,
-        digest=packing.digest_of([file]),
+        digest=catalog.digest_of([file]),
         kind="export",
         task="t",
         scorer="",
@@ -107,28 +109,26 @@ def ref(model: Model) -> ModelRef:
 
 def test_fetch_gives_the_same_files(project: Path, storage: MemoryStorage, tmp_path: Path) -> None:
     """What was pushed is what the worker has; fetched again, nothing is asked of the store."""
-    model = catalog.push(storage, MODELS, project, "reach")
+    model = push(storage, MODELS, project, "reach")
     folder = tmp_path / "cache"
     folder.mkdir()
-    found = catalog.fetch(storage, MODELS, ref(model), folder)
+    found = fetch(storage, MODELS, ref(model), folder)
     assert found == folder / model.digest
     assert {
         file.path: hashlib.sha256((found / file.path).read_bytes()).hexdigest()
         for file in model.files
     } == {file.path: file.sha256 for file in model.files}
     storage.buckets[MODELS].clear()
-    assert catalog.fetch(storage, MODELS, ref(model), folder) == found
+    assert fetch(storage, MODELS, ref(model), folder) == found
     assert [path.name for path in folder.iterdir()] == [model.digest]
 
 
 def test_fetch_mends_what_was_tidied_up(storage: MemoryStorage, tmp_path: Path) -> None:
     """A file that something removed from the cache is fetched again."""
     model = put_model(storage, "reach", b"weights", 1)
-    found = catalog.fetch(storage, MODELS, ref(model), tmp_path)
+    found = fetch(storage, MODELS, ref(model), tmp_path)
     (found / "w.pt").unlink()
-    assert (
-        catalog.fetch(storage, MODELS, ref(model), tmp_path) / "w.pt"
-    ).read_bytes() == b"weights"
+    assert (fetch(storage, MODELS, ref(model), tmp_path) / "w.pt").read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -137,23 +137,21 @@ def test_fetch_does_not_believe_what_was_changed(
 ) -> None:
     """A kept file of the same size with other content, or with its record too, is fetched again."""
     model = put_model(storage, "reach", b"weights", 1)
-    found = catalog.fetch(storage, MODELS, ref(model), tmp_path)
+    found = fetch(storage, MODELS, ref(model), tmp_path)
     if again:  # found whole before
-        catalog.fetch(storage, MODELS, ref(model), tmp_path)
+        fetch(storage, MODELS, ref(model), tmp_path)
     (found / "w.pt").write_bytes(b"WEIGHTS")
     record = found / catalog.MODEL_RECORD
     wrong = hashlib.sha256(b"WEIGHTS").hexdigest()
     if again:
         record.write_text(record.read_text().replace(model.files[0].sha256, wrong))
-    assert (
-        catalog.fetch(storage, MODELS, ref(model), tmp_path) / "w.pt"
-    ).read_bytes() == b"weights"
+    assert (fetch(storage, MODELS, ref(model), tmp_path) / "w.pt").read_bytes() == b"weights"
 
 
 def test_fetch_missing(storage: MemoryStorage, tmp_path: Path) -> None:
     """A model that is no longer in the bucket is an error that says so."""
     with pytest.raises(ModelError) as caught:
-        catalog.fetch(storage, MODELS, ModelRef(name="reach", digest="0" * 64), tmp_path)
+        fetch(storage, MODELS, ModelRef(name="reach", digest="0" * 64), tmp_path)
     assert caught.value.code == "model_missing"
 
 
@@ -163,7 +161,7 @@ def test_fetch_of_a_name_that_leads_away(
 ) -> None:
     """Neither name nor digest of a request can lead out of the cache."""
     with pytest.raises(ModelError) as caught:
-        catalog.fetch(storage, MODELS, ModelRef(name=name, digest=digest), tmp_path)
+        fetch(storage, MODELS, ModelRef(name=name, digest=digest), tmp_path)
     assert caught.value.code == "model_missing"
 
 
@@ -173,10 +171,10 @@ def test_fetch_of_other_content(storage: MemoryStorage, tmp_path: Path) -> None:
     key = f"reach/{model.digest}/w.pt"
     storage.put(MODELS, key, b"tampered")
     with pytest.raises(ModelError, match="other content") as changed:
-        catalog.fetch(storage, MODELS, ref(model), tmp_path)
+        fetch(storage, MODELS, ref(model), tmp_path)
     storage.remove(MODELS, key)
     with pytest.raises(ModelError, match="gone") as gone:
-        catalog.fetch(storage, MODELS, ref(model), tmp_path)
+        fetch(storage, MODELS, ref(model), tmp_path)
     assert (changed.value.code, gone.value.code) == ("model_damaged", "model_damaged")
     assert list(tmp_path.iterdir()) == []
 
@@ -188,7 +186,7 @@ def test_fetch_of_another_record(storage: MemoryStorage, tmp_path: Path) -> None
     record["files"][0]["sha256"] = "0" * 64
     storage.put(MODELS, f"reach/{model.digest}/model.json", json.dumps(record).encode())
     with pytest.raises(ModelError, match="not the one that was pushed"):
-        catalog.fetch(storage, MODELS, ref(model), tmp_path)
+        fetch(storage, MODELS, ref(model), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +203,6 @@ def test_fetch_of_files_that_lead_away(storage: MemoryStorage, tmp_path: Path, p
     folder = tmp_path / "a" / "cache"
     folder.mkdir(parents=True)
     with pytest.raises(ModelError) as caught:
-        catalog.fetch(storage, MODELS, ref(evil), folder)
+        fetch(storage, MODELS, ref(evil), folder)
     assert caught.value.code == "model_damaged"
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

@@ -20,7 +20,7 @@ from handlers.context import Context
 from handlers.events import notify
 from posedrop.buckets import layout
 from posedrop.buckets.records import (
-    Asked,
+    PendingRequest,
     Record,
     Refusal,
     Request,
@@ -117,7 +117,7 @@ def _stocked() -> MemoryStorage:
         _ingested(refused).model_copy(update={"refusal": refusal, "probe": None, "sha256": None}),
     )
     _put_record(storage, layout.video_record(asked), _ingested(asked))
-    question = Asked(
+    question = PendingRequest(
         pending_id="q" * 16,
         file_id=_ref(asked).file_id,
         key=asked,
@@ -325,12 +325,12 @@ def test_the_follower_says_when_many_events_wait(context: Context) -> None:
     told: list[bool] = []
     calm = threading.Event()
 
-    def hurry(many: bool) -> None:
+    def set_busy(many: bool) -> None:
         told.append(many)
         if not many:
             calm.set()
 
-    follower = notify.Follower(context, hurry)
+    follower = notify.Follower(context, set_busy)
     follower.start()
     assert calm.wait(30)
     follower.stop()

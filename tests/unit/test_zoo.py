@@ -16,6 +16,7 @@ from posedrop.analyses.superanimal import SuperAnimalArgs
 from posedrop.buckets.storage import Storage
 from posedrop.errors import BadRequestError, ModelError
 from posedrop.models import catalog, packing, zoo
+from posedrop.models.push import push
 from tests.support.memory_storage import MODELS, MemoryStorage
 
 MOUSE = "superanimal_topviewmouse"
@@ -39,7 +40,7 @@ def weights(tmp_path: Path) -> Path:
 
 def test_zoo_is_pushed_as_a_folder_of_weights(storage: Storage, weights: Path) -> None:
     """One model a SuperAnimal, with the weights that are in the folder and nothing else."""
-    model = catalog.push(storage, MODELS, weights, MOUSE)
+    model = push(storage, MODELS, weights, MOUSE)
     assert [file.path for file in model.files] == sorted([HRNET, RCNN])
     assert (model.kind, catalog.resolve(storage, MODELS, MOUSE)) == ("zoo", model)
     superanimal.check(SuperAnimalArgs(model=MOUSE), model)
@@ -64,7 +65,7 @@ def test_weights_that_are_not_there(storage: Storage, weights: Path) -> None:
         catalog.resolve(storage, MODELS, MOUSE)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
     (weights / RCNN).unlink()
-    model = catalog.push(storage, MODELS, weights, MOUSE)
+    model = push(storage, MODELS, weights, MOUSE)
     with pytest.raises(BadRequestError, match=f"download {RCNN} from https://.*{push}") as caught:
         superanimal.check(SuperAnimalArgs(model=MOUSE), model)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
@@ -111,11 +112,11 @@ def test_an_analysis_without_its_model_is_told_which_there_are(
 
     def told(analysis: str) -> str:
         with pytest.raises(BadRequestError, match="--arg model=NAME") as caught:
-            plan.order(context, analysis, {})
+            plan.validate(context, analysis, {})
         assert caught.value.field == "args.model"
         return caught.value.message
 
     assert "`posedrop models push`" in told("superanimal")
-    catalog.push(storage, MODELS, weights, MOUSE)
+    push(storage, MODELS, weights, MOUSE)
     assert told("superanimal").endswith(f"There are: {MOUSE}")
     assert "`posedrop models push`" in told("deeplabcut_2d")

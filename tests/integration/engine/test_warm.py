@@ -38,7 +38,7 @@ def test_two_at_once_are_as_each_alone(
 ) -> None:
     """The second is decoded ahead in a child of its own, and has the network after the first."""
     expected = {sample.film: run(sample.film, sample.model) for sample in (long, short)}
-    both = pool.Pair(
+    both = pool.ChildPool(
         "gpu", tmp_path, warm=["worker.engine.inference"], begins_with=f"{__name__}:beside"
     )
     both.start()
