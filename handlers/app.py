@@ -375,11 +375,18 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
         state: RunState | None = None,
         file_id: str | None = None,
         analysis: str | None = None,
+        prefix: str | None = None,
         cursor: str | None = None,
         limit: Limit = 50,
     ) -> api.RunsPage:
         page = context.index.analyses(
-            state=state, file_id=file_id, analysis=analysis, query=q, cursor=cursor, limit=limit
+            state=state,
+            file_id=file_id,
+            analysis=analysis,
+            prefix=prefix,
+            query=q,
+            cursor=cursor,
+            limit=limit,
         )
         items = [api.RunRow.model_validate(row) for row in page.rows]
         return api.RunsPage(items=items, next=page.cursor)

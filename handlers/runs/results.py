@@ -7,7 +7,7 @@ from urllib.parse import quote
 from handlers.context import Context
 from handlers.runs import copies, damaged, plan
 from posedrop import api
-from posedrop.buckets import layout
+from posedrop.buckets import layout, names
 from posedrop.buckets.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
 from posedrop.errors import NotFoundError, PosedropError
 from posedrop.index.index import AnalysisRow
@@ -101,16 +101,18 @@ def _over(row: AnalysisRow, result: Result, retried_by: str | None) -> api.RunAn
             size=artefact.size,
             sha256=artefact.sha256,
             content_type=artefact.content_type,
+            role=names.role_of(artefact),
         )
         for artefact in result.artefacts
     ]
+    drawn = next((file for file in files if file.role == "labelled_video"), None)
     return api.RunAnswer(
         analysis_id=row.analysis_id,
         file_id=row.file_id,
         analysis=row.analysis,
         status=result.state,
         result=result,
-        video_file=next((file.url for file in files if file.name == "pose.mp4"), None),
+        video_file=drawn.url if drawn is not None else None,
         files=files,
         error=result.error,
         retry_of=row.retry_of,
@@ -144,6 +146,11 @@ def _attempts(context: Context, run: str) -> tuple[Attempt | None, NeedsNewer | 
 def download_url(context: Context, analysis_id: str, name: str) -> str:
     """Return a presigned URL of one file of a run, ``result.json`` among them.
 
+    Args:
+        context: the handlers' tools.
+        analysis_id: the run.
+        name: of the file: its own, or its plain one, such as ``poses.h5``.
+
     Raises:
         NotFoundError: the run has no such file.
         GoneError: it was deleted.
@@ -159,18 +166,21 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
     request = f"{row.run}/{layout.REQUEST}"
     if others and context.storage.head(context.settings.results_bucket, request) is None:
         row = others[0]  # an S3 tool has removed its folder, and no event has told of it yet
-    types = {artefact.name: artefact.content_type for artefact in row.artefacts}
-    types |= {layout.RESULT: "application/json", layout.REQUEST: "application/json"}
-    places = {artefact.name: artefact.object_name for artefact in row.artefacts}
-    if name not in types:
-        raise NotFoundError(
-            f"{analysis_id} has no file {name[:80]!r}; there are: {', '.join(sorted(types))}"
-        )
+    place, filename, content_type = name, name, "application/json"
+    if name not in {layout.RESULT, layout.REQUEST}:
+        artefact = names.find(row.artefacts, name)
+        if artefact is None:
+            known = sorted({each.name for each in row.artefacts} | {layout.RESULT, layout.REQUEST})
+            raise NotFoundError(
+                f"{analysis_id} has no file {name[:80]!r}; there are: {', '.join(known)}"
+            )
+        place, filename = artefact.object_name, artefact.name
+        content_type = artefact.content_type
     return context.storage.presign_get(
         context.settings.results_bucket,
-        f"{row.run}/{places.get(name, name)}",
-        content_type=types[name],
-        filename=name,
+        f"{row.run}/{place}",
+        content_type=content_type,
+        filename=filename,
     )
 
 

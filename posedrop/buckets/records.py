@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from pydantic_core import PydanticCustomError
 
 from posedrop.bounded import bounded
+from posedrop.buckets import names
 
 #: ``film gone``: an S3 tool has removed the film, and its results are there.
 FileState = Literal["expected", "received", "ready", "refused", "film gone"]
@@ -376,6 +377,14 @@ class Artefact(Record):
         description="the object's name below the run's folder, where it is not ``name``: "
         "an earlier attempt, dead or late, has left something under that",
     )
+    role: str | None = Field(
+        default=None, max_length=40, description="what it is: poses, labelled_video, ..."
+    )
+
+    @property
+    def plain_name(self) -> str:
+        """The name by which posedrop itself knows it, such as ``poses.h5``."""
+        return names.plain_name(self)
 
     @property
     def object_name(self) -> str:

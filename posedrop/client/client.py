@@ -14,7 +14,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from posedrop import api
-from posedrop.buckets import layout
+from posedrop.buckets import layout, names
 from posedrop.client.transfers import OnBytes, Transfers, sha256_of
 from posedrop.errors import BadRequestError, ConfigurationError, PosedropError
 from posedrop.proxies import ProxyTransport, proxy_of
@@ -236,9 +236,12 @@ class Client:
         *,
         state: str | None = None,
         file_id: str | None = None,
+        prefix: str | None = None,
     ) -> Iterator[api.RunRow]:
         """Yield the runs, newest first, page by page."""
-        return self._pages(api.RunRow, "/analyses", q=query, state=state, file_id=file_id)
+        return self._pages(
+            api.RunRow, "/analyses", q=query, state=state, file_id=file_id, prefix=prefix
+        )
 
     def cancel(self, analysis_id: str) -> str:
         """Stop a run, or delete the results of one that is over; return what happened."""
@@ -317,22 +320,26 @@ class Client:
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for file in run.files:
-            path = folder / layout.safe_filename(file.name)
+            path = folder / layout.safe_filename(file.name, names.MAX_NAME_BYTES)
             if on_file is not None:
                 on_file(file)
-            self._store.fetch(
-                functools.partial(self._location, file.url),
-                path,
-                file.size,
-                file.sha256,
-                on_bytes or (lambda _: None),
-            )
+            self.fetch(file, path, on_bytes or (lambda _: None))
             paths.append(path)
         path = folder / layout.RESULT
         partial = path.with_name(f"{path.name}.part")
         partial.write_text(json.dumps(run.result, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
         return [*paths, path]
+
+    def fetch(self, file: api.ResultFile, path: Path, on_bytes: OnBytes) -> None:
+        """Fetch one file of a run, as :meth:`download` does.
+
+        Raises:
+            StorageError: it can't be had whole.
+        """
+        self._store.fetch(
+            functools.partial(self._location, file.url), path, file.size, file.sha256, on_bytes
+        )
 
     def _location(self, url: str) -> str:
         """Return the presigned URL that one of the API's redirects to."""

@@ -13,7 +13,7 @@ from posedrop.buckets.records import (
     RunState,
 )
 from posedrop.index import rows, schema
-from posedrop.index.listing import Page, Where
+from posedrop.index.listing import LAST_CHARACTER, Page, Where
 from posedrop.index.pages import Lists
 from posedrop.index.rows import (
     AnalysisRow,
@@ -150,13 +150,15 @@ class Analyses(Lists):
         state: RunState | None = None,
         file_id: str | None = None,
         analysis: str | None = None,
+        prefix: str | None = None,
         query: str | None = None,
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[AnalysisRow]:
         """Return runs, newest first; ``query`` is searched in the video's key and the analysis.
 
-        Of a file, those that have a folder beside it, be they read there or beside another name.
+        ``prefix`` is what the key of the video begins with, where the run is read. Of a file, those
+        that have a folder beside it, be they read there or beside another name.
         """
         where = Where(cursor)
         if file_id is not None:
@@ -167,7 +169,15 @@ class Analyses(Lists):
             where.add(f"f.analysis_id IN ({beside})", file_id, file_id)
         where.equal("state", state)
         where.equal("analysis", analysis)
-        return self._page(AnalysisRow, "analysis", where, query, limit)
+        how = ""
+        if prefix:
+            where.begins(prefix)
+            if self._few_begin_with(prefix):
+                # By the index of the files' keys; the runs of a common one are met soon enough.
+                sql = "SELECT file_id FROM uploaded_file WHERE key >= ? AND key < ?"
+                where.add(f"f.file_id IN ({sql})", prefix, f"{prefix}{LAST_CHARACTER}")
+                how = "INDEXED BY analysis_by_file"
+        return self._page(AnalysisRow, "analysis", where, query, limit, how)
 
     def analyses_of_file(self, file_id: str) -> list[AnalysisRow]:
         """Return all runs on a file, newest first."""

@@ -68,6 +68,8 @@ def finish_analysis(payload: dict[str, Any], report: Reporter) -> dict[str, Any]
         report=report,
         sha256=task.sha256,
         version=analysis.version,
+        fps=task.fps,
+        size=(task.width, task.height),
     )
     result: dict[str, Any] = function(analysis.finish)(job)
     return result

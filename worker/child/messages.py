@@ -253,6 +253,10 @@ class FinishAnalysis(_Analyse):
 
     NAME = "finish_analysis"
 
+    fps: float = Field(default=0.0, description="of the film, as the next two are")
+    width: int = Field(default=0, description="pixels")
+    height: int = Field(default=0, description="pixels")
+
 
 class RenderVideo(Task[RenderOutput]):
     """Draw the labelled video and the plots."""
