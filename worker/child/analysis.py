@@ -49,7 +49,7 @@ def run_analysis(payload: dict[str, Any], report: Reporter) -> dict[str, Any]:
 
 
 def finish_analysis(payload: dict[str, Any], report: Reporter) -> dict[str, Any]:
-    """Make of ``predictions.npz`` what is left of an analysis, where there is no film.
+    """Finish an analysis from ``predictions.npz``, where there is no film.
 
     Args:
         payload: :class:`worker.child.messages.FinishAnalysis` as JSON.

@@ -67,7 +67,7 @@ class Failure(Record):
     field: Annotated[str, _cut_to(MAX_NAME)] | None = None
 
     def as_error(self) -> PosedropError:
-        """Return what the task raised, as the class that it was if a task may raise that."""
+        """Return the task's error, as its own class if a task may raise that."""
         kind = getattr(errors, self.kind, None)
         if not (isinstance(kind, type) and issubclass(kind, _RAISED)):
             kind = AnalysisError
@@ -165,10 +165,10 @@ class Task(Record, Generic[Output]):
     OUTPUT: ClassVar[type[Record]]
 
     def output(self, answer: dict[str, Any]) -> Output:
-        """Return a child's answer as what it has to be.
+        """Return a child's answer as this task's output.
 
         Raises:
-            AnalysisError: code ``bad_answer``: it can't be that; the message says where.
+            AnalysisError: code ``bad_answer``: it has another form; the message says where.
         """
         try:
             output: Any = self.OUTPUT.model_validate(answer)
@@ -249,7 +249,7 @@ class RunAnalysis(_Analyse):
 
 
 class FinishAnalysis(_Analyse):
-    """Make of ``predictions.npz``, alone in ``out``, what is left to do; there is no film."""
+    """Finish an analysis from ``predictions.npz``, alone in ``out``; there is no film."""
 
     NAME = "finish_analysis"
 

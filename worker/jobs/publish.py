@@ -98,7 +98,7 @@ def finish(
     timings: dict[str, float] | None = None,
     error: RunError | None = None,
 ) -> bool:
-    """Write result.json, once; return whether this was the caller that wrote it."""
+    """Write result.json if there is none; return whether this call wrote it."""
     result = Result(
         analysis_id=request.analysis_id,
         analysis=request.analysis,
