@@ -14,18 +14,16 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from dramatiq import Message
 
-from handlers import context as handlers_context
-from handlers import upload
 from handlers.context import Context
-from handlers.events import letters, notify
-from handlers.runs import copies, plan, results, rules, waiting
-from handlers.upkeep import reconcile, retention
+from handlers.events import notify
+from handlers.metrics import Metrics
+from handlers.upkeep import reconcile
 from posedrop import analyses
 from posedrop.errors import AnalysisError, RefusedVideoError, StorageError
 from posedrop.index.index import Index
@@ -163,35 +161,25 @@ class World:
         #: Without room in it each video is fetched.
         self.cache_bytes = 0
         self._worker = 0
-        self._modules = (
-            handlers_context,
-            letters,
-            copies,
-            notify,
-            plan,
-            reconcile,
-            results,
-            retention,
-            rules,
-            upload,
-            waiting,
-        )
-        self._real_now = handlers_context.now
-        for module in self._modules:
-            if hasattr(module, "now"):
-                module.now = self.clock  # type: ignore[attr-defined]
+        self._ahead = timedelta()
         self.open()
 
     def set_handlers_ahead(self, ahead: timedelta) -> None:
         """Have the handlers' clock wrong; the store's goes on as it was."""
-        for module in self._modules:
-            if hasattr(module, "now"):
-                module.now = lambda: self.clock() + ahead  # type: ignore[attr-defined]
+        self._ahead = ahead
+
+    def _handlers_clock(self) -> datetime:
+        return self.clock() + self._ahead
 
     def open(self) -> None:
         """Start the handlers, on whatever index there is."""
         self.context = Context(
-            self.settings, self.storage, Index(self.folder / "index.sqlite"), self.broker
+            self.settings,
+            self.storage,
+            Index(self.folder / "index.sqlite"),
+            self.broker,
+            clock=self._handlers_clock,
+            metrics=Metrics(self._handlers_clock()),
         )
         self.reconciler = reconcile.Reconciler(self.context)
 
@@ -200,11 +188,8 @@ class World:
         self.context.index.close()
 
     def end(self) -> None:
-        """End everything, and give the modules their own time back."""
+        """End everything."""
         self.close()
-        for module in self._modules:
-            if hasattr(module, "now"):
-                module.now = self._real_now  # type: ignore[attr-defined]
 
     def lose_index(self) -> None:
         """Delete the index while the handlers are down."""

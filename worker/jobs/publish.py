@@ -99,14 +99,9 @@ def finish(
     error: RunError | None = None,
 ) -> bool:
     """Write result.json, once; return whether this was the caller that wrote it."""
-    result = Result(
-        analysis_id=request.analysis_id,
-        analysis=request.analysis,
-        state=state,
-        video=request.video,
-        sha256=request.sha256,
-        args=request.args,
-        model=request.model,
+    result = Result.of(
+        request,
+        state,
         artefacts=artefacts or [],
         frames_expected=inference.frames_expected if inference else None,
         frames_decoded=inference.frames_decoded if inference else None,
@@ -122,8 +117,6 @@ def finish(
         details=inference.details if inference else {},
         attempts=attempts,
         error=error,
-        retry_of=request.retry_of,
-        created_at=request.created_at,
         finished_at=now,
     )
     written = storage.create(bucket, run.result, result.to_json())
