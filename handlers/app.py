@@ -44,7 +44,7 @@ from handlers.door.error_response import (
 )
 from handlers.door.form import Forms, FormUpload
 from handlers.door.threads import Threads
-from handlers.events import letters, notify, sqs, webhook
+from handlers.events import follow, letters, notify, sqs, webhook
 from handlers.health import Health
 from handlers.runs import copies, plan, results
 from handlers.upkeep import reconcile, reingest, retention
@@ -94,7 +94,7 @@ def create_app(
         local: whether it is called by names of this machine's loopback alone.
     """
     context = Context(settings, Storage(settings), _index(settings), broker)
-    follower = notify.Follower(context, set_busy)
+    follower = follow.Follower(context, set_busy)
     reconciler = reconcile.Reconciler(context)
     copier = copies.Copier(context)
     chooser = gpu_queue.Chooser(context, context.clock)
@@ -412,7 +412,7 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
 def _service_routes(
     app: FastAPI,
     callers: _Callers,
-    follower: notify.Follower,
+    follower: follow.Follower,
     reconciler: reconcile.Reconciler,
     health: Health,
 ) -> None:

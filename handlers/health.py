@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from handlers.context import Context
-from handlers.events.notify import Follower
+from handlers.events.follow import Follower
 from handlers.upkeep.reconcile import Reconciler
 from handlers.workers import Workers
 from posedrop.buckets.storage import Storage

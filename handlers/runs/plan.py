@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from handlers import gpu_queue
 from handlers.context import Context
-from handlers.runs import copies, damaged, rules
+from handlers.runs import copies, damaged, record_kinds, rules
 from posedrop import analyses, bounded
 from posedrop.buckets import layout
 from posedrop.buckets.records import (
@@ -564,14 +564,13 @@ def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Pl
     pending: set[str] = set()
     outcomes: dict[str, str] = {}
     requests: list[str] = []
-    for found in context.storage.objects(bucket, f"{prefix}/"):
-        match layout.parse_result_key(found.key):
-            case layout.PendingRequestObject(video=mine, pending_id=pending_id) if mine == prefix:
-                pending.add(pending_id)
-            case layout.PendingOutcomeObject(video=mine, pending_id=pending_id) if mine == prefix:
-                outcomes[pending_id] = found.key
-            case layout.RunObject(video=mine, name=layout.REQUEST) if mine == prefix:
-                requests.append(found.key)
+    for kind, parts, key in record_kinds.of_video(context, prefix):
+        if kind is record_kinds.PENDING_REQUEST:
+            pending.add(parts.pending_id)
+        elif kind is record_kinds.PENDING_OUTCOME:
+            outcomes[parts.pending_id] = key
+        elif kind is record_kinds.REQUEST:
+            requests.append(key)
     if pending - outcomes.keys():
         return _planned_record(context, video, _PENDING, None)
     for pending_id in sorted(pending):
@@ -605,7 +604,7 @@ def _start_pending(context: Context, video: VideoRecord) -> None:
         if done is None:
             done = _outcome(context, video, pending)
             context.storage.create(bucket, key, done.to_json())
-        note_outcome(context, pending.pending_id, done)
+        record_kinds.note_outcome(context, pending.pending_id, done)
 
 
 def reopen_refused(context: Context, prefix: str, etag: str) -> None:
@@ -637,14 +636,6 @@ def _reopen(context: Context, pending: PendingRequest) -> None:
     with context.index.together():
         context.index.pending_removed(pending.pending_id)
         context.index.pending_added(pending)
-
-
-def note_outcome(context: Context, pending_id: str, done: Planned) -> None:
-    """Tell the index what became of a pending request."""
-    if done.analysis_id is not None:
-        context.index.pending_resolved(pending_id, done.analysis_id)
-    elif done.error is not None:
-        context.index.pending_failed(pending_id, done.error)
 
 
 def _outcome(context: Context, video: VideoRecord, pending: PendingRow) -> Planned:

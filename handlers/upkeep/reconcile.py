@@ -20,8 +20,9 @@ from itertools import chain, islice
 
 from handlers import gpu_queue, workers
 from handlers.context import Context
-from handlers.events import notify
-from handlers.runs import copies, damaged, plan, rules, waiting
+from handlers.events import follow
+from handlers.runs import copies, damaged, plan, record_kinds, rules, waiting
+from handlers.runs.record_kinds import RecordKind
 from handlers.upkeep import retention
 from handlers.upkeep.apart import apart
 from handlers.upkeep.reingest import OldRefusals
@@ -284,41 +285,44 @@ class Sweep:
         if row is not None and row.key == key and row.state != "expected":
             # What is there now counts, even where it is older than what was (a restored backup).
             self._context.index.file_removed(file_id)
-        notify.video_arrived(self._context, key)
+        follow.video_arrived(self._context, key)
         self._repairs.uploads_found += 1
 
     def _results(self) -> Iterator[None]:
         """Find records that were never indexed."""
-        requested = last_pending = ""
+        #: By kind: the run, or pending request, of the last record that was seen.
+        last: dict[RecordKind, str] = {}
         for found in self._context.storage.objects(self._context.settings.results_bucket):
             yield
             self._repairs.results_seen += 1
             self._bytes += found.size
-            match layout.parse_result_key(found.key):
-                case layout.VideoObject(video=prefix, name=layout.VIDEO_RECORD):
-                    self._see(f"{prefix}/")
-                    row = self._row_of(prefix)
-                    if row is None:
-                        self._without_film.append(found.key)
-                    elif row.state == "received":
-                        self._later.append(found.key)
-                case layout.PendingRequestObject(pending_id=pending_id):
-                    last_pending = pending_id
-                    if self._context.index.pending(pending_id) is None:
-                        self._later.append(found.key)
-                case layout.PendingOutcomeObject(pending_id=pending_id):
-                    pending = self._context.index.pending(pending_id)
-                    if pending_id == last_pending and (pending is None or pending.is_open):
-                        self._later.append(found.key)
-                case layout.RuleObject():
-                    self._check_wrong_rule(found.key)
-                case layout.RunObject(run=run, name=name, analysis_id=analysis_id):
-                    if name == layout.REQUEST:
-                        requested = run
-                        self._see(run)
-                    # A result whose request is gone is what a deletion left that was cut short.
-                    if run == requested or name == "attempts/1.json":
-                        self._compare_run(found.key, run, name, analysis_id)
+            key = layout.parse_result_key(found.key)
+            if isinstance(key, layout.RuleObject):
+                self._check_wrong_rule(found.key)
+                continue
+            kind = record_kinds.kind_of(key)
+            if key is None or kind is None:
+                continue
+            last[kind] = record_kinds.owner_of(key)
+            # A result whose request is gone is what a deletion left that was cut short.
+            if kind.behind is None or last.get(kind.behind) == last[kind]:
+                self._compare(kind, key, found.key)
+
+    def _compare(self, kind: RecordKind, key: layout.ResultObject, name: str) -> None:
+        """Index a record that the index does not know: that of a run now, others after all runs."""
+        if isinstance(key, layout.VideoObject):
+            self._see(f"{key.video}/")
+            if self._row_of(key.video) is None:
+                self._without_film.append(name)
+                return
+        if kind is record_kinds.REQUEST:
+            self._see(record_kinds.owner_of(key))
+        if not kind.is_news(self._context, key):
+            return
+        if isinstance(key, layout.RunObject):
+            self._index_result(name)
+        else:
+            self._later.append(name)
 
     def _check_wrong_rule(self, record: str) -> None:
         """Find a record of what is wrong with a rule that is mended or gone."""
@@ -333,22 +337,10 @@ class Sweep:
         bucket = self._context.settings.videos_bucket
         return self._context.index.file(layout.file_id_of_prefix(bucket, prefix))
 
-    def _compare_run(self, key: str, run: str, name: str, analysis_id: str) -> None:
-        if name not in {layout.REQUEST, layout.RESULT, "attempts/1.json"}:
-            return
-        row = self._context.index.place(analysis_id, run)
-        is_news = {
-            layout.REQUEST: row is None,
-            layout.RESULT: row is not None and row.finished_at is None,
-            "attempts/1.json": row is not None and row.state == "queued",
-        }
-        if is_news[name]:
-            self._index_result(key)
-
     def _index_result(self, key: str) -> None:
         with apart(self._context, f"{key} is not indexed") as trial:
             try:
-                notify.result_arrived(self._context, key)
+                follow.result_arrived(self._context, key)
             except RecordError:
                 self._end_run(key)
                 raise
@@ -374,7 +366,7 @@ class Sweep:
     def _index_without_film(self, key: str) -> None:
         """List what was made of a film that was removed, and lies in the results."""
         with apart(self._context, f"{key} is not indexed") as trial:
-            self._repairs.records_indexed += notify.film_may_be_gone(self._context, key)
+            self._repairs.records_indexed += follow.film_may_be_gone(self._context, key)
         self._repairs.damaged += trial.failed
 
     def _gone_rules(self) -> Iterator[None]:
@@ -406,7 +398,7 @@ class Sweep:
                 continue
             with apart(self._context, f"what was planned of {row.key} is not forgotten") as trial:
                 # It may have come behind our back: this asks the bucket itself.
-                notify.video_removed(self._context, row.key)
+                follow.video_removed(self._context, row.key)
                 now_there = self._context.index.file(row.file_id)
                 self._repairs.files_gone += now_there is None or now_there.state == "film gone"
             self._repairs.undeletable += trial.failed
@@ -518,7 +510,7 @@ def _fingerprint(name: str) -> int:
 
 def _is_new_and_empty(context: Context, found: ObjectInfo) -> bool:
     age = context.clock() - found.last_modified
-    return found.size == 0 and age < timedelta(seconds=notify.EMPTY_SECONDS)
+    return found.size == 0 and age < timedelta(seconds=follow.EMPTY_SECONDS)
 
 
 def _is_known(row: FileRow | None, found: ObjectInfo) -> bool:
@@ -625,7 +617,7 @@ def _was_ingested(context: Context, row: FileRow) -> bool:
         return True
     if record is None or record.video.etag != row.etag:
         return False  # one that is damaged is written anew
-    notify.result_arrived(context, key)
+    follow.result_arrived(context, key)
     return True
 
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from handlers import changes, upload
 from handlers.context import Context
-from handlers.events import notify
+from handlers.events import follow
 from handlers.runs import copies, results, rules
 from handlers.upkeep.apart import apart
 from posedrop import api
@@ -347,7 +347,7 @@ def _remove_film(context: Context, due: Due) -> bool:
             return False
         context.storage.delete(settings.videos_bucket, [due.key])
         # As if a person's tool had done it: what was made of the film stays.
-        notify.video_removed(context, due.key)
+        follow.video_removed(context, due.key)
         return True
     days = settings.retention_days
     patience = timedelta(days=days) if due.kind == "age" and days is not None else OVER_LIMIT

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handlers import gpu_queue
-from handlers.events import notify
+from handlers.events import follow, notify
 from handlers.runs import results
 from posedrop.buckets import layout
 from posedrop.buckets.records import Progress, Request, VideoRef, WorkerRecord
@@ -224,7 +224,7 @@ def test_no_order_of_events_and_kills_fills_the_queue_or_empties_it(steps: list[
                     case "record":
                         record(world)
                     case "follow":
-                        notify.follow(world.context)
+                        follow.follow(world.context)
                     case "choose":
                         choose(world)
                     case "work" if held:

@@ -233,7 +233,7 @@ def sweep(world: World) -> None:
 
 def command(world: World) -> None:
     """`posedrop expire`."""
-    retention.expire(world.context, retention.ExpireRequest(due=100))
+    retention.expire(world.context, api.ExpireRequest(due=100))
 
 
 class AfterChange(Gate):
