@@ -28,8 +28,9 @@ from handlers.upkeep.apart import apart
 from handlers.upkeep.reingest import OldRefusals
 from handlers.upkeep.retention import all_places, all_rows
 from posedrop.buckets import layout
+from posedrop.buckets.presigned import PARTS_SECONDS
 from posedrop.buckets.records import FileState, RunError, RunState, VideoRecord
-from posedrop.buckets.storage import PARTS_SECONDS, ObjectInfo
+from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.index.index import AnalysisRow, FileRow, PendingRow
 from posedrop.index.rows import DAMAGED

@@ -36,7 +36,7 @@ class Decoder(Child):
         self.decodes: list[bytes] = []
 
     def call(self, task: str, payload: dict[str, Any], **more: Any) -> dict[str, Any]:
-        if task != "worker.video.preflight:probe":
+        if task != "probe":
             return super().call(task, payload, **more)
         path = Path(payload["video"])
         film = path.read_bytes()

@@ -31,8 +31,9 @@ from posedrop.settings import Settings, load
 from posedrop.transport import queue
 from tests.support.memory_storage import Clock, Crash, Gate, MemoryStorage
 from worker.cache import Cache
-from worker.jobs import runs
+from worker.jobs.infer import infer
 from worker.jobs.ingest import ingest
+from worker.jobs.render import render
 from worker.own_record import OwnRecord
 
 
@@ -49,7 +50,7 @@ class Child:
 
     def call(self, task: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Answer as the real child would."""
-        if task == "worker.video.preflight:probe":
+        if task == "probe":
             film = Path(payload["video"]).read_bytes()
             if film.startswith(b"poison"):
                 raise AnalysisError("the decoder fails", code="internal")
@@ -58,7 +59,7 @@ class Child:
             return {"probe": PROBE}
         nonce = os.urandom(8).hex()
         (Path(payload["out"]).parent / "run.log").write_text(f"log {nonce}")
-        if task == "worker.video.draw:render":
+        if task == "render":
             (Path(payload["out"]) / "pose.mp4").write_text(f"drawn {nonce}")
             return {"timings": {}}
         (Path(payload["out"]) / _left(task, payload["analysis"])).write_text(f"poses {nonce}")
@@ -68,7 +69,7 @@ class Child:
 
 def _left(task: str, analysis: str) -> str:
     """Return the name of what a task of an analysis leaves."""
-    if task == "worker.child.tasks:finish_analysis":
+    if task == "finish_analysis":
         return "poses.h5"
     return "predictions.npz" if analyses.get(analysis).finish is not None else "poses.csv"
 
@@ -103,7 +104,8 @@ class WorkerContext:
 
     def __post_init__(self) -> None:
         """It has a record, which nobody writes by itself: a heartbeat is a step like any other."""
-        self.record = OwnRecord(self.storage, self.settings, self.name)
+        self.clock = self.storage.clock
+        self.record = OwnRecord(self.storage, self.settings, self.name, self.clock)
 
     @contextlib.contextmanager
     def scratch_dir(self) -> Iterator[Path]:
@@ -223,8 +225,8 @@ class World:
         )
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
-            "infer": runs.infer,
-            "render": runs.render,
+            "infer": infer,
+            "render": render,
         }
         # What Dramatiq would try again, the reconciler has to find here.
         with self.storage.gate(gate), contextlib.suppress(Crash, StorageError):
