@@ -97,7 +97,7 @@ def create_app(
     follower = follow.Follower(context, set_busy)
     reconciler = reconcile.Reconciler(context)
     copier = copies.Copier(context)
-    chooser = gpu_queue.Chooser(context, context.clock)
+    chooser = gpu_queue.Chooser(context)
     health = Health(context, follower, reconciler)
     metrics.DISKS.watch("index", settings.index_file.parent)
     queue_url = settings.sqs_queue_url

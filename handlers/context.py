@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 
 from dramatiq import Broker
 
-from handlers.gpu_queue import Choosing
 from handlers.metrics import Metrics
+from handlers.workers import Workers
 from posedrop.buckets import layout
 from posedrop.buckets.records import VideoRecord
 from posedrop.buckets.storage import Storage
@@ -47,6 +47,20 @@ class Turn:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+
+@dataclass
+class Choosing:
+    """What handlers/gpu_queue.py needs besides the index for its choice; one for a process."""
+
+    workers: Workers = field(default_factory=Workers)
+    wanted: threading.Event = field(default_factory=threading.Event)
+    maybe_over: set[str] = field(default_factory=set)
+    """Keys of predictions and results that an event tells of, each to be looked for."""
+    woken: threading.Event = field(default_factory=threading.Event)
+    """Set when there is something in ``maybe_over``."""
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    looked_at: datetime | None = None
 
 
 def _lookers() -> ThreadPoolExecutor:

@@ -98,7 +98,7 @@ def follow(context: Context) -> int:
     if batch:
         _handle(context, batch)
     planned = waiting.go_on(context)
-    gpu_queue.send_next(context, context.clock())
+    gpu_queue.send_next(context)
     return len(batch) + planned
 
 

@@ -251,7 +251,7 @@ def start(
             if row is not None:
                 retry_of = RunRef(analysis_id=analysis_id, run=row.run)
     # It stands in the bucket and in the index: whatever becomes of this, it is sent in its turn.
-    gpu_queue.send_next(context, context.clock())
+    gpu_queue.send_next(context)
     log.info("planned", extra={"analysis_id": analysis_id, "file_id": video.video.file_id})
     return RunHandle(analysis_id, "queued", False)
 
@@ -307,7 +307,7 @@ def _created(context: Context, video: VideoRecord, request: Request) -> Analysis
     if elsewhere is not None:
         return _known(context, elsewhere, request)
     run = _run_of(context, video, request.analysis, request.analysis_id)
-    bucket, key = context.settings.results_bucket, f"{run}/{layout.REQUEST}"
+    bucket, key = context.settings.results_bucket, layout.Run(run).request
     if context.storage.head(bucket, key) is None:
         # Before its own: what is cut short here is started again, as long as that is not there.
         copies.share_new(context, request, run)
@@ -332,14 +332,14 @@ def _run_of_the_first(
         return None
     prefix = context.video_prefix(video.video.bucket, first.key)
     run = layout.run_prefix(prefix, analysis, analysis_id)
-    there = context.storage.head(context.settings.results_bucket, f"{run}/{layout.REQUEST}")
+    there = context.storage.head(context.settings.results_bucket, layout.Run(run).request)
     return run if there is not None else None
 
 
 def _known(context: Context, run: str, fallback: Request) -> AnalysisRow | None:
     """Index a run that the bucket has already; the reconciler sends it if nobody is at it."""
     bucket = context.settings.results_bucket
-    request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request) or fallback
+    request = context.storage.read_record(bucket, layout.Run(run).request, Request) or fallback
     context.index.analysis_requested(request, run)
     result = damaged.read_result(context, run)
     if result is not None:
@@ -464,7 +464,7 @@ def _was_rejected(context: Context, video: VideoRecord, before: Planned) -> bool
         return False
     run = _run_of(context, video, "rejected", before.analysis_id)
     bucket = context.settings.results_bucket
-    request = context.storage.read_whole_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    request = context.storage.read_whole_record(bucket, layout.Run(run).request, Request)
     return request is not None and _is_rejected_rule(request)
 
 
@@ -711,8 +711,8 @@ def _reject(
     result = Result.of(request, "failed", finished_at=context.clock(), error=_error(error))
     bucket = context.settings.results_bucket
     # The result first: whoever finds the request finds it answered, so no worker is sent for it.
-    context.storage.create(bucket, f"{run}/{layout.RESULT}", result.to_json())
-    context.storage.create(bucket, f"{run}/{layout.REQUEST}", request.to_json())
+    context.storage.create(bucket, layout.Run(run).result, result.to_json())
+    context.storage.create(bucket, layout.Run(run).request, request.to_json())
     _known(context, run, request)
     return analysis_id
 

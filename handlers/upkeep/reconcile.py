@@ -489,7 +489,7 @@ class Sweep:
             if self._saw(row.run):
                 continue
             with apart(self._context, f"{row.run} is not looked at") as trial:
-                if self._context.storage.head(bucket, f"{row.run}/{layout.REQUEST}") is None:
+                if self._context.storage.head(bucket, layout.Run(row.run).request) is None:
                     row_now = self._context.index.place_removed(row.analysis_id, row.run)
                     copies.moved(self._context, row_now)
                     self._repairs.runs_gone += 1
@@ -547,7 +547,7 @@ def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | 
             late = each.sent_at < context.clock() - each.patience
             if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
                 missing -= _try_to_send(context, repairs, each)
-    gpu_queue.send_next(context, context.clock())
+    gpu_queue.send_next(context)
     workers.sweep(context.storage, context.settings)
     context.index.forget_events(context.clock() - _REMEMBERED)
 

@@ -242,7 +242,7 @@ def _find_results(
         if pins.keep(row.key):
             plan.kept += 1
             continue
-        below = context.storage.objects(context.settings.results_bucket, f"{row.run}/")
+        below = context.storage.objects(context.settings.results_bucket, layout.Run(row.run).folder)
         size = sum(found.size for found in below)
         said = f"{why}, and no film is left to go; finished {when:%Y-%m-%d}"
         due = Due("results", row.analysis_id, row.key, size, said, run=row.run)
@@ -377,7 +377,7 @@ def _remove_results(context: Context, due: Due) -> bool:
     row = context.index.place(due.id, due.run)
     if row is None or context.storage.head(settings.videos_bucket, row.key) is not None:
         return False
-    if context.storage.head(settings.results_bucket, f"{row.run}/{layout.RESULT}") is None:
+    if context.storage.head(settings.results_bucket, layout.Run(row.run).result) is None:
         return False
     if len(context.index.places(due.id)) == 1:
         return results.cancel_or_delete(context, due.id) == "deleted"

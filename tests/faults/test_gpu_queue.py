@@ -78,7 +78,7 @@ def worked_off(world: World) -> list[str]:
         world.work(message)
         world.clock.pass_(5)  # as long as the follower waits for events at most
         tell(world)
-        gpu_queue.send_next(world.context, world.clock())
+        gpu_queue.send_next(world.context)
         waiting += sent(world)
     return done
 
@@ -176,7 +176,7 @@ def choose(world: World) -> None:
     """Do what the chooser's thread does, if it was woken."""
     if world.context.choosing.woken.is_set():
         world.context.choosing.woken.clear()
-        gpu_queue.send_next(world.context, world.clock())
+        gpu_queue.send_next(world.context)
 
 
 @pytest.mark.parametrize("name", [layout.PREDICTIONS, layout.INFERENCE, layout.RESULT])
