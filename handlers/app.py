@@ -46,7 +46,7 @@ from handlers.door.form import Forms, FormUpload
 from handlers.door.threads import Threads
 from handlers.events import follow, letters, notify, sqs, webhook
 from handlers.health import Health
-from handlers.runs import copies, plan, results
+from handlers.runs import copies, pending, results
 from handlers.upkeep import reconcile, reingest, retention
 from posedrop import __version__, analyses, api, metrics
 from posedrop.buckets import layout
@@ -279,7 +279,7 @@ def _result_routes(app: FastAPI, callers: _Callers) -> None:
     def post_analyse(
         wanted: Annotated[api.AnalyseRequest, Body()], response: Response
     ) -> api.Started:
-        handle = plan.ask(
+        handle = pending.ask(
             context,
             wanted.file_id,
             wanted.analysis,

@@ -11,7 +11,7 @@ from typing import Any
 
 from handlers import changes
 from handlers.context import Context
-from handlers.runs import copies, plan
+from handlers.runs import copies, plan, validation
 from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.storage import Presigned, PresignedParts
@@ -178,7 +178,7 @@ def guess_type(key: str) -> str:
 
 def check_metadata(context: Context, analysis: str | None, args: str | None) -> dict[str, str]:
     """Return what a form asks for as object metadata, checked."""
-    return _metadata(context, analysis, plan.parse_args(args))
+    return _metadata(context, analysis, validation.parse_args(args))
 
 
 def _metadata(context: Context, analysis: str | None, args: dict[str, Any]) -> dict[str, str]:
@@ -186,8 +186,8 @@ def _metadata(context: Context, analysis: str | None, args: dict[str, Any]) -> d
         if args:
             raise BadRequestError("args without an analysis", field="analysis")
         return {}
-    plan.validate(context, analysis, args)
-    metadata = {"analysis": analysis, "args": plan.canonical(args)}
+    validation.validate(context, analysis, args)
+    metadata = {"analysis": analysis, "args": validation.canonical(args)}
     if sum(len(value) for value in metadata.values()) > _MAX_METADATA:
         raise BadRequestError("args are too long to travel with an upload; use POST /analyse")
     return metadata

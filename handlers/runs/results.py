@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from handlers.context import Context
-from handlers.runs import copies, damaged, plan
+from handlers.runs import copies, damaged, plan, start
 from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
@@ -151,7 +151,7 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
         raise NotFoundError(f"there is no analysis {analysis_id}")
     if row.finished_at is None:
         # GET /results, which reads the bucket, may have told of it already.
-        row = plan.up_to_date(context, row) or row
+        row = start.up_to_date(context, row) or row
     row, *others = _readable(context, row)
     request = layout.Run(row.run).request
     if others and context.storage.head(context.settings.results_bucket, request) is None:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from handlers.events import follow
-from handlers.runs import plan
+from handlers.runs import pending
 from posedrop.buckets import layout
 from posedrop.buckets.records import VideoRecord
 from tests.support.memory_storage import RESULTS, VIDEOS
@@ -128,7 +128,7 @@ def test_a_copy_under_another_etag_does_not_undo_an_answer(world: World) -> None
     world.storage.put(VIDEOS, KEY, FILM, parts=2)
     events, world.storage.events = world.storage.events, []
     world.tell(events)
-    plan.ask(world.context, layout.file_id_of(VIDEOS, KEY), "dummy", {"seconds": 3}, force=False)
+    pending.ask(world.context, layout.file_id_of(VIDEOS, KEY), "dummy", {"seconds": 3}, force=False)
     work(world)
     world.clock.pass_(3)
     world.storage.put(VIDEOS, KEY, FILM)
