@@ -48,6 +48,7 @@ from handlers.events import follow, letters, notify, sqs, webhook
 from handlers.health import Health
 from handlers.runs import copies, pending, results
 from handlers.upkeep import reconcile, reingest, retention
+from handlers.upkeep.repairs import Repairs
 from posedrop import __version__, analyses, api, metrics
 from posedrop.buckets import layout
 from posedrop.buckets.records import FINAL, FileState, RunState
@@ -419,7 +420,7 @@ def _service_routes(
     context, changing = callers.patient_context, callers.changing
     sweeping = anyio.CapacityLimiter(1)
 
-    async def alone(sweep: Callable[[], reconcile.Repairs]) -> dict[str, int]:
+    async def alone(sweep: Callable[[], Repairs]) -> dict[str, int]:
         """Sweep, unless somebody else has asked for that and still waits."""
         me = object()
         try:

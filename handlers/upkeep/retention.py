@@ -9,27 +9,25 @@ wrong clock or a wrong setting, nothing does until a person has seen it: ``posed
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Set
+from collections.abc import Generator, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain
-from typing import TypeVar
 
 from handlers import changes, upload
 from handlers.context import Context
 from handlers.events import follow
 from handlers.runs import copies, results, rules
 from handlers.upkeep.apart import apart
+from handlers.upkeep.rows import all_analyses, all_files, all_places
 from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.folder_rules import Keep
 from posedrop.buckets.records import FileState
 from posedrop.errors import BadRequestError, NotFoundError, StorageError
-from posedrop.index.index import AnalysisRow, FileRow, Page
+from posedrop.index.index import AnalysisRow, FileRow
 
 log = logging.getLogger(__name__)
-
-Row = TypeVar("Row", FileRow, AnalysisRow)
 
 #: How long an upload stays that is larger than this server takes.
 OVER_LIMIT = timedelta(days=7)
@@ -37,7 +35,6 @@ OVER_LIMIT = timedelta(days=7)
 _LOW_WATER = 0.9
 #: Of a sweep that was held, in ``Context.notices``.
 NOTICE = "expire"
-_PAGE = 1000
 #: So many folders' pins are remembered at a time; each upload has a folder of its own.
 _REMEMBERED = 10_000
 #: Refusals of what is no film: beside the films of a lab they are somebody's notes.
@@ -141,7 +138,7 @@ def find(
     state: FileState | None = "refused" if few and settings.high_water_bytes is None else None
     plan = Plan(context.storage.time(settings.results_bucket), stuck)
     pins = Pins(context)
-    for row in _files(context, state):
+    for row in all_files(context, state):
         yield
         if not _is_film(row):
             continue
@@ -206,7 +203,7 @@ def _find_for_space(
         return
     due = {each.id for each in plan.due}
     finished: list[tuple[datetime, Due]] = []
-    for row in _files(context, "ready"):
+    for row in all_files(context, "ready"):
         yield
         when = _finished(context, row)
         if when is not None and row.file_id not in due and row.etag is not None:
@@ -230,7 +227,7 @@ def _find_results(
 ) -> Generator[None, None, None]:
     going = {each.key for each in plan.due}
     over: list[tuple[datetime, AnalysisRow]] = []
-    for row in chain(_analyses(context), all_places(context)):
+    for row in chain(all_analyses(context), all_places(context)):
         yield
         plan.runs += 1
         if row.finished_at is not None and _is_orphan(context, row, going):
@@ -432,33 +429,3 @@ def _drained(steps: Generator[None, None, Plan]) -> Plan:
         except StopIteration as over:
             plan: Plan = over.value
             return plan
-
-
-# -- rows ------------------------------------------------------------------------------------------
-
-
-def _files(context: Context, state: FileState | None = None) -> Iterator[FileRow]:
-    return all_rows(lambda cursor: context.index.files(state=state, cursor=cursor, limit=_PAGE))
-
-
-def _analyses(context: Context) -> Iterator[AnalysisRow]:
-    return all_rows(lambda cursor: context.index.analyses(cursor=cursor, limit=_PAGE))
-
-
-def all_places(context: Context) -> Iterator[AnalysisRow]:
-    """Yield the folders of runs that are read in another one."""
-    after = ""
-    while page := context.index.places_after(after, _PAGE):
-        yield from page
-        after = page[-1].run
-
-
-def all_rows(page_at: Callable[[str | None], Page[Row]]) -> Iterator[Row]:
-    """Yield the rows of all pages, each fetched when the one before it is used up."""
-    cursor = None
-    while True:
-        page = page_at(cursor)
-        yield from page.rows
-        if page.cursor is None:
-            return
-        cursor = page.cursor

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from handlers.runs import pending, results
-from handlers.upkeep.reconcile import Repairs
+from handlers.upkeep.repairs import Repairs
 from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.index.rows import AnalysisRow
