@@ -1,4 +1,4 @@
-"""Rows of the index, all of one sort: upkeep looks at each, and holds one page of them at a time."""
+"""Rows of the index, all of one sort: upkeep looks at each, and holds a page of them at a time."""
 
 from __future__ import annotations
 
