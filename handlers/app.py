@@ -1,4 +1,4 @@
-"""Routes and wiring, nothing else: what a call does stands in the file named like it."""
+"""The API's routes and wiring. What a call does stands in the module that its route names."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _ASKING, _CHANGING = 40, 8
 
 
 class UnderWayError(PosedropError):
-    """What was asked for is being done already, for somebody else."""
+    """A sweep of the buckets that another caller has asked for already goes on."""
 
     code = "busy"
 
@@ -150,7 +150,7 @@ def create_app(
 
 
 class _Callers:
-    """What serves callers that wait for the object store, apart from all others."""
+    """Threads and contexts of the calls that wait for the object store, apart from all others."""
 
     def __init__(self, context: Context) -> None:
         self.context = context.for_callers()
@@ -421,7 +421,7 @@ def _service_routes(
     sweeping = anyio.CapacityLimiter(1)
 
     async def alone(sweep: Callable[[], Repairs]) -> dict[str, int]:
-        """Sweep, unless somebody else has asked for that and still waits."""
+        """Run a sweep, unless another caller has asked for one and still waits for it."""
         me = object()
         try:
             sweeping.acquire_on_behalf_of_nowait(me)
@@ -599,7 +599,7 @@ def _errors(app: FastAPI) -> None:
 
 
 def _methods(app: FastAPI, request: Request) -> set[str]:
-    """Return what may be asked of a request's path, by all routes that match it."""
+    """Return the HTTP methods of a request's path, by all routes that match it."""
     found: set[str] = set()
     for route in app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:

@@ -213,7 +213,7 @@ def _send(context: Context, analysis_id: str, run: str, now: datetime) -> None:
 
 
 def park(context: Context, analysis_id: str, now: datetime) -> None:
-    """Set a run aside for a lease that all workers that have seen it are too old for."""
+    """Set a run aside for the time of a lease: the workers that have seen it are too old for it."""
     until = now + timedelta(seconds=context.settings.lease_seconds)
     context.index.gpu_parked(analysis_id, until)
 

@@ -1,4 +1,4 @@
-"""Uploads: who may put which object, and what became of it."""
+"""Uploads: presigned, described, deleted; and which rules are wrong."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _declared_metadata(context: Context, declared: Mapping[str, str]) -> dict[st
 
 
 def check_size(context: Context, size: int, field: str) -> None:
-    """Refuse a video by its size in bytes; ``field`` is what told it.
+    """Refuse a video by its size in bytes; ``field`` names the part of the request that told it.
 
     Raises:
         BadRequestError: it is over the limit.
@@ -194,7 +194,7 @@ def _metadata(context: Context, analysis: str | None, args: dict[str, Any]) -> d
 
 
 def describe(context: Context, file_id: str) -> api.File:
-    """Return what is known of a file.
+    """Return a file as the API shows it, with the runs of its content.
 
     Raises:
         NotFoundError: there is none.
@@ -221,7 +221,7 @@ def file_answers(context: Context, rows: Sequence[FileRow]) -> list[api.File]:
 
 
 def wrong_rule(row: RuleRow | None) -> api.WrongRule | None:
-    """Return what is wrong with a rule, None if nothing is (any more)."""
+    """Return a rule that is wrong as the API shows it, None if it is right."""
     if row is None or row.error is None:
         return None
     error = row.error

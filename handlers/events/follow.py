@@ -35,7 +35,7 @@ EMPTY_SECONDS = 5.0
 
 
 class Follower:
-    """The thread that does what the recorded events call for, oldest first."""
+    """The thread that does what recorded events call for, oldest first."""
 
     def __init__(self, context: Context, set_busy: Callable[[bool], None] = lambda _: None) -> None:
         self._context = context
@@ -51,17 +51,17 @@ class Follower:
         self._wake.set()
 
     def wake(self) -> None:
-        """There are new events."""
+        """Wake the follower: new events are recorded."""
         self._wake.set()
 
     @property
     def is_alive(self) -> bool:
-        """Whether it goes on."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     @property
     def silent_seconds(self) -> float:
-        """Seconds since it began with the batch that it is at."""
+        """Seconds since the follower began its present batch."""
         return time.monotonic() - self._turned_at
 
     def stop(self) -> None:
@@ -184,7 +184,7 @@ def _failed(context: Context, event: EventRow, error: Exception) -> None:
 
 
 def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], StoreState | Exception]:
-    """Ask the store once for each object that the events are about: they are hints, it knows."""
+    """Look up each object of a batch of events once: events are hints, the store knows."""
     places = list(dict.fromkeys((event.bucket, event.key) for event in batch))
 
     def look(place: tuple[str, str]) -> StoreState | Exception:
@@ -208,7 +208,7 @@ def _look_at(context: Context, bucket: str, key: str) -> StoreState:
 
 
 def _tell(context: Context, bucket: str, key: str, kind: str, found: StoreState) -> FollowUp | None:
-    """Tell the index what was found; return what has to follow. Nothing here is slow."""
+    """Tell the index of an object as it was found; return what has to follow. Nothing is slow."""
     if bucket == context.settings.videos_bucket:
         return _tell_of_film(context, key, kind, found)
     parts = layout.parse_result_key(key)

@@ -77,7 +77,7 @@ class Copier:
 
 
 def go_on(context: Context, stop: threading.Event | None = None) -> int:
-    """Fill the folders of runs that are over elsewhere; return how many were filled.
+    """Fill folders of runs that are over in another folder; return how many were filled.
 
     One that can't be filled holds up no other. Each is tried again when this is called again.
     """
@@ -380,7 +380,7 @@ def places(context: Context, sha256: str | None, run: str) -> list[AnalysisRow]:
 
 
 def hand_over(context: Context, file: FileRow, runs: Iterable[str]) -> None:
-    """See to it that what a film has is whole under another name, before it is deleted.
+    """Copy the runs of a film to another name of its content, before the film is deleted.
 
     What is over is copied; what is being made goes on elsewhere, from what there is of it.
 

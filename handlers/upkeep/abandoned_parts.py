@@ -1,4 +1,4 @@
-"""Uploads in parts that nobody went on with are given up."""
+"""Uploads in parts that nobody goes on with are given up after a week."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AbandonedParts:
         self._next = context.clock()
 
     def go_on(self, repairs: Repairs) -> None:
-        """Give up those that were begun long ago, once in a while."""
+        """Give up, once an hour, the uploads in parts that were begun long ago."""
         if self._context.clock() < self._next:
             return
         self._next = self._context.clock() + _PARTS_EVERY

@@ -53,7 +53,7 @@ class Reconciler:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it goes on."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     @property
@@ -68,7 +68,7 @@ class Reconciler:
             self._thread.join(timeout=30)
 
     def round(self) -> Repairs:
-        """Reconcile all of it, now."""
+        """Reconcile all of buckets, index and queue, now."""
         with self._one_at_a_time:
             self._sweep = None
             repairs = reconcile(self._context, self._forgotten_before, self._stuck)
@@ -126,7 +126,10 @@ class Reconciler:
 def reconcile(
     context: Context, forgotten_before: datetime | None, stuck: set[str] | None = None
 ) -> Repairs:
-    """Compare all and repair; messages sent before ``forgotten_before`` are lost for certain."""
+    """Compare buckets, index and queue once, and repair what differs; return what was mended.
+
+    Messages that were sent before ``forgotten_before`` are lost for certain.
+    """
     repairs = Repairs()
     # First what lets work go on, whatever the buckets hold; at the end what they told of.
     send_again(context, repairs, forgotten_before)

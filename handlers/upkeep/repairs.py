@@ -1,4 +1,4 @@
-"""What the reconciler has found and mended, counted."""
+"""Counts of what the reconciler has found and mended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _NO_REPAIRS = frozenset({"videos_seen", "results_seen", "held_back", "undeletabl
 
 @dataclass
 class Repairs:
-    """What a round found and mended."""
+    """Counts of one round of the reconciler: what it found and mended."""
 
     videos_seen: int = 0
     results_seen: int = 0

@@ -1,4 +1,4 @@
-"""What is removed by itself, why, and what must not be: films by their age, and where space lacks.
+"""Retention: films removed by their age, or for want of space; and those that never are.
 
 Nothing of a lab's goes that is not a film: no posedrop.json, no notes beside the films. Ages are
 counted on the store's clock alone, and looked at again at the moment of removal, as are the pins
@@ -45,7 +45,7 @@ _TOO_MANY_BYTES = frozenset({"too_many_bytes", "too_large"})
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Something that is to go, and why.
+    """A film, or a run, that is due to be removed, and why.
 
     ``id`` is a film's file_id or a run's analysis_id, ``run`` the run's folder; a content has one
     beside each of its names. ``size`` is in bytes.
@@ -61,7 +61,7 @@ class Due:
 
     @property
     def name(self) -> str:
-        """What nothing else that is due has."""
+        """A name that nothing else that is due has."""
         return self.run or self.id
 
 
@@ -103,7 +103,7 @@ class Plan:
         )
 
     def held_words(self, share: float) -> str:
-        """Return what a person is to know of a sweep that was held."""
+        """Return, for a person, why a sweep removed nothing."""
         films, orphans = self.count("age", "space"), self.count("orphan")
         # Numbers alone: no name of a lab's goes into the words.
         return (  # no SQL
@@ -195,7 +195,7 @@ def _is_over_limit(context: Context, row: FileRow, size: int) -> bool:
 def _find_for_space(
     context: Context, plan: Plan, pins: Pins, high: int
 ) -> Generator[None, None, None]:
-    """Find what makes room: films first, those finished first; then results of films gone."""
+    """Find films and results that make room: films first, those finished first, then results."""
     there = count_bytes(context)
     low = context.settings.low_water_bytes or int(_LOW_WATER * high)
     left = there
@@ -278,7 +278,7 @@ def count_bytes(context: Context) -> int:
 
 
 class Pins:
-    """Which films are kept, by the posedrop.json files up their folders; few are read twice."""
+    """Pins: the films that posedrop.json files up their folders keep; few files are read twice."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -312,7 +312,7 @@ class Pins:
 
 
 def remove(context: Context, due: Due) -> bool:
-    """Remove one thing, unless that is no longer right: it was replaced, pinned, taken up again.
+    """Remove a film or a run that was due, unless it was replaced, pinned or asked for since.
 
     Returns:
         Whether it was removed.

@@ -1,4 +1,4 @@
-"""Index against queue: what nobody is at, and no message waits for, is planned or sent again."""
+"""Index against queue: work that nobody is at, and no message waits for, is sent again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WAITING = 1000
 
 
 def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | None) -> None:
-    """Plan what was forgotten, and send what nobody is at and no message waits for.
+    """Plan videos that were forgotten, and send again the work that no message waits for.
 
     What is lost of the gpu queue waits for its group's turn again, and is sent with the others.
     Messages can't be asked for by what they are about. But when fewer wait in a queue than there is
@@ -54,7 +54,7 @@ def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | 
 
 @dataclass(frozen=True)
 class ToDo:
-    """Something that a message should be waiting for."""
+    """An ingest or a run that a message should be waiting for."""
 
     row: FileRow | AnalysisRow
     patience: timedelta
@@ -62,12 +62,12 @@ class ToDo:
 
     @property
     def created_at(self) -> datetime:
-        """When it was asked for."""
+        """When the work was asked for."""
         return self.row.created_at
 
     @property
     def sent_at(self) -> datetime:
-        """When its last message was sent."""
+        """When the last message for the work was sent."""
         return self.row.enqueued_at or self.row.created_at
 
     def is_lost_for_certain(self, forgotten_before: datetime | None) -> bool:
@@ -77,7 +77,7 @@ class ToDo:
         return forgotten_before is not None and self.row.enqueued_at < forgotten_before
 
     def send(self, context: Context, repairs: Repairs) -> bool:
-        """Send its message; False if there is no need, as the bucket knows."""
+        """Send the message for the work; False if there is no need, as the bucket knows."""
         row = self.row
         if isinstance(row, FileRow):
             if row.etag is None or _was_ingested(context, row):
@@ -151,7 +151,7 @@ def _unfinished(context: Context, repairs: Repairs) -> Iterator[ToDo]:
 
 
 def _plan_forgotten(context: Context, repairs: Repairs) -> None:
-    """Plan what was asked for, or ruled, while nobody was there to plan it."""
+    """Plan videos whose pending requests or rules were never followed."""
     with apart(context, "wrong rules are not looked at again") as trial:
         waiting.try_again(context)
     repairs.damaged += trial.failed

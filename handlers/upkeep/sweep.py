@@ -54,7 +54,7 @@ class Sweep:
         self._steps = self._all()
 
     def go_on(self, repairs: Repairs, steps: int | None) -> bool:
-        """Take so many steps (None: all that are left); return whether it is over.
+        """Take ``steps`` steps of the sweep (None: all that are left); return whether it is over.
 
         Raises:
             PosedropError: the store or the index is away; this sweep is over, begin another.
@@ -200,7 +200,7 @@ class Sweep:
                     damaged.end(self._context, run)
 
     def _index_without_film(self, key: str) -> None:
-        """List what was made of a film that was removed, and lies in the results."""
+        """List a film that was removed, if its results are there."""
         with apart(self._context, f"{key} is not indexed") as trial:
             self._repairs.records_indexed += follow.film_may_be_gone(self._context, key)
         self._repairs.damaged += trial.failed
@@ -251,7 +251,7 @@ class Sweep:
 
     @property
     def _patience(self) -> timedelta:
-        """How long after it was announced an upload may still come."""
+        """How long after POST /upload an upload may still come."""
         good = max(self._context.settings.presign_seconds, PARTS_SECONDS)
         return timedelta(seconds=good) + _ON_ITS_WAY
 
@@ -290,7 +290,7 @@ class Sweep:
         return True
 
     def _expired(self) -> Iterator[None]:
-        """Remove what is due, unless that is too much at once."""
+        """Remove films and runs that are due, unless they are too many at once."""
         share = self._context.settings.expire_share
         try:
             plan = yield from retention.find(self._context, self._bytes, self._stuck)
