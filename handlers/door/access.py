@@ -1,4 +1,4 @@
-"""Who may call: who has the token, or the cookie that it was traded for; and no page of others.
+"""Access to the API: by the token, or the cookie that it was traded for; by no other site's page.
 
 The link that `posedrop up` prints has the token behind its ``#``, which no browser sends. The page
 at GET /session sends it in a header, once: the answer to POST /session is a cookie, which images,

@@ -1,4 +1,4 @@
-"""Connections of the API: so many at a time, and none for who says nothing.
+"""Connections of the API: a bounded number, each cut off where its client is silent or slow.
 
 uvicorn waits for ever for the end of a head or of a body, and keeps what it has of them. Here who
 is silent, or drips, is cut off; where all connections are taken, who has asked nothing yet makes

@@ -33,7 +33,7 @@ class Threads:
         self._patience = patience
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Return what ``call`` returns in a thread.
+        """Run ``call`` in a thread, and return its result.
 
         Raises:
             BusyError: no thread was free in time.

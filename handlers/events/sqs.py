@@ -1,4 +1,4 @@
-"""Events from AWS: S3 -> SQS, by long poll. What POST /events is elsewhere, this thread is there.
+"""Events from AWS: S3 notifies an SQS queue, which a thread polls in place of POST /events.
 
 A message is deleted once it is recorded; until then SQS shows it again after its visibility
 timeout, and after the queue's own ``maxReceiveCount`` moves it to its dead-letter queue.

@@ -218,21 +218,21 @@ def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool
     Returns:
         False where it has to be tried later, or there is nothing to do.
     """
-    storage, bucket, to = context.storage, context.settings.results_bucket, target.run
-    target_keys = layout.Run(to)
-    listing = storage.listing(bucket, target_keys.folder)
-    there = {target_keys.name(found.key): found for found in listing.objects}
+    storage, bucket = context.storage, context.settings.results_bucket
+    to = layout.Run(target.run)
+    listing = storage.listing(bucket, to.folder)
+    there = {to.name(found.key): found for found in listing.objects}
     if layout.REQUEST not in there:
-        moved(context, context.index.place_removed(target.analysis_id, to))
+        moved(context, context.index.place_removed(target.analysis_id, target.run))
         return False
     if layout.RESULT in there:
-        known = storage.read_record(bucket, layout.Run(to).result, Result)
+        known = storage.read_record(bucket, to.result, Result)
         if known is not None:
-            context.index.analysis_finished(known, to)
+            context.index.analysis_finished(known, target.run)
         return known is not None
     below = _below(context, source)
     result = storage.read_record(bucket, layout.Run(source).result, Result)
-    own = storage.read_record(bucket, layout.Run(to).request, Request)
+    own = storage.read_record(bucket, to.request, Request)
     if layout.REQUEST not in below or result is None or own is None:
         return False
     apart = None
@@ -240,7 +240,7 @@ def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool
         silent = listing.now - max(found.last_modified for found in there.values())
         if silent < timedelta(seconds=context.settings.lease_seconds):
             return False
-        apart = _claimed(context, to, there)
+        apart = _claimed(context, target.run, there)
         if apart is None:
             return False
     inference = None
@@ -248,41 +248,51 @@ def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool
         inference = storage.read_record(bucket, layout.Run(source).inference, Inference)
     files = {a.object_name: a for a in (inference.artefacts if inference is not None else [])}
     files |= {a.object_name: a for a in result.artefacts}
+    # As a worker does: nothing that another attempt has published is ever replaced.
+    taken = there.keys() if apart is not None else set[str]()
+    places = {n: f"{apart}/{a.name}" if n in taken else n for n, a in files.items()}
+    copied_to = _copy_files(context, files, below, to, places)
+    lacking = frozenset(files.keys() - copied_to.keys())
+    if lacking and not with_gaps and not _lacks_for_good(context, target.run, lacking):
+        return False
+    copied = [to.key(place) for place in copied_to.values()]
+    if inference is not None and _copy_inference(context, inference, below, to, copied_to):
+        copied.append(to.inference)
+    own_fields = {name: getattr(own, name) for name in ("video", "retry_of", "created_at")}
+    update = {**own_fields, "artefacts": _at(result.artefacts, copied_to)}
+    return _publish(context, target, result.model_copy(update=update), copied)
+
+
+def _copy_files(
+    context: Context,
+    files: dict[str, Artefact],
+    below: dict[str, ObjectInfo],
+    to: layout.Run,
+    places: dict[str, str],
+) -> dict[str, str]:
+    """Copy a run's files to their places in another folder; return where each is that was there."""
+    storage, bucket = context.storage, context.settings.results_bucket
     copied_to: dict[str, str] = {}
     for name, artefact in files.items():
-        # As a worker does: nothing that another attempt has published is ever replaced.
-        is_taken = apart is not None and name in there
-        place = f"{apart}/{artefact.name}" if is_taken else name
-        found = below.get(name)
-        if found is not None and storage.copy(
-            bucket, found, target_keys.key(place), artefact.content_type or _UNKNOWN_TYPE
-        ):
-            copied_to[name] = place
-    lacking = frozenset(files.keys() - copied_to.keys())
-    if lacking and not with_gaps and not _lacks_for_good(context, to, lacking):
-        return False
-    copied = [target_keys.key(place) for place in copied_to.values()]
-    if inference is not None and _copy_inference(context, inference, below, target_keys, copied_to):
-        copied.append(layout.Run(to).inference)
-    copy = result.model_copy(
-        update={
-            "video": own.video,
-            "artefacts": _at(result.artefacts, copied_to),
-            "retry_of": own.retry_of,
-            "created_at": own.created_at,
-        }
-    )
-    is_ours = _is_requested(context, to) and storage.create(
-        bucket, layout.Run(to).result, copy.to_json()
-    )
-    if not _is_requested(context, to):
+        found, kind = below.get(name), artefact.content_type or _UNKNOWN_TYPE
+        if found is not None and storage.copy(bucket, found, to.key(places[name]), kind):
+            copied_to[name] = places[name]
+    return copied_to
+
+
+def _publish(context: Context, target: AnalysisRow, result: Result, copied: list[str]) -> bool:
+    """Write a copy's result.json, last and once; return whether this call wrote it."""
+    storage, bucket = context.storage, context.settings.results_bucket
+    key = layout.Run(target.run).result
+    is_ours = _is_requested(context, target.run) and storage.create(bucket, key, result.to_json())
+    if not _is_requested(context, target.run):
         # Cleared away by an S3 tool meanwhile: nothing of it comes back.
-        storage.delete(bucket, [*copied, layout.Run(to).result])
-        moved(context, context.index.place_removed(target.analysis_id, to))
+        storage.delete(bucket, [*copied, key])
+        moved(context, context.index.place_removed(target.analysis_id, target.run))
         return False
     if is_ours:
-        context.index.analysis_finished(copy, to)
-        context.lacking.pop(to, None)
+        context.index.analysis_finished(result, target.run)
+        context.lacking.pop(target.run, None)
     return is_ours
 
 
