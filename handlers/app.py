@@ -1,4 +1,7 @@
-"""The API's routes and wiring. What a call does stands in the module that its route names."""
+"""The API's routes and wiring. What a call does stands in the module that its route names.
+
+Each function ``_..._routes`` is a list, as long as it has routes.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +148,10 @@ def create_app(
     _upload_routes(app, callers)
     _result_routes(app, callers)
     _list_routes(app, callers)
-    _service_routes(app, callers, follower, reconciler, health)
+    _sweep_routes(app, reconciler)
+    _upkeep_routes(app, callers, follower)
+    _watching_routes(app, context, health)
+    _page_routes(app, context)
     return app
 
 
@@ -410,14 +416,7 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
         return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
 
 
-def _service_routes(
-    app: FastAPI,
-    callers: _Callers,
-    follower: follow.Follower,
-    reconciler: reconcile.Reconciler,
-    health: Health,
-) -> None:
-    context, changing = callers.patient_context, callers.changing
+def _sweep_routes(app: FastAPI, reconciler: reconcile.Reconciler) -> None:
     sweeping = anyio.CapacityLimiter(1)
 
     async def alone(sweep: Callable[[], Repairs]) -> dict[str, int]:
@@ -445,13 +444,6 @@ def _service_routes(
         changes.note("reconciled", counts=counts)
         return counts
 
-    @app.post("/reingest", summary="Look at refused videos anew")
-    @changing
-    def post_reingest(
-        wanted: Annotated[api.ReingestRequest, Body()],
-    ) -> api.ReingestedPage:
-        return reingest.reingest(context, wanted)
-
     @app.post(
         "/reindex",
         summary="Make the index anew from the buckets",
@@ -461,6 +453,17 @@ def _service_routes(
         counts = await alone(reconciler.reindex)
         changes.note("reindexed", counts=counts)
         return counts
+
+
+def _upkeep_routes(app: FastAPI, callers: _Callers, follower: follow.Follower) -> None:
+    context, changing = callers.patient_context, callers.changing
+
+    @app.post("/reingest", summary="Look at refused videos anew")
+    @changing
+    def post_reingest(
+        wanted: Annotated[api.ReingestRequest, Body()],
+    ) -> api.ReingestedPage:
+        return reingest.reingest(context, wanted)
 
     @app.get("/expire", summary="What is due to be removed by itself, and why")
     @changing
@@ -489,6 +492,8 @@ def _service_routes(
         follower.wake()
         return answer
 
+
+def _watching_routes(app: FastAPI, context: Context, health: Health) -> None:
     @app.get("/healthz", summary="Liveness: this process turns")
     async def get_healthz() -> dict[str, str]:
         # In no thread: that this process turns is all that it says.
@@ -519,6 +524,8 @@ def _service_routes(
         text = await asyncio.get_running_loop().run_in_executor(health.threads, render)
         return Response(text, media_type=metrics.CONTENT_TYPE)
 
+
+def _page_routes(app: FastAPI, context: Context) -> None:
     @app.get("/", include_in_schema=False)
     def get_page() -> FileResponse:
         return FileResponse(PAGE / "index.html")

@@ -20,7 +20,7 @@ from posedrop.buckets.records import (
     VideoRecord,
 )
 from posedrop.errors import BadRequestError, NotFoundError, PosedropError
-from posedrop.index.rows import PendingRow
+from posedrop.index.rows import FileRow, PendingRow
 
 #: The error of a pending request whose video was refused.
 _REFUSED = "refused"
@@ -58,18 +58,7 @@ def ask(
         raise NotFoundError(f"there is no file {file_id}; GET /files lists what there is")
     wanted = validation.validate(context, analysis, args)
     token = secrets.token_hex(8) if force else None
-    if file.state == "refused":
-        raise BadRequestError(
-            f"{file.key} was refused ({file.refusal_reason}): {file.refusal_message}",
-            code="refused",
-            field="file_id",
-        )
-    if file.state == "film gone":
-        raise BadRequestError(
-            f"{file.key} is gone from the bucket, only its results are there: upload it again",
-            code="film_gone",
-            field="file_id",
-        )
+    _check_is_there(file)
     prefix = context.video_prefix(file.bucket, file.key)
     if file.state == "ready":
         record = context.video_record(file.bucket, file.key)
@@ -100,6 +89,26 @@ def ask(
     else:
         context.index.pending_added(pending)
     return RunHandle(pending.pending_id, "waiting", not created)
+
+
+def _check_is_there(file: FileRow) -> None:
+    """Refuse a request about a video that was refused, or is gone.
+
+    Raises:
+        BadRequestError: it says so, and what to do.
+    """
+    if file.state == "refused":
+        raise BadRequestError(
+            f"{file.key} was refused ({file.refusal_reason}): {file.refusal_message}",
+            code="refused",
+            field="file_id",
+        )
+    if file.state == "film gone":
+        raise BadRequestError(
+            f"{file.key} is gone from the bucket, only its results are there: upload it again",
+            code="film_gone",
+            field="file_id",
+        )
 
 
 def start_all(context: Context, video: VideoRecord) -> None:
