@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from handlers.context import Context
-from handlers.upkeep.reconcile import SLICE, Repairs, Sweep
+from handlers.upkeep.reconcile import SLICE
+from handlers.upkeep.repairs import Repairs
+from handlers.upkeep.sweep import Sweep
 from posedrop.buckets import layout
 from posedrop.buckets.records import Artefact, Request, Result, VideoRecord, VideoRef
 from posedrop.buckets.storage import ObjectInfo, Storage

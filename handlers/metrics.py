@@ -1,4 +1,4 @@
-"""GET /metrics: what waits and for how long, how it ends, what the reconciler mended."""
+"""GET /metrics: how much waits and for how long, how runs end, what the reconciler mended."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Metrics:
 
 
 class _Found(Collector):
-    """Metrics that were asked for already."""
+    """A collector of metrics that were computed beforehand."""
 
     def __init__(self, found: list[Metric]) -> None:
         self._found = found

@@ -29,7 +29,7 @@ Sink = Callable[[str, dict[str, str], io.RawIOBase], None]
 
 
 class Forms:
-    """Counts the forms that are being received; those who are one too many are told at once."""
+    """The forms that are being received: a bounded number; one more is refused at once."""
 
     def __init__(self, most: int = AT_A_TIME) -> None:
         self._left = most
@@ -54,7 +54,7 @@ class Forms:
 
 
 class _Pipe(io.RawIOBase):
-    """What one thread writes, another reads; at most a few chunks wait between them."""
+    """A stream that one thread writes and another reads; few chunks wait between them."""
 
     def __init__(self) -> None:
         self._chunks: queue.Queue[bytes | None] = queue.Queue(_QUEUED_CHUNKS)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from handlers.runs import plan, results
+from handlers.runs import pending, results, start
 from posedrop import analyses
 from posedrop.analyses import Analysis
 from posedrop.buckets import layout
@@ -83,9 +83,9 @@ class Lab(World):
         """Return the keys of the results bucket that end so."""
         return [key for key in self.storage.buckets[RESULTS] if key.endswith(f"/{name}")]
 
-    def ask(self) -> plan.Answer:
+    def ask(self) -> start.RunHandle:
         """POST /analyse."""
-        return plan.ask(self.context, FILE_ID, "dummy", {"seconds": 0}, force=False)
+        return pending.ask(self.context, FILE_ID, "dummy", {"seconds": 0}, force=False)
 
     def over(self, analysis_id: str) -> results.ResultAnswer:
         """GET /results, once all is done; each file that it lists is what it says."""
@@ -254,11 +254,11 @@ def test_who_asks_again_at_once_gets_one_run(lab: Lab) -> None:
     assert lab.ask().analysis_id == again.analysis_id
     # What fails anew is the next one's; each asking is one run, and there is an end to them.
     seen = {first}
-    for _ in range(plan.MAX_RETRIES + 3):
+    for _ in range(start.MAX_RETRIES + 3):
         answer = lab.ask()
         assert lab.over(answer.analysis_id).status == "failed"
         seen.add(answer.analysis_id)
-    assert len(seen) == len(lab.stored(layout.RESULT)) == plan.MAX_RETRIES + 1
+    assert len(seen) == len(lab.stored(layout.RESULT)) == start.MAX_RETRIES + 1
     assert lab.poser.calls.count(NETWORK) == 1
 
 
@@ -281,14 +281,14 @@ def test_a_run_that_failed_since_the_upload_is_its_answer(lab: Lab, retry: bool)
     lab.poser.fails[TABLES] = ("track", WRONG)
     first = lab.ask().analysis_id
     lab.over(first)
-    answer = plan.ask(lab.context, FILE_ID, "dummy", {"seconds": 0}, force=False, retry=retry)
+    answer = pending.ask(lab.context, FILE_ID, "dummy", {"seconds": 0}, force=False, retry=retry)
     assert (answer.analysis_id != first) == retry
     # Uploaded once more, the failure is from before.
     lab.clock.time = datetime.now(UTC) + timedelta(hours=1)  # a worker's clock is the machine's
     lab.storage.put(VIDEOS, "again.mp4", b"a film")
     lab.settle()
     other = layout.file_id_of(VIDEOS, "again.mp4")
-    later = plan.ask(lab.context, other, "dummy", {"seconds": 0}, force=False, retry=False)
+    later = pending.ask(lab.context, other, "dummy", {"seconds": 0}, force=False, retry=False)
     assert later.analysis_id != first
 
 
@@ -356,7 +356,7 @@ def test_poses_of_another_style_bring_their_predictions(
     """What differs in the drawing alone is drawn of the same files, without the network."""
     installed["dummy"] = replace(installed["dummy"], drawn=frozenset({"seconds"}))
     first = lab.over(lab.ask().analysis_id)
-    answer = plan.ask(lab.context, FILE_ID, "dummy", {"seconds": 1}, force=False)
+    answer = pending.ask(lab.context, FILE_ID, "dummy", {"seconds": 1}, force=False)
     other = lab.over(answer.analysis_id)
     assert names(other) == WHOLE
     assert lab.poser.calls == [NETWORK, TABLES, DRAWING, DRAWING]
