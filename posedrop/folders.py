@@ -14,12 +14,12 @@ from posedrop.errors import ConfigurationError
 class FolderLock:
     """A folder that belongs to one process at a time; the kernel gives it back when that ends."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "lock") -> None:
         self._folder = folder
         # Whichever thread has taken it, another one may give it back.
-        self._lock = FileLock(folder / "lock", timeout=0, mode=0o600, thread_local=False)
+        self._lock = FileLock(folder / name, timeout=0, mode=0o600, thread_local=False)
         #: Beside the lock, which is emptied by all who try to take it.
-        self._holder = folder / "lock.pid"
+        self._holder = folder / f"{name}.pid"
 
     def acquire(self) -> None:
         """Take the folder.
