@@ -261,12 +261,12 @@ class Attempt(Versioned):
 
     @property
     def is_unpublished(self) -> bool:
-        """Whether it was given back as the store did not take what it had made."""
+        """Whether the attempt was handed back because the store did not take its files."""
         return self.error is not None and self.progress.stage == "publish"
 
 
 class WorkerJob(Record):
-    """What a worker is at."""
+    """The job that a worker is at."""
 
     task: Task
     key: str = Field(max_length=1024, description="of the video")
@@ -351,7 +351,7 @@ class Inference(Versioned):
 
 
 class Encoded(Record):
-    """Who encoded pose.mp4: ``libx264`` or ``h264_nvenc``, and why."""
+    """The encoder of pose.mp4: ``libx264`` or ``h264_nvenc``, and why that one."""
 
     used: str = Field(max_length=40)
     why: str = Field(max_length=500)
@@ -487,7 +487,7 @@ class FolderRules(Versioned):
 
     @property
     def is_silent(self) -> bool:
-        """Whether it says nothing of analyses, only what is kept: the next one up is followed."""
+        """Whether the rule names no analysis, only what is kept: the next rule up is followed."""
         return self.keep is not None and "analysis" not in self.model_fields_set
 
 

@@ -15,7 +15,7 @@ from posedrop.terminal import printable, rewrite, say, say_json
 
 
 def wait(client: Client, analysis_id: str, label: str) -> Run:
-    """Return a run once it is over; until then stderr says how far it is."""
+    """Return a run once it is over; until then stderr shows its progress."""
     tty = sys.stderr.isatty()
     said = ""
 

@@ -258,7 +258,7 @@ def show(options: Options, id_: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def download(options: Options, analysis_id: str, folder: Path | None, as_json: bool) -> None:
-    """Download all files of a run; what is there and whole is not fetched again.
+    """Fetch all files of a run; files that are there and whole are not fetched again.
 
     A run that failed has files too: what was made before it failed.
 

@@ -114,7 +114,7 @@ class PendingRow:
 
     @property
     def is_open(self) -> bool:
-        """Whether it still waits for its video."""
+        """Whether the request still waits for its video."""
         return self.analysis_id is None and self.error is None
 
 
