@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tests.samples import REPOSITORY, Sample, sample
 
 from benchmarks.alone import Alive, network_by_engine
 from benchmarks.made import made_resnet50
 from benchmarks.networks import ENGINES
+from tests.support.samples import REPOSITORY, Sample, sample
 
 OUT, TABLE = REPOSITORY / "build/rivals.json", REPOSITORY / "build/rivals.md"
 #: timm's names of backbones; the last is what a new project of DeepLabCut's has.

@@ -193,7 +193,7 @@ def list_(
                     file.file_id,
                     "waits" if file.waiting is not None else file.state,
                     display.describe_size(file.size),
-                    file.created_at[:19],
+                    display.describe_time(file.created_at),
                     file.key,
                 ]
                 for file in files
@@ -202,7 +202,13 @@ def list_(
         else:
             runs: list[RunRow] = _first(limit, client.runs(query, state=state))
             rows = [
-                [run.analysis_id, run.status, run.analysis, run.created_at[:19], run.key]
+                [
+                    run.analysis_id,
+                    run.status,
+                    run.analysis,
+                    display.describe_time(run.created_at),
+                    run.key,
+                ]
                 for run in runs
             ]
             items = [display.plain(run) for run in runs]
