@@ -75,6 +75,7 @@ def finish_analysis(
         report=report,
         sha256=task.sha256,
         version=analysis.version,
+        frame_size=task.frame_size,
     )
     result: dict[str, Any] = _function(analysis.finish)(job)
     return result

@@ -646,6 +646,7 @@ def _finished(shop: Workshop, request: Request, held: Claim, folders: Folders) -
         args=request.args,
         sha256=request.sha256,
         model_digest=request.model.digest if request.model else None,
+        frame_size=(request.probe.width, request.probe.height),
     )
     options = _calls(shop, request, held, folders.tables)
     output = messages.ask(shop.desk.call, task, **options)
