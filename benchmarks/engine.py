@@ -40,8 +40,8 @@ from benchmarks.alone import (
 )
 from benchmarks.made import distance, filmed, labels_of, made_resnet50
 from benchmarks.way import clips_through, idle_share, put_to_ingest
-from tests.e2e.lab import Embedded
-from tests.samples import REPOSITORY, SHARED, Sample, has_real_mouse, sample
+from tests.support.lab import Embedded
+from tests.support.samples import REPOSITORY, SHARED, Sample, has_real_mouse, sample
 
 OUT = REPOSITORY / "build/bench.json"
 
@@ -183,11 +183,11 @@ class Bench:
     def idle(self) -> list[Figure]:
         """How long an accelerator waits between the videos of a queue, for want of a ready one."""
         from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
-        from worker.child.pool import Pair
+        from worker.child.pool import ChildPool
 
         film, model = self.mouse(self.amount.clip_frames).film, self.mouse(2).model
         scratch = self._fresh("children")
-        both = Pair(
+        both = ChildPool(
             "gpu", scratch, warm=["worker.engine.inference"], begins_with="benchmarks.alone:beside"
         )
 

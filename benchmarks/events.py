@@ -30,9 +30,9 @@ from botocore.config import Config
 
 from benchmarks.way import put_to_ingest
 from posedrop.settings import ENV_FILE
-from tests.e2e.lab import Embedded, Lab, Servers
-from tests.integration.brokers import Redis
-from tests.samples import REPOSITORY, sample
+from tests.support.brokers import Redis
+from tests.support.lab import Embedded, Lab, Servers
+from tests.support.samples import REPOSITORY, sample
 
 CLIENTS = 16
 BYTES = 100

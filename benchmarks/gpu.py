@@ -269,11 +269,11 @@ def queued(model: str, film: str, device: str, clips: int, pretends: bool) -> di
     """Send clips through two children, as a worker does: how long the card waits between two."""
     from benchmarks.way import idle_share
     from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
-    from worker.child.pool import Pair
+    from worker.child.pool import ChildPool
 
     scratch = Path(tempfile.mkdtemp())
     begins = "benchmarks.alone:beside" if pretends else "worker.engine.inference:begin"
-    both = Pair(
+    both = ChildPool(
         "gpu",
         scratch,
         warm=["worker.engine.inference"],
@@ -444,7 +444,7 @@ def copied(model: Path, target: Path) -> Path:
 def overfitted_model(name: str, size: tuple[int, int] = SIZE) -> Path:
     """Return a project with weights that see the mouse: made, if it is not there; minutes, then."""
     from benchmarks import overfitted
-    from tests.samples import has_real_mouse
+    from tests.support.samples import has_real_mouse
 
     if name == "resnet18" and has_real_mouse():
         return overfitted.mouse().model
@@ -526,7 +526,7 @@ class Run:
     def film(self, frames: int) -> Path:
         """Return a film of the mouse."""
         from benchmarks import overfitted
-        from tests.samples import sample
+        from tests.support.samples import sample
 
         path = self.folder / f"film{frames}.mp4"
         if not path.exists():

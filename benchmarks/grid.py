@@ -33,7 +33,7 @@ import yaml
 
 from benchmarks.alone import Alive, our_inference, stock_inference
 from benchmarks.overfitted import BUILD, RECIPES, Size, cut_film, film_of, made
-from tests.samples import REPOSITORY
+from tests.support.samples import REPOSITORY
 
 OUT = BUILD / "grid.json"
 MODELS = (

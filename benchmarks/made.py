@@ -13,7 +13,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import numpy as np
 import pandas as pd
 
-from tests.samples import Sample
+from tests.support.samples import Sample
 
 
 def labels_of(folder: Path) -> pd.DataFrame:

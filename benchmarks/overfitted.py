@@ -2,7 +2,7 @@
 
 A network that sees nothing never has to repeat a frame, so what is timed with random weights says
 little. These find the mouse in the film that they were made on: most peaks are clear, a few nearly
-tie. Nothing is downloaded; the truth is what the trained model of tests/samples.py finds.
+tie. Nothing is downloaded; the truth is what the trained model of tests/support/samples.py finds.
 
     python -m benchmarks.overfitted resnet50 DIR                      # for films of 640x480
     python -m benchmarks.overfitted hrnet_w32 DIR --size 320x256 --bodyparts 16
@@ -35,7 +35,7 @@ import numpy.typing as npt
 import yaml
 
 from posedrop.demo import MODEL
-from tests.samples import REPOSITORY, SHARED, Sample, has_real_mouse, sample
+from tests.support.samples import REPOSITORY, SHARED, Sample, has_real_mouse, sample
 
 BUILD = REPOSITORY / "build"
 #: Films, and models by what they are made of.

@@ -35,8 +35,9 @@ from posedrop.index.index import AnalysisRow, FileRow, Index
 from posedrop.index.listing import LAST_NUMBER
 from posedrop.settings import load
 from posedrop.transport import queue
-from tests.faults.world import RESULTS, VIDEOS, World
-from tests.samples import PROBE, REPOSITORY
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.samples import PROBE, REPOSITORY
+from tests.support.world import World
 
 QUERIES = 300
 REINDEXED = 2000

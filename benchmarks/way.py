@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from posedrop.client import pause
-from tests.e2e.lab import Embedded, Lab
-from tests.samples import free_box
+from tests.support.lab import Embedded, Lab
+from tests.support.samples import free_box
 
 
 def clips_through(

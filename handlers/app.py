@@ -33,8 +33,16 @@ from handlers import changes, upload
 from handlers.context import LOOK_SECONDS, Context, now
 from handlers.door import access
 from handlers.door.bodies import Bodies
+from handlers.door.error_response import (
+    ANYWHERE,
+    BUSY,
+    GONE,
+    NOT_FOUND,
+    RETRY_AFTER,
+    ErrorAnswer,
+    error_response,
+)
 from handlers.door.form import Forms, FormUpload
-from handlers.door.refusal import ANYWHERE, BUSY, GONE, NOT_FOUND, RETRY_AFTER, ErrorAnswer, refusal
 from handlers.door.threads import Threads
 from handlers.events import letters, notify, sqs, webhook
 from handlers.health import Health
@@ -74,7 +82,7 @@ def create_app(
     settings: Settings,
     broker: Broker,
     *,
-    hurry: Callable[[bool], None] = lambda _: None,
+    set_busy: Callable[[bool], None] = lambda _: None,
     local: bool = False,
 ) -> FastAPI:
     """Return the API; its follower and reconciler run from its start to its end.
@@ -82,11 +90,11 @@ def create_app(
     Args:
         settings: where everything is.
         broker: takes the messages.
-        hurry: told whether many events wait to be followed, each time that may have changed.
+        set_busy: told whether many events wait to be followed, each time that may have changed.
         local: whether it is called by names of this machine's loopback alone.
     """
     context = Context(settings, Storage(settings), _index(settings), broker)
-    follower = notify.Follower(context, hurry)
+    follower = notify.Follower(context, set_busy)
     reconciler = reconcile.Reconciler(context)
     copier = copies.Copier(context)
     health = Health(context, follower, reconciler)
@@ -122,7 +130,7 @@ def create_app(
     app.add_middleware(Bodies)
     app.add_middleware(access.Guard, settings=settings, local=local)
     app.add_middleware(
-        webhook.Webhook,
+        webhook.EventsEndpoint,
         token=settings.events_token,
         record=partial(notify.record, context),
         wake=follower.wake,
@@ -141,12 +149,12 @@ class _Callers:
     """What serves callers that wait for the object store, apart from all others."""
 
     def __init__(self, context: Context) -> None:
-        self.hurried = context.in_a_hurry()
+        self.context = context.for_callers()
         self.asking = Threads(_ASKING, LOOK_SECONDS)
-        """Threads for what is looked up, with the tools of ``hurried``."""
-        self.patient = context
+        """Threads for what is looked up, with ``context``, whose waits for the store are short."""
+        self.patient_context = context
         self.changing = Threads(_CHANGING, LOOK_SECONDS)
-        """Threads for what is removed or copied, with the tools of ``patient``: it takes as long as
+        """Threads for what is removed or copied, with ``patient_context``: that takes as long as
         there are objects, and ought not to be left half done."""
 
 
@@ -155,7 +163,7 @@ def _index(settings: Settings) -> Index:
 
 
 def _upload_routes(app: FastAPI, callers: _Callers) -> None:
-    context, asking = callers.hurried, callers.asking
+    context, asking = callers.context, callers.asking
     forms = Forms()
 
     @app.post(
@@ -223,12 +231,12 @@ def _upload_routes(app: FastAPI, callers: _Callers) -> None:
     )
     @callers.changing
     def delete_upload(file_id: str) -> None:
-        upload.delete(callers.patient, file_id)
+        upload.delete(callers.patient_context, file_id)
         changes.note("deleted", file_id=file_id)
 
 
 async def _receive_form(callers: _Callers, request: Request, content_type: str) -> dict[str, str]:
-    context = callers.hurried
+    context = callers.context
     length = request.headers.get("content-length", "")
     most = context.settings.max_video_bytes
     if length.isascii() and length.isdigit():
@@ -242,7 +250,7 @@ async def _receive_form(callers: _Callers, request: Request, content_type: str) 
         key = layout.upload_key(file_id, filename)
         bucket = context.settings.videos_bucket
         kind = upload.guess_type(key)
-        callers.patient.storage.upload_stream(bucket, key, stream, most, kind, metadata)
+        callers.patient_context.storage.upload_stream(bucket, key, stream, most, kind, metadata)
         # Its event may come after our answer; who asks at once is to find it.
         context.index.expect_file(file_id, bucket, key, now(), metadata=metadata)
 
@@ -253,7 +261,7 @@ async def _receive_form(callers: _Callers, request: Request, content_type: str) 
 
 
 def _result_routes(app: FastAPI, callers: _Callers) -> None:
-    context, asking = callers.hurried, callers.asking
+    context, asking = callers.context, callers.asking
 
     @app.post(
         "/analyse",
@@ -309,7 +317,7 @@ def _result_routes(app: FastAPI, callers: _Callers) -> None:
     )
     @callers.changing
     def delete_analyse(analysis_id: str, response: Response) -> dict[str, str] | None:
-        status = results.cancel_or_delete(callers.patient, analysis_id)
+        status = results.cancel_or_delete(callers.patient_context, analysis_id)
         changes.note(status, analysis_id=analysis_id)
         if status == "deleted":
             response.status_code = 204
@@ -344,7 +352,7 @@ RowId = Annotated[int, Query(ge=0, lt=2**63)]
 
 
 def _list_routes(app: FastAPI, callers: _Callers) -> None:
-    context, asking = callers.hurried, callers.asking
+    context, asking = callers.context, callers.asking
 
     @app.get("/files", summary="List, filter and search the files, newest first")
     def get_files(
@@ -412,7 +420,7 @@ def _service_routes(
     reconciler: reconcile.Reconciler,
     health: Health,
 ) -> None:
-    context, changing = callers.patient, callers.changing
+    context, changing = callers.patient_context, callers.changing
     sweeping = anyio.CapacityLimiter(1)
 
     async def alone(sweep: Callable[[], reconcile.Repairs]) -> dict[str, int]:
@@ -553,23 +561,23 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(PosedropError)
     async def posedrop_error(_: Request, error: PosedropError) -> JSONResponse:
         status = next((s for kind, s in statuses.items() if isinstance(error, kind)), 500)
-        return refusal(status, error.code, error.message, field=error.field)
+        return error_response(status, error.code, error.message, field=error.field)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 400:  # not even text
-            return refusal(422, "bad_request", f"the body can't be read: {error.detail}")
+            return error_response(422, "bad_request", f"the body can't be read: {error.detail}")
         if error.status_code == 405:
             allow = ", ".join(sorted(_methods(app, request)))
             message = f"{request.method} is not for this path; these are: {allow}"
-            return refusal(405, "method_not_allowed", message, headers={"Allow": allow})
+            return error_response(405, "method_not_allowed", message, headers={"Allow": allow})
         code = "not_found" if error.status_code == 404 else "bad_request"
         message = "there is no such path: GET /openapi.json has them all"
-        return refusal(error.status_code, code, message)
+        return error_response(error.status_code, code, message)
 
     @app.exception_handler(Exception)
     async def own_error(_: Request, __: Exception) -> JSONResponse:
-        return refusal(500, "internal", "posedrop itself failed; its log says how")
+        return error_response(500, "internal", "posedrop itself failed; its log says how")
 
     @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
@@ -581,11 +589,11 @@ def _errors(app: FastAPI) -> None:
         parts = [] if first["type"] == "json_invalid" else first["loc"]
         field = ".".join(str(part) for part in parts if part != "body")
         if field:
-            return refusal(422, "bad_request", f"{field}: {first['msg']}", field=field)
+            return error_response(422, "bad_request", f"{field}: {first['msg']}", field=field)
         message = f"the body has to be a JSON object: {first['msg']}"
         if "json" not in request.headers.get("content-type", ""):
             message += "; send it with -H 'Content-Type: application/json'"
-        return refusal(422, "bad_request", message)
+        return error_response(422, "bad_request", message)
 
 
 def _methods(app: FastAPI, request: Request) -> set[str]:

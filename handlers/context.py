@@ -60,7 +60,7 @@ class Context:
     storage: Storage
     index: Index
     broker: Broker
-    planning: threading.Lock | Turn = field(default_factory=threading.Lock)
+    creating: threading.Lock | Turn = field(default_factory=threading.Lock)
     """Held while a run is looked up and created: one request, one run, under whatever key."""
     following: threading.Lock | Turn = field(default_factory=threading.Lock)
     """Held while a video is planned, so that of two versions of a rule it follows one."""
@@ -82,12 +82,12 @@ class Context:
         self.index.on_result = self.metrics.run_ended
         self.index.on_video = self.metrics.video_ingested
 
-    def in_a_hurry(self) -> Context:
-        """Return the same tools for a caller who waits for an answer: short waits for all."""
+    def for_callers(self) -> Context:
+        """Return the context for calls that a person waits for: with a slow store they end soon."""
         return replace(
             self,
             storage=Storage(self.settings, read_seconds=LOOK_SECONDS, attempts=2),
-            planning=Turn(self.planning, LOOK_SECONDS),
+            creating=Turn(self.creating, LOOK_SECONDS),
             following=Turn(self.following, LOOK_SECONDS),
         )
 

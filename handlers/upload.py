@@ -261,7 +261,7 @@ def _metadata(context: Context, analysis: str | None, args: dict[str, Any]) -> d
         if args:
             raise BadRequestError("args without an analysis", field="analysis")
         return {}
-    plan.order(context, analysis, args)
+    plan.validate(context, analysis, args)
     metadata = {"analysis": analysis, "args": plan.canonical(args)}
     if sum(len(value) for value in metadata.values()) > _MAX_METADATA:
         raise BadRequestError("args are too long to travel with an upload; use POST /analyse")

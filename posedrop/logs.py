@@ -48,5 +48,10 @@ def to_stderr(level: int = logging.INFO) -> None:
     for own in ("uvicorn", "uvicorn.access"):  # it has set up its own, whose tracebacks are raw
         logging.getLogger(own).handlers.clear()
         logging.getLogger(own).propagate = True
-    for chatty in ("httpx", "botocore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    quieten_libraries()
+
+
+def quieten_libraries() -> None:
+    """Have libraries that log every request log what goes wrong alone."""
+    for library in ("httpx", "botocore"):
+        logging.getLogger(library).setLevel(logging.WARNING)

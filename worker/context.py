@@ -23,14 +23,14 @@ from worker import limits, room
 from worker.cache import Cache
 from worker.child import handover
 from worker.child.child import Child
-from worker.child.pool import Pair
+from worker.child.pool import ChildPool
 from worker.own_record import OwnRecord
 
 _OWNED = "worker-"
 _LOCK = ".lock"
 
 
-class Workshop:
+class Context:
     """The tools of the actors of one worker process.
 
     Each queue has children of its own: a video that kills the decoder of an ingest leaves the warm
@@ -61,7 +61,7 @@ class Workshop:
             hidden=hidden,
             cards=settings.encode != "cpu",
         )
-        self.gpu = Pair(
+        self.gpu = ChildPool(
             queue.GPU,
             self._scratch,
             warm=["worker.engine.inference"],
@@ -71,7 +71,7 @@ class Workshop:
             reads=settings.child_reads,
             cards=True,
         )
-        self.desk = Child(
+        self.tables_child = Child(
             "tables",
             self._scratch,
             warm=["worker.poses.tables"],
@@ -90,7 +90,7 @@ class Workshop:
         return self._closing.wait(seconds)
 
     @contextmanager
-    def bench(self) -> Iterator[Path]:
+    def scratch_dir(self) -> Iterator[Path]:
         """Give an empty folder for one job, gone afterwards."""
         folder = Path(tempfile.mkdtemp(prefix=room.JOB, dir=self._scratch))
         try:
@@ -105,7 +105,7 @@ class Workshop:
             self.cpu.start()
         if queue.GPU in queues:
             self.gpu.start()
-            self.desk.start()
+            self.tables_child.start()
 
     def send(self, actor: str, *, delay_seconds: float = 0.0, **arguments: str) -> None:
         """Enqueue a message for an actor."""
@@ -117,7 +117,7 @@ class Workshop:
         self.record.stop()
         self.cpu.close()
         self.gpu.close()
-        self.desk.close()
+        self.tables_child.close()
         handover.remove(self._scratch)
         self._mine.close()
 

@@ -7,7 +7,7 @@ import logging
 from posedrop.buckets import layout
 from posedrop.buckets.records import Duplicate
 from posedrop.errors import StorageError
-from worker.context import Workshop
+from worker.context import Context
 
 log = logging.getLogger(__name__)
 
@@ -16,18 +16,18 @@ FIRST = 60.0
 EVERY = 3600.0
 
 
-def keep_forgetting(shop: Workshop) -> None:
+def keep_forgetting(context: Context) -> None:
     """Look every hour, until this worker is closed."""
     pause = FIRST
-    while not shop.is_closed_within(pause):
+    while not context.is_closed_within(pause):
         pause = EVERY
         try:
-            forget_gone(shop)
+            forget_gone(context)
         except StorageError as error:
             log.warning("films that are gone are looked for later: %s", error)
 
 
-def forget_gone(shop: Workshop) -> int:
+def forget_gone(context: Context) -> int:
     """Drop the kept videos whose content no film in the bucket has; return how many.
 
     The first film of a content is asked about alone. Where another one of the same content is left,
@@ -37,10 +37,10 @@ def forget_gone(shop: Workshop) -> int:
         StorageError: the store can't be asked.
     """
     dropped = 0
-    for sha256 in shop.cache.videos():
+    for sha256 in context.cache.videos():
         key = layout.content(sha256)
-        first = shop.storage.read_whole_record(shop.settings.results_bucket, key, Duplicate)
-        if first is None or shop.storage.head(shop.settings.videos_bucket, first.key) is None:
-            shop.cache.forget_video(sha256)
+        first = context.storage.read_whole_record(context.settings.results_bucket, key, Duplicate)
+        if first is None or context.storage.head(context.settings.videos_bucket, first.key) is None:
+            context.cache.forget_video(sha256)
             dropped += 1
     return dropped

@@ -13,7 +13,7 @@ from posedrop import logs, settings
 from posedrop.transport import queue
 from worker import exposed
 from worker.actors import register
-from worker.context import Workshop
+from worker.context import Context
 
 
 class Children(Middleware):
@@ -23,8 +23,8 @@ class Children(Middleware):
     and whoever is there next goes on with it.
     """
 
-    def __init__(self, shop: Workshop) -> None:
-        self._shop = shop
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._stop_metrics: Callable[[], None] = lambda: None
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
@@ -40,12 +40,12 @@ class Children(Middleware):
         """Import what the queues need while there is nothing to do."""
         mine = worker.consumer_whitelist or {queue.CPU, queue.GPU}
         queues = frozenset(mine) & {queue.CPU, queue.GPU}
-        threading.Thread(target=self._shop.start_children, args=(queues,), daemon=True).start()
-        self._stop_metrics = exposed.serve(self._shop.settings)
+        threading.Thread(target=self._context.start_children, args=(queues,), daemon=True).start()
+        self._stop_metrics = exposed.serve(self._context.settings)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
         """Let go of what is at work."""
-        self._shop.close()
+        self._context.close()
         self._stop_metrics()
 
 
@@ -53,6 +53,6 @@ logs.to_stderr()
 _settings = settings.load()
 broker = queue.connect(_settings.broker_url)
 dramatiq.set_broker(broker)
-_shop = register(broker, _settings)
-broker.add_middleware(Children(_shop))
-atexit.register(_shop.close)
+_context = register(broker, _settings)
+broker.add_middleware(Children(_context))
+atexit.register(_context.close)

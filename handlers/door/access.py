@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handlers.changes import Caller, calling
-from handlers.door.refusal import refusal
+from handlers.door.error_response import error_response
 from posedrop.settings import Settings
 
 #: How long a browser may use its cookie, seconds; then it needs the link again.
@@ -77,7 +77,7 @@ class Guard:
         how: str | None = None
         if scope["path"] not in _HEALTH and not self._may_read_metrics(request):
             how = "loopback" if self._token is None else _how(request, self._token)
-            refused = self._refusal(request, how)
+            refused = self._error_response(request, how)
         unasked = Headers(scope=scope).get("expect", "").lower() == "100-continue"
 
         async def receive_asked() -> Message:
@@ -99,15 +99,15 @@ class Guard:
         with calling(Caller(how or "nobody", client[0] if client else None)):
             await (refused or self._app)(scope, receive_asked, send_with_headers)
 
-    def _refusal(self, request: Request, how: str | None) -> Response | None:
+    def _error_response(self, request: Request, how: str | None) -> Response | None:
         if self._local and not _is_loopback(request):
             # A name that somebody else's DNS points at this machine (rebinding) is not its own.
-            return refusal(403, "forbidden", "this server is called by 127.0.0.1")
+            return error_response(403, "forbidden", "this server is called by 127.0.0.1")
         if (request.method, request.scope["path"]) in _OPEN:
             return None
         if how is None:
             bearer = request.headers.get("authorization", "").lower().startswith("bearer")
-            return refusal(
+            return error_response(
                 401,
                 "unauthorized",
                 "send Authorization: Bearer <api token>; with a browser, open the link that "
@@ -118,7 +118,7 @@ class Guard:
         if (unsafe and not _same_origin(request)) or (
             how == "cookie" and not _is_own_page(request, unsafe)
         ):
-            return refusal(403, "forbidden", "a page of another site may not do this")
+            return error_response(403, "forbidden", "a page of another site may not do this")
         return None
 
     def _may_read_metrics(self, request: Request) -> bool:

@@ -7,7 +7,7 @@ from contextlib import suppress
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from handlers.door.refusal import refusal
+from handlers.door.error_response import error_response
 from posedrop import bounded
 
 #: What a request in JSON may have, bytes.
@@ -84,7 +84,9 @@ class Bodies:
             await _too_large(scope, receive, send)
             return
         if _is_too_deep(body):
-            too_deep = refusal(422, "bad_request", f"the body is nested more than {MAX_DEPTH} deep")
+            too_deep = error_response(
+                422, "bad_request", f"the body is nested more than {MAX_DEPTH} deep"
+            )
             await too_deep(scope, receive, send)
             return
         waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -105,7 +107,7 @@ def _is_too_deep(body: bytes) -> bool:
 
 
 async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = refusal(413, "body_too_large", f"the body has more than {MAX_BYTES:,} bytes")
+    answer = error_response(413, "body_too_large", f"the body has more than {MAX_BYTES:,} bytes")
     # What is left of it is nobody's next request.
     answer.headers["Connection"] = "close"
     await answer(scope, receive, send)

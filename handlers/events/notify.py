@@ -18,7 +18,7 @@ from handlers import changes, gpu_queue
 from handlers.context import Context, now
 from handlers.runs import copies, plan, waiting
 from posedrop.buckets import layout
-from posedrop.buckets.records import Asked, Planned, Request, Result, VideoRecord
+from posedrop.buckets.records import PendingRequest, Planned, Request, Result, VideoRecord
 from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import PosedropError, RecordError
 from posedrop.index.index import AnalysisRow, EventRow, IndexBusyError
@@ -35,10 +35,10 @@ _MANY = 16
 #: for so many seconds is refused.
 EMPTY_SECONDS = 5.0
 #: What a run has when it needs no network any more.
-_FOUND = frozenset({layout.PREDICTIONS, layout.INFERENCE})
+_HAS_POSES = frozenset({layout.PREDICTIONS, layout.INFERENCE})
 #: That a worker is too old for a run.
 _LEFT = layout.needs_newer("").removeprefix("/")
-_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD, _LEFT}) | _FOUND
+_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD, _LEFT}) | _HAS_POSES
 
 
 def record(context: Context, body: bytes) -> int:
@@ -80,7 +80,7 @@ def matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
     match layout.parse_result_key(event.key):
         case layout.VideoObject(name=name):
             return name == layout.VIDEO_RECORD
-        case layout.AskedObject():
+        case layout.PendingRequestObject():
             return True
         case layout.RunObject(name=name):
             return name in _NOTED or name == "attempts/1.json"
@@ -91,9 +91,9 @@ def matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
 class Follower:
     """The thread that does what the recorded events call for, oldest first."""
 
-    def __init__(self, context: Context, hurry: Callable[[bool], None] = lambda _: None) -> None:
+    def __init__(self, context: Context, set_busy: Callable[[bool], None] = lambda _: None) -> None:
         self._context = context
-        self._hurry = hurry
+        self._set_busy = set_busy
         self._wake = threading.Event()
         self._turned_at = time.monotonic()
         self._stop = threading.Event()
@@ -134,15 +134,15 @@ class Follower:
                 self._turned_at = time.monotonic()
                 while not self._stop.is_set() and (events := follow(self._context)):
                     self._turned_at = time.monotonic()
-                    self._hurry(events >= _MANY)
+                    self._set_busy(events >= _MANY)
             except Exception:
                 log.exception("the follower goes on after an error")
             finally:
-                self._hurry(False)
+                self._set_busy(False)
 
 
 class Ingest(NamedTuple):
-    """A message that an object calls for."""
+    """Follow-up: have a video ingested."""
 
     file_id: str
     etag: str
@@ -150,47 +150,47 @@ class Ingest(NamedTuple):
 
     @property
     def name(self) -> tuple[str, str]:
-        """What two events have in common that call for one message."""
+        """What two events have in common that need one message."""
         return self.key, self.etag
 
 
-class Planning(NamedTuple):
-    """A video, by its folder in the results bucket, whose runs are to be planned."""
+class PlanRuns(NamedTuple):
+    """Follow-up: plan the runs of a video, which is named by its folder in the results bucket."""
 
     prefix: str
     video: VideoRecord | None
 
     @property
     def name(self) -> tuple[str, str]:
-        """What two events have in common that call for one planning."""
+        """What two events have in common that need one planning."""
         return self.prefix, ""
 
 
-class Farewell(NamedTuple):
-    """A video that is gone: if the same comes again, its rules are followed again."""
+class ForgetPlan(NamedTuple):
+    """Follow-up of a video that is gone: if the same comes again, its rules are followed again."""
 
     file_id: str
     key: str
 
     @property
     def name(self) -> tuple[str, str]:
-        """What two events have in common that call for one farewell."""
+        """What two events have in common that need one removal."""
         return self.file_id, "gone"
 
 
-class Ruling(NamedTuple):
-    """A rule that has come, was replaced or is gone."""
+class CheckRule(NamedTuple):
+    """Follow-up: look at a rule that has come, was replaced or is gone."""
 
     key: str
 
     @property
     def name(self) -> tuple[str, str]:
-        """What two events have in common that call for one look."""
+        """What two events have in common that need one look."""
         return self.key, "rule"
 
 
-class Move(NamedTuple):
-    """A run that is made under another name of its content from now on.
+class MoveRun(NamedTuple):
+    """Follow-up: have a run made under another name of its content from now on.
 
     Its folder ``before`` is gone, or its film was.
     """
@@ -200,7 +200,7 @@ class Move(NamedTuple):
 
     @property
     def name(self) -> tuple[str, str]:
-        """What two events have in common that call for one message."""
+        """What two events have in common that need one message."""
         return self.row.run, "moved"
 
 
@@ -211,8 +211,10 @@ class FilmGone:
     record: VideoRecord
 
 
-Found = ObjectInfo | VideoRecord | FilmGone | Asked | Planned | Request | Result | None
-Then = Ingest | Planning | Farewell | Ruling | Move
+StoreState = (
+    ObjectInfo | VideoRecord | FilmGone | PendingRequest | Planned | Request | Result | None
+)
+FollowUp = Ingest | PlanRuns | ForgetPlan | CheckRule | MoveRun
 
 
 def follow(context: Context) -> int:
@@ -257,7 +259,7 @@ def _handle_together(context: Context, batch: list[EventRow]) -> None:
     """
     found = _look(context, batch)
     failed: list[tuple[EventRow, Exception]] = []
-    calls: dict[tuple[str, str], tuple[Then, list[EventRow]]] = {}
+    calls: dict[tuple[str, str], tuple[FollowUp, list[EventRow]]] = {}
     done: list[EventRow] = []
     later: list[EventRow] = []
     with context.index.together():
@@ -271,7 +273,7 @@ def _handle_together(context: Context, batch: list[EventRow]) -> None:
                 calls.setdefault(then.name, (then, []))[1].append(event)
             else:
                 done.append(event)
-    acted: list[Then] = []
+    acted: list[FollowUp] = []
     for then, callers in calls.values():
         try:
             _act(context, then)
@@ -292,7 +294,7 @@ def _handle_together(context: Context, batch: list[EventRow]) -> None:
             context.index.event_postponed(event.id, due)
 
 
-def _may_grow(context: Context, event: EventRow, found: Found) -> bool:
+def _may_grow(context: Context, event: EventRow, found: StoreState) -> bool:
     """Tell whether an event is of an object that is empty and was written just now."""
     if event.bucket != context.settings.videos_bucket or not isinstance(found, ObjectInfo):
         return False
@@ -311,11 +313,11 @@ def _failed(context: Context, event: EventRow, error: Exception) -> None:
         context.index.event_failed(event.id, reason, now())
 
 
-def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], Found | Exception]:
+def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], StoreState | Exception]:
     """Ask the store once for each object that the events are about: they are hints, it knows."""
     places = list(dict.fromkeys((event.bucket, event.key) for event in batch))
 
-    def look(place: tuple[str, str]) -> Found | Exception:
+    def look(place: tuple[str, str]) -> StoreState | Exception:
         try:
             return _look_at(context, *place)
         except Exception as error:
@@ -326,7 +328,7 @@ def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], Foun
     return dict(zip(places, context.lookers.map(look, places), strict=True))
 
 
-def _look_at(context: Context, bucket: str, key: str) -> Found:
+def _look_at(context: Context, bucket: str, key: str) -> StoreState:
     """Return what is under a key now, None if there is nothing, or nothing to be indexed."""
     if bucket == context.settings.videos_bucket:
         return None if layout.is_folder_rule(key) else context.storage.head(bucket, key)
@@ -334,9 +336,9 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
         case layout.VideoObject(name=layout.VIDEO_RECORD):
             record = context.storage.read_record(bucket, key, VideoRecord)
             return record if record is None else _unless_old(context, record)
-        case layout.AskedObject():
-            return context.storage.read_record(bucket, key, Asked)
-        case layout.AnsweredObject():
+        case layout.PendingRequestObject():
+            return context.storage.read_record(bucket, key, PendingRequest)
+        case layout.PendingOutcomeObject():
             return context.storage.read_record(bucket, key, Planned)
         case layout.RunObject(name=layout.REQUEST):
             return context.storage.read_record(bucket, key, Request)
@@ -344,7 +346,7 @@ def _look_at(context: Context, bucket: str, key: str) -> Found:
             # One without a request is what a deletion has left, or a worker that woke up after it.
             is_run = context.storage.head(bucket, f"{run}/{layout.REQUEST}") is not None
             return context.storage.read_record(bucket, key, Result) if is_run else None
-        case layout.RunObject(name=name) if name in _FOUND or name == _LEFT:
+        case layout.RunObject(name=name) if name in _HAS_POSES or name == _LEFT:
             return context.storage.head(bucket, key)
         case _:
             return None
@@ -372,17 +374,17 @@ def _unless_old(
     return there if row.etag == there.etag and row.state in {"ready", "refused"} else None
 
 
-def _tell(context: Context, bucket: str, key: str, kind: str, found: Found) -> Then | None:
+def _tell(context: Context, bucket: str, key: str, kind: str, found: StoreState) -> FollowUp | None:
     """Tell the index what was found; return what has to follow. Nothing here is slow."""
     if bucket == context.settings.videos_bucket:
         if layout.is_folder_rule(key):
-            return Ruling(key)
+            return CheckRule(key)
         file_id = layout.file_id_of(bucket, key)
         if isinstance(found, ObjectInfo):
             return _tell_video(context, file_id, found) if kind == "created" else None
         if kind == "removed":
             context.index.file_removed(file_id)
-            return Farewell(file_id, key)
+            return ForgetPlan(file_id, key)
         return None
     if kind == "removed":
         return _tell_gone(context, key) if found is None else None
@@ -409,36 +411,36 @@ def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | N
     return None
 
 
-def _tell_record(context: Context, key: str, found: Found) -> Then | None:
+def _tell_record(context: Context, key: str, found: StoreState) -> FollowUp | None:
     match layout.parse_result_key(key), found:
         case layout.VideoObject(), ObjectInfo():
             file_id = layout.file_id_of(context.settings.videos_bucket, found.key)
             return Ingest(file_id, found.etag, found.key)
         case layout.VideoObject(), FilmGone():
             video = found.record.video
-            return Farewell(video.file_id, video.key)
+            return ForgetPlan(video.file_id, video.key)
         case layout.VideoObject(video=prefix), VideoRecord():
             context.index.file_ingested(found)
-            return Planning(prefix, found)
-        case layout.AskedObject(video=prefix), Asked():
-            context.index.pending_asked(found)
+            return PlanRuns(prefix, found)
+        case layout.PendingRequestObject(video=prefix), PendingRequest():
+            context.index.pending_added(found)
             # It may have been asked in the very moment in which the ingest ended.
-            return Planning(prefix, None)
-        case layout.AnsweredObject(pending_id=pending_id), Planned():
-            plan.note_answer(context, pending_id, found)
+            return PlanRuns(prefix, None)
+        case layout.PendingOutcomeObject(pending_id=pending_id), Planned():
+            plan.note_outcome(context, pending_id, found)
         case layout.RunObject(run=run, video=prefix), Request():
-            if not context.index.analysis_planned(found, run):
+            if not context.index.analysis_requested(found, run):
                 context.to_copy.set()
             row = context.index.file(found.video.file_id)
             if row is not None and row.waits_for is not None:
                 # It has a run now, and is open to no rule any more.
-                return Planning(prefix, None)
+                return PlanRuns(prefix, None)
         case layout.RunObject(run=run), Result():
             context.index.analysis_finished(found, run)
             context.to_copy.set()
             now_at = context.index.analysis(found.analysis_id)
             if now_at is not None and now_at.run != run and now_at.finished_at is None:
-                return Move(now_at, run)
+                return MoveRun(now_at, run)
         case layout.RunObject(run=run, analysis_id=analysis_id, name="attempts/1.json"), _:
             known = context.index.analysis(analysis_id)
             if known is None or known.run == run:
@@ -447,7 +449,7 @@ def _tell_record(context: Context, key: str, found: Found) -> Then | None:
             known = context.index.analysis(analysis_id)
             if known is None or known.run != run:
                 return None
-            if name in _FOUND:
+            if name in _HAS_POSES:
                 context.index.gpu_over(analysis_id)
             else:
                 gpu_queue.park(context, analysis_id, now())
@@ -456,33 +458,33 @@ def _tell_record(context: Context, key: str, found: Found) -> Then | None:
     return None
 
 
-def _tell_gone(context: Context, key: str) -> Move | None:
+def _tell_gone(context: Context, key: str) -> MoveRun | None:
     match layout.parse_result_key(key):
         case layout.RunObject(run=run, analysis_id=analysis_id, name=layout.REQUEST):
             row = context.index.place_removed(analysis_id, run)
-            return Move(row, run) if row is not None and row.finished_at is None else None
+            return MoveRun(row, run) if row is not None and row.finished_at is None else None
         case _:
             return None
 
 
-def _act(context: Context, then: Then) -> None:
+def _act(context: Context, then: FollowUp) -> None:
     """Send an ingest, plan a video's runs, forget that they were planned, look at a rule."""
     match then:
         case Ingest(etag=etag, key=key):
             bucket = context.settings.videos_bucket
             queue.send(context.broker, "ingest", bucket=bucket, key=key, etag=etag)
-        case Planning(prefix=prefix, video=video):
+        case PlanRuns(prefix=prefix, video=video):
             results = context.settings.results_bucket
             if video is None:
                 record = layout.video_record(prefix)
                 video = context.storage.read_record(results, record, VideoRecord)
             if video is not None:
-                plan.plan_ingested(context, video)
-        case Ruling(key=key):
+                plan.plan_runs(context, video)
+        case CheckRule(key=key):
             waiting.rule_changed(context, key)
-        case Move(row=row, before=before):
+        case MoveRun(row=row, before=before):
             copies.moved(context, row, before)
-        case Farewell(file_id=file_id, key=key):
+        case ForgetPlan(file_id=file_id, key=key):
             copies.film_gone(context, file_id)
             records = [layout.planned(file_id), *context.ingest_attempts(file_id)]
             context.storage.delete(context.settings.results_bucket, records)
@@ -505,7 +507,7 @@ def film_may_be_gone(context: Context, key: str) -> bool:
     if not isinstance(found, FilmGone):
         return False
     video = found.record.video
-    _act(context, Farewell(video.file_id, video.key))
+    _act(context, ForgetPlan(video.file_id, video.key))
     return True
 
 

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from handlers.door.bodies import Reader
-from handlers.door.refusal import refusal
+from handlers.door.error_response import error_response
 from handlers.metrics import Metrics
 from posedrop.index.index import IndexBusyError
 
@@ -28,7 +28,7 @@ MAX_BYTES = 4 * 2**20
 _THREADS = 4
 
 
-class Webhook:
+class EventsEndpoint:
     """The outermost middleware: it answers the store, and passes on all others."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Webhook:
             await self._app(scope, receive, send)
             return
         if not self._may(scope):
-            stranger = refusal(401, "unauthorized", "a wrong or no events token")
+            stranger = error_response(401, "unauthorized", "a wrong or no events token")
             await stranger(scope, receive, send)
             return
         started = time.perf_counter()
@@ -65,7 +65,7 @@ class Webhook:
         try:
             new = await anyio.to_thread.run_sync(self._record, read[0], limiter=self._threads)
         except IndexBusyError as error:
-            await refusal(503, error.code, error.message)(scope, receive, send)
+            await error_response(503, error.code, error.message)(scope, receive, send)
             return
         self._metrics.events.labels("new" if new else "known").inc()
         self._metrics.event_seconds.observe(time.perf_counter() - started)

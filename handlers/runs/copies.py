@@ -183,7 +183,7 @@ def _give(context: Context, video: VideoRef, request: Request, run: str, *, shar
     key = f"{mine}/{layout.REQUEST}"
     if not context.storage.create(bucket, key, own.to_json()):
         own = context.storage.read_whole_record(bucket, key, Request) or own
-    context.index.analysis_planned(own, mine)
+    context.index.analysis_requested(own, mine)
     context.to_copy.set()
 
 
@@ -371,7 +371,7 @@ def places(context: Context, sha256: str | None, run: str) -> list[AnalysisRow]:
             continue
         request = storage.read_whole_record(bucket, f"{folder}/{layout.REQUEST}", Request)
         if request is not None:
-            context.index.analysis_planned(request, folder)
+            context.index.analysis_requested(request, folder)
             result = storage.read_whole_record(bucket, f"{folder}/{layout.RESULT}", Result)
             if result is not None:
                 context.index.analysis_finished(result, folder)

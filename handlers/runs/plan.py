@@ -4,12 +4,12 @@ An analysis_id is made of what decides the result (content, analysis, arguments,
 so the same request on the same content is the same run, under whatever key the video lies: it is
 made once, and copied to the other names (see handlers/runs/copies.py).
 
-A video follows one rule, and the bucket says which (``_planned/``). A question asked before its
-first plan is answered for what was ingested first after it, which then needs no rule. So neither a
-reindex nor a rule that is changed later starts anything: deleted results come back when somebody
-asks again or uploads again, not when an index is lost. What followed no rule is open to one that
-comes into its folders, unless it has a run by then. Where the rule is wrong the video waits (see
-handlers/runs/waiting.py). What was cut short is planned again, from its beginning.
+A video follows one rule, and the bucket says which (``_planned/``). A request that is
+pending at the first plan becomes a run of what is ingested first, and the video then needs no rule.
+So neither a reindex nor a rule that is changed later starts anything: deleted results come back
+when somebody asks again or uploads again, not when an index is lost. What followed no rule is open
+to one that comes into its folders, unless it has a run by then. Where the rule is wrong
+the video waits (handlers/runs/waiting.py). What was cut short is planned again, from its beginning.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from handlers.runs import copies, rules
 from posedrop import analyses, bounded
 from posedrop.buckets import layout
 from posedrop.buckets.records import (
-    Asked,
     Followed,
     Model,
     ModelRef,
+    PendingRequest,
     Planned,
     Request,
     Result,
@@ -49,22 +49,24 @@ log = logging.getLogger(__name__)
 MAX_RETRIES = 10
 #: How a run ends that may be made anew.
 _BAD = frozenset({"failed", "cancelled"})
-#: The error of a question about a video that was refused.
+#: The error of a pending request whose video was refused.
 _REFUSED = "refused"
+#: As a record says that a pending request decided.
+_PENDING = Followed(kind="question")
 _ALWAYS = datetime.max.replace(tzinfo=UTC)
 
 Origin = Literal["api", "metadata", "folder", "default"]
 
 
-class Answer(NamedTuple):
-    """The answer to a request: its id, how far it is, and whether it was there before."""
+class RunHandle(NamedTuple):
+    """A run by its id, or a pending request: how far it is, and whether it was there before."""
 
     analysis_id: str
     status: RunState
     existed: bool
 
 
-class Order(NamedTuple):
+class ValidRequest(NamedTuple):
     """A valid request for an analysis: everything but the video."""
 
     analysis: analyses.Analysis
@@ -77,21 +79,21 @@ def canonical(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def analysis_id_of(sha256: str, order: Order, force: str | None) -> str:
+def analysis_id_of(sha256: str, request: ValidRequest, force: str | None) -> str:
     """Return the id of a run: the same content and the same request give the same one."""
     # The model counts by its digest: the same weights under another name are the same request.
-    args = {name: value for name, value in order.args.items() if name != "model"}
+    args = {name: value for name, value in request.args.items() if name != "model"}
     return layout.make_id(
         sha256,
-        order.analysis.name,
+        request.analysis.name,
         canonical(args),
-        order.model.digest if order.model else "",
-        order.analysis.version,
+        request.model.digest if request.model else "",
+        request.analysis.version,
         force or "",
     )
 
 
-def order(context: Context, analysis: str, args: Mapping[str, Any]) -> Order:
+def validate(context: Context, analysis: str, args: Mapping[str, Any]) -> ValidRequest:
     """Return the request as it can be carried out.
 
     Raises:
@@ -106,7 +108,7 @@ def order(context: Context, analysis: str, args: Mapping[str, Any]) -> Order:
         model = catalog.resolve(context.storage, context.settings.models_bucket, complete["model"])
         if found.check is not None:
             found.check(found.args.model_validate(complete), model)
-    return Order(found, complete, model)
+    return ValidRequest(found, complete, model)
 
 
 def _no_model(context: Context, analysis: analyses.Analysis) -> BadRequestError:
@@ -145,7 +147,7 @@ def ask(
     *,
     force: bool,
     retry: bool = True,
-) -> Answer:
+) -> RunHandle:
     """Carry out POST /analyse: start the run, or keep it until the video's ingest is over.
 
     Args:
@@ -164,7 +166,7 @@ def ask(
     file = context.index.file(file_id)
     if file is None:
         raise NotFoundError(f"there is no file {file_id}; GET /files lists what there is")
-    wanted = order(context, analysis, args)
+    wanted = validate(context, analysis, args)
     token = secrets.token_hex(8) if force else None
     if file.state == "refused":
         raise BadRequestError(
@@ -184,8 +186,8 @@ def ask(
         if record is not None and record.probe is not None:
             before = _ALWAYS if retry else file.created_at
             return start(context, record, wanted, "api", token, retry_before=before)
-    asked = Asked(
-        # By the ETag, so that the same question about what replaces this is another one.
+    pending = PendingRequest(
+        # By the ETag, so that the same request about what replaces this is another one.
         pending_id=layout.make_id(
             "pending", file_id, file.etag or "", analysis, canonical(wanted.args), token or ""
         ),
@@ -196,24 +198,24 @@ def ask(
         created_at=now(),
         force=token,
     )
-    key = layout.asked(prefix, asked.pending_id)
-    created = context.storage.create(context.settings.results_bucket, key, asked.to_json())
+    key = layout.pending_request(prefix, pending.pending_id)
+    created = context.storage.create(context.settings.results_bucket, key, pending.to_json())
     if created:  # it may have been asked before, and taken back
-        _reopen(context, asked)
+        _reopen(context, pending)
     else:
-        context.index.pending_asked(asked)
-    return Answer(asked.pending_id, "waiting", not created)
+        context.index.pending_added(pending)
+    return RunHandle(pending.pending_id, "waiting", not created)
 
 
 def start(
     context: Context,
     video: VideoRecord,
-    wanted: Order,
+    wanted: ValidRequest,
     origin: Origin,
     force: str | None,
     *,
     retry_before: datetime | None = None,
-) -> Answer:
+) -> RunHandle:
     """Create the run of an ingested video, unless the same one exists; enqueue it.
 
     Args:
@@ -229,7 +231,7 @@ def start(
     if video.sha256 is None or video.probe is None:
         raise BadRequestError(f"{video.video.key} has no content to analyse", code="refused")
     token, retry_of = force, None
-    with context.planning:
+    with context.creating:
         for retries in range(MAX_RETRIES + 1):
             analysis_id = analysis_id_of(video.sha256, wanted, token)
             token = f"retry:{analysis_id}"
@@ -245,13 +247,13 @@ def start(
                         break
                 if retries == MAX_RETRIES or not _is_retried(row, retry_before):
                     copies.join(context, video.video, row)
-                    return Answer(analysis_id, row.state, True)
+                    return RunHandle(analysis_id, row.state, True)
             if row is not None:
                 retry_of = RunRef(analysis_id=analysis_id, run=row.run)
     # It stands in the bucket and in the index: whatever becomes of this, it is sent in its turn.
     gpu_queue.send_next(context, now())
     log.info("planned", extra={"analysis_id": analysis_id, "file_id": video.video.file_id})
-    return Answer(analysis_id, "queued", False)
+    return RunHandle(analysis_id, "queued", False)
 
 
 def _exists(context: Context, analysis_id: str) -> bool:
@@ -275,7 +277,7 @@ def up_to_date(context: Context, row: AnalysisRow) -> AnalysisRow | None:
 
 def _request(
     video: VideoRecord,
-    wanted: Order,
+    wanted: ValidRequest,
     origin: Origin,
     analysis_id: str,
     force: str | None,
@@ -312,7 +314,7 @@ def _created(context: Context, video: VideoRecord, request: Request) -> Analysis
     if not context.storage.create(bucket, key, request.to_json()):
         # The bucket knows the run, the index did not: what stands there is what was asked.
         return _known(context, run, request)
-    context.index.analysis_planned(request, run)
+    context.index.analysis_requested(request, run)
     return None
 
 
@@ -338,14 +340,14 @@ def _known(context: Context, run: str, fallback: Request) -> AnalysisRow | None:
     """Index a run that the bucket has already; the reconciler sends it if nobody is at it."""
     bucket = context.settings.results_bucket
     request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request) or fallback
-    context.index.analysis_planned(request, run)
+    context.index.analysis_requested(request, run)
     result = context.storage.read_record(bucket, f"{run}/{layout.RESULT}", Result)
     if result is not None:
         context.index.analysis_finished(result, run)
     return context.index.analysis(request.analysis_id)
 
 
-def order_of(context: Context, rule: rules.Rule) -> Order | None:
+def validate_rule(context: Context, rule: rules.Rule) -> ValidRequest | None:
     """Return what a rule asks for, None if that is nothing.
 
     Raises:
@@ -356,7 +358,7 @@ def order_of(context: Context, rule: rules.Rule) -> Order | None:
     if rule.analysis is None:
         return None
     try:
-        return order(context, rule.analysis, rule.args or {})
+        return validate(context, rule.analysis, rule.args or {})
     except (BadRequestError, StorageError):
         raise
     except Exception as error:
@@ -364,7 +366,7 @@ def order_of(context: Context, rule: rules.Rule) -> Order | None:
         raise BadRequestError(f"{rule.analysis} can't take these args: {error!r}") from error
 
 
-def plan_ingested(context: Context, video: VideoRecord) -> None:
+def plan_runs(context: Context, video: VideoRecord) -> None:
     """Start what waited for this video and what its metadata, folder or the default ask for.
 
     Doing it again starts nothing twice. The record of an older version, or of a video that the
@@ -374,7 +376,7 @@ def plan_ingested(context: Context, video: VideoRecord) -> None:
     file = context.index.file(ref.file_id)
     if file is None or file.etag != ref.etag:
         return
-    _answer_questions(context, video)
+    _start_pending(context, video)
     if video.refusal is not None or video.probe is None or _is_planned(file):
         return
     with context.following:
@@ -392,10 +394,10 @@ def finish_planning(context: Context, file_id: str) -> None:
         return
     video = context.video_record(file.bucket, file.key)
     if video is not None:
-        plan_ingested(context, video)
+        plan_runs(context, video)
 
 
-def _planned(
+def _planned_record(
     video: VideoRecord,
     rule: Followed,
     analysis_id: str | None,
@@ -429,7 +431,7 @@ def _follow(context: Context, video: VideoRecord, file: FileRow) -> None:
     done = before
     if before is None or before.is_open:
         try:
-            done = _plan(context, video, before, file.waits_for, seen)
+            done = _follow_one(context, video, before, file.waits_for, seen)
         except _WaitError as wait:
             waits_for = wait.rule
         else:
@@ -478,7 +480,7 @@ class _WaitError(Exception):
         self.rule = rule
 
 
-def _plan(
+def _follow_one(
     context: Context,
     video: VideoRecord,
     before: Planned | None,
@@ -496,22 +498,22 @@ def _plan(
         _WaitError: the rule is wrong.
     """
     if before is None and "analysis" in video.metadata:
-        return _planned(video, Followed(kind="metadata"), _start_or_reject(context, video))
+        return _planned_record(video, Followed(kind="metadata"), _start_or_reject(context, video))
     made = _made_already(context, video, whenever=before is not None)
     if made is not None:
         return made
     rule = rules.nearest(context, video.video.key, seen)
     if rule is not None:
         if not rule.existing and _was_there(video, rule, before, waits_for):
-            return before or _planned(video, Followed(kind="none"), None)
+            return before or _planned_record(video, Followed(kind="none"), None)
         followed = Followed(kind="folder", key=rule.key, etag=rule.etag)
-        return _planned(video, followed, _start(context, video, rule, "folder"))
+        return _planned_record(video, followed, _start(context, video, rule, "folder"))
     rule = rules.default(context) if before is None else None
     if rule is not None:
         seen[rule.key] = rule.etag
         started = _start(context, video, rule, "default")
-        return _planned(video, Followed(kind="default"), started)
-    return before or _planned(video, Followed(kind="none"), None)
+        return _planned_record(video, Followed(kind="default"), started)
+    return before or _planned_record(video, Followed(kind="none"), None)
 
 
 def _was_there(
@@ -531,7 +533,7 @@ def _start(context: Context, video: VideoRecord, rule: rules.Rule, origin: Origi
         _WaitError: it can't be done as the rule says.
     """
     try:
-        wanted = order_of(context, rule)
+        wanted = validate_rule(context, rule)
     except BadRequestError as error:
         rules.tell(context, rule.key, rule.etag, error)
         raise _WaitError(rule.key) from error
@@ -548,31 +550,31 @@ _KINDS: dict[Origin, Literal["metadata", "question", "folder", "default"]] = {
 
 
 def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Planned | None:
-    """Return what decided about these bytes before, as the bucket knows it: a question, or a run.
+    """Return what decided about these bytes before, as the bucket knows it.
 
-    A run counts that was asked for since the video was written: by somebody, or by a plan that was
-    cut short. With ``whenever``, an older one of the same content counts too.
+
+    That is a pending request, or a run that was asked for since the video was written: by somebody,
+    or by a plan that was cut short. With ``whenever``, an older run of the same content counts too.
     """
     bucket = context.settings.results_bucket
     prefix = context.video_prefix(video.video.bucket, video.video.key)
-    asked: set[str] = set()
-    answered: dict[str, str] = {}
+    pending: set[str] = set()
+    outcomes: dict[str, str] = {}
     requests: list[str] = []
     for found in context.storage.objects(bucket, f"{prefix}/"):
         match layout.parse_result_key(found.key):
-            case layout.AskedObject(video=mine, pending_id=pending_id) if mine == prefix:
-                asked.add(pending_id)
-            case layout.AnsweredObject(video=mine, pending_id=pending_id) if mine == prefix:
-                answered[pending_id] = found.key
+            case layout.PendingRequestObject(video=mine, pending_id=pending_id) if mine == prefix:
+                pending.add(pending_id)
+            case layout.PendingOutcomeObject(video=mine, pending_id=pending_id) if mine == prefix:
+                outcomes[pending_id] = found.key
             case layout.RunObject(video=mine, name=layout.REQUEST) if mine == prefix:
                 requests.append(found.key)
-    question = Followed(kind="question")
-    if asked - answered.keys():
-        return _planned(video, question, None)
-    for pending_id in sorted(asked):
-        answer = context.storage.read_whole_record(bucket, answered[pending_id], Planned)
-        if answer is not None and _is_of(answer, video):
-            return _planned(video, question, answer.analysis_id)
+    if pending - outcomes.keys():
+        return _planned_record(video, _PENDING, None)
+    for pending_id in sorted(pending):
+        outcome = context.storage.read_whole_record(bucket, outcomes[pending_id], Planned)
+        if outcome is not None and _is_of(outcome, video):
+            return _planned_record(video, _PENDING, outcome.analysis_id)
     for key in requests:
         request = context.storage.read_whole_record(bucket, key, Request)
         if request is None or request.sha256 != video.sha256 or _is_rejected_rule(request):
@@ -580,29 +582,31 @@ def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Pl
         if request.shared:  # that was asked for under another name
             continue
         if whenever or request.created_at >= video.last_modified:
-            return _planned(video, Followed(kind=_KINDS[request.asked_by]), request.analysis_id)
+            return _planned_record(
+                video, Followed(kind=_KINDS[request.asked_by]), request.analysis_id
+            )
     return None
 
 
-def _answer_questions(context: Context, video: VideoRecord) -> None:
-    """Start what was asked for before the video was ingested, each question once for ever."""
+def _start_pending(context: Context, video: VideoRecord) -> None:
+    """Start the runs of a video's pending requests, each once for ever."""
     bucket = context.settings.results_bucket
     prefix = context.video_prefix(video.video.bucket, video.video.key)
     for pending in context.index.pending_of_file(video.video.file_id):
-        if context.storage.head(bucket, layout.asked(prefix, pending.pending_id)) is None:
+        if context.storage.head(bucket, layout.pending_request(prefix, pending.pending_id)) is None:
             # Taken back, or cleared away with all that was made of the video.
             context.index.pending_removed(pending.pending_id)
             continue
-        key = layout.answered(prefix, pending.pending_id)
+        key = layout.pending_outcome(prefix, pending.pending_id)
         done = context.storage.read_whole_record(bucket, key, Planned)
         if done is None:
-            done = _answer(context, video, pending)
+            done = _outcome(context, video, pending)
             context.storage.create(bucket, key, done.to_json())
-        note_answer(context, pending.pending_id, done)
+        note_outcome(context, pending.pending_id, done)
 
 
-def ask_again(context: Context, prefix: str, etag: str) -> None:
-    """Open the questions about a video again that were answered with its refusal alone.
+def reopen_refused(context: Context, prefix: str, etag: str) -> None:
+    """Make pending again the requests about a video that ended with its refusal alone.
 
     Args:
         context: the handlers' tools.
@@ -612,13 +616,13 @@ def ask_again(context: Context, prefix: str, etag: str) -> None:
     bucket = context.settings.results_bucket
     for found in list(context.storage.objects(bucket, f"{prefix}/asked/")):
         match layout.parse_result_key(found.key):
-            case layout.AnsweredObject(video=mine, pending_id=pending_id) if mine == prefix:
+            case layout.PendingOutcomeObject(video=mine, pending_id=pending_id) if mine == prefix:
                 done = context.storage.read_whole_record(bucket, found.key, Planned)
-                key = layout.asked(prefix, pending_id)
-                asked = context.storage.read_whole_record(bucket, key, Asked)
-                if asked is not None and done is not None and _says_refused(done, etag):
-                    # The index first: what is cut short here is answered as it was.
-                    _reopen(context, asked)
+                key = layout.pending_request(prefix, pending_id)
+                pending = context.storage.read_whole_record(bucket, key, PendingRequest)
+                if pending is not None and done is not None and _says_refused(done, etag):
+                    # The index first: what is cut short here ends as it did before.
+                    _reopen(context, pending)
                     context.storage.delete(bucket, [found.key])
 
 
@@ -626,40 +630,40 @@ def _says_refused(done: Planned, etag: str) -> bool:
     return done.etag == etag and done.error is not None and done.error.code == _REFUSED
 
 
-def _reopen(context: Context, asked: Asked) -> None:
+def _reopen(context: Context, pending: PendingRequest) -> None:
     with context.index.together():
-        context.index.pending_removed(asked.pending_id)
-        context.index.pending_asked(asked)
+        context.index.pending_removed(pending.pending_id)
+        context.index.pending_added(pending)
 
 
-def note_answer(context: Context, pending_id: str, done: Planned) -> None:
-    """Tell the index what became of a question."""
+def note_outcome(context: Context, pending_id: str, done: Planned) -> None:
+    """Tell the index what became of a pending request."""
     if done.analysis_id is not None:
         context.index.pending_resolved(pending_id, done.analysis_id)
     elif done.error is not None:
         context.index.pending_failed(pending_id, done.error)
 
 
-def _answer(context: Context, video: VideoRecord, pending: PendingRow) -> Planned:
+def _outcome(context: Context, video: VideoRecord, pending: PendingRow) -> Planned:
     if video.refusal is not None or video.probe is None:
         reason = video.refusal.message if video.refusal else "it has no frames"
         refused = RunError(code=_REFUSED, message=reason, stage="ingest")
-        return _planned(video, Followed(kind="question"), None, refused)
+        return _planned_record(video, _PENDING, None, refused)
     try:
-        wanted = order(context, pending.analysis, pending.args)
+        wanted = validate(context, pending.analysis, pending.args)
         started = start(
             context, video, wanted, "api", pending.force, retry_before=pending.created_at
         )
     except BadRequestError as error:
-        return _planned(video, Followed(kind="question"), None, _error(error))
-    return _planned(video, Followed(kind="question"), started.analysis_id)
+        return _planned_record(video, _PENDING, None, _error(error))
+    return _planned_record(video, _PENDING, started.analysis_id)
 
 
 def _start_or_reject(context: Context, video: VideoRecord) -> str:
     """Start what a video's own metadata asks for, or say beside it what is wrong with that."""
     analysis, args = video.metadata["analysis"], video.metadata.get("args")
     try:
-        wanted = order(context, analysis, parse_args(args))
+        wanted = validate(context, analysis, parse_args(args))
         return start(context, video, wanted, "metadata", None).analysis_id
     except BadRequestError as error:
         return _reject(context, video, analysis, {"asked": args}, "metadata", error)

@@ -315,14 +315,16 @@ def _withdraw(context: Context, pending_id: str, file_id: str) -> None:
     file = context.index.file(file_id)
     if file is not None:
         prefix = context.video_prefix(file.bucket, file.key)
-        context.storage.delete(context.settings.results_bucket, _question(prefix, pending_id))
+        context.storage.delete(
+            context.settings.results_bucket, _keys_of_pending(prefix, pending_id)
+        )
     error = RunError(code="cancelled", message="withdrawn before its video was ingested")
     context.index.pending_failed(pending_id, error)
 
 
-def _question(prefix: str, pending_id: str) -> list[str]:
-    # The answer goes last: without it the question would be taken for a new one.
-    return [layout.asked(prefix, pending_id), layout.answered(prefix, pending_id)]
+def _keys_of_pending(prefix: str, pending_id: str) -> list[str]:
+    # The outcome goes last: without it the request would be taken for a new one.
+    return [layout.pending_request(prefix, pending_id), layout.pending_outcome(prefix, pending_id)]
 
 
 def _delete(context: Context, row: AnalysisRow) -> None:
@@ -331,7 +333,7 @@ def _delete(context: Context, row: AnalysisRow) -> None:
         plan.finish_planning(context, place.file_id)
     keys: list[str] = []
     for pending in context.index.pending_of_analysis(row.analysis_id):
-        keys += _question(context.video_prefix(row.bucket, pending.key), pending.pending_id)
+        keys += _keys_of_pending(context.video_prefix(row.bucket, pending.key), pending.pending_id)
     context.storage.delete(context.settings.results_bucket, keys)
     with context.copying:
         places = context.index.places(row.analysis_id)

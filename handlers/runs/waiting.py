@@ -34,7 +34,7 @@ def rule_changed(context: Context, key: str) -> None:
         rules.tell(context, key, None, None)
         return
     try:
-        plan.order_of(context, rule)
+        plan.validate_rule(context, rule)
     except BadRequestError as error:
         rules.tell(context, key, rule.etag, error)
     else:
@@ -71,7 +71,7 @@ def _plan_again(context: Context, file: FileRow) -> None:
             return
         video = context.video_record(file.bucket, file.key)
         if video is not None:
-            plan.plan_ingested(context, video)
+            plan.plan_runs(context, video)
     except IndexBusyError:
         raise
     except Exception as error:

@@ -73,7 +73,7 @@ class Repairs:
     requests_planned: int = 0
     expired: int = 0
     given_up: int = 0
-    """Uploads that never came, and questions about them."""
+    """Uploads that never came, and pending requests about them."""
     held_back: int = 0
     """Films and runs that are due, too many at once: `posedrop expire` removes them."""
     undeletable: int = 0
@@ -288,7 +288,7 @@ class Sweep:
 
     def _results(self) -> Iterator[None]:
         """Find records that were never indexed."""
-        requested = asked = ""
+        requested = last_pending = ""
         for found in self._context.storage.objects(self._context.settings.results_bucket):
             yield
             self._repairs.results_seen += 1
@@ -301,13 +301,13 @@ class Sweep:
                         self._without_film.append(found.key)
                     elif row.state == "received":
                         self._later.append(found.key)
-                case layout.AskedObject(pending_id=pending_id):
-                    asked = pending_id
+                case layout.PendingRequestObject(pending_id=pending_id):
+                    last_pending = pending_id
                     if self._context.index.pending(pending_id) is None:
                         self._later.append(found.key)
-                case layout.AnsweredObject(pending_id=pending_id):
+                case layout.PendingOutcomeObject(pending_id=pending_id):
                     pending = self._context.index.pending(pending_id)
-                    if pending_id == asked and (pending is None or pending.is_open):
+                    if pending_id == last_pending and (pending is None or pending.is_open):
                         self._later.append(found.key)
                 case layout.RuleObject():
                     self._check_wrong_rule(found.key)
@@ -407,31 +407,31 @@ class Sweep:
         return timedelta(seconds=good) + _ON_ITS_WAY
 
     def _given_up(self) -> Iterator[None]:
-        """Find questions about videos that never came."""
+        """Find pending requests about videos that never came."""
         for pending in self._context.index.pending_open():
             yield
             file = self._context.index.file(pending.file_id)
             if file is not None and file.state != "expected":
                 continue
-            with apart(self._context, f"the question {pending.pending_id} stays open") as trial:
+            with apart(self._context, f"the request {pending.pending_id} stays pending") as trial:
                 self._repairs.given_up += self._give_up(pending)
             self._repairs.undeletable += trial.failed
 
     def _give_up(self, pending: PendingRow) -> bool:
         storage, settings = self._context.storage, self._context.settings
         prefix = self._context.video_prefix(settings.videos_bucket, pending.key)
-        question = layout.asked(prefix, pending.pending_id)
-        asked = storage.head(settings.results_bucket, question)
-        if asked is None:
+        request = layout.pending_request(prefix, pending.pending_id)
+        there = storage.head(settings.results_bucket, request)
+        if there is None:
             self._context.index.pending_removed(pending.pending_id)
             return False
-        # By the store's clock: the question may be all that there is of what somebody wants.
-        if storage.time(settings.results_bucket) - asked.last_modified < self._patience:
+        # By the store's clock: the request may be all that there is of what somebody wants.
+        if storage.time(settings.results_bucket) - there.last_modified < self._patience:
             return False
         if storage.head(settings.videos_bucket, pending.key) is not None:
             return False
-        answer = layout.answered(prefix, pending.pending_id)
-        storage.delete(settings.results_bucket, [question, answer])
+        outcome = layout.pending_outcome(prefix, pending.pending_id)
+        storage.delete(settings.results_bucket, [request, outcome])
         error = RunError(
             code="never_uploaded",
             message=f"{pending.key} was announced, and not uploaded while its URL was good: "
@@ -657,7 +657,7 @@ def _plan_forgotten(context: Context, repairs: Repairs) -> None:
         with apart(context, f"{file.key} is not planned") as trial:
             video = context.video_record(file.bucket, file.key)
             if video is not None and video.video.etag == file.etag:
-                plan.plan_ingested(context, video)
+                plan.plan_runs(context, video)
                 repairs.requests_planned += 1
             elif file.etag is not None and (file.enqueued_at or file.created_at) < lately:
                 # Somebody has cleared it away: it is made again.

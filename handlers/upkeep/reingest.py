@@ -121,7 +121,7 @@ def _again(context: Context, row: FileRow) -> bool:
         return False
     prefix = context.video_prefix(row.bucket, row.key)
     results = context.settings.results_bucket
-    plan.ask_again(context, prefix, row.etag)
+    plan.reopen_refused(context, prefix, row.etag)
     record = layout.video_record(prefix)
     context.storage.delete(results, [*context.ingest_attempts(row.file_id), record])
     context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)

@@ -74,8 +74,8 @@ class Analysis:
     ``run`` where there is no ``finish``. Names have ASCII letters, digits and ``. _ + -``. HDF5 and
     pickles, which run code where they are opened, are taken of ``finish`` alone."""
     makes_ready: bool = False
-    """Whether ``run`` takes ``job.turn`` for the network alone: so its video is opened, and decoded
-    ahead, while another has the accelerator. Else it is called when it has it."""
+    """Whether ``run`` takes ``job.permit`` for the network alone: so its video is opened, and
+    decoded ahead, while another has the accelerator. Else it is called when it has it."""
     drawn: frozenset[str] = frozenset()
     """Arguments that change the drawing alone: with others of these, poses are not found anew."""
     needs_model: bool = False
@@ -142,8 +142,8 @@ class Job:
     tuning: Mapping[str, str] = field(default_factory=dict)
     """What is remembered of how fast the model is in which way; texts by name. An answer's own
     ``tuning`` is what is new."""
-    turn: Callable[[], AbstractContextManager[None]] = nullcontext
-    """``with job.turn():`` has the accelerator for itself, once others had theirs."""
+    permit: Callable[[], AbstractContextManager[None]] = nullcontext
+    """``with job.permit():`` has the accelerator for itself, once others had theirs."""
     frame_size: tuple[int, int] | None = None
     """Of ``finish``, which has no film: width and height of the film's frames, in pixels."""
 

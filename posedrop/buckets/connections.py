@@ -22,7 +22,7 @@ from botocore.awsrequest import (
 _BLANK = (b"\r\n", b"\n")
 
 
-def insist_on_whole(client: Any) -> None:
+def reject_truncated_headers(client: Any) -> None:
     """Have a boto3 client refuse answers whose headers were cut.
 
     botocore has no setting for the classes of its connections; this is where it keeps them, and no

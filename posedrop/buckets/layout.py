@@ -26,6 +26,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 ID_LENGTH = 16
@@ -36,8 +37,8 @@ _RUN_FOLDER = re.compile(rf"^{_RUN}$")
 _RUN_OBJECT = re.compile(
     rf"^(?P<run>(?P<video>.+)/(?P<analysis>[a-z][a-z0-9_]{{0,39}})-(?P<id>{_ID}))/(?P<name>.+)$"
 )
-_ASKED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.json$")
-_ANSWERED_OBJECT = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.planned\.json$")
+_PENDING_REQUEST = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.json$")
+_PENDING_OUTCOME = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.planned\.json$")
 _NUMBER = re.compile(r"^([1-9][0-9]{0,5})\.json$")
 _CONTENT = "_content"
 _POSES = "_poses"
@@ -70,6 +71,10 @@ INFERENCE = "inference.json"
 PREDICTIONS = "predictions.npz"
 FOLDER_RULES = "posedrop.json"
 RUN_LOG = "run.log"
+_ATTEMPTS = "attempts"
+#: A worker's note that it is too old for the run.
+NEEDS_NEWER = f"{_ATTEMPTS}/needs-newer.json"
+_PARTS = "parts"
 #: What ``worker.video.draw`` leaves.
 DRAWN = ("pose.mp4", "trajectory.png", "likelihood.png")
 #: Names in a run's folder that have a meaning, in lower case: no analysis leaves a file of one.
@@ -86,8 +91,8 @@ OWN_NAMES = frozenset(
         RUN_LOG,
         *DRAWN,
         "asked",
-        "attempts",
-        "parts",
+        _ATTEMPTS,
+        _PARTS,
     }
 )
 
@@ -203,13 +208,13 @@ def thumbnail(prefix: str) -> str:
     return f"{prefix}/{THUMBNAIL}"
 
 
-def asked(prefix: str, pending_id: str) -> str:
+def pending_request(prefix: str, pending_id: str) -> str:
     """Return the key of a request that waits until its video's content is known."""
     return f"{prefix}/asked/{pending_id}.json"
 
 
-def answered(prefix: str, pending_id: str) -> str:
-    """Return the key of the record that says what became of such a request.
+def pending_outcome(prefix: str, pending_id: str) -> str:
+    """Return the key of the record that says what became of a pending request.
 
     It sorts after the request, so that a removal cut short leaves no request that seems new.
     """
@@ -231,32 +236,103 @@ def run_prefix(prefix: str, analysis: str, analysis_id: str) -> str:
     return f"{prefix}/{analysis}-{analysis_id}"
 
 
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run in the results bucket: the keys of all that lies in it.
+
+    ``prefix`` is the folder without a slash at its end, as rows, messages and records have it.
+    """
+
+    prefix: str
+
+    @property
+    def folder(self) -> str:
+        """The folder with its slash: what to list for all objects of the run."""
+        return f"{self.prefix}/"
+
+    @property
+    def request(self) -> str:
+        """The key of request.json, first of all objects of the run."""
+        return self.key(REQUEST)
+
+    @property
+    def result(self) -> str:
+        """The key of result.json, last of all objects of the run."""
+        return self.key(RESULT)
+
+    @property
+    def inference(self) -> str:
+        """The key of inference.json: the poses are there, the labelled video is not yet."""
+        return self.key(INFERENCE)
+
+    @property
+    def predictions(self) -> str:
+        """The key of predictions.npz: what the network found, before the tables were made."""
+        return self.key(PREDICTIONS)
+
+    @property
+    def cancel(self) -> str:
+        """The key of an empty object: somebody asked that the run ends."""
+        return self.key(CANCEL)
+
+    @property
+    def attempts(self) -> str:
+        """The folder, without a slash, of the claims of the run's attempts."""
+        return self.key(_ATTEMPTS)
+
+    def attempt(self, number: int) -> str:
+        """Return the key of the claim of attempt ``number`` (from 1)."""
+        return f"{self.attempts}/{number}.json"
+
+    @property
+    def needs_newer(self) -> str:
+        """The key of a worker's note that it is too old for the run."""
+        return self.key(NEEDS_NEWER)
+
+    @property
+    def parts(self) -> str:
+        """The folder, with its slash, of the run's checkpoints: gone when the run ends."""
+        return self.key(f"{_PARTS}/")
+
+    def hand_back(self, number: int) -> str:
+        """Return the key of an empty object: attempt ``number`` shall let another group go first.
+
+        It goes with the checkpoints, which a run has no more when it ends.
+        """
+        return f"{self.parts}{number}.hand-back"
+
+    def key(self, name: str) -> str:
+        """Return the key of a name in the run's folder, such as an artefact's place."""
+        return f"{self.prefix}/{name}"
+
+    def name(self, key: str) -> str:
+        """Return the name in the run's folder of a key: what :meth:`key` was given."""
+        return key.removeprefix(self.folder)
+
+
 def attempts(run: str) -> str:
     """Return the folder of the claims of a run's attempts."""
-    return f"{run}/attempts"
+    return Run(run).attempts
 
 
 def attempt(run: str, number: int) -> str:
     """Return the key of the claim of attempt ``number`` (from 1) of a run."""
-    return f"{attempts(run)}/{number}.json"
+    return Run(run).attempt(number)
 
 
 def needs_newer(run: str) -> str:
     """Return the key of a worker's note that it is too old for a run."""
-    return f"{run}/attempts/needs-newer.json"
+    return Run(run).needs_newer
 
 
 def hand_back(run: str, number: int) -> str:
-    """Return the key of an empty object: attempt ``number`` shall let another group go first.
-
-    It goes with the checkpoints, which a run has no more when it ends.
-    """
-    return f"{run}/parts/{number}.hand-back"
+    """Return the key of an empty object: attempt ``number`` shall let another group go first."""
+    return Run(run).hand_back(number)
 
 
 def attempt_number(name: str) -> int | None:
     """Return N of ``attempts/N.json``, None for any other name in a run's folder."""
-    return number_of(name, "attempts")
+    return number_of(name, _ATTEMPTS)
 
 
 def number_of(key: str, folder: str) -> int | None:
@@ -297,15 +373,15 @@ class VideoObject(NamedTuple):
     name: str
 
 
-class AskedObject(NamedTuple):
+class PendingRequestObject(NamedTuple):
     """A request that waits for its video."""
 
     video: str
     pending_id: str
 
 
-class AnsweredObject(NamedTuple):
-    """What became of such a request."""
+class PendingOutcomeObject(NamedTuple):
+    """What became of a request that waited for its video."""
 
     video: str
     pending_id: str
@@ -317,7 +393,7 @@ class RuleObject(NamedTuple):
     rule_id: str
 
 
-ResultObject = RunObject | VideoObject | AskedObject | AnsweredObject | RuleObject
+ResultObject = RunObject | VideoObject | PendingRequestObject | PendingOutcomeObject | RuleObject
 
 
 def parse_result_key(key: str) -> ResultObject | None:
@@ -330,10 +406,10 @@ def parse_result_key(key: str) -> ResultObject | None:
         return RunObject(
             match["run"], match["video"], match["analysis"], match["id"], match["name"]
         )
-    if match := _ASKED_OBJECT.match(key):
-        return AskedObject(match["video"], match["id"])
-    if match := _ANSWERED_OBJECT.match(key):
-        return AnsweredObject(match["video"], match["id"])
+    if match := _PENDING_REQUEST.match(key):
+        return PendingRequestObject(match["video"], match["id"])
+    if match := _PENDING_OUTCOME.match(key):
+        return PendingOutcomeObject(match["video"], match["id"])
     video, _, name = key.rpartition("/")
     if video and name in {VIDEO_RECORD, THUMBNAIL} and not key.startswith(f"{_CONTENT}/"):
         return VideoObject(video, name)

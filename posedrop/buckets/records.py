@@ -185,7 +185,7 @@ class Request(Versioned):
     )
 
 
-class Asked(Versioned):
+class PendingRequest(Versioned):
     """``asked/<id>.json``: an analysis asked for before its video was ingested."""
 
     pending_id: str
@@ -210,8 +210,8 @@ class Planned(Versioned):
 
     ``_planned/<file_id>.json``: which rule was followed; written by the handlers alone, again when
     the video is replaced, or when a rule reaches it that followed none.
-    ``asked/<id>.planned.json``: what became of a question, whatever the video is replaced by later;
-    created once.
+    ``asked/<id>.planned.json``: what became of a pending request, whatever replaces the
+    video later; created once.
     """
 
     file_id: str
@@ -222,7 +222,7 @@ class Planned(Versioned):
         default=None, description="null: not known, an older posedrop wrote this"
     )
     analysis_id: str | None = Field(default=None, description="null: nothing is to be run")
-    error: RunError | None = Field(default=None, description="why a question can't become a run")
+    error: RunError | None = Field(default=None, description="why a request can't become a run")
     shared: bool = Field(
         default=False,
         description="the runs that its content had under other names then were shared with it; "

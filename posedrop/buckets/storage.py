@@ -30,7 +30,7 @@ from pydantic import ValidationError
 
 from posedrop import __version__, metrics
 from posedrop.buckets import layout
-from posedrop.buckets.connections import insist_on_whole
+from posedrop.buckets.connections import reject_truncated_headers
 from posedrop.buckets.part import Part
 from posedrop.buckets.records import Record, newer_schema
 from posedrop.errors import ConfigurationError, ObjectChangedError, RecordError, StorageError
@@ -759,7 +759,7 @@ def _client(
             f"no S3 client can be made of POSEDROP_S3_ENDPOINT, the AWS_ variables and "
             f"~/.aws: {error}"
         ) from error
-    insist_on_whole(client)
+    reject_truncated_headers(client)
     metrics.watch_store(client)
     return client
 

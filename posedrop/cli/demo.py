@@ -23,7 +23,7 @@ from posedrop.embedded.stack import (
     token_of,
 )
 from posedrop.errors import AnalysisError, ConfigurationError
-from posedrop.models import catalog
+from posedrop.models.push import push
 from posedrop.settings import Settings
 from posedrop.terminal import say
 
@@ -77,7 +77,7 @@ def run(data_dir: Path, *, frames: int = 300, leave: bool = False) -> bool:
 
 
 def _track(settings: Settings, film: Path) -> Run:
-    model = catalog.push(Storage(settings), settings.models_bucket, MODEL, _NAME)
+    model = push(Storage(settings), settings.models_bucket, MODEL, _NAME)
     say(f"model {model.name} {model.digest[:12]}: {', '.join(model.bodyparts)}")
     args = {"model": _NAME}
     with _client(settings) as client:

@@ -8,7 +8,7 @@ import click
 
 from posedrop.cli import display
 from posedrop.cli.options import Options, json_option
-from posedrop.models import catalog
+from posedrop.models.push import push
 from posedrop.terminal import say
 
 
@@ -47,7 +47,7 @@ def models_push(
     \b
     posedrop models push ~/zoo --name superanimal_topviewmouse
     """
-    model = catalog.push(
+    model = push(
         options.storage(),
         options.settings.models_bucket,
         project,

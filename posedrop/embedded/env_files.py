@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from posedrop.embedded.keyring import Keys
+from posedrop.embedded.keyring import AccessKey
 from posedrop.folders import write_private
 from posedrop.settings import ENV_FILE, Settings
 
@@ -18,7 +18,7 @@ AWS_FILE = "aws.env"
 HEADER_FILE = "auth.header"
 
 
-def write_env_files(data_dir: Path, settings: Settings, user: Keys) -> None:
+def write_env_files(data_dir: Path, settings: Settings, user: AccessKey) -> None:
     """Write where a stack is and its keys: all for ``posedrop``, and the user's for S3 tools."""
     values = {
         "POSEDROP_URL": settings.url,

@@ -20,14 +20,14 @@ USER = "user"
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class AccessKey:
     """An S3 access key."""
 
     access_key: str
     secret_key: str
 
     @classmethod
-    def new(cls) -> Keys:
+    def new(cls) -> AccessKey:
         """Make one that nobody can guess, of letters and digits: no shell or URL needs quotes."""
         return cls(_letters(20).upper(), _letters(40))
 
@@ -36,9 +36,9 @@ class Keys:
 class Secrets:
     """What is made at the first start of a data directory, and kept."""
 
-    service: Keys
-    presigner: Keys
-    user: Keys
+    service: AccessKey
+    presigner: AccessKey
+    user: AccessKey
     events_token: str
     api_token: str
 
@@ -50,16 +50,16 @@ class Secrets:
             check_own_file(path)
             kept = json.loads(path.read_text(encoding="utf-8"))
             found = cls(
-                Keys(**kept["service"]),
-                Keys(**kept["presigner"]),
-                Keys(**kept["user"]),
+                AccessKey(**kept["service"]),
+                AccessKey(**kept["presigner"]),
+                AccessKey(**kept["user"]),
                 kept["events_token"],
                 kept["api_token"] or _letters(40),  # older ones made it when it was needed
             )
             if kept["api_token"] is None:
                 found._write(data_dir)
         except FileNotFoundError:
-            new = cls(Keys.new(), Keys.new(), Keys.new(), _letters(40), _letters(40))
+            new = cls(AccessKey.new(), AccessKey.new(), AccessKey.new(), _letters(40), _letters(40))
             new._write(data_dir)
             return new
         except (ValueError, KeyError, TypeError) as error:

@@ -34,10 +34,10 @@ from posedrop.buckets.storage import Storage
 from posedrop.client import tokens
 from posedrop.descriptors import raise_limit
 from posedrop.embedded.env_files import AWS_FILE, HEADER_FILE, write_env_files
-from posedrop.embedded.keyring import USER, Keys, Secrets
+from posedrop.embedded.keyring import USER, AccessKey, Secrets
 from posedrop.embedded.relay import Relay
 from posedrop.embedded.weed import Weed
-from posedrop.embedded.weed_config import Webhook
+from posedrop.embedded.weed_config import WebhookTarget
 from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.folders import FolderLock, make_private
 from posedrop.settings import DEFAULT_DATA_DIR, Settings, load, stack_scratch
@@ -45,7 +45,7 @@ from posedrop.terminal import say
 from posedrop.transport import queue
 
 if TYPE_CHECKING:
-    from worker.context import Workshop
+    from worker.context import Context
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Stack:
         self._weed: Weed | None = None
         self._settings: Settings | None = None
         self._local = True
-        self.user: Keys | None = None
+        self.user: AccessKey | None = None
 
     @property
     def settings(self) -> Settings:
@@ -155,7 +155,7 @@ class Stack:
             self.data_dir / "logs" / "weed.log",
             s3_port=0 if everywhere else self._s3_port,
             identities=kept.identities(configured),
-            webhook=Webhook(
+            webhook=WebhookTarget(
                 f"http://{netloc(reachable(self._host), api_port)}/events",
                 kept.events_token,
                 (configured.videos_bucket, configured.results_bucket),
@@ -211,11 +211,11 @@ class Stack:
         from worker.actors import register
 
         broker = queue.connect(self.settings.broker_url)
-        precedence = queue.Precedence()
-        broker.add_middleware(precedence)
-        workshop: Workshop = register(broker, self.settings)
-        self._closers.append(workshop.close)
-        app = create_app(self.settings, broker, hurry=precedence.hurry, local=self._local)
+        priority = queue.EventPriority()
+        broker.add_middleware(priority)
+        worker_context: Context = register(broker, self.settings)
+        self._closers.append(worker_context.close)
+        app = create_app(self.settings, broker, set_busy=priority.set_busy, local=self._local)
         self._api = _Api(app, listener, BoundedProtocol)
         self._closers.append(self._api.stop)
         self._api.start()
@@ -229,8 +229,8 @@ class Stack:
         # Last in, first out: the children die first, so that no worker waits for a job of hours;
         # the claims in the bucket say that the job is handed back, and the next start resumes it.
         self._closers.append(lambda: _stop_workers(workers))
-        self._closers.append(workshop.close)
-        workshop.start_children()
+        self._closers.append(worker_context.close)
+        worker_context.start_children()
         for worker in workers:
             worker.start()
 
@@ -330,8 +330,7 @@ def log_to(data_dir: Path) -> None:
     shown.addFilter(lambda record: not record.name.startswith("dramatiq"))
     shown.setFormatter(logs.ShortFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[kept, shown])
-    for chatty in ("httpx", "botocore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logs.quieten_libraries()
 
 
 def _unusable(data_dir: Path, error: OSError) -> ConfigurationError:

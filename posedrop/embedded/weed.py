@@ -27,7 +27,7 @@ from typing import IO
 import httpx
 
 from posedrop.address import LOOPBACK, is_free
-from posedrop.embedded.weed_config import COMPONENTS, Identity, Webhook, configuration
+from posedrop.embedded.weed_config import COMPONENTS, Identity, WebhookTarget, configuration
 from posedrop.errors import ConfigurationError
 from posedrop.folders import FolderLock, write_private
 
@@ -61,7 +61,7 @@ class Weed:
         *,
         s3_port: int,
         identities: Sequence[Identity],
-        webhook: Webhook | None = None,
+        webhook: WebhookTarget | None = None,
     ) -> None:
         """Nothing is started yet.
 

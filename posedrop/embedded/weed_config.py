@@ -37,7 +37,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Webhook:
+class WebhookTarget:
     """Where weed sends what happens in some buckets."""
 
     url: str
@@ -60,7 +60,7 @@ enabled = false
 
 
 def configuration(
-    folder: Path, identities: Sequence[Identity], webhook: Webhook | None
+    folder: Path, identities: Sequence[Identity], webhook: WebhookTarget | None
 ) -> dict[str, str]:
     """Return the files that are to be in ``folder``, by name; their keys are new at every call."""
     certificate, key = _certificate()
@@ -105,7 +105,7 @@ def _s3_identities(identities: Sequence[Identity]) -> str:
     return json.dumps({"identities": known, "policies": policies}, indent=1)
 
 
-def _notification(webhook: Webhook | None) -> str:
+def _notification(webhook: WebhookTarget | None) -> str:
     if webhook is None:
         return "[notification.webhook]\nenabled = false\n"
     prefixes = [f"/buckets/{bucket}/" for bucket in webhook.buckets]

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 from sqlite_utils import Database
 
 from posedrop.buckets.records import (
-    Asked,
     FileState,
+    PendingRequest,
     Request,
     Result,
     RunError,
@@ -455,14 +455,14 @@ class Index:
 
     # --- analyses
 
-    def analysis_planned(self, request: Request, run: str) -> bool:
+    def analysis_requested(self, request: Request, run: str) -> bool:
         """Note a run that was asked for; False if it was known already."""
         with self._write() as db:
             taken = db.conn.execute(
                 "SELECT 1 FROM taken WHERE analysis_id = ?", (request.analysis_id,)
             ).fetchone()
             state: RunState = "queued" if taken is None else "running"
-            return _merge_analysis(db, rows.planned_analysis(request, run, state))
+            return _merge_analysis(db, rows.requested_analysis(request, run, state))
 
     def analysis_running(self, analysis_id: str) -> None:
         """Note that a worker has taken a run; nothing once the run is over."""
@@ -623,7 +623,7 @@ class Index:
         )
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return how many files, analyses, events, pending questions and dead letters there are."""
+        """Return how many files, analyses, events, pending requests and dead letters there are."""
         by_state: dict[str, dict[str, int]] = {"files": {}, "analyses": {}}
         named = {"uploaded_file": "files", "analysis": "analyses"}
         with self._read() as db:
@@ -760,27 +760,27 @@ class Index:
 
     # --- pending
 
-    def pending_asked(self, asked: Asked) -> None:
+    def pending_added(self, request: PendingRequest) -> None:
         """Note an analysis that was asked for before its video was ingested."""
-        row = schema.encode(rows.asked_pending(asked))
+        row = schema.encode(rows.pending_row(request))
         del row["analysis_id"], row["error"]
         self._put_pending(row)
 
     def pending_resolved(self, pending_id: str, analysis_id: str) -> None:
-        """Note which run a pending question became."""
+        """Note which run a pending request became."""
         self._put_pending({"pending_id": pending_id, "analysis_id": analysis_id})
 
     def pending_failed(self, pending_id: str, error: RunError) -> None:
-        """Note why a pending question can't become a run."""
+        """Note why a pending request can't become a run."""
         self._put_pending({"pending_id": pending_id, "error": error.model_dump_json()})
 
     def pending_removed(self, pending_id: str) -> None:
-        """Forget a pending question."""
+        """Forget a pending request."""
         with self._write() as db:
             db.execute("DELETE FROM pending WHERE pending_id = ?", (pending_id,))
 
     def pending(self, pending_id: str) -> PendingRow | None:
-        """Return a pending question, answered or not."""
+        """Return a pending request, whether it still waits or not."""
         return self._row(
             PendingRow,
             "SELECT * FROM pending WHERE pending_id = ? AND created_at IS NOT NULL",
@@ -788,7 +788,7 @@ class Index:
         )
 
     def pending_of_file(self, file_id: str) -> list[PendingRow]:
-        """Return the questions that still wait for a file, oldest first."""
+        """Return the pending requests of a file, oldest first."""
         return self._rows(
             PendingRow,
             f"SELECT * FROM pending WHERE file_id = ? AND {_UNRESOLVED}"  # noqa: S608
@@ -797,7 +797,7 @@ class Index:
         )
 
     def pending_of_analysis(self, analysis_id: str) -> list[PendingRow]:
-        """Return the questions that became a run."""
+        """Return the pending requests that became a run."""
         return self._rows(
             PendingRow,
             "SELECT * FROM pending WHERE analysis_id = ? AND created_at IS NOT NULL",
@@ -805,7 +805,7 @@ class Index:
         )
 
     def pending_open(self) -> list[PendingRow]:
-        """Return all questions that still wait for their file, oldest first."""
+        """Return all requests that are still pending, oldest first."""
         return self._rows(
             PendingRow,
             f"SELECT * FROM pending WHERE {_UNRESOLVED} ORDER BY created_at, pending_id",  # noqa: S608

@@ -11,8 +11,8 @@ from typing import Any
 
 from posedrop.buckets.records import (
     Artefact,
-    Asked,
     FileState,
+    PendingRequest,
     Probe,
     Request,
     Result,
@@ -232,7 +232,7 @@ def _weight(row: FileRow) -> tuple[bool, datetime]:
     return row.state != "received", row.updated_at
 
 
-def planned_analysis(request: Request, run: str, state: RunState) -> AnalysisRow:
+def requested_analysis(request: Request, run: str, state: RunState) -> AnalysisRow:
     """Return the row that a request.json stands for."""
     model = request.model
     return AnalysisRow(
@@ -309,14 +309,14 @@ def _progress(row: AnalysisRow) -> tuple[int, datetime]:
     return _UNFINISHED.get(row.state, _FINISHED), row.finished_at or row.created_at
 
 
-def asked_pending(asked: Asked) -> PendingRow:
+def pending_row(request: PendingRequest) -> PendingRow:
     """Return the row that an asked/<id>.json stands for."""
     return PendingRow(
-        pending_id=asked.pending_id,
-        file_id=asked.file_id,
-        key=asked.key,
-        analysis=asked.analysis,
-        args=asked.args,
-        created_at=asked.created_at.astimezone(UTC),
-        force=asked.force,
+        pending_id=request.pending_id,
+        file_id=request.file_id,
+        key=request.key,
+        analysis=request.analysis,
+        args=request.args,
+        created_at=request.created_at.astimezone(UTC),
+        force=request.force,
     )

@@ -184,7 +184,7 @@ def _tables(db: Database) -> None:
         "CREATE TABLE taken (analysis_id TEXT PRIMARY KEY) WITHOUT ROWID",
         # Which runs were removed: asked for, they are gone, which is not the same as never known.
         "CREATE TABLE gone (analysis_id TEXT PRIMARY KEY) WITHOUT ROWID",
-        # A resolution or a failure may be told before the question, hence NULL is allowed.
+        # A resolution or a failure may be told before the request, hence NULL is allowed.
         """CREATE TABLE pending (
             pending_id TEXT PRIMARY KEY, file_id TEXT, key TEXT, analysis TEXT, args TEXT,
             force TEXT, created_at TEXT, analysis_id TEXT, error TEXT)""",

@@ -38,7 +38,7 @@ _MIN_SECRET = 8
 _TARGETS_SECONDS = 5.0
 
 
-class Keys(BaseSettings):
+class BootstrapKeys(BaseSettings):
     """The root key, and the keys to make; a secret that is not given is made here."""
 
     model_config = SettingsConfigDict(env_prefix="POSEDROP_", frozen=True, extra="ignore")
@@ -74,7 +74,7 @@ class User:
         }
 
 
-def load_keys(env_file: Path | None = None) -> Keys:
+def load_keys(env_file: Path | None = None) -> BootstrapKeys:
     """Return the keys of the environment, else of ``env_file`` if it is there, else of secrets.
 
     Raises:
@@ -82,7 +82,7 @@ def load_keys(env_file: Path | None = None) -> Keys:
     """
     folder = settings_module.SECRETS_DIR
     try:
-        return Keys(
+        return BootstrapKeys(
             _env_file=env_file if env_file is not None and env_file.is_file() else None,  # type: ignore[call-arg]
             _secrets_dir=folder if folder.is_dir() else None,
         )
@@ -95,7 +95,7 @@ class Bootstrap:
     """The steps, each of which says what it did or that there was nothing to do."""
 
     def __init__(
-        self, settings: Settings, keys: Keys, say: Say, *, policies: Path = POLICIES
+        self, settings: Settings, keys: BootstrapKeys, say: Say, *, policies: Path = POLICIES
     ) -> None:
         """Nothing is asked of the store yet.
 

@@ -7,19 +7,20 @@ pushed from two machines is one: what a project says of the laboratory's own pat
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from posedrop.buckets.records import Model, ModelFile
 from posedrop.errors import BadRequestError, ModelError
+from posedrop.hashing import sha256_of
 from posedrop.models import zoo
+from posedrop.models.catalog import NAME, digest_of
 from posedrop.models.conditions import CODE, find_conditions, is_conditional, pushed_conditions
 from posedrop.models.projects import (
     CONFIG,
@@ -37,10 +38,7 @@ from posedrop.models.projects import (
     without_paths,
 )
 
-#: What a model can be called.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EXPORT = re.compile(r"DLC_(?P<task>.+)_iteration-\d+_shuffle-\d+_.*(?P<snapshot>snapshot-[^_]+)")
-_CHUNK = 1 << 20
 
 #: Where a file's bytes come from: the file itself, or a copy without the laboratory's paths.
 Source = Path | bytes
@@ -158,7 +156,7 @@ def _plan_export(path: Path, name: str) -> tuple[Model, list[tuple[Source, str]]
     source: Source = path
     if wiped != config:
         buffer = io.BytesIO()
-        importlib.import_module("torch").save({**content, "config": wiped}, buffer)
+        _torch(path).save({**content, "config": wiped}, buffer)
         source = buffer.getvalue()
     files: list[tuple[Source, str]] = [(source, re.sub(r"[^A-Za-z0-9._-]", "_", path.name))]
     # The one file that somebody names is followed where it leads.
@@ -188,15 +186,20 @@ def _plan_export(path: Path, name: str) -> tuple[Model, list[tuple[Source, str]]
     )
 
 
-def _read_export(path: Path) -> dict[str, Any]:
-    # By name, because the API imports this module and must need no torch.
+def _torch(path: Path) -> Any:
+    """Return the module torch, which nothing but an export needs; it takes seconds to import."""
     try:
-        torch = importlib.import_module("torch")
+        import torch
     except ImportError as error:
         raise ModelError(
             f"torch is needed to look into {path.name}: pip install 'posedrop[worker]'",
             code="needs_torch",
         ) from error
+    return torch
+
+
+def _read_export(path: Path) -> dict[str, Any]:
+    torch = _torch(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged or hostile file
@@ -258,33 +261,13 @@ def _texts(value: Any) -> list[str]:
     return [str(part) for part in value] if isinstance(value, list | tuple) else []
 
 
-class _Hashed(NamedTuple):
-    size: int
-    sha256: str
-
-
-def _hashed(source: Source) -> _Hashed:
-    if isinstance(source, bytes):
-        return _Hashed(len(source), hashlib.sha256(source).hexdigest())
-    size, sha256 = 0, hashlib.sha256()
-    with source.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            size += len(chunk)
-            sha256.update(chunk)
-    return _Hashed(size, sha256.hexdigest())
-
-
 def _described(files: Iterable[tuple[Source, str]], root: Path) -> list[ModelFile]:
     found = []
     for source, path in files:
         if isinstance(source, Path):
             stays_inside(root, source)
-        hashed = _hashed(source)
-        found.append(ModelFile(path=path, size=hashed.size, sha256=hashed.sha256))
+            size, sha256 = source.stat().st_size, sha256_of(source)
+        else:
+            size, sha256 = len(source), hashlib.sha256(source).hexdigest()
+        found.append(ModelFile(path=path, size=size, sha256=sha256))
     return sorted(found, key=lambda file: file.path)
-
-
-def digest_of(files: Iterable[ModelFile]) -> str:
-    """Return the hexadecimal SHA-256 over the sorted lines ``path NUL sha256``."""
-    lines = sorted(f"{file.path}\0{file.sha256}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -29,7 +29,7 @@ QUEUE_OF = {"ingest": CPU, "infer": GPU, "render": CPU}
 
 
 #: Seconds that a job of the cpu queue lets events go first, at most: it must not wait for ever.
-_PRECEDENCE_SECONDS = 0.25
+_PRIORITY_SECONDS = 0.25
 
 
 class QueueError(PosedropError):
@@ -79,29 +79,29 @@ def _middleware() -> list[Middleware]:
     ]
 
 
-class Precedence(Middleware):
-    """Lets the handlers go first, where workers share their interpreter and its one lock.
+class EventPriority(Middleware):
+    """Dramatiq middleware by which events go before jobs, where both share one interpreter.
 
     A thousand uploads at once are all known within seconds, and ingested after that; else each
-    ingest, of which there is no hurry, holds up the events of many.
+    ingest, which can wait, holds up the events of many.
     """
 
     def __init__(self) -> None:
-        """Begin with nobody in a hurry."""
+        """Let jobs begin at once, until events wait."""
         self._free = threading.Event()
         self._free.set()
 
-    def hurry(self, many: bool) -> None:
-        """Say whether many events wait to be followed."""
-        if many:
+    def set_busy(self, busy: bool) -> None:
+        """Tell whether many events wait to be followed."""
+        if busy:
             self._free.clear()
         else:
             self._free.set()
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:  # noqa: ARG002
-        """Wait, in the worker's thread, while many events do."""
+        """Hold up a job of the cpu queue, in its worker's thread, while many events wait."""
         if message.queue_name == CPU:
-            self._free.wait(_PRECEDENCE_SECONDS)
+            self._free.wait(_PRIORITY_SECONDS)
 
 
 def send(broker: Broker, actor: str, *, delay_seconds: float = 0.0, **arguments: str) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.lab import Embedded, Lab, Servers
-from tests.integration.brokers import RabbitMQ, Redis
-from tests.samples import Sample, free_box, sample
+from tests.support.brokers import RabbitMQ, Redis
+from tests.support.lab import Embedded, Lab, Servers
+from tests.support.samples import Sample, free_box, sample
 
 
 @pytest.fixture(scope="session", params=["embedded", "minio-redis"])

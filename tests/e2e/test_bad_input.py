@@ -13,9 +13,9 @@ import av
 import numpy as np
 import pytest
 
-from tests.e2e.lab import Lab
 from tests.e2e.test_way import put
-from tests.samples import Sample
+from tests.support.lab import Lab
+from tests.support.samples import Sample
 
 
 def film(

@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 
 from posedrop.buckets.layout import file_id_of
-from tests.e2e.lab import Embedded
-from tests.old_buckets import OldBuckets
+from tests.support.lab import Embedded
+from tests.support.old_buckets import OldBuckets
 
 OLD = OldBuckets("cf9bc21")
 OVER = {run: result for run, result in OLD.runs.items() if result is not None}

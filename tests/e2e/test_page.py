@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.conftest import tool
-from tests.e2e.lab import Lab
+from tests.support.lab import Lab
+from tests.support.tools import tool
 
 _QUIET = [
     "--headless",

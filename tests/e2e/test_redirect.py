@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from posedrop.buckets.storage import PLAIN_PUT_SECONDS
-from tests.conftest import tool
-from tests.e2e.lab import Lab, clean_environment
+from tests.support.lab import Lab, clean_environment
+from tests.support.tools import tool
 
 BODY = b"a film of forty-two bytes, one of its kind"
 SHA256 = base64.b64encode(hashlib.sha256(BODY).digest()).decode()

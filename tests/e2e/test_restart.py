@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from tests.e2e.lab import POSEDROP, Embedded
-from tests.samples import sample
+from tests.support.lab import POSEDROP, Embedded
+from tests.support.samples import sample
 
 
 def test_a_killed_stack_goes_on_where_it_was(tmp_path: Path) -> None:

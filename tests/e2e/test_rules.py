@@ -11,8 +11,8 @@ from typing import Any
 from boto3.s3.transfer import TransferConfig
 
 from posedrop.buckets import layout
-from tests.e2e.lab import Lab
-from tests.samples import free_box
+from tests.support.lab import Lab
+from tests.support.samples import free_box
 
 FILMS = 12
 

@@ -12,18 +12,18 @@ import pandas as pd
 import pytest
 
 from posedrop.analyses.superanimal import SuperAnimalArgs
-from tests.e2e.lab import Embedded, Lab
-from tests.herd import herd_film, make_project, zoo_weights
-from tests.samples import REPOSITORY
+from tests.support.animals import herd_film, make_project, zoo_weights
+from tests.support.lab import Embedded, Lab
+from tests.support.samples import REPOSITORY
 
 FRAMES = 12
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """``posedrop up``, which knows the network of tests/herd.py."""
+    """``posedrop up``, which knows the network of tests/support/animals.py."""
     lab = Embedded(tmp_path_factory.mktemp("several") / "data")
-    plugin = Path(__file__).parent / "plugin"
+    plugin = REPOSITORY / "tests/support/animals_plugin"
     path = [str(plugin), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     lab.environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     yield lab.start()

@@ -17,8 +17,8 @@ import pytest
 from botocore.exceptions import ClientError
 from minio import Minio
 
-from tests.conftest import tool
-from tests.e2e.lab import BIN, Lab, clean_environment
+from tests.support.lab import BIN, Lab, clean_environment
+from tests.support.tools import tool
 
 ASKED = {"analysis": "dummy", "args": '{"seconds":0.1}'}
 NAME = "Käfig 1+2 50%.mp4"

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import tool
-from tests.e2e.lab import POSEDROP, Lab, clean_environment
-from tests.samples import Sample, free_box
+from tests.support.lab import POSEDROP, Lab, clean_environment
+from tests.support.samples import Sample, free_box
+from tests.support.tools import tool
 
 
 def put(lab: Lab, film: Path, **asked: Any) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.e2e.lab import Servers
-from tests.integration.brokers import Redis
-from tests.samples import free_box, sample
+from tests.support.brokers import Redis
+from tests.support.lab import Servers
+from tests.support.samples import free_box, sample
 
 DUMMIES = 200
 REAL = 6

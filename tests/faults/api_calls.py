@@ -22,8 +22,8 @@ from moto.server import ThreadedMotoServer
 from handlers.app import create_app
 from posedrop.settings import load
 from posedrop.transport import queue
-from tests.old_buckets import BUCKETS, OldBuckets
-from tests.serving import serving
+from tests.support.old_buckets import BUCKETS, OldBuckets
+from tests.support.serving import serving
 
 TOKEN = "of-the-api"
 #: A name that nobody knows (of a model, an analysis, a cursor) is 422, and no document can say so.

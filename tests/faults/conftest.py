@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.lab import Embedded, Lab, Servers
-from tests.faults import labs
-from tests.faults.world import World
+from tests.support import labs
+from tests.support.lab import Embedded, Lab, Servers
+from tests.support.world import World
 
 
 @pytest.fixture(scope="package")

@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 import av.error
 from hypothesis import HealthCheck, assume, given, settings
 
-from tests.unit import films, videos
-from tests.unit.films import Film
+from tests.support import films, videos
+from tests.support.films import Film
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ import av.error
 
 from posedrop.buckets.records import Probe
 from posedrop.errors import AnalysisError, ChildDiedError, PosedropError, RefusedVideoError
-from tests.unit import videos
+from tests.support import videos
 from worker.child.child import Child
 from worker.limits import Limits
 

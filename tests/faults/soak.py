@@ -30,8 +30,8 @@ import redis
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.e2e.lab import Embedded, Lab, Servers
-from tests.faults import labs
+from tests.support import labs
+from tests.support.lab import Embedded, Lab, Servers
 
 #: Uploads not over yet, at most: a queue that only grows says nothing of recovery.
 OUTSTANDING = 24
@@ -101,7 +101,11 @@ class Uploads(threading.Thread):
 
     def _put(self, s3: Any, key: str) -> None:
         chance = self._random.random()
-        metadata, body, kind = labs.asks(seconds=self._random.choice([0, 0, 0.2])), b"", "works"
+        metadata, body, kind = (
+            labs.asks(seconds=self._random.choice([0, 0, 0.2])),
+            b"",
+            "works",
+        )
         if chance < 0.1:
             body, kind = b"no video at all", "refused"
         elif chance < 0.2:

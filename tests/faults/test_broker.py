@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import redis
 
-from tests.e2e.lab import Servers
-from tests.faults import labs
+from tests.support import labs
+from tests.support.lab import Servers
 
 
 def test_a_flushed_broker_is_filled_again(servers: Servers) -> None:

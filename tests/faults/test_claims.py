@@ -14,9 +14,10 @@ from posedrop import analyses
 from posedrop.buckets.records import Result
 from posedrop.buckets.storage import Storage
 from posedrop.settings import load
-from tests.e2e.lab import Embedded, Lab, Servers
-from tests.faults import labs
-from tests.faults.world import RESULTS, VIDEOS, World
+from tests.support import labs
+from tests.support.lab import Embedded, Lab, Servers
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.world import World
 from worker.jobs import claim
 
 ROUNDS = 500

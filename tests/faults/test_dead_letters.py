@@ -19,8 +19,9 @@ from posedrop import cli
 from posedrop.index.index import Index
 from posedrop.settings import load
 from posedrop.transport import queue
-from tests.faults.world import RESULTS, VIDEOS, World
-from tests.serving import serving
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.serving import serving
+from tests.support.world import World
 
 #: What may lie in the table, whoever put it there.
 BODIES = [

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from posedrop.errors import RefusedVideoError, StorageError
-from tests.e2e.lab import Embedded, Lab, Servers
-from tests.faults import labs
+from tests.support import labs
+from tests.support.lab import Embedded, Lab, Servers
 from worker import room
 from worker.cache import Cache
 

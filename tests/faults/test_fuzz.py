@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import fuzz
-from tests.unit import videos
+from tests.support import videos
 
 #: Of all cut lengths every so many-th is tried here, and all of them by `make fuzz`.
 STRIDE = 23

@@ -21,8 +21,9 @@ from posedrop.buckets import layout
 from posedrop.buckets.records import Progress, Request, VideoRef, WorkerRecord
 from posedrop.index.index import Index
 from posedrop.transport import queue
-from tests.faults.world import RESULTS, VIDEOS, Child, Gate, World
-from tests.samples import PROBE
+from tests.support.memory_storage import RESULTS, VIDEOS, Gate
+from tests.support.samples import PROBE
+from tests.support.world import Child, World
 from worker.jobs import claim
 from worker.jobs.claim import Claim
 
@@ -403,7 +404,7 @@ def test_no_group_waits_longer_than_one_run_of_each_other(steps: list[Any], tick
             if step != "served":
                 analysis_id = f"{number:016}"
                 request = request_of(f"g{step}/{number}.mp4", analysis_id, moment)
-                index.analysis_planned(request, f"run/{analysis_id}")
+                index.analysis_requested(request, f"run/{analysis_id}")
                 if not waiting.setdefault(step, deque()):
                     served_meanwhile[step] = Counter()
                 waiting[step].append(analysis_id)

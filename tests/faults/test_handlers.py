@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.e2e.lab import Embedded, Lab
-from tests.faults import labs, soak
+from tests.faults import soak
+from tests.support import labs
+from tests.support.lab import Embedded, Lab
 
 CLIENTS, KILLS = 8, 6
 

@@ -22,7 +22,8 @@ from posedrop.errors import (
     RefusedVideoError,
     StorageError,
 )
-from tests.faults.world import PROBE, RESULTS, VIDEOS, Child, Crash, Gate, World
+from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
+from tests.support.world import PROBE, Child, World
 from worker.jobs.ingest import MAX_DIED
 
 

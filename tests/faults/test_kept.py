@@ -19,7 +19,8 @@ from posedrop.analyses import Analysis
 from posedrop.buckets import layout
 from posedrop.buckets.records import Progress, Result
 from posedrop.errors import AnalysisError, ChildDiedError
-from tests.faults.world import RESULTS, VIDEOS, Child, Crash, Gate, World
+from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
+from tests.support.world import Child, World
 
 FILM = "day1/a.mp4"
 FILE_ID = layout.file_id_of(VIDEOS, FILM)

@@ -18,7 +18,8 @@ from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.records import Result, VideoRecord
 from posedrop.errors import StorageError
-from tests.faults.world import RESULTS, VIDEOS, Child, World
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.world import Child, World
 from worker.jobs import artefacts
 from worker.jobs.checkpoints import Checkpoints
 from worker.jobs.claim import MAX_UNPUBLISHED

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from posedrop.descriptors import raise_limit
-from tests.faults.serving import Handlers, handlers, hanging_store, swallowing_store
+from tests.support.handlers_process import Handlers, handlers, hanging_store, swallowing_store
 
 MIB = 2**20
 

@@ -16,7 +16,8 @@ from posedrop.buckets import layout
 from posedrop.buckets.records import Planned, Result, VideoRecord
 from posedrop.errors import PosedropError
 from posedrop.index.index import AnalysisRow, FileRow
-from tests.faults.world import RESULTS, VIDEOS, Crash, Frozen, Gate, World
+from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
+from tests.support.world import Frozen, World
 
 KEYS = st.sampled_from(["a.mp4", "b.mp4", "day1/a.mp4", "../odd.mp4"])
 CONTENTS = st.sampled_from([b"one", b"two", b"three", b"bad", b"poison"])

@@ -11,7 +11,8 @@ from handlers.events import notify
 from handlers.runs import plan
 from posedrop.buckets import layout
 from posedrop.buckets.records import VideoRecord
-from tests.faults.world import RESULTS, VIDEOS, World
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.world import World
 
 KEY, FILM = "day1/a.mp4", b"a film"
 #: What a mount writes: how many seconds later, which bytes, in how many parts.

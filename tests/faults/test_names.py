@@ -16,7 +16,8 @@ from posedrop.buckets.records import Request, Result
 from posedrop.errors import AnalysisError, BadRequestError, NotFoundError
 from tests.faults.test_kept import FILE_ID, NETWORK, TABLES, Lab, installed, lab
 from tests.faults.test_kept import FILM as FIRST
-from tests.faults.world import RESULTS, VIDEOS, Crash, Gate, World
+from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
+from tests.support.world import World
 
 ALICE, BOB, CAROL = "alice/day1.mp4", "bob/copy.mp4", "carol/again.mp4"
 FILM = b"the same film"

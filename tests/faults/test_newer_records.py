@@ -10,7 +10,8 @@ import pytest
 from handlers.runs import results
 from posedrop.buckets import layout
 from posedrop.errors import RecordError
-from tests.faults.world import RESULTS, VIDEOS, World
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.world import World
 
 DAMAGED = [b"{}", b"", b"\xff\xfe", b"[" * 100_000, b'{"schema": 1', b"null", b'{"schema": "x"}']
 NEWER = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from tests.e2e.lab import Lab
-from tests.faults import labs
 from tests.faults.test_claims import storage_of
+from tests.support import labs
+from tests.support.lab import Lab
 
 
 def occupy(lab: Lab, name: str) -> None:

@@ -10,8 +10,9 @@ from handlers import upload
 from handlers.runs import results
 from posedrop.buckets import layout
 from tests.faults.test_rules import lose, rule, set_rule, tell
-from tests.faults.world import RESULTS, VIDEOS, World
-from tests.old_buckets import OldBuckets
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.old_buckets import OldBuckets
+from tests.support.world import World
 
 OLD = OldBuckets("cf9bc21")
 KEY = "day3/misspelt.mp4"

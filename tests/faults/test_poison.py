@@ -13,9 +13,10 @@ from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.records import Result
 from posedrop.errors import StorageError
-from tests.e2e.lab import Servers
-from tests.faults import labs
-from tests.faults.world import RESULTS, VIDEOS, Child, World
+from tests.support import labs
+from tests.support.lab import Servers
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.world import Child, World
 from worker import room
 from worker.jobs import runs
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.lab import Servers
-from tests.faults import labs
-from tests.integration.brokers import RabbitMQ
+from tests.support import labs
+from tests.support.brokers import RabbitMQ
+from tests.support.lab import Servers
 
 #: Milliseconds that the broker gives a job, scaled down from half an hour.
 CONSUMER_TIMEOUT = 5000

@@ -10,9 +10,10 @@ from handlers.runs import plan, results
 from handlers.upkeep import reconcile
 from posedrop.buckets import layout
 from posedrop.errors import StorageError
-from tests.e2e.lab import Servers
-from tests.faults import labs
-from tests.faults.world import RESULTS, VIDEOS, Gate, World
+from tests.support import labs
+from tests.support.lab import Servers
+from tests.support.memory_storage import RESULTS, VIDEOS, Gate
+from tests.support.world import World
 
 
 def test_the_whole_way_works_with_notifications_switched_off(servers: Servers) -> None:

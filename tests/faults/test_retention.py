@@ -19,7 +19,8 @@ from handlers.upkeep import retention
 from posedrop.buckets import layout
 from posedrop.buckets.storage import UnfinishedUpload
 from posedrop.errors import BadRequestError
-from tests.faults.world import RESULTS, VIDEOS, Shop, World
+from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.world import WorkerContext, World
 from worker import gone
 from worker.cache import Cache
 
@@ -438,12 +439,12 @@ def test_a_worker_keeps_no_copy_of_a_film_that_is_gone(make: Make) -> None:
     world.storage.put(VIDEOS, "copy.mp4", b"film removed.mp4")
     world.settle()
     cache = Cache(world.settings.scratch_dir / "cache", world.cache_bytes)
-    shop: Any = Shop(world.settings, world.storage, world.broker, "worker", cache)
-    assert (gone.forget_gone(shop), len(cache.videos())) == (0, 3)
+    context: Any = WorkerContext(world.settings, world.storage, world.broker, "worker", cache)
+    assert (gone.forget_gone(context), len(cache.videos())) == (0, 3)
     upload.delete(world.context, layout.file_id_of(VIDEOS, "expired.mp4"))
     world.storage.remove(VIDEOS, "removed.mp4")
     world.settle()
-    assert gone.forget_gone(shop) == 2
+    assert gone.forget_gone(context) == 2
     kept = hashlib.sha256(b"film kept.mp4").hexdigest()
     assert cache.videos() == [kept]
     file_id = layout.file_id_of(VIDEOS, "copy.mp4")

@@ -18,7 +18,8 @@ from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.records import Planned, WrongRule
 from posedrop.index.index import Index
-from tests.faults.world import RESULTS, VIDEOS, Gate, World
+from tests.support.memory_storage import RESULTS, VIDEOS, Gate
+from tests.support.world import World
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from handlers.runs import plan, results
 from posedrop.buckets import layout
-from tests.faults.world import RESULTS, VIDEOS, Gate, World
+from tests.support.memory_storage import RESULTS, VIDEOS, Gate
+from tests.support.world import World
 
 FOLDERS = ["", "a/", "a/b/", "a/b/c/"]
 KEYS = ["1.mp4", "a/2.mp4", "a/3.mp4", "a/b/4.mp4", "a/b/c/5.mp4", "d/6.mp4"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.e2e.lab import Embedded, Lab
 from tests.faults.soak import soak
+from tests.support.lab import Embedded, Lab
 
 
 def test_handlers_are_killed_while_a_hundred_uploads_arrive(lab: Lab) -> None:

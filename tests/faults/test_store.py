@@ -11,11 +11,11 @@ from typing import NamedTuple
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.e2e.lab import Servers
-from tests.faults import labs
-from tests.faults.proxies import Flipper, Toxiproxy
 from tests.faults.soak import client
-from tests.samples import free_box
+from tests.support import labs
+from tests.support.lab import Servers
+from tests.support.proxies import Flipper, Toxiproxy
+from tests.support.samples import free_box
 
 
 class Bad(NamedTuple):

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.bootstrapped import SEEDS, Store, Webhook, read_variables, run_bootstrap
-from tests.integration.minio_server import (
+from tests.support.bootstrapped import SEEDS, Store, Webhook, read_variables, run_bootstrap
+from tests.support.minio_server import (
     MinioServer,
 )
 

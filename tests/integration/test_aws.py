@@ -20,7 +20,7 @@ from posedrop.buckets.storage import Storage
 from posedrop.index.index import Index
 from posedrop.settings import load
 from posedrop.transport import queue
-from tests.samples import REPOSITORY
+from tests.support.samples import REPOSITORY
 
 
 class Aws(NamedTuple):

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from posedrop import cli
 from posedrop.buckets.storage import Storage
 from posedrop.minio import notifications
-from tests.conftest import find_free_port
-from tests.integration.bootstrapped import Store, Webhook, read_variables, run_bootstrap
-from tests.integration.minio_server import (
+from tests.support.bootstrapped import Store, Webhook, read_variables, run_bootstrap
+from tests.support.minio_server import (
     EVENTS_TOKEN,
     MinioServer,
 )
+from tests.support.tools import find_free_port
 
 
 def test_a_second_bootstrap_finds_nothing_to_do(store: Store) -> None:

@@ -19,16 +19,16 @@ import pytest
 
 from handlers.app import create_app
 from posedrop.transport import queue
-from tests.conftest import find_free_port, tool
-from tests.integration.bootstrapped import BUCKETS, POSEDROP, Store, Webhook, keys_of
-from tests.integration.brokers import RabbitMQ
-from tests.integration.minio_server import (
+from tests.support.bootstrapped import BUCKETS, POSEDROP, Store, Webhook, keys_of
+from tests.support.brokers import RabbitMQ
+from tests.support.minio_server import (
     EVENTS_TOKEN,
     ROOT_ACCESS_KEY,
     ROOT_SECRET_KEY,
     MinioServer,
 )
-from tests.serving import serving
+from tests.support.serving import serving
+from tests.support.tools import find_free_port, tool
 
 REDIS = ("--bind", "127.0.0.1", "--appendonly", "yes", "--maxmemory-policy", "noeviction")
 

@@ -14,11 +14,11 @@ from handlers.app import create_app
 from posedrop.buckets.storage import Storage
 from posedrop.settings import Settings, load
 from posedrop.transport import queue
-from tests.conftest import find_free_port, tool
-from tests.e2e.lab import POSEDROP, clean_environment
-from tests.integration.caddy import API, S3, Caddy
-from tests.integration.minio_server import ROOT_ACCESS_KEY, ROOT_SECRET_KEY, MinioServer
-from tests.serving import serving
+from tests.support.caddy import API, S3, Caddy
+from tests.support.lab import POSEDROP, clean_environment
+from tests.support.minio_server import ROOT_ACCESS_KEY, ROOT_SECRET_KEY, MinioServer
+from tests.support.serving import serving
+from tests.support.tools import find_free_port, tool
 
 API_TOKEN = "token-of-the-api"
 #: Large enough for curl to ask before it sends.

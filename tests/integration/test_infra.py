@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from posedrop.minio.bootstrap import Keys
+from posedrop.minio.bootstrap import BootstrapKeys
 from posedrop.settings import Settings
-from tests.conftest import tool
-from tests.integration.caddy import API, S3, Caddy
+from tests.support.caddy import API, S3, Caddy
+from tests.support.tools import tool
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
@@ -184,7 +184,9 @@ def test_every_variable_is_explained() -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_every_setting_exists(name: str) -> None:
-    known = set(Settings.model_fields) | (set(Keys.model_fields) if name == "bootstrap" else set())
+    known = set(Settings.model_fields) | (
+        set(BootstrapKeys.model_fields) if name == "bootstrap" else set()
+    )
     given = {v for v in environment(name) if v.startswith("POSEDROP_")} | secret_targets(name)
     assert given
     assert {v.lower().removeprefix("posedrop_") for v in given} <= known

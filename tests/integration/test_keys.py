@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from minio import MinioAdmin
 from minio.error import MinioAdminException
 
-from tests.integration.bootstrapped import BUCKETS, RUN, VIDEO_ID, Store
+from tests.support.bootstrapped import BUCKETS, RUN, VIDEO_ID, Store
 
 PLACES = {
     "videos/uploads/": ("videos", f"uploads/{VIDEO_ID}/"),

@@ -11,7 +11,7 @@ import httpx
 
 from posedrop.buckets import layout
 from posedrop.buckets.storage import Presigned, Storage
-from tests.integration.bootstrapped import RUN, VIDEO_ID, Store, keys_of
+from tests.support.bootstrapped import RUN, VIDEO_ID, Store, keys_of
 
 BODY = b"the video that was announced"
 

@@ -14,7 +14,7 @@ from posedrop.buckets.records import VideoRecord, VideoRef
 from posedrop.buckets.storage import Storage
 from posedrop.index.index import Index
 from posedrop.transport import queue
-from tests.integration.bootstrapped import Store
+from tests.support.bootstrapped import Store
 
 #: Days: what was there when the clock told another second.
 A_SECOND = 0.9 / 86400

@@ -17,7 +17,7 @@ from handlers.metrics import Metrics
 from posedrop import metrics
 from posedrop.index.index import Index
 from posedrop.settings import Settings, load
-from tests.conftest import find_free_port, tool
+from tests.support.tools import find_free_port, tool
 from worker import exposed
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"

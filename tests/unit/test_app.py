@@ -19,8 +19,8 @@ from posedrop.buckets.storage import Storage
 from posedrop.index.index import Index
 from posedrop.settings import Settings
 from posedrop.transport import queue
-from tests.samples import PROBE
-from tests.serving import serving
+from tests.support.samples import PROBE
+from tests.support.serving import serving
 
 EVENTS = Path(__file__).parents[1] / "fixtures" / "events"
 TOKEN = "token+of/the=api%"
@@ -120,7 +120,7 @@ def test_a_newer_result_is_no_store_that_is_away(
         }
     )
     index = Index(settings.index_file)
-    index.analysis_planned(request, f"k/dummy-{request.analysis_id}")
+    index.analysis_requested(request, f"k/dummy-{request.analysis_id}")
     index.close()
     key = f"k/dummy-{request.analysis_id}/result.json"
     storage.write(settings.results_bucket, key, b'{"schema": 2}')

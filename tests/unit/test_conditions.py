@@ -14,7 +14,7 @@ import yaml
 from posedrop.errors import ModelError
 from posedrop.models import packing
 from posedrop.models.conditions import CODE, find_conditions
-from tests.unit.projects import SHUFFLE, make_project, write_yaml
+from tests.support.projects import SHUFFLE, make_project, write_yaml
 
 SECOND = SHUFFLE.replace("shuffle1", "shuffle2")
 

@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from handlers.door import connections
 from posedrop.embedded import relay as relay_module
 from posedrop.embedded.relay import Relay
-from tests.serving import serving
+from tests.support.serving import serving
 
 _LARGE = 64 * 2**20
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 
-from tests.unit import videos
-from tests.unit.cards import Fault, PretendedCard
+from tests.support import videos
+from tests.support.pretended_cards import Fault, PretendedCard
 from worker.video import cuda_decode, decode
 from worker.video.cuda_decode import Card, DecodedOtherwiseError
 

@@ -9,7 +9,7 @@ import pytest
 from posedrop.analyses.deeplabcut_2d import DeepLabCut2D, check
 from posedrop.errors import BadRequestError
 from posedrop.models import packing
-from tests.unit.projects import make_project
+from tests.support.projects import make_project
 
 
 def test_single_animal_model_is_not_tracked(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from posedrop.errors import AnalysisError
-from tests.unit import videos
+from tests.support import videos
 from worker.video import decode, draw, preflight
 
 PARTS = ["snout", "tail$base"]

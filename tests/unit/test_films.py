@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
 from posedrop.errors import RefusedVideoError
-from tests.unit import films, videos
-from tests.unit.films import Film
+from tests.support import films, videos
+from tests.support.films import Film
 from worker.video import canvas, decode, preflight
 from worker.video.times import Clock
 

@@ -13,7 +13,7 @@ from posedrop.embedded.keyring import Secrets
 from posedrop.errors import ConfigurationError
 from posedrop.folders import own_folder
 from posedrop.settings import load
-from worker.context import Workshop
+from worker.context import Context
 
 
 def belongs_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_a_scratch_folder_that_anybody_may_have_made_is_refused(
     (tmp_path / "file").touch()
     for name in (*links, "file"):
         with pytest.raises(ConfigurationError, match=name):
-            Workshop(load(tmp_path, {"scratch_dir": tmp_path / name}), None)  # type: ignore[arg-type]
+            Context(load(tmp_path, {"scratch_dir": tmp_path / name}), None)  # type: ignore[arg-type]
     assert kept.is_dir()
     assert not (tmp_path / "nothing").exists()
     (tmp_path / "theirs").mkdir()

@@ -18,7 +18,7 @@ from handlers.door.form import FormUpload
 from posedrop.buckets.storage import Storage
 from posedrop.settings import Settings
 from posedrop.transport import queue
-from tests.serving import serving
+from tests.support.serving import serving
 
 MOST = 300_000
 FORM = "multipart/form-data; boundary=B"

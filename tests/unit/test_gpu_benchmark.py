@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.gpu import table
-from tests.samples import REPOSITORY
+from tests.support.samples import REPOSITORY
 
 
 def test_without_a_card_it_runs_pretended_alone(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.taped import Device
+from tests.support.pretended_gpu import Device
 from worker.gpu.graphs import PROOFS, SEEN, WARM_UPS, Graphs, Outputs, recorder_of
 
 

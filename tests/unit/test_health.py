@@ -26,7 +26,7 @@ from posedrop.index.index import Index
 from posedrop.metrics import Few
 from posedrop.settings import Settings, load
 from posedrop.transport import queue
-from tests.serving import serving
+from tests.support.serving import serving
 
 NOW = datetime.now(UTC)
 TOKENS = {"api_token": "of-the-api", "metrics_token": "of-prometheus"}

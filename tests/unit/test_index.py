@@ -18,20 +18,20 @@ from posedrop.index import index as index_module
 from posedrop.index import rows, schema
 from posedrop.index.index import AnalysisRow, Index
 from posedrop.transport.events import ObjectRemoved
-from tests.samples import PROBE
-from tests.unit.index_rows import (
+from tests.support.index_rows import (
     BUCKET,
     ERROR,
     NOW,
     at,
     created,
-    question,
+    pending_request,
     receive,
     request_of,
     result_of,
     run_of,
     video_record,
 )
+from tests.support.samples import PROBE
 
 # --- files
 
@@ -154,8 +154,8 @@ def test_files_with_content(index: Index) -> None:
 def test_way_of_a_run(index: Index) -> None:
     """A run is queued, running and over, and keeps what each step told."""
     request = request_of()
-    assert index.analysis_planned(request, run_of()) is True
-    assert index.analysis_planned(request, run_of()) is False
+    assert index.analysis_requested(request, run_of()) is True
+    assert index.analysis_requested(request, run_of()) is False
     index.analysis_enqueued(request.analysis_id, at(51))
     queued = index.analysis(request.analysis_id)
     assert queued is not None
@@ -188,7 +188,7 @@ def test_failed_run_has_its_error(index: Index) -> None:
 def test_finished_run_never_goes_back(index: Index) -> None:
     """A late or doubled event about an earlier step changes nothing."""
     index.analysis_finished(result_of(), run_of())
-    index.analysis_planned(request_of(), run_of())
+    index.analysis_requested(request_of(), run_of())
     index.analysis_running(request_of().analysis_id)
     row = index.analysis(request_of().analysis_id)
     assert row is not None
@@ -199,13 +199,13 @@ def test_removed_run_is_gone_until_it_is_asked_for_again(index: Index) -> None:
     """A removed run is told apart from one that never was, and starts anew as queued."""
     identity = request_of().analysis_id
     assert index.analysis_is_gone(identity) is False
-    index.analysis_planned(request_of(), run_of())
+    index.analysis_requested(request_of(), run_of())
     index.analysis_running(identity)
     index.analysis_removed(identity)
     assert (index.analysis(identity), index.analysis_is_gone(identity)) == (None, True)
     index.reset()
     assert index.analysis_is_gone(identity) is True
-    index.analysis_planned(request_of(), run_of())
+    index.analysis_requested(request_of(), run_of())
     row = index.analysis(identity)
     assert row is not None
     assert (row.state, index.analysis_is_gone(identity)) == ("queued", False)
@@ -214,7 +214,7 @@ def test_removed_run_is_gone_until_it_is_asked_for_again(index: Index) -> None:
 def test_lists_of_runs(index: Index) -> None:
     """Runs are filtered by state, file, analysis and words, newest first."""
     for number in range(5):
-        index.analysis_planned(request_of(number), run_of(number))
+        index.analysis_requested(request_of(number), run_of(number))
     index.analysis_finished(result_of(3), run_of(3))
     file_id = video_record(3).video.file_id
     third = [request_of(3).analysis_id]
@@ -237,7 +237,7 @@ def test_lists_of_runs(index: Index) -> None:
 def test_position(index: Index) -> None:
     """The position counts the runs asked for earlier that are not over."""
     for number in range(4):
-        index.analysis_planned(request_of(number), run_of(number))
+        index.analysis_requested(request_of(number), run_of(number))
     index.analysis_running(request_of(1).analysis_id)
     index.analysis_finished(result_of(0), run_of(0))
     positions = [index.position(request_of(number).analysis_id) for number in range(4)]
@@ -249,8 +249,8 @@ def test_counts(index: Index) -> None:
     """Everything is counted by its state."""
     index.file_ingested(video_record(1))
     receive(index, video_record(2))
-    index.analysis_planned(request_of(1), run_of(1))
-    index.pending_asked(question())
+    index.analysis_requested(request_of(1), run_of(1))
+    index.pending_added(pending_request())
     index.record_events([ObjectRemoved(BUCKET, "k", "1", NOW)], NOW)
     index.dead_letter("odd", {}, NOW)
     expected = {
@@ -363,22 +363,24 @@ def test_films_of_one_content_are_planned_again_after_an_upgrade(
 def test_pending(index: Index) -> None:
     """A question waits for its file until it is resolved or has failed."""
     for number in (2, 1, 0):
-        index.pending_asked(question(number))
+        index.pending_added(pending_request(number))
     file_id = video_record().video.file_id
     assert [row.pending_id for row in index.pending_of_file(file_id)] == [
-        question(number).pending_id for number in (0, 1, 2)
+        pending_request(number).pending_id for number in (0, 1, 2)
     ]
-    index.pending_resolved(question(0).pending_id, "run")
-    index.pending_failed(question(1).pending_id, ERROR)
-    assert [row.pending_id for row in index.pending_of_file(file_id)] == [question(2).pending_id]
+    index.pending_resolved(pending_request(0).pending_id, "run")
+    index.pending_failed(pending_request(1).pending_id, ERROR)
+    assert [row.pending_id for row in index.pending_of_file(file_id)] == [
+        pending_request(2).pending_id
+    ]
     assert index.pending_open() == index.pending_of_file(file_id)
-    resolved, failed = (index.pending(question(number).pending_id) for number in (0, 1))
+    resolved, failed = (index.pending(pending_request(number).pending_id) for number in (0, 1))
     assert resolved is not None
     assert failed is not None
     assert (resolved.analysis_id, resolved.force) == ("run", None)
     assert (failed.error, failed.force, failed.args) == (ERROR, "again", {"seconds": 1})
-    index.pending_removed(question(2).pending_id)
-    assert index.pending(question(2).pending_id) is None
+    index.pending_removed(pending_request(2).pending_id)
+    assert index.pending(pending_request(2).pending_id) is None
 
 
 # --- events

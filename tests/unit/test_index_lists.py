@@ -14,7 +14,7 @@ from posedrop.errors import BadRequestError
 from posedrop.index import index as index_module
 from posedrop.index import search
 from posedrop.index.index import Index
-from tests.unit.index_rows import (
+from tests.support.index_rows import (
     BUCKET,
     NOW,
     receive,

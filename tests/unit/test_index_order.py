@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from posedrop.index.index import Index, IndexBusyError
 from posedrop.transport.events import ObjectCreated
-from tests.unit.index_rows import (
+from tests.support.index_rows import (
     BUCKET,
     ERROR,
     NOW,
     at,
     created,
     everything,
-    question,
+    pending_request,
     receive,
     request_of,
     result_of,
@@ -45,16 +45,16 @@ def _tellings() -> list[Telling]:
             video_record(number, version=1, refused=number == 2),
         )
         identity = request_of(number).analysis_id
-        pending = question(number).pending_id
+        pending = pending_request(number).pending_id
         name = (old.video.file_id, BUCKET, old.video.key, at(-9))
         tellings += [
             methodcaller("expect_file", *name),
             partial(receive, video=old),
             methodcaller("file_ingested", old),
             partial(receive, video=new),
-            methodcaller("analysis_planned", request_of(number), run_of(number)),
+            methodcaller("analysis_requested", request_of(number), run_of(number)),
             methodcaller("analysis_running", identity),
-            methodcaller("pending_asked", question(number)),
+            methodcaller("pending_added", pending_request(number)),
         ]
         if number:
             tellings += [
@@ -152,7 +152,9 @@ def test_eight_threads_write_and_read_at_once(index: Index) -> None:
 def test_planned_once_by_many_threads(index: Index) -> None:
     """Of many threads that plan the same run exactly one is told that it was the first."""
     with ThreadPoolExecutor(8) as pool:
-        first = list(pool.map(lambda _: index.analysis_planned(request_of(), run_of()), range(64)))
+        first = list(
+            pool.map(lambda _: index.analysis_requested(request_of(), run_of()), range(64))
+        )
     assert sum(first) == 1
 
 

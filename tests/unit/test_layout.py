@@ -32,14 +32,19 @@ def test_a_run_is_parsed_as_it_was_made(key: str) -> None:
     """Whatever the video is called, a run's objects lead back to its folder and its id."""
     prefix = layout.video_prefix("videos", key)
     run = layout.run_prefix(prefix, "deeplabcut_2d", ID)
-    found = layout.parse_result_key(f"{run}/result.json")
+    keys = layout.Run(run)
+    found = layout.parse_result_key(keys.result)
     assert found == layout.RunObject(run, prefix, "deeplabcut_2d", ID, "result.json")
+    for key in (keys.request, keys.predictions, keys.needs_newer, keys.hand_back(12)):
+        assert layout.parse_result_key(key) == found._replace(name=keys.name(key))
+        assert key.startswith(keys.folder)
+    assert layout.attempt_number(keys.name(keys.attempt(12))) == 12
     assert layout.parse_result_key(layout.video_record(prefix)) == layout.VideoObject(
         prefix, "video.json"
     )
-    question, answer = layout.asked(prefix, ID), layout.answered(prefix, ID)
-    assert layout.parse_result_key(question) == layout.AskedObject(prefix, ID)
-    assert layout.parse_result_key(answer) == layout.AnsweredObject(prefix, ID)
+    question, answer = layout.pending_request(prefix, ID), layout.pending_outcome(prefix, ID)
+    assert layout.parse_result_key(question) == layout.PendingRequestObject(prefix, ID)
+    assert layout.parse_result_key(answer) == layout.PendingOutcomeObject(prefix, ID)
     assert question < answer
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from handlers.context import Context
 from handlers.events import notify
 from posedrop.buckets import layout
 from posedrop.buckets.records import (
-    Asked,
+    PendingRequest,
     Record,
     Refusal,
     Request,
@@ -28,85 +29,35 @@ from posedrop.buckets.records import (
     VideoRef,
     WorkerRecord,
 )
-from posedrop.buckets.storage import Listing, ObjectInfo, Storage
-from posedrop.errors import StorageError
+from posedrop.buckets.storage import ObjectInfo
 from posedrop.index.index import Index
 from posedrop.settings import load
 from posedrop.transport import queue
 from posedrop.transport.events import Event, ObjectCreated, ObjectRemoved
-from tests.samples import PROBE
+from tests.support.memory_storage import RESULTS, VIDEOS, MemoryStorage, Stored
+from tests.support.samples import PROBE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
-VIDEOS, RESULTS = "videos", "results"
 #: Two names under one file_id: the row is the one's or the other's.
 SAME_FILE = [f"uploads/aaaaaaaaaaaaaaaa/{name}.mp4" for name in ("one", "two")]
 PLAIN = [f"day1/mouse_{number}.mp4" for number in range(4)]
 DIGEST = "0" * 64
 
 
-class Shelf(Storage):
-    """A store in memory. What it does with `broken` keys is to fail."""
+def _put(storage: MemoryStorage, key: str, **metadata: str) -> None:
+    """Lay a film down."""
+    storage.put(VIDEOS, key, b"film " + key.encode(), metadata)
 
-    def __init__(self) -> None:
-        self.objects_by_name: dict[tuple[str, str], tuple[ObjectInfo, bytes]] = {}
-        self.broken: set[str] = set()
-        self.asked: list[str] = []
 
-    def put(self, bucket: str, key: str, data: bytes = b"film", **metadata: str) -> None:
-        """Lay an object down."""
-        etag = layout.make_id(data.decode())
-        found = ObjectInfo(key, etag, len(data), NOW, metadata)
-        self.objects_by_name[bucket, key] = found, data
-
-    def put_record(self, key: str, record: Record) -> None:
-        """Lay a record down in the results bucket."""
-        self.put(RESULTS, key, record.to_json())
-
-    def head(self, bucket: str, key: str) -> ObjectInfo | None:
-        self.asked.append(key)
-        if key in self.broken:
-            raise StorageError(f"can't look at {key}")
-        return self.objects_by_name.get((bucket, key), (None, b""))[0]
-
-    def read(self, bucket: str, key: str, etag: str | None = None) -> bytes | None:  # noqa: ARG002
-        self.asked.append(key)
-        if key in self.broken:
-            raise StorageError(f"can't read {key}")
-        return self.objects_by_name.get((bucket, key), (None, None))[1]
-
-    def create(self, bucket: str, key: str, data: bytes) -> bool:
-        if (bucket, key) in self.objects_by_name:
-            return False
-        self.put(bucket, key, data)
-        return True
-
-    def write(
-        self,
-        bucket: str,
-        key: str,
-        data: bytes,
-        content_type: str = "application/json",  # noqa: ARG002
-    ) -> None:
-        self.put(bucket, key, data)
-
-    def delete(self, bucket: str, keys: Iterable[str]) -> None:
-        for key in keys:
-            self.objects_by_name.pop((bucket, key), None)
-
-    def objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectInfo]:
-        for (where, key), (found, _) in sorted(self.objects_by_name.items()):
-            if where == bucket and key.startswith(prefix):
-                yield found
-
-    def listing(self, bucket: str, prefix: str) -> Listing:
-        return Listing(list(self.objects(bucket, prefix)), NOW)
+def _put_record(storage: MemoryStorage, key: str, record: Record) -> None:
+    """Lay a record down in the results bucket."""
+    storage.put(RESULTS, key, record.to_json())
 
 
 def _ref(key: str) -> VideoRef:
     file_id = layout.file_id_of(VIDEOS, key)
-    return VideoRef(
-        file_id=file_id, bucket=VIDEOS, key=key, etag=layout.make_id("film " + key), size=20
-    )
+    etag = hashlib.md5(b"film " + key.encode(), usedforsecurity=False).hexdigest()
+    return VideoRef(file_id=file_id, bucket=VIDEOS, key=key, etag=etag, size=20)
 
 
 def _ingested(key: str, **more: Any) -> VideoRecord:
@@ -147,24 +98,26 @@ def _result(key: str, analysis_id: str) -> Result:
     )
 
 
-def _stocked() -> Shelf:
+def _stocked() -> MemoryStorage:
     """Return a store with videos in all states: new, ready, refused, asked about, run, removed."""
-    shelf = Shelf()
+    storage = MemoryStorage()
+    storage.clock.time = NOW
     for key in PLAIN:
-        shelf.put(VIDEOS, key, f"film {key}".encode(), analysis="dummy", args='{"seconds": 1}')
+        _put(storage, key, analysis="dummy", args='{"seconds": 1}')
     for key in SAME_FILE:
-        shelf.put(VIDEOS, key, f"film {key}".encode())
-    shelf.put(VIDEOS, "day1/posedrop.json", b"{}")
+        _put(storage, key)
+    storage.put(VIDEOS, "day1/posedrop.json", b"{}")
     ready, refused, asked, _ = PLAIN
     metadata = {"analysis": "dummy", "args": '{"seconds": 1}'}
-    shelf.put_record(layout.video_record(ready), _ingested(ready, metadata=metadata))
+    _put_record(storage, layout.video_record(ready), _ingested(ready, metadata=metadata))
     refusal = Refusal(reason="empty", message="the file is empty")
-    shelf.put_record(
+    _put_record(
+        storage,
         layout.video_record(refused),
         _ingested(refused).model_copy(update={"refusal": refusal, "probe": None, "sha256": None}),
     )
-    shelf.put_record(layout.video_record(asked), _ingested(asked))
-    question = Asked(
+    _put_record(storage, layout.video_record(asked), _ingested(asked))
+    question = PendingRequest(
         pending_id="q" * 16,
         file_id=_ref(asked).file_id,
         key=asked,
@@ -172,36 +125,37 @@ def _stocked() -> Shelf:
         args={"seconds": 2},
         created_at=NOW,
     )
-    shelf.put_record(layout.asked(asked, "q" * 16), question)
+    _put_record(storage, layout.asked(asked, "q" * 16), question)
     for letter, names in {"r": ("request",), "s": ("request", "result"), "t": ("result",)}.items():
         run = layout.run_prefix(ready, "dummy", letter * 16)
         if "request" in names:
-            shelf.put_record(f"{run}/{layout.REQUEST}", _request(ready, letter * 16))
+            _put_record(storage, f"{run}/{layout.REQUEST}", _request(ready, letter * 16))
         if "result" in names:
-            shelf.put_record(f"{run}/{layout.RESULT}", _result(ready, letter * 16))
-        shelf.put(RESULTS, layout.attempt(run, 1), b"{}")
-    return shelf
+            _put_record(storage, f"{run}/{layout.RESULT}", _result(ready, letter * 16))
+        storage.put(RESULTS, layout.attempt(run, 1), b"{}")
+    return storage
 
 
 def _news() -> list[Event]:
     """Return that each object was written and removed, as were some that are no longer there."""
     gone = [(VIDEOS, "day1/gone.mp4"), (RESULTS, f"{PLAIN[0]}/dummy-{'t' * 16}/{layout.REQUEST}")]
     news: list[Event] = []
-    for bucket, key in [*sorted(_stocked().objects_by_name), *gone]:
+    stored = [(bucket, key) for bucket, held in _stocked().buckets.items() for key in held]
+    for bucket, key in [*sorted(stored), *gone]:
         news.append(ObjectCreated(bucket, key, "etag", None, "1", NOW))
         news.append(ObjectRemoved(bucket, key, "2", NOW))
     return news
 
 
-def _context(folder: Path, shelf: Shelf) -> Context:
+def _context(folder: Path, storage: MemoryStorage) -> Context:
     given = {"s3_endpoint": "http://127.0.0.1:1", "default_analysis": "dummy"}
     index = Index(folder / "index.sqlite")
     for number in range(20):  # which have room for all
         worker = WorkerRecord(
             worker_id=str(number), name="", started_at=NOW, queues=["gpu"], device=""
         )
-        shelf.put_record(layout.worker(str(number)), worker)
-    return Context(load(folder, given), shelf, index, queue.connect("stub://"))
+        _put_record(storage, layout.worker(str(number)), worker)
+    return Context(load(folder, given), storage, index, queue.connect("stub://"))
 
 
 def _messages(context: Context) -> set[tuple[str, str]]:
@@ -310,11 +264,11 @@ def test_an_event_of_ten_thousand_objects_is_taken(context: Context) -> None:
 
 def test_the_store_is_asked_once_about_a_key(context: Context) -> None:
     """Many events of one object are one question, and one message."""
-    assert isinstance(context.storage, Shelf)
+    assert isinstance(context.storage, MemoryStorage)
     twins = [ObjectCreated(VIDEOS, PLAIN[3], "e", 1, str(number), NOW) for number in range(20)]
     context.index.record_events(twins, NOW)
     _follow_all(context)
-    assert [PLAIN[3]] == context.storage.asked
+    assert [(VIDEOS, PLAIN[3])] == context.storage.asked
     assert isinstance(context.broker, StubBroker)
     assert context.broker.queues["cpu"].qsize() == 1
     assert context.index.counts()["events"]["unhandled"] == 0
@@ -322,18 +276,18 @@ def test_the_store_is_asked_once_about_a_key(context: Context) -> None:
 
 def test_a_bad_event_holds_up_no_other(context: Context) -> None:
     """What can't be read, and what can't be stored, waits alone; the others are done at once."""
-    shelf = context.storage
-    assert isinstance(shelf, Shelf)
+    storage = context.storage
+    assert isinstance(storage, MemoryStorage)
     unreadable, unstorable, *good = PLAIN
-    shelf.broken.add(unreadable)
-    shelf.objects_by_name[VIDEOS, unstorable] = (ObjectInfo(unstorable, "e", 2**70, NOW), b"")
+    storage.away.add((VIDEOS, unreadable))
+    huge = Stored(b"", ObjectInfo(unstorable, "e", 2**70, NOW))
+    storage.buckets[VIDEOS][unstorable] = huge
     created = [ObjectCreated(VIDEOS, key, "e", 1, "1", NOW) for key in PLAIN]
     context.index.record_events(created, NOW)
     _follow_all(context)
     assert {row.key for row in context.index.files().rows} == set(good)
     assert {key for _, key in _messages(context)} == {
-        json.dumps({"bucket": VIDEOS, "etag": layout.make_id(f"film {key}"), "key": key})
-        for key in good
+        json.dumps({"bucket": VIDEOS, "etag": _ref(key).etag, "key": key}) for key in good
     }
     waiting = context.index.unhandled_events(10)
     assert [(row.key, row.tries) for row in waiting] == [(unreadable, 1), (unstorable, 1)]
@@ -371,12 +325,12 @@ def test_the_follower_says_when_many_events_wait(context: Context) -> None:
     told: list[bool] = []
     calm = threading.Event()
 
-    def hurry(many: bool) -> None:
+    def set_busy(many: bool) -> None:
         told.append(many)
         if not many:
             calm.set()
 
-    follower = notify.Follower(context, hurry)
+    follower = notify.Follower(context, set_busy)
     follower.start()
     assert calm.wait(30)
     follower.stop()

@@ -10,7 +10,7 @@ from typing import Any
 import av.error
 import pytest
 
-from tests.unit import videos
+from tests.support import videos
 from tests.unit.test_draw import drawn, frames_of, poses, times, walk
 from worker.video import canvas, nvenc
 

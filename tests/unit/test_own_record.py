@@ -13,7 +13,7 @@ from posedrop.buckets import layout
 from posedrop.buckets.records import ModelRef, Progress, WorkerRecord
 from posedrop.errors import StorageError
 from posedrop.settings import Settings, load
-from tests.faults.world import RESULTS, Clock, MemoryStorage
+from tests.support.memory_storage import RESULTS, Clock, MemoryStorage
 from worker.jobs.claim import Claim, take
 from worker.own_record import MAX_SPEEDS, OwnRecord
 

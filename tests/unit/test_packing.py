@@ -13,7 +13,7 @@ import yaml
 
 from posedrop.errors import BadRequestError, ModelError
 from posedrop.models import packing
-from tests.unit.projects import SHUFFLE, make_project, write_yaml
+from tests.support.projects import SHUFFLE, make_project, write_yaml
 
 
 @pytest.fixture

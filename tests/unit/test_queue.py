@@ -12,49 +12,49 @@ from posedrop.transport import queue
 
 
 @pytest.fixture
-def worked() -> Iterator[tuple[dramatiq.Broker, queue.Precedence, dict[str, threading.Event]]]:
+def worked() -> Iterator[tuple[dramatiq.Broker, queue.EventPriority, dict[str, threading.Event]]]:
     """A broker with a worker, and which of its actors have run."""
     broker = queue.connect("stub://")
-    precedence = queue.Precedence()
-    broker.add_middleware(precedence)
+    priority = queue.EventPriority()
+    broker.add_middleware(priority)
     done = {actor: threading.Event() for actor in ("ingest", "infer")}
     for actor, over in done.items():
         dramatiq.actor(over.set, actor_name=actor, queue_name=queue.QUEUE_OF[actor], broker=broker)
     worker = dramatiq.Worker(broker, worker_threads=2, worker_timeout=100)
     worker.start()
-    yield broker, precedence, done
-    precedence.hurry(False)
+    yield broker, priority, done
+    priority.set_busy(False)
     worker.stop()
 
 
 def test_jobs_of_the_cpu_queue_let_events_go_first(
-    worked: tuple[dramatiq.Broker, queue.Precedence, dict[str, threading.Event]],
+    worked: tuple[dramatiq.Broker, queue.EventPriority, dict[str, threading.Event]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While many wait, an ingest does; the network's jobs, which are in a child, don't."""
-    monkeypatch.setattr(queue, "_PRECEDENCE_SECONDS", 600.0)
-    broker, precedence, done = worked
-    precedence.hurry(True)
+    monkeypatch.setattr(queue, "_PRIORITY_SECONDS", 600.0)
+    broker, priority, done = worked
+    priority.set_busy(True)
     queue.send(broker, "ingest")
     queue.send(broker, "infer")
     assert done["infer"].wait(30)
     assert not done["ingest"].is_set()
-    precedence.hurry(False)
+    priority.set_busy(False)
     assert done["ingest"].wait(30)
 
 
 def test_they_do_not_wait_for_ever(
-    worked: tuple[dramatiq.Broker, queue.Precedence, dict[str, threading.Event]],
+    worked: tuple[dramatiq.Broker, queue.EventPriority, dict[str, threading.Event]],
 ) -> None:
     """However many events come, jobs are done."""
-    broker, precedence, done = worked
-    precedence.hurry(True)
+    broker, priority, done = worked
+    priority.set_busy(True)
     queue.send(broker, "ingest")
     assert done["ingest"].wait(30)
 
 
 def test_a_message_that_comes_later_waits_in_its_queue(
-    worked: tuple[dramatiq.Broker, queue.Precedence, dict[str, threading.Event]],
+    worked: tuple[dramatiq.Broker, queue.EventPriority, dict[str, threading.Event]],
 ) -> None:
     """Who asks what waits is told of it, though no worker has it yet; then it is done."""
     idle = queue.connect("stub://")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from posedrop.errors import RefusedVideoError
-from tests.samples import REPOSITORY
-from tests.unit import videos
+from tests.support import videos
+from tests.support.samples import REPOSITORY
 from worker.video import preflight
 
 #: What ingest itself refuses: tests/faults/test_ingest.py and test_disk.py have films for it.

@@ -8,7 +8,6 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,54 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from posedrop.buckets import storage as storage_module
-from posedrop.buckets.records import Duplicate
 from posedrop.buckets.storage import MIN_PART_BYTES, Storage
-from posedrop.errors import ObjectChangedError, StorageError
+from posedrop.errors import StorageError
 from posedrop.settings import Settings
-
-
-def test_create_has_one_winner(storage: Storage, bucket: str) -> None:
-    """Of many that create the same object, exactly one is told that it did."""
-    with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda n: storage.create(bucket, "k", b"%d" % n), range(8)))
-    assert won.count(True) == 1
-    assert storage.read(bucket, "k") == b"%d" % won.index(True)
-
-
-def test_what_is_not_there_is_none(storage: Storage, bucket: str) -> None:
-    """Reading what is not there is an answer, not an error."""
-    assert storage.head(bucket, "no") is None
-    assert storage.read(bucket, "no") is None
-    assert storage.read_record(bucket, "no", Duplicate) is None
-
-
-def test_download_hashes_what_it_wrote(storage: Storage, bucket: str, tmp_path: Path) -> None:
-    """A download gives both hashes of the bytes on disk."""
-    data = b"mouse" * 500_000
-    storage.write(bucket, "film", data, "video/mp4")
-    target = tmp_path / "film"
-    assert storage.download(bucket, "film", target) == {
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "sha1": hashlib.sha1(data, usedforsecurity=False).hexdigest(),
-    }
-    assert target.read_bytes() == data
-
-
-@pytest.mark.parametrize("replace", [True, False])
-def test_a_replaced_or_removed_object_is_not_downloaded(
-    storage: Storage, bucket: str, tmp_path: Path, replace: bool
-) -> None:
-    """With the ETag that was planned, other bytes are never taken for the planned ones."""
-    storage.write(bucket, "film", b"planned")
-    planned = storage.head(bucket, "film")
-    assert planned is not None
-    if replace:
-        storage.write(bucket, "film", b"replaced")
-    else:
-        storage.delete(bucket, ["film"])
-    with pytest.raises(ObjectChangedError):
-        storage.download(bucket, "film", tmp_path / "film", planned.etag)
 
 
 def test_what_was_begun_in_parts_is_found_and_given_up(storage: Storage, bucket: str) -> None:
@@ -77,13 +31,6 @@ def test_what_was_begun_in_parts_is_found_and_given_up(storage: Storage, bucket:
         storage.abort_upload(bucket, each)
         storage.abort_upload(bucket, each)
     assert list(storage.unfinished_uploads(bucket)) == []
-
-
-def test_a_damaged_record_is_a_typed_error(storage: Storage, bucket: str) -> None:
-    """What stands under a record's key and is none of posedrop's is named, not raised as JSON."""
-    storage.write(bucket, "r", b'{"file_id": 3')
-    with pytest.raises(StorageError, match="is not a Duplicate"):
-        storage.read_record(bucket, "r", Duplicate)
 
 
 @pytest.mark.parametrize(
@@ -127,29 +74,6 @@ def test_a_stream_that_breaks_leaves_nothing(storage: Storage, bucket: str) -> N
         storage.upload_stream(bucket, "big", Broken(), 10**9, "video/mp4")
     assert storage.head(bucket, "big") is None
     assert "Uploads" not in storage._client.list_multipart_uploads(Bucket=bucket)
-
-
-def test_a_record_that_is_none_is_not_read(
-    storage: Storage, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is larger than any record is damaged, and not taken into memory."""
-    monkeypatch.setattr(storage_module, "MAX_READ_BYTES", 10)
-    storage.write(bucket, "small", bytes(10))
-    storage.write(bucket, "large", bytes(11))
-    assert storage.read(bucket, "small") == bytes(10)
-    with pytest.raises(StorageError) as caught:
-        storage.read(bucket, "large")
-    assert caught.value.code == "damaged_record"
-
-
-def test_listing_tells_the_stores_time(storage: Storage, bucket: str) -> None:
-    """A listing has objects in the order of keys, and a time that is not before theirs."""
-    for key in ("run/b", "run/a", "other/c"):
-        storage.write(bucket, key, b"")
-    listing = storage.listing(bucket, "run/")
-    assert [found.key for found in listing.objects] == ["run/a", "run/b"]
-    assert all(found.last_modified <= listing.now for found in listing.objects)
-    assert storage.folders(bucket) == ["other", "run"]
 
 
 def test_a_presigned_put_stores_what_was_agreed(storage: Storage, bucket: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.taped import Cuda
+from tests.support.pretended_gpu import Cuda
 from worker.gpu.streams import BUFFERS, Upload, device_of
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from posedrop.buckets.records import Probe
 from posedrop.errors import RefusedVideoError
-from tests.unit import videos
+from tests.support import videos
 from worker.video import canvas, decode, preflight
 
 Make = Callable[[Path], Path]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit import taken_over
+from tests.support import taken_over
 from worker import limits
 from worker.child import walls
 from worker.child.handover import remove

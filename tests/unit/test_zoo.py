@@ -16,7 +16,8 @@ from posedrop.analyses.superanimal import SuperAnimalArgs
 from posedrop.buckets.storage import Storage
 from posedrop.errors import BadRequestError, ModelError
 from posedrop.models import catalog, packing, zoo
-from tests.unit.bucket import BUCKET, FakeStorage
+from posedrop.models.push import push
+from tests.support.memory_storage import MODELS, MemoryStorage
 
 MOUSE = "superanimal_topviewmouse"
 HRNET, RCNN = f"{MOUSE}_hrnet_w32.pt", f"{MOUSE}_fasterrcnn_resnet50_fpn_v2.pt"
@@ -24,7 +25,7 @@ HRNET, RCNN = f"{MOUSE}_hrnet_w32.pt", f"{MOUSE}_fasterrcnn_resnet50_fpn_v2.pt"
 
 @pytest.fixture
 def storage() -> Storage:
-    return cast(Storage, FakeStorage())
+    return MemoryStorage()
 
 
 @pytest.fixture
@@ -39,9 +40,9 @@ def weights(tmp_path: Path) -> Path:
 
 def test_zoo_is_pushed_as_a_folder_of_weights(storage: Storage, weights: Path) -> None:
     """One model a SuperAnimal, with the weights that are in the folder and nothing else."""
-    model = catalog.push(storage, BUCKET, weights, MOUSE)
+    model = push(storage, MODELS, weights, MOUSE)
     assert [file.path for file in model.files] == sorted([HRNET, RCNN])
-    assert (model.kind, catalog.resolve(storage, BUCKET, MOUSE)) == ("zoo", model)
+    assert (model.kind, catalog.resolve(storage, MODELS, MOUSE)) == ("zoo", model)
     superanimal.check(SuperAnimalArgs(model=MOUSE), model)
 
 
@@ -61,10 +62,10 @@ def test_weights_that_are_not_there(storage: Storage, weights: Path) -> None:
     """Whoever asks for a SuperAnimal hears which file to download where, and how to push it."""
     push = f"posedrop models push FOLDER --name {MOUSE}"
     with pytest.raises(BadRequestError, match=push) as caught:
-        catalog.resolve(storage, BUCKET, MOUSE)
+        catalog.resolve(storage, MODELS, MOUSE)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
     (weights / RCNN).unlink()
-    model = catalog.push(storage, BUCKET, weights, MOUSE)
+    model = push(storage, MODELS, weights, MOUSE)
     with pytest.raises(BadRequestError, match=f"download {RCNN} from https://.*{push}") as caught:
         superanimal.check(SuperAnimalArgs(model=MOUSE), model)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
@@ -106,16 +107,16 @@ def test_an_analysis_without_its_model_is_told_which_there_are(
     storage: Storage, weights: Path
 ) -> None:
     """Those that it takes, by name; or that none was pushed, and how one is."""
-    settings = SimpleNamespace(models_bucket=BUCKET)
+    settings = SimpleNamespace(models_bucket=MODELS)
     context = cast(Context, SimpleNamespace(storage=storage, settings=settings))
 
     def told(analysis: str) -> str:
         with pytest.raises(BadRequestError, match="--arg model=NAME") as caught:
-            plan.order(context, analysis, {})
+            plan.validate(context, analysis, {})
         assert caught.value.field == "args.model"
         return caught.value.message
 
     assert "`posedrop models push`" in told("superanimal")
-    catalog.push(storage, BUCKET, weights, MOUSE)
+    push(storage, MODELS, weights, MOUSE)
     assert told("superanimal").endswith(f"There are: {MOUSE}")
     assert "`posedrop models push`" in told("deeplabcut_2d")

@@ -32,7 +32,7 @@ from worker.child import handover, messages
 from worker.child.handover import lent
 from worker.child.messages import Line
 from worker.child.patience import Patience
-from worker.child.permit import POLL_SECONDS, Place, Turn
+from worker.child.permit import POLL_SECONDS, AcceleratorPermit, PermitRequest
 from worker.child.walls import NAMES, OWN, Plan, Walls
 from worker.limits import Limits, end_group, end_session, exceeded, new_group, ran_out
 
@@ -151,7 +151,7 @@ class Child:
         wall_seconds: float | Patience | None,
         log: Path | None,
         folder: Path | None = None,
-        turn: Turn | None = None,
+        permit: AcceleratorPermit | None = None,
     ) -> dict[str, Any]:
         """Run ``task`` in the child and return its answer.
 
@@ -160,13 +160,13 @@ class Child:
             payload: JSON types.
             on_progress: called in this thread; what it raises ends the child.
             should_stop: asked at least every 0.25 s, from when the call has to wait for another.
-            wall_seconds: the task may last no longer, but for waiting for its turn; None: any
+            wall_seconds: the task may last no longer, but for waiting for its permit; None: any
                 time. A :class:`Patience` is told of the progress, and goes by it.
             log: everything that the task and its libraries print is appended to this file of
                 ``folder``; None: to the idle log.
             folder: the job's, all that the child may write to, but for ``video`` and ``model`` in
                 it, which it may read. It lies elsewhere meanwhile, and a link in its place.
-            turn: what the task waits for where it asks for it; None: it has it at once.
+            permit: what the task waits for where it asks for it; None: it has it at once.
 
         Raises:
             CancelledRunError: ``should_stop`` said so; the child is gone.
@@ -181,10 +181,12 @@ class Child:
         with self._waited(should_stop):
             self._ensure_started()
             request = {"task": task, "payload": payload, "log": log and str(log)}
-            at = Place(turn)
+            permit_request = PermitRequest(permit)
             try:
                 with contextlib.nullcontext() if folder is None else lent(folder, self._folder):
-                    answer = self._asked(request, on_progress, should_stop, wall_seconds, at)
+                    answer = self._asked(
+                        request, on_progress, should_stop, wall_seconds, permit_request
+                    )
             except BaseException:
                 self._end()  # before, or when its folder could not be taken back
                 raise
@@ -213,17 +215,17 @@ class Child:
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
         wall_seconds: float | Patience | None,
-        place: Place,
+        permit_request: PermitRequest,
     ) -> Line:
         self._at_work.set()
         try:
-            answer = self._converse(request, on_progress, should_stop, wall_seconds, place)
+            answer = self._converse(request, on_progress, should_stop, wall_seconds, permit_request)
         except BaseException:
             self._end()
             raise
         finally:  # when the child is gone: who comes next is alone
             self._at_work.clear()
-            place.leave()
+            permit_request.close()
         if answer.fresh:
             # A library failed in the middle of something: what it left behind is unknown.
             self._end()
@@ -354,7 +356,7 @@ class Child:
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
         wall_seconds: float | Patience | None,
-        place: Place,
+        permit_request: PermitRequest,
     ) -> Line:
         started = time.monotonic()
         limit = Patience.of(wall_seconds) if isinstance(wall_seconds, int | float) else wall_seconds
@@ -362,34 +364,36 @@ class Child:
         while True:
             if should_stop():
                 raise CancelledRunError("cancelled: the run was asked to stop")
-            worked = time.monotonic() - started - place.seconds
-            if limit is not None and not place.waits and worked > limit.seconds:
+            worked = time.monotonic() - started - permit_request.seconds
+            if limit is not None and not permit_request.waits and worked > limit.seconds:
                 raise ChildDiedError(
                     f"{self._name}: no {limit.wanted} within {limit.seconds:g} s, killed",
                     code="timeout",
                 )
-            unsent, lines = self._exchange(unsent, place.waits_for)
+            unsent, lines = self._exchange(unsent, permit_request.waits_for)
             for line in lines:
                 if line.progress is not None:
                     if limit is not None:
                         limit.heard(line.progress, worked)
                     on_progress(line.progress)
-                elif line.turn == "over":
-                    place.leave()
-                elif line.turn == "wanted":
-                    if not place.ask():
+                elif line.permit == "over":
+                    permit_request.close()
+                elif line.permit == "wanted":
+                    if not permit_request.ask():
                         raise self._nonsense()
                 elif line.hello is not None:
                     raise self._nonsense()
                 else:
                     return line
             # Not before it has read the last word: else it could fill our memory with wishes.
-            if not unsent and place.come():
-                unsent = b'{"turn": "yours"}\n'
-            elif lines and place.waits:
+            if not unsent and permit_request.grant():
+                unsent = b'{"permit": "yours"}\n'
+            elif lines and permit_request.waits:
                 on_progress(Progress(stage="wait"))
 
-    def _exchange(self, unsent: bytes, also: Turn | None = None) -> tuple[bytes, list[Line]]:
+    def _exchange(
+        self, unsent: bytes, also: AcceleratorPermit | None = None
+    ) -> tuple[bytes, list[Line]]:
         """Send and receive what can be within POLL_SECONDS; return what is left, what came.
 
         It returns earlier when something came, or when ``also`` is free.

@@ -81,7 +81,7 @@ class Line(Record):
 
     hello: Count | None = Field(default=None, description="it is ready: its process id")
     progress: Annotated[Progress, AfterValidator(_briefly)] | None = None
-    turn: Literal["wanted", "over"] | None = Field(default=None, description="at the accelerator")
+    permit: Literal["wanted", "over"] | None = Field(default=None, description="of the accelerator")
     result: Details | None = Field(default=None, description="the task is done")
     error: Failure | None = Field(default=None, description="the task failed")
     walls: list[Name] = Field(
@@ -96,7 +96,7 @@ class Line(Record):
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Line:
-        said = (self.hello, self.progress, self.turn, self.result, self.error)
+        said = (self.hello, self.progress, self.permit, self.result, self.error)
         if sum(each is not None for each in said) != 1:
             raise ValueError("a line says one thing")
         return self

@@ -19,7 +19,7 @@ from typing import Any
 from posedrop.errors import CancelledRunError, PosedropError
 from worker.child.child import Child
 from worker.child.messages import DeviceOutput
-from worker.child.permit import POLL_SECONDS, Turn
+from worker.child.permit import POLL_SECONDS, AcceleratorPermit
 from worker.child.walls import Walls
 
 #: More would only hold more memory: one video is made ready in less time than another takes.
@@ -30,7 +30,7 @@ WARM_UP_SECONDS = 300.0
 log = logging.getLogger(__name__)
 
 
-class Pair:
+class ChildPool:
     """As one :class:`worker.child.child.Child`, but for two calls at a time.
 
     The first child has all the work as long as jobs come one by one. The second is started when
@@ -64,7 +64,7 @@ class Pair:
         self._begins_with, self._device = begins_with, device
         self._accelerated: bool | None = None
         self._closed = False
-        self._turn = Turn()
+        self._permit = AcceleratorPermit()
 
     @property
     def walls(self) -> Walls | None:
@@ -88,21 +88,21 @@ class Pair:
         """Run ``task`` as :meth:`worker.child.child.Child.call` does.
 
         Args:
-            makes_ready: whether the task itself asks for its turn, when all is ready for the
+            makes_ready: whether the task itself asks for the permit, when all is ready for the
                 network. Else it is begun when it has it.
         """
         options |= {"should_stop": should_stop}
         with self._one(should_stop) as child:
             self._know(child)
             if makes_ready:
-                return child.call(task, payload, turn=self._turn, **options)
-            with self._turn.held(should_stop):
+                return child.call(task, payload, permit=self._permit, **options)
+            with self._permit.held(should_stop):
                 return child.call(task, payload, **options)
 
     def close(self) -> None:
         """End the children, whatever they do."""
         self._closed = True
-        for child in self._children:  # all, before the death of one is another's turn
+        for child in self._children:  # all, before the death of one hands another the permit
             child.kill()
         for child in self._children:
             child.close()

@@ -187,15 +187,15 @@ class Reporter:
         self._send({"progress": {**progress, "frames_per_second": self._rate()}})
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def permit(self) -> Iterator[None]:
         """Wait for the accelerator, and have it for oneself within the block."""
-        self._send({"turn": "wanted"})
+        self._send({"permit": "wanted"})
         if not self._heard():
             raise EOFError("the parent is gone")
         try:
             yield
         finally:
-            self._send({"turn": "over"})
+            self._send({"permit": "over"})
 
     def _rate(self) -> float | None:
         (first, done_first), (last, done_last) = self._seen[0], self._seen[-1]

@@ -22,7 +22,7 @@ def run_analysis(
     Args:
         payload: :class:`worker.child.messages.RunAnalysis` as JSON.
         report: called with stage, frames done, frames in all (None: not known). What it has as
-            ``turn`` gives the accelerator, else it is there for the taking.
+            ``permit`` gives the accelerator, else it is there for the taking.
 
     Returns:
         :class:`worker.child.messages.AnalysisOutput` as JSON.
@@ -47,7 +47,7 @@ def run_analysis(
         version=analysis.version,
         model_bytes=task.model_bytes,
         tuning=task.tuning,
-        turn=getattr(report, "turn", nullcontext),
+        permit=getattr(report, "permit", nullcontext),
     )
     result: dict[str, Any] = _function(analysis.run)(job)
     return result

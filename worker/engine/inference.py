@@ -81,7 +81,7 @@ class Stay:
     def of(self, job: Job) -> Iterator[None]:
         """Take the job's turn for the block."""
         self.ready = self.ready or time.time()
-        with job.turn():
+        with job.permit():
             started = time.time()
             self.began = self.began or started
             try:
@@ -244,7 +244,7 @@ def _kept(job: Job, part: str, load: Callable[[str], Network]) -> Warm:
         if not is_out_of_memory(error):
             raise
     # The accelerator is full of what others need: once more, when it is this one's turn.
-    with job.turn():
+    with job.permit():
         _warm.clear()
         return _warm.get(key, loaded, job.model_bytes)
 

@@ -36,7 +36,7 @@ from posedrop.settings import Settings
 from posedrop.transport.queue import QueueError
 from worker import room
 from worker.child import messages
-from worker.context import Workshop
+from worker.context import Context
 from worker.jobs import artefacts, claim
 from worker.jobs.claim import Held, History
 
@@ -65,60 +65,60 @@ _CHUNK = 1 << 20
 _NOT_THE_FILM = (StorageError, QueueError)
 
 
-def ingest(shop: Workshop, bucket: str, key: str, etag: str) -> None:
+def ingest(context: Context, bucket: str, key: str, etag: str) -> None:
     """Write the video.json of an object, unless it is gone, replaced or ingested already."""
-    if shop.closing:
-        _hand_back(shop, bucket, key, etag)
+    if context.closing:
+        _hand_back(context, bucket, key, etag)
         return
-    results = shop.settings.results_bucket
-    found = shop.storage.head(bucket, key)
+    results = context.settings.results_bucket
+    found = context.storage.head(bucket, key)
     if found is None or found.etag != etag:
         log.info("gone or replaced before its ingest", extra={"key": key})
         return
-    prefix = shop.storage.video_prefix(results, bucket, key)
-    if _is_known(shop, prefix, etag):
+    prefix = context.storage.video_prefix(results, bucket, key)
+    if _is_known(context, prefix, etag):
         return
     try:
-        record = _examine(shop, bucket, found, prefix)
+        record = _examine(context, bucket, found, prefix)
     except ObjectChangedError:
         log.info("replaced during its ingest", extra={"key": key})
         record = None
-    now = shop.storage.head(bucket, key)
+    now = context.storage.head(bucket, key)
     if now is None:
-        _clear(shop, prefix, layout.file_id_of(bucket, key), etag)
+        _clear(context, prefix, layout.file_id_of(bucket, key), etag)
     elif record is not None and now.etag == etag:
-        shop.storage.write(results, layout.video_record(prefix), record.to_json())
+        context.storage.write(results, layout.video_record(prefix), record.to_json())
         log.info(
             "ingested", extra={"file_id": record.video.file_id, "refused": bool(record.refusal)}
         )
 
 
-def _clear(shop: Workshop, prefix: str, file_id: str, etag: str) -> None:
+def _clear(context: Context, prefix: str, file_id: str, etag: str) -> None:
     """Remove what an ingest has written about a video since that was deleted."""
-    results = shop.settings.results_bucket
+    results = context.settings.results_bucket
     folder = f"{layout.ingest(file_id, etag)}/"
-    attempts = [found.key for found in shop.storage.objects(results, folder)]
-    shop.storage.delete(results, [*attempts, layout.thumbnail(prefix)])
+    attempts = [found.key for found in context.storage.objects(results, folder)]
+    context.storage.delete(results, [*attempts, layout.thumbnail(prefix)])
 
 
-def _is_known(shop: Workshop, prefix: str, etag: str) -> bool:
+def _is_known(context: Context, prefix: str, etag: str) -> bool:
     record = layout.video_record(prefix)
-    results = shop.settings.results_bucket
+    results = context.settings.results_bucket
     try:
-        known = shop.storage.read_whole_record(results, record, VideoRecord)
+        known = context.storage.read_whole_record(results, record, VideoRecord)
     except RecordError as error:  # a newer worker's, which is not to be written over
-        shop.storage.report(error)
+        context.storage.report(error)
         return True
     return known is not None and known.video.etag == etag
 
 
-def _hand_back(shop: Workshop, bucket: str, key: str, etag: str) -> None:
+def _hand_back(context: Context, bucket: str, key: str, etag: str) -> None:
     """Leave an ingest to another worker; this process ends."""
-    shop.send("ingest", bucket=bucket, key=key, etag=etag)
+    context.send("ingest", bucket=bucket, key=key, etag=etag)
     time.sleep(1.0)  # as in worker.jobs.runs: kept from taking it again
 
 
-def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> VideoRecord | None:
+def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> VideoRecord | None:
     """Return what is known of a video after one more attempt, if it needs one.
 
     Returns:
@@ -139,56 +139,58 @@ def _examine(shop: Workshop, bucket: str, found: ObjectInfo, prefix: str) -> Vid
         metadata=layout.user_metadata(found.metadata),
     )
     try:
-        _check_size(found.size, shop.settings.max_video_bytes)
-        room.check_fits(found.size, shop.settings.scratch_dir)
+        _check_size(found.size, context.settings.max_video_bytes)
+        room.check_fits(found.size, context.settings.scratch_dir)
     except RefusedVideoError as error:
         return _refused(record, error)
-    results = shop.settings.results_bucket
+    results = context.settings.results_bucket
     folder = layout.ingest(video.file_id, video.etag)
-    before = claim.history(shop.storage, results, folder, "ingest")
-    if before.is_busy(shop.settings.lease_seconds):
+    before = claim.history(context.storage, results, folder, "ingest")
+    if before.is_busy(context.settings.lease_seconds):
         log.info("another worker is at this ingest", extra={"file_id": video.file_id})
         return None
-    if (why := _is_given_up(before, shop.settings)) is not None:
+    if (why := _is_given_up(before, context.settings)) is not None:
         return _refused(record.model_copy(update=_hashes(before)), why)
-    with shop.bench() as bench:
-        local = bench / "video"
-        hashes = _fetch(shop, video, before, local)
+    with context.scratch_dir() as scratch:
+        local = scratch / "video"
+        hashes = _fetch(context, video, before, local)
         record = record.model_copy(update=hashes)
         # What would make any attempt fail makes none.
-        room.fetch_with_room(shop.cache, lambda: room.check_room(bench))
-        shop.cpu.start()
-        attempt = claim.begin(shop.storage, results, folder, before, "ingest", shop.name, **hashes)
+        room.fetch_with_room(context.cache, lambda: room.check_room(scratch))
+        context.cpu.start()
+        attempt = claim.begin(
+            context.storage, results, folder, before, "ingest", context.name, **hashes
+        )
         if attempt is None:
             return None
-        held = Held(shop.storage, results, folder, attempt)
-        return _decode(shop, held, before, record, local, prefix)
+        held = Held(context.storage, results, folder, attempt)
+        return _decode(context, held, before, record, local, prefix)
 
 
 def _decode(
-    shop: Workshop, held: Held, before: History, record: VideoRecord, local: Path, prefix: str
+    context: Context, held: Held, before: History, record: VideoRecord, local: Path, prefix: str
 ) -> VideoRecord | None:
     """Have a child probe the video at ``local``; return what is known then, as :func:`_examine`."""
     sha256 = str(record.sha256)
     thumbnail = local.with_name("thumbnail.jpg")
     try:
-        told = shop.record.at(held, record.video.key)
-        with told, held.beating(shop.settings.heartbeat_seconds):
-            probe = _probe(shop, held, local, thumbnail)
+        told = context.record.at(held, record.video.key)
+        with told, held.beating(context.settings.heartbeat_seconds):
+            probe = _probe(context, held, local, thumbnail)
         held.end("done")
     except RefusedVideoError as error:
         if error.code == DECODER_FAILED:  # once says little: memory may have been short
-            return _failed(shop, held, before, record, local, prefix, error)
+            return _failed(context, held, before, record, local, prefix, error)
         held.end("done")
-        shop.cache.forget_video(sha256)
+        context.cache.forget_video(sha256)
         return _refused(record, error)
     except Exception as error:
-        return _failed(shop, held, before, record, local, prefix, error)
-    shop.cache.keep_video(sha256, local)
+        return _failed(context, held, before, record, local, prefix, error)
+    context.cache.keep_video(sha256, local)
     if (picture := _picture(thumbnail)) is not None:
         name = layout.thumbnail(prefix)
-        shop.storage.write(shop.settings.results_bucket, name, picture, "image/jpeg")
-    duplicate = _first_of_its_content(shop, sha256, record.video)
+        context.storage.write(context.settings.results_bucket, name, picture, "image/jpeg")
+    duplicate = _first_of_its_content(context, sha256, record.video)
     return record.model_copy(update={"probe": probe, "duplicate_of": duplicate})
 
 
@@ -216,12 +218,12 @@ def _hashes(before: History) -> dict[str, str]:
     return {}
 
 
-def _fetch(shop: Workshop, video: VideoRef, before: History, local: Path) -> dict[str, str]:
+def _fetch(context: Context, video: VideoRef, before: History, local: Path) -> dict[str, str]:
     known = _hashes(before)
-    if known and shop.cache.link_video(known["sha256"], local):
+    if known and context.cache.link_video(known["sha256"], local):
         return known
     return room.fetch_with_room(
-        shop.cache, lambda: shop.storage.download(video.bucket, video.key, local, video.etag)
+        context.cache, lambda: context.storage.download(video.bucket, video.key, local, video.etag)
     )
 
 
@@ -229,7 +231,7 @@ def _fetch(shop: Workshop, video: VideoRef, before: History, local: Path) -> dic
 
 
 def _failed(
-    shop: Workshop,
+    context: Context,
     held: Held,
     before: History,
     record: VideoRecord,
@@ -243,9 +245,9 @@ def _failed(
         Exception: ``error``, or what else the machine or the store has: the film is not to blame.
     """
     video = record.video
-    if shop.closing and isinstance(error, CancelledRunError | ChildDiedError):
+    if context.closing and isinstance(error, CancelledRunError | ChildDiedError):
         held.end("handed_back")
-        _hand_back(shop, video.bucket, video.key, video.etag)
+        _hand_back(context, video.bucket, video.key, video.etag)
         return None
     try:
         _check_fault(error, local)
@@ -258,18 +260,18 @@ def _failed(
     log.warning("ingest failed: %s", error, extra={"file_id": video.file_id})
     attempt = held.end("failed", _told(error, local))
     now = History([*before.attempts, attempt], attempt.number, 0.0)
-    why = _is_given_up(now, shop.settings)
+    why = _is_given_up(now, context.settings)
     if why is None:
-        shop.cache.keep_video(str(record.sha256), local)
+        context.cache.keep_video(str(record.sha256), local)
         took = (datetime.now(UTC) - attempt.started_at).total_seconds()
         delay = RETRY_SECONDS * 4.0 ** (len(now.spent("failed")) - 1) + max(0.0, took)
-        delay = min(delay, shop.settings.lease_seconds)
-        shop.send(
+        delay = min(delay, context.settings.lease_seconds)
+        context.send(
             "ingest", delay_seconds=delay, bucket=video.bucket, key=video.key, etag=video.etag
         )
         return None
-    shop.cache.forget_video(str(record.sha256))
-    if _is_known(shop, prefix, video.etag):  # by a worker that took over meanwhile
+    context.cache.forget_video(str(record.sha256))
+    if _is_known(context, prefix, video.etag):  # by a worker that took over meanwhile
         return None
     return _refused(record, why)
 
@@ -325,18 +327,18 @@ def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | Non
 # -- the probe -------------------------------------------------------------------------------------
 
 
-def _probe(shop: Workshop, held: Held, video: Path, thumbnail: Path) -> Probe:
+def _probe(context: Context, held: Held, video: Path, thumbnail: Path) -> Probe:
     task = messages.ProbeVideo(
         video=str(video),
         thumbnail=str(thumbnail),
-        max_pixels=shop.settings.max_pixels,
-        max_frames=shop.settings.max_frames,
+        max_pixels=context.settings.max_pixels,
+        max_frames=context.settings.max_frames,
     )
     output = messages.ask(
-        shop.cpu.call,
+        context.cpu.call,
         task,
         on_progress=held.progress,
-        should_stop=lambda: shop.closing or held.lost,
+        should_stop=lambda: context.closing or held.lost,
         wall_seconds=PROBE_SECONDS + video.stat().st_size / PROBE_BYTES_A_SECOND,
         folder=video.parent,
         log=video.with_name("probe.log"),
@@ -354,25 +356,25 @@ def _picture(path: Path) -> bytes | None:
     return picture if picture.startswith(_JPEG) else None
 
 
-def _first_of_its_content(shop: Workshop, sha256: str, video: VideoRef) -> Duplicate | None:
+def _first_of_its_content(context: Context, sha256: str, video: VideoRef) -> Duplicate | None:
     """Return the first file with this content, None if it is this one (or the first is gone)."""
-    results = shop.settings.results_bucket
+    results = context.settings.results_bucket
     name = layout.content(sha256)
     mine = Duplicate(file_id=video.file_id, key=video.key)
-    if shop.storage.create(results, name, mine.to_json()):
+    if context.storage.create(results, name, mine.to_json()):
         return None
-    first = shop.storage.read_whole_record(results, name, Duplicate)
+    first = context.storage.read_whole_record(results, name, Duplicate)
     if first is not None and first.file_id == video.file_id:
         return None
-    if first is not None and _is_still_there(shop, video.bucket, first.key, sha256):
+    if first is not None and _is_still_there(context, video.bucket, first.key, sha256):
         return first
-    shop.storage.write(results, name, mine.to_json())
+    context.storage.write(results, name, mine.to_json())
     return None
 
 
-def _is_still_there(shop: Workshop, bucket: str, key: str, sha256: str) -> bool:
-    results = shop.settings.results_bucket
-    prefix = shop.storage.video_prefix(results, bucket, key)
-    record = shop.storage.read_whole_record(results, layout.video_record(prefix), VideoRecord)
-    there = shop.storage.head(bucket, key) is not None
+def _is_still_there(context: Context, bucket: str, key: str, sha256: str) -> bool:
+    results = context.settings.results_bucket
+    prefix = context.storage.video_prefix(results, bucket, key)
+    record = context.storage.read_whole_record(results, layout.video_record(prefix), VideoRecord)
+    there = context.storage.head(bucket, key) is not None
     return there and record is not None and record.sha256 == sha256

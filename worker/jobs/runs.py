@@ -39,14 +39,14 @@ from posedrop.errors import (
     RefusedVideoError,
     StorageError,
 )
-from posedrop.models import catalog
+from posedrop.models.fetch import fetch
 from posedrop.transport.queue import QueueError
 from worker import room, tuning_memory
 from worker.child import messages, pool
 from worker.child.child import Child
 from worker.child.messages import AnalysisOutput
 from worker.child.patience import QUIET_SECONDS, Patience
-from worker.context import Workshop
+from worker.context import Context
 from worker.jobs import artefacts, checkpoints, claim, publish
 from worker.jobs.artefacts import NotTakenError
 from worker.jobs.claim import Claim
@@ -66,7 +66,7 @@ _TAIL_BYTES = 2000
 class Folders:
     """Where an attempt has its files: what children write to, and what was taken from them."""
 
-    bench: Path
+    scratch: Path
     """It holds the others, and goes with the attempt."""
     left_out: list[str] = field(default_factory=list)
     """Words about files that children left and that were not taken."""
@@ -79,66 +79,66 @@ class Folders:
     @property
     def film(self) -> Path:
         """For the child that opens the film: ``video``, ``out``, ``parts``, ``run.log``."""
-        return self.bench / "film"
+        return self.scratch / "film"
 
     @property
     def tables(self) -> Path:
         """For the child that makes tables, where no film ever is: ``out``, ``run.log``."""
-        return self.bench / "tables"
+        return self.scratch / "tables"
 
     @property
     def kept(self) -> Path:
         """What is published, and no child writes to."""
-        return self.bench / "kept"
+        return self.scratch / "kept"
 
 
-Work = Callable[[Workshop, str, Request, Claim, Folders], None]
+Work = Callable[[Context, str, Request, Claim, Folders], None]
 
 
-def infer(shop: Workshop, run: str) -> None:
+def infer(context: Context, run: str) -> None:
     """Make the poses of a run and pass it on to render."""
-    _attempt(shop, run, "infer", _infer)
+    _attempt(context, run, "infer", _infer)
 
 
-def render(shop: Workshop, run: str) -> None:
+def render(context: Context, run: str) -> None:
     """Draw the poses of a run and end it."""
-    _attempt(shop, run, "render", _render)
+    _attempt(context, run, "render", _render)
 
 
-def _attempt(shop: Workshop, run: str, task: Task, work: Work) -> None:
-    if shop.closing:
+def _attempt(context: Context, run: str, task: Task, work: Work) -> None:
+    if context.closing:
         # Two threads take messages: what the one hands back is not for the other of a process that
         # ends. It is kept from taking it again, until somebody else has.
-        shop.send(task, run=run)
+        context.send(task, run=run)
         time.sleep(1.0)
         return
-    bucket = shop.settings.results_bucket
+    bucket = context.settings.results_bucket
     try:
-        request = shop.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
+        request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
     except RecordError as error:  # no worker like this one can do it, now or later
-        shop.storage.report(error)
+        context.storage.report(error)
         return
     if request is None:
         log.info("deleted before its turn", extra={"run": run})
         return
-    if _is_too_new(shop, run, request):
+    if _is_too_new(context, run, request):
         return
     held = claim.take(
-        shop.storage,
+        context.storage,
         bucket,
         run,
         task,
-        worker=shop.name,
-        lease_seconds=shop.settings.lease_seconds,
-        max_attempts=shop.settings.max_attempts,
+        worker=context.name,
+        lease_seconds=context.settings.lease_seconds,
+        max_attempts=context.settings.max_attempts,
     )
     if isinstance(held, claim.Exhausted):
-        _give_up(shop, run, request, held)
+        _give_up(context, run, request, held)
     elif isinstance(held, Claim):
-        _hold(shop, run, request, held, task, work)
+        _hold(context, run, request, held, task, work)
 
 
-def _is_too_new(shop: Workshop, run: str, request: Request) -> bool:
+def _is_too_new(context: Context, run: str, request: Request) -> bool:
     """Leave a run to workers with the analysis version that was asked for, if this one's is older.
 
     Its message is dropped, and no attempt is made: the reconciler sends it again after a lease, to
@@ -148,7 +148,7 @@ def _is_too_new(shop: Workshop, run: str, request: Request) -> bool:
     if own is None or not analyses.is_newer(request.analysis_version, own.version):
         return False
     note = NeedsNewer(
-        worker=shop.name,
+        worker=context.name,
         analysis=request.analysis,
         has=own.version,
         needs=request.analysis_version,
@@ -160,31 +160,33 @@ def _is_too_new(shop: Workshop, run: str, request: Request) -> bool:
         note.needs,
         extra={"analysis_id": request.analysis_id},
     )
-    shop.storage.write(shop.settings.results_bucket, layout.needs_newer(run), note.to_json())
+    context.storage.write(context.settings.results_bucket, layout.needs_newer(run), note.to_json())
     return True
 
 
-def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, work: Work) -> None:
+def _hold(
+    context: Context, run: str, request: Request, held: Claim, task: Task, work: Work
+) -> None:
     ids = {"analysis_id": request.analysis_id, "attempt": held.number, "task": task}
     log.info("attempt begins", extra=ids)
-    with shop.bench() as bench:
-        folders = Folders(bench)
+    with context.scratch_dir() as scratch:
+        folders = Folders(scratch)
         try:
             held.look()
-            _go_on(held, shop)
-            told = shop.record.at(held, request.video.key, run)
-            with told, held.beating(shop.settings.heartbeat_seconds):
-                work(shop, run, request, held, folders)
+            _go_on(held, context)
+            told = context.record.at(held, request.video.key, run)
+            with told, held.beating(context.settings.heartbeat_seconds):
+                work(context, run, request, held, folders)
         except CancelledRunError as error:
-            _stopped(shop, run, request, held, error)
+            _stopped(context, run, request, held, error)
         except FINAL_ERRORS as error:
             failure = _failure(error, held, folders)
-            _leave(shop, run, request, held, folders)
+            _leave(context, run, request, held, folders)
             held.end("failed", failure)
-            _fail(shop, run, request, held.number, failure, held.artefacts)
+            _fail(context, run, request, held.number, failure, held.artefacts)
         except ChildDiedError as error:
             log.warning("attempt failed: %s", error, extra=ids)
-            _try_again(shop, run, request, held, folders, error)
+            _try_again(context, run, request, held, folders, error)
         except Exception as error:
             if _is_of_the_machine(error, folders.kept):
                 # The attempt does not count, and Dramatiq tries the message again.
@@ -192,7 +194,7 @@ def _hold(shop: Workshop, run: str, request: Request, held: Claim, task: Task, w
                 raise
             log.exception("attempt failed", extra=ids)
             wrong = _told(error)
-            _try_again(shop, run, request, held, folders, wrong)
+            _try_again(context, run, request, held, folders, wrong)
 
 
 def _is_of_the_machine(error: Exception, folder: Path) -> bool:
@@ -218,7 +220,7 @@ def _told(error: Exception) -> PosedropError:
 
 
 def _try_again(
-    shop: Workshop,
+    context: Context,
     run: str,
     request: Request,
     held: Claim,
@@ -226,13 +228,13 @@ def _try_again(
     error: PosedropError,
 ) -> None:
     """Count an attempt that failed, and send the run again: to be given up, if it was the last."""
-    if shop.closing:
-        _hand_back(shop, run, held)
+    if context.closing:
+        _hand_back(context, run, held)
         return
     if held.is_last:
-        _leave(shop, run, request, held, folders)
+        _leave(context, run, request, held, folders)
     held.end("failed", _failure(error, held, folders))
-    shop.send(held.task, run=run)
+    context.send(held.task, run=run)
 
 
 def _failure(error: PosedropError, held: Claim, folders: Folders) -> RunError:
@@ -243,7 +245,7 @@ def _stage(at: str, task: Task) -> str:
     return at if at in STAGES else task
 
 
-def _leave(shop: Workshop, run: str, request: Request, held: Claim, folders: Folders) -> None:
+def _leave(context: Context, run: str, request: Request, held: Claim, folders: Folders) -> None:
     """Publish what an attempt that fails has made: its log, and whole files, if any may be."""
     try:
         if held.task == "render":
@@ -252,7 +254,7 @@ def _leave(shop: Workshop, run: str, request: Request, held: Claim, folders: Fol
             # What an analysis leaves by the way, before its predictions, need not be whole.
             _take_tables(folders, request)
         _keep_log(folders)
-        _upload(shop, run, held, folders.kept.iterdir())
+        _upload(context, run, held, folders.kept.iterdir())
     except (OSError, StorageError) as error:
         # The predictions are safe: all else can be made of them again.
         log.warning("%s: what a failed attempt has made is lost: %s", run, error)
@@ -298,14 +300,14 @@ def _tail(folders: Folders) -> str | None:
 
 
 def _upload(
-    shop: Workshop, run: str, held: Claim, paths: Iterable[Path], apart: Collection[str] = ()
+    context: Context, run: str, held: Claim, paths: Iterable[Path], apart: Collection[str] = ()
 ) -> None:
     """Publish files that this attempt has not published yet."""
     known = _names(held.artefacts)
     new = [path for path in paths if path.name not in known]
-    bucket = shop.settings.results_bucket
+    bucket = context.settings.results_bucket
     held.published(
-        publish.upload_artefacts(shop.storage, bucket, run, new, held.number, apart=apart)
+        publish.upload_artefacts(context.storage, bucket, run, new, held.number, apart=apart)
     )
 
 
@@ -314,14 +316,14 @@ def _names(artefacts: Iterable[Artefact]) -> set[str]:
 
 
 def _stopped(
-    shop: Workshop, run: str, request: Request, held: Claim, error: CancelledRunError
+    context: Context, run: str, request: Request, held: Claim, error: CancelledRunError
 ) -> None:
     """Tell apart why the work stopped: cancelled, taken over, or this process ends."""
     if held.cancelled:
         held.end("done")
         publish.finish(
-            shop.storage,
-            shop.settings.results_bucket,
+            context.storage,
+            context.settings.results_bucket,
             run,
             request,
             "cancelled",
@@ -329,21 +331,21 @@ def _stopped(
             artefacts=held.artefacts,
             error=claim.run_error(error, None),
         )
-        checkpoints.clear(shop.storage, shop.settings.results_bucket, run)
-    elif held.gives_way and not shop.closing:
+        checkpoints.clear(context.storage, context.settings.results_bucket, run)
+    elif held.gives_way and not context.closing:
         # The handlers send it again, when it is its group's turn.
         held.end("handed_back")
     elif not held.lost:
-        _hand_back(shop, run, held)
+        _hand_back(context, run, held)
 
 
-def _hand_back(shop: Workshop, run: str, held: Claim) -> None:
+def _hand_back(context: Context, run: str, held: Claim) -> None:
     """Let another worker go on at once, instead of after this one's lease."""
     held.end("handed_back")
-    shop.send(held.task, run=run)
+    context.send(held.task, run=run)
 
 
-def _give_up(shop: Workshop, run: str, request: Request, spent: claim.Exhausted) -> None:
+def _give_up(context: Context, run: str, request: Request, spent: claim.Exhausted) -> None:
     last = spent.last
     known = last.error or RunError(
         code="worker_died",
@@ -352,11 +354,11 @@ def _give_up(shop: Workshop, run: str, request: Request, spent: claim.Exhausted)
     )
     message = f"given up after {spent.counted} attempts; the last: {known.message}"
     error = known.model_copy(update={"message": message})
-    _fail(shop, run, request, spent.attempts, error, spent.artefacts)
+    _fail(context, run, request, spent.attempts, error, spent.artefacts)
 
 
 def _fail(
-    shop: Workshop,
+    context: Context,
     run: str,
     request: Request,
     attempts: int,
@@ -364,14 +366,14 @@ def _fail(
     left: Iterable[Artefact],
 ) -> None:
     """End a run that failed, with all that was made of it: poses that can't be drawn are poses."""
-    bucket = shop.settings.results_bucket
-    inference = shop.storage.read_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
+    bucket = context.settings.results_bucket
+    inference = context.storage.read_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
     drawn_from = inference.artefacts if inference is not None else []
     found = {artefact.name: artefact for artefact in (*drawn_from, *left)}
-    if layout.PREDICTIONS not in found and (there := _published_predictions(shop, run)):
+    if layout.PREDICTIONS not in found and (there := _published_predictions(context, run)):
         found[there.name] = there
     publish.finish(
-        shop.storage,
+        context.storage,
         bucket,
         run,
         request,
@@ -381,62 +383,62 @@ def _fail(
         artefacts=[found[name] for name in sorted(found)],
         error=error,
     )
-    checkpoints.clear(shop.storage, bucket, run)
+    checkpoints.clear(context.storage, bucket, run)
 
 
-def _published_predictions(shop: Workshop, run: str) -> Artefact | None:
+def _published_predictions(context: Context, run: str) -> Artefact | None:
     """Return the predictions of a run whose attempts were killed before they could tell of them."""
-    with shop.bench() as folder:
+    with context.scratch_dir() as folder:
         path = folder / layout.PREDICTIONS
-        sha256 = _fetched(shop, f"{run}/{layout.PREDICTIONS}", path)
+        sha256 = _fetched(context, f"{run}/{layout.PREDICTIONS}", path)
         return publish.describe(path, sha256) if sha256 is not None else None
 
 
-def _fetched(shop: Workshop, key: str, path: Path) -> str | None:
+def _fetched(context: Context, key: str, path: Path) -> str | None:
     """Fetch an object of the results bucket, if it is there; return its SHA-256."""
-    bucket = shop.settings.results_bucket
-    there = shop.storage.head(bucket, key)
+    bucket = context.settings.results_bucket
+    there = context.storage.head(bucket, key)
     if there is None:
         return None
-    return shop.storage.download(bucket, key, path, there.etag)["sha256"]
+    return context.storage.download(bucket, key, path, there.etag)["sha256"]
 
 
-def _go_on(held: Claim, shop: Workshop) -> None:
+def _go_on(held: Claim, context: Context) -> None:
     if held.cancelled:
         raise CancelledRunError("somebody asked for this run to stop")
-    if held.lost or shop.closing:
+    if held.lost or context.closing:
         raise CancelledRunError("this worker has to stop")
 
 
-def _should_stop(held: Claim, shop: Workshop) -> Callable[[], bool]:
-    return lambda: held.cancelled or held.lost or shop.closing
+def _should_stop(held: Claim, context: Context) -> Callable[[], bool]:
+    return lambda: held.cancelled or held.lost or context.closing
 
 
-def _fetch_video(shop: Workshop, request: Request, held: Claim, folder: Path) -> Path:
+def _fetch_video(context: Context, request: Request, held: Claim, folder: Path) -> Path:
     held.stage("fetch")
     local = folder / "video"
     video = request.video
-    there = shop.storage.head(video.bucket, video.key)
+    there = context.storage.head(video.bucket, video.key)
     if there is None or there.etag != video.etag:
         raise ObjectChangedError(f"{video.key} was replaced or removed since it was planned")
-    if shop.cache.link_video(request.sha256, local):
+    if context.cache.link_video(request.sha256, local):
         return local
-    room.check_fits(video.size, shop.settings.scratch_dir)
+    room.check_fits(video.size, context.settings.scratch_dir)
     if not room.fetch_with_room(
-        shop.cache,
-        lambda: _downloaded(shop, video.bucket, video.key, local, request.sha256, video.etag),
+        context.cache,
+        lambda: _downloaded(context, video.bucket, video.key, local, request.sha256, video.etag),
     ):
         raise ObjectChangedError(f"{video.key} has other content than when it was planned")
-    shop.cache.keep_video(request.sha256, local)
+    context.cache.keep_video(request.sha256, local)
     return local
 
 
 def _downloaded(
-    shop: Workshop, bucket: str, key: str, path: Path, sha256: str, etag: str | None = None
+    context: Context, bucket: str, key: str, path: Path, sha256: str, etag: str | None = None
 ) -> bool:
     """Fetch an object; False if it is not what it should be, twice: once may be the network's."""
     for _ in range(2):
-        if shop.storage.download(bucket, key, path, etag)["sha256"] == sha256:
+        if context.storage.download(bucket, key, path, etag)["sha256"] == sha256:
             return True
         log.warning("%s came with another sha256", key)
     return False
@@ -445,24 +447,24 @@ def _downloaded(
 # -- infer -----------------------------------------------------------------------------------------
 
 
-def _infer(shop: Workshop, run: str, request: Request, held: Claim, folders: Folders) -> None:
+def _infer(context: Context, run: str, request: Request, held: Claim, folders: Folders) -> None:
     started = time.monotonic()
-    known = _known_poses(shop, request, folders)
+    known = _known_poses(context, request, folders)
     if known is not None:
-        _publish_inference(shop, run, request, held, folders, known, time.monotonic() - started)
+        _publish_inference(context, run, request, held, folders, known, time.monotonic() - started)
         return
-    found = _from_predictions(shop, run, request, held, folders)
-    output, fetched = found or _from_the_network(shop, run, request, held, folders)
-    details = {**output.details, "walls": _walls(shop.gpu)}
+    found = _from_predictions(context, run, request, held, folders)
+    output, fetched = found or _from_the_network(context, run, request, held, folders)
+    details = {**output.details, "walls": _walls(context.gpu)}
     output = output.model_copy(update={"details": details})
-    _publish_inference(shop, run, request, held, folders, output, fetched)
+    _publish_inference(context, run, request, held, folders, output, fetched)
     record = PosesOf(analysis_id=request.analysis_id, run=run)
-    bucket = shop.settings.results_bucket
-    shop.storage.write(bucket, layout.poses_record(analyses.poses_id(request)), record.to_json())
+    bucket = context.settings.results_bucket
+    context.storage.write(bucket, layout.poses_record(analyses.poses_id(request)), record.to_json())
 
 
 def _from_the_network(
-    shop: Workshop, run: str, request: Request, held: Claim, folders: Folders
+    context: Context, run: str, request: Request, held: Claim, folders: Folders
 ) -> tuple[AnalysisOutput, float]:
     """Return what the analysis found out, and the seconds to fetch what it needs."""
     started = time.monotonic()
@@ -470,23 +472,23 @@ def _from_the_network(
     model = None
     if request.model is not None:
         held.stage("fetch the model")
-        record = _model(shop, request)
+        record = _model(context, request)
         if record is not None:
-            room.check_model_fits(record, shop.settings.scratch_dir)
-        kept = shop.cache.models
-        ref, there = request.model, shop.settings.models_bucket
+            room.check_model_fits(record, context.settings.scratch_dir)
+        kept = context.cache.models
+        ref, there = request.model, context.settings.models_bucket
         model = room.fetch_with_room(
-            shop.cache, lambda: catalog.fetch(shop.storage, there, ref, kept)
+            context.cache, lambda: fetch(context.storage, there, ref, kept)
         )
         model.touch()
         # As links of its own: what the child reads is what it was handed, and no other model.
         model = shutil.copytree(model, folders.film / "model", copy_function=os.link)
-        shop.cache.trim_models()
-    video = _fetch_video(shop, request, held, folders.film)
+        context.cache.trim_models()
+    video = _fetch_video(context, request, held, folders.film)
     fetched = time.monotonic() - started
-    _go_on(held, shop)
-    bucket = shop.settings.results_bucket
-    parts = checkpoints.Checkpoints(shop.storage, bucket, run, folders.film / "parts")
+    _go_on(held, context)
+    bucket = context.settings.results_bucket
+    parts = checkpoints.Checkpoints(context.storage, bucket, run, folders.film / "parts")
     parts.fetch()
     digest = request.model.digest if request.model is not None else None
     out = folders.film / "out"
@@ -499,34 +501,34 @@ def _from_the_network(
         sha256=request.sha256,
         model=str(model) if model else None,
         model_digest=digest,
-        device=shop.settings.device,
-        decode=_at_first(held, shop.settings.decode),
+        device=context.settings.device,
+        decode=_at_first(held, context.settings.decode),
         parts=str(parts.folder),
-        part_seconds=shop.settings.checkpoint_seconds,
-        model_bytes=shop.settings.model_bytes // pool.CHILDREN,
-        tuning=tuning_memory.fetch(shop.storage, bucket, digest) if digest is not None else {},
+        part_seconds=context.settings.checkpoint_seconds,
+        model_bytes=context.settings.model_bytes // pool.CHILDREN,
+        tuning=tuning_memory.fetch(context.storage, bucket, digest) if digest is not None else {},
     )
 
     size = _frame_size(request)
-    patience = _patience(shop, request, size)
+    patience = _patience(context, request, size)
 
     def on_progress(progress: Progress) -> None:
         held.progress(progress)
         is_kept = parts.send() > 0
-        if is_kept and held.asked_back and patience.measured[1] >= shop.settings.turn_seconds:
+        if is_kept and held.asked_back and patience.measured[1] >= context.settings.turn_seconds:
             held.gives_way = True
             raise CancelledRunError("another group's turn: it goes on from its last checkpoint")
 
-    options = _calls(shop, request, held, folders.film)
+    options = _calls(context, request, held, folders.film)
     options |= {"on_progress": on_progress, "wall_seconds": patience}
     held.stage("wait")
     try:
-        output = messages.ask(shop.gpu.call, task, makes_ready=analysis.makes_ready, **options)
+        output = messages.ask(context.gpu.call, task, makes_ready=analysis.makes_ready, **options)
     finally:
         parts.send()
-    _tell_speed(shop, request, size, patience, output)
+    _tell_speed(context, request, size, patience, output)
     if digest is not None:
-        tuning_memory.keep(shop.storage, bucket, digest, output.tuning)
+        tuning_memory.keep(context.storage, bucket, digest, output.tuning)
     if analysis.finish is None:
         _take(folders, out, artefacts.names_of(analysis, opens_film=True), request)
         return output, fetched
@@ -538,9 +540,9 @@ def _from_the_network(
     # From here on no attempt needs the network again, whatever becomes of the tables.
     held.stage("publish")
     held.look()
-    _go_on(held, shop)
-    _upload(shop, run, held, [predictions])
-    return _finished(shop, request, held, folders), fetched
+    _go_on(held, context)
+    _upload(context, run, held, [predictions])
+    return _finished(context, request, held, folders), fetched
 
 
 def _frame_size(request: Request) -> tuple[int, int]:
@@ -551,7 +553,7 @@ def _frame_size(request: Request) -> tuple[int, int]:
     return request.probe.width, request.probe.height
 
 
-def _patience(shop: Workshop, request: Request, size: tuple[int, int]) -> Patience:
+def _patience(context: Context, request: Request, size: tuple[int, int]) -> Patience:
     analysis = analyses.get(request.analysis)
     frames = request.probe.frames
     if analysis.wall_seconds is not None:
@@ -560,12 +562,12 @@ def _patience(shop: Workshop, request: Request, size: tuple[int, int]) -> Patien
         frames,
         analysis.slowest_frame,
         batch=request.args.get("batch_size"),
-        usual=shop.record.frames_per_second(request.analysis, request.model, size),
+        usual=context.record.frames_per_second(request.analysis, request.model, size),
     )
 
 
 def _tell_speed(
-    shop: Workshop,
+    context: Context,
     request: Request,
     size: tuple[int, int],
     patience: Patience,
@@ -573,10 +575,10 @@ def _tell_speed(
 ) -> None:
     """Have the worker's record say how fast the network was, and on what."""
     frames, seconds = patience.measured
-    shop.record.measured(request.analysis, request.model, size, frames, seconds)
+    context.record.measured(request.analysis, request.model, size, frames, seconds)
     device = output.details.get("device")
     if isinstance(device, str) and device.isprintable():
-        shop.record.runs_on(device)
+        context.record.runs_on(device)
 
 
 def _at_first(held: Claim, by: str) -> str:
@@ -588,7 +590,7 @@ def _at_first(held: Claim, by: str) -> str:
 
 
 def _from_predictions(
-    shop: Workshop, run: str, request: Request, held: Claim, folders: Folders
+    context: Context, run: str, request: Request, held: Claim, folders: Folders
 ) -> tuple[AnalysisOutput, float] | None:
     """Make the tables of what the network found in an attempt, or a run, before this one.
 
@@ -599,18 +601,18 @@ def _from_predictions(
         return None
     started = time.monotonic()
     path = folders.kept / layout.PREDICTIONS
-    for place in _runs_before(shop, run, request):
-        sha256 = _fetched(shop, f"{place}/{layout.PREDICTIONS}", path)
+    for place in _runs_before(context, run, request):
+        sha256 = _fetched(context, f"{place}/{layout.PREDICTIONS}", path)
         if sha256 is None:
             continue
         if place == run:
             held.published([publish.describe(path, sha256)])
         else:
-            _upload(shop, run, held, [path])
+            _upload(context, run, held, [path])
         fetched = time.monotonic() - started
-        _go_on(held, shop)
+        _go_on(held, context)
         try:
-            return _finished(shop, request, held, folders), fetched
+            return _finished(context, request, held, folders), fetched
         except AnalysisError as error:
             if error.code != "damaged_predictions":
                 raise
@@ -620,7 +622,7 @@ def _from_predictions(
     return None
 
 
-def _runs_before(shop: Workshop, run: str, request: Request) -> Iterator[str]:
+def _runs_before(context: Context, run: str, request: Request) -> Iterator[str]:
     """Yield a run, the failed one that it was made for, the one that this was made for..."""
     yield run
     seen, earlier = {run}, request.retry_of
@@ -628,11 +630,11 @@ def _runs_before(shop: Workshop, run: str, request: Request) -> Iterator[str]:
         yield earlier.run
         seen.add(earlier.run)
         key = f"{earlier.run}/{layout.REQUEST}"
-        its = shop.storage.read_record(shop.settings.results_bucket, key, Request)
+        its = context.storage.read_record(context.settings.results_bucket, key, Request)
         earlier = its.retry_of if its is not None else None
 
 
-def _finished(shop: Workshop, request: Request, held: Claim, folders: Folders) -> AnalysisOutput:
+def _finished(context: Context, request: Request, held: Claim, folders: Folders) -> AnalysisOutput:
     """Have the tables made of the predictions, by a child that never has a film near it."""
     held.stage("write")
     if folders.tables.exists():
@@ -648,27 +650,27 @@ def _finished(shop: Workshop, request: Request, held: Claim, folders: Folders) -
         model_digest=request.model.digest if request.model else None,
         frame_size=(request.probe.width, request.probe.height),
     )
-    options = _calls(shop, request, held, folders.tables)
-    output = messages.ask(shop.desk.call, task, **options)
+    options = _calls(context, request, held, folders.tables)
+    output = messages.ask(context.tables_child.call, task, **options)
     _take_tables(folders, request)
     return output
 
 
-def _calls(shop: Workshop, request: Request, held: Claim, folder: Path) -> dict[str, Any]:
+def _calls(context: Context, request: Request, held: Claim, folder: Path) -> dict[str, Any]:
     frames = request.probe.frames
     own = analyses.get(request.analysis).wall_seconds
     # Of tables: a filter by arima takes minutes to hours, and tells of nothing meanwhile.
     a_frame = 5.0 if request.args.get("filter") == "arima" else 0.2
     return {
         "on_progress": held.progress,
-        "should_stop": _should_stop(held, shop),
+        "should_stop": _should_stop(held, context),
         "wall_seconds": own(request.args, frames) if own else QUIET_SECONDS + a_frame * frames,
         "folder": folder,
         "log": folder / RUN_LOG,
     }
 
 
-def _known_poses(shop: Workshop, request: Request, folders: Folders) -> AnalysisOutput | None:
+def _known_poses(context: Context, request: Request, folders: Folders) -> AnalysisOutput | None:
     """Fetch the poses that an earlier run found with the same arguments, or others of the drawing.
 
     Returns:
@@ -678,12 +680,14 @@ def _known_poses(shop: Workshop, request: Request, folders: Folders) -> Analysis
     """
     if request.force is not None:
         return None
-    bucket = shop.settings.results_bucket
+    bucket = context.settings.results_bucket
     key = layout.poses_record(analyses.poses_id(request))
-    there = shop.storage.read_whole_record(bucket, key, PosesOf)
+    there = context.storage.read_whole_record(bucket, key, PosesOf)
     if there is None or there.analysis_id == request.analysis_id:
         return None
-    earlier = shop.storage.read_whole_record(bucket, f"{there.run}/{layout.INFERENCE}", Inference)
+    earlier = context.storage.read_whole_record(
+        bucket, f"{there.run}/{layout.INFERENCE}", Inference
+    )
     if earlier is None:
         return None
     names = artefacts.names_of(analyses.get(request.analysis), opens_film=False)
@@ -693,7 +697,7 @@ def _known_poses(shop: Workshop, request: Request, folders: Folders) -> Analysis
         path = folders.kept / artefact.name
         try:
             is_whole = artefacts.is_allowed(artefact.name, wanted) and _downloaded(
-                shop, bucket, key, path, artefact.sha256
+                context, bucket, key, path, artefact.sha256
             )
         except ObjectChangedError:  # gone
             is_whole = False
@@ -709,7 +713,7 @@ def _known_poses(shop: Workshop, request: Request, folders: Folders) -> Analysis
 
 
 def _publish_inference(
-    shop: Workshop,
+    context: Context,
     run: str,
     request: Request,
     held: Claim,
@@ -717,29 +721,29 @@ def _publish_inference(
     output: AnalysisOutput,
     fetch_seconds: float,
 ) -> None:
-    bucket = shop.settings.results_bucket
+    bucket = context.settings.results_bucket
     held.stage("publish")
     _keep_log(folders)
     held.look()
-    _go_on(held, shop)
+    _go_on(held, context)
     renders = analyses.get(request.analysis).renders
     if renders and not (folders.kept / POSES).is_file():
         why = "; ".join(folders.left_out) or "it left no such file"
         raise _bad_answer(request.analysis, f"{POSES}: {why}")
     # Render goes on with the log, and leaves all of it under its name.
     apart = {RUN_LOG} if renders else set()
-    _upload(shop, run, held, folders.kept.iterdir(), apart)
+    _upload(context, run, held, folders.kept.iterdir(), apart)
     published = held.artefacts
     inference = _inference(request, output, published, fetch_seconds)
     if renders:
-        shop.storage.create(bucket, f"{run}/{layout.INFERENCE}", inference.to_json())
-        checkpoints.clear(shop.storage, bucket, run)
+        context.storage.create(bucket, f"{run}/{layout.INFERENCE}", inference.to_json())
+        checkpoints.clear(context.storage, bucket, run)
         held.end("done")
-        shop.send("render", run=run)
+        context.send("render", run=run)
     else:
         held.end("done")
-        _succeed(shop, run, request, held, inference, published, {})
-        checkpoints.clear(shop.storage, bucket, run)
+        _succeed(context, run, request, held, inference, published, {})
+        checkpoints.clear(context.storage, bucket, run)
 
 
 def _inference(
@@ -763,12 +767,12 @@ def _bad_answer(who: str, why: str) -> AnalysisError:
 # -- render ----------------------------------------------------------------------------------------
 
 
-def _render(shop: Workshop, run: str, request: Request, held: Claim, folders: Folders) -> None:
-    bucket = shop.settings.results_bucket
-    inference = shop.storage.read_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
+def _render(context: Context, run: str, request: Request, held: Claim, folders: Folders) -> None:
+    bucket = context.settings.results_bucket
+    inference = context.storage.read_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
     if inference is None:
         raise AnalysisError("the poses of this run are gone; ask again with force", code="no_poses")
-    video = _fetch_video(shop, request, held, folders.film)
+    video = _fetch_video(context, request, held, folders.film)
     poses = folders.film / "poses"
     poses.mkdir()
     names = {artefact.name: artefact for artefact in inference.artefacts}
@@ -776,28 +780,28 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folders: Fo
         if name in names:
             place = names[name].object_name
             sha256 = names[name].sha256
-            if not _downloaded(shop, bucket, f"{run}/{place}", poses / name, sha256):
+            if not _downloaded(context, bucket, f"{run}/{place}", poses / name, sha256):
                 raise AnalysisError(f"{name} is not what infer wrote", code="damaged_poses")
     out = folders.film / "out"
     out.mkdir()
     run_log = folders.film / RUN_LOG
     if RUN_LOG in names:
-        shop.storage.download(bucket, f"{run}/{names[RUN_LOG].object_name}", run_log)
-    _go_on(held, shop)
+        context.storage.download(bucket, f"{run}/{names[RUN_LOG].object_name}", run_log)
+    _go_on(held, context)
     task = _drawing(
         request,
-        _model(shop, request),
+        _model(context, request),
         video,
         poses,
         out,
-        shop.settings.device,
-        _at_first(held, shop.settings.encode),
+        context.settings.device,
+        _at_first(held, context.settings.encode),
     )
     output = messages.ask(
-        shop.cpu.call,
+        context.cpu.call,
         task,
         on_progress=held.progress,
-        should_stop=_should_stop(held, shop),
+        should_stop=_should_stop(held, context),
         wall_seconds=Patience(request.probe.frames, 1.0),
         folder=folders.film,
         log=run_log,
@@ -809,28 +813,28 @@ def _render(shop: Workshop, run: str, request: Request, held: Claim, folders: Fo
         raise _bad_answer("render", f"{layout.DRAWN[0]}: {why}")
     _keep_log(folders)
     held.look()
-    _go_on(held, shop)
-    _upload(shop, run, held, folders.kept.iterdir())
+    _go_on(held, context)
+    _upload(context, run, held, folders.kept.iterdir())
     kept = [a for a in inference.artefacts if a.name != RUN_LOG]
     timings = {f"render_{name}": seconds for name, seconds in output.timings.items()}
-    details = {**inference.details, "render_walls": _walls(shop.cpu)}
+    details = {**inference.details, "render_walls": _walls(context.cpu)}
     if output.encode is not None:
         details["encode"] = output.encode.model_dump()
     inference = inference.model_copy(update={"details": details})
     held.end("done")
-    _succeed(shop, run, request, held, inference, kept + held.artefacts, timings)
+    _succeed(context, run, request, held, inference, kept + held.artefacts, timings)
 
 
-def _walls(child: Child | pool.Pair) -> list[str]:
+def _walls(child: Child | pool.ChildPool) -> list[str]:
     """Return which walls stood around a child, by the names of :data:`worker.child.walls.NAMES`."""
     return child.walls.stand if child.walls is not None else []
 
 
-def _model(shop: Workshop, request: Request) -> Model | None:
+def _model(context: Context, request: Request) -> Model | None:
     if request.model is None:
         return None
     key = f"{request.model.name}/{request.model.digest}/model.json"
-    return shop.storage.read_whole_record(shop.settings.models_bucket, key, Model)
+    return context.storage.read_whole_record(context.settings.models_bucket, key, Model)
 
 
 def _drawing(
@@ -864,7 +868,7 @@ def _drawing(
 
 
 def _succeed(
-    shop: Workshop,
+    context: Context,
     run: str,
     request: Request,
     held: Claim,
@@ -880,8 +884,8 @@ def _succeed(
     )
     total = (datetime.now(UTC) - request.created_at).total_seconds()
     publish.finish(
-        shop.storage,
-        shop.settings.results_bucket,
+        context.storage,
+        context.settings.results_bucket,
         run,
         request,
         "succeeded" if whole else "partial",

@@ -11,8 +11,8 @@ import pytest
 
 from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
-from tests.integration.engine.analysed import Ours, Stock, analysed, copied, read
-from tests.samples import Sample, sample
+from tests.support.analysed import Ours, Stock, analysed, copied, read
+from tests.support.samples import Sample, sample
 
 # Read by DeepLabCut when it is imported; this file is, before any of the tests.
 os.environ.setdefault("DLClight", "True")

@@ -21,7 +21,7 @@ from posedrop.analyses.superanimal import SuperAnimalArgs, check, superanimal
 from posedrop.errors import AnalysisError, ModelError
 from posedrop.models import packing
 from posedrop.models.zoo import TORCHVISION, ZOO
-from tests.herd import (
+from tests.support.animals import (
     BATCH,
     CORNER,
     FRAMES,
@@ -32,7 +32,7 @@ from tests.herd import (
     make_project,
     zoo_weights,
 )
-from tests.samples import Sample, sample
+from tests.support.samples import Sample, sample
 from worker.engine import inference, network, zoo
 from worker.poses import tables, tracking
 from worker.video import decode

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.integration.engine.analysed import (
+from tests.support.analysed import (
     TOLERANCE,
     Ours,
     Stock,
     furthest,
 )
-from tests.samples import Sample
+from tests.support.samples import Sample
 from worker import hardware
 from worker.engine import passes
 from worker.precision import guard, tuning

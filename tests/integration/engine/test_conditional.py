@@ -23,9 +23,17 @@ from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from posedrop.errors import AnalysisError, ModelError
 from posedrop.models import packing
-from tests.herd import BATCH, FRAMES, HEIGHT, WIDTH, add_conditional, herd_film, make_project
-from tests.integration.engine.analysed import Ours, read
 from tests.integration.engine.test_animals import Stock, analysed, same
+from tests.support.analysed import Ours, read
+from tests.support.animals import (
+    BATCH,
+    FRAMES,
+    HEIGHT,
+    WIDTH,
+    add_conditional,
+    herd_film,
+    make_project,
+)
 from worker.engine import inference, network
 from worker.engine.batches import Feed
 from worker.engine.conditional import Conditional, DrawnConditions

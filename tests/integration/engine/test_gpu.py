@@ -14,10 +14,10 @@ import torch
 
 from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
-from tests.integration.engine.analysed import Ours, furthest, read
-from tests.samples import Sample
-from tests.taped import Cuda, Device
-from tests.unit import cards
+from tests.support import pretended_cards
+from tests.support.analysed import Ours, furthest, read
+from tests.support.pretended_gpu import Cuda, Device
+from tests.support.samples import Sample
 from worker.cpu import fused
 from worker.engine import inference, passes
 from worker.gpu.graphs import PROOFS, SEEN
@@ -137,7 +137,7 @@ def test_a_card_that_decodes_is_believed_or_not(
 ) -> None:
     """Its frames are the network's, and result.json says so; or all is done again without it."""
 
-    class Card(cards.PretendedCard):
+    class Card(pretended_cards.PretendedCard):
         def fault(self, number: int, frame: Any) -> list[Any]:  # type: ignore[override]
             if fault == "wrong last" and number == 11:
                 frame.planes[0].update(bytes(frame.planes[0].buffer_size))
@@ -178,7 +178,7 @@ def test_what_a_card_decoded_before_a_kill_is_kept_if_it_is_the_cpus(
 ) -> None:
     """The next attempt asks no card: it goes on from a part, or finds that its frames differ."""
 
-    class Card(cards.PretendedCard):
+    class Card(pretended_cards.PretendedCard):
         def fault(self, number: int, frame: Any) -> list[Any]:  # type: ignore[override]
             return [] if fault == "lacks one" and number == 2 else [frame]
 

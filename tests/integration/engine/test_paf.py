@@ -25,8 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.herd import herd_film, make_project
-from tests.integration.engine.analysed import Ours
+from tests.support.analysed import Ours
+from tests.support.animals import herd_film, make_project
 from worker import hardware
 from worker.precision import guard, paf
 from worker.precision.paf import PafWatch

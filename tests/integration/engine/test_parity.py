@@ -12,7 +12,7 @@ import pytest
 
 from posedrop.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
 from posedrop.errors import AnalysisError
-from tests.integration.engine.analysed import (
+from tests.support.analysed import (
     BATCH,
     CROP,
     TOLERANCE,
@@ -24,7 +24,7 @@ from tests.integration.engine.analysed import (
     furthest,
     read,
 )
-from tests.samples import Sample
+from tests.support.samples import Sample
 from worker.child.child import Child
 from worker.poses import tables
 

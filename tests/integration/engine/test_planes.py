@@ -15,8 +15,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.samples import Sample
-from tests.unit import films, videos
+from tests.support import films, videos
+from tests.support.samples import Sample
 from worker.engine import passes
 from worker.gpu import staging
 from worker.gpu.streams import Upload

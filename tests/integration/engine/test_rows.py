@@ -20,8 +20,8 @@ from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from posedrop.buckets.layout import PREDICTIONS
 from posedrop.errors import AnalysisError
-from tests.integration.engine.analysed import Ours, read
-from tests.samples import Sample
+from tests.support.analysed import Ours, read
+from tests.support.samples import Sample
 from worker.engine import inference
 from worker.poses import parts, predictions, tables
 from worker.poses.predictions import Predictions

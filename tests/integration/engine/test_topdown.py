@@ -24,8 +24,8 @@ from torchvision.models import get_model
 
 from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
-from tests.herd import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
 from tests.integration.engine.test_animals import analysed
+from tests.support.animals import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
 from worker.engine import detection, inference, network
 from worker.engine.detection import Detections, Detector, Noise, QuickRCNN, QuickSSD, edges_of
 from worker.precision.watch import watches_of

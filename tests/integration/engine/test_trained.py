@@ -16,14 +16,14 @@ from deeplabcut.pose_estimation_pytorch.data import DLCLoader
 
 from posedrop.errors import ModelError
 from posedrop.models import packing
-from tests.integration.engine.analysed import (
+from tests.support.analysed import (
     TOLERANCE,
     Ours,
     copied,
     edit,
     furthest,
 )
-from tests.samples import Sample
+from tests.support.samples import Sample
 from worker.engine import network
 
 

@@ -15,13 +15,13 @@ import torch
 from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from posedrop.buckets.records import Progress
-from tests.integration.engine.analysed import (
+from tests.support.analysed import (
     TOLERANCE,
     Ours,
     furthest,
     read,
 )
-from tests.samples import Sample
+from tests.support.samples import Sample
 from worker.child import pool
 from worker.engine import inference, network, passes
 from worker.poses import tables
@@ -38,7 +38,7 @@ def test_two_at_once_are_as_each_alone(
 ) -> None:
     """The second is decoded ahead in a child of its own, and has the network after the first."""
     expected = {sample.film: run(sample.film, sample.model) for sample in (long, short)}
-    both = pool.Pair(
+    both = pool.ChildPool(
         "gpu", tmp_path, warm=["worker.engine.inference"], begins_with=f"{__name__}:beside"
     )
     both.start()

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.integration.engine.analysed import Ours
-from tests.samples import Sample
+from tests.support.analysed import Ours
+from tests.support.samples import Sample
 from worker import hardware
 from worker.engine import passes
 from worker.precision import tuning, ways

@@ -18,7 +18,7 @@ from minio.credentials.providers import StaticProvider
 
 from posedrop import cli
 from posedrop.settings import Settings, load
-from tests.integration.minio_server import (
+from tests.support.minio_server import (
     ROOT_ACCESS_KEY,
     ROOT_SECRET_KEY,
     MinioServer,

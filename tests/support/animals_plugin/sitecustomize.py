@@ -26,7 +26,7 @@ class _Palette(MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             run(module)
-            importlib.import_module("tests.herd")
+            importlib.import_module("tests.support.animals")
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from posedrop.buckets.records import (
     Artefact,
-    Asked,
     Duplicate,
     ModelRef,
+    PendingRequest,
     Refusal,
     Request,
     Result,
@@ -18,7 +18,7 @@ from posedrop.buckets.records import (
 )
 from posedrop.index.index import Index
 from posedrop.transport.events import Event, ObjectCreated
-from tests.samples import PROBE
+from tests.support.samples import PROBE
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 BUCKET = "videos"
@@ -84,8 +84,8 @@ def result_of(number: int = 0, state: str = "succeeded") -> Result:
     )
 
 
-def question(number: int = 0) -> Asked:
-    return Asked(
+def pending_request(number: int = 0) -> PendingRequest:
+    return PendingRequest(
         pending_id=f"pending{number:09}",
         file_id=video_record().video.file_id,
         key=video_record().video.key,
@@ -118,7 +118,7 @@ def everything(index: Index) -> object:
     return (
         files,
         index.analyses(limit=1000).rows,
-        [index.pending(question(n).pending_id) for n in range(3)],
+        [index.pending(pending_request(n).pending_id) for n in range(3)],
         index.pending_open(),
         [index.files(query=word).rows for word in ("mouse", "day1", "mp4")],
         [index.analyses(query=word).rows for word in ("mouse", "deeplabcut")],

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 
 from posedrop.minio.notifications import TARGETS
-from tests.conftest import find_free_port, tool
-from tests.integration import compose
+from tests.support import compose
+from tests.support.tools import find_free_port, tool
 
 ROOT_ACCESS_KEY = "root-of-tests"
 ROOT_SECRET_KEY = "secret-of-root"

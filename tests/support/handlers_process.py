@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.conftest import find_free_port
-from tests.samples import REPOSITORY
+from tests.support.samples import REPOSITORY
+from tests.support.tools import find_free_port
 
 EVENTS_TOKEN, API_TOKEN = "events-token", "api-token"
 _START_SECONDS = 120.0

@@ -18,7 +18,7 @@ import pytest
 from posedrop.buckets.records import Progress
 from posedrop.errors import CancelledRunError, ChildDiedError
 from worker.child.child import Child
-from worker.child.pool import Pair
+from worker.child.pool import ChildPool
 
 # -- what runs in the children (they import this file) ---------------------------------------------
 
@@ -27,7 +27,7 @@ def work(payload: dict[str, Any], report: Any) -> dict[str, Any]:
     """Make ready, and work until a file is there; both as told."""
     report("load", 0, None)
     _do(payload.get("before", "nothing"))
-    with report.turn():
+    with report.permit():
         begun = time.monotonic()
         report("infer", 1, None)
         _do(payload.get("within", "nothing"))
@@ -37,7 +37,7 @@ def work(payload: dict[str, Any], report: Any) -> dict[str, Any]:
 
 
 def plain(payload: dict[str, Any], report: Any) -> dict[str, Any]:
-    """Do the same without a word of turns."""
+    """Work until a file is there, without a word of permits."""
     begun = time.monotonic()
     report("infer", 1, None)
     _wait_for(payload.get("until"))
@@ -49,7 +49,7 @@ def beside(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG
 
 
 def ask_twice(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
-    with report.turn(), report.turn():
+    with report.permit(), report.permit():
         return {}
 
 
@@ -76,12 +76,12 @@ def _do(what: str) -> None:
 class Job:
     """A call in a thread of its own."""
 
-    def __init__(self, desk: Desk, task: str, payload: dict[str, Any], **options: Any) -> None:
+    def __init__(self, bench: Bench, task: str, payload: dict[str, Any], **options: Any) -> None:
         self.stages: list[str] = []
         self.stop = threading.Event()
-        self.call: Future[dict[str, Any]] = desk.threads.submit(
-            desk.pair.call,
-            f"test_pair:{task}",
+        self.call: Future[dict[str, Any]] = bench.threads.submit(
+            bench.pool.call,
+            f"test_pool:{task}",
             payload,
             makes_ready=task != "plain",
             on_progress=self._note,
@@ -107,12 +107,12 @@ class Job:
         return self.call.result(30)
 
 
-class Desk:
-    """A pair, and what its calls wait for."""
+class Bench:
+    """A pool, and what its calls wait for."""
 
     def __init__(self, folder: Path, device: str = "cuda") -> None:
         self.folder = folder
-        self.pair = Pair("test", folder, device=device, begins_with="test_pair:beside")
+        self.pool = ChildPool("test", folder, device=device, begins_with="test_pool:beside")
         self.threads = ThreadPoolExecutor(8)
         self.go = folder / "go"
 
@@ -128,24 +128,24 @@ class Desk:
     def close(self) -> None:
         """End all of it."""
         self.let_go()
-        self.pair.close()
+        self.pool.close()
         self.threads.shutdown()
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    one = Desk(tmp_path)
+    one = Bench(tmp_path)
     yield one
     one.close()
 
 
-def test_the_next_is_ready_and_begins_when_the_last_has_ended(desk: Desk) -> None:
-    """Both are loaded, in a process each, and one works: the turns don't overlap."""
-    first = desk.begin(waits=True).until("infer")
-    second = desk.begin().until("wait")
+def test_the_next_is_ready_and_begins_when_the_last_has_ended(bench: Bench) -> None:
+    """Both are loaded, in a process each, and one works: the permits don't overlap."""
+    first = bench.begin(waits=True).until("infer")
+    second = bench.begin().until("wait")
     assert "infer" not in second.stages
-    desk.let_go()
+    bench.let_go()
     one, two = first.over(), second.over()
     assert one["ended"] <= two["begun"]
     assert one["pid"] != two["pid"]
@@ -153,9 +153,9 @@ def test_the_next_is_ready_and_begins_when_the_last_has_ended(desk: Desk) -> Non
     assert second.stages == ["load", "wait", "infer"]
 
 
-def test_jobs_one_by_one_have_one_child(desk: Desk) -> None:
+def test_jobs_one_by_one_have_one_child(bench: Bench) -> None:
     """Its models stay loaded, and no second process takes memory for nothing."""
-    assert len({desk.begin().over()["pid"] for _ in range(3)}) == 1
+    assert len({bench.begin().over()["pid"] for _ in range(3)}) == 1
 
 
 def test_without_an_accelerator_one_child_has_all_jobs(
@@ -163,43 +163,43 @@ def test_without_an_accelerator_one_child_has_all_jobs(
 ) -> None:
     """A second one would take of the processor what it is to save."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    desk = Desk(tmp_path, "cpu")
-    desk.pair.start()
-    first = desk.begin(waits=True).until("infer")
-    waiting = [desk.begin() for _ in range(2)]
-    desk.let_go()
+    bench = Bench(tmp_path, "cpu")
+    bench.pool.start()
+    first = bench.begin(waits=True).until("infer")
+    waiting = [bench.begin() for _ in range(2)]
+    bench.let_go()
     pids = {job.over()["pid"] for job in (first, *waiting)}
-    desk.close()
+    bench.close()
     assert len(pids) == 1
 
 
 def test_no_job_waits_for_imports_that_another_child_has_done(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the second child starts, the first is free again, and takes the next job."""
     started = threading.Event()
-    warm_up = Pair._warm_up
+    warm_up = ChildPool._warm_up
 
-    def slow(self: Pair, child: Child) -> None:
+    def slow(self: ChildPool, child: Child) -> None:
         started.wait(30)
         warm_up(self, child)
 
-    monkeypatch.setattr(Pair, "_warm_up", slow)
-    first = desk.begin(waits=True).until("infer")
-    second = desk.begin()
-    desk.let_go()
+    monkeypatch.setattr(ChildPool, "_warm_up", slow)
+    first = bench.begin(waits=True).until("infer")
+    second = bench.begin()
+    bench.let_go()
     assert second.over()["pid"] == first.over()["pid"]
     started.set()
 
 
 @pytest.mark.parametrize("tasks", [("plain", "work", "plain"), ("work", "plain", "work")])
-def test_one_that_knows_no_turns_has_the_accelerator_from_its_start(
-    desk: Desk, tasks: tuple[str, ...]
+def test_one_that_knows_no_permits_has_the_accelerator_from_its_start(
+    bench: Bench, tasks: tuple[str, ...]
 ) -> None:
     """More calls than children, of both kinds: one at a time, and all come to their end."""
-    begun = [desk.begin(tasks[0], waits=True).until("infer")]
-    begun += [desk.begin(task, waits=True) for task in tasks[1:]]
-    desk.let_go()
+    begun = [bench.begin(tasks[0], waits=True).until("infer")]
+    begun += [bench.begin(task, waits=True) for task in tasks[1:]]
+    bench.let_go()
     times = sorted((answer["begun"], answer["ended"]) for answer in (job.over() for job in begun))
     for (_, ended), (following, _) in pairwise(times):
         assert ended <= following
@@ -214,17 +214,17 @@ def test_one_that_knows_no_turns_has_the_accelerator_from_its_start(
     ],
 )
 def test_what_befalls_the_next_leaves_the_one_at_work_alone(
-    desk: Desk, what: dict[str, Any], options: dict[str, Any], error: type[Exception], words: str
+    bench: Bench, what: dict[str, Any], options: dict[str, Any], error: type[Exception], words: str
 ) -> None:
-    """A decoder that dies or hangs before its turn, and a cancel, end that job and no other."""
-    first = desk.begin(waits=True).until("infer")
-    second = desk.begin(**what, **options)
+    """A decoder that dies or hangs before its permit, and a cancel, end that job and no other."""
+    first = bench.begin(waits=True).until("infer")
+    second = bench.begin(**what, **options)
     if error is CancelledRunError:
         second.until("wait").stop.set()
     with pytest.raises(error, match=words):
         second.over()
-    third = desk.begin().until("wait")
-    desk.let_go()
+    third = bench.begin().until("wait")
+    bench.let_go()
     assert first.over()["ended"] <= third.over()["begun"]
 
 
@@ -235,35 +235,35 @@ def test_what_befalls_the_next_leaves_the_one_at_work_alone(
         ({"within": "hang"}, {"wall_seconds": 1}, "no answer within 1 s"),
     ],
 )
-def test_who_dies_at_work_gives_the_turn_back(
-    desk: Desk, what: dict[str, Any], options: dict[str, Any], words: str
+def test_who_dies_at_work_gives_the_permit_back(
+    bench: Bench, what: dict[str, Any], options: dict[str, Any], words: str
 ) -> None:
-    """The next one, ready, works on; waiting for its turn is none of its own time."""
-    first = desk.begin(waits=True).until("infer")
-    second = desk.begin(**what, **options).until("wait")
+    """The next one, ready, works on; waiting for its permit is none of its own time."""
+    first = bench.begin(waits=True).until("infer")
+    second = bench.begin(**what, **options).until("wait")
     if options:
         wait([second.call], timeout=1.5)  # longer than it may last
     assert not second.call.done()
-    desk.let_go()
+    bench.let_go()
     first.over()
-    third = desk.begin()
+    third = bench.begin()
     with pytest.raises(ChildDiedError, match=words):
         second.over()
     third.over()
 
 
-def test_close_ends_both(desk: Desk) -> None:
+def test_close_ends_both(bench: Bench) -> None:
     """A worker that is stopped leaves neither at work, nor waiting."""
-    first = desk.begin(waits=True).until("infer")
-    second = desk.begin().until("wait")
-    desk.pair.close()
+    first = bench.begin(waits=True).until("infer")
+    second = bench.begin().until("wait")
+    bench.pool.close()
     for job in (first, second):
         with pytest.raises(ChildDiedError, match="SIGKILL"):
             job.over()
 
 
-def test_a_turn_in_a_turn_is_nonsense(desk: Desk) -> None:
+def test_a_permit_in_a_permit_is_nonsense(bench: Bench) -> None:
     """A child that has the accelerator and asks for it would wait for itself."""
     with pytest.raises(ChildDiedError, match="nonsense"):
-        desk.begin("ask_twice").over()
-    desk.begin().over()
+        bench.begin("ask_twice").over()
+    bench.begin().over()

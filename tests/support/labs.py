@@ -18,13 +18,13 @@ import numpy as np
 from dramatiq import Broker
 
 from posedrop.transport import queue
-from tests.e2e.lab import Embedded, Lab, Servers
-from tests.integration import compose
-from tests.integration.brokers import BrokerServer, Redis
-from tests.samples import REPOSITORY, free_box
+from tests.support import compose
+from tests.support.brokers import BrokerServer, Redis
+from tests.support.lab import Embedded, Lab, Servers
+from tests.support.samples import REPOSITORY, free_box
 
 L = TypeVar("L", bound=Lab)
-PLUGIN = Path(__file__).parent / "plugin"
+PLUGIN = Path(__file__).parent / "faulty_plugin"
 
 
 def embedded(data_dir: Path, **settings: str) -> Embedded:

@@ -51,7 +51,7 @@ GONE: dict[int | str, dict[str, Any]] = {
 _HEADERS = {503: {"Retry-After": RETRY_AFTER}}
 
 
-def refusal(
+def error_response(
     status: int,
     code: str,
     message: str,

@@ -20,15 +20,15 @@ import boto3
 import httpx
 from botocore.config import Config
 
-from tests.conftest import find_free_port
-from tests.integration import compose
-from tests.integration.brokers import BrokerServer
-from tests.integration.minio_server import (
+from tests.support import compose
+from tests.support.brokers import BrokerServer
+from tests.support.minio_server import (
     EVENTS_TOKEN,
     ROOT_ACCESS_KEY,
     ROOT_SECRET_KEY,
     MinioServer,
 )
+from tests.support.tools import find_free_port
 
 T = TypeVar("T")
 #: Of the processes that have one by a setting.

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from tests.conftest import find_free_port, tool
+from tests.support.tools import find_free_port, tool
 
 _READY_SECONDS = 20.0
 

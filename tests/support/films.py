@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from hypothesis import strategies as st
 
-from tests.unit import videos
+from tests.support import videos
 from worker.video import decode
 
 Change = Literal["none", "far_off", "shuffled", "pts_is_dts", "offset", "hours"]

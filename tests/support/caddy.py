@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import find_free_port, tool
-from tests.integration import compose
+from tests.support import compose
+from tests.support.tools import find_free_port, tool
 
 API, S3 = "api.test", "s3.test"
 _READY_SECONDS = 30.0

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from posedrop.buckets.records import Probe
 from posedrop.demo import MODEL, mouse
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared"
 #: What a look at ten seconds of film finds, for records that no film stands behind.
 PROBE = Probe(

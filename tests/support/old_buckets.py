@@ -16,7 +16,7 @@ from botocore.config import Config
 from posedrop.buckets.layout import FOLDER_RULES, REQUEST, RESULT
 from posedrop.embedded.weed import Weed
 from posedrop.embedded.weed_config import Identity
-from tests.samples import REPOSITORY
+from tests.support.samples import REPOSITORY
 
 BUCKETS = ("videos", "results", "models")
 

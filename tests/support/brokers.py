@@ -11,8 +11,8 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from tests.conftest import find_free_port, tool
-from tests.integration import compose
+from tests.support import compose
+from tests.support.tools import find_free_port, tool
 
 _READY_SECONDS = 60.0
 
