@@ -35,7 +35,16 @@ from posedrop.buckets.records import (
 )
 from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.index import rows, schema
-from posedrop.index.listing import LAST_CHARACTER, MAX_PAGE, Page, Row, Where, to_cursor
+from posedrop.index.listing import (
+    LAST_CHARACTER,
+    LAST_NUMBER,
+    MAX_PAGE,
+    Order,
+    Page,
+    Row,
+    Where,
+    to_cursor,
+)
 from posedrop.index.rows import (
     AnalysisRow,
     DeadLetterRow,
@@ -579,14 +588,16 @@ class Index:
         file_id: str | None = None,
         analysis: str | None = None,
         query: str | None = None,
+        order: Order = "newest",
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[AnalysisRow]:
-        """Return runs, newest first; ``query`` is searched in the video's key and the analysis.
+        """Return runs in an order; ``query`` is searched in the video's key and the analysis.
 
         Of a file, those that have a folder beside it, be they read there or beside another name.
+        Of what a query finds, in order of quality, the newest :data:`MAX_LOOKED_AT` runs count.
         """
-        where = Where(cursor)
+        where = Where(cursor, order)
         if file_id is not None:
             beside = " UNION ".join(
                 f"SELECT analysis_id FROM {table} WHERE file_id = ?"  # noqa: S608
@@ -595,7 +606,9 @@ class Index:
             where.add(f"f.analysis_id IN ({beside})", file_id, file_id)
         where.equal("state", state)
         where.equal("analysis", analysis)
-        return self._page(AnalysisRow, "analysis", where, query, limit)
+        # Few runs have one file; SQLite would go through all runs in the order asked for.
+        how = "INDEXED BY sqlite_autoindex_analysis_1" if file_id is not None else ""
+        return self._page(AnalysisRow, "analysis", where, query, limit, how)
 
     def analyses_of_file(self, file_id: str) -> list[AnalysisRow]:
         """Return all runs on a file, newest first."""
@@ -991,19 +1004,19 @@ class Index:
         if query is not None and query.strip():
             return self._search(kind, table, where, query, limit)
         picked = (
-            f"SELECT f.number FROM {table} AS f {how} WHERE f.number < ? AND {where.sql()}"  # noqa: S608
-            " ORDER BY f.number DESC LIMIT ?"
+            f"SELECT f.number FROM {table} AS f {how} WHERE {where.sql()}"  # noqa: S608
+            f" ORDER BY {where.listed('f', ' DESC')} LIMIT ?"
         )
         with self._read() as db:
-            found = _in_order(db, table, picked, [where.before, *where.values, limit + 1])
-        return _page_of(kind, found, limit)
+            found = _in_order(db, table, where, picked, [*where.values, limit + 1])
+        return _page_of(kind, where, found, limit)
 
     def _search(
         self, kind: type[_Listed], table: str, where: Where, query: str, limit: int
     ) -> Page[_Listed]:
         """Return a page of what a query finds; so many names are looked at, however few have it.
 
-        Full text gives them in order of their number, so none is sorted.
+        Full text gives them in order of their number, the newest first.
         """
         match = where.search(query)
         if match is None:
@@ -1013,13 +1026,17 @@ class Index:
         )
         picked = (
             f"SELECT f.number FROM (SELECT rowid, name {likely} {MAX_LOOKED_AT}) AS s"  # noqa: S608
-            f" CROSS JOIN {table} AS f WHERE f.number = s.rowid AND {where.sql()} LIMIT ?"
+            f" CROSS JOIN {table} AS f WHERE f.number = s.rowid AND {where.sql()}"
         )
-        asked: tuple[object, ...] = (match, where.before)
+        is_by_number = len(where.columns) == 1
+        if not is_by_number:
+            picked += f" ORDER BY {where.listed('f', ' DESC')}"
+        asked: tuple[object, ...] = (match, where.before[0] if is_by_number else LAST_NUMBER)
         with self._read() as db:
-            found = _in_order(db, table, picked, [*asked, *where.values, limit + 1])
-            page = _page_of(kind, found, limit)
-            if page.cursor is None:
+            values = [*asked, *where.values, limit + 1]
+            found = _in_order(db, table, where, f"{picked} LIMIT ?", values)
+            page = _page_of(kind, where, found, limit)
+            if page.cursor is None and is_by_number:
                 sql = f"SELECT rowid {likely} 1 OFFSET {MAX_LOOKED_AT - 1}"
                 last = db.conn.execute(sql, asked).fetchone()
                 page = Page(page.rows, to_cursor(last[0]) if last is not None else None)
@@ -1036,16 +1053,18 @@ class _Connection:
         self.db.close()
 
 
-def _in_order(db: Database, table: str, picked: str, values: Sequence[object]) -> list[Any]:
+def _in_order(
+    db: Database, table: str, where: Where, picked: str, values: Sequence[object]
+) -> list[Any]:
     return db.conn.execute(
         f"SELECT f.* FROM ({picked}) AS page JOIN {table} AS f ON f.number = page.number"  # noqa: S608
-        " ORDER BY page.number DESC",
+        f" ORDER BY {where.listed('f', ' DESC')}",
         values,
     ).fetchall()
 
 
-def _page_of(kind: type[_Listed], found: Sequence[Any], limit: int) -> Page[_Listed]:
-    cursor = to_cursor(found[limit - 1]["number"]) if len(found) > limit else None
+def _page_of(kind: type[_Listed], where: Where, found: Sequence[Any], limit: int) -> Page[_Listed]:
+    cursor = where.cursor_behind(found[limit - 1]) if len(found) > limit else None
     return Page([schema.decode(kind, row) for row in found[:limit]], cursor)
 
 
