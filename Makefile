@@ -3,8 +3,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c "
 BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= posedrop-data
+NEWEST := .venv-newest
 
-.PHONY: demo up test soak fuzz lint bench clean help
+.PHONY: demo up test newest soak fuzz lint bench clean help
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -26,6 +27,15 @@ up: $(READY)  ## Start the stack and leave it running
 
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest
+
+newest:  ## Ask the newest torch, DeepLabCut and others for the private names that posedrop uses; reports only (7 GB)
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[worker]' pytest pytest-timeout
+	@# Newer than what pyproject.toml and DeepLabCut allow: what will break is to be known before.
+	-$(NEWEST)/bin/python -m pip install --quiet --upgrade deeplabcut timm torch torchvision
+	-$(NEWEST)/bin/python -m pytest -q -p no:cacheprovider tests/test_private_names.py
+	@$(NEWEST)/bin/python -m pip list --format=freeze | grep -E '^(boto|deeplabcut|dramatiq|pika|sqlite-utils|timm|torch|uvicorn)'
 
 soak: $(READY)  ## Kill everything in turn while uploads go on, balance the books, call the API in odd ways, then fuzz (SECONDS, SEED, STACK)
 	$(BIN)/python -m tests.faults.soak --seconds $(or $(SECONDS),300) --seed $(or $(SEED),1) --stack $(or $(STACK),embedded)
@@ -49,4 +59,4 @@ bench: $(READY)  ## Measure against stock DeepLabCut in the same run: tables, an
 	$(BIN)/python -m benchmarks.scale
 
 clean:  ## Remove the .venv and what the demo left
-	rm -rf .venv build posedrop-demo
+	rm -rf .venv $(NEWEST) build posedrop-demo

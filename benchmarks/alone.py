@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.networks import be_a_worker, network_by_engine
+
 os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -106,7 +108,7 @@ def our_inference(
         constant: all that happens on the device is replaced by a constant.
         beside: pretend that the device is an accelerator.
     """
-    _be_a_worker()
+    be_a_worker()
     from posedrop.analyses import Job
     from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
     from worker.engine import inference, passes
@@ -126,13 +128,6 @@ def our_inference(
         "details": answer["details"],
         **_memory(),
     }
-
-
-def _be_a_worker() -> None:
-    """Have the environment of a worker's child; torch reads it when it is imported."""
-    from worker.child.child import FIXED
-
-    os.environ.update(FIXED)
 
 
 def _be_constant(seconds_a_frame: float) -> None:
@@ -220,7 +215,7 @@ def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]
         in fp32 ``untiled``, in ``bf16`` and of the ``head`` alone; FLOP/s of matrices,
         ``fp32_peak`` and ``bf16_peak``.
     """
-    _be_a_worker()
+    be_a_worker()
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -261,7 +256,8 @@ def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]
 ALONE: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        stock_inference, our_inference, stock_render, our_render, network_and_matrices
+        stock_inference, our_inference, stock_render, our_render, network_and_matrices,
+        network_by_engine,
     )
 }  # fmt: skip
 

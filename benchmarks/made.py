@@ -48,8 +48,10 @@ def distance(poses: Any, human: pd.DataFrame) -> float:
     return float(np.nanmean(away[found[..., 2] >= 0.4]))
 
 
-def made_resnet50(folder: Path, mouse: Sample) -> Path:
+def made_resnet50(folder: Path, mouse: Sample, backbone: str = "resnet50") -> Path:
     """Return the project with a ResNet-50 of made weights, sure of what it finds on this film.
+
+    ``backbone`` is timm's name of it: ``resnet50`` has BatchNorms, ``resnet50_gn`` GroupNorms.
 
     Its peaks stand out as trained ones do in all but a few frames. How many frames ``auto``
     computes again is a trained model's to tell: see ``faithful``.
@@ -61,7 +63,7 @@ def made_resnet50(folder: Path, mouse: Sample) -> Path:
     from worker.precision.guard import normalised
     from worker.video import decode
 
-    target = folder / "resnet50"
+    target = folder / backbone
     if target.exists():
         return target
     shutil.copytree(mouse.model, target, copy_function=shutil.copyfile)
@@ -70,7 +72,7 @@ def made_resnet50(folder: Path, mouse: Sample) -> Path:
     [config] = target.rglob("pytorch_config.yaml")
     described = yaml.safe_load(config.read_text())
     wanted = described["model"]
-    wanted["backbone"]["model_name"] = "resnet50"
+    wanted["backbone"]["model_name"] = backbone
     wanted["backbone_output_channels"] = 2048
     head = wanted["heads"]["bodypart"]
     for part in ("heatmap_config", "locref_config"):

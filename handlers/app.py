@@ -29,7 +29,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from handlers import changes, upload
+from handlers import changes, gpu_queue, upload
 from handlers.context import LOOK_SECONDS, Context, now
 from handlers.door import access
 from handlers.door.bodies import Bodies
@@ -97,6 +97,7 @@ def create_app(
     follower = notify.Follower(context, set_busy)
     reconciler = reconcile.Reconciler(context)
     copier = copies.Copier(context)
+    chooser = gpu_queue.Chooser(context, now)
     health = Health(context, follower, reconciler)
     metrics.DISKS.watch("index", settings.index_file.parent)
     queue_url = settings.sqs_queue_url
@@ -107,6 +108,7 @@ def create_app(
         follower.start()
         reconciler.start()
         copier.start()
+        chooser.start()
         if poller is not None:
             poller.start()
         yield
@@ -115,6 +117,7 @@ def create_app(
         await run_in_threadpool(reconciler.stop)
         await run_in_threadpool(follower.stop)
         await run_in_threadpool(copier.stop)
+        await run_in_threadpool(chooser.stop)
         health.close()
         context.index.close()
 
@@ -406,6 +409,13 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
         return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
 
 
+class Notice(BaseModel):
+    """Something that a person is to see to."""
+
+    about: str
+    message: str
+
+
 class ReadyAnswer(BaseModel):
     """Whether the handlers do their work: a part is ``ok``, or has the code of what is wrong."""
 
@@ -474,6 +484,11 @@ def _service_routes(
     @changing
     def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
         return retention.expire(context, wanted)
+
+    @app.get("/notices", summary="What a person is to see to: a removal that was held back")
+    def get_notices() -> dict[str, list[Notice]]:
+        found = list(context.notices.items())
+        return {"items": [Notice(about=about, message=words) for about, words in found]}
 
     @app.get("/dead-letters", summary="Events that could not be followed, the newest first")
     def get_dead_letters(cursor: RowId | None = None, limit: Limit = 50) -> letters.LettersAnswer:

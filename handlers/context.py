@@ -72,6 +72,8 @@ class Context:
     """Set when there may be results to copy to another name of their content."""
     lacking: dict[str, tuple[frozenset[str], datetime]] = field(default_factory=dict)
     """Files that were not there to be copied, by the folder they were for, and since when."""
+    notices: dict[str, str] = field(default_factory=dict)
+    """What a person is to see to, in words, by what it is about; the page shows them."""
     lookers: ThreadPoolExecutor = field(default_factory=_lookers)
     """Threads that ask the store about many objects at once; they end with the context."""
 

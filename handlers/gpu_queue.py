@@ -5,12 +5,17 @@ others wait in the index, so that a thousand films of one lab hold up no film of
 has its predictions, the next one is chosen: the groups (first folders of the videos' keys) go
 round, and of a group the oldest run goes first. What the index says is looked up in the bucket
 before a message is sent; so a run that somebody is at, or that is over, is sent to nobody.
+
+The event of those predictions goes past all that waits to be followed: once recorded, it wakes a
+thread of its own (``Chooser``), which looks whether they are there and sends the next run. If that
+is lost with the process, the follower comes to the same event.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,6 +34,10 @@ log = logging.getLogger(__name__)
 #: Messages in the broker a gpu worker: one at work, one made ready meanwhile. With one alone the
 #: accelerator would idle between two films, with more the choice would be made too early.
 A_WORKER = 2
+#: What a run has once its network is done.
+FOUND = frozenset({layout.PREDICTIONS, layout.INFERENCE})
+#: So many objects wait to be looked for by the chooser; of further ones the follower hears.
+_MAYBE_OVER = 1000
 #: So many runs are looked at in a row, then others have their turn at the thread.
 _AT_ONCE = 200
 #: Between two looks at runs that have had the network for long.
@@ -47,8 +56,39 @@ class Choosing:
 
     workers: Workers = field(default_factory=Workers)
     wanted: threading.Event = field(default_factory=threading.Event)
+    maybe_over: set[str] = field(default_factory=set)
+    """Keys of predictions and results that an event tells of, each to be looked for."""
+    woken: threading.Event = field(default_factory=threading.Event)
+    """Set when there is something in ``maybe_over``."""
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
     looked_at: datetime | None = None
+
+
+class Chooser:
+    """The thread that sends the next run as soon as an event says that one needs no network."""
+
+    def __init__(self, context: Context, now: Callable[[], datetime]) -> None:
+        self._context = context
+        self._now = now
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="chooser", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the choice at hand."""
+        self._stop.set()
+        self._context.choosing.woken.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+
+    def _run(self) -> None:
+        woken = self._context.choosing.woken
+        while woken.wait() and not self._stop.is_set():
+            woken.clear()
+            send_next(self._context, self._now())
 
 
 class Seen(NamedTuple):
@@ -100,6 +140,27 @@ def look(context: Context, run: str) -> Seen:
     return Seen(names, alive, computes, number, handed_back, left_lately)
 
 
+def may_be_over(context: Context, key: str) -> None:
+    """Wake the chooser if ``key``, of which an event tells, says that a run needs no network more.
+
+    Nothing is believed here, and nothing slow is done: an event is taken within milliseconds.
+    """
+    choosing = context.choosing
+    if len(choosing.maybe_over) < _MAYBE_OVER and _over_by(context, key) is not None:
+        choosing.maybe_over.add(key)
+        choosing.woken.set()
+
+
+def _over_by(context: Context, key: str) -> str | None:
+    """Return the id of the run in the gpu queue that needs no network once ``key`` is there."""
+    match layout.parse_result_key(key):
+        case layout.RunObject(run=run, analysis_id=analysis_id, name=name):
+            ends = name == layout.RESULT or name in FOUND
+            return analysis_id if ends and context.index.gpu_needed(analysis_id, run) else None
+        case _:
+            return None
+
+
 def send_next(context: Context, now: datetime) -> None:
     """Send as many runs as the gpu workers have room for; without an error, others come again.
 
@@ -124,6 +185,7 @@ def send_next(context: Context, now: datetime) -> None:
 
 def _send_next(context: Context, now: datetime) -> None:
     index = context.index
+    _free_places(context)
     index.gpu_unparked(now)
     _let_others_go_first(context, now)
     for _ in range(_AT_ONCE):
@@ -133,6 +195,16 @@ def _send_next(context: Context, now: datetime) -> None:
         if index.gpu_taken() >= A_WORKER * _gpu_workers(context, now):
             return
         _send(context, row.analysis_id, row.run, now)
+
+
+def _free_places(context: Context) -> None:
+    """Free the places of runs whose predictions, or result, an event told of and are there."""
+    while context.choosing.maybe_over:
+        key = context.choosing.maybe_over.pop()
+        if context.storage.head(context.settings.results_bucket, key) is None:
+            continue  # the event was forged, or the object is removed since
+        if (analysis_id := _over_by(context, key)) is not None:
+            context.index.gpu_over(analysis_id)
 
 
 def _gpu_workers(context: Context, now: datetime) -> int:
@@ -146,7 +218,7 @@ def _send(context: Context, analysis_id: str, run: str, now: datetime) -> None:
     who takes the second message finds it claimed.
     """
     seen = look(context, run)
-    is_found = layout.PREDICTIONS in seen.names or layout.INFERENCE in seen.names
+    is_found = not FOUND.isdisjoint(seen.names)
     if layout.RESULT in seen.names or layout.REQUEST not in seen.names or (is_found and seen.alive):
         context.index.gpu_over(analysis_id)
     elif layout.INFERENCE in seen.names:
@@ -178,7 +250,9 @@ def _let_others_go_first(context: Context, now: datetime) -> None:
     asked = index.gpu_under_way("asked", now)
     if not asked and not index.gpu_under_way("sent", long_ago):
         return
-    if choosing.looked_at is not None and timedelta() <= now - choosing.looked_at < _LOOK:
+    if choosing.looked_at is not None and timedelta() <= now - choosing.looked_at < min(
+        _LOOK, turn
+    ):
         return
     choosing.looked_at = now
     under_way = [*asked, *index.gpu_under_way("sent", now)]

@@ -365,18 +365,27 @@ def _delete(context: Context, row: FileRow) -> None:
     # what is left of a deletion that was cut short must not read as a whole one.
     first = (f"/{layout.REQUEST}", f"/{layout.RESULT}")
     below.sort(key=lambda key: [not key.endswith(name) for name in first])
+    if row.state == "refused":
+        # Before its film: nobody would look for what is left of it.
+        _delete_made(context, row, below)
     context.storage.delete(context.settings.videos_bucket, [row.key])
     # Before the results: else they would be missed, and not made, when the video comes again.
     planned = layout.planned(row.file_id)
     context.storage.delete(results, [planned, *context.ingest_attempts(row.file_id)])
-    context.storage.delete(results, below)
-    if row.sha256 is not None:
-        copies.first_goes(context, row.sha256, row.file_id)
+    if row.state != "refused":
+        _delete_made(context, row, below)
     for place in context.index.places_of_file(row.file_id):
         copies.moved(context, context.index.place_removed(place.analysis_id, place.run))
     for pending in context.index.pending_of_file(row.file_id):
         context.index.pending_removed(pending.pending_id)
     context.index.file_removed(row.file_id)
+
+
+def _delete_made(context: Context, row: FileRow, below: list[str]) -> None:
+    if row.sha256 is not None:
+        # While its video.json is there: with that goes what is known of its content.
+        copies.first_goes(context, row.sha256, row.file_id)
+    context.storage.delete(context.settings.results_bucket, below)
 
 
 def _made_of(context: Context, row: FileRow) -> list[str]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from handlers import changes, gpu_queue
 from handlers.context import Context, now
-from handlers.runs import copies, plan, waiting
+from handlers.runs import copies, damaged, plan, waiting
 from posedrop.buckets import layout
 from posedrop.buckets.records import PendingRequest, Planned, Request, Result, VideoRecord
 from posedrop.buckets.storage import ObjectInfo
@@ -34,11 +34,9 @@ _MANY = 16
 #: A mount begins a film with an empty object and writes it within moments: only what stays empty
 #: for so many seconds is refused.
 EMPTY_SECONDS = 5.0
-#: What a run has when it needs no network any more.
-_HAS_POSES = frozenset({layout.PREDICTIONS, layout.INFERENCE})
 #: That a worker is too old for a run.
 _LEFT = layout.needs_newer("").removeprefix("/")
-_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD, _LEFT}) | _HAS_POSES
+_NOTED = frozenset({layout.REQUEST, layout.RESULT, layout.VIDEO_RECORD, _LEFT}) | gpu_queue.FOUND
 
 
 def record(context: Context, body: bytes) -> int:
@@ -59,6 +57,8 @@ def record(context: Context, body: bytes) -> int:
     if new:  # the second of two targets tells nothing new
         for event in wanted:
             _log(context, event)
+            if event.bucket == context.settings.results_bucket and isinstance(event, ObjectCreated):
+                gpu_queue.may_be_over(context, event.key)
     return new
 
 
@@ -345,8 +345,8 @@ def _look_at(context: Context, bucket: str, key: str) -> StoreState:
         case layout.RunObject(run=run, name=layout.RESULT):
             # One without a request is what a deletion has left, or a worker that woke up after it.
             is_run = context.storage.head(bucket, f"{run}/{layout.REQUEST}") is not None
-            return context.storage.read_record(bucket, key, Result) if is_run else None
-        case layout.RunObject(name=name) if name in _HAS_POSES or name == _LEFT:
+            return damaged.read_result(context, run) if is_run else None
+        case layout.RunObject(name=name) if name in gpu_queue.FOUND or name == _LEFT:
             return context.storage.head(bucket, key)
         case _:
             return None
@@ -449,7 +449,7 @@ def _tell_record(context: Context, key: str, found: StoreState) -> FollowUp | No
             known = context.index.analysis(analysis_id)
             if known is None or known.run != run:
                 return None
-            if name in _HAS_POSES:
+            if name in gpu_queue.FOUND:
                 context.index.gpu_over(analysis_id)
             else:
                 gpu_queue.park(context, analysis_id, now())

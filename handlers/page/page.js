@@ -160,10 +160,17 @@ async function rules() {
     element("li", { class: "why" }, `${rule.rule} is wrong, the videos below it wait: ${rule.message}`)));
 }
 
+// What a person is to see to, such as a removal that was held back.
+async function notices() {
+  const found = (await call("GET", "/notices")).items;
+  byId("notices").replaceChildren(...found.map((notice) => element("li", { class: "why" }, notice.message)));
+}
+
 let paused = false; // somebody reads older entries: leave them where they are
 async function refresh() {
   await list("analyses", "runs", "more-runs", "no-runs", runCard, "analysis_id");
   await rules();
+  await notices();
   await list("files", "files", "more-files", "no-files", fileRow, "file_id");
 }
 

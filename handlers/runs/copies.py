@@ -33,7 +33,7 @@ from posedrop.buckets.records import (
 from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import BadRequestError, RecordError, StorageError
 from posedrop.index.index import AnalysisRow, FileRow, IndexBusyError
-from posedrop.index.rows import FILM_GONE
+from posedrop.index.rows import failed_by_its_folder
 from posedrop.transport.queue import QueueError
 
 log = logging.getLogger(__name__)
@@ -201,9 +201,8 @@ def _fill(context: Context, target: AnalysisRow) -> bool:
 
 
 def _is_whole(place: AnalysisRow) -> bool:
-    """Tell whether a run is over in a folder, and not just because its film was gone there."""
-    is_film_gone = place.error is not None and place.error.code == FILM_GONE
-    return place.finished_at is not None and not is_film_gone
+    """Tell whether a run is over in a folder, and not just because of that folder."""
+    return place.finished_at is not None and not failed_by_its_folder(place)
 
 
 def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool = False) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from handlers import gpu_queue
 from handlers.context import Context, now
-from handlers.runs import copies, rules
+from handlers.runs import copies, damaged, rules
 from posedrop import analyses, bounded
 from posedrop.buckets import layout
 from posedrop.buckets.records import (
@@ -268,8 +268,7 @@ def _is_retried(row: AnalysisRow, before: datetime | None) -> bool:
 
 def up_to_date(context: Context, row: AnalysisRow) -> AnalysisRow | None:
     """Return the row of a run with what the bucket knows: its event may be on the way."""
-    bucket = context.settings.results_bucket
-    result = context.storage.read_record(bucket, f"{row.run}/{layout.RESULT}", Result)
+    result = damaged.read_result(context, row.run)
     if result is not None:
         context.index.analysis_finished(result, row.run)
     return context.index.analysis(row.analysis_id)
@@ -341,7 +340,7 @@ def _known(context: Context, run: str, fallback: Request) -> AnalysisRow | None:
     bucket = context.settings.results_bucket
     request = context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request) or fallback
     context.index.analysis_requested(request, run)
-    result = context.storage.read_record(bucket, f"{run}/{layout.RESULT}", Result)
+    result = damaged.read_result(context, run)
     if result is not None:
         context.index.analysis_finished(result, run)
     return context.index.analysis(request.analysis_id)

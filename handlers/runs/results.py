@@ -9,11 +9,12 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field
 
 from handlers.context import Context, now
-from handlers.runs import copies, plan
+from handlers.runs import copies, damaged, plan
 from posedrop.buckets import layout
 from posedrop.buckets.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
 from posedrop.errors import NotFoundError, PosedropError
 from posedrop.index.index import AnalysisRow
+from posedrop.index.rows import DAMAGED
 
 FINAL = frozenset({"succeeded", "partial", "failed", "cancelled"})
 
@@ -121,11 +122,17 @@ def read(context: Context, analysis_id: str) -> ResultAnswer:
         _check_not_gone(context, analysis_id)
         return _waiting(context, analysis_id)
     # The bucket is the truth: the index may be a moment behind the worker, or an S3 tool.
-    bucket = context.settings.results_bucket
+    bad = None
     for place in _readable(context, row):
-        result = context.storage.read_record(bucket, f"{place.run}/{layout.RESULT}", Result)
-        if result is not None:
-            return _over(place, result, context.index.retry_of(analysis_id))
+        result = damaged.read_result(context, place.run)
+        if result is None:
+            continue
+        answer = _over(place, result, context.index.retry_of(analysis_id))
+        if answer.error is None or answer.error.code != DAMAGED:
+            return answer
+        bad = bad or answer
+    if bad is not None:
+        return bad
     attempt, needs_newer = _attempts(context, row.run)
     live = attempt is not None and attempt.outcome is None
     progress = attempt.progress if attempt is not None and live else None

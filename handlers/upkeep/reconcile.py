@@ -21,7 +21,7 @@ from itertools import chain, islice
 from handlers import gpu_queue, workers
 from handlers.context import Context, now
 from handlers.events import notify
-from handlers.runs import copies, plan, rules, waiting
+from handlers.runs import copies, damaged, plan, rules, waiting
 from handlers.upkeep import retention
 from handlers.upkeep.apart import apart
 from handlers.upkeep.reingest import OldRefusals
@@ -31,6 +31,7 @@ from posedrop.buckets.records import FileState, RunError, RunState, VideoRecord
 from posedrop.buckets.storage import PARTS_SECONDS, ObjectInfo
 from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.index.index import AnalysisRow, FileRow, PendingRow
+from posedrop.index.rows import DAMAGED
 from posedrop.transport import queue
 
 log = logging.getLogger(__name__)
@@ -346,9 +347,29 @@ class Sweep:
 
     def _index_result(self, key: str) -> None:
         with apart(self._context, f"{key} is not indexed") as trial:
-            notify.result_arrived(self._context, key)
+            try:
+                notify.result_arrived(self._context, key)
+            except RecordError:
+                self._end_run(key)
+                raise
             self._repairs.records_indexed += 1
-        self._repairs.damaged += trial.failed
+        self._repairs.damaged += trial.failed or self._is_damaged(key)
+
+    def _is_damaged(self, key: str) -> bool:
+        match layout.parse_result_key(key):
+            case layout.RunObject(run=run, analysis_id=analysis_id, name=layout.RESULT):
+                row = self._context.index.place(analysis_id, run)
+                return row is not None and row.error is not None and row.error.code == DAMAGED
+            case _:
+                return False
+
+    def _end_run(self, key: str) -> None:
+        """End the run of a request that can't be read, if it is not over and nobody is at it."""
+        match layout.parse_result_key(key):
+            case layout.RunObject(run=run, name=layout.REQUEST):
+                seen = gpu_queue.look(self._context, run)
+                if layout.RESULT not in seen.names and not seen.alive:
+                    damaged.end(self._context, run)
 
     def _index_without_film(self, key: str) -> None:
         """List what was made of a film that was removed, and lies in the results."""
@@ -453,14 +474,10 @@ class Sweep:
         held = plan.is_held(share)
         if held:
             self._repairs.held_back += plan.count("age", "space", "orphan", "results")
-            log.warning(
-                "%d of %d films and %d runs are due at once, more than POSEDROP_EXPIRE_SHARE (%g) "
-                "of all: nothing is removed until `posedrop expire` says so, which lists them",
-                plan.count("age", "space"),
-                plan.films,
-                plan.count("results"),
-                share,
-            )
+            words = self._context.notices[retention.NOTICE] = plan.held_words(share)
+            log.warning("%s", words)
+        else:
+            self._context.notices.pop(retention.NOTICE, None)
         for due in plan.due:
             if held and due.kind != "limit":
                 continue
@@ -578,6 +595,9 @@ class ToDo:
         seen = gpu_queue.look(context, row.run)
         if seen.alive or layout.RESULT in seen.names or layout.REQUEST not in seen.names:
             return False
+        if damaged.end(context, row.run):
+            repairs.damaged += 1
+            return False
         if layout.INFERENCE in seen.names:
             context.enqueue_render(row.analysis_id, row.run)
         else:
@@ -628,7 +648,7 @@ def _unfinished(context: Context, repairs: Repairs) -> Iterator[ToDo]:
         left = None
         with apart(context, f"{row.run} is not looked at") as trial:
             seen = gpu_queue.look(context, row.run)
-            if layout.PREDICTIONS in seen.names or layout.INFERENCE in seen.names:
+            if not gpu_queue.FOUND.isdisjoint(seen.names):
                 context.index.gpu_over(row.analysis_id)
             if layout.RESULT not in seen.names and not seen.alive:
                 left = queue.CPU if layout.INFERENCE in seen.names else queue.GPU

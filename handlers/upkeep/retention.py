@@ -36,6 +36,8 @@ Row = TypeVar("Row", FileRow, AnalysisRow)
 OVER_LIMIT = timedelta(days=7)
 #: Where the lower of the two water marks is, if only the upper one is set.
 _LOW_WATER = 0.9
+#: Of a sweep that was held, in ``Context.notices``.
+NOTICE = "expire"
 #: How many of what is due GET /expire lists.
 SHOWN = 1000
 _PAGE = 1000
@@ -108,6 +110,17 @@ class Plan:
             too_many(self.count("age", "space"), self.films, alone=not self.count("space"))
             or too_many(self.count("orphan"), self.films + self.orphans, alone=True)
             or too_many(self.count("results"), self.runs)
+        )
+
+    def held_words(self, share: float) -> str:
+        """Return what a person is to know of a sweep that was held."""
+        films, orphans = self.count("age", "space"), self.count("orphan")
+        # Numbers alone: no name of a lab's goes into the words.
+        return (  # no SQL
+            f"{films:,} of {self.films:,} films, the results of {orphans:,} that are gone, and "
+            f"{self.count('results'):,} single runs are due to be removed at once: more than "
+            f"POSEDROP_EXPIRE_SHARE ({share:g}) of all. Nothing is removed until somebody runs "
+            "`posedrop expire`, which lists them and asks"
         )
 
 
@@ -461,6 +474,7 @@ def expire(context: Context, wanted: ExpireRequest) -> Expired:
         with apart(context, f"{due.key} is not removed") as trial:
             done.expired += remove(context, due)
         done.undeletable += trial.failed
+    context.notices.pop(NOTICE, None)
     return done
 
 

@@ -229,7 +229,7 @@ class Storage:
         if data is None:
             return None
         try:
-            return kind.model_validate_json(data)
+            record = kind.model_validate_json(data)
         except ValidationError as error:
             newer = newer_schema(data, kind)
             if newer is not None:
@@ -242,6 +242,11 @@ class Storage:
             where = ".".join(map(str, first["loc"]))
             said = f"{bucket}/{key} is not a {kind.__name__}: {where}: {first['msg']}"
             raise RecordError(said[:_MAX_MESSAGE]) from error
+        named = layout.parse_result_key(key)
+        own = getattr(record, "analysis_id", None)
+        if isinstance(named, layout.RunObject) and own not in {None, named.analysis_id}:
+            raise RecordError(f"{bucket}/{key} is of another run: {own[:40]!r}")
+        return record
 
     def read_whole_record(self, bucket: str, key: str, kind: type[R]) -> R | None:
         """Return a JSON record, None if there is none, or one that is damaged (the log says so).

@@ -662,6 +662,14 @@ class Index:
         sql = "SELECT count(*) FROM gpu_queue WHERE state IN ('sent', 'asked')"
         return int(self._value(sql, ()))
 
+    def gpu_needed(self, analysis_id: str, run: str) -> bool:
+        """Tell whether a run that is read in the folder ``run`` waits for a network, or has one."""
+        sql = (
+            "SELECT count(*) FROM gpu_queue JOIN analysis AS a USING (analysis_id)"
+            " WHERE analysis_id = ? AND a.run = ?"
+        )
+        return int(self._value(sql, (analysis_id, run))) > 0
+
     def gpu_under_way(self, state: str, before: datetime) -> list[GpuRow]:
         """Return some runs in a state (sent, asked) since a time or longer, the oldest first."""
         return self._rows(

@@ -20,12 +20,14 @@ from posedrop.buckets.records import (
     RunState,
     VideoRecord,
 )
-from posedrop.errors import ObjectChangedError
+from posedrop.errors import ObjectChangedError, RecordError
 
 _UNFINISHED: dict[str, int] = {"waiting": 0, "queued": 1, "running": 2}
 _FINISHED = 3
 #: The error of a run whose film was removed or replaced before it was over.
 FILM_GONE = ObjectChangedError.code
+#: The error of a run of which a record can't be read.
+DAMAGED = RecordError.code
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +288,8 @@ def finished_analysis(result: Result, run: str) -> AnalysisRow:
 def newer_analysis(old: AnalysisRow, new: AnalysisRow) -> AnalysisRow:
     """Return what is known of one folder of a run after both were told: what is further on."""
     told = new if _progress(new) >= _progress(old) else old
+    if _has(DAMAGED, old, new) and old.finished_at is not None and new.finished_at is not None:
+        told = new  # it was damaged, or mended, since
     return replace(
         told,
         created_at=min(old.created_at, new.created_at),
@@ -300,14 +304,20 @@ def place_order(row: AnalysisRow) -> tuple[int, datetime, str]:
     """Return a key that sorts the folders which one run has, one beside each name of its content.
 
     The first is where the run is read, and made if it is not over: of those that are over, the one
-    that was asked for first. A run that failed because its own film was gone comes last: the same
-    content has another name, by which it can be made.
+    that was asked for first. One that failed by its folder alone comes last: the same content has
+    another name, by which it can be made.
     """
-    if row.finished_at is None:
-        rank = 1
-    else:
-        rank = 2 if row.error is not None and row.error.code == FILM_GONE else 0
+    rank = 1 if row.finished_at is None else 2 if failed_by_its_folder(row) else 0
     return rank, row.created_at, row.run
+
+
+def failed_by_its_folder(row: AnalysisRow) -> bool:
+    """Tell whether a run is over just because its film was gone there, or a record is damaged."""
+    return row.finished_at is not None and (_has(FILM_GONE, row) or _has(DAMAGED, row))
+
+
+def _has(code: str, *rows: AnalysisRow) -> bool:
+    return any(row.error is not None and row.error.code == code for row in rows)
 
 
 def _progress(row: AnalysisRow) -> tuple[int, datetime]:

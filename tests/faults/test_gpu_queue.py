@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -16,12 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handlers import gpu_queue
+from handlers.events import notify
 from handlers.runs import results
 from posedrop.buckets import layout
 from posedrop.buckets.records import Progress, Request, VideoRef, WorkerRecord
 from posedrop.index.index import Index
 from posedrop.transport import queue
-from tests.support.memory_storage import RESULTS, VIDEOS, Gate
+from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
 from tests.support.samples import PROBE
 from tests.support.world import Child, World
 from worker.jobs import claim
@@ -162,6 +164,91 @@ def test_a_place_is_free_as_soon_as_the_network_is_done(world: World) -> None:
     world.storage.put(RESULTS, f"{first.kwargs['run']}/{layout.PREDICTIONS}", b"poses")
     tell(world)
     assert keys(sent(world)) == ["bob/1.mp4"]
+
+
+def record(world: World) -> None:
+    """Have the handlers take what has happened as POST /events does; it is not followed yet."""
+    events, world.storage.events = world.storage.events, []
+    notify.record(world.context, json.dumps({"Records": events}).encode())
+
+
+def choose(world: World) -> None:
+    """Do what the chooser's thread does, if it was woken."""
+    if world.context.choosing.woken.is_set():
+        world.context.choosing.woken.clear()
+        gpu_queue.send_next(world.context, world.clock())
+
+
+@pytest.mark.parametrize("name", [layout.PREDICTIONS, layout.INFERENCE, layout.RESULT])
+def test_the_gpu_waits_for_no_event_that_waits_to_be_followed(world: World, name: str) -> None:
+    """The next run is sent once the end of one is recorded, be there a thousand events before."""
+    put(world, "alice/1.mp4", "alice/2.mp4", "bob/1.mp4", "carol/1.mp4")
+    first, _ = sent(world)
+    for number in range(100):
+        world.storage.put(VIDEOS, f"dave/{number}.mp4", b"film %d" % number)
+    record(world)
+    choose(world)
+    assert sent(world) == []
+    world.storage.put(RESULTS, f"{first.kwargs['run']}/{name}", b"{}")
+    record(world)
+    choose(world)
+    assert keys(sent(world)) == ["bob/1.mp4"]
+    # The same event is followed in its turn, and frees no second place.
+    if name == layout.RESULT:
+        world.storage.remove(RESULTS, f"{first.kwargs['run']}/{name}")
+    tell(world)
+    assert sent(world) == []
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.sampled_from(["record", "follow", "choose", "work", "reopen", "reconcile"]),
+            st.tuples(st.just("forge"), st.integers(0, 5), st.integers(0, 2)),
+            st.tuples(st.just("choose, killed"), st.integers(1, 8), st.booleans()),
+        ),
+        max_size=40,
+    )
+)
+def test_no_order_of_events_and_kills_fills_the_queue_or_empties_it(steps: list[Any]) -> None:
+    """Events may be forged, late, or lost with the process: two runs a worker, and all end."""
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder))
+        try:
+            put(world, *(f"{group}/{n}.mp4" for n in range(2) for group in ("a", "b", "c")))
+            runs = sorted(row.run for row in world.context.index.analyses().rows)
+            held = sent(world)
+            for step in steps:
+                match step:
+                    case "record":
+                        record(world)
+                    case "follow":
+                        notify.follow(world.context)
+                    case "choose":
+                        choose(world)
+                    case "work" if held:
+                        world.work(held.pop(0))
+                    case "reopen":
+                        world.close()
+                        world.open()
+                    case "reconcile":
+                        world.reconciler.round()
+                    case "forge", run, name:
+                        names = (layout.PREDICTIONS, layout.INFERENCE, layout.RESULT)
+                        world.storage.forge(RESULTS, f"{runs[run]}/{names[name]}")
+                        record(world)
+                    case "choose, killed", at, after:
+                        with world.storage.gate(Gate(at, after=after)), contextlib.suppress(Crash):
+                            choose(world)
+                held += sent(world)
+                assert len({*keys(held)}) <= gpu_queue.A_WORKER
+            world.put_back(held)
+            world.settle()
+            assert states(world) == {"succeeded"}
+            assert world.context.index.gpu_taken() == 0
+        finally:
+            world.end()
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -111,7 +111,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Analysis]:
         analyses.get("dummy"), version="2", finish="x:y", artefacts=analyses.POSES, renders=True
     )
     found = {"dummy": both}
-    monkeypatch.setattr(analyses, "installed", lambda: found)
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: found)
     return found
 
 

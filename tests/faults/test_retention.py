@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +22,7 @@ from handlers.upkeep import retention
 from posedrop.buckets import layout
 from posedrop.buckets.storage import UnfinishedUpload
 from posedrop.errors import BadRequestError
-from tests.support.memory_storage import RESULTS, VIDEOS
+from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
 from tests.support.world import WorkerContext, World
 from worker import gone
 from worker.cache import Cache
@@ -178,6 +181,9 @@ def test_more_than_a_share_waits_for_a_person(make: Make) -> None:
         while not world.reconciler.step():
             pass
     assert len(films(world)) == 6
+    (words,) = world.context.notices.values()
+    assert "4 of 5 films" in words
+    assert "`posedrop expire`" in words
     said = retention.describe(world.context)
     assert (said.due, said.films, said.kept, said.held) == (4, 5, 1, True)
     assert {item.key for item in said.items} == {f"{n}.mp4" for n in (0, 1, 2, 4)}
@@ -188,6 +194,97 @@ def test_more_than_a_share_waits_for_a_person(make: Make) -> None:
     done = retention.expire(world.context, retention.ExpireRequest(due=4))
     assert (done.expired, done.undeletable) == (4, 0)
     assert films(world) == {"3.mp4", "posedrop.json"}
+    assert world.context.notices == {}
+
+
+def left(world: World) -> set[str]:
+    """What the buckets hold, but for what differs from one run to the next."""
+    return {
+        f"{bucket}/{key}" for bucket in (VIDEOS, RESULTS) for key in world.storage.buckets[bucket]
+    }
+
+
+OLD_LAB = {"expire_share": 1, "orphans": "delete", "max_video_bytes": 1000}
+
+
+def old_lab(make: Make) -> World:
+    """Films that are due in each way, films that are not, and what is pinned."""
+    world = make(**OLD_LAB)
+    fill(world, "a/1.mp4", "a/2.mp4", "b/kept.mp4", "c/gone.mp4", "d/copied.mp4")
+    fill(world, f"uploads/{'a' * 16}/large.mp4", size=2000)
+    pin(world, "b/", True)
+    # The same content under two names, one of which is new.
+    world.storage.put(VIDEOS, "a/same.mp4", b"film of two names")
+    world.settle()
+    world.storage.remove(VIDEOS, "c/gone.mp4")
+    world.clock.pass_(91 * DAY)
+    world.storage.put(VIDEOS, "new/same.mp4", b"film of two names")
+    world.storage.put(VIDEOS, "d/copied.mp4", world.storage.buckets[VIDEOS]["d/copied.mp4"].data)
+    for message in world.messages():
+        world.work(message)
+    return world
+
+
+def sweep(world: World) -> None:
+    """A round of the reconciler."""
+    world.reconciler.round()
+
+
+def command(world: World) -> None:
+    """`posedrop expire`."""
+    retention.expire(world.context, retention.ExpireRequest(due=100))
+
+
+class AfterChange(Gate):
+    """Cut behind the ``at``-th change of the buckets: what is read in between changes nothing."""
+
+    def __init__(self, world: World, at: int) -> None:
+        super().__init__(at, after=True)
+        self._events = world.storage.events
+        self._seen = len(self._events)
+
+    def passed(self) -> None:
+        """Crash, if it is the one."""
+        if len(self._events) != self._seen:
+            self._seen = len(self._events)
+            super().passed()
+
+
+def twin(world: World, make: Make) -> World:
+    """Return another world that is as this one, whose handlers are down."""
+    other = make(**OLD_LAB)
+    other.close()
+    for path in world.folder.glob("index.sqlite*"):
+        shutil.copy(path, other.folder)
+    other.storage.buckets = {name: dict(found) for name, found in world.storage.buckets.items()}
+    other.clock.time = world.clock.time
+    other.open()
+    return other
+
+
+@pytest.mark.parametrize("remove", [sweep, command])
+def test_a_removal_killed_after_any_step_ends_as_one_that_was_not(
+    make: Make, remove: Callable[[World], None]
+) -> None:
+    """Whatever it has changed in the buckets so far: at the end they hold the same."""
+    first = old_lab(make)
+    first.close()
+    whole = twin(first, make)
+    remove(whole)
+    whole.settle()
+    assert films(whole) == {"b/kept.mp4", "b/posedrop.json", "new/same.mp4", "d/copied.mp4"}
+    for at in itertools.count(1):
+        world = twin(first, make)
+        gate = AfterChange(world, at)
+        with world.storage.gate(gate), contextlib.suppress(Crash):
+            remove(world)
+        if gate.left > 0:
+            break
+        world.close()
+        world.open()
+        world.settle()
+        assert left(world) ^ left(whole) == set(), at
+    assert at > 20
 
 
 def test_films_that_are_gone_make_no_share_of_those_that_are_there(make: Make) -> None:

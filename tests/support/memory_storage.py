@@ -266,6 +266,10 @@ class MemoryStorage(Storage):
         if self.buckets[bucket].pop(key, None) is not None:
             self._note("s3:ObjectRemoved:Delete", bucket, key, {})
 
+    def forge(self, bucket: str, key: str) -> None:
+        """Note an event of an object that nobody has put."""
+        self._note("s3:ObjectCreated:Put", bucket, key, {"eTag": "e", "size": 1})
+
     def _note(self, name: str, bucket: str, key: str, more: dict[str, Any]) -> None:
         self._count += 1
         told = {"key": quote(key), "sequencer": f"{self._count:016X}", **more}

@@ -367,7 +367,7 @@ def _fail(
 ) -> None:
     """End a run that failed, with all that was made of it: poses that can't be drawn are poses."""
     bucket = context.settings.results_bucket
-    inference = context.storage.read_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
+    inference = context.storage.read_whole_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
     drawn_from = inference.artefacts if inference is not None else []
     found = {artefact.name: artefact for artefact in (*drawn_from, *left)}
     if layout.PREDICTIONS not in found and (there := _published_predictions(context, run)):
@@ -630,7 +630,7 @@ def _runs_before(context: Context, run: str, request: Request) -> Iterator[str]:
         yield earlier.run
         seen.add(earlier.run)
         key = f"{earlier.run}/{layout.REQUEST}"
-        its = context.storage.read_record(context.settings.results_bucket, key, Request)
+        its = context.storage.read_whole_record(context.settings.results_bucket, key, Request)
         earlier = its.retry_of if its is not None else None
 
 
@@ -769,7 +769,13 @@ def _bad_answer(who: str, why: str) -> AnalysisError:
 
 def _render(context: Context, run: str, request: Request, held: Claim, folders: Folders) -> None:
     bucket = context.settings.results_bucket
-    inference = context.storage.read_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
+    try:
+        inference = context.storage.read_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
+    except RecordError as error:
+        if error.code == "newer_record":
+            raise
+        words = f"{error.message}: `posedrop analyse` makes the run anew, from its predictions"
+        raise AnalysisError(words, code=error.code) from error
     if inference is None:
         raise AnalysisError("the poses of this run are gone; ask again with force", code="no_poses")
     video = _fetch_video(context, request, held, folders.film)

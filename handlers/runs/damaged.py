@@ -1,0 +1,94 @@
+"""Records of a run that nobody can read: the run ends in words, and can be asked for again.
+
+A request.json that is no request has a run wait for ever: no worker can tell what to do. A
+result.json that is no result says that the run is over, and not how. What is damaged is left as it
+is, for whoever has a backup of it; a record of a newer posedrop is not damaged.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from posedrop.buckets import layout
+from posedrop.buckets.records import Inference, Request, Result, RunError, VideoRecord
+from posedrop.errors import RecordError
+from posedrop.index.rows import DAMAGED
+
+if TYPE_CHECKING:
+    from handlers.context import Context
+
+
+def read_result(context: Context, run: str) -> Result | None:
+    """Return how a run ended, None if it has not; one whose result is damaged has failed.
+
+    Raises:
+        RecordError: a newer posedrop has written it, or nothing is known of its run.
+    """
+    bucket = context.settings.results_bucket
+    try:
+        return context.storage.read_record(bucket, f"{run}/{layout.RESULT}", Result)
+    except RecordError as error:
+        if error.code != DAMAGED or (failed := _failed(context, run, error)) is None:
+            raise
+        context.storage.report(error)
+        return failed
+
+
+def end(context: Context, run: str) -> bool:
+    """End a run that has no result, and that nobody is at, if its request.json is damaged.
+
+    Returns:
+        Whether it was so.
+
+    Raises:
+        RecordError: its request is a newer posedrop's, or damaged and nothing is known of its film.
+    """
+    bucket = context.settings.results_bucket
+    try:
+        context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    except RecordError as error:
+        if error.code != DAMAGED or (failed := _failed(context, run, error)) is None:
+            raise
+        context.storage.report(error)
+        if context.storage.create(bucket, f"{run}/{layout.RESULT}", failed.to_json()):
+            context.index.analysis_finished(failed, run)
+        return True
+    return False
+
+
+def _failed(context: Context, run: str, error: RecordError) -> Result | None:
+    """Return the result of a run with a damaged record, None if nothing is known of its film."""
+    storage, bucket = context.storage, context.settings.results_bucket
+    named = layout.parse_result_key(f"{run}/{layout.RESULT}")
+    if not isinstance(named, layout.RunObject):
+        return None
+    row = context.index.place(named.analysis_id, run)
+    request = storage.read_whole_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    record = storage.read_whole_record(bucket, layout.video_record(named.video), VideoRecord)
+    known = request or record
+    listing = storage.listing(bucket, f"{run}/")
+    there = {found.key: found.last_modified for found in listing.objects}
+    if known is None or not there:
+        return None
+    when = max(there.values())
+    artefacts = list(row.artefacts) if row is not None else []
+    inference = storage.read_whole_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
+    if not artefacts and inference is not None:
+        artefacts = inference.artefacts
+    return Result(
+        analysis_id=named.analysis_id,
+        analysis=named.analysis,
+        state="failed",
+        video=known.video,
+        sha256=known.sha256,
+        args=request.args if request is not None else row.args if row is not None else {},
+        model=request.model if request is not None else None,
+        artefacts=artefacts,
+        error=RunError(
+            code=DAMAGED,
+            message=f"{error.message}: somebody has written over it. `posedrop analyse` makes the "
+            f"run anew, `posedrop rm {named.analysis_id}` removes what is left of it",
+        ),
+        created_at=request.created_at if request is not None else row.created_at if row else when,
+        finished_at=when,
+    )
