@@ -97,8 +97,9 @@ function runCard(run) {
   );
   if (run.error) card.append(element("p", { class: "why" }, run.error.message));
   if (run.quality !== null) {
-    const why = run.quality_reasons.length ? `: ${run.quality_reasons[0]}` : "";
-    const all = run.quality_reasons.join("\n");
+    const [worst, ...others] = run.quality_reasons ?? [];
+    const why = worst === undefined ? "" : `: ${worst}`;
+    const all = others.join("\n");
     card.append(element("p", { class: "small", title: all }, `quality ${run.quality}${why}`));
   }
   if (OVER.has(run.status)) {

@@ -99,6 +99,8 @@ class AnalysisAnswer(BaseModel):
     error: RunError | None
     files: list[str]
     retry_of: str | None
+    quality: float | None = Field(description="the score of its poses, 0 to 100; null: it has none")
+    quality_reasons: list[str] | None = Field(description="why, in words; the worst first")
     created_at: datetime
     finished_at: datetime | None
 
@@ -384,6 +386,8 @@ def analysis_answer(row: AnalysisRow) -> AnalysisAnswer:
         error=row.error,
         files=[artefact.name for artefact in row.artefacts],
         retry_of=row.retry_of,
+        quality=row.quality,
+        quality_reasons=list(row.quality_reasons) if row.quality_reasons is not None else None,
         created_at=row.created_at,
         finished_at=row.finished_at,
     )
