@@ -36,7 +36,7 @@ SAME_BRIGHTNESS = 0.01
 #: ... and no bodypart by more than so many pixels.
 SAME_PIXELS = 1.0
 #: So many frames in a row that repeat the one before them are a frozen stretch.
-FROZEN_FRAMES = 10
+FROZEN_FRAMES = 5
 #: Times between two frames, beside the median one, outside of which they are odd.
 ODD_TIMES = 0.6, 1.6
 #: An animal that was out of sight is compared with where it was at most so many rows before.
