@@ -121,12 +121,12 @@ def from_cursor(cursor: str, columns: int = 1) -> tuple[float, ...]:
         padded = cursor.encode() + b"=" * (-len(cursor) % 4)
         text = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
         *others, last = text.split(",")
-        values = (*map(float, others), int(last))
+        before, number = [float(each) for each in others], int(last)
     except (ValueError, binascii.Error):
-        values = ()
-    is_one = len(values) == columns and all(map(math.isfinite, values))
-    if not is_one or not 0 <= values[-1] <= LAST_NUMBER:
+        before, number = [], -1
+    is_one = len(before) == columns - 1 and all(map(math.isfinite, before))
+    if not is_one or not 0 <= number <= LAST_NUMBER:
         raise BadRequestError(
             "This is not a cursor that a list in this order has answered.", field="cursor"
         )
-    return values
+    return (*before, number)

@@ -287,6 +287,8 @@ def test_a_cursor_is_of_one_order(index: Index) -> None:
         ("quality", to_cursor(float("inf"), 1)),
         ("quality", to_cursor(1, 2, 3)),
         ("quality", to_cursor(50, 0.5)),
+        ("quality", to_cursor(50, 10**400)),
+        ("newest", to_cursor(10**400)),
     ):
         with pytest.raises(BadRequestError):
             index.analyses(order=order, cursor=cursor)
