@@ -286,6 +286,24 @@ def test_animals_that_are_not_followed_do_not_jump() -> None:
     assert (found.fewer_animals, found.suspected_swaps, found.score) == (None, None, 100)
 
 
+def test_three_that_go_round_have_swapped_twice() -> None:
+    """Though no two of them have changed places; also behind some rows out of sight."""
+    for gone in (0, 5, quality.REMEMBERED_ROWS + 1):
+        film = sound(100, 2, 4, np.float64, 1, 1)
+        poses = film.poses
+        poses.values[50:, :6] = np.roll(poses.values[50:, :6], 2, axis=1)
+        poses.values[50 : 50 + gone, :6] = np.nan
+        found = quality.assess(poses)
+        assert found.suspected_swaps == (2 if gone < quality.REMEMBERED_ROWS else 0)
+
+
+def test_one_that_follows_another_has_taken_no_place() -> None:
+    """Mice in a row that run together: each is where the one before it was."""
+    film = sound(100, 2, 3, np.float64, 1, 1)
+    film.poses.values[60:, :, 0] += 200
+    assert quality.assess(film.poses).suspected_swaps == 0
+
+
 def test_a_long_film_is_counted_as_well() -> None:
     """An hour of twenty bodyparts: 100,000 frames."""
     film = sound(100_000, 20, 1, np.float32, 1, 1)

@@ -7,9 +7,9 @@ else is counted in frames and pixels, so that the rate of a film changes no coun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -454,7 +454,7 @@ def _fewer(poses: Poses, columns: Sequence[_Column], reasons: _Reasons) -> int |
 
 
 def _swaps(poses: Poses, columns: Sequence[_Column], reasons: _Reasons) -> int | None:
-    """Return how often two animals seem to have changed places from one row to the next."""
+    """Return how often animals seem to have changed places from one row to the next."""
     names = [name for name in dict.fromkeys(poses.animals) if name is not None]
     if not poses.tracked or len(names) < 2:
         return None
@@ -463,13 +463,42 @@ def _swaps(poses: Poses, columns: Sequence[_Column], reasons: _Reasons) -> int |
     moves = [
         _Move.of([by_name.get((name, part)) for part in parts], poses.frames) for name in names
     ]
-    found = [row for one, other in combinations(moves, 2) for row in one.changes_with(other)]
+    found = _changes(moves)
+    swaps = sum(found.values())
     first = f", first at frame {poses.frames[min(found)]}" if found else ""
     reasons.add(
-        0.3 * _up_to(len(found), len(poses.frames), 0.001),
-        f"two animals may have been mixed up {_counted(len(found), 'time', 'times')}{first}",
+        0.3 * _up_to(swaps, len(poses.frames), 0.001),
+        f"animals may have been mixed up {_counted(swaps, 'time', 'times')}{first}",
     )
-    return len(found)
+    return swaps
+
+
+def _changes(moves: Sequence[_Move]) -> dict[int, int]:
+    """Return the rows in which animals change places, and how many exchanges of two that takes."""
+    taken: dict[int, dict[int, tuple[float, int]]] = {}
+    for one, other in permutations(range(len(moves)), 2):
+        for row, distance in moves[one].takes_place_of(moves[other]):
+            own = taken.setdefault(row, {})
+            own[one] = min((distance, other), own.get(one, (np.inf, one)))
+    found = {
+        row: _exchanges({one: other for one, (_, other) in places.items()})
+        for row, places in taken.items()
+    }
+    return {row: number for row, number in found.items() if number}
+
+
+def _exchanges(goes: dict[int, int]) -> int:
+    """Return how many exchanges of two places make each go where it goes; only circles count."""
+    number, seen = 0, set()
+    for one in goes:
+        way: list[int] = []
+        while one in goes and one not in seen:
+            seen.add(one)
+            way.append(one)
+            one = goes[one]
+        if one in way:
+            number += len(way) - way.index(one) - 1
+    return number
 
 
 @dataclass(slots=True)
@@ -501,12 +530,13 @@ class _Move:
         jumps[jumps] = _outliers((way / (frames - frames[last]))[jumps], above_only=True)
         return cls(now, last, way, jumps)
 
-    def changes_with(self, other: _Move) -> Iterator[int]:
-        """Yield the rows where each is nearer to the other's place than to half of its own way."""
+    def takes_place_of(self, other: _Move) -> list[tuple[int, float]]:
+        """Return the rows where both jump, and this one to nearer where the other was than half
+        of its own way, each with how near, in pixels."""
         rows = np.flatnonzero(self.jumps & other.jumps)
-        for one, two in ((self, other), (other, self)):
-            rows = rows[_distance(one.now[rows], two.now[two.last[rows]]) < one.way[rows] / 2]
-        yield from rows.tolist()
+        near = _distance(self.now[rows], other.now[other.last[rows]])
+        does = near < self.way[rows] / 2
+        return list(zip(rows[does].tolist(), near[does].tolist(), strict=True))
 
 
 def _distance(
