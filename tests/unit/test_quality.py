@@ -286,6 +286,18 @@ def test_animals_that_are_not_followed_do_not_jump() -> None:
     assert (found.fewer_animals, found.suspected_swaps, found.score) == (None, None, 100)
 
 
+def test_an_animal_that_rests_and_runs_does_not_jump() -> None:
+    """Most of its steps are none at all; when it runs, each is like the one before or behind."""
+    film = sound(400, 2, 1, np.float64, 1, 1)
+    for first in (50, 150, 250):
+        speed = np.minimum(np.minimum(np.arange(30), np.arange(30)[::-1]) * 4, 18.0)
+        film.poses.values[first : first + 30, :, 0] += np.cumsum(speed)[:, None]
+        film.poses.values[first + 30 :, :, 0] += speed.sum()
+    plant(film, "jump", 265, 1, 0)
+    found = quality.assess(film.poses)
+    assert [part.jumps for part in found.bodyparts] == [1, 1]
+
+
 def test_three_that_go_round_have_swapped_twice() -> None:
     """Though no two of them have changed places; also behind some rows out of sight."""
     for gone in (0, 5, quality.REMEMBERED_ROWS + 1):

@@ -337,16 +337,29 @@ def _parts(poses: Poses, times: _Times, columns: Sequence[_Column]) -> dict[str,
         if gap is not None and gap.seconds >= part.gap.seconds:
             part.gap = gap
         if poses.tracked:
-            steps = column.steps / frame_steps
-            steps = steps[~np.isnan(steps)]
-            part.steps += len(steps)
-            part.jumps += int(_outliers(steps, above_only=True).sum())
+            known = ~np.isnan(column.steps)
+            jumps = _outliers((column.steps / frame_steps)[known], above_only=True)
+            part.steps += len(jumps)
+            part.jumps += int((jumps & ~_moves_on(column, frame_steps)[known]).sum())
         if poses.size is not None:
             width, height = poses.size
             x, y = column.x, column.y
             out = (x < 0) | (y < 0) | (x >= width) | (y >= height)
             part.outside += int((out & column.sure).sum())
     return parts
+
+
+def _moves_on(column: _Column, frame_steps: npt.NDArray[np.int64]) -> Mask:
+    """Tell which steps are much like the one before or behind, as when an animal runs; (n - 1,)."""
+    is_known = ~np.isnan(column.steps)
+    x, y = (
+        np.where(is_known, np.diff(each) / frame_steps, np.nan) for each in (column.x, column.y)
+    )
+    is_alike = np.hypot(np.diff(x), np.diff(y)) <= OUTLIER_PIXELS
+    alike = np.zeros(len(column.steps), np.bool_)
+    alike[1:] |= is_alike
+    alike[:-1] |= is_alike
+    return alike
 
 
 def _outliers(values: npt.NDArray[np.float64], *, above_only: bool = False) -> Mask:
