@@ -170,14 +170,14 @@ def beside(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG
 
 
 def on_a_device(payload: dict[str, Any], report: Any) -> dict[str, Any]:
-    """Be ``worker.child.tasks:run_analysis`` in a worker's child, on a pretended accelerator."""
-    from worker.child import tasks
+    """Be ``worker.child.analysis.run_analysis`` in a worker's child, on a pretended accelerator."""
+    from worker.child.analysis import run_analysis
     from worker.engine import passes
 
     if passes.Arithmetic.__name__ != "Constant":
         _be_constant(DEVICE_SECONDS)
         passes.accelerated = lambda _: True
-    return tasks.run_analysis(payload, report)
+    return run_analysis(payload, report)
 
 
 def stock_render(config: str, film: str, out: str, fast: bool) -> dict[str, Any]:

@@ -272,7 +272,7 @@ def queued(model: str, film: str, device: str, clips: int, pretends: bool) -> di
     from worker.child.pool import ChildPool
 
     scratch = Path(tempfile.mkdtemp())
-    begins = "benchmarks.alone:beside" if pretends else "worker.engine.inference:begin"
+    begins = "benchmarks.alone:beside" if pretends else "begin"
     both = ChildPool(
         "gpu",
         scratch,
@@ -294,7 +294,7 @@ def queued(model: str, film: str, device: str, clips: int, pretends: bool) -> di
             "model_digest": "d", "device": device, "model_bytes": 4 << 30, "tuning": dict(known),
         }  # fmt: skip
         answer = both.call(
-            "worker.child.tasks:run_analysis", payload,
+            "run_analysis", payload,
             makes_ready=True, on_progress=lambda _: None,
             should_stop=lambda: False, wall_seconds=PATIENCE, folder=job, log=job / "run.log",
         )  # fmt: skip

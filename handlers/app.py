@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
@@ -24,22 +24,22 @@ from fastapi.responses import (
     PlainTextResponse,
     RedirectResponse,
 )
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from handlers import changes, gpu_queue, upload
-from handlers.context import LOOK_SECONDS, Context, now
+from handlers.context import LOOK_SECONDS, Context
 from handlers.door import access
 from handlers.door.bodies import Bodies
 from handlers.door.error_response import (
     ANYWHERE,
     BUSY,
     GONE,
+    NO_LENGTH,
     NOT_FOUND,
     RETRY_AFTER,
-    ErrorAnswer,
     error_response,
 )
 from handlers.door.form import Forms, FormUpload
@@ -48,9 +48,9 @@ from handlers.events import letters, notify, sqs, webhook
 from handlers.health import Health
 from handlers.runs import copies, plan, results
 from handlers.upkeep import reconcile, reingest, retention
-from posedrop import __version__, analyses, metrics
+from posedrop import __version__, analyses, api, metrics
 from posedrop.buckets import layout
-from posedrop.buckets.records import FileState, RunState
+from posedrop.buckets.records import FINAL, FileState, RunState
 from posedrop.buckets.storage import Storage
 from posedrop.errors import (
     BadRequestError,
@@ -98,7 +98,7 @@ def create_app(
     follower = notify.Follower(context, set_busy)
     reconciler = reconcile.Reconciler(context)
     copier = copies.Copier(context)
-    chooser = gpu_queue.Chooser(context, now)
+    chooser = gpu_queue.Chooser(context, context.clock)
     health = Health(context, follower, reconciler)
     metrics.DISKS.watch("index", settings.index_file.parent)
     queue_url = settings.sqs_queue_url
@@ -173,12 +173,12 @@ def _upload_routes(app: FastAPI, callers: _Callers) -> None:
     @app.post(
         "/upload",
         status_code=201,
-        response_model=upload.UploadAnswer | dict[str, str],
+        response_model=api.Ticket | dict[str, str],
         summary="Ask for a presigned PUT (JSON), or send the file itself (form)",
         openapi_extra={
             "requestBody": {
                 "content": {
-                    "application/json": {"schema": upload.UploadRequest.model_json_schema()},
+                    "application/json": {"schema": api.UploadRequest.model_json_schema()},
                     "multipart/form-data": {
                         "schema": {
                             "type": "object",
@@ -199,7 +199,7 @@ def _upload_routes(app: FastAPI, callers: _Callers) -> None:
         if content_type.startswith("multipart/form-data"):
             with forms.one():
                 return await _receive_form(callers, request, content_type)
-        body = upload.UploadRequest.model_validate_json(await request.body())
+        body = api.UploadRequest.model_validate_json(await request.body())
         return await asking.run(partial(upload.presign, context, body))
 
     @app.put(
@@ -207,7 +207,7 @@ def _upload_routes(app: FastAPI, callers: _Callers) -> None:
         "/upload/{file_id}",
         status_code=307,
         response_class=RedirectResponse,
-        responses={411: {"model": ErrorAnswer, "description": "It does not say how long it is"}},
+        responses=NO_LENGTH,
         summary="Redirects to a presigned PUT: curl -LT day1.mp4 http://host/upload/",
     )
     @asking
@@ -224,7 +224,7 @@ def _upload_routes(app: FastAPI, callers: _Callers) -> None:
         responses=NOT_FOUND,
         summary="What is known of a file, and of what was refused why",
     )
-    def get_upload(file_id: str) -> upload.FileAnswer:
+    def get_upload(file_id: str) -> api.File:
         return upload.describe(context, file_id)
 
     @app.delete(
@@ -256,7 +256,7 @@ async def _receive_form(callers: _Callers, request: Request, content_type: str) 
         kind = upload.guess_type(key)
         callers.patient_context.storage.upload_stream(bucket, key, stream, most, kind, metadata)
         # Its event may come after our answer; who asks at once is to find it.
-        context.index.expect_file(file_id, bucket, key, now(), metadata=metadata)
+        context.index.expect_file(file_id, bucket, key, context.clock(), metadata=metadata)
 
     form = FormUpload(content_type, sink, context.settings.max_video_bytes, _FORM_BYTES)
     await form.receive(request.stream())
@@ -272,15 +272,15 @@ def _result_routes(app: FastAPI, callers: _Callers) -> None:
         summary="Ask for an analysis",
         responses={
             200: {"description": "It exists already"},
-            202: {"description": "It will be", "model": results.AnalyseAnswer},
+            202: {"description": "It will be", "model": api.Started},
             **NOT_FOUND,
         },
     )
     @asking
     def post_analyse(
-        wanted: Annotated[results.AnalyseRequest, Body()], response: Response
-    ) -> results.AnalyseAnswer:
-        planned = plan.ask(
+        wanted: Annotated[api.AnalyseRequest, Body()], response: Response
+    ) -> api.Started:
+        handle = plan.ask(
             context,
             wanted.file_id,
             wanted.analysis,
@@ -288,27 +288,27 @@ def _result_routes(app: FastAPI, callers: _Callers) -> None:
             force=wanted.force,
             retry=wanted.retry,
         )
-        if not planned.existed:
-            changes.note("asked for", analysis_id=planned.analysis_id, file_id=wanted.file_id)
-        over = planned.existed and planned.status in results.FINAL
+        if not handle.existed:
+            changes.note("asked for", analysis_id=handle.analysis_id, file_id=wanted.file_id)
+        over = handle.existed and handle.status in FINAL
         response.status_code = 200 if over else 202
-        return results.AnalyseAnswer(
-            analysis_id=planned.analysis_id, file_id=wanted.file_id, status=planned.status
+        return api.Started(
+            analysis_id=handle.analysis_id, file_id=wanted.file_id, status=handle.status
         )
 
     @app.get(
         "/results/{analysis_id}",
         summary="How far a run is (202), or what it made (200)",
         responses={
-            202: {"description": "Not over yet", "model": results.ResultAnswer},
+            202: {"description": "Not over yet", "model": api.RunAnswer},
             **NOT_FOUND,
             **GONE,
         },
     )
     @asking
-    def get_results(analysis_id: str, response: Response) -> results.ResultAnswer:
+    def get_results(analysis_id: str, response: Response) -> api.RunAnswer:
         answer = results.read(context, analysis_id)
-        if answer.status not in results.FINAL:
+        if not answer.over:
             response.status_code = 202
             response.headers["Retry-After"] = RETRY_AFTER
         return answer
@@ -365,10 +365,10 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
         prefix: str | None = None,
         cursor: str | None = None,
         limit: Limit = 50,
-    ) -> upload.FilesAnswer:
+    ) -> api.FilesPage:
         page = context.index.files(state=state, prefix=prefix, query=q, cursor=cursor, limit=limit)
         items = upload.file_answers(context, page.rows)
-        return upload.FilesAnswer(items=items, next=page.cursor)
+        return api.FilesPage(items=items, next=page.cursor)
 
     @app.get("/analyses", summary="List, filter and search the runs")
     def get_analyses(
@@ -379,7 +379,7 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
         order: Order = "newest",
         cursor: str | None = None,
         limit: Limit = 50,
-    ) -> results.AnalysesAnswer:
+    ) -> api.RunsPage:
         page = context.index.analyses(
             state=state,
             file_id=file_id,
@@ -389,11 +389,11 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
             cursor=cursor,
             limit=limit,
         )
-        items = [results.analysis_answer(row) for row in page.rows]
-        return results.AnalysesAnswer(items=items, next=page.cursor)
+        items = [api.RunRow.model_validate(row) for row in page.rows]
+        return api.RunsPage(items=items, next=page.cursor)
 
     @app.get("/rules", summary="The rules (posedrop.json) that are wrong: videos wait for them")
-    def get_rules(limit: Limit = 50) -> dict[str, list[upload.RuleAnswer]]:
+    def get_rules(limit: Limit = 50) -> dict[str, list[api.WrongRule]]:
         return {"items": upload.wrong_rules(context, limit)}
 
     @app.get("/analysis-types", summary="What can be asked, with the JSON Schema of its args")
@@ -415,20 +415,6 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
     def get_models() -> dict[str, Any]:
         found = catalog.list_models(context.storage, context.settings.models_bucket)
         return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
-
-
-class Notice(BaseModel):
-    """Something that a person is to see to."""
-
-    about: str
-    message: str
-
-
-class ReadyAnswer(BaseModel):
-    """Whether the handlers do their work: a part is ``ok``, or has the code of what is wrong."""
-
-    status: Literal["ready", "not ready"]
-    parts: dict[str, str]
 
 
 def _service_routes(
@@ -469,8 +455,8 @@ def _service_routes(
     @app.post("/reingest", summary="Look at refused videos anew")
     @changing
     def post_reingest(
-        wanted: Annotated[reingest.ReingestRequest, Body()],
-    ) -> reingest.ReingestAnswer:
+        wanted: Annotated[api.ReingestRequest, Body()],
+    ) -> api.ReingestedPage:
         return reingest.reingest(context, wanted)
 
     @app.post(
@@ -485,27 +471,27 @@ def _service_routes(
 
     @app.get("/expire", summary="What is due to be removed by itself, and why")
     @changing
-    def get_expire() -> retention.ExpiryAnswer:
+    def get_expire() -> api.Expiry:
         return retention.describe(context)
 
     @app.post("/expire", summary="Remove what is due, also where that is more than a share of all")
     @changing
-    def post_expire(wanted: Annotated[retention.ExpireRequest, Body()]) -> retention.Expired:
+    def post_expire(wanted: Annotated[api.ExpireRequest, Body()]) -> api.Expired:
         return retention.expire(context, wanted)
 
     @app.get("/notices", summary="What a person is to see to: a removal that was held back")
-    def get_notices() -> dict[str, list[Notice]]:
+    def get_notices() -> dict[str, list[api.Notice]]:
         found = list(context.notices.items())
-        return {"items": [Notice(about=about, message=words) for about, words in found]}
+        return {"items": [api.Notice(about=about, message=words) for about, words in found]}
 
     @app.get("/dead-letters", summary="Events that could not be followed, the newest first")
-    def get_dead_letters(cursor: RowId | None = None, limit: Limit = 50) -> letters.LettersAnswer:
+    def get_dead_letters(cursor: RowId | None = None, limit: Limit = 50) -> api.DeadLettersPage:
         return letters.page(context, cursor, limit)
 
     @app.post("/dead-letters/replay", summary="Have dead letters followed again")
     def post_replay(
-        wanted: Annotated[letters.ReplayRequest, Body()],
-    ) -> letters.ReplayAnswer:
+        wanted: Annotated[api.ReplayRequest, Body()],
+    ) -> api.Replayed:
         answer = letters.replay(context, wanted)
         follower.wake()
         return answer
@@ -517,17 +503,17 @@ def _service_routes(
 
     @app.get(
         "/readyz",
-        responses={503: {"model": ReadyAnswer, "description": "Some part does not"}},
+        responses={503: {"model": api.Ready, "description": "Some part does not"}},
         summary="Readiness: each part does its work (200), or not (503)",
     )
-    async def get_readyz(response: Response) -> ReadyAnswer:
+    async def get_readyz(response: Response) -> api.Ready:
         loop = asyncio.get_running_loop()
         problems = await loop.run_in_executor(health.threads, health.problems)
         wrong = any(problems.values())
         if wrong:
             response.status_code = 503
             response.headers["Retry-After"] = RETRY_AFTER
-        return ReadyAnswer(
+        return api.Ready(
             status="not ready" if wrong else "ready",
             parts={part: problem or "ok" for part, problem in problems.items()},
         )
@@ -535,7 +521,7 @@ def _service_routes(
     @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus")
     async def get_metrics() -> Response:
         def render() -> bytes:
-            return context.metrics.render(context.index, now(), *health.metrics())
+            return context.metrics.render(context.index, context.clock(), *health.metrics())
 
         text = await asyncio.get_running_loop().run_in_executor(health.threads, render)
         return Response(text, media_type=metrics.CONTENT_TYPE)

@@ -1,8 +1,9 @@
-"""What every handler works with, wired once in app.py."""
+"""The handlers' Context: what each of them works with, wired once in app.py."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -52,9 +53,13 @@ def _lookers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_LOOKERS, "look")
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 @dataclass(frozen=True)
 class Context:
-    """The tools of the handlers."""
+    """Settings, store, index, broker and clock of the handlers, and the locks that they share."""
 
     settings: Settings
     storage: Storage
@@ -76,8 +81,10 @@ class Context:
     """What a person is to see to, in words, by what it is about; the page shows them."""
     lookers: ThreadPoolExecutor = field(default_factory=_lookers)
     """Threads that ask the store about many objects at once; they end with the context."""
-
-    metrics: Metrics = field(default_factory=lambda: Metrics(now()))
+    clock: Callable[[], datetime] = _now
+    """Returns the time, as records have it."""
+    metrics: Metrics = field(default_factory=lambda: Metrics(_now()))
+    """Who gives another clock gives metrics that begin by it, too."""
 
     def __post_init__(self) -> None:
         """Have what the index learns counted."""
@@ -114,21 +121,16 @@ class Context:
     def enqueue_ingest(self, file_id: str, bucket: str, key: str, etag: str) -> None:
         """Have an object ingested."""
         queue.send(self.broker, "ingest", bucket=bucket, key=key, etag=etag)
-        self.index.file_enqueued(file_id, now())
+        self.index.file_enqueued(file_id, self.clock())
 
     def enqueue_infer(self, analysis_id: str, run: str) -> None:
         """Have a run made, now that it is its turn."""
         queue.send(self.broker, "infer", run=run)
         with self.index.together():
-            self.index.analysis_enqueued(analysis_id, now())
-            self.index.gpu_sent(analysis_id, now())
+            self.index.analysis_enqueued(analysis_id, self.clock())
+            self.index.gpu_sent(analysis_id, self.clock())
 
     def enqueue_render(self, analysis_id: str, run: str) -> None:
         """Have a run drawn whose poses are there."""
         queue.send(self.broker, "render", run=run)
-        self.index.analysis_enqueued(analysis_id, now())
-
-
-def now() -> datetime:
-    """Return the time, as records have it."""
-    return datetime.now(UTC)
+        self.index.analysis_enqueued(analysis_id, self.clock())

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from handlers.context import Context, now
+from handlers.context import Context
 from handlers.events.notify import Follower
 from handlers.upkeep.reconcile import Reconciler
 from handlers.workers import Workers
@@ -172,7 +172,7 @@ class Health:
         settings = self._context.settings
         for bucket in (settings.videos_bucket, settings.results_bucket):
             self._store.ping(bucket)
-        self._alive = self._workers.by_queue(self._store, settings, now())
+        self._alive = self._workers.by_queue(self._store, settings, self._context.clock())
 
     def _ask_broker(self) -> None:
         names = (queue.CPU, queue.GPU)

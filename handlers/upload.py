@@ -6,14 +6,13 @@ import base64
 import mimetypes
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from handlers import changes
-from handlers.context import Context, now
+from handlers.context import Context
 from handlers.runs import copies, plan
+from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.storage import Presigned, PresignedParts
 from posedrop.errors import BadRequestError, NotFoundError, RecordError
@@ -31,88 +30,12 @@ class LengthRequiredError(BadRequestError):
     code = "length_required"
 
 
-class UploadRequest(BaseModel):
-    """What POST /upload is asked."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "filename": "mouse3-day1.mp4",
-                    "size": 2216380,
-                    "analysis": "deeplabcut_2d",
-                    "args": {"model": "openfield"},
-                }
-            ]
-        },
-    )
-
-    filename: str = Field(min_length=1, max_length=1000)
-    size: int | None = Field(default=None, ge=0, description="bytes; no other length is taken then")
-    sha256: str | None = Field(
-        default=None, pattern="^[0-9a-f]{64}$", description="no other content is taken then"
-    )
-    content_type: str | None = Field(
-        default=None, pattern=r"^[A-Za-z0-9_.+-]+/[A-Za-z0-9_.+-]+$", max_length=100
-    )
-    analysis: str | None = Field(default=None, description="run this as soon as the video is there")
-    args: dict[str, Any] = Field(default_factory=dict)
-    multipart: bool = Field(default=False, description="in parts; needs size; for files over 5 GB")
-
-
-class UploadAnswer(BaseModel):
-    """Where and how to put the video."""
-
-    file_id: str
-    bucket: str
-    key: str
-    upload: dict[str, Any]
-    expires_at: datetime
-
-
-class RuleAnswer(BaseModel):
-    """A rule that can't be followed: the videos below it wait until it is mended."""
-
-    rule: str = Field(description="the key of the posedrop.json, or the setting's name")
-    code: str
-    message: str
-    since: datetime
-
-
-class FileAnswer(BaseModel):
-    """A file, as the index knows it."""
-
-    file_id: str
-    bucket: str
-    key: str
-    filename: str
-    state: str
-    size: int | None
-    etag: str | None
-    sha256: str | None
-    sha1: str | None
-    probe: dict[str, Any] | None
-    duplicate_of: str | None
-    refusal: dict[str, str | None] | None
-    waiting: RuleAnswer | None = Field(default=None, description="why nothing is run on it")
-    created_at: datetime
-    analyses: list[dict[str, str]] = Field(default_factory=list)
-
-
-class FilesAnswer(BaseModel):
-    """A page of files; ``next`` is the cursor of the next one."""
-
-    items: list[FileAnswer]
-    next: str | None
-
-
 def new_file_id() -> str:
     """Return a fresh file_id that nobody can guess."""
     return base64.b32encode(secrets.token_bytes(10)).decode().lower()
 
 
-def presign(context: Context, wanted: UploadRequest) -> UploadAnswer:
+def presign(context: Context, wanted: api.UploadRequest) -> api.Ticket:
     """Choose a key and let the caller put one object there.
 
     Raises:
@@ -141,14 +64,16 @@ def presign(context: Context, wanted: UploadRequest) -> UploadAnswer:
             sha256=wanted.sha256,
             metadata=metadata,
         )
-    context.index.expect_file(file_id, bucket, key, now(), size=wanted.size, metadata=metadata)
+    context.index.expect_file(
+        file_id, bucket, key, context.clock(), size=wanted.size, metadata=metadata
+    )
     changes.note("upload allowed", file_id=file_id, key=key)
-    return UploadAnswer(
+    return api.Ticket(
         file_id=file_id,
         bucket=bucket,
         key=key,
         upload={name: getattr(signed, name) for name in signed.__dataclass_fields__},
-        expires_at=now() + timedelta(seconds=context.settings.presign_seconds),
+        expires_at=context.clock() + timedelta(seconds=context.settings.presign_seconds),
     )
 
 
@@ -183,7 +108,7 @@ def redirect(context: Context, filename: str, headers: Mapping[str, str]) -> str
         metadata=metadata,
     ).url
     asked = layout.user_metadata(metadata)
-    context.index.expect_file(file_id, bucket, key, now(), size=size, metadata=asked)
+    context.index.expect_file(file_id, bucket, key, context.clock(), size=size, metadata=asked)
     changes.note("upload allowed", file_id=file_id, key=key)
     return url
 
@@ -268,7 +193,7 @@ def _metadata(context: Context, analysis: str | None, args: dict[str, Any]) -> d
     return metadata
 
 
-def describe(context: Context, file_id: str) -> FileAnswer:
+def describe(context: Context, file_id: str) -> api.File:
     """Return what is known of a file.
 
     Raises:
@@ -277,56 +202,36 @@ def describe(context: Context, file_id: str) -> FileAnswer:
     row = context.index.file(file_id)
     if row is None:
         raise NotFoundError(f"there is no file {file_id}; GET /files lists what there is")
-    (answer,) = file_answers(context, [row])
     # The runs of a duplicate are those of its content, made under whatever name came first.
     runs = context.index.analyses_of_content(row.sha256) if row.sha256 else []
-    answer.analyses = [
-        {"analysis_id": run.analysis_id, "analysis": run.analysis, "status": run.state}
-        for run in runs
-    ]
-    return answer
+    names = [api.RunName.model_validate(run) for run in runs]
+    return file_answers(context, [row])[0].model_copy(update={"analyses": names})
 
 
-def file_answers(context: Context, rows: Sequence[FileRow]) -> list[FileAnswer]:
+def file_answers(context: Context, rows: Sequence[FileRow]) -> list[api.File]:
     """Return rows of the index as the API shows them."""
     rules = {row.waits_for: None for row in rows if row.waits_for}
-    known = {key: context.index.rule(key) for key in rules}
-    return [_file_answer(row, known.get(row.waits_for or "")) for row in rows]
+    wrong = {key: wrong_rule(context.index.rule(key)) for key in rules}
+    return [
+        api.File.model_validate(row).model_copy(
+            update={"waiting": wrong.get(row.waits_for) if row.waits_for else None}
+        )
+        for row in rows
+    ]
 
 
-def rule_answer(row: RuleRow) -> RuleAnswer | None:
+def wrong_rule(row: RuleRow | None) -> api.WrongRule | None:
     """Return what is wrong with a rule, None if nothing is (any more)."""
-    if row.error is None:
+    if row is None or row.error is None:
         return None
-    return RuleAnswer(rule=row.key, code=row.error.code, message=row.error.message, since=row.since)
+    error = row.error
+    return api.WrongRule(rule=row.key, code=error.code, message=error.message, since=row.since)
 
 
-def wrong_rules(context: Context, limit: int) -> list[RuleAnswer]:
+def wrong_rules(context: Context, limit: int) -> list[api.WrongRule]:
     """Return the rules that are wrong, by key."""
     rows = sorted(context.index.rules_wrong(limit), key=lambda row: row.key)
-    return [answer for row in rows if (answer := rule_answer(row)) is not None]
-
-
-def _file_answer(row: FileRow, rule: RuleRow | None) -> FileAnswer:
-    refusal = None
-    if row.refusal_reason is not None:
-        refusal = {"reason": row.refusal_reason, "message": row.refusal_message}
-    return FileAnswer(
-        file_id=row.file_id,
-        bucket=row.bucket,
-        key=row.key,
-        filename=row.filename,
-        state=row.state,
-        size=row.size,
-        etag=row.etag,
-        sha256=row.sha256,
-        sha1=row.sha1,
-        probe=row.probe.model_dump() if row.probe else None,
-        duplicate_of=row.duplicate_of,
-        refusal=refusal,
-        waiting=rule_answer(rule) if rule is not None else None,
-        created_at=row.created_at,
-    )
+    return [answer for row in rows if (answer := wrong_rule(row)) is not None]
 
 
 def delete(context: Context, file_id: str) -> None:

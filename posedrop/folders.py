@@ -14,8 +14,8 @@ from posedrop.errors import ConfigurationError
 class FolderLock:
     """A folder that belongs to one process at a time; the kernel gives it back when that ends."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "lock"
+    def __init__(self, folder: Path, name: str = "lock") -> None:
+        self._path = folder / name
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:

@@ -12,8 +12,9 @@ from posedrop.settings import Settings
 from posedrop.transport import queue
 from worker import gone
 from worker.context import Context
-from worker.jobs import runs
+from worker.jobs.infer import infer
 from worker.jobs.ingest import ingest
+from worker.jobs.render import render
 
 
 def register(broker: Broker, settings: Settings) -> Context:
@@ -29,12 +30,12 @@ def register(broker: Broker, settings: Settings) -> Context:
     @dramatiq.actor(actor_name="infer", queue_name=queue.GPU, broker=broker)
     def actor_infer(run: str) -> None:
         with metrics.job("infer"):
-            runs.infer(context, run)
+            infer(context, run)
 
     @dramatiq.actor(actor_name="render", queue_name=queue.CPU, broker=broker)
     def actor_render(run: str) -> None:
         with metrics.job("render"):
-            runs.render(context, run)
+            render(context, run)
 
     threading.Thread(target=gone.keep_forgetting, args=(context,), name="gone", daemon=True).start()
     return context

@@ -7,13 +7,14 @@ a folder that children write to is not believed.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+
+from posedrop.hashing import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,7 @@ class Cache:
             os.link(kept, target)
         except OSError:
             return False
-        with target.open("rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest() == sha256
-        if not whole:
+        if sha256_of(target) != sha256:
             log.warning("a kept video had changed on disk: fetched again")
             kept.unlink(missing_ok=True)
             target.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import tempfile
@@ -10,24 +9,30 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 from dramatiq import Broker
 
 from posedrop.buckets.storage import Storage
-from posedrop.folders import own_folder
+from posedrop.errors import ConfigurationError
+from posedrop.folders import FolderLock, own_folder
 from posedrop.settings import Settings
 from posedrop.transport import queue
 from worker import limits, room
 from worker.cache import Cache
-from worker.child import handover
+from worker.child import handover, tasks
 from worker.child.child import Child
 from worker.child.pool import ChildPool
-from worker.own_record import OwnRecord
+from worker.own_record import Clock, OwnRecord
 
 _OWNED = "worker-"
 _LOCK = ".lock"
+
+
+def now() -> datetime:
+    """Return the time, as records have it."""
+    return datetime.now(UTC)
 
 
 class Context:
@@ -38,25 +43,22 @@ class Context:
     an accelerator. One more makes tables meanwhile.
     """
 
-    def __init__(self, settings: Settings, broker: Broker) -> None:
+    def __init__(self, settings: Settings, broker: Broker, clock: Clock = now) -> None:
         self.settings = settings
         self.storage = Storage(settings)
         self.broker = broker
+        self.clock = clock
         self.name = f"{socket.gethostname()}-{os.getpid()}"
-        self._scratch = settings.scratch_dir / f"{_OWNED}{uuid.uuid4().hex}"
         self._closing = threading.Event()
-        own_folder(settings.scratch_dir)  # in /tmp anybody may have made one of its name
-        _sweep(settings.scratch_dir)
-        self._scratch.mkdir(mode=0o700)
-        self._mine = _own(self._scratch)
-        self.record = OwnRecord(self.storage, settings, self.name)
+        self._scratch, self._lock = _own_scratch(settings.scratch_dir)
+        self.record = OwnRecord(self.storage, settings, self.name, clock)
         self.cache = Cache(settings.scratch_dir / "cache", settings.cache_bytes)
         bounds = limits.of(settings.child_memory_bytes, settings.child_file_bytes, self._scratch)
         hidden = (settings.data_dir, settings.scratch_dir)
         self.cpu = Child(
             queue.CPU,
             self._scratch,
-            warm=["worker.video.preflight", "worker.video.draw"],
+            warm=tasks.WARM[queue.CPU],
             limits=bounds,
             hidden=hidden,
             cards=settings.encode != "cpu",
@@ -64,7 +66,7 @@ class Context:
         self.gpu = ChildPool(
             queue.GPU,
             self._scratch,
-            warm=["worker.engine.inference"],
+            warm=tasks.WARM[queue.GPU],
             device=settings.device,
             limits=limits.of_network(settings.network_memory_bytes, bounds),
             hidden=hidden,
@@ -74,7 +76,7 @@ class Context:
         self.tables_child = Child(
             "tables",
             self._scratch,
-            warm=["worker.poses.tables"],
+            warm=tasks.WARM["tables"],
             limits=bounds,
             hidden=hidden,
             reads=settings.child_reads,
@@ -119,14 +121,18 @@ class Context:
         self.gpu.close()
         self.tables_child.close()
         handover.remove(self._scratch)
-        self._mine.close()
+        self._lock.release()
 
 
-def _own(folder: Path) -> IO[bytes]:
-    """Lock a folder for as long as this process lives; return what holds the lock."""
-    held = (folder / _LOCK).open("wb")
-    fcntl.flock(held, fcntl.LOCK_EX)
-    return held
+def _own_scratch(scratch: Path) -> tuple[Path, FolderLock]:
+    """Make a folder for this process below ``scratch``; return it, and its lock, which is held."""
+    own_folder(scratch)  # in /tmp anybody may have made one of its name
+    _sweep(scratch)
+    folder = scratch / f"{_OWNED}{uuid.uuid4().hex}"
+    folder.mkdir(mode=0o700)
+    lock = FolderLock(folder, _LOCK)
+    lock.acquire()
+    return folder, lock
 
 
 def _sweep(scratch: Path) -> None:
@@ -136,7 +142,10 @@ def _sweep(scratch: Path) -> None:
     the folder both count from 1.
     """
     for folder in scratch.glob(f"{_OWNED}*"):
-        # Without a lock it was just made, or is half removed: the next start will know.
-        with suppress(OSError), (folder / _LOCK).open("rb") as held:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (folder / _LOCK).exists():
+            continue  # it was just made, or is half removed: the next start will know
+        lock = FolderLock(folder, _LOCK)
+        with suppress(OSError, ConfigurationError):
+            lock.acquire()
             handover.remove(folder)
+        lock.release()

@@ -11,9 +11,9 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib import metadata
 from typing import Protocol
 
@@ -40,6 +40,9 @@ STOP_SECONDS = 5.0
 _PACKAGES = ("deeplabcut", "torch", "av", "dramatiq", "boto3")
 
 
+Clock = Callable[[], datetime]
+
+
 class Attempting(Protocol):
     """An attempt that this worker makes, as far as its record tells of it."""
 
@@ -59,14 +62,16 @@ class Attempting(Protocol):
 class OwnRecord:
     """The record of this process; it is written from :meth:`start` to :meth:`stop`."""
 
-    def __init__(self, storage: Storage, settings: Settings, name: str) -> None:
+    def __init__(self, storage: Storage, settings: Settings, name: str, clock: Clock) -> None:
         """Prepare it.
 
         Args:
             name: what the attempts call this process.
+            clock: tells the time that records have.
         """
         self._storage = storage
         self._settings = settings
+        self._clock = clock
         self._jobs: dict[int, tuple[Attempting, WorkerJob]] = {}
         self._speeds: dict[tuple[str, ModelRef | None, int, int], Speed] = {}
         self._lock = threading.Lock()
@@ -77,7 +82,7 @@ class OwnRecord:
         self._record = WorkerRecord(
             worker_id=layout.make_id("worker", name, uuid.uuid4().hex),
             name=name[:300],
-            started_at=datetime.now(UTC),
+            started_at=clock(),
             queues=[],
             device=settings.device,
             versions=_versions(),
@@ -116,7 +121,7 @@ class OwnRecord:
             key=key[:1024],
             run=run[:1024] if run is not None else None,
             attempt=held.number,
-            started_at=datetime.now(UTC),
+            started_at=self._clock(),
             progress=held.now,
         )
         with self._lock:
@@ -153,7 +158,7 @@ class OwnRecord:
             height=height,
             frames_per_second=frames / seconds,
             frames=frames,
-            measured_at=datetime.now(UTC),
+            measured_at=self._clock(),
         )
         name = analysis, model, width, height
         with self._lock:

@@ -5,24 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+
+from posedrop.api import ErrorAnswer
 
 #: Seconds until it is worth asking again.
 RETRY_AFTER = "2"
-
-
-class Problem(BaseModel):
-    """What is wrong, for a program and for a person."""
-
-    code: str
-    message: str
-    field: str | None = Field(default=None, description="the part of the request that is wrong")
-
-
-class ErrorAnswer(BaseModel):
-    """Every answer from 400 on."""
-
-    error: Problem
 
 
 #: What any call may be answered, for the OpenAPI document; see also :data:`NOT_FOUND`.
@@ -43,6 +30,9 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {
 }
 BUSY: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorAnswer, "description": "Somebody is at it"}
+}
+NO_LENGTH: dict[int | str, dict[str, Any]] = {
+    411: {"model": ErrorAnswer, "description": "It does not say how long it is"}
 }
 GONE: dict[int | str, dict[str, Any]] = {
     410: {"model": ErrorAnswer, "description": "It was deleted"}

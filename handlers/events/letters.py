@@ -9,48 +9,16 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from handlers import changes
-from handlers.context import Context, now
+from handlers.context import Context
 from handlers.events import notify
+from posedrop import api
 from posedrop.transport import events
 from posedrop.transport.events import Event, ObjectCreated, ObjectRemoved
 
 _PAGE = 200
-
-
-class Letter(BaseModel):
-    """A dead letter: what it said, the first 64,000 characters, and why it is one."""
-
-    id: int
-    received_at: datetime
-    reason: str
-    body: str
-
-
-class LettersAnswer(BaseModel):
-    """A page of dead letters, the newest first; ``next`` is the cursor of the next one."""
-
-    items: list[Letter]
-    next: int | None
-
-
-class ReplayRequest(BaseModel):
-    """Which dead letters are to be followed again."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"ids": [17, 18]}]})
-
-    ids: list[StrictInt] | None = Field(
-        default=None, max_length=10_000, description="null: all of them"
-    )
-
-
-class ReplayAnswer(BaseModel):
-    """How many dead letters are followed again, and how many are kept, as they can't be read."""
-
-    replayed: int
-    kept: int
 
 
 class _Told(BaseModel):
@@ -65,17 +33,14 @@ class _Told(BaseModel):
     received_at: datetime
 
 
-def page(context: Context, before: int | None, limit: int) -> LettersAnswer:
+def page(context: Context, before: int | None, limit: int) -> api.DeadLettersPage:
     """Return dead letters that are older than the one with the id ``before``."""
     rows = context.index.dead_letters(limit + 1, before)
-    items = [
-        Letter(id=row.id, received_at=row.received_at, reason=row.reason, body=row.body)
-        for row in rows[:limit]
-    ]
-    return LettersAnswer(items=items, next=items[-1].id if len(rows) > limit else None)
+    items = [api.DeadLetter.model_validate(row) for row in rows[:limit]]
+    return api.DeadLettersPage(items=items, next=items[-1].id if len(rows) > limit else None)
 
 
-def replay(context: Context, wanted: ReplayRequest) -> ReplayAnswer:
+def replay(context: Context, wanted: api.ReplayRequest) -> api.Replayed:
     """Have dead letters followed again: those that can be read are no dead letters any more."""
     ids = None if wanted.ids is None else set(wanted.ids)
     replayed = kept = 0
@@ -90,9 +55,9 @@ def replay(context: Context, wanted: ReplayRequest) -> ReplayAnswer:
                 kept += 1
                 continue
             matter = [event for event in found if notify.matters(context, event)]
-            replayed += context.index.dead_letter_replayed(row.id, matter, now())
+            replayed += context.index.dead_letter_replayed(row.id, matter, context.clock())
     changes.note("dead letters replayed", replayed=replayed, kept=kept)
-    return ReplayAnswer(replayed=replayed, kept=kept)
+    return api.Replayed(replayed=replayed, kept=kept)
 
 
 def _events_of(body: str) -> list[Event] | None:

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from handlers import changes, gpu_queue
-from handlers.context import Context, now
+from handlers.context import Context
 from handlers.runs import copies, damaged, plan, waiting
 from posedrop.buckets import layout
 from posedrop.buckets.records import PendingRequest, Planned, Request, Result, VideoRecord
@@ -48,12 +48,12 @@ def record(context: Context, body: bytes) -> int:
     parsed = events.parse_bytes(body)
     wanted = [event for event in parsed.events if matters(context, event)]
     if not parsed.unknown:
-        new = context.index.record_events(wanted, now()) if wanted else 0
+        new = context.index.record_events(wanted, context.clock()) if wanted else 0
     else:
         with context.index.together():
             for reason, part in parsed.unknown:
-                context.index.dead_letter(reason, part, now())
-            new = context.index.record_events(wanted, now())
+                context.index.dead_letter(reason, part, context.clock())
+            new = context.index.record_events(wanted, context.clock())
     if new:  # the second of two targets tells nothing new
         for event in wanted:
             _log(context, event)
@@ -224,11 +224,11 @@ def follow(context: Context) -> int:
         How many events and videos that were, 0 if there is nothing to do. No bad one holds up
         another.
     """
-    batch = context.index.unhandled_events(_BATCH, now())
+    batch = context.index.unhandled_events(_BATCH, context.clock())
     if batch:
         _handle(context, batch)
     planned = waiting.go_on(context)
-    gpu_queue.send_next(context, now())
+    gpu_queue.send_next(context, context.clock())
     return len(batch) + planned
 
 
@@ -285,8 +285,8 @@ def _handle_together(context: Context, batch: list[EventRow]) -> None:
     with context.index.together():
         for then in acted:
             if isinstance(then, Ingest):
-                context.index.file_enqueued(then.file_id, now())
-        context.index.events_handled((event.id for event in done), now())
+                context.index.file_enqueued(then.file_id, context.clock())
+        context.index.events_handled((event.id for event in done), context.clock())
         for event, reason in failed:
             _failed(context, event, reason)
         for event in later:
@@ -300,7 +300,7 @@ def _may_grow(context: Context, event: EventRow, found: StoreState) -> bool:
         return False
     if found.size > 0 or event.kind != "created" or layout.is_folder_rule(event.key):
         return False
-    return now() < event.received_at + timedelta(seconds=EMPTY_SECONDS)
+    return context.clock() < event.received_at + timedelta(seconds=EMPTY_SECONDS)
 
 
 def _failed(context: Context, event: EventRow, error: Exception) -> None:
@@ -308,9 +308,9 @@ def _failed(context: Context, event: EventRow, error: Exception) -> None:
     log.warning("event %s %s: %s", event.kind, event.key, error, exc_info=None if known else error)
     reason = error.message if isinstance(error, PosedropError) else repr(error)
     if isinstance(error, RecordError):
-        context.index.event_given_up(event.id, reason, now())
+        context.index.event_given_up(event.id, reason, context.clock())
     else:
-        context.index.event_failed(event.id, reason, now())
+        context.index.event_failed(event.id, reason, context.clock())
 
 
 def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], StoreState | Exception]:
@@ -452,7 +452,7 @@ def _tell_record(context: Context, key: str, found: StoreState) -> FollowUp | No
             if name in gpu_queue.FOUND:
                 context.index.gpu_over(analysis_id)
             else:
-                gpu_queue.park(context, analysis_id, now())
+                gpu_queue.park(context, analysis_id, context.clock())
         case _:
             pass
     return None
@@ -538,4 +538,4 @@ def _now(context: Context, bucket: str, key: str, kind: str) -> None:
         return
     _act(context, then)
     if isinstance(then, Ingest):
-        context.index.file_enqueued(then.file_id, now())
+        context.index.file_enqueued(then.file_id, context.clock())

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 
 from handlers import gpu_queue
-from handlers.context import Context, now
+from handlers.context import Context
 from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.records import (
@@ -177,7 +177,7 @@ def _give(context: Context, video: VideoRef, request: Request, run: str, *, shar
             "video": video,
             "shared": shared,
             # Of the folders of a run, the one that was asked for first is made by a worker.
-            "created_at": max(now(), request.created_at + timedelta(microseconds=1)),
+            "created_at": max(context.clock(), request.created_at + timedelta(microseconds=1)),
         }
     )
     key = f"{mine}/{layout.REQUEST}"
@@ -321,7 +321,7 @@ def _claimed(context: Context, run: str, there: Iterable[str]) -> str | None:
         number=number,
         task="render",
         worker="handlers",
-        started_at=now(),
+        started_at=context.clock(),
         progress=Progress(stage="copy"),
         outcome="handed_back",
     )
@@ -332,11 +332,11 @@ def _claimed(context: Context, run: str, there: Iterable[str]) -> str | None:
 
 
 def _lacks_for_good(context: Context, run: str, lacking: frozenset[str]) -> bool:
-    before, since = context.lacking.setdefault(run, (lacking, now()))
+    before, since = context.lacking.setdefault(run, (lacking, context.clock()))
     if before != lacking:
-        context.lacking[run] = lacking, now()
+        context.lacking[run] = lacking, context.clock()
         return False
-    if now() - since < timedelta(seconds=context.settings.lease_seconds):
+    if context.clock() - since < timedelta(seconds=context.settings.lease_seconds):
         return False
     log.warning("%s: these files are nowhere, and are left out: %s", run, sorted(lacking))
     return True
@@ -531,8 +531,8 @@ def moved(context: Context, row: AnalysisRow | None, before: str | None = None) 
     key = f"{row.run}/{layout.INFERENCE}"
     is_inferred = context.storage.head(context.settings.results_bucket, key) is not None
     if not is_inferred:
-        context.index.gpu_waits(row.analysis_id, now())
-        gpu_queue.send_next(context, now())
+        context.index.gpu_waits(row.analysis_id, context.clock())
+        gpu_queue.send_next(context, context.clock())
         return
     try:
         context.enqueue_render(row.analysis_id, row.run)

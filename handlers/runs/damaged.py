@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from posedrop.buckets import layout
-from posedrop.buckets.records import Inference, Request, Result, RunError, VideoRecord
+from posedrop.buckets.records import Inference, Request, Result, RunError, VideoRecord, VideoRef
 from posedrop.errors import RecordError
 from posedrop.index.rows import DAMAGED
 
@@ -41,13 +41,16 @@ def end(context: Context, run: str) -> bool:
         Whether it was so.
 
     Raises:
-        RecordError: its request is a newer posedrop's, or damaged and nothing is known of its film.
+        RecordError: nothing is known of its film.
     """
     bucket = context.settings.results_bucket
     try:
         context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
     except RecordError as error:
-        if error.code != DAMAGED or (failed := _failed(context, run, error)) is None:
+        if error.code != DAMAGED:  # of a newer posedrop, whose workers know what to do
+            return False
+        failed = _failed(context, run, error)
+        if failed is None:
             raise
         context.storage.report(error)
         if context.storage.create(bucket, f"{run}/{layout.RESULT}", failed.to_json()):
@@ -66,9 +69,14 @@ def _failed(context: Context, run: str, error: RecordError) -> Result | None:
     request = storage.read_whole_record(bucket, f"{run}/{layout.REQUEST}", Request)
     record = storage.read_whole_record(bucket, layout.video_record(named.video), VideoRecord)
     known = request or record
+    video = known.video if known is not None else None
+    if video is None and row is not None:
+        file = context.index.file(row.file_id)
+        etag, size = (file.etag or "", file.size or 0) if file is not None else ("", 0)
+        video = VideoRef(file_id=row.file_id, bucket=row.bucket, key=row.key, etag=etag, size=size)
     listing = storage.listing(bucket, f"{run}/")
     there = {found.key: found.last_modified for found in listing.objects}
-    if known is None or not there:
+    if video is None or not there:
         return None
     when = max(there.values())
     artefacts = list(row.artefacts) if row is not None else []
@@ -79,8 +87,8 @@ def _failed(context: Context, run: str, error: RecordError) -> Result | None:
         analysis_id=named.analysis_id,
         analysis=named.analysis,
         state="failed",
-        video=known.video,
-        sha256=known.sha256,
+        video=video,
+        sha256=known.sha256 if known is not None else row.sha256 if row is not None else None,
         args=request.args if request is not None else row.args if row is not None else {},
         model=request.model if request is not None else None,
         artefacts=artefacts,

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from handlers import gpu_queue
-from handlers.context import Context, now
+from handlers.context import Context
 from handlers.runs import copies, damaged, rules
 from posedrop import analyses, bounded
 from posedrop.buckets import layout
@@ -195,7 +195,7 @@ def ask(
         key=file.key,
         analysis=analysis,
         args=wanted.args,
-        created_at=now(),
+        created_at=context.clock(),
         force=token,
     )
     key = layout.pending_request(prefix, pending.pending_id)
@@ -241,7 +241,7 @@ def start(
             is_bad = row is None or row.state in _BAD
             if not (is_bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
                 if row is None:
-                    request = _request(video, wanted, origin, analysis_id, force, retry_of)
+                    request = _request(context, video, wanted, origin, analysis_id, force, retry_of)
                     row = _created(context, video, request)
                     if row is None:
                         break
@@ -251,7 +251,7 @@ def start(
             if row is not None:
                 retry_of = RunRef(analysis_id=analysis_id, run=row.run)
     # It stands in the bucket and in the index: whatever becomes of this, it is sent in its turn.
-    gpu_queue.send_next(context, now())
+    gpu_queue.send_next(context, context.clock())
     log.info("planned", extra={"analysis_id": analysis_id, "file_id": video.video.file_id})
     return RunHandle(analysis_id, "queued", False)
 
@@ -275,6 +275,7 @@ def up_to_date(context: Context, row: AnalysisRow) -> AnalysisRow | None:
 
 
 def _request(
+    context: Context,
     video: VideoRecord,
     wanted: ValidRequest,
     origin: Origin,
@@ -294,7 +295,7 @@ def _request(
         probe=video.probe,
         model=ModelRef(name=model.name, digest=model.digest) if model else None,
         asked_by=origin,
-        created_at=now(),
+        created_at=context.clock(),
         force=force,
         retry_of=retry_of,
     )
@@ -397,6 +398,7 @@ def finish_planning(context: Context, file_id: str) -> None:
 
 
 def _planned_record(
+    context: Context,
     video: VideoRecord,
     rule: Followed,
     analysis_id: str | None,
@@ -411,7 +413,7 @@ def _planned_record(
         rule=rule,
         analysis_id=analysis_id,
         error=error,
-        planned_at=now(),
+        planned_at=context.clock(),
     )
 
 
@@ -497,22 +499,24 @@ def _follow_one(
         _WaitError: the rule is wrong.
     """
     if before is None and "analysis" in video.metadata:
-        return _planned_record(video, Followed(kind="metadata"), _start_or_reject(context, video))
+        return _planned_record(
+            context, video, Followed(kind="metadata"), _start_or_reject(context, video)
+        )
     made = _made_already(context, video, whenever=before is not None)
     if made is not None:
         return made
     rule = rules.nearest(context, video.video.key, seen)
     if rule is not None:
         if not rule.existing and _was_there(video, rule, before, waits_for):
-            return before or _planned_record(video, Followed(kind="none"), None)
+            return before or _planned_record(context, video, Followed(kind="none"), None)
         followed = Followed(kind="folder", key=rule.key, etag=rule.etag)
-        return _planned_record(video, followed, _start(context, video, rule, "folder"))
+        return _planned_record(context, video, followed, _start(context, video, rule, "folder"))
     rule = rules.default(context) if before is None else None
     if rule is not None:
         seen[rule.key] = rule.etag
         started = _start(context, video, rule, "default")
-        return _planned_record(video, Followed(kind="default"), started)
-    return before or _planned_record(video, Followed(kind="none"), None)
+        return _planned_record(context, video, Followed(kind="default"), started)
+    return before or _planned_record(context, video, Followed(kind="none"), None)
 
 
 def _was_there(
@@ -569,11 +573,11 @@ def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Pl
             case layout.RunObject(video=mine, name=layout.REQUEST) if mine == prefix:
                 requests.append(found.key)
     if pending - outcomes.keys():
-        return _planned_record(video, _PENDING, None)
+        return _planned_record(context, video, _PENDING, None)
     for pending_id in sorted(pending):
         outcome = context.storage.read_whole_record(bucket, outcomes[pending_id], Planned)
         if outcome is not None and _is_of(outcome, video):
-            return _planned_record(video, _PENDING, outcome.analysis_id)
+            return _planned_record(context, video, _PENDING, outcome.analysis_id)
     for key in requests:
         request = context.storage.read_whole_record(bucket, key, Request)
         if request is None or request.sha256 != video.sha256 or _is_rejected_rule(request):
@@ -582,7 +586,7 @@ def _made_already(context: Context, video: VideoRecord, *, whenever: bool) -> Pl
             continue
         if whenever or request.created_at >= video.last_modified:
             return _planned_record(
-                video, Followed(kind=_KINDS[request.asked_by]), request.analysis_id
+                context, video, Followed(kind=_KINDS[request.asked_by]), request.analysis_id
             )
     return None
 
@@ -647,15 +651,15 @@ def _outcome(context: Context, video: VideoRecord, pending: PendingRow) -> Plann
     if video.refusal is not None or video.probe is None:
         reason = video.refusal.message if video.refusal else "it has no frames"
         refused = RunError(code=_REFUSED, message=reason, stage="ingest")
-        return _planned_record(video, _PENDING, None, refused)
+        return _planned_record(context, video, _PENDING, None, refused)
     try:
         wanted = validate(context, pending.analysis, pending.args)
         started = start(
             context, video, wanted, "api", pending.force, retry_before=pending.created_at
         )
     except BadRequestError as error:
-        return _planned_record(video, _PENDING, None, _error(error))
-    return _planned_record(video, _PENDING, started.analysis_id)
+        return _planned_record(context, video, _PENDING, None, _error(error))
+    return _planned_record(context, video, _PENDING, started.analysis_id)
 
 
 def _start_or_reject(context: Context, video: VideoRecord) -> str:
@@ -711,19 +715,9 @@ def _reject(
         sha256=video.sha256,
         probe=video.probe,
         asked_by=origin,
-        created_at=now(),
+        created_at=context.clock(),
     )
-    result = Result(
-        analysis_id=analysis_id,
-        analysis=request.analysis,
-        state="failed",
-        video=video.video,
-        sha256=video.sha256,
-        args=args,
-        error=_error(error),
-        created_at=request.created_at,
-        finished_at=now(),
-    )
+    result = Result.of(request, "failed", finished_at=context.clock(), error=_error(error))
     bucket = context.settings.results_bucket
     # The result first: whoever finds the request finds it answered, so no worker is sent for it.
     context.storage.create(bucket, f"{run}/{layout.RESULT}", result.to_json())

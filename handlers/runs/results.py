@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from handlers.context import Context, now
+from handlers.context import Context
 from handlers.runs import copies, damaged, plan
+from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
 from posedrop.errors import NotFoundError, PosedropError
 from posedrop.index.index import AnalysisRow
 from posedrop.index.rows import DAMAGED
-
-FINAL = frozenset({"succeeded", "partial", "failed", "cancelled"})
 
 
 class GoneError(PosedropError):
@@ -25,94 +20,7 @@ class GoneError(PosedropError):
     code = "gone"
 
 
-class AnalyseRequest(BaseModel):
-    """What POST /analyse is asked."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "file_id": "mfzgs3tfebzw63lf",
-                    "analysis": "deeplabcut_2d",
-                    "args": {"model": "openfield", "filter": "median"},
-                }
-            ]
-        },
-    )
-
-    file_id: str
-    analysis: str
-    args: dict[str, Any] = Field(default_factory=dict)
-    force: bool = Field(default=False, description="run it anew though results exist")
-    retry: bool = Field(
-        default=True,
-        description="make anew what failed or was cancelled; false: only what had done so before "
-        "this video was uploaded",
-    )
-
-
-class AnalyseAnswer(BaseModel):
-    """The id under which GET /results answers."""
-
-    analysis_id: str
-    file_id: str
-    status: str
-
-
-class FileLink(BaseModel):
-    """One file of a result."""
-
-    name: str
-    url: str
-    size: int
-    sha256: str
-    content_type: str
-
-
-class ResultAnswer(BaseModel):
-    """A run: how far it is, or what it made."""
-
-    analysis_id: str
-    file_id: str
-    analysis: str
-    status: str
-    progress: Progress | None = None
-    position: int | None = Field(default=None, description="how many runs are before this one")
-    result: Result | None = None
-    video_file: str | None = Field(default=None, description="the labelled video")
-    files: list[FileLink] = Field(default_factory=list)
-    error: RunError | None = None
-    retry_of: str | None = Field(default=None, description="the run that this one was made for")
-    retried_by: str | None = Field(default=None, description="the run that was made for this one")
-
-
-class AnalysisAnswer(BaseModel):
-    """A run in a list."""
-
-    analysis_id: str
-    file_id: str
-    key: str
-    analysis: str
-    args: dict[str, Any]
-    status: str
-    error: RunError | None
-    files: list[str]
-    retry_of: str | None
-    quality: float | None = Field(description="the score of its poses, 0 to 100; null: it has none")
-    quality_reasons: list[str] | None = Field(description="why, in words; the worst first")
-    created_at: datetime
-    finished_at: datetime | None
-
-
-class AnalysesAnswer(BaseModel):
-    """A page of runs; ``next`` is the cursor of the next one."""
-
-    items: list[AnalysisAnswer]
-    next: str | None
-
-
-def read(context: Context, analysis_id: str) -> ResultAnswer:
+def read(context: Context, analysis_id: str) -> api.RunAnswer:
     """Return how far a run is, or what it made.
 
     Raises:
@@ -141,7 +49,7 @@ def read(context: Context, analysis_id: str) -> ResultAnswer:
     if needs_newer is not None and not live:
         stage = f"waiting for a worker with {needs_newer.analysis} version {needs_newer.needs}"
         progress = Progress(stage=stage)
-    return ResultAnswer(
+    return api.RunAnswer(
         analysis_id=analysis_id,
         file_id=row.file_id,
         analysis=row.analysis,
@@ -167,7 +75,7 @@ def _gone(analysis_id: str) -> GoneError:
     return GoneError(f"the results of {analysis_id} were deleted; ask again to make them anew")
 
 
-def _waiting(context: Context, pending_id: str) -> ResultAnswer:
+def _waiting(context: Context, pending_id: str) -> api.RunAnswer:
     pending = context.index.pending(pending_id)
     if pending is None:
         raise NotFoundError(f"there is no analysis {pending_id}; GET /analyses lists what there is")
@@ -175,7 +83,7 @@ def _waiting(context: Context, pending_id: str) -> ResultAnswer:
         if context.index.analysis(pending.analysis_id) is None:
             raise _gone(pending.analysis_id)
         return read(context, pending.analysis_id)
-    return ResultAnswer(
+    return api.RunAnswer(
         analysis_id=pending_id,
         file_id=pending.file_id,
         analysis=pending.analysis,
@@ -185,9 +93,9 @@ def _waiting(context: Context, pending_id: str) -> ResultAnswer:
     )
 
 
-def _over(row: AnalysisRow, result: Result, retried_by: str | None) -> ResultAnswer:
+def _over(row: AnalysisRow, result: Result, retried_by: str | None) -> api.RunAnswer:
     files = [
-        FileLink(
+        api.ResultFile(
             name=artefact.name,
             url=download_path(row.analysis_id, artefact.name),
             size=artefact.size,
@@ -196,7 +104,7 @@ def _over(row: AnalysisRow, result: Result, retried_by: str | None) -> ResultAns
         )
         for artefact in result.artefacts
     ]
-    return ResultAnswer(
+    return api.RunAnswer(
         analysis_id=row.analysis_id,
         file_id=row.file_id,
         analysis=row.analysis,
@@ -356,38 +264,12 @@ def _cancel_queued(context: Context, row: AnalysisRow, last: Attempt | None) -> 
     request = context.storage.read_record(bucket, f"{row.run}/{layout.REQUEST}", Request)
     if request is None:
         return
-    result = Result(
-        analysis_id=request.analysis_id,
-        analysis=request.analysis,
-        state="cancelled",
-        video=request.video,
-        sha256=request.sha256,
-        args=request.args,
-        model=request.model,
+    result = Result.of(
+        request,
+        "cancelled",
+        finished_at=context.clock(),
         artefacts=last.artefacts if last else [],
         error=RunError(code="cancelled", message="cancelled before its turn"),
-        retry_of=request.retry_of,
-        created_at=request.created_at,
-        finished_at=now(),
     )
     if context.storage.create(bucket, f"{row.run}/{layout.RESULT}", result.to_json()):
         context.index.analysis_finished(result, row.run)
-
-
-def analysis_answer(row: AnalysisRow) -> AnalysisAnswer:
-    """Return a row of the index as a list shows it."""
-    return AnalysisAnswer(
-        analysis_id=row.analysis_id,
-        file_id=row.file_id,
-        key=row.key,
-        analysis=row.analysis,
-        args=row.args,
-        status=row.state,
-        error=row.error,
-        files=[artefact.name for artefact in row.artefacts],
-        retry_of=row.retry_of,
-        quality=row.quality,
-        quality_reasons=list(row.quality_reasons) if row.quality_reasons is not None else None,
-        created_at=row.created_at,
-        finished_at=row.finished_at,
-    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from handlers.context import Context, now
+from handlers.context import Context
 from posedrop.buckets import folder_rules, layout
 from posedrop.buckets.folder_rules import WrongRuleError
 from posedrop.buckets.records import RunError, WrongRule
@@ -111,19 +111,19 @@ def tell(context: Context, key: str, etag: str | None, problem: PosedropError | 
     if problem is None or etag is None:
         if row is None or row.error is not None:
             context.storage.delete(bucket, [record])
-        context.index.rule_told(key, etag, None, now(), now())
+        context.index.rule_told(key, etag, None, context.clock(), context.clock())
         return
     message = problem.message[:_MAX_MESSAGE]
     error = RunError(code=problem.code, message=message, stage="plan", field=problem.field)
     since = row.since if row is not None and row.etag == etag and row.error is not None else None
     if since is None or row is None or row.error != error:
         known = wrong(context, record)
-        since = known.since if known is not None and known.etag == etag else now()
+        since = known.since if known is not None and known.etag == etag else context.clock()
         told = WrongRule(key=key, etag=etag, code=error.code, message=message, since=since)
         if told != known:
             context.storage.write(bucket, record, told.to_json())
             log.warning("%s is wrong, the videos below it wait: %s", key, message)
-    context.index.rule_told(key, etag, error, since, now())
+    context.index.rule_told(key, etag, error, since, context.clock())
 
 
 def wrong(context: Context, record: str) -> WrongRule | None:

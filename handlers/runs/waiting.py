@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 
-from handlers.context import Context, now
+from handlers.context import Context
 from handlers.runs import plan, rules
 from posedrop.errors import BadRequestError, StorageError
 from posedrop.index.index import FileRow, IndexBusyError
@@ -59,7 +59,9 @@ def go_on(context: Context) -> int:
     waiting = context.index.files_waiting(rules.folder_of(row), row.after or "", SLICE, only)
     for file in waiting:
         _plan_again(context, file)
-    context.index.rule_followed(row, waiting[-1].key if len(waiting) == SLICE else None, now())
+    context.index.rule_followed(
+        row, waiting[-1].key if len(waiting) == SLICE else None, context.clock()
+    )
     return max(1, len(waiting))
 
 

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from itertools import chain, islice
 
 from handlers import gpu_queue, workers
-from handlers.context import Context, now
+from handlers.context import Context
 from handlers.events import notify
 from handlers.runs import copies, damaged, plan, rules, waiting
 from handlers.upkeep import retention
@@ -27,8 +27,9 @@ from handlers.upkeep.apart import apart
 from handlers.upkeep.reingest import OldRefusals
 from handlers.upkeep.retention import all_places, all_rows
 from posedrop.buckets import layout
+from posedrop.buckets.presigned import PARTS_SECONDS
 from posedrop.buckets.records import FileState, RunError, RunState, VideoRecord
-from posedrop.buckets.storage import PARTS_SECONDS, ObjectInfo
+from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import PosedropError, RecordError, StorageError
 from posedrop.index.index import AnalysisRow, FileRow, PendingRow
 from posedrop.index.rows import DAMAGED
@@ -105,7 +106,7 @@ class Reconciler:
         self._parts = AbandonedParts(context)
         # The embedded broker lives in this process: what was sent before its start is gone.
         embedded = context.settings.broker_url.startswith("stub://")
-        self._forgotten_before = now() if embedded else None
+        self._forgotten_before = context.clock() if embedded else None
 
     def start(self) -> None:
         """Begin; the first sweep goes on without a pause until all of both buckets was seen."""
@@ -141,7 +142,7 @@ class Reconciler:
         with self._one_at_a_time:
             self._sweep = None
             self._context.index.reset()
-            return self._succeeded(reconcile(self._context, now()))
+            return self._succeeded(reconcile(self._context, self._context.clock()))
 
     def step(self) -> bool:
         """Reconcile what the index knows, and the next slice; True at the end of a sweep."""
@@ -179,7 +180,7 @@ class Reconciler:
         self._succeeded_at = time.monotonic()
         counts = repairs.as_counts().items()
         mended = {name: count for name, count in counts if not name.endswith("_seen")}
-        self._context.metrics.reconciled(mended, now())
+        self._context.metrics.reconciled(mended, self._context.clock())
         return repairs
 
 
@@ -279,7 +280,7 @@ class Sweep:
         # The page of the listing may be older than what the index has been told since.
         there = self._context.storage.head(bucket, key)
         row = self._context.index.file(file_id)
-        if there is None or _is_known(row, there) or _is_new_and_empty(there):
+        if there is None or _is_known(row, there) or _is_new_and_empty(self._context, there):
             return
         if row is not None and row.key == key and row.state != "expected":
             # What is there now counts, even where it is older than what was (a restored backup).
@@ -399,7 +400,7 @@ class Sweep:
                 self._forget_film(row)
                 continue
             if row.state == "expected":
-                if row.created_at < now() - self._patience:
+                if row.created_at < self._context.clock() - self._patience:
                     # Only a row: should it come all the same, its event makes it anew.
                     self._context.index.file_removed(row.file_id)
                     self._repairs.given_up += 1
@@ -516,8 +517,8 @@ def _fingerprint(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:8], "big")
 
 
-def _is_new_and_empty(found: ObjectInfo) -> bool:
-    age = now() - found.last_modified
+def _is_new_and_empty(context: Context, found: ObjectInfo) -> bool:
+    age = context.clock() - found.last_modified
     return found.size == 0 and age < timedelta(seconds=notify.EMPTY_SECONDS)
 
 
@@ -551,12 +552,12 @@ def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | 
             if each.is_lost_for_certain(forgotten_before):
                 missing -= _try_to_send(context, repairs, each)
         for each in sorted(mine, key=lambda each: each.sent_at):
-            late = each.sent_at < now() - each.patience
+            late = each.sent_at < context.clock() - each.patience
             if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
                 missing -= _try_to_send(context, repairs, each)
-    gpu_queue.send_next(context, now())
+    gpu_queue.send_next(context, context.clock())
     workers.sweep(context.storage, context.settings)
-    context.index.forget_events(now() - _REMEMBERED)
+    context.index.forget_events(context.clock() - _REMEMBERED)
 
 
 @dataclass(frozen=True)
@@ -601,7 +602,7 @@ class ToDo:
         if layout.INFERENCE in seen.names:
             context.enqueue_render(row.analysis_id, row.run)
         else:
-            context.index.gpu_waits(row.analysis_id, now())
+            context.index.gpu_waits(row.analysis_id, context.clock())
         repairs.runs_sent += 1
         return True
 
@@ -672,7 +673,7 @@ def _plan_forgotten(context: Context, repairs: Repairs) -> None:
         file = context.index.file(pending.file_id)
         if file is not None and file.state in {"ready", "refused"}:
             forgotten[file.file_id] = file
-    lately = now() - timedelta(seconds=context.settings.lease_seconds)
+    lately = context.clock() - timedelta(seconds=context.settings.lease_seconds)
     for file in forgotten.values():
         with apart(context, f"{file.key} is not planned") as trial:
             video = context.video_record(file.bucket, file.key)
@@ -694,13 +695,13 @@ class AbandonedParts:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._next = now()
+        self._next = context.clock()
 
     def go_on(self, repairs: Repairs) -> None:
         """Give up those that were begun long ago, once in a while."""
-        if now() < self._next:
+        if self._context.clock() < self._next:
             return
-        self._next = now() + _PARTS_EVERY
+        self._next = self._context.clock() + _PARTS_EVERY
         settings = self._context.settings
         for bucket in (settings.videos_bucket, settings.results_bucket):
             # A key from before this was done has no leave to list them: no reason to count that.

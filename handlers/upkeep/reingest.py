@@ -7,12 +7,11 @@ and what is lost on the way is found by the reconciler.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from handlers import changes
 from handlers.context import Context
 from handlers.runs import plan
 from handlers.upkeep.apart import apart
+from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.records import INGEST_VERSION, VideoRecord
 from posedrop.errors import RecordError
@@ -27,38 +26,13 @@ SENT = 5
 PAGE = 100
 
 
-class ReingestRequest(BaseModel):
-    """What POST /reingest is asked."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prefix": "day1/"}]})
-
-    prefix: str = Field(max_length=1024, description="of the videos' keys; empty: all refused ones")
-    cursor: str | None = Field(default=None, description="`next` of the answer before")
-
-
-class Reingested(BaseModel):
-    """A video that is looked at anew."""
-
-    file_id: str
-    key: str
-
-
-class ReingestAnswer(BaseModel):
-    """The refused videos that are looked at anew; ``next``: there are more."""
-
-    items: list[Reingested]
-    next: str | None
-
-
-def reingest(context: Context, wanted: ReingestRequest) -> ReingestAnswer:
+def reingest(context: Context, wanted: api.ReingestRequest) -> api.ReingestedPage:
     """Have refused videos looked at anew, page by page; GET /upload/<file_id> says what comes."""
     page = context.index.files(
         state="refused", prefix=wanted.prefix or None, cursor=wanted.cursor, limit=PAGE
     )
-    items = [
-        Reingested(file_id=row.file_id, key=row.key) for row in page.rows if _again(context, row)
-    ]
-    return ReingestAnswer(items=items, next=page.cursor)
+    items = [api.Reingested.model_validate(row) for row in page.rows if _again(context, row)]
+    return api.ReingestedPage(items=items, next=page.cursor)
 
 
 class OldRefusals:

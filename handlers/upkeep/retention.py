@@ -13,15 +13,14 @@ from collections.abc import Callable, Generator, Iterator, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain
-from typing import Literal, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TypeVar
 
 from handlers import changes, upload
 from handlers.context import Context
 from handlers.events import notify
 from handlers.runs import copies, results, rules
 from handlers.upkeep.apart import apart
+from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.folder_rules import Keep
 from posedrop.buckets.records import FileState
@@ -38,8 +37,6 @@ OVER_LIMIT = timedelta(days=7)
 _LOW_WATER = 0.9
 #: Of a sweep that was held, in ``Context.notices``.
 NOTICE = "expire"
-#: How many of what is due GET /expire lists.
-SHOWN = 1000
 _PAGE = 1000
 #: So many folders' pins are remembered at a time; each upload has a folder of its own.
 _REMEMBERED = 10_000
@@ -47,10 +44,6 @@ _REMEMBERED = 10_000
 _NO_FILM = frozenset({"not_a_video", "no_video_stream", "empty"})
 #: Of a film with too many bytes; an older posedrop has called it ``too_large``.
 _TOO_MANY_BYTES = frozenset({"too_many_bytes", "too_large"})
-
-#: Why something goes, and what of it: ``limit`` and ``age`` a film and all that was made of it,
-#: ``space`` the film alone, ``results`` one run of a film that is gone, ``orphan`` all its results.
-Kind = Literal["limit", "age", "space", "results", "orphan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +54,7 @@ class Due:
     beside each of its names. ``size`` is in bytes.
     """
 
-    kind: Kind
+    kind: api.DueKind
     id: str
     key: str
     size: int
@@ -88,7 +81,7 @@ class Plan:
     runs: int = 0
     kept: int = 0
 
-    def count(self, *kinds: Kind) -> int:
+    def count(self, *kinds: api.DueKind) -> int:
         """Return how many of these kinds are due, and not stuck."""
         return sum(each.kind in kinds and each.name not in self.stuck for each in self.due)
 
@@ -180,7 +173,7 @@ def _due_by_age(context: Context, row: FileRow, now: datetime) -> Due | None:
         return Due("limit", row.file_id, row.key, size, why, row.etag)
     if days is not None and age > timedelta(days=days):
         why = f"older than {days:g} days: {since}"
-        kind: Kind = "orphan" if row.state == "film gone" else "age"
+        kind: api.DueKind = "orphan" if row.state == "film gone" else "age"
         return Due(kind, row.file_id, row.key, size if kind == "age" else 0, why, row.etag)
     if row.state == "film gone" and settings.orphans == "delete":
         why = "the film is not in the bucket any more"
@@ -396,57 +389,11 @@ def _remove_results(context: Context, due: Due) -> bool:
 # -- asked by a person -----------------------------------------------------------------------------
 
 
-class DueAnswer(BaseModel):
-    """Something that is to go, and why."""
-
-    kind: Kind = Field(
-        description="age, limit: the film with its results; space: the film; results: one run; "
-        "orphan: all results of a film that is gone"
-    )
-    id: str = Field(description="the file's, or the run's")
-    key: str
-    size: int = Field(description="bytes")
-    why: str
-
-
-class ExpiryAnswer(BaseModel):
-    """What would be removed by itself now."""
-
-    due: int = Field(description="how many films and runs")
-    size: int = Field(description="bytes")
-    films: int = Field(description="how many films there are")
-    kept: int = Field(description="how many would be due, and are pinned")
-    held: bool = Field(
-        description="true: that is more than POSEDROP_EXPIRE_SHARE, and a person has to say so"
-    )
-    items: list[DueAnswer] = Field(description=f"the first {SHOWN} of them")
-
-
-class ExpireRequest(BaseModel):
-    """What POST /expire is asked."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"due": 12}]})
-
-    due: int = Field(
-        strict=True, ge=0, lt=2**63, description="as GET /expire said: no more than so many go"
-    )
-
-
-class Expired(BaseModel):
-    """What POST /expire did."""
-
-    expired: int
-    undeletable: int
-
-
-def describe(context: Context) -> ExpiryAnswer:
+def describe(context: Context) -> api.Expiry:
     """Return what is due, and remove nothing."""
     plan = _drained(find(context))
-    items = [
-        DueAnswer(kind=each.kind, id=each.id, key=each.key, size=each.size, why=each.why)
-        for each in plan.due[:SHOWN]
-    ]
-    return ExpiryAnswer(
+    items = [api.Due.model_validate(each) for each in plan.due[: api.DUE_SHOWN]]
+    return api.Expiry(
         due=len(plan.due),
         size=sum(each.size for each in plan.due),
         films=plan.films,
@@ -456,7 +403,7 @@ def describe(context: Context) -> ExpiryAnswer:
     )
 
 
-def expire(context: Context, wanted: ExpireRequest) -> Expired:
+def expire(context: Context, wanted: api.ExpireRequest) -> api.Expired:
     """Remove what is due, whatever share that is; a person has seen how much.
 
     Raises:
@@ -469,13 +416,13 @@ def expire(context: Context, wanted: ExpireRequest) -> Expired:
             code="more_are_due",
             field="due",
         )
-    done = Expired(expired=0, undeletable=0)
+    expired = undeletable = 0
     for due in plan.due:
         with apart(context, f"{due.key} is not removed") as trial:
-            done.expired += remove(context, due)
-        done.undeletable += trial.failed
+            expired += remove(context, due)
+        undeletable += trial.failed
     context.notices.pop(NOTICE, None)
-    return done
+    return api.Expired(expired=expired, undeletable=undeletable)
 
 
 def _drained(steps: Generator[None, None, Plan]) -> Plan:

@@ -10,7 +10,7 @@ so that what is read can be kept in SQLite and written again.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -21,6 +21,7 @@ from posedrop.bounded import bounded
 FileState = Literal["expected", "received", "ready", "refused", "film gone"]
 RunState = Literal["waiting", "queued", "running", "succeeded", "partial", "failed", "cancelled"]
 FinalState = Literal["succeeded", "partial", "failed", "cancelled"]
+FINAL: frozenset[str] = frozenset(get_args(FinalState))
 Task = Literal["ingest", "infer", "render"]
 
 #: What video.json says of a video is looked at anew where an older ingest refused it; raised when
@@ -463,6 +464,25 @@ class Result(Versioned):
     retry_of: RunRef | None = Field(default=None, description="the run that this one was made for")
     created_at: Moment
     finished_at: Moment
+
+    @classmethod
+    def of(
+        cls, request: Request, state: FinalState, *, finished_at: datetime, **more: Any
+    ) -> Result:
+        """Return the result of a run: what its request says, and ``more`` fields."""
+        return cls(
+            analysis_id=request.analysis_id,
+            analysis=request.analysis,
+            state=state,
+            video=request.video,
+            sha256=request.sha256,
+            args=request.args,
+            model=request.model,
+            retry_of=request.retry_of,
+            created_at=request.created_at,
+            finished_at=finished_at,
+            **more,
+        )
 
 
 class ModelFile(Record):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import click
@@ -117,6 +118,11 @@ def table(rows: Iterable[list[str]], indent: str = "") -> None:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         say((indent + "  ".join(cells)).rstrip())
+
+
+def describe_time(moment: datetime) -> str:
+    """Return a time to the second, as the server tells it: in UTC."""
+    return f"{moment:%Y-%m-%dT%H:%M:%S}"
 
 
 def describe_size(size: int | None) -> str:

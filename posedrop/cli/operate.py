@@ -172,7 +172,7 @@ def dead_letters(
     """
     with options.client() as client:
         if replay:
-            _show_counts(client.replay(ids or None), as_json)
+            _show_counts(client.replay(ids or None).model_dump(), as_json)
             return
         found = client.dead_letters()
         wanted = [letter for letter in found if letter.id in ids] if ids else []
@@ -181,7 +181,7 @@ def dead_letters(
         display.print_json([display.plain(letter) for letter in shown])
         return
     for letter in shown:
-        say(f"{letter.id}  {letter.received_at[:19]}  {letter.reason}")
+        say(f"{letter.id}  {display.describe_time(letter.received_at)}  {letter.reason}")
         say(f"    {letter.body if ids else letter.body[:200]}")
     if not shown:
         say("there are no dead letters" if not ids else "nothing matches", err=True)
@@ -212,7 +212,7 @@ def expire(options: Options, dry_run: bool, yes: bool, as_json: bool) -> None:
             return
         if not yes:
             click.confirm(f"remove these {found.due:,}?", abort=True, err=True)
-        _show_counts(client.expire(found.due), as_json)
+        _show_counts(client.expire(found.due).model_dump(), as_json)
 
 
 def _show_due(found: Expiry) -> None:

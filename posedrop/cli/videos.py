@@ -210,7 +210,7 @@ def list_(
                     file.file_id,
                     "waits" if file.waiting is not None else file.state,
                     display.describe_size(file.size),
-                    file.created_at[:19],
+                    display.describe_time(file.created_at),
                     file.key,
                 ]
                 for file in files
@@ -224,7 +224,7 @@ def list_(
                     run.status,
                     display.describe_quality(run.quality),
                     run.analysis,
-                    run.created_at[:19],
+                    display.describe_time(run.created_at),
                     run.key,
                 ]
                 for run in runs

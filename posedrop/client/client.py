@@ -11,168 +11,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ValidationError
 
+from posedrop import api
 from posedrop.buckets import layout
-from posedrop.buckets.records import Progress, RunError
 from posedrop.client.transfers import OnBytes, Transfers, sha256_of
-from posedrop.errors import ConfigurationError, PosedropError
+from posedrop.errors import BadRequestError, ConfigurationError, PosedropError
 from posedrop.proxies import ProxyTransport, proxy_of
 
-T = TypeVar("T", bound="Answer")
-
-FINAL = frozenset({"succeeded", "partial", "failed", "cancelled"})
+T = TypeVar("T", bound=api.Answer)
 
 
 class UnreachableError(PosedropError):
     """Nobody answers where the API should be."""
 
     code = "unreachable"
-
-
-class Answer(BaseModel):
-    """An answer of the API; what a newer server adds is kept."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class Ticket(Answer):
-    """Leave to put one video."""
-
-    file_id: str
-    bucket: str
-    key: str
-    upload: dict[str, Any]
-
-
-class Refusal(Answer):
-    """Why a video will not be analysed."""
-
-    reason: str
-    message: str | None = None
-
-
-class WrongRule(Answer):
-    """A rule that can't be followed, for which videos wait."""
-
-    rule: str
-    code: str
-    message: str
-
-
-class RunName(Answer):
-    """A run, as a file lists it."""
-
-    analysis_id: str
-    analysis: str
-    status: str
-
-
-class File(Answer):
-    """A video, as the server knows it."""
-
-    file_id: str
-    bucket: str
-    key: str
-    filename: str
-    state: str
-    size: int | None = None
-    sha256: str | None = None
-    probe: dict[str, Any] | None = None
-    duplicate_of: str | None = None
-    refusal: Refusal | None = None
-    waiting: WrongRule | None = None
-    analyses: list[RunName] = Field(default_factory=list)
-    created_at: str
-
-
-class Started(Answer):
-    """An analysis that was asked for."""
-
-    analysis_id: str
-    file_id: str
-    status: str
-
-
-class ResultFile(Answer):
-    """One file of a result."""
-
-    name: str
-    url: str
-    size: int
-    sha256: str
-    content_type: str
-
-
-class Run(Answer):
-    """A run: how far it is, or what it made."""
-
-    analysis_id: str
-    file_id: str
-    analysis: str
-    status: str
-    progress: Progress | None = None
-    position: int | None = None
-    result: dict[str, Any] | None = None
-    video_file: str | None = None
-    files: list[ResultFile] = Field(default_factory=list)
-    error: RunError | None = None
-    retry_of: str | None = None
-    retried_by: str | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will happen."""
-        return self.status in FINAL
-
-    @property
-    def has_results(self) -> bool:
-        """Whether it is over and its results count: all of them, or those of most frames."""
-        return self.status in {"succeeded", "partial"}
-
-
-class DeadLetter(Answer):
-    """An event that could not be read or followed."""
-
-    id: int
-    received_at: str
-    reason: str
-    body: str
-
-
-class RunRow(Answer):
-    """A run in a list."""
-
-    analysis_id: str
-    file_id: str
-    key: str
-    analysis: str
-    status: str
-    created_at: str
-    error: RunError | None = None
-    quality: float | None = None
-    quality_reasons: list[str] | None = None
-
-
-class Due(Answer):
-    """Something that is due to be removed by itself, and why."""
-
-    kind: str
-    id: str
-    key: str
-    size: int
-    why: str
-
-
-class Expiry(Answer):
-    """All that is due; ``items`` are the first of them."""
-
-    due: int
-    size: int
-    films: int
-    kept: int
-    held: bool
-    items: list[Due]
 
 
 class Client:
@@ -233,7 +86,7 @@ class Client:
         analysis: str | None = None,
         args: Mapping[str, Any] | None = None,
         on_bytes: OnBytes | None = None,
-    ) -> Ticket:
+    ) -> api.Ticket:
         """Put a video into the bucket; the analysis, if any, starts once it is there.
 
         Args:
@@ -249,17 +102,17 @@ class Client:
         """
         size = path.stat().st_size
         in_parts = size > self._multipart_bytes
-        body: dict[str, Any] = {
-            "filename": path.name,
-            "size": size,
-            "content_type": mimetypes.guess_type(path.name)[0],
-            "analysis": analysis,
-            "args": dict(args or {}),
-            "multipart": in_parts,
-        }
-        if not in_parts:
-            body["sha256"] = sha256_of(path)
-        ticket = self._json(Ticket, "POST", "/upload", json=body)
+        wanted = _body(
+            api.UploadRequest,
+            filename=path.name,
+            size=size,
+            sha256=None if in_parts else sha256_of(path),
+            content_type=mimetypes.guess_type(path.name)[0],
+            analysis=analysis,
+            args=dict(args or {}),
+            multipart=in_parts,
+        )
+        ticket = self._json(api.Ticket, "POST", "/upload", json=wanted)
         report = on_bytes or (lambda _: None)
         if in_parts:
             self._store.put_in_parts(path, size, ticket.upload, report)
@@ -267,9 +120,9 @@ class Client:
             self._store.put(path, size, ticket.upload, report)
         return ticket
 
-    def file(self, file_id: str) -> File:
+    def file(self, file_id: str) -> api.File:
         """Return what is known of a video."""
-        return self._json(File, "GET", f"/upload/{file_id}")
+        return self._json(api.File, "GET", f"/upload/{file_id}")
 
     def file_id_of(self, text: str) -> str:
         """Return the file_id of a video that a person named by its id or by its key.
@@ -290,14 +143,14 @@ class Client:
         *,
         state: str | None = None,
         prefix: str | None = None,
-    ) -> Iterator[File]:
+    ) -> Iterator[api.File]:
         """Yield the videos, newest first, page by page."""
-        return self._pages(File, "/files", q=query, state=state, prefix=prefix)
+        return self._pages(api.File, "/files", q=query, state=state, prefix=prefix)
 
-    def wrong_rules(self) -> list[WrongRule]:
+    def wrong_rules(self) -> list[api.WrongRule]:
         """Return the rules that are wrong."""
         items = self._request("GET", "/rules").json()["items"]
-        return [WrongRule.model_validate(item) for item in items]
+        return [api.WrongRule.model_validate(item) for item in items]
 
     def delete_file(self, file_id: str) -> None:
         """Remove a video and all its results."""
@@ -313,7 +166,7 @@ class Client:
         *,
         force: bool = False,
         retry: bool = True,
-    ) -> Started:
+    ) -> api.Started:
         """Ask for an analysis; the same one on the same content is answered with what exists.
 
         Args:
@@ -324,22 +177,27 @@ class Client:
             retry: make anew what failed or was cancelled; False: only what had done so before this
                 video was uploaded.
         """
-        body = {"file_id": file_id, "analysis": analysis, "args": dict(args or {}), "force": force}
-        if not retry:  # an older server knows only the other way
-            body["retry"] = False
-        return self._json(Started, "POST", "/analyse", json=body)
+        wanted = _body(
+            api.AnalyseRequest,
+            file_id=file_id,
+            analysis=analysis,
+            args=dict(args or {}),
+            force=force,
+            retry=retry,
+        )
+        return self._json(api.Started, "POST", "/analyse", json=wanted)
 
-    def run(self, analysis_id: str) -> Run:
+    def run(self, analysis_id: str) -> api.Run:
         """Return how far a run is, or what it made."""
-        return self._json(Run, "GET", f"/results/{analysis_id}")
+        return self._json(api.Run, "GET", f"/results/{analysis_id}")
 
     def wait(
         self,
         analysis_id: str,
         *,
-        on_progress: Callable[[Run], None] | None = None,
+        on_progress: Callable[[api.Run], None] | None = None,
         seconds: float = float("inf"),
-    ) -> Run:
+    ) -> api.Run:
         """Return a run once it is over.
 
         Raises:
@@ -357,7 +215,7 @@ class Client:
                 raise PosedropError(f"{analysis_id} was not over after {seconds:.0f} s")
             time.sleep(pause(waited))
 
-    def wait_for_file(self, file_id: str, *, seconds: float = float("inf")) -> File:
+    def wait_for_file(self, file_id: str, *, seconds: float = float("inf")) -> api.File:
         """Return a video once it was looked at: ready or refused, or gone again.
 
         Raises:
@@ -379,10 +237,10 @@ class Client:
         state: str | None = None,
         file_id: str | None = None,
         order: str | None = None,
-    ) -> Iterator[RunRow]:
+    ) -> Iterator[api.RunRow]:
         """Yield the runs, page by page: the newest first, or those of the lowest quality."""
         filters = {"q": query, "state": state, "file_id": file_id, "order": order}
-        return self._pages(RunRow, "/analyses", **filters)
+        return self._pages(api.RunRow, "/analyses", **filters)
 
     def cancel(self, analysis_id: str) -> str:
         """Stop a run, or delete the results of one that is over; return what happened."""
@@ -412,49 +270,42 @@ class Client:
     def reingest(self, prefix: str) -> dict[str, str]:
         """Have refused videos looked at anew; return their keys by file_id."""
         found: dict[str, str] = {}
-        body: dict[str, Any] = {"prefix": prefix}
+        cursor: str | None = None
         while True:
-            answer = self._request("POST", "/reingest", json=body, timeout=None).json()
-            found |= {item["file_id"]: item["key"] for item in answer["items"]}
-            if answer["next"] is None:
+            wanted = _body(api.ReingestRequest, prefix=prefix, cursor=cursor)
+            page = self._json(api.ReingestedPage, "POST", "/reingest", json=wanted, timeout=None)
+            found |= {item.file_id: item.key for item in page.items}
+            if page.next is None:
                 return found
-            body["cursor"] = answer["next"]
+            cursor = page.next
 
-    def dead_letters(self) -> Iterator[DeadLetter]:
+    def dead_letters(self) -> Iterator[api.DeadLetter]:
         """Yield the events that could not be followed, the newest first, page by page."""
-        return self._pages(DeadLetter, "/dead-letters")
+        return self._pages(api.DeadLetter, "/dead-letters")
 
-    def replay(self, ids: Sequence[int] | None = None) -> dict[str, int]:
+    def replay(self, ids: Sequence[int] | None = None) -> api.Replayed:
         """Have dead letters followed again, or all; return how many are, and how many can't be."""
-        body = {"ids": list(ids) if ids is not None else None}
-        counts: dict[str, int] = self._request(
-            "POST", "/dead-letters/replay", json=body, timeout=None
-        ).json()
-        return counts
+        wanted = _body(api.ReplayRequest, ids=list(ids) if ids is not None else None)
+        path = "/dead-letters/replay"
+        return self._json(api.Replayed, "POST", path, json=wanted, timeout=None)
 
-    def expiry(self) -> Expiry:
+    def expiry(self) -> api.Expiry:
         """Return what is due to be removed by itself, and why."""
-        return self._json(Expiry, "GET", "/expire", timeout=None)
+        return self._json(api.Expiry, "GET", "/expire", timeout=None)
 
-    def expire(self, due: int) -> dict[str, int]:
-        """Remove what is due, as long as that is not more than ``due`` films and runs.
-
-        Returns:
-            How many were ``expired``, and how many ``undeletable``.
-        """
-        done: dict[str, int] = self._request(
-            "POST", "/expire", json={"due": due}, timeout=None
-        ).json()
-        return done
+    def expire(self, due: int) -> api.Expired:
+        """Remove what is due, as long as that is not more than ``due`` films and runs."""
+        wanted = _body(api.ExpireRequest, due=due)
+        return self._json(api.Expired, "POST", "/expire", json=wanted, timeout=None)
 
     # -- downloads -------------------------------------------------------------------------------
 
     def download(
         self,
-        run: Run,
+        run: api.Run,
         folder: Path,
         *,
-        on_file: Callable[[ResultFile], None] | None = None,
+        on_file: Callable[[api.ResultFile], None] | None = None,
         on_bytes: OnBytes | None = None,
     ) -> list[Path]:
         """Fetch all files of a run and its result.json; what is there and whole stays.
@@ -518,6 +369,20 @@ class Client:
         return answer
 
 
+def _body(kind: type[BaseModel], **fields: Any) -> dict[str, Any]:
+    """Return the body of a request: without defaults, which an older server may not know.
+
+    Raises:
+        BadRequestError: no server would take it.
+    """
+    try:
+        return kind(**fields).model_dump(exclude_defaults=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BadRequestError(f"{field}: {first['msg']}", field=field) from error
+
+
 def pause(waited: float) -> float:
     """Return the seconds until the next question to who waited so long: late by 5 %, at most 2 s.
 
@@ -528,10 +393,10 @@ def pause(waited: float) -> float:
 
 def _refused(answer: httpx.Response) -> PosedropError:
     try:
-        error = answer.json()["error"]
-        message, code, field = error["message"], error["code"], error.get("field")
-    except (ValueError, KeyError, TypeError):
+        error = api.ErrorAnswer.model_validate_json(answer.content).error
+    except ValidationError:
         return PosedropError(f"{answer.request.url} answered {answer.status_code}")
+    message = error.message
     if answer.status_code == 401:
         message = f"{message} (name the URL that `posedrop up` printed, or set POSEDROP_API_TOKEN)"
-    return PosedropError(message, code=code, field=field)
+    return PosedropError(message, code=error.code, field=error.field)

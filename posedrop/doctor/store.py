@@ -9,7 +9,8 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from posedrop.buckets.storage import PLAIN_PUT_SECONDS, Storage
+from posedrop.buckets.presigned import PLAIN_PUT_SECONDS
+from posedrop.buckets.storage import Storage
 from posedrop.doctor.finding import FAIL, OK, WARN, Finding, ask, how_to_start
 from posedrop.errors import StorageError
 from posedrop.minio import notifications

@@ -14,6 +14,7 @@ from posedrop.buckets.records import (
     FileState,
     PendingRequest,
     Probe,
+    Refusal,
     Request,
     Result,
     RunError,
@@ -59,6 +60,13 @@ class FileRow:
     enqueued_at: datetime | None = None
     planned: bool = False
     waits_for: str | None = None
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """Why the video will not be analysed, None if it will."""
+        if self.refusal_reason is None:
+            return None
+        return Refusal(reason=self.refusal_reason, message=self.refusal_message or "")
 
 
 @dataclass(frozen=True, slots=True)

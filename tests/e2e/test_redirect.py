@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from posedrop.buckets.storage import PLAIN_PUT_SECONDS
+from posedrop.buckets.presigned import PLAIN_PUT_SECONDS
 from tests.support.lab import Lab, clean_environment
 from tests.support.tools import tool
 

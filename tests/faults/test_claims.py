@@ -6,11 +6,13 @@ import hashlib
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from posedrop import analyses
+from posedrop.buckets.layout import Run
 from posedrop.buckets.records import Result
 from posedrop.buckets.storage import Storage
 from posedrop.settings import load
@@ -47,11 +49,12 @@ def test_of_racing_claims_one_wins_each_of_500_rounds(lab: Lab, tmp_path: Path) 
         held = claim.take(
             storage,
             "results",
-            f"race/{racer[0]}/dummy-aaaaaaaaaaaaaaaa",
+            Run(f"race/{racer[0]}/dummy-aaaaaaaaaaaaaaaa"),
             "infer",
             worker=f"racer {racer[1]}",
             lease_seconds=60,
             max_attempts=3,
+            now=datetime.now(UTC),
         )
         return racer[0] if isinstance(held, claim.Claim) else None
 
@@ -114,7 +117,8 @@ def test_a_late_worker_is_harmless_wherever_it_was_stopped(
     dummy = analyses.get("dummy")
     if renders:
         dummy = replace(dummy, renders=True, finish="x:y", artefacts=analyses.POSES)
-    monkeypatch.setattr(analyses, "installed", lambda: {"dummy": dummy})
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: {"dummy": dummy})
     both_frozen = 0
     for first in range(1, CALLS + 1):
         for second in range(1 + first % 2, CALLS + 1, 2):

@@ -167,6 +167,30 @@ def test_no_other_record_of_a_run_holds_it_up(
     assert rounds(world, 2).mended == 0
 
 
+def test_a_run_ends_though_nothing_is_known_of_its_film(world: World) -> None:
+    """Its video.json is damaged as well: the index knows enough."""
+    row = begun(world)
+    for name in (layout.REQUEST, layout.VIDEO_RECORD):
+        damage(world, row, name, "empty")
+    assert rounds(world, 4).damaged == 1
+    answer = results.read(world.context, row.analysis_id)
+    assert answer.error is not None
+    assert answer.error.code == "damaged_record"
+
+
+def test_a_newer_request_is_left_to_newer_workers(world: World) -> None:
+    """It is no damage: its run is sent again each lease, until one of them takes it."""
+    row = begun(world)
+    key = f"{row.run}/{layout.REQUEST}"
+    whole = world.storage.buckets[RESULTS][key].data
+    world.storage.put(RESULTS, key, json.dumps({**json.loads(whole), "schema": 2}).encode())
+    found = rounds(world, 4)
+    assert (found.damaged, results.read(world.context, row.analysis_id).status) == (0, "queued")
+    world.storage.put(RESULTS, key, whole)
+    world.settle()
+    assert results.read(world.context, row.analysis_id).status == "succeeded"
+
+
 def test_a_result_that_is_put_back_counts_again(world: World) -> None:
     """Who has a backup needs to make nothing anew."""
     row = over(world)

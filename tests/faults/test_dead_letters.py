@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.app import create_app
-from handlers.context import now
 from handlers.events import letters, notify
-from handlers.events.letters import ReplayRequest
 from posedrop import cli
+from posedrop.api import ReplayRequest
 from posedrop.index.index import Index
 from posedrop.settings import load
 from posedrop.transport import queue
@@ -134,7 +134,7 @@ def test_the_command_line_lists_and_replays(tmp_path: Path) -> None:
     here = load(tmp_path, {"s3_endpoint": "http://127.0.0.1:9"})
     index = Index(here.index_file)
     for body in BODIES:
-        index.dead_letter(f"reason {body[:30]}", body, now())
+        index.dead_letter(f"reason {body[:30]}", body, datetime.now(UTC))
     index.close()
 
     def run(*args: str) -> str:

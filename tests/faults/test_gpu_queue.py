@@ -303,15 +303,15 @@ def test_runs_that_only_newer_workers_can_do_are_set_aside(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They take no place of others, and come back each lease."""
-    from worker.jobs import runs
+    from worker.jobs import lifecycle
 
-    def left(_: Any, run: str, __: Any) -> bool:
-        if not run.startswith("new/"):
+    def left(_: Any, run: Any, __: Any) -> bool:
+        if not run.prefix.startswith("new/"):
             return False
-        world.storage.write(RESULTS, layout.needs_newer(run), b"{}")
+        world.storage.write(RESULTS, run.needs_newer, b"{}")
         return True
 
-    monkeypatch.setattr(runs, "_is_too_new", left)
+    monkeypatch.setattr(lifecycle, "_is_too_new", left)
     put(world, "new/1.mp4", "new/2.mp4", "new/3.mp4", "alice/1.mp4", "alice/2.mp4")
     done = worked_off(world)
     assert sorted(done) == sorted(
@@ -344,7 +344,7 @@ class Slow(Child):
 
     def call(self, task: str, payload: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Infer until the film is done, or the parent ends it."""
-        if task != "worker.child.tasks:run_analysis":
+        if task != "run_analysis":
             return super().call(task, payload, **options)
         parts, key = Path(payload["parts"]), Path(payload["video"]).read_text()
         first = minute = len(list(parts.glob("*.npz")))
@@ -425,8 +425,8 @@ def test_a_long_run_goes_on_where_nobody_else_waits(world: World, slow: Slow) ->
     by_key = {keys([message])[0]: message for message in sent(world)}
     first, other = by_key["alice/1.mp4"], by_key["bob/1.mp4"]
     elsewhere = claim.take(
-        world.storage, RESULTS, other.kwargs["run"], "infer",
-        worker="two", lease_seconds=60, max_attempts=3,
+        world.storage, RESULTS, layout.Run(other.kwargs["run"]), "infer",
+        worker="two", lease_seconds=60, max_attempts=3, now=world.clock(),
     )  # fmt: skip
     assert isinstance(elsewhere, Claim)
     elsewhere.progress(Progress(stage="infer", done=1))

@@ -13,6 +13,7 @@ import pytest
 from handlers import upload
 from handlers.runs import plan, results
 from handlers.upkeep import reingest
+from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.records import Attempt, VideoRecord
 from posedrop.errors import (
@@ -35,7 +36,7 @@ class Decoder(Child):
         self.decodes: list[bytes] = []
 
     def call(self, task: str, payload: dict[str, Any], **more: Any) -> dict[str, Any]:
-        if task != "worker.video.preflight:probe":
+        if task != "probe":
             return super().call(task, payload, **more)
         path = Path(payload["video"])
         film = path.read_bytes()
@@ -405,7 +406,7 @@ def test_looking_anew_may_be_cut_short(world: World, after: bool) -> None:
     refused_of_old(world, *keys)
     for at, key in enumerate(keys, 1):
         with world.storage.gate(Gate(at, after=after)), contextlib.suppress(Crash):
-            reingest.reingest(world.context, reingest.ReingestRequest(prefix=key))
+            reingest.reingest(world.context, api.ReingestRequest(prefix=key))
     world.messages()  # are lost
     world.close()
     world.open()
@@ -452,7 +453,7 @@ def test_asking_for_it(world: World) -> None:
     world.storage.put(VIDEOS, "day1/fine.mp4", b"fine")
     world.settle()
     world.child = decoder = Decoder(FAULTS[0])
-    answer = reingest.reingest(world.context, reingest.ReingestRequest(prefix="day1/"))
+    answer = reingest.reingest(world.context, api.ReingestRequest(prefix="day1/"))
     assert {item.key for item in answer.items} == {"day1/a.mp4", "day1/b.mp4"}
     assert answer.next is None
     row = world.context.index.file_by_key(VIDEOS, "day1/a.mp4")

@@ -28,9 +28,9 @@ FILE_ID = layout.file_id_of(VIDEOS, FILM)
 #: An attempt that infers and makes tables calls the store some twenty times.
 CALLS = 28
 NETWORK, TABLES, DRAWING = (
-    "worker.child.tasks:run_analysis",
-    "worker.child.tasks:finish_analysis",
-    "worker.video.draw:render",
+    "run_analysis",
+    "finish_analysis",
+    "render",
 )
 
 
@@ -47,7 +47,7 @@ class Poser(Child):
         self._numbers = itertools.count()
 
     def call(self, task: str, payload: dict[str, Any], **options: Any) -> dict[str, Any]:
-        if task == "worker.video.preflight:probe":
+        if task == "probe":
             return super().call(task, payload, **options)
         self.calls.append(task)
         out = Path(payload["out"])

@@ -26,8 +26,8 @@ from worker.jobs.claim import MAX_UNPUBLISHED
 
 LIAR, HONEST = "liar.mp4", "honest.mp4"
 SECRET = b"a secret of the parent's"
-RUN, FINISH = "worker.child.tasks:run_analysis", "worker.child.tasks:finish_analysis"
-RENDER = "worker.video.draw:render"
+RUN, FINISH = "run_analysis", "finish_analysis"
+RENDER = "render"
 
 
 class Liar(Child):
@@ -136,7 +136,8 @@ def test_what_a_child_leaves_is_taken_by_name_alone(
     dummy = analyses.get("dummy")
     if at != RUN:
         dummy = replace(dummy, renders=True, finish="x:y", artefacts=analyses.POSES)
-    monkeypatch.setattr(analyses, "installed", lambda: {"dummy": dummy})
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: {"dummy": dummy})
     liar = world.child = Liar(does, at)
     for key in (LIAR, HONEST):
         world.storage.put(VIDEOS, key, key.encode())
@@ -178,7 +179,7 @@ def test_a_film_that_its_child_replaced_holds_up_nobody(world: World) -> None:
     class Replacing(Child):
         def call(self, task: str, payload: dict[str, Any], **more: Any) -> dict[str, Any]:
             answer = super().call(task, payload, **more)
-            if task == "worker.video.preflight:probe":
+            if task == "probe":
                 Path(payload["video"]).unlink()
                 os.mkfifo(payload["video"])
                 Path(payload["thumbnail"]).symlink_to(payload["video"])
@@ -194,7 +195,7 @@ def test_a_film_that_its_child_replaced_holds_up_nobody(world: World) -> None:
 
 def test_checkpoints_are_files_of_numbers(world: World, tmp_path: Path) -> None:
     """Nothing else is sent; a folder that became a link is not entered."""
-    parts = Checkpoints(world.storage, RESULTS, "run", tmp_path / "parts")
+    parts = Checkpoints(world.storage, RESULTS, layout.Run("run"), tmp_path / "parts")
     secret = tmp_path / "000001.npz"
     secret.write_bytes(SECRET)
     (parts.folder / "000002.npz").write_bytes(b"a part")

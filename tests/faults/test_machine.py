@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.records import Planned, Result, VideoRecord
 from posedrop.errors import PosedropError
@@ -120,7 +121,7 @@ class Machine(RuleBasedStateMachine):
         """POST /reingest, which may be cut short."""
         from handlers.upkeep import reingest
 
-        wanted = reingest.ReingestRequest(prefix=key)
+        wanted = api.ReingestRequest(prefix=key)
         self._call(lambda: reingest.reingest(self.world.context, wanted), at)
 
     # -- what happens by itself

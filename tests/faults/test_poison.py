@@ -18,7 +18,7 @@ from tests.support.lab import Servers
 from tests.support.memory_storage import RESULTS, VIDEOS
 from tests.support.world import Child, World
 from worker import room
-from worker.jobs import runs
+from worker.jobs import infer
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_a_run_whose_workers_are_killed_is_given_up(servers: Servers) -> None:
 
 
 ANSWERS: list[tuple[str, dict[str, Any]]] = [
-    ("worker.child.tasks:run_analysis", {"frames_expected": "many"}),
-    ("worker.child.tasks:run_analysis", {"frames_expected": None}),
-    ("worker.child.tasks:run_analysis", {"rows": 2**63}),
-    ("worker.child.tasks:run_analysis", {"timings": [1]}),
-    ("worker.child.tasks:run_analysis", {"timings": {"infer": float("inf")}}),
-    ("worker.child.tasks:run_analysis", {"missing": [{"first": 1}]}),
-    ("worker.child.tasks:run_analysis", {"details": "none"}),
-    ("worker.video.draw:render", {"timings": None}),
-    ("worker.video.draw:render", {"timings": {"video": "long"}}),
-    ("worker.video.draw:render", {"timings": {"video": float("nan")}}),
-    ("worker.video.draw:render", {"timings": {}, "encode": {"used": "x264", "why": "y" * 10**6}}),
+    ("run_analysis", {"frames_expected": "many"}),
+    ("run_analysis", {"frames_expected": None}),
+    ("run_analysis", {"rows": 2**63}),
+    ("run_analysis", {"timings": [1]}),
+    ("run_analysis", {"timings": {"infer": float("inf")}}),
+    ("run_analysis", {"missing": [{"first": 1}]}),
+    ("run_analysis", {"details": "none"}),
+    ("render", {"timings": None}),
+    ("render", {"timings": {"video": "long"}}),
+    ("render", {"timings": {"video": float("nan")}}),
+    ("render", {"timings": {}, "encode": {"used": "x264", "why": "y" * 10**6}}),
 ]
 
 
@@ -107,7 +107,8 @@ def test_an_answer_that_can_not_be_one_ends_its_run(
 ) -> None:
     """It has failed, in words: such an answer is not asked for again and again."""
     drawn = replace(analyses.get("dummy"), renders=True, finish="x:y", artefacts=analyses.POSES)
-    monkeypatch.setattr(analyses, "installed", lambda: {"dummy": drawn})
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: {"dummy": drawn})
     world.child = Nonsense(task, answer)
     world.storage.put(VIDEOS, "a.mp4", b"a film")
     world.settle()
@@ -135,7 +136,7 @@ def test_what_nobody_foresaw_is_counted(
     for message in world.messages():
         world.work(message)
     world.reconciler.round()
-    monkeypatch.setattr(runs, "_publish_inference", fails)
+    monkeypatch.setattr(infer, "_publish_inference", fails)
     if is_full:
         monkeypatch.setattr(room, "check_room", full)
     for _ in range(4):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from handlers import upload
 from handlers.runs import plan, results
 from handlers.upkeep import retention
+from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.storage import UnfinishedUpload
 from posedrop.errors import BadRequestError
@@ -189,9 +190,9 @@ def test_more_than_a_share_waits_for_a_person(make: Make) -> None:
     assert {item.key for item in said.items} == {f"{n}.mp4" for n in (0, 1, 2, 4)}
     assert all("older than 90 days: 2026-01-01" in item.why for item in said.items)
     with pytest.raises(BadRequestError, match="4 films and runs are due now, more than 3"):
-        retention.expire(world.context, retention.ExpireRequest(due=3))
+        retention.expire(world.context, api.ExpireRequest(due=3))
     assert len(films(world)) == 6
-    done = retention.expire(world.context, retention.ExpireRequest(due=4))
+    done = retention.expire(world.context, api.ExpireRequest(due=4))
     assert (done.expired, done.undeletable) == (4, 0)
     assert films(world) == {"3.mp4", "posedrop.json"}
     assert world.context.notices == {}
@@ -299,7 +300,7 @@ def test_films_that_are_gone_make_no_share_of_those_that_are_there(make: Make) -
     assert (found.held_back, found.expired) == (10, 0)
     assert len(films(world)) == 3
     assert len(analysed(world)) == 10
-    retention.expire(world.context, retention.ExpireRequest(due=10))
+    retention.expire(world.context, api.ExpireRequest(due=10))
     world.settle()
     assert films(world) == analysed(world) == set()
 
@@ -338,7 +339,7 @@ def test_what_was_replaced_or_copied_onto_itself_is_new(make: Make) -> None:
     assert due.due == 3
     world.storage.put(VIDEOS, "replaced.mp4", b"another film")
     world.storage.put(VIDEOS, "copied.mp4", b"film copied.mp4")
-    assert retention.expire(world.context, retention.ExpireRequest(due=3)).expired == 1
+    assert retention.expire(world.context, api.ExpireRequest(due=3)).expired == 1
     assert films(world) == {"replaced.mp4", "copied.mp4"}
 
 
@@ -738,7 +739,7 @@ def test_in_whatever_order_nothing_goes_that_must_not(
                     world.tell(told)
                 case "expire":
                     due = retention.describe(world.context).due
-                    retention.expire(world.context, retention.ExpireRequest(due=due))
+                    retention.expire(world.context, api.ExpireRequest(due=due))
             assert wrongly == []
     finally:
         world.end()

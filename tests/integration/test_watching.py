@@ -6,13 +6,13 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
-from handlers.context import now
 from handlers.metrics import Metrics
 from posedrop import metrics
 from posedrop.index.index import Index
@@ -40,7 +40,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The names of all series that handlers and workers expose."""
     folder = tmp_path_factory.mktemp("index")
     index = Index(folder / "index.sqlite")
-    text = Metrics(now()).render(index, now()).decode()
+    text = Metrics(datetime.now(UTC)).render(index, datetime.now(UTC)).decode()
     index.close()
     found = set(ASKED)
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):

@@ -531,7 +531,7 @@ def test_a_large_object_is_copied_in_parts(
     """It is copied by the store; of one that is gone or was replaced no copy is made."""
     keys = {"s3_access_key": ROOT.access_key, "s3_secret_key": ROOT.secret_key}
     storage = Storage(load(tmp_path, {"s3_endpoint": weed.endpoint, **keys}))
-    monkeypatch.setattr("posedrop.buckets.storage.COPY_BYTES", 5 * 2**20)
+    monkeypatch.setattr("posedrop.buckets.uploads.COPY_BYTES", 5 * 2**20)
     data = bytes(range(256)) * 48_000
     storage.write("results", "copies/bob's ü/a+b.mp4", data, "video/mp4")
     (source,) = storage.objects("results", "copies/")

@@ -14,18 +14,16 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from dramatiq import Message
 
-from handlers import context as handlers_context
-from handlers import upload
 from handlers.context import Context
-from handlers.events import letters, notify
-from handlers.runs import copies, plan, results, rules, waiting
-from handlers.upkeep import reconcile, retention
+from handlers.events import notify
+from handlers.metrics import Metrics
+from handlers.upkeep import reconcile
 from posedrop import analyses
 from posedrop.errors import AnalysisError, RefusedVideoError, StorageError
 from posedrop.index.index import Index
@@ -33,8 +31,9 @@ from posedrop.settings import Settings, load
 from posedrop.transport import queue
 from tests.support.memory_storage import Clock, Crash, Gate, MemoryStorage
 from worker.cache import Cache
-from worker.jobs import runs
+from worker.jobs.infer import infer
 from worker.jobs.ingest import ingest
+from worker.jobs.render import render
 from worker.own_record import OwnRecord
 
 
@@ -51,7 +50,7 @@ class Child:
 
     def call(self, task: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Answer as the real child would."""
-        if task == "worker.video.preflight:probe":
+        if task == "probe":
             film = Path(payload["video"]).read_bytes()
             if film.startswith(b"poison"):
                 raise AnalysisError("the decoder fails", code="internal")
@@ -60,7 +59,7 @@ class Child:
             return {"probe": PROBE}
         nonce = os.urandom(8).hex()
         (Path(payload["out"]).parent / "run.log").write_text(f"log {nonce}")
-        if task == "worker.video.draw:render":
+        if task == "render":
             (Path(payload["out"]) / "pose.mp4").write_text(f"drawn {nonce}")
             return {"timings": {}}
         (Path(payload["out"]) / _left(task, payload["analysis"])).write_text(f"poses {nonce}")
@@ -70,7 +69,7 @@ class Child:
 
 def _left(task: str, analysis: str) -> str:
     """Return the name of what a task of an analysis leaves."""
-    if task == "worker.child.tasks:finish_analysis":
+    if task == "finish_analysis":
         return "poses.h5"
     return "predictions.npz" if analyses.get(analysis).finish is not None else "poses.csv"
 
@@ -105,7 +104,8 @@ class WorkerContext:
 
     def __post_init__(self) -> None:
         """It has a record, which nobody writes by itself: a heartbeat is a step like any other."""
-        self.record = OwnRecord(self.storage, self.settings, self.name)
+        self.clock = self.storage.clock
+        self.record = OwnRecord(self.storage, self.settings, self.name, self.clock)
 
     @contextlib.contextmanager
     def scratch_dir(self) -> Iterator[Path]:
@@ -161,35 +161,25 @@ class World:
         #: Without room in it each video is fetched.
         self.cache_bytes = 0
         self._worker = 0
-        self._modules = (
-            handlers_context,
-            letters,
-            copies,
-            notify,
-            plan,
-            reconcile,
-            results,
-            retention,
-            rules,
-            upload,
-            waiting,
-        )
-        self._real_now = handlers_context.now
-        for module in self._modules:
-            if hasattr(module, "now"):
-                module.now = self.clock  # type: ignore[attr-defined]
+        self._ahead = timedelta()
         self.open()
 
     def set_handlers_ahead(self, ahead: timedelta) -> None:
         """Have the handlers' clock wrong; the store's goes on as it was."""
-        for module in self._modules:
-            if hasattr(module, "now"):
-                module.now = lambda: self.clock() + ahead  # type: ignore[attr-defined]
+        self._ahead = ahead
+
+    def _handlers_clock(self) -> datetime:
+        return self.clock() + self._ahead
 
     def open(self) -> None:
         """Start the handlers, on whatever index there is."""
         self.context = Context(
-            self.settings, self.storage, Index(self.folder / "index.sqlite"), self.broker
+            self.settings,
+            self.storage,
+            Index(self.folder / "index.sqlite"),
+            self.broker,
+            clock=self._handlers_clock,
+            metrics=Metrics(self._handlers_clock()),
         )
         self.reconciler = reconcile.Reconciler(self.context)
 
@@ -198,11 +188,8 @@ class World:
         self.context.index.close()
 
     def end(self) -> None:
-        """End everything, and give the modules their own time back."""
+        """End everything."""
         self.close()
-        for module in self._modules:
-            if hasattr(module, "now"):
-                module.now = self._real_now  # type: ignore[attr-defined]
 
     def lose_index(self) -> None:
         """Delete the index while the handlers are down."""
@@ -238,8 +225,8 @@ class World:
         )
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
-            "infer": runs.infer,
-            "render": runs.render,
+            "infer": infer,
+            "render": render,
         }
         # What Dramatiq would try again, the reconciler has to find here.
         with self.storage.gate(gate), contextlib.suppress(Crash, StorageError):

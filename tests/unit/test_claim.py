@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from posedrop.buckets.layout import Run
 from posedrop.buckets.records import Attempt, RunError, Task
 from posedrop.buckets.storage import Storage
 from worker.jobs import claim
@@ -19,7 +21,14 @@ def take(
 ) -> Claim | Busy | Over | Exhausted:
     """Claim the run called `run`."""
     return claim.take(
-        storage, bucket, "run", task, worker="me", lease_seconds=lease, max_attempts=3
+        storage,
+        bucket,
+        Run("run"),
+        task,
+        worker="me",
+        lease_seconds=lease,
+        max_attempts=3,
+        now=datetime.now(UTC),
     )
 
 

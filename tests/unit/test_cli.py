@@ -43,8 +43,30 @@ def file_json(**more: Any) -> dict[str, Any]:
         "filename": "film.mp4",
         "state": "ready",
         "size": 12,
+        "etag": "e",
+        "sha256": None,
+        "sha1": None,
+        "probe": None,
+        "duplicate_of": None,
+        "refusal": None,
         "created_at": "2026-01-02T03:04:05Z",
         **more,
+    }
+
+
+def run_row_json(status: str = "succeeded") -> dict[str, Any]:
+    return {
+        "analysis_id": RUN_ID,
+        "file_id": FILE_ID,
+        "key": "day1/film.mp4",
+        "analysis": "dummy",
+        "args": {},
+        "status": status,
+        "error": None,
+        "files": ["poses.csv"],
+        "retry_of": None,
+        "created_at": "2026-01-02T03:04:05Z",
+        "finished_at": None,
     }
 
 
@@ -255,6 +277,7 @@ def test_ls_follows_the_pages_up_to_the_limit(tmp_path: Path, api: Api) -> None:
 def test_ls_tells_which_rules_are_wrong(tmp_path: Path, api: Api) -> None:
     """Below the videos, of which those that wait say so."""
     rule = {"rule": "day1/posedrop.json", "code": "bad_rules", "message": "line 3, column 1"}
+    rule["since"] = "2026-01-02T03:04:05Z"
     api.answers["GET /files"] = {"items": [file_json(waiting=rule)], "next": None}
     api.answers["GET /rules"] = {"items": [rule]}
     video, told = call(tmp_path, "ls").output.splitlines()
@@ -283,7 +306,7 @@ def test_an_empty_list_says_so_beside_the_output(tmp_path: Path, api: Api) -> No
 
 
 def test_ls_analyses(tmp_path: Path, api: Api) -> None:
-    row = run_json() | {"key": "day1/film.mp4", "created_at": "2026-01-02T03:04:05Z"}
+    row = run_row_json()
     api.answers["GET /analyses"] = {"items": [row], "next": None}
     assert call(tmp_path, "ls", "--analyses").output == (
         f"{RUN_ID}  succeeded  -  dummy  2026-01-02T03:04:05  day1/film.mp4\n"
@@ -327,6 +350,7 @@ def upload_answers(api: Api, put: Callable[[httpx.Request], httpx.Response]) -> 
         "bucket": "videos",
         "key": f"uploads/{FILE_ID}/film.mp4",
         "upload": {"method": "PUT", "url": "http://store/put?sig=1", "headers": {"x-signed": "1"}},
+        "expires_at": "2026-01-02T03:04:05Z",
     }
     api.answers["PUT /put"] = put
 
@@ -388,6 +412,7 @@ def multipart_answers(api: Api) -> None:
             "complete": "http://store/complete",
             "abort": "http://store/abort",
         },
+        "expires_at": "2026-01-02T03:04:05Z",
     }
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import pytest
 
 from posedrop.errors import ConfigurationError
-from posedrop.index import index as index_module
+from posedrop.index import events as events_module
 from posedrop.index import rows, schema
 from posedrop.index.index import AnalysisRow, Index
 from posedrop.transport.events import ObjectRemoved
@@ -437,7 +437,7 @@ def test_handled_events_are_forgotten_after_a_while(index: Index) -> None:
 
 def test_dead_letters(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anything can be kept as a dead letter, the newest first, and only so many."""
-    monkeypatch.setattr(index_module, "MAX_DEAD_LETTERS", 3)
+    monkeypatch.setattr(events_module, "MAX_DEAD_LETTERS", 3)
     for body in ("x" * 100_000, {"a": "é\ud800"}, b"bytes", None):
         index.dead_letter("odd\ud800", body, NOW)
     letters = index.dead_letters(10)

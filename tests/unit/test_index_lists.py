@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from posedrop.buckets.records import VideoRef
 from posedrop.errors import BadRequestError
-from posedrop.index import index as index_module
+from posedrop.index import files as files_module
+from posedrop.index import pages as pages_module
 from posedrop.index import search
 from posedrop.index.index import Index
 from posedrop.index.listing import to_cursor
@@ -98,7 +99,7 @@ def test_common_prefix_lists_the_same_as_a_rare_one(
     for number in range(20):
         index.file_ingested(video_record(number))
     rare = index.files(prefix="day1/mouse_1", limit=5)
-    monkeypatch.setattr(index_module, "_FEW", 1)
+    monkeypatch.setattr(files_module, "_FEW", 1)
     assert rare == index.files(prefix="day1/mouse_1", limit=5)
 
 
@@ -177,7 +178,7 @@ def test_a_search_of_many_names_goes_on_by_its_cursor(
     index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page looks at so many names that are likely; those after it are found with its cursor."""
-    monkeypatch.setattr(index_module, "MAX_LOOKED_AT", 4)
+    monkeypatch.setattr(pages_module, "MAX_LOOKED_AT", 4)
     name(index, "abcd", *["abc-bcd"] * 10, "abcd", *["abc-bcd"] * 3)
     pages = [index.files(query="abcd")]
     while pages[-1].cursor is not None:

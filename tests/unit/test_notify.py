@@ -125,7 +125,7 @@ def _stocked() -> MemoryStorage:
         args={"seconds": 2},
         created_at=NOW,
     )
-    _put_record(storage, layout.asked(asked, "q" * 16), question)
+    _put_record(storage, layout.pending_request(asked, "q" * 16), question)
     for letter, names in {"r": ("request",), "s": ("request", "result"), "t": ("result",)}.items():
         run = layout.run_prefix(ready, "dummy", letter * 16)
         if "request" in names:

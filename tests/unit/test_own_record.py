@@ -54,7 +54,7 @@ def test_it_says_what_the_worker_is_at_and_goes_with_it(
     storage: MemoryStorage, settings: Settings
 ) -> None:
     """Its queues, its device, its job with how far it is, its speeds, its log; then nothing."""
-    own = OwnRecord(storage, settings, "host-1")
+    own = OwnRecord(storage, settings, "host-1", storage.clock)
     own.start({"gpu"})
     until(lambda: told(storage), "the first record")
     (record,) = told(storage)
@@ -62,14 +62,23 @@ def test_it_says_what_the_worker_is_at_and_goes_with_it(
         "host-1", ["gpu"], "cuda", [],
     )  # fmt: skip
     assert {"posedrop", "python", "torch", "analysis dummy"} <= record.versions.keys()
-    held = take(storage, RESULTS, RUN, "infer", worker="host-1", lease_seconds=60, max_attempts=3)
+    held = take(
+        storage,
+        RESULTS,
+        layout.Run(RUN),
+        "infer",
+        worker="host-1",
+        lease_seconds=60,
+        max_attempts=3,
+        now=storage.clock(),
+    )
     assert isinstance(held, Claim)
     model = ModelRef(name="mouse", digest="0" * 64)
     with own.at(held, "day1/a.mp4", RUN):
         held.progress(Progress(stage="infer", done=7, total=9, frames_per_second=3.5))
         own.runs_on("cuda:0")
         own.measured("deeplabcut_2d", model, (640, 480), 900, 10.0)
-        logging.getLogger("worker.jobs.runs").warning("attempt begins\nand has two lines")
+        logging.getLogger("worker.jobs.lifecycle").warning("attempt begins\nand has two lines")
         until(lambda: told(storage)[0].jobs and told(storage)[0].speeds, "the job")
         until(lambda: "two lines" in told(storage)[0].log_tail, "the log")
         (record,) = told(storage)
@@ -92,7 +101,7 @@ def test_it_is_bounded_whatever_is_logged_and_measured(
     storage: MemoryStorage, settings: Settings
 ) -> None:
     """Long lines, tracebacks, a thousand sizes of frames, quotes that JSON makes longer."""
-    own = OwnRecord(storage, settings, "h" * 1000)
+    own = OwnRecord(storage, settings, "h" * 1000, storage.clock)
     own.start({"cpu", "gpu"})
     for number in range(1000):
         own.measured("deeplabcut_2d", None, (number, 1), 1000, 10.0)
@@ -110,7 +119,7 @@ def test_a_store_that_is_away_hurts_nobody(
     storage: MemoryStorage, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is written again when the store is back."""
-    own = OwnRecord(storage, settings, "host-1")
+    own = OwnRecord(storage, settings, "host-1", storage.clock)
     calls: list[str] = []
 
     def away(*_: object) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from posedrop.buckets.storage import MIN_PART_BYTES, Storage
+from posedrop.buckets.storage import Storage
+from posedrop.buckets.uploads import MIN_PART_BYTES
 from posedrop.errors import StorageError
 from posedrop.settings import Settings
 

@@ -18,14 +18,24 @@ from posedrop import logs
 from posedrop.cli import options
 from posedrop.client import Client, client
 from posedrop.terminal import printable
-from tests.unit.test_cli import FILE_ID, POSES, RUN_ID, Api, call, file_json, run_json
+from tests.unit.test_cli import FILE_ID, POSES, RUN_ID, Api, call, file_json, run_json, run_row_json
 
 #: A title, a colour by C1, text reversed, a second line, a line end of Unicode, what has no width.
 HOSTILE = "a\x1b]0;title\x07\x9b31m\u202egpj.\u2066\nposedrop: done\u2028\r\x7f\u200b\ufeff"
 
 
 #: What the command line goes by.
-BOUND = {"sha256", "url", "created_at", "file_id", "analysis_id", "stage", "status", "state"}
+BOUND = {
+    "sha256",
+    "url",
+    "created_at",
+    "since",
+    "file_id",
+    "analysis_id",
+    "stage",
+    "status",
+    "state",
+}
 
 
 def steers(text: str) -> set[str]:
@@ -49,10 +59,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Api:
     transport = httpx.MockTransport(api)
     monkeypatch.setattr(options, "Client", functools.partial(Client, transport=transport))
     monkeypatch.setattr(client.time, "sleep", lambda _: None)
-    wrong = {"rule": "day1/posedrop.json", "code": "x", "message": "m", "since": "s"}
+    wrong = {"rule": "day1/posedrop.json", "code": "x", "message": "m"}
+    wrong["since"] = "2026-01-02T03:04:05Z"
     refusal = {"reason": "not_a_video", "message": "no film"}
     run = run_json("failed", error={"code": "c", "message": "m", "log_tail": "one\ntwo"})
-    row = {"key": "day1/film.mp4", "created_at": "2026-01-02T03:04:05Z"}
     probe = {"width": 1, "height": 2, "frames": 3, "fps": 4.0, "codec": "h264"}
     model = {"name": "m", "digest": "d", "net_type": "n", "bodyparts": ["nose"]}
     args = {"properties": {"p": {"default": "d", "description": "s"}}}
@@ -63,7 +73,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Api:
         "GET /rules": {"items": [wrong]},
         "GET /files": {"items": [file], "next": None},
         f"GET /upload/{FILE_ID}": file,
-        "GET /analyses": {"items": [run | row], "next": None},
+        "GET /analyses": {"items": [run_row_json("failed")], "next": None},
         f"GET /results/{RUN_ID}": run,
         f"GET /upload/{RUN_ID}": None,
         "GET /models": {"items": [model]},

@@ -60,13 +60,13 @@ def test_zoo_has_its_own_names(
 
 def test_weights_that_are_not_there(storage: Storage, weights: Path) -> None:
     """Whoever asks for a SuperAnimal hears which file to download where, and how to push it."""
-    push = f"posedrop models push FOLDER --name {MOUSE}"
-    with pytest.raises(BadRequestError, match=push) as caught:
+    how = f"posedrop models push FOLDER --name {MOUSE}"
+    with pytest.raises(BadRequestError, match=how) as caught:
         catalog.resolve(storage, MODELS, MOUSE)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
     (weights / RCNN).unlink()
     model = push(storage, MODELS, weights, MOUSE)
-    with pytest.raises(BadRequestError, match=f"download {RCNN} from https://.*{push}") as caught:
+    with pytest.raises(BadRequestError, match=f"download {RCNN} from https://.*{how}") as caught:
         superanimal.check(SuperAnimalArgs(model=MOUSE), model)
     assert (caught.value.code, caught.value.field) == ("weights_missing", "args.model")
 

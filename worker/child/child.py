@@ -156,7 +156,7 @@ class Child:
         """Run ``task`` in the child and return its answer.
 
         Args:
-            task: ``package.module:function``, called as ``function(payload, report)``.
+            task: a name of :data:`worker.child.tasks.TASKS`, or ``package.module:function``.
             payload: JSON types.
             on_progress: called in this thread; what it raises ends the child.
             should_stop: asked at least every 0.25 s, from when the call has to wait for another.
@@ -180,7 +180,7 @@ class Child:
         """
         with self._waited(should_stop):
             self._ensure_started()
-            request = {"task": task, "payload": payload, "log": log and str(log)}
+            request = {"task": task, "payload": payload, "log": None if log is None else str(log)}
             permit_request = PermitRequest(permit)
             try:
                 with contextlib.nullcontext() if folder is None else lent(folder, self._folder):
@@ -204,7 +204,7 @@ class Child:
             _tell_to_end(process)
 
     def close(self) -> None:
-        """Do the same, and wait until nothing is left of it."""
+        """Kill the process, and wait until nothing is left of it."""
         self.kill()
         with self._call:
             self._end()
@@ -223,7 +223,7 @@ class Child:
         except BaseException:
             self._end()
             raise
-        finally:  # when the child is gone: who comes next is alone
+        finally:  # when the child is gone: the next call is alone
             self._at_work.clear()
             permit_request.close()
         if answer.fresh:
@@ -276,20 +276,7 @@ class Child:
         try:
             with (self._scratch / f"{self._name}.log").open("wb") as idle_log:
                 self._process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        # Nothing is ever imported from the working directory, nor from a home that
-                        # an earlier child wrote to.
-                        "-Ps",
-                        "-m",
-                        "worker.child.process",
-                        *map(str, passed),
-                        str(os.getpid()),
-                        str(self._limits.memory),
-                        str(self._limits.file),
-                        json.dumps(asdict(replace(self._plan, group=self._group))),
-                        *self._warm,
-                    ],
+                    self._command(*passed),
                     stdin=subprocess.DEVNULL,
                     stdout=idle_log,
                     stderr=idle_log,
@@ -306,6 +293,23 @@ class Child:
                 os.close(fd)
         os.set_blocking(self._requests, False)
         self._buffer = b""
+
+    def _command(self, *descriptors: int) -> list[str]:
+        """Return the child's command line, as ``worker.child.process`` reads it."""
+        return [
+            sys.executable,
+            # Nothing is ever imported from the working directory, nor from a home that an earlier
+            # child wrote to.
+            "-Ps",
+            "-m",
+            "worker.child.process",
+            *map(str, descriptors),
+            str(os.getpid()),
+            str(self._limits.memory),
+            str(self._limits.file),
+            json.dumps(asdict(replace(self._plan, group=self._group))),
+            *self._warm,
+        ]
 
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """End a process that takes more of the machine than it may, at work or idle."""

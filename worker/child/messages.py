@@ -162,8 +162,8 @@ Output = TypeVar("Output", bound=Record)
 class Task(Record, Generic[Output]):
     """Something to be done by a child; paths are files and folders of the job's own."""
 
-    FUNCTION: ClassVar[str]
-    """``package.module:function``, called in the child with this message as JSON."""
+    NAME: ClassVar[str]
+    """The task's name in :data:`worker.child.tasks.TASKS`."""
     OUTPUT: ClassVar[type[Record]]
 
     def output(self, answer: dict[str, Any]) -> Output:
@@ -186,14 +186,23 @@ class Task(Record, Generic[Output]):
         """Raise AnalysisError if an output can't be this task's."""
 
     def _bad(self, why: str) -> AnalysisError:
-        who = getattr(self, "analysis", None) or self.FUNCTION.rpartition(":")[2]
+        who = getattr(self, "analysis", None) or self.NAME
         return AnalysisError(f"{who} gave no answer that can be one: {why}", code="bad_answer")
+
+
+class Begin(Task[DeviceOutput]):
+    """Find out what networks are computed on: the first task of a child for them."""
+
+    NAME = "begin"
+    OUTPUT = DeviceOutput
+
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
 
 
 class ProbeVideo(Task[ProbeOutput]):
     """Find out what a film is, and draw its thumbnail."""
 
-    FUNCTION = "worker.video.preflight:probe"
+    NAME = "probe"
     OUTPUT = ProbeOutput
 
     video: str
@@ -227,7 +236,7 @@ class _Analyse(Task[AnalysisOutput]):
 class RunAnalysis(_Analyse):
     """Run an analysis on a film."""
 
-    FUNCTION = "worker.child.tasks:run_analysis"
+    NAME = "run_analysis"
 
     video: str
     model: str | None = Field(default=None, description="the folder of its files")
@@ -244,7 +253,7 @@ class RunAnalysis(_Analyse):
 class FinishAnalysis(_Analyse):
     """Make of ``predictions.npz``, alone in ``out``, what is left to do; there is no film."""
 
-    FUNCTION = "worker.child.tasks:finish_analysis"
+    NAME = "finish_analysis"
 
     frame_size: tuple[int, int] | None = Field(
         default=None, description="width and height of the film's frames, in pixels"
@@ -254,7 +263,7 @@ class FinishAnalysis(_Analyse):
 class RenderVideo(Task[RenderOutput]):
     """Draw the labelled video and the plots."""
 
-    FUNCTION = "worker.video.draw:render"
+    NAME = "render"
     OUTPUT = RenderOutput
 
     video: str
@@ -283,4 +292,4 @@ def ask(call: Callable[..., dict[str, Any]], task: Task[Output], **options: Any)
         AnalysisError: code ``bad_answer``: it is no such answer.
         PosedropError: what ``call`` raises.
     """
-    return task.output(call(task.FUNCTION, task.model_dump(mode="json"), **options))
+    return task.output(call(task.NAME, task.model_dump(mode="json"), **options))

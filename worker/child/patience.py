@@ -26,7 +26,7 @@ _MAX_STAGES = 20
 
 
 class Patience:
-    """The limit of one call. Seconds count from its start, without those that it waits its turn.
+    """The limit of one call, in seconds of work: those that it waits for its permit do not count.
 
     A child is taken for hung when it tells of no further frame for long: longer than a slow
     processor takes for a batch, and than :data:`FACTOR` frames took so far. One that goes on,
@@ -81,7 +81,8 @@ class Patience:
         """Note what a child tells after ``worked`` seconds; only news count."""
         stage, done = progress.stage, min(progress.done, self._frames)
         begins = stage != self._stage and self._stages < _MAX_STAGES
-        self._stages += begins
+        if begins:
+            self._stages += 1
         self._stage = stage
         if not begins and done <= self._done.get(stage, self._frames):
             return

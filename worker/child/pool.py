@@ -18,7 +18,7 @@ from typing import Any
 
 from posedrop.errors import CancelledRunError, PosedropError
 from worker.child.child import Child
-from worker.child.messages import DeviceOutput
+from worker.child.messages import Begin
 from worker.child.permit import POLL_SECONDS, AcceleratorPermit
 from worker.child.walls import Walls
 
@@ -45,15 +45,18 @@ class ChildPool:
         *,
         warm: Sequence[str] = (),
         device: str = "auto",
-        begins_with: str = "worker.engine.inference:begin",
+        begins_with: str = Begin.NAME,
         **options: Any,
     ) -> None:
-        """Remember how to start the children; see there.
+        """Remember how to start the children.
 
         Args:
+            name: what the first is called; the others have a number too.
+            scratch: an existing folder, in which each child has one.
+            warm: modules to import while a child waits for its first call.
             device: what the network is to run on: ``auto``, or as torch names it.
-            begins_with: each child's first task, at leisure: given ``device``, it answers
-                ``accelerated``, whether that is something beside the processor.
+            begins_with: each child's first task, at leisure: it does what
+                :class:`worker.child.messages.Begin` asks for.
             options: what else :class:`worker.child.child.Child` takes.
         """
         names = [name, *(f"{name}-{number}" for number in range(2, CHILDREN + 1))]
@@ -150,24 +153,27 @@ class ChildPool:
 
     def _begun(self, child: Child) -> bool | None:
         """Have a child do its first task, after its imports; None: it failed, as others may not."""
+        begin = Begin(device=self._device)
         try:
             answer = child.call(
                 self._begins_with,
-                {"device": self._device},
+                begin.model_dump(),
                 on_progress=lambda _: None,
                 should_stop=lambda: self._closed,
                 wall_seconds=WARM_UP_SECONDS,
                 log=None,
             )
-            return DeviceOutput.model_validate(answer).accelerated
-        except (PosedropError, ValueError) as error:
+            return begin.output(answer).accelerated
+        except PosedropError as error:
             if not self._closed:
                 log.warning("a child for the network could not begin: %s", error)
             return None
 
     def _let_go(self, child: Child) -> None:
         with self._changed:
-            # One that was killed has its imports before it again.
-            (self._warm.discard if child.pid is None else self._warm.add)(child)
+            if child.pid is None:  # it was killed, and has its imports before it again
+                self._warm.discard(child)
+            else:
+                self._warm.add(child)
             self._idle = sorted([*self._idle, child], key=self._children.index)
             self._changed.notify_all()

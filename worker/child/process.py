@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import faulthandler
-import importlib
 import json
 import os
 import select
@@ -22,6 +21,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from posedrop.errors import PosedropError
+from worker.child import tasks
 from worker.child.walls import Plan, put_up
 from worker.limits import Limits
 from worker.memory import is_out_of_memory
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
         if called.poll(0):
             break  # a call that waits needs few of them, and imports those itself
         try:
-            importlib.import_module(module)
+            tasks.imported(module)
         except Exception:  # the call that needs it fails by itself, with its own message
             traceback.print_exc()
     idle_log = os.dup(2)
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
                 if request["log"] is not None:
                     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
                     _print_to(os.open(request["log"], flags, 0o600))
-            report = Reporter(channel.send, heard=requests.readline)
+            report = PipeReporter(channel.send, heard=requests.readline)
             answer = _answer(request["task"], request["payload"], report)
             _print_to(os.dup(idle_log))
             channel.send(answer)
@@ -90,11 +90,9 @@ def _exit_with_parent(reads: int) -> None:
 # -- one call --------------------------------------------------------------------------------------
 
 
-def _answer(task: str, payload: dict[str, Any], report: Reporter) -> dict[str, Any]:
+def _answer(task: str, payload: dict[str, Any], report: tasks.Reporter) -> dict[str, Any]:
     try:
-        module, _, function = task.partition(":")
-        run = getattr(importlib.import_module(module), function)
-        result = run(payload, report)
+        result = tasks.function(task)(payload, report)
         json.dumps(result)
     except BaseException as error:  # SystemExit too: a library's wish to end is no answer
         with suppress(OSError, ValueError):  # a full disk takes no words either
@@ -150,7 +148,7 @@ class Channel:
                 data = data[os.write(self._fd, data) :]
 
 
-class Reporter:
+class PipeReporter:
     """``report(stage, done, total)`` of a task: called at will, told at most 5 times a second.
 
     A new stage and the last frame are told at once.

@@ -1,87 +1,55 @@
-"""The children's tasks: run an analysis on files of the scratch folder, and finish it."""
+"""The tasks of child processes: the one table that says which function does each of them.
+
+The functions lie in modules that only a child imports: decoders, torch, DeepLabCut. Nothing else is
+imported by its name but what a plug-in's :class:`posedrop.analyses.Analysis` names.
+"""
 
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any, Protocol
 
-from posedrop import analyses
-from posedrop.analyses import Job
-from worker.child.messages import FinishAnalysis, RunAnalysis
+#: Task name -> ``package.module:function``, called as ``function(payload, report)``.
+TASKS = {
+    "begin": "worker.engine.inference:begin",
+    "probe": "worker.video.preflight:probe",
+    "run_analysis": "worker.child.analysis:run_analysis",
+    "finish_analysis": "worker.child.analysis:finish_analysis",
+    "render": "worker.video.draw:render",
+}
+#: Child -> modules that it imports while it waits for its first call.
+WARM = {
+    "cpu": ("worker.video.preflight", "worker.video.draw"),
+    "gpu": ("worker.engine.inference",),
+    "tables": ("worker.poses.tables",),
+}
 
 
-def run_analysis(
-    payload: dict[str, Any], report: Callable[[str, int, int | None], None]
-) -> dict[str, Any]:
-    """Run an analysis on a film and return what it found out.
+class Reporter(Protocol):
+    """What a task tells its parent by."""
 
-    Args:
-        payload: :class:`worker.child.messages.RunAnalysis` as JSON.
-        report: called with stage, frames done, frames in all (None: not known). What it has as
-            ``permit`` gives the accelerator, else it is there for the taking.
+    def __call__(self, stage: str, done: int = 0, total: int | None = None) -> None:
+        """Tell how many frames of a stage are done, of how many; call it as often as you like."""
 
-    Returns:
-        :class:`worker.child.messages.AnalysisOutput` as JSON.
+    def permit(self) -> AbstractContextManager[None]:
+        """Wait for the accelerator, and have it for oneself within a ``with`` block."""
+
+
+def function(name: str) -> Callable[..., Any]:
+    """Return the function of a task, or that ``package.module:function`` names.
 
     Raises:
-        PosedropError: whatever the analysis raises.
+        ImportError: there is no such module.
+        AttributeError: it has no such function.
     """
-    task = RunAnalysis.model_validate(payload)
-    analysis = analyses.get(task.analysis)
-    job = Job(
-        video=Path(task.video),
-        out=Path(task.out),
-        args=task.args,
-        model=Path(task.model) if task.model else None,
-        model_digest=task.model_digest,
-        report=report,
-        device=task.device,
-        decode=task.decode,
-        parts=Path(task.parts) if task.parts else None,
-        part_seconds=task.part_seconds,
-        sha256=task.sha256,
-        version=analysis.version,
-        model_bytes=task.model_bytes,
-        tuning=task.tuning,
-        permit=getattr(report, "permit", nullcontext),
-    )
-    result: dict[str, Any] = _function(analysis.run)(job)
-    return result
+    module, _, attribute = TASKS.get(name, name).partition(":")
+    found: Callable[..., Any] = getattr(imported(module), attribute)
+    return found
 
 
-def finish_analysis(
-    payload: dict[str, Any], report: Callable[[str, int, int | None], None]
-) -> dict[str, Any]:
-    """Make of ``predictions.npz`` what is left of an analysis, where there is no film.
-
-    Args:
-        payload: :class:`worker.child.messages.FinishAnalysis` as JSON.
-        report: as above.
-    """
-    task = FinishAnalysis.model_validate(payload)
-    analysis = analyses.get(task.analysis)
-    if analysis.finish is None:
-        raise ValueError(f"{analysis.name} has nothing left to do")
-    job = Job(
-        video=Path(os.devnull),
-        out=Path(task.out),
-        args=task.args,
-        model=None,
-        model_digest=task.model_digest,
-        report=report,
-        sha256=task.sha256,
-        version=analysis.version,
-        frame_size=task.frame_size,
-    )
-    result: dict[str, Any] = _function(analysis.finish)(job)
-    return result
-
-
-def _function(path: str) -> Callable[..., Any]:
-    module, _, name = path.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function
+def imported(module: str) -> ModuleType:
+    """Import a module by its name."""
+    return importlib.import_module(module)

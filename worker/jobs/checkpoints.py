@@ -8,6 +8,7 @@ import re
 from itertools import islice
 from pathlib import Path
 
+from posedrop.buckets.layout import Run
 from posedrop.buckets.storage import Storage
 from posedrop.errors import StorageError
 from worker.jobs import artefacts
@@ -28,18 +29,18 @@ class Checkpoints:
     parts and its successor's don't fit together, and a third attempt goes on from where they do.
     """
 
-    def __init__(self, storage: Storage, bucket: str, run: str, folder: Path) -> None:
+    def __init__(self, storage: Storage, bucket: str, run: Run, folder: Path) -> None:
         """Keep ``<run>/parts/`` in ``folder``, which is made."""
         self._storage = storage
         self._bucket = bucket
-        self._prefix = f"{run}/parts/"
+        self._prefix = run.parts
         self._sent: set[str] = set()
         self._bytes = 0
         self.folder = folder
         folder.mkdir()
 
     def fetch(self) -> int:
-        """Download what an earlier attempt left; return how many parts."""
+        """Fetch the parts that an earlier attempt left; return how many."""
         for part in islice(self._storage.objects(self._bucket, self._prefix), MAX_PARTS):
             name = part.key.removeprefix(self._prefix)
             if part.size <= MAX_PART_BYTES and _NAME.fullmatch(name):
@@ -85,9 +86,9 @@ class Checkpoints:
         return True
 
 
-def clear(storage: Storage, bucket: str, run: str) -> None:
+def clear(storage: Storage, bucket: str, run: Run) -> None:
     """Delete the parts of a run that needs them no more; what is left over harms nobody."""
     try:
-        storage.delete(bucket, [part.key for part in storage.objects(bucket, f"{run}/parts/")])
+        storage.delete(bucket, [part.key for part in storage.objects(bucket, run.parts)])
     except StorageError as error:
         log.warning("checkpoints of a run that is over stay: %s", error)

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
 from posedrop import metrics
 from posedrop.buckets import layout
+from posedrop.buckets.layout import Run
 from posedrop.buckets.records import Artefact, Attempt, Progress, RunError, Task
 from posedrop.buckets.storage import Listing, Storage
 from posedrop.errors import PosedropError, RecordError, StorageError
@@ -59,7 +60,9 @@ def _history(storage: Storage, bucket: str, folder: str, task: Task, listing: Li
         if (number := layout.number_of(found.key, folder)) is not None
     }
     last = max(beaten, default=0)
-    read = (_attempt(storage, bucket, folder, task, number) for number in sorted(beaten))
+    read = (
+        _attempt(storage, bucket, folder, task, number, beaten[number]) for number in sorted(beaten)
+    )
     return History(
         [attempt for attempt in read if attempt is not None],
         last,
@@ -67,7 +70,9 @@ def _history(storage: Storage, bucket: str, folder: str, task: Task, listing: Li
     )
 
 
-def _attempt(storage: Storage, bucket: str, folder: str, task: Task, number: int) -> Attempt | None:
+def _attempt(
+    storage: Storage, bucket: str, folder: str, task: Task, number: int, written: datetime
+) -> Attempt | None:
     try:
         return storage.read_record(bucket, f"{folder}/{number}.json", Attempt)
     except RecordError as error:
@@ -79,7 +84,7 @@ def _attempt(storage: Storage, bucket: str, folder: str, task: Task, number: int
             number=number,
             task=task,
             worker="unknown",
-            started_at=datetime.now(UTC),
+            started_at=written,
             progress=Progress(stage="unknown"),
             outcome="failed",
             error=run_error(error, None),
@@ -94,19 +99,21 @@ def begin(
     task: Task,
     worker: str,
     *,
+    now: datetime,
     sha256: str | None = None,
     sha1: str | None = None,
 ) -> Attempt | None:
     """Create the attempt after ``before``; of many callers at the same time all but one get None.
 
     Args:
+        now: this machine's time, for people; no lease is counted by it.
         sha256: of the film, where an ingest knows it; so ``sha1``.
     """
     record = Attempt(
         number=before.last + 1,
         task=task,
         worker=worker,
-        started_at=datetime.now(UTC),
+        started_at=now,
         progress=Progress(stage="claimed"),
         sha256=sha256,
         sha1=sha1,
@@ -141,22 +148,22 @@ class Exhausted:
 def take(
     storage: Storage,
     bucket: str,
-    run: str,
+    run: Run,
     task: Task,
     *,
     worker: str,
     lease_seconds: float,
     max_attempts: int,
+    now: datetime,
 ) -> Claim | Busy | Over | Exhausted:
     """Claim the next attempt at a run, if nobody else is at it.
 
     Of many callers at the same time exactly one gets the :class:`Claim`.
     """
-    listing = storage.listing(bucket, f"{run}/")
-    names = {found.key.removeprefix(f"{run}/"): found for found in listing.objects}
-    if layout.RESULT in names:
+    listing = storage.listing(bucket, run.folder)
+    if run.result in {found.key for found in listing.objects}:
         return Over()
-    folder = layout.attempts(run)
+    folder = run.attempts
     before = _history(storage, bucket, folder, task, listing)
     if before.is_busy(lease_seconds):
         return Busy()
@@ -166,7 +173,7 @@ def take(
         ended = sorted([*spent, *refused], key=lambda a: a.number)
         told = (a.artefacts for a in reversed(ended) if a.artefacts)
         return Exhausted(len(before.attempts), len(ended), ended[-1], next(told, []))
-    record = begin(storage, bucket, folder, before, task, worker)
+    record = begin(storage, bucket, folder, before, task, worker, now=now)
     if record is None:
         return Busy()
     is_last = len(spent) + 1 >= max_attempts
@@ -243,7 +250,7 @@ class Held:
             thread.join()
 
     def look(self) -> None:
-        """See whether this attempt is still the last one, and still there."""
+        """Ask the store whether this attempt is still the last one, and still there."""
         folder = self._folder
         listing = self._storage.listing(self._bucket, f"{folder}/")
         numbers = {layout.number_of(found.key, folder) for found in listing.objects}
@@ -273,13 +280,13 @@ class Claim(Held):
         self,
         storage: Storage,
         bucket: str,
-        run: str,
+        run: Run,
         record: Attempt,
         *,
         is_last: bool,
         is_first: bool = True,
     ) -> None:
-        super().__init__(storage, bucket, layout.attempts(run), record)
+        super().__init__(storage, bucket, run.attempts, record)
         self.is_last = is_last
         """Whether the run is given up if this attempt fails too."""
         self.is_first = is_first
@@ -315,17 +322,14 @@ class Claim(Held):
         return self._cancelled.is_set()
 
     def look(self) -> None:
-        """See whether the run was cancelled, or is no longer ours."""
-        names = {
-            found.key.removeprefix(f"{self._run}/")
-            for found in self._storage.listing(self._bucket, f"{self._run}/").objects
-        }
-        if layout.CANCEL in names:
+        """Ask the store whether the run was cancelled, or is no longer ours."""
+        run = self._run
+        keys = {found.key for found in self._storage.listing(self._bucket, run.folder).objects}
+        if run.cancel in keys:
             self._cancelled.set()
-        if layout.hand_back(self._run, self.number).removeprefix(f"{self._run}/") in names:
+        if run.hand_back(self.number) in keys:
             self.asked_back = True
-        taken_over = f"attempts/{self.number + 1}.json" in names
-        if taken_over or layout.RESULT in names or layout.REQUEST not in names:
+        if run.attempt(self.number + 1) in keys or run.result in keys or run.request not in keys:
             self._lost.set()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 from posedrop.buckets import layout
@@ -115,7 +114,7 @@ def _is_known(context: Context, prefix: str, etag: str) -> bool:
 def _hand_back(context: Context, bucket: str, key: str, etag: str) -> None:
     """Leave an ingest to another worker; this process ends."""
     context.send("ingest", bucket=bucket, key=key, etag=etag)
-    time.sleep(1.0)  # as in worker.jobs.runs: kept from taking it again
+    time.sleep(1.0)  # as in worker.jobs.lifecycle: kept from taking it again
 
 
 def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> VideoRecord | None:
@@ -124,20 +123,8 @@ def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> V
     Returns:
         None where that is for another worker, or for a later attempt, to say.
     """
-    video = VideoRef(
-        file_id=layout.file_id_of(bucket, found.key),
-        bucket=bucket,
-        key=found.key,
-        etag=found.etag,
-        size=found.size,
-    )
-    record = VideoRecord(
-        video=video,
-        last_modified=found.last_modified,
-        ingested_at=datetime.now(UTC),
-        ingest_version=INGEST_VERSION,
-        metadata=layout.user_metadata(found.metadata),
-    )
+    record = _begun_record(context, bucket, found)
+    video = record.video
     try:
         _check_size(found.size, context.settings.max_video_bytes)
         room.check_fits(found.size, context.settings.scratch_dir)
@@ -159,12 +146,37 @@ def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> V
         room.fetch_with_room(context.cache, lambda: room.check_room(scratch))
         context.cpu.start()
         attempt = claim.begin(
-            context.storage, results, folder, before, "ingest", context.name, **hashes
+            context.storage,
+            results,
+            folder,
+            before,
+            "ingest",
+            context.name,
+            now=context.clock(),
+            **hashes,
         )
         if attempt is None:
             return None
         held = Held(context.storage, results, folder, attempt)
         return _decode(context, held, before, record, local, prefix)
+
+
+def _begun_record(context: Context, bucket: str, found: ObjectInfo) -> VideoRecord:
+    """Return what is known of a video before its content is."""
+    video = VideoRef(
+        file_id=layout.file_id_of(bucket, found.key),
+        bucket=bucket,
+        key=found.key,
+        etag=found.etag,
+        size=found.size,
+    )
+    return VideoRecord(
+        video=video,
+        last_modified=found.last_modified,
+        ingested_at=context.clock(),
+        ingest_version=INGEST_VERSION,
+        metadata=layout.user_metadata(found.metadata),
+    )
 
 
 def _decode(
@@ -263,7 +275,7 @@ def _failed(
     why = _is_given_up(now, context.settings)
     if why is None:
         context.cache.keep_video(str(record.sha256), local)
-        took = (datetime.now(UTC) - attempt.started_at).total_seconds()
+        took = (context.clock() - attempt.started_at).total_seconds()
         delay = RETRY_SECONDS * 4.0 ** (len(now.spent("failed")) - 1) + max(0.0, took)
         delay = min(delay, context.settings.lease_seconds)
         context.send(

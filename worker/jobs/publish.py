@@ -7,16 +7,16 @@ writer wrote, whoever else was at work.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Collection, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from posedrop.analyses import UNFINISHED
-from posedrop.buckets import layout
+from posedrop.buckets.layout import Run
 from posedrop.buckets.records import Artefact, FinalState, Inference, Request, Result, RunError
 from posedrop.buckets.storage import Storage
+from posedrop.hashing import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _TYPES = {
 def upload_artefacts(
     storage: Storage,
     bucket: str,
-    run: str,
+    run: Run,
     paths: Iterable[Path],
     attempt: int,
     *,
@@ -51,14 +51,13 @@ def upload_artefacts(
         if path.is_symlink() or not path.is_file() or path.suffix == UNFINISHED:
             continue
         content_type = content_type_of(path.name)
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of(path)
         place = None
         if path.name in apart or not storage.upload_new(
-            bucket, f"{run}/{path.name}", path, content_type, sha256
+            bucket, run.key(path.name), path, content_type, sha256
         ):
             place = f"attempts/{attempt}/{path.name}"
-            storage.upload(bucket, f"{run}/{place}", path, content_type)
+            storage.upload(bucket, run.key(place), path, content_type)
         artefacts.append(describe(path, sha256, place))
     return artefacts
 
@@ -79,13 +78,20 @@ def describe(path: Path, sha256: str, place: str | None = None) -> Artefact:
     )
 
 
+def fetch_if_there(storage: Storage, bucket: str, key: str, path: Path) -> str | None:
+    """Fetch an object into a file; return its SHA-256, None where there is no such object."""
+    there = storage.head(bucket, key)
+    return storage.download(bucket, key, path, there.etag)["sha256"] if there is not None else None
+
+
 def finish(
     storage: Storage,
     bucket: str,
-    run: str,
+    run: Run,
     request: Request,
     state: FinalState,
     *,
+    now: datetime,
     attempts: int,
     inference: Inference | None = None,
     artefacts: list[Artefact] | None = None,
@@ -93,14 +99,9 @@ def finish(
     error: RunError | None = None,
 ) -> bool:
     """Write result.json, once; return whether this was the caller that wrote it."""
-    result = Result(
-        analysis_id=request.analysis_id,
-        analysis=request.analysis,
-        state=state,
-        video=request.video,
-        sha256=request.sha256,
-        args=request.args,
-        model=request.model,
+    result = Result.of(
+        request,
+        state,
         artefacts=artefacts or [],
         frames_expected=inference.frames_expected if inference else None,
         frames_decoded=inference.frames_decoded if inference else None,
@@ -117,11 +118,9 @@ def finish(
         details=inference.details if inference else {},
         attempts=attempts,
         error=error,
-        retry_of=request.retry_of,
-        created_at=request.created_at,
-        finished_at=datetime.now(UTC),
+        finished_at=now,
     )
-    written = storage.create(bucket, f"{run}/{layout.RESULT}", result.to_json())
+    written = storage.create(bucket, run.result, result.to_json())
     log.info(
         "%s",
         "run is over" if written else "run was over already",

@@ -51,7 +51,7 @@ def test_poses_are_those_of_analyze_videos(stock: Stock, long: Sample, tmp_path:
 
     def call(task: str, payload: dict[str, Any]) -> dict[str, Any]:
         return child.call(
-            f"worker.child.tasks:{task}",
+            task,
             payload,
             on_progress=lambda progress: stages.append(progress.stage),
             should_stop=lambda: False,

@@ -65,7 +65,7 @@ def test_two_at_once_are_as_each_alone(
                 begun.set()
 
         both.call(
-            "worker.child.tasks:run_analysis",
+            "run_analysis",
             payload,
             makes_ready=True,
             on_progress=on_progress,

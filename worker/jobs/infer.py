@@ -1,0 +1,282 @@
+"""Infer: the poses of a film, by the network or from what an earlier attempt or run left."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+from posedrop import analyses
+from posedrop.buckets import layout
+from posedrop.buckets.layout import RUN_LOG
+from posedrop.buckets.records import Artefact, Inference, PosesOf, Progress, Request
+from posedrop.errors import AnalysisError, CancelledRunError
+from posedrop.models.fetch import fetch
+from worker import room, tuning_memory
+from worker.child import messages, pool
+from worker.child.messages import AnalysisOutput
+from worker.child.patience import QUIET_SECONDS, Patience
+from worker.context import Context
+from worker.jobs import artefacts, earlier
+from worker.jobs.artefacts import NotTakenError
+from worker.jobs.attempt import POSES, RunAttempt, bad_answer, walls
+from worker.jobs.checkpoints import Checkpoints
+from worker.jobs.lifecycle import perform
+
+log = logging.getLogger(__name__)
+
+#: Seconds a frame within which a child has made the tables; a filter by arima takes minutes to
+#: hours, and tells of nothing meanwhile.
+TABLES_A_FRAME, ARIMA_A_FRAME = 0.2, 5.0
+
+
+def infer(context: Context, run: str) -> None:
+    """Make the poses of a run and pass it on to render."""
+    perform(context, run, "infer", _infer)
+
+
+def _infer(attempt: RunAttempt) -> None:
+    started = time.monotonic()
+    known = earlier.poses(attempt)
+    if known is not None:
+        _publish_inference(attempt, known, time.monotonic() - started)
+        return
+    found = _from_predictions(attempt) or _from_the_network(attempt)
+    output, fetch_seconds = found
+    details = {**output.details, "walls": walls(attempt.context.gpu)}
+    output = output.model_copy(update={"details": details})
+    _publish_inference(attempt, output, fetch_seconds)
+    request = attempt.request
+    record = PosesOf(analysis_id=request.analysis_id, run=attempt.run.prefix)
+    key = layout.poses_record(analyses.poses_id(request))
+    attempt.context.storage.write(attempt.bucket, key, record.to_json())
+
+
+def _from_predictions(attempt: RunAttempt) -> tuple[AnalysisOutput, float] | None:
+    """Make the tables of what the network found in an attempt, or a run, before this one.
+
+    Returns:
+        What the analysis found out, and the seconds to fetch that; None: there is nothing, or
+        nothing that can be read.
+    """
+    started = time.monotonic()
+    for place in earlier.predictions(attempt):
+        fetch_seconds = time.monotonic() - started
+        attempt.check()
+        try:
+            return _make_tables(attempt), fetch_seconds
+        except AnalysisError as error:
+            if error.code != "damaged_predictions":
+                raise
+            log.warning("%s: %s", place, error)
+            attempt.claim.withdraw(layout.PREDICTIONS)
+            (attempt.folders.kept / layout.PREDICTIONS).unlink()
+    return None
+
+
+# -- the network -----------------------------------------------------------------------------------
+
+
+def _from_the_network(attempt: RunAttempt) -> tuple[AnalysisOutput, float]:
+    """Return what the analysis found out, and the seconds to fetch what it needs."""
+    started = time.monotonic()
+    model = _fetch_model(attempt)
+    video = attempt.fetch_video()
+    fetch_seconds = time.monotonic() - started
+    attempt.check()
+    folders = attempt.folders
+    parts = Checkpoints(
+        attempt.context.storage, attempt.bucket, attempt.run, folders.film / "parts"
+    )
+    parts.fetch()
+    out = folders.film / "out"
+    out.mkdir()
+    output = _ask_the_network(attempt, _task(attempt, video, model, out, parts), parts)
+    analysis = analyses.get(attempt.request.analysis)
+    if analysis.finish is None:
+        attempt.take(out, artefacts.names_of(analysis, opens_film=True))
+        return output, fetch_seconds
+    predictions = folders.kept / layout.PREDICTIONS
+    try:
+        artefacts.copy(out / layout.PREDICTIONS, predictions, attempt.most_bytes)
+    except (NotTakenError, FileNotFoundError) as error:
+        raise bad_answer(analysis.name, f"{layout.PREDICTIONS}: {error}") from error
+    # From here on no attempt needs the network again, whatever becomes of the tables.
+    attempt.claim.stage("publish")
+    attempt.check(look=True)
+    attempt.publish([predictions])
+    return _make_tables(attempt), fetch_seconds
+
+
+def _fetch_model(attempt: RunAttempt) -> Path | None:
+    """Put the run's model into ``film/model``; return that, None: it needs none.
+
+    Raises:
+        ModelError: it is gone, damaged, or too large for the disk.
+    """
+    context, model = attempt.context, attempt.request.model
+    if model is None:
+        return None
+    attempt.claim.stage("fetch the model")
+    record = attempt.model()
+    if record is not None:
+        room.check_model_fits(record, context.settings.scratch_dir)
+    bucket, kept = context.settings.models_bucket, context.cache.models
+    whole = room.fetch_with_room(context.cache, lambda: fetch(context.storage, bucket, model, kept))
+    whole.touch()
+    # As links of its own: what the child reads is what it was handed, and no other model.
+    linked = shutil.copytree(whole, attempt.folders.film / "model", copy_function=os.link)
+    context.cache.trim_models()
+    return linked
+
+
+def _task(
+    attempt: RunAttempt, video: Path, model: Path | None, out: Path, parts: Checkpoints
+) -> messages.RunAnalysis:
+    request, settings = attempt.request, attempt.context.settings
+    digest = _digest(request)
+    storage = attempt.context.storage
+    return messages.RunAnalysis(
+        analysis=request.analysis,
+        video=str(video),
+        out=str(out),
+        args=request.args,
+        sha256=request.sha256,
+        model=str(model) if model else None,
+        model_digest=digest,
+        device=settings.device,
+        decode=attempt.unless_tried(settings.decode),
+        parts=str(parts.folder),
+        part_seconds=settings.checkpoint_seconds,
+        model_bytes=settings.model_bytes // pool.CHILDREN,
+        tuning=tuning_memory.fetch(storage, attempt.bucket, digest) if digest is not None else {},
+    )
+
+
+def _digest(request: Request) -> str | None:
+    return request.model.digest if request.model is not None else None
+
+
+def _ask_the_network(
+    attempt: RunAttempt, task: messages.RunAnalysis, parts: Checkpoints
+) -> AnalysisOutput:
+    """Have a child run the analysis, and keep its checkpoints and what it learned of its speed."""
+    context, request, held = attempt.context, attempt.request, attempt.claim
+    size = _frame_size(request)
+    patience = _patience(attempt, size)
+
+    def on_progress(progress: Progress) -> None:
+        held.progress(progress)
+        is_kept = parts.send() > 0
+        worked = patience.measured[1]
+        if is_kept and held.asked_back and worked >= context.settings.turn_seconds:
+            held.gives_way = True
+            raise CancelledRunError("another group's turn: it goes on from its last checkpoint")
+
+    options = attempt.call_options(attempt.folders.film)
+    options |= {"on_progress": on_progress, "wall_seconds": patience}
+    makes_ready = analyses.get(request.analysis).makes_ready
+    held.stage("wait")
+    try:
+        output = messages.ask(context.gpu.call, task, makes_ready=makes_ready, **options)
+    finally:
+        parts.send()
+    frames, seconds = patience.measured
+    context.record.measured(request.analysis, request.model, size, frames, seconds)
+    device = output.details.get("device")
+    if isinstance(device, str) and device.isprintable():
+        context.record.runs_on(device)
+    if (digest := _digest(request)) is not None:
+        tuning_memory.keep(context.storage, attempt.bucket, digest, output.tuning)
+    return output
+
+
+def _frame_size(request: Request) -> tuple[int, int]:
+    """Return the width and height, in pixels, of what goes through the network."""
+    crop = request.args.get("crop")
+    if crop:
+        return crop["x2"] - crop["x1"], crop["y2"] - crop["y1"]
+    return request.probe.width, request.probe.height
+
+
+def _patience(attempt: RunAttempt, size: tuple[int, int]) -> Patience:
+    request = attempt.request
+    analysis = analyses.get(request.analysis)
+    frames = request.probe.frames
+    if analysis.wall_seconds is not None:
+        return Patience.of(analysis.wall_seconds(request.args, frames))
+    return Patience(
+        frames,
+        analysis.slowest_frame,
+        batch=request.args.get("batch_size"),
+        usual=attempt.context.record.frames_per_second(request.analysis, request.model, size),
+    )
+
+
+# -- the tables ------------------------------------------------------------------------------------
+
+
+def _make_tables(attempt: RunAttempt) -> AnalysisOutput:
+    """Have the tables made of the predictions, by a child that never has a film near it."""
+    attempt.claim.stage("write")
+    request, folder = attempt.request, attempt.folders.tables
+    if folder.exists():
+        shutil.rmtree(folder)
+    out = folder / "out"
+    out.mkdir(parents=True)
+    shutil.copyfile(attempt.folders.kept / layout.PREDICTIONS, out / layout.PREDICTIONS)
+    task = messages.FinishAnalysis(
+        analysis=request.analysis,
+        out=str(out),
+        args=request.args,
+        sha256=request.sha256,
+        model_digest=_digest(request),
+        frame_size=(request.probe.width, request.probe.height),
+    )
+    frames = request.probe.frames
+    own = analyses.get(request.analysis).wall_seconds
+    a_frame = ARIMA_A_FRAME if request.args.get("filter") == "arima" else TABLES_A_FRAME
+    seconds = own(request.args, frames) if own else QUIET_SECONDS + a_frame * frames
+    options = attempt.call_options(folder)
+    output = messages.ask(attempt.context.tables_child.call, task, wall_seconds=seconds, **options)
+    attempt.take_tables()
+    return output
+
+
+# -- inference.json --------------------------------------------------------------------------------
+
+
+def _publish_inference(attempt: RunAttempt, output: AnalysisOutput, fetch_seconds: float) -> None:
+    """Publish the files and inference.json; pass the run on to render, or end it."""
+    attempt.claim.stage("publish")
+    analysis = analyses.get(attempt.request.analysis)
+    needed = POSES if analysis.renders else None
+    # Render goes on with the log, and leaves all of it under its name.
+    apart = {RUN_LOG} if analysis.renders else set()
+    attempt.publish_kept(analysis.name, needed, apart)
+    inference = _inference(attempt.request, output, attempt.claim.artefacts, fetch_seconds)
+    if analysis.renders:
+        attempt.context.storage.create(attempt.bucket, attempt.run.inference, inference.to_json())
+        attempt.clear_checkpoints()
+        attempt.claim.end("done")
+        attempt.context.send("render", run=attempt.run.prefix)
+    else:
+        attempt.claim.end("done")
+        attempt.succeed(inference, {})
+        attempt.clear_checkpoints()
+
+
+def _inference(
+    request: Request, output: AnalysisOutput, published: list[Artefact], fetch_seconds: float
+) -> Inference:
+    found = output.model_dump(exclude={"tuning"})
+    version = output.analysis_version or analyses.get(request.analysis).version
+    more = {
+        "analysis_id": request.analysis_id,
+        "analysis_version": version,
+        "artefacts": published,
+        "timings": {"fetch": fetch_seconds, **output.timings},
+    }
+    return Inference.model_validate({**found, **more})

@@ -1,0 +1,120 @@
+"""Render: the labelled video and the plots of a run's poses, and the run's end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from posedrop.buckets import layout
+from posedrop.buckets.layout import RUN_LOG
+from posedrop.buckets.records import Inference, Model
+from posedrop.errors import AnalysisError, RecordError
+from worker.child import messages
+from worker.child.patience import Patience
+from worker.context import Context
+from worker.jobs.attempt import POSES, POSES_FILTERED, RunAttempt, walls
+from worker.jobs.lifecycle import perform
+
+#: Seconds that drawing a frame takes at most, on a slow processor.
+SLOWEST_FRAME = 1.0
+#: The likelihood from which a keypoint is drawn, where neither request nor model says so.
+DEFAULT_PCUTOFF = 0.6
+
+
+def render(context: Context, run: str) -> None:
+    """Draw the poses of a run and end it."""
+    perform(context, run, "render", _render)
+
+
+def _render(attempt: RunAttempt) -> None:
+    context, claim, folders = attempt.context, attempt.claim, attempt.folders
+    inference = _read_inference(attempt)
+    video = attempt.fetch_video()
+    poses = _fetch_poses(attempt, inference)
+    out = folders.film / "out"
+    out.mkdir()
+    attempt.check()
+    output = messages.ask(
+        context.cpu.call,
+        _task(attempt, attempt.model(), video, poses, out),
+        wall_seconds=Patience(attempt.request.probe.frames, SLOWEST_FRAME),
+        **attempt.call_options(folders.film),
+    )
+    claim.stage("publish")
+    attempt.take(out, layout.DRAWN)
+    attempt.publish_kept("render", layout.DRAWN[0])
+    details = {**inference.details, "render_walls": walls(context.cpu)}
+    if output.encode is not None:
+        details["encode"] = output.encode.model_dump()
+    kept = [artefact for artefact in inference.artefacts if artefact.name != RUN_LOG]
+    timings = {f"render_{name}": seconds for name, seconds in output.timings.items()}
+    claim.end("done")
+    changes = {"details": details, "artefacts": kept + claim.artefacts}
+    attempt.succeed(inference.model_copy(update=changes), timings)
+
+
+def _read_inference(attempt: RunAttempt) -> Inference:
+    """Return what infer wrote.
+
+    Raises:
+        AnalysisError: it is gone (code ``no_poses``) or damaged.
+        RecordError: code ``newer_record``: it is for a newer worker.
+    """
+    storage = attempt.context.storage
+    try:
+        inference = storage.read_record(attempt.bucket, attempt.run.inference, Inference)
+    except RecordError as error:
+        if error.code == "newer_record":
+            raise
+        words = f"{error.message}: `posedrop analyse` makes the run anew, from its predictions"
+        raise AnalysisError(words, code=error.code) from error
+    if inference is None:
+        raise AnalysisError("the poses of this run are gone; ask again with force", code="no_poses")
+    return inference
+
+
+def _fetch_poses(attempt: RunAttempt, inference: Inference) -> Path:
+    """Put the tables into ``film/poses``, and infer's log where the child goes on with it.
+
+    Returns:
+        The folder of the tables.
+
+    Raises:
+        AnalysisError: code ``damaged_poses``: a table has other content than infer wrote.
+    """
+    film = attempt.folders.film
+    poses = film / "poses"
+    poses.mkdir()
+    by_name = {artefact.name: artefact for artefact in inference.artefacts}
+    for name in (POSES, POSES_FILTERED):
+        if name in by_name:
+            key = attempt.run.key(by_name[name].object_name)
+            if not attempt.fetch(key, poses / name, by_name[name].sha256):
+                raise AnalysisError(f"{name} is not what infer wrote", code="damaged_poses")
+    if RUN_LOG in by_name:
+        key = attempt.run.key(by_name[RUN_LOG].object_name)
+        attempt.context.storage.download(attempt.bucket, key, film / RUN_LOG)
+    return poses
+
+
+def _task(
+    attempt: RunAttempt, model: Model | None, video: Path, poses: Path, out: Path
+) -> messages.RenderVideo:
+    settings, args = attempt.context.settings, attempt.request.args
+    filtered = poses / POSES_FILTERED
+    pcutoff = args.get("pcutoff")
+    if pcutoff is None:
+        pcutoff = model.pcutoff if model else DEFAULT_PCUTOFF
+    return messages.RenderVideo(
+        video=str(video),
+        poses=str(poses / POSES),
+        poses_filtered=str(filtered) if filtered.is_file() else None,
+        out=str(out),
+        pcutoff=pcutoff,
+        style=args.get("style", {}),
+        skeleton=model.skeleton if model else [],
+        start=args.get("start", 0),
+        stop=args.get("stop"),
+        stride=args.get("stride", 1),
+        device=settings.device,
+        encode=attempt.unless_tried(settings.encode),
+    )
