@@ -144,23 +144,23 @@ def _be_constant(seconds_a_frame: float) -> None:
     free = time.monotonic()
     ends: deque[float] = deque()
 
-    class Constant(guard.Arithmetic):
+    class Constant(guard.PrecisionGuard):
         learns = False
 
-        def launch(self, pixels: torch.Tensor, count: int) -> guard.Launched:
+        def launch(self, pixels: torch.Tensor, count: int) -> guard.InFlightBatch:
             nonlocal free
             free = max(free, time.monotonic()) + seconds_a_frame * len(pixels)
             ends.append(free)
-            return guard.Launched(pixels, None, fast=False, count=count)
+            return guard.InFlightBatch(pixels, None, fast=False, count=count)
 
-        def collect(self, batch: guard.Launched) -> Any:
+        def collect(self, batch: guard.InFlightBatch) -> Any:
             left = ends.popleft() - time.monotonic()
             if left > 0:  # to sleep for no time takes some
                 time.sleep(left)
             self.state.frames += batch.count
             return {"bodypart": {"poses": torch.zeros((len(batch.x), 1, 4, 3))}}, []
 
-    passes.Arithmetic = Constant  # type: ignore[misc]
+    passes.PrecisionGuard = Constant  # type: ignore[misc]
     staging._shown = lambda packed, _: packed
 
 
@@ -174,7 +174,7 @@ def on_a_device(payload: dict[str, Any], report: Any) -> dict[str, Any]:
     from worker.child.analysis import run_analysis
     from worker.engine import passes
 
-    if passes.Arithmetic.__name__ != "Constant":
+    if passes.PrecisionGuard.__name__ != "Constant":
         _be_constant(DEVICE_SECONDS)
         passes.accelerated = lambda _: True
     return run_analysis(payload, report)
@@ -220,26 +220,27 @@ def network_and_matrices(model: str, film: str, rounds: int) -> dict[str, float]
     from torch.utils.flop_counter import FlopCounterMode
 
     from worker.engine import network
-    from worker.precision import guard
+    from worker.gpu.staging import normalised
+    from worker.precision.variants import ModelVariants
     from worker.video import decode
 
     loaded = network.load(Path(model), None, "cpu").pose.model
     _, frame = next(decode.frames(Path(film), order="bgr"))
-    picture = guard.normalised(torch.from_numpy(frame[None]))
+    picture = normalised(torch.from_numpy(frame[None]))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         loaded(picture)
-    machine = guard.Machine(loaded, "cpu")
+    variants = ModelVariants(loaded, "cpu")
     size = 2048
     square = torch.randn(size, size)
     half = square.to(torch.bfloat16)
     with torch.inference_mode():
-        features = machine.exact.backbone(picture)
+        features = variants.exact.backbone(picture)
         timed: dict[str, Callable[[], Any]] = {
-            "fp32": lambda: machine.tiled(picture),
-            "bf16": lambda: machine.form("bf16", "winograd")(picture),
-            "bf16_untiled": lambda: machine.form("bf16", "direct")(picture),
-            "untiled": lambda: machine.exact(picture),
-            "head": lambda: machine.exact.heads["bodypart"](features),
+            "fp32": lambda: variants.tiled()(picture),
+            "bf16": lambda: variants.form("bf16", "winograd")(picture),
+            "bf16_untiled": lambda: variants.form("bf16", "direct")(picture),
+            "untiled": lambda: variants.exact(picture),
+            "head": lambda: variants.exact.heads["bodypart"](features),
             "fp32_peak": lambda: square @ square,
             "bf16_peak": lambda: half @ half,
         }

@@ -129,7 +129,7 @@ def network_alone(
 
     from worker.engine import network
     from worker.gpu.graphs import Graphed, recorder_of
-    from worker.precision import guard
+    from worker.precision.variants import ModelVariants
 
     where = torch.device(device)
     loaded = network.load(Path(model), None, device).pose.model
@@ -156,11 +156,11 @@ def network_alone(
     with torch.inference_mode():
         for batch in batches:
             time_it("stock fp32", batch, loaded, pictures[:batch])
-        machine = guard.Machine(loaded, device)
+        variants = ModelVariants(loaded, device)
         for batch in batches:
             x = pictures[:batch].contiguous(memory_format=torch.channels_last)
             for numbers in ("fp32", "fp16"):
-                form = machine.form(numbers, "direct")  # type: ignore[arg-type]
+                form = variants.form(numbers, "direct")  # type: ignore[arg-type]
                 time_it(f"{numbers} eager", batch, form, x)
                 recorder = recorder_of(where)
                 if recorder is not None:
@@ -178,7 +178,7 @@ def decode_alone(film: str, device: str) -> dict[str, Any]:
     from av.codec.context import CodecContext
     from av.codec.hwaccel import HWAccel
 
-    from worker.video import cuda_decode, decode
+    from worker.video import cuda_decode, numbering
 
     path, number = Path(film), device.partition(":")[2] or "0"
     speeds: dict[str, float] = {}
@@ -214,7 +214,7 @@ def decode_alone(film: str, device: str) -> dict[str, Any]:
 
     def by_posedrop() -> Iterator[Any]:
         card = cuda_decode.Card("cuda", device)
-        yield from decode.numbered(path, decode.Reading(), card=card)
+        yield from numbering.numbered(path, numbering.Reading(), card=card)
         if card.used != "cuda":
             raise RuntimeError(card.why)
 

@@ -369,10 +369,10 @@ def _read(film: Path, frames: int) -> list[Any]:
     """Return frames spread over a film, as a network wants them."""
     import torch
 
-    from worker.precision.guard import normalised
-    from worker.video import decode
+    from worker.gpu.staging import normalised
+    from worker.video import containers, decode
 
-    stride = max(1, decode.count(film) // frames)
+    stride = max(1, containers.count(film) // frames)
     found = []
     for _, frame in decode.frames(film, order="bgr", stride=stride):
         found.append(normalised(torch.from_numpy(frame[None]))[0].contiguous())

@@ -441,7 +441,7 @@ def learnt(config: dict[str, Any], pictures: Pictures, trained: Path | None = No
     import torch
     from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
 
-    from worker.precision.guard import normalised
+    from worker.gpu.staging import normalised
 
     config = copy.deepcopy(config)
     for head in config["heads"].values():
@@ -536,7 +536,7 @@ def stand_out(model: Any, pictures: Pictures) -> float:
     """
     import torch
 
-    from worker.precision.guard import normalised
+    from worker.gpu.staging import normalised
 
     def found(read: Any) -> Any:
         with torch.no_grad():
@@ -583,7 +583,7 @@ def detector_that_knows(config: dict[str, Any], pictures: Pictures) -> tuple[dic
     from torchvision.ops import box_iou
 
     from worker.engine.detectors import nothing_downloaded
-    from worker.precision.guard import normalised
+    from worker.gpu.staging import normalised
 
     with nothing_downloaded():
         adaptor = DETECTORS.build(dict(config))

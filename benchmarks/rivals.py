@@ -36,6 +36,8 @@ from tests.support.samples import REPOSITORY, Sample, sample
 OUT, TABLE = REPOSITORY / "build/rivals.json", REPOSITORY / "build/rivals.md"
 #: timm's names of backbones; the last is what a new project of DeepLabCut's has.
 MODELS = ("resnet18", "resnet50", "resnet50_gn")
+#: Frames at once.
+BATCHES = (1, 8)
 #: Frames of the film; heatmaps of all are compared.
 FRAMES = 8
 #: A keypoint counts from this likelihood on, as in the mouse's project.
@@ -44,20 +46,13 @@ REFERENCE = "stock"
 
 
 def measure(
-    folder: Path,
-    model: Path,
-    film: Path,
-    engines: Sequence[str],
-    batches: Sequence[int],
-    rounds: int,
-    threads: int,
+    folder: Path, model: Path, film: Path, engines: Sequence[str], rounds: int, threads: int
 ) -> dict[str, Any]:
     """Return what each engine makes of a model, by engine and batch, as JSON types.
 
     Args:
         folder: for logs, and for what was found.
         engines: of ENGINES; the reference is the first of them.
-        batches: frames at once, each a divisor of FRAMES.
     """
     alive = {name: Alive(network_by_engine, folder / f"{name}.log") for name in engines}
     found: dict[str, Any] = {}
@@ -75,7 +70,7 @@ def measure(
     try:
         for name in engines:
             found[name] = {"batches": {}}
-            for batch in batches:
+            for batch in BATCHES:
                 out = folder / f"{name}_{batch}.npz"
                 answer = ask(name, batch, out)
                 took = f"{answer['prepare']:.0f} s" if "prepare" in answer else "impossible"
@@ -88,10 +83,10 @@ def measure(
                 found[name]["batches"][str(batch)] = {
                     "prepare": answer["prepare"],
                     "rounds": [],
-                    **compared(folder / f"{REFERENCE}_{batches[0]}.npz", out),
+                    **compared(folder / f"{REFERENCE}_{BATCHES[0]}.npz", out),
                 }
         for number in range(rounds):
-            for batch in batches:
+            for batch in BATCHES:
                 names = list(alive)
                 shift = number % len(names)
                 for name in names[shift:] + names[:shift]:
@@ -132,8 +127,7 @@ def compared(reference: Path, found: Path) -> dict[str, float]:
 def table(measured: dict[str, Any]) -> str:
     """Return what was measured as a table of Markdown, and what it was measured on."""
     models = measured["models"]
-    batches = measured["batches"]
-    head = ["", "", *(f"{name}, {batch} at once" for name in models for batch in batches)]
+    head = ["", "", *(f"{name}, {batch} at once" for name in models for batch in BATCHES)]
     head += [f"{name}: heatmap, keypoint" for name in models]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     without: dict[str, None] = {}
@@ -147,7 +141,7 @@ def table(measured: dict[str, Any]) -> str:
             }
             continue
         row = [engine.title, engine.numbers]
-        row += [_time(cell, batch) for cell in cells for batch in batches]
+        row += [_time(cell, batch) for cell in cells for batch in BATCHES]
         row += [_difference(cell) for cell in cells]
         lines.append("| " + " | ".join(row) + " |")
     versions = {
@@ -208,7 +202,6 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(MODELS)}")
     parser.add_argument("--resnet50", type=Path, help="a project's folder, for resnet50")
     parser.add_argument("--engines", default=",".join(ENGINES), help=f"of {', '.join(ENGINES)}")
-    parser.add_argument("--batches", default="1,8", help=f"frames at once, divisors of {FRAMES}")
     parser.add_argument("--rounds", type=int, default=9, help="each engine's turns (9)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--table", action="store_true", help="print what was measured")
@@ -219,13 +212,9 @@ def main() -> None:
     models, engines = given.models.split(","), given.engines.split(",")
     if unknown := {*models} - {*MODELS} | {*engines} - {*ENGINES}:
         parser.error(f"there is no {', '.join(sorted(unknown))}")
-    batches = [int(batch) for batch in given.batches.split(",")]
-    if any(batch < 1 or FRAMES % batch for batch in batches):
-        parser.error(f"--batches have to be divisors of {FRAMES}")
     engines = [REFERENCE, *(name for name in ENGINES if name in engines and name != REFERENCE)]
     measured: dict[str, Any] = {
-        "processor": _processor(), "threads": given.threads, "rounds": given.rounds,
-        "batches": batches, "models": {},
+        "processor": _processor(), "threads": given.threads, "rounds": given.rounds, "models": {},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -240,7 +229,7 @@ def main() -> None:
             place = folder / f"found_{model}"
             place.mkdir()
             measured["models"][model] = measure(
-                place, project, mouse.film, engines, batches, given.rounds, given.threads
+                place, project, mouse.film, engines, given.rounds, given.threads
             )
             OUT.parent.mkdir(exist_ok=True)
             OUT.write_text(json.dumps(measured, indent=1))

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from posedrop.analyses.superanimal import SuperAnimalArgs
-from tests.support.animals import herd_film, make_project, zoo_weights
+from tests.support.animals import make_project, two_animal_film, zoo_weights
 from tests.support.lab import Embedded, Lab
 from tests.support.samples import REPOSITORY
 
@@ -34,7 +34,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def file_id(lab: Lab, tmp_path: Path) -> str:
     """Two animals, uploaded by a tool."""
     key = f"{tmp_path.name}.mp4"
-    lab.s3().upload_file(str(herd_film(tmp_path / "herd.mp4", range(FRAMES))), "videos", key)
+    lab.s3().upload_file(str(two_animal_film(tmp_path / "herd.mp4", range(FRAMES))), "videos", key)
     return str(lab.file(key)["file_id"])
 
 

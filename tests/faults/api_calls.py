@@ -11,21 +11,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
-from moto.server import ThreadedMotoServer
+from tests.support.filled_api import TOKEN, filled_api
 
-from handlers.app import create_app
-from posedrop.settings import load
-from posedrop.transport import queue
-from tests.support.old_buckets import BUCKETS, OldBuckets
-from tests.support.serving import serving
-
-TOKEN = "of-the-api"
 #: A name that nobody knows (of a model, an analysis, a cursor) is 422, and no document can say so.
 UNWANTED_CHECKS = "positive_data_acceptance"
 #: Calls of the document's examples, of each of its limits, made up, and one after another.
@@ -40,37 +30,6 @@ class Calls:
     made: int
     failed: bool
     report: str
-
-
-@contextmanager
-def filled_api(folder: Path) -> Iterator[str]:
-    """Serve the API, with a token, on buckets with films and runs of every state; its address."""
-    store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    store.start()
-    host, port = store.get_host_and_port()
-    given = {
-        "s3_endpoint": f"http://{host}:{port}",
-        "s3_access_key": "test",
-        "s3_secret_key": "test-secret",
-        "api_token": TOKEN,
-    }
-    client = boto3.client(
-        "s3",
-        endpoint_url=given["s3_endpoint"],
-        region_name="us-east-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test-secret",
-    )
-    old = OldBuckets("cf9bc21")
-    for bucket in BUCKETS:
-        client.create_bucket(Bucket=bucket)
-    for bucket, key in old.objects:
-        client.put_object(Bucket=bucket, Key=key, Body=old.read(bucket, key))
-    try:
-        with serving(create_app(load(folder, given), queue.connect("stub://"))) as url:
-            yield url
-    finally:
-        store.stop()
 
 
 def call(url: str, folder: Path, *, examples: int, seed: int, phases: str = PHASES) -> Calls:

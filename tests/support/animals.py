@@ -70,7 +70,7 @@ def spot(picture: npt.NDArray[np.float64], x: float, y: float, colour: Sequence[
     picture += weight * np.asarray(colour)
 
 
-def herd_film(path: Path, frames: Sequence[int], *, animals: bool = True) -> Path:
+def two_animal_film(path: Path, frames: Sequence[int], *, animals: bool = True) -> Path:
     """Write these frames of two animals and a white corner, without loss."""
     import av
 

@@ -19,7 +19,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tests.support import videos
-from worker.video import decode
+from worker.video import decode, numbering
 
 Change = Literal["none", "far_off", "shuffled", "pts_is_dts", "offset", "hours"]
 Shape = Literal["whole", "joined", "cut_start"]
@@ -170,9 +170,9 @@ def opencv_frames(path: Path) -> Iterator[np.ndarray]:
         yield frame
 
 
-def agree(path: Path) -> decode.Reading:
+def agree(path: Path) -> numbering.Reading:
     """Check that a film's frames are those of OpenCV: as many, in its order, its pixels."""
-    reading = decode.Reading()
+    reading = numbering.Reading()
     ours = decode.frames(path, order="bgr", reading=reading)
     for count, (found, expected) in enumerate(zip_longest(ours, opencv_frames(path))):
         assert found is not None, f"OpenCV reads more than {count}"
@@ -184,7 +184,7 @@ def agree(path: Path) -> decode.Reading:
     return reading
 
 
-def check(path: Path, film: Film) -> decode.Reading:
+def check(path: Path, film: Film) -> numbering.Reading:
     """Check that a film without damage is read whole, and that its times can be."""
     reading = agree(path)
     assert not len(reading.lost)

@@ -315,8 +315,8 @@ def test_ls_analyses(tmp_path: Path, api: Api) -> None:
 
 def test_quality_is_shown_and_asked_for(tmp_path: Path, api: Api) -> None:
     """A list has the score; a run the reasons, too. Videos have none."""
-    row = run_json() | {"key": "day1/film.mp4", "created_at": "2026-01-02T03:04:05Z"}
-    api.answers["GET /analyses"] = {"items": [row | {"quality": 61.3}], "next": None}
+    row = run_row_json() | {"quality": 61.3}
+    api.answers["GET /analyses"] = {"items": [row], "next": None}
     told = call(tmp_path, "ls", "--analyses", "--order", "quality").output
     assert told.split()[1:3] == ["succeeded", "61"]
     assert api.asked[-1].url.params["order"] == "quality"

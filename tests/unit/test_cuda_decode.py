@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 
 from tests.support import videos
 from tests.support.pretended_cards import Fault, PretendedCard
-from worker.video import cuda_decode, decode
+from worker.video import cuda_decode, decode, numbering
 from worker.video.cuda_decode import Card, DecodedOtherwiseError
 
 Make = Callable[[Path], Path]
@@ -23,15 +23,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "video"
 
 
-@pytest.fixture(autouse=True)
-def knows_nothing() -> Iterator[None]:
-    cuda_decode._faster.clear()
-    yield
-    cuda_decode._faster.clear()
-
-
-def card(fault: Fault | None = None, wanted: str = "cuda", device: str = "cuda:0") -> Card:
-    made = PretendedCard(wanted, device)
+def card(
+    fault: Fault | None = None,
+    wanted: str = "cuda",
+    device: str = "cuda:0",
+    speeds: cuda_decode.DecodeSpeeds | None = None,
+) -> Card:
+    made = PretendedCard(wanted, device, speeds)
     if fault is not None:
         made.fault = fault
     return made
@@ -39,9 +37,9 @@ def card(fault: Fault | None = None, wanted: str = "cuda", device: str = "cuda:0
 
 def read(
     path: Path, by: Card | None, stop: int | None = None
-) -> tuple[dict[int, str], decode.Reading]:
+) -> tuple[dict[int, str], numbering.Reading]:
     """Return the hash of each frame's pixels by its number, and what was found out."""
-    reading = decode.Reading()
+    reading = numbering.Reading()
     shown = decode.frames(path, stop=stop, reading=reading, card=by)
     found = {number: hashlib.sha256(image).hexdigest() for number, image in shown}
     if by is not None:
@@ -207,15 +205,14 @@ def test_auto_takes_who_is_faster(path: Path) -> None:
     made = long(path)
     kind = ("cuda:0", ("h264", 64, 48, "yuv420p"))
     for rates, used in (((100.0, 200.0), "cuda"), ((200.0, 100.0), "cpu")):
-        cuda_decode._faster[kind] = rates
-        by = card(wanted="auto")
+        by = card(wanted="auto", speeds={kind: rates})
         same(made, by)
         assert by.used == used
         assert "frames/s by the card" in by.why
-    cuda_decode._faster.clear()
-    same(made, card(wanted="auto"))
-    assert set(cuda_decode._faster) == {kind}
-    assert all(rate > 0 for rate in cuda_decode._faster[kind])
+    speeds: cuda_decode.DecodeSpeeds = {}
+    same(made, card(wanted="auto", speeds=speeds))
+    assert set(speeds) == {kind}
+    assert all(rate > 0 for rate in speeds[kind])
 
 
 def test_auto_leaves_short_films_and_other_devices_to_the_cpu(path: Path) -> None:
@@ -227,7 +224,7 @@ def test_auto_leaves_short_films_and_other_devices_to_the_cpu(path: Path) -> Non
     for wanted, device in (("auto", "cpu"), ("auto", "mps"), ("cpu", "cuda")):
         by = card(wanted=wanted, device=device)
         same(path, by)
-        assert (by.told()["used"], by.told()["by_card"]) == ("cpu", 0)
+        assert (by.summary()["used"], by.summary()["by_card"]) == ("cpu", 0)
     assert PretendedCard.opened == 0
 
 
@@ -236,7 +233,7 @@ def test_a_machine_without_a_card_says_so(path: Path) -> None:
     for wanted in ("auto", "cuda"):
         by = Card(wanted, "cuda:0")
         same(long(path), by)
-        assert by.told()["used"] == "cpu"
+        assert by.summary()["used"] == "cpu"
         assert by.why.startswith("there is no card that FFmpeg can reach")
     assert cuda_decode.lacking("cuda:0").startswith("there is no card that FFmpeg can reach")
 

@@ -75,7 +75,7 @@ def test_batches_of_a_film_are_replayed(odd: str) -> None:
     assert device.recorded == [(4, 2, 8, 8)]
     assert device.replays == 8
     assert network.calls == SEEN + WARM_UPS + 1 + PROOFS
-    assert graphs.told() == {"replays": 8, "why_not": ""}
+    assert graphs.summary() == {"replays": 8, "why_not": ""}
     assert graphs.bytes > 0
 
 
@@ -89,7 +89,7 @@ def test_what_can_not_be_recorded_goes_on_as_it_is(odd: str, why: str) -> None:
     batches = [pictures(number) for number in range(SEEN + 4)]
     graphs = Graphs(device)
     found = through(graphs, network, batches)
-    assert why in graphs.told()["why_not"]
+    assert why in graphs.summary()["why_not"]
     assert graphs.bytes == 0
     assert device.held == 0
     if odd != "counts":  # nobody could say what it should be
@@ -144,7 +144,7 @@ def test_a_device_without_room_for_a_recording_computes_all_the_same() -> None:
     graphs = Graphs(device)
     batches = [pictures(number) for number in range(SEEN + 2)]
     assert_same(through(graphs, network, batches), "", batches)
-    assert "no room" in graphs.told()["why_not"]
+    assert "no room" in graphs.summary()["why_not"]
     assert (device.replays, device.held) == (0, 0)
 
 
@@ -155,4 +155,4 @@ def test_where_nothing_records_the_network_is_called() -> None:
     batches: list[Any] = [pictures(1), pictures(2)]
     assert_same(through(graphs, network, batches), "", batches)
     assert network.calls == 2
-    assert graphs.told() == {"replays": 0, "why_not": ""}
+    assert graphs.summary() == {"replays": 0, "why_not": ""}

@@ -127,12 +127,12 @@ def _stocked() -> MemoryStorage:
     )
     _put_record(storage, layout.pending_request(asked, "q" * 16), question)
     for letter, names in {"r": ("request",), "s": ("request", "result"), "t": ("result",)}.items():
-        run = layout.run_prefix(ready, "dummy", letter * 16)
+        run = layout.Run(layout.run_prefix(ready, "dummy", letter * 16))
         if "request" in names:
-            _put_record(storage, f"{run}/{layout.REQUEST}", _request(ready, letter * 16))
+            _put_record(storage, run.request, _request(ready, letter * 16))
         if "result" in names:
-            _put_record(storage, f"{run}/{layout.RESULT}", _result(ready, letter * 16))
-        storage.put(RESULTS, layout.attempt(run, 1), b"{}")
+            _put_record(storage, run.result, _result(ready, letter * 16))
+        storage.put(RESULTS, run.attempt(1), b"{}")
     return storage
 
 

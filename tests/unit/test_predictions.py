@@ -37,7 +37,7 @@ ABOUT: dict[str, Any] = {
 
 def made(values: np.ndarray, decoded: np.ndarray) -> Predictions:
     frames = np.arange(len(decoded))
-    found = predictions.spread({"bodyparts": values}, decoded)
+    found = predictions.with_missing_rows({"bodyparts": values}, decoded)
     return Predictions(frames, frames / 30, decoded, found, ABOUT)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from worker import tuning_memory
 from worker.precision import tuning
-from worker.precision.guard import Kind, Numbers
 from worker.precision.tuning import Memory, Way
+from worker.precision.variants import Kind, Numbers
 
 KINDS: dict[Numbers, list[Kind]] = {
     "bf16": ["direct", "winograd"],

@@ -13,7 +13,7 @@ import pytest
 from posedrop.buckets.records import Probe
 from posedrop.errors import RefusedVideoError
 from tests.support import videos
-from worker.video import canvas, decode, preflight
+from worker.video import canvas, containers, decode, numbering, preflight
 
 Make = Callable[[Path], Path]
 
@@ -79,7 +79,7 @@ def test_probe_says_what_the_frames_are(make: Make, path: Path) -> None:
     assert (found.height, found.width) == frames[0].shape[:2]
     assert found.frames == len(frames)
     assert found.frames_counted
-    assert decode.count(path) == len(frames)
+    assert containers.count(path) == len(frames)
     assert found.fps > 0
     assert found.duration > 0
 
@@ -139,7 +139,7 @@ def test_damage_in_the_middle_costs_only_the_frames_it_hit(path: Path) -> None:
     """What can't be decoded is left out; the frames before and behind it come, each as itself."""
     videos.damaged(path)
     whole = list(videos.pictures(60, 160, 120))
-    reading = decode.Reading()
+    reading = numbering.Reading()
     found = list(decode.frames(path, reading=reading))
     assert 30 <= len(found) < 60
     for number, frame in (found[0], found[-1]):

@@ -56,7 +56,7 @@ class Convolution(nn.Module):
     """A convolution, alone or with what comes after it."""
 
     def __init__(self, plain: nn.Conv2d, after: After) -> None:
-        """Do as ``plain``, whose weights it shares, and what comes ``after``."""
+        """Compute what ``plain`` does, by the same weights, and what comes ``after``."""
         super().__init__()
         self.plain = plain
         self._after = after
@@ -65,7 +65,7 @@ class Convolution(nn.Module):
 
     @property
     def packed_bytes(self) -> int:
-        """What its weights take a second time, as oneDNN wants them."""
+        """Bytes that the weights take a second time, as oneDNN wants them."""
         return len(self._packed) * self.plain.weight.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Convolution(nn.Module):
         return found
 
     def forget(self) -> None:
-        """Let go of the weights that were laid out; the next frame needs them anew."""
+        """Drop the weights that were laid out; the next frame needs them anew."""
         self._packed.clear()
 
     def _laid_out(self, x: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Tiled(Convolution):
     """A convolution of 3x3 with a quarter of the multiplications (:mod:`worker.cpu.winograd`)."""
 
     def __init__(self, plain: nn.Conv2d, after: After) -> None:
-        """Do as ``plain``, whose weights it shares, and what comes ``after``."""
+        """Compute what ``plain`` does, by the same weights, and what comes ``after``."""
         super().__init__(plain, after)
         self._dilation = plain.dilation[0]
         self._tiles: dict[tuple[int, ...], Tensor] = {}
@@ -119,11 +119,11 @@ class Tiled(Convolution):
 
     @property
     def packed_bytes(self) -> int:
-        """What its weights take a second time."""
+        """Bytes that the weights take a second time."""
         return super().packed_bytes + sum(tiles.nbytes for tiles in self._tiles.values())
 
     def forget(self) -> None:
-        """Let go of the weights that were laid out; the next frame needs them anew."""
+        """Drop the weights that were laid out; the next frame needs them anew."""
         super().forget()
         self._tiles.clear()
 
@@ -157,7 +157,7 @@ class Block(nn.Module):
     """timm's or torchvision's ``BasicBlock`` or ``Bottleneck``."""
 
     def __init__(self, plain: Any, make: Maker, *, owns_input: bool) -> None:
-        """Do as ``plain``; where it ``owns_input``, its output may take the input's place."""
+        """Compute what ``plain`` does; its output may replace an input that it ``owns``."""
         super().__init__()
         first, last = [plain.conv1], plain.conv2
         if type(plain) in {Bottleneck, resnet.Bottleneck}:
@@ -182,7 +182,7 @@ class Head(nn.Module):
     """
 
     def __init__(self, plain: Any) -> None:
-        """Do as ``plain``."""
+        """Compute what ``plain`` does."""
         super().__init__()
         both = [plain.heatmap_head.deconv_layers[0], plain.locref_head.deconv_layers[0]]
         self.predictor = plain.predictor
@@ -202,7 +202,7 @@ class PafHead(nn.Module):
     """
 
     def __init__(self, plain: Any, dtype: torch.dtype = torch.float32) -> None:
-        """Do as ``plain``, in ``dtype``."""
+        """Compute what ``plain`` does, in ``dtype``."""
         super().__init__()
         self.predictor = plain.predictor
         stages = list(zip(plain.hm_ref_layers, plain.paf_ref_layers, strict=True))
@@ -290,18 +290,18 @@ def fuse(module: nn.Module, make: Maker = Convolution) -> int:
 
 
 def fuse_tiled(module: nn.Module) -> int:
-    """Do as :func:`fuse`, with convolutions that multiply less; return how many of those."""
+    """Put fused parts into a module like :func:`fuse`; return how many of them multiply less."""
 
     def made(one: nn.Conv2d, after: After) -> Convolution:
         tiled = winograd.suits(one) and after in {"relu", "none"}
-        return (Tiled if tiled else Convolution)(one, after)
+        return Tiled(one, after) if tiled else Convolution(one, after)
 
     fuse(module, made)
     return sum(isinstance(part, Tiled) for part in module.modules())
 
 
 def forget(module: nn.Module) -> None:
-    """Let go of all weights that were laid out for frames of some size."""
+    """Drop all weights that were laid out for frames of some size."""
     for part in module.modules():
         if isinstance(part, Convolution):
             part.forget()

@@ -112,12 +112,12 @@ def convolved(
     tiles = torch.empty((band * _across(width, dilation), IN * IN * channels), dtype=x.dtype)
     for first in range(0, rows, band):
         last = min(first + band, rows)
-        spread(transforms.tile, (pixels, _array(tiles), dilation), first, last)
+        run_on_threads(transforms.tile, (pixels, _array(tiles), dilation), first, last)
         products = torch.ops.mkldnn._convolution_pointwise(
             tiles[None, None].permute(0, 3, 1, 2), weights, None, *_MULTIPLY, "none", [], ""
         )
         products = products.permute(0, 2, 3, 1).reshape(len(tiles), -1)
-        spread(transforms.untile, (_array(products), *outcome), first, last)
+        run_on_threads(transforms.untile, (_array(products), *outcome), first, last)
     return made.permute(0, 3, 1, 2)
 
 
@@ -151,7 +151,9 @@ def _array(x: Tensor) -> Array:
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
-def spread(kernel: Callable[..., None], arguments: tuple[Any, ...], first: int, last: int) -> None:
+def run_on_threads(
+    kernel: Callable[..., None], arguments: tuple[Any, ...], first: int, last: int
+) -> None:
     """Call a kernel for rows from first to last, with as many threads as torch has.
 
     It gets ``arguments``, then ``first``, then the first and the last of a thread's own rows.

@@ -18,7 +18,7 @@ import torch
 from numba import njit, types
 from torch import Tensor
 
-from worker.cpu.winograd import spread
+from worker.cpu.winograd import run_on_threads
 
 Array = np.ndarray[Any, Any]
 #: What becomes of a box.
@@ -55,7 +55,7 @@ def pooled(
         ratio,
     )
     if len(regions):
-        spread(_kernels().pool, arguments, 0, len(regions))
+        run_on_threads(_kernels().pool, arguments, 0, len(regions))
 
 
 def kept(

@@ -24,11 +24,11 @@ from deeplabcut.pose_estimation_pytorch.models.modules import StackedKeypointEnc
 from deeplabcut.pose_estimation_pytorch.runners import CTDTrackingConfig
 
 from posedrop.errors import AnalysisError
-from worker.engine.batches import Feed, Prediction
-from worker.engine.loaded import Warm
+from worker.engine.loaded import LoadedModel
+from worker.engine.predictors import PredictedBatch, Prediction, Predictor
 from worker.gpu.staging import AnyFrame, Frame
 from worker.memory import is_out_of_memory
-from worker.precision.guard import Precision
+from worker.precision.variants import Precision
 from worker.video.planes import Planes
 
 #: Crops that go through the network at once, and frames whose crops are put together, at first.
@@ -44,7 +44,7 @@ _BEGINNING: dict[str, Any] = {
 }
 
 
-class Conditional(Feed):
+class ConditionalPredictor(Predictor):
     """A bottom-up network's poses are the conditions of each frame, and the second one's result.
 
     When *tracking* (DeepLabCut's ``ctd_tracking``), the poses of a frame are the conditions of the
@@ -54,8 +54,8 @@ class Conditional(Feed):
 
     def __init__(
         self,
-        warm: Warm,
-        bottom_up: Feed,
+        loaded: LoadedModel,
+        bottom_up: Predictor,
         batch: int | None,
         precision: Precision,
         *,
@@ -64,23 +64,23 @@ class Conditional(Feed):
         """Begin a film.
 
         Args:
-            warm: the conditional model, with its ``conditions``.
+            loaded: the conditional model, with its ``conditions``.
             bottom_up: takes the frames to those; of no use when tracking.
             batch: crops at once; None: as many as are fast.
         """
-        assert warm.conditions is not None  # noqa: S101  # else it is no conditional model
+        assert loaded.conditions is not None  # noqa: S101  # else it is no conditional model
         self._bottom_up = bottom_up
         self._tracking = tracking
-        self._pose = warm.network.pose
-        self._device = torch.device(warm.network.device).type
-        self._dtype = warm.machine.dtype_for(precision)
-        for network, machine in (
-            (self._pose, warm.machine),
-            (warm.conditions.network.pose, warm.conditions.machine),
+        self._pose = loaded.network.pose
+        self._device = torch.device(loaded.network.device).type
+        self._dtype = loaded.variants.dtype_for(precision)
+        for network, variants in (
+            (self._pose, loaded.variants),
+            (loaded.conditions.network.pose, loaded.conditions.variants),
         ):
             # Autocast casts what goes into torch's own operators alone.
-            network.model = machine.exact if self._dtype is None else machine.plain
-        self._pose.bu_runner = warm.conditions.network.pose
+            network.model = variants.exact if self._dtype is None else variants.plain
+        self._pose.bu_runner = loaded.conditions.network.pose
         self._pose.tracking = CTDTrackingConfig() if tracking else None
         self._pose.dynamic = None
         encoder = getattr(self._pose.model.backbone, "cond_enc", None)
@@ -89,7 +89,7 @@ class Conditional(Feed):
         _drop_flat_boxes(self._pose.preprocessor.components)
         self._take_up(_BEGINNING)
         self._batch = 1 if tracking else batch or BATCH
-        self._ends = True
+        self._bottom_up_is_complete = True
         self.order = "rgb" if tracking or bottom_up.order == "rgb" else "bgr"
         self.setup = {
             "precision": precision,
@@ -98,15 +98,13 @@ class Conditional(Feed):
             "conditions": bottom_up.setup,
         }
 
-    def predictions(
-        self, frames: Iterator[tuple[int, AnyFrame]]
-    ) -> Iterator[tuple[int, Prediction]]:
-        """Yield each frame's; see there."""
+    def predictions(self, frames: Iterator[tuple[int, AnyFrame]]) -> Iterator[PredictedBatch]:
+        """Yield the improved poses, in groups of frames whose crops went together."""
         self._forget()
         pixels = ((number, one) for number, one in frames if not isinstance(one, Planes))
         if self._tracking:
             for number, frame in pixels:
-                yield number, self._improved([frame])[0]
+                yield PredictedBatch([(number, self._improved([frame])[0])])
             return
         numbers: list[int] = []
         group: list[Any] = []
@@ -114,15 +112,15 @@ class Conditional(Feed):
             numbers.append(number)
             group.append((self._rgb(frame), {"cond_kpts": conditions_in(begun)}))
             if len(group) >= self._batch:
-                yield from self._whole(numbers, self._improved(group))
+                yield self._whole(numbers, self._improved(group))
                 numbers, group = [], []
         if group:
-            yield from self._whole(numbers, self._improved(group))
+            yield self._whole(numbers, self._improved(group))
 
     def _begun(
         self, frames: Iterator[tuple[int, Frame]]
     ) -> Iterator[tuple[int, Frame, Prediction]]:
-        """Yield each frame with what the bottom-up network finds in it."""
+        """Yield every frame with what the bottom-up network finds in it."""
         shown: deque[Frame] = deque()
 
         def passed() -> Iterator[tuple[int, Frame]]:
@@ -130,17 +128,16 @@ class Conditional(Feed):
                 shown.append(frame)
                 yield number, frame
 
-        for number, begun in self._bottom_up.predictions(passed()):
-            yield number, shown.popleft(), begun
+        for batch in self._bottom_up.predictions(passed()):
+            for place, (number, begun) in enumerate(batch.frames, 1):
+                self._bottom_up_is_complete = batch.complete and place == len(batch.frames)
+                yield number, shown.popleft(), begun
 
-    def _whole(
-        self, numbers: list[int], found: list[Prediction]
-    ) -> Iterator[tuple[int, Prediction]]:
+    def _whole(self, numbers: list[int], found: list[Prediction]) -> PredictedBatch:
         if len(found) != len(numbers):
             raise AnalysisError(f"{len(numbers)} frames went in, {len(found)} poses came out")
-        for place, (number, prediction) in enumerate(zip(numbers, found, strict=True), 1):
-            self._ends = place == len(numbers)
-            yield number, prediction
+        complete = self._bottom_up_is_complete
+        return PredictedBatch(list(zip(numbers, found, strict=True)), complete)
 
     def _improved(self, group: list[Any]) -> list[Prediction]:
         """Return what DeepLabCut's runner makes of frames, and of their conditions."""
@@ -159,11 +156,6 @@ class Conditional(Feed):
             print(f"out of memory: {self._batch} crops at once from now on")
             if self._device == "cuda":
                 torch.cuda.empty_cache()
-
-    @property
-    def between_batches(self) -> bool:
-        """Whether all that either network began was given."""
-        return self._ends and (self._tracking or self._bottom_up.between_batches)
 
     def rest(self) -> None:
         """Have the bottom-up network rest; groups are of the same frames all the same."""
@@ -187,7 +179,7 @@ class Conditional(Feed):
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Take up what both networks knew in an earlier attempt."""
         self._batch = int(state["batch"])
         if not self._tracking:
             self._bottom_up.resume(state["conditions"])
@@ -197,9 +189,9 @@ class Conditional(Feed):
         for name, value in known.items():
             setattr(self._pose, name, value)
 
-    def told(self) -> dict[str, Any]:
-        """Return what the result tells: of how the conditions were found."""
-        return self._bottom_up.told()
+    def summary(self) -> dict[str, Any]:
+        """Return what result.json says of how the conditions were found."""
+        return self._bottom_up.summary()
 
 
 class DrawnConditions:

@@ -2,7 +2,7 @@
 
 Imported in the child process only: it brings torch and DeepLabCut along. The network, and what
 comes after it, are DeepLabCut's own; what is done here is decoding ahead, the feeding in batches,
-the arithmetic (``precision.guard``) and the checkpoints (``engine.parts``). The tables are made
+the arithmetic (``precision.guard``) and the checkpoints (``poses.checkpoint``). The tables are made
 elsewhere (``worker.poses.tables``), so that the accelerator need not wait for them.
 """
 
@@ -25,7 +25,6 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
     ToBatch,
     ToTensor,
 )
-from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 
 from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
@@ -34,26 +33,27 @@ from posedrop.errors import AnalysisError, ModelError
 from worker import hardware
 from worker.child.messages import MAX_RANGES
 from worker.cpu.winograd_transforms import kernels
-from worker.engine import network, topdown
-from worker.engine.batches import Batches, Feed, Prediction, Runner
-from worker.engine.conditional import Conditional
-from worker.engine.detection import Detections, Detector, only_normalises
-from worker.engine.loaded import Shelf, Warm, is_short, released
+from worker.engine import network
+from worker.engine.choice import Learning, pcutoff_of, predictor_for
+from worker.engine.detection import Detector, only_normalises
+from worker.engine.loaded import LoadedModel, is_short, released
 from worker.engine.network import Network
-from worker.engine.passes import Pass
-from worker.engine.topdown import TopDown
+from worker.engine.predictors import DeepLabCutPredictor, Prediction, Predictor
+from worker.engine.state import ENGINE
 from worker.gpu.staging import AnyFrame
 from worker.gpu.streams import apart
 from worker.memory import is_out_of_memory
 from worker.poses import predictions
-from worker.poses.parts import Found, Parts
+from worker.poses.checkpoint import Checkpoint, PredictionBuffer
 from worker.poses.predictions import Predictions
 from worker.precision import paf
-from worker.precision.guard import Machine, Precision, UnfaithfulError
+from worker.precision.guard import UnfaithfulError
 from worker.precision.tuning import Memory
+from worker.precision.variants import ModelVariants
 from worker.precision.watch import watches_of
-from worker.video import decode
+from worker.video import containers, decode
 from worker.video.cuda_decode import Card, DecodedOtherwiseError
+from worker.video.numbering import Reading
 from worker.video.planes import ROWS, Planes
 
 #: Frames decoded ahead of the network, beside a batch.
@@ -61,12 +61,10 @@ AHEAD = 16
 #: Threads that convert what is decoded to RGB.
 CONVERTERS = 2
 
-_warm = Shelf()
-
 
 @dataclass
-class Stay:
-    """When a video had the accelerator; all but ``seconds`` is seconds since 1970."""
+class AcceleratorUse:
+    """When a video had the accelerator; times are seconds since 1970, but ``seconds``."""
 
     ready: float = 0.0
     """Its first frame was decoded, and it asked for its turn."""
@@ -77,9 +75,17 @@ class Stay:
     device: str = "cpu"
     """As torch names it."""
 
+    def timings(self, started: float) -> dict[str, float]:
+        """Return the seconds of each step, of a video whose model began to load at ``started``."""
+        return {
+            "load": round(self.ready - started, 3),
+            "wait": round(self.began - self.ready, 3),
+            "inference": round(self.seconds, 3),
+        }
+
     @contextmanager
     def of(self, job: Job) -> Iterator[None]:
-        """Take the job's turn for the block."""
+        """Hold the job's permit for the accelerator during the block."""
         self.ready = self.ready or time.time()
         with job.permit():
             started = time.time()
@@ -90,23 +96,14 @@ class Stay:
             finally:
                 # To give memory back, and to take it again, keeps a card from work.
                 if is_short(torch.device(self.device)):
-                    _warm.rest(job.model_bytes)
+                    ENGINE.models.rest(job.model_bytes)
                     released()
                 self.ended = time.time()
                 self.seconds += self.ended - started
 
 
-@dataclass(frozen=True)
-class Learning:
-    """Where timings of a network are remembered."""
-
-    part: str
-    """Of the model that the network is."""
-    memory: Memory
-
-
 def begin(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
-    """Do at leisure what needs no model yet: a child's first task.
+    """Compile what every model needs: a child's first task, while it waits for a video.
 
     Args:
         payload: ``device``, ``auto`` or as torch names it.
@@ -141,7 +138,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network]) -> dict[str, Any]:
-    """Do what :func:`run` does with a network of any origin.
+    """Find the poses of a video by a network of any origin, like :func:`run`.
 
     Args:
         part: of the model; with its digest and the device it names a network.
@@ -149,56 +146,37 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     """
     started = time.time()
     job.report("load", 0, None)
-    warm = _kept(job, part, load)
-    crop = args.crop or warm.network.crop
-    total = len(_selected(args, decode.count(job.video)))  # as the container promises
-    stay = Stay(device=warm.network.device)
+    loaded = _kept(job, part, load)
+    total = len(_selected(args, containers.count(job.video)))  # as the container promises
     memory = Memory(job.tuning)
-    found, reading, told = _infer(job, args, warm, crop, total, stay, Learning(part, memory))
-    model = warm.network
+    inference = _Inference(job, args, loaded, total, Learning(part, memory))
+    found, reading, summary = inference.run()
     # What came out counts, whatever the container promises.
     expected = _selected(args, reading.end)
     numbers = np.array(expected, np.int64)
     seconds, source = reading.seconds(numbers)
+    values = found.arrays()
+    decoded = np.isin(numbers, values.pop("indexes"))
     answer = {
-        "frames_expected": len(expected),
+        "frames_expected": len(numbers),
         "frames_decoded": len(found.indexes),
-        "rows": len(expected),
+        "rows": len(numbers),
         "missing": _missing(expected, found.indexes, args.stride),
         "cut": reading.cut,
         "concealed": reading.concealed,
         "timestamps": source,
         "analysis_version": job.version,
-        "timings": {
-            "load": round(stay.ready - started, 3),
-            "wait": round(stay.began - stay.ready, 3),
-            "inference": round(stay.seconds, 3),
-        },
+        "timings": inference.use.timings(started),
         "versions": {
             **{name: version(name) for name in ("deeplabcut", "torch", "numpy", "av")},
             "opencv": cv2.__version__,
         },
-        "details": {
-            "model": args.model,
-            "scorer": model.scorer,
-            "snapshot": model.snapshot,
-            "net_type": model.net_type,
-            "device": model.device,
-            "inference_began_at": round(stay.began, 3),
-            "inference_ended_at": round(stay.ended, 3),
-            **told,
-            "bodyparts": model.bodyparts,
-            "skeleton": model.skeleton,
-            "pcutoff": _pcutoff(args, model),
-            "crop": crop.model_dump() if crop else None,
-            "filter": args.filter,
-        },
+        "details": inference.details(summary),
     }
-    values = found.arrays()
-    decoded = np.isin(numbers, values.pop("indexes"))
-    values = predictions.spread(values, decoded)
+    values = predictions.with_missing_rows(values, decoded)
     brightness = values.pop("brightness")
-    whole = Predictions(numbers, seconds, decoded, values, _about(job, model, answer), brightness)
+    about = _about(job, loaded.network, answer)
+    whole = Predictions(numbers, seconds, decoded, values, about, brightness)
     predictions.write(job.out / layout.PREDICTIONS, whole)
     return {**answer, "tuning": memory.learned}
 
@@ -207,174 +185,200 @@ def _about(job: Job, model: Network, answer: dict[str, Any]) -> dict[str, Any]:
     """Return what predictions.npz says of itself."""
     details = answer["details"]
     setup = ("precision", "batch_size", "device", "snapshot", "net_type")
+    several = model.multi_animal
     return {
         "video_sha256": job.sha256,
         "model_digest": job.model_digest,
         "analysis_version": job.version,
         "scorer": model.scorer,
         "bodyparts": model.bodyparts,
-        "unique_bodyparts": model.herd.unique_bodyparts if model.herd else [],
+        "unique_bodyparts": several.unique_bodyparts if several else [],
         "individuals": model.individuals,
         "crop": details["crop"],
         "setup": {**{name: details[name] for name in setup}, "versions": answer["versions"]},
-        "herd": asdict(model.herd) if model.herd else None,
+        "herd": asdict(several) if several else None,
         "answer": answer,
     }
-
-
-def _pcutoff(args: PoseArgs, model: Network) -> float:
-    return model.pcutoff if args.pcutoff is None else args.pcutoff
 
 
 # -- the model -------------------------------------------------------------------------------------
 
 
-def _kept(job: Job, part: str, load: Callable[[str], Network]) -> Warm:
+def _kept(job: Job, part: str, load: Callable[[str], Network]) -> LoadedModel:
     device = network.device_of(job.device)
     if job.model_digest is None:  # nothing says that the same folder holds the same files
         return _prepared(load(device))
     key = (job.model_digest, part, device)
 
-    def loaded() -> Warm:
+    def prepare() -> LoadedModel:
         return _prepared(load(device))
 
     try:
-        return _warm.get(key, loaded, job.model_bytes)
+        return ENGINE.models.get(key, prepare, job.model_bytes)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     # The accelerator is full of what others need: once more, when it is this one's turn.
     with job.permit():
-        _warm.clear()
-        return _warm.get(key, loaded, job.model_bytes)
+        ENGINE.models.clear()
+        return ENGINE.models.get(key, prepare, job.model_bytes)
 
 
-def _prepared(model: Network) -> Warm:
+def _prepared(model: Network) -> LoadedModel:
     paf.hasten(model.pose.model)
-    machine = Machine(model.pose.model, model.device)
-    model.pose.model = machine.exact  # the one it was loaded as is needed no more
-    if model.conditions is None and watches_of(machine.exact, model.pcutoff) is not None:
-        _ = machine.tiled  # compiled and tried before the first frame waits for it
+    variants = ModelVariants(model.pose.model, model.device)
+    model.pose.model = variants.exact  # the one it was loaded as is needed no more
+    if model.conditions is None and watches_of(variants.exact, model.pcutoff) is not None:
+        variants.tiled()  # compiled and tried before the first frame waits for it
     steps = [LoadImage, AugmentImage, ToTensor, ToBatch]
     normalises = model.detector is None and only_normalises(model.pose, steps)
     detector = None if model.detector is None else Detector(model.detector, model.device)
     conditions = _prepared(model.conditions) if model.conditions is not None else None
-    return Warm(model, machine, normalises, detector=detector, conditions=conditions)
+    return LoadedModel(model, variants, normalises, detector=detector, conditions=conditions)
 
 
 # -- frames through the network --------------------------------------------------------------------
 
 
-def _infer(
-    job: Job,
-    args: PoseArgs,
-    warm: Warm,
-    crop: Crop | None,
-    total: int,
-    stay: Stay,
-    learning: Learning,
-) -> tuple[Found, decode.Reading, dict[str, Any]]:
-    """Return what is found in the frames asked for, how the film was read, and how it was found."""
-    # What dynamic cropping knows of the frame before is not in a checkpoint.
-    dynamic = isinstance(args, DeepLabCut2D) and args.dynamic is not None
-    parts = Parts(None if dynamic else job.parts, job.part_seconds)
-    precision = args.precision
-    card = Card(job.decode, warm.network.device)
-    while True:
-        try:
-            feed = _feed(args, warm, precision, total, learning)
-            found, reading = _through(job, args, feed, crop, total, parts, stay, card)
-        except UnfaithfulError as error:
-            print(f"{error}: once more in fp32")
-            precision = "fp32"
-            card = card.afresh()
-        except DecodedOtherwiseError as error:
-            print(f"{error}: once more, decoded by the processor")
-            card = card.distrusted(error)
-        else:
-            break
-    if not found.indexes:
-        what = "can be decoded" if _selected(args, reading.end) else "is"
-        raise AnalysisError(
-            f"no frame from {args.start} to {args.stop or 'the end'} {what} in this video",
-            code="no_frames",
-            field="args.start",
+class _Inference:
+    """One video through one loaded model; begun again where precision or card were not faithful."""
+
+    def __init__(
+        self, job: Job, args: PoseArgs, loaded: LoadedModel, total: int, learning: Learning
+    ) -> None:
+        """Prepare.
+
+        Args:
+            job: the video and its folders.
+            args: what the caller asked for.
+            loaded: the model.
+            total: frames to come, as the container promises.
+            learning: where timings are remembered.
+        """
+        self._job = job
+        self._args = args
+        self._loaded = loaded
+        self._total = total
+        self._learning = learning
+        self._crop = args.crop or loaded.network.crop
+        # What dynamic cropping knows of the frame before is not in a checkpoint.
+        dynamic = isinstance(args, DeepLabCut2D) and args.dynamic is not None
+        self._checkpoint = Checkpoint(None if dynamic else job.parts, job.part_seconds)
+        self.use = AcceleratorUse(device=loaded.network.device)
+
+    def run(self) -> tuple[PredictionBuffer, Reading, dict[str, Any]]:
+        """Return the predictions, how the film was read, and what result.json says of both."""
+        args = self._args
+        precision = args.precision
+        card = Card(self._job.decode, self._loaded.network.device, ENGINE.decode_speeds)
+        while True:
+            try:
+                predictor = predictor_for(
+                    args, self._loaded, precision, self._total, self._learning
+                )
+                found, reading = self._attempt(predictor, card)
+            except UnfaithfulError as error:
+                print(f"{error}: once more in fp32")
+                precision = "fp32"
+                card = card.afresh()
+            except DecodedOtherwiseError as error:
+                print(f"{error}: once more, decoded by the processor")
+                card = card.distrusted(error)
+            else:
+                break
+        if not found.indexes:
+            what = "can be decoded" if _selected(args, reading.end) else "is"
+            raise AnalysisError(
+                f"no frame from {args.start} to {args.stop or 'the end'} {what} in this video",
+                code="no_frames",
+                field="args.start",
+            )
+        summary = predictor.summary()
+        summary["precision"]["asked"] = args.precision
+        return found, reading, {**summary, "decode": card.summary()}
+
+    def details(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Return the ``details`` of result.json: the model, the accelerator, and ``summary``."""
+        model = self._loaded.network
+        return {
+            "model": self._args.model,
+            "scorer": model.scorer,
+            "snapshot": model.snapshot,
+            "net_type": model.net_type,
+            "device": model.device,
+            "inference_began_at": round(self.use.began, 3),
+            "inference_ended_at": round(self.use.ended, 3),
+            **summary,
+            "bodyparts": model.bodyparts,
+            "skeleton": model.skeleton,
+            "pcutoff": pcutoff_of(self._args, model),
+            "crop": self._crop.model_dump() if self._crop else None,
+            "filter": self._args.filter,
+        }
+
+    def _attempt(self, predictor: Predictor, card: Card) -> tuple[PredictionBuffer, Reading]:
+        """Go through the video once, from the last part of a checkpoint on, if there is one."""
+        job, args = self._job, self._args
+        # By another version, frames may have other numbers or other pixels.
+        setup = {
+            **predictor.setup, **card.setup, "analysis_version": job.version, "av": version("av"),
+            "brightness_rows": ROWS,
+        }  # fmt: skip
+        found, state = self._checkpoint.load(setup)
+        begin = args.start
+        if found.indexes and state is not None:
+            begin = found.indexes[-1] + args.stride
+            card.goes_on(state.pop("decode", {}))
+            predictor.resume(state)
+            print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
+        reading = Reading(brightness={})
+        # From the first frame on all the same: frames have their numbers by being decoded.
+        frames = decode.frames(
+            job.video,
+            start=begin,
+            stop=args.stop,
+            stride=args.stride,
+            order=predictor.order,
+            threads=CONVERTERS,
+            reading=reading,
+            card=card,
         )
-    told = feed.told()
-    told["precision"]["asked"] = args.precision
-    return found, reading, {**told, "decode": card.told()}
+        with closing(decode.ahead(frames, AHEAD)) as ready:
+            # With the first one taken, more are decoded, whoever has the network meanwhile.
+            early = list(islice(ready, 1))
+            with self.use.of(job):
+                job.report("infer", len(found.indexes), self._total)
+                shown = _cropped_all(chain(early, ready), self._crop)
+                self._predict(predictor, shown, reading, found, setup, card)
+        card.confirm(job.video)
+        return found, reading
 
-
-def _through(
-    job: Job,
-    args: PoseArgs,
-    feed: Feed,
-    crop: Crop | None,
-    total: int,
-    parts: Parts,
-    stay: Stay,
-    card: Card,
-) -> tuple[Found, decode.Reading]:
-    # By another version, frames may have other numbers or other pixels.
-    setup = {
-        **feed.setup, **card.setup, "analysis_version": job.version, "av": version("av"),
-        "brightness_rows": ROWS,
-    }  # fmt: skip
-    found, state = parts.load(setup)
-    begin = args.start
-    if found.indexes and state is not None:
-        begin = found.indexes[-1] + args.stride
-        card.goes_on(state.pop("decode", {}))
-        feed.resume(state)
-        print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
-    reading = decode.Reading(brightness={})
-    # From the first frame on all the same: frames have their numbers by being decoded.
-    frames = decode.frames(
-        job.video,
-        start=begin,
-        stop=args.stop,
-        stride=args.stride,
-        order=feed.order,
-        threads=CONVERTERS,
-        reading=reading,
-        card=card,
-    )
-    with closing(decode.ahead(frames, AHEAD)) as ready:
-        # With the first one taken, more are decoded, whoever has the network meanwhile.
-        early = list(islice(ready, 1))
-        with stay.of(job):
-            job.report("infer", len(found.indexes), total)
-            shown = _cropped_all(chain(early, ready), crop)
-            _predict(job, feed, shown, reading, found, parts, setup, total, card)
-    card.confirm(job.video)
-    return found, reading
-
-
-def _predict(
-    job: Job,
-    feed: Feed,
-    frames: Iterator[tuple[int, AnyFrame]],
-    reading: decode.Reading,
-    found: Found,
-    parts: Parts,
-    setup: dict[str, Any],
-    total: int,
-    card: Card,
-) -> None:
-    try:
-        for number, prediction in feed.predictions(frames):
-            brightness = np.array((reading.brightness or {}).pop(number), np.float32)
-            found.add(number, {**_slim(prediction), "brightness": brightness})
-            job.report("infer", len(found.indexes), total)
-            if parts.due(found):
-                feed.rest()
-                if feed.between_batches and (known := card.checkpoint(job.video)) is not None:
-                    decode = {"decode": known} if known else {}
-                    parts.keep(found, setup, {**feed.state(), **decode})
-    except BaseException:
-        if isinstance(feed, Runner):
-            _warm.clear()  # it may hold half a batch: the next video must not get it
-        raise
+    def _predict(
+        self,
+        predictor: Predictor,
+        frames: Iterator[tuple[int, AnyFrame]],
+        reading: Reading,
+        found: PredictionBuffer,
+        setup: dict[str, Any],
+        card: Card,
+    ) -> None:
+        """Add the frames' predictions to ``found``, and keep a part whenever one is due."""
+        try:
+            for batch in predictor.predictions(frames):
+                for number, prediction in batch.frames:
+                    brightness = np.array((reading.brightness or {}).pop(number), np.float32)
+                    found.add(number, {**_slim(prediction), "brightness": brightness})
+                    self._job.report("infer", len(found.indexes), self._total)
+                if self._checkpoint.due(found):
+                    predictor.rest()
+                    decoded = card.checkpoint(self._job.video) if batch.complete else None
+                    if decoded is not None:
+                        state = {**predictor.state(), **({"decode": decoded} if decoded else {})}
+                        self._checkpoint.keep(found, setup, state)
+        except BaseException:
+            if isinstance(predictor, DeepLabCutPredictor):
+                ENGINE.models.clear()  # it may hold half a batch: the next video must not get it
+            raise
 
 
 def _slim(prediction: Prediction) -> Prediction:
@@ -384,85 +388,6 @@ def _slim(prediction: Prediction) -> Prediction:
         for name, width in (("bodyparts", 3), ("unique_bodyparts", 3), ("identity_scores", None))
         if name in prediction
     }
-
-
-def _feed(args: PoseArgs, warm: Warm, precision: Precision, total: int, learning: Learning) -> Feed:
-    pcutoff = min(_pcutoff(args, warm.network), warm.network.pcutoff)
-    dynamic = _dynamic(args, warm.network)
-    tracking = _tracks_itself(args, warm.network)
-    crop = topdown.crop_of(warm)
-    if crop is not None and warm.detector is not None:
-        model = warm.network
-        # A project's own batches are those of a GPU.
-        pose, boxes = args.batch_size, args.batch_size
-        if torch.device(model.device).type != "cpu":
-            pose, boxes = pose or model.batch_size, boxes or model.detector_batch_size
-        crops = Pass(
-            warm, pose, precision, pcutoff,
-            part=learning.part, memory=learning.memory, pictures=total, fills=True,
-        )  # fmt: skip
-        return TopDown(warm, crops, Detections(warm.detector, crop, boxes, total))
-    # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
-    plain: Precision = "fp32" if precision == "auto" else precision
-    if warm.conditions is not None:
-        batch = args.batch_size
-        if torch.device(warm.network.device).type != "cpu":
-            batch = batch or warm.network.batch_size
-        bottom_up = _bottom_up(batch, warm.conditions, plain, total, learning)
-        return Conditional(warm, bottom_up, batch, plain, tracking=tracking)
-    if dynamic is not None or not warm.normalises:
-        frames = args.batch_size or warm.network.batch_size or 1
-        return Runner(warm, 1 if dynamic else frames, plain, dynamic)
-    pictures = Pass(
-        warm, args.batch_size, precision, pcutoff,
-        part=learning.part, memory=learning.memory, pictures=total,
-    )  # fmt: skip
-    return Batches(pictures, warm.network.pose.postprocessor)
-
-
-def _bottom_up(
-    batch: int | None, warm: Warm, precision: Precision, total: int, learning: Learning
-) -> Feed:
-    """Return what finds the conditions of a conditional top-down model."""
-    if not warm.normalises:
-        return Runner(warm, batch or 1, precision, None)
-    pictures = Pass(
-        warm, batch, precision, 0.0,  # all of a condition counts, whatever its likelihood
-        part=f"conditions of {learning.part}", memory=learning.memory, pictures=total,
-    )  # fmt: skip
-    return Batches(pictures, warm.network.pose.postprocessor)
-
-
-def _tracks_itself(args: PoseArgs, model: Network) -> bool:
-    """Tell whether a conditional model follows the animals: DeepLabCut's ``ctd_tracking``."""
-    if not isinstance(args, DeepLabCut2D) or args.track_method != "ctd":
-        return False
-    if model.conditions is None:
-        raise AnalysisError(
-            f"track_method ctd is for conditional top-down models, and this one is {model.net_type}"
-            ": use ellipse, box or skeleton",
-            code="bad_track_method",
-            field="args.track_method",
-        )
-    if args.animals not in {None, len(model.individuals)}:
-        raise AnalysisError(
-            f"with track_method ctd, animals is what the project has: {len(model.individuals)}",
-            code="bad_track_method",
-            field="args.animals",
-        )
-    return True
-
-
-def _dynamic(args: PoseArgs, model: Network) -> DynamicCropper | None:
-    if not isinstance(args, DeepLabCut2D) or args.dynamic is None:
-        return None
-    if model.detector is not None or model.conditions is not None:
-        raise AnalysisError(
-            "dynamic cropping is not for top-down models: they look at each animal by itself",
-            code="bad_dynamic",
-            field="args.dynamic",
-        )
-    return DynamicCropper(args.dynamic.threshold, args.dynamic.margin)
 
 
 def _cropped_all(

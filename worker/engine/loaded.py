@@ -15,26 +15,26 @@ from torch import Tensor, nn
 from worker.cpu import fused
 from worker.engine.detection import Detector
 from worker.engine.network import Network
-from worker.precision.guard import Machine
+from worker.precision.variants import ModelVariants
 
 
 @dataclass(frozen=True)
-class Warm:
+class LoadedModel:
     """A model, loaded and ready to run."""
 
     network: Network
-    machine: Machine
+    variants: ModelVariants
     normalises: bool
     """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
     detector: Detector | None = None
     """Of a top-down model."""
-    conditions: Warm | None = None
+    conditions: LoadedModel | None = None
     """Of a conditional top-down model: the bottom-up one."""
 
     @property
     def bytes(self) -> int:
-        """What it takes at the moment: weights, exact and reduced, the detector's, recordings."""
-        modules = [*self.machine.forms(), *(self.detector.modules() if self.detector else [])]
+        """Bytes that the model takes now: all its weights, the detector's, and recordings."""
+        modules = [*self.variants.forms(), *(self.detector.modules() if self.detector else [])]
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for module in modules
@@ -42,18 +42,18 @@ class Warm:
         }
         packed = sum(fused.packed_bytes(module) for module in modules)
         beside = self.conditions.bytes if self.conditions is not None else 0
-        return sum(storages.values()) + packed + self.machine.graphs.bytes + beside
+        return sum(storages.values()) + packed + self.variants.graphs.bytes + beside
 
 
-class Shelf:
-    """Models by what names them; the least recently used one goes first."""
+class ModelCache:
+    """The loaded models of a process, by name; the least recently used one is dropped first."""
 
     def __init__(self) -> None:
-        """Begin without any."""
-        self._models: OrderedDict[Hashable, Warm] = OrderedDict()
+        """Begin without any model."""
+        self._models: OrderedDict[Hashable, LoadedModel] = OrderedDict()
 
-    def get(self, key: Hashable, load: Callable[[], Warm], most: int) -> Warm:
-        """Return a model, loaded now if it is not there; it stays.
+    def get(self, key: Hashable, load: Callable[[], LoadedModel], most: int) -> LoadedModel:
+        """Return a model, which is loaded if it is not there, and kept.
 
         Args:
             most: bytes of all models, from when the next one is loaded. Until then this one is in
@@ -67,31 +67,31 @@ class Shelf:
         return self._models[key]
 
     def trim(self, most: int) -> None:
-        """Let the least recently used models go, until they are within ``most`` bytes, or one."""
+        """Drop the least recently used models, until all take ``most`` bytes, or one is left."""
         size = sum(model.bytes for model in self._models.values())
         while size > most and len(self._models) > 1:
             size -= self._models.popitem(last=False)[1].bytes
             released()
 
     def rest(self, most: int) -> None:
-        """Let recordings go until all is within ``most`` bytes: another process has its turn."""
+        """Drop recordings until all takes ``most`` bytes: another process will use the card."""
         size = sum(model.bytes for model in self._models.values())
         for model in self.models():
             if size > most:
-                size -= model.machine.graphs.bytes
-                model.machine.graphs.clear()
+                size -= model.variants.graphs.bytes
+                model.variants.graphs.clear()
 
     def clear(self) -> None:
-        """Let all models go."""
+        """Drop all models."""
         self._models.clear()
         released()
 
-    def models(self) -> list[Warm]:
+    def models(self) -> list[LoadedModel]:
         """Return the models that are there, the least recently used first."""
         return list(self._models.values())
 
     def __iter__(self) -> Iterator[Hashable]:
-        """Return what names the models that are there, the least recently used first."""
+        """Return the names of the models that are there, the least recently used first."""
         return iter(self._models)
 
 

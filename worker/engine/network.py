@@ -38,7 +38,7 @@ from posedrop.models.projects import (
     wiped_model_config,
 )
 from worker.engine.detectors import nothing_downloaded
-from worker.poses.animals import INFERENCE_CONFIG, Herd, herd_of
+from worker.poses.animals import INFERENCE_CONFIG, MultiAnimalConfig, multi_animal_config
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Network:
     device: str
     individuals: list[str] = field(default_factory=list)
     """Of a model for several animals."""
-    herd: Herd | None = None
+    multi_animal: MultiAnimalConfig | None = None
     """What tracking has to know; None where animals are not followed."""
     batch_size: int | None = None
     """The project's own, of frames or crops; and the detector's, of frames."""
@@ -104,15 +104,7 @@ def load(folder: Path, snapshot: str | None, device: str) -> Network:
 
 def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
     project = what_is_set(read_yaml(folder / CONFIG))
-    configs = sorted((folder / MODEL_FOLDERS).glob(f"iteration-*/*/train/{PYTORCH_CONFIG}"))
-    if not configs:
-        if project.get("engine") == "tensorflow" or (folder / "dlc-models").is_dir():
-            raise ModelError(
-                "the model is of DeepLabCut's TensorFlow engine; posedrop runs PyTorch models",
-                code="tensorflow_model",
-            )
-        raise ModelError(f"the model has no {PYTORCH_CONFIG}", code="model_damaged")
-    config = _the_models_own(configs)
+    config = _own_config(folder, project)
     train = config.parent
     weights = _snapshot(train, snapshot)
     try:
@@ -137,15 +129,15 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
         device,
         conditions=conditions,
     )
-    herd = None
+    multi_animal = None
     if project.get("multianimalproject"):
         own = train.parent / "test" / INFERENCE_CONFIG
         settings = read_yaml(own) if own.is_file() else None
-        herd = herd_of(loader.model_cfg["metadata"], scorer, project, settings)
+        multi_animal = multi_animal_config(loader.model_cfg["metadata"], scorer, project, settings)
     return replace(
         network,
-        individuals=herd.individuals if herd else [],
-        herd=herd,
+        individuals=multi_animal.individuals if multi_animal else [],
+        multi_animal=multi_animal,
         scorer=scorer,
         snapshot=weights.stem,
         skeleton=[[str(end) for end in bone] for bone in project.get("skeleton") or []],
@@ -156,8 +148,16 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
     )
 
 
-def _the_models_own(configs: list[Path]) -> Path:
+def _own_config(folder: Path, project: dict[str, Any]) -> Path:
     """Return the config of what was pushed: not that of the shuffle that its conditions need."""
+    configs = sorted((folder / MODEL_FOLDERS).glob(f"iteration-*/*/train/{PYTORCH_CONFIG}"))
+    if not configs:
+        if project.get("engine") == "tensorflow" or (folder / "dlc-models").is_dir():
+            raise ModelError(
+                "the model is of DeepLabCut's TensorFlow engine; posedrop runs PyTorch models",
+                code="tensorflow_model",
+            )
+        raise ModelError(f"the model has no {PYTORCH_CONFIG}", code="model_damaged")
     if len(configs) > 1:
         conditional = [path for path in configs if is_conditional(read_yaml(path))]
         if len(conditional) == 1:
@@ -194,12 +194,16 @@ def _load_export(path: Path, snapshot: str | None, device: str) -> Network:
     except Exception as error:  # like above
         raise _bad_config(error) from error
     network = build(config, content["pose"], content.get("detector"), 1, device)
-    herd = None
+    multi_animal = None
     if len(config["metadata"]["individuals"]) > 1:
-        herd = herd_of(config["metadata"], path.stem, {})
-    individuals = herd.individuals if herd else []
+        multi_animal = multi_animal_config(config["metadata"], path.stem, {})
+    individuals = multi_animal.individuals if multi_animal else []
     return replace(
-        network, individuals=individuals, herd=herd, scorer=path.stem, snapshot=name or path.stem
+        network,
+        individuals=individuals,
+        multi_animal=multi_animal,
+        scorer=path.stem,
+        snapshot=name or path.stem,
     )
 
 
@@ -296,19 +300,7 @@ def build(
         pose.model.load_state_dict(pose_weights)
         detector = None
         if task == Task.TOP_DOWN:
-            with nothing_downloaded():
-                if people is None:
-                    detector = get_detector_inference_runner(
-                        config, snapshot_path="", batch_size=detector_batch, device=chosen
-                    )
-                else:
-                    detector = get_filtered_coco_detector_inference_runner(
-                        people,
-                        COCO_PERSON_CATEGORY_ID,
-                        batch_size=detector_batch,
-                        device=chosen,
-                        model_config=config,
-                    )
+            detector = _detector(config, detector_batch, chosen, people)
             whole = detector.model if people is None else detector.model.base_model
             whole.load_state_dict(detector_weights)
     except (torch.OutOfMemoryError, MemoryError):
@@ -328,6 +320,18 @@ def build(
         device=str(pose.device),
         conditions=conditions,
     )
+
+
+def _detector(config: Any, batch: int, device: str | None, people: str | None) -> Any:
+    """Return DeepLabCut's DetectorInferenceRunner, with random weights."""
+    with nothing_downloaded():
+        if people is None:
+            return get_detector_inference_runner(
+                config, snapshot_path="", batch_size=batch, device=device
+            )
+        return get_filtered_coco_detector_inference_runner(
+            people, COCO_PERSON_CATEGORY_ID, batch_size=batch, device=device, model_config=config
+        )
 
 
 def _count(value: Any) -> int | None:

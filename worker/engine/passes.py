@@ -18,14 +18,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worker.engine.loaded import Warm
+from worker.engine.loaded import LoadedModel
 from worker.gpu import staging
 from worker.gpu.staging import AnyFrame
 from worker.gpu.streams import Mark, Upload, device_of
 from worker.memory import is_out_of_memory
 from worker.precision import tuning, ways
-from worker.precision.guard import WINDOW, Arithmetic, Choice, Doubt, Launched, Precision, State
+from worker.precision.guard import (
+    WINDOW,
+    Choice,
+    Doubt,
+    InFlightBatch,
+    PrecisionGuard,
+    PrecisionStats,
+)
 from worker.precision.tuning import Memory, Tuned, Way
+from worker.precision.variants import Precision
 from worker.precision.watch import watches_of
 from worker.video import decode
 
@@ -59,12 +67,42 @@ class Batch:
         self.open -= 1
 
 
+class _Work:
+    """The pictures on their way through the network, and whether more will come."""
+
+    def __init__(self) -> None:
+        self.more = True
+        """Whether the pictures have not come to their end."""
+        self.flushes = False
+        """Whether all that came is to be given before the next picture is asked for."""
+        self.waiting: deque[AnyFrame] = deque()
+        """Pictures of which no batch was made yet."""
+        self.group: list[AnyFrame] = []
+        """Pictures of the batch that is being begun."""
+        self.flying: deque[tuple[list[AnyFrame], InFlightBatch, Mark | None]] = deque()
+        """Batches at work: their pictures, the batch, and where the device is when it is done."""
+        self.began = 0.0
+        """When the last batch was begun, by ``time.perf_counter``."""
+
+    @property
+    def ends(self) -> bool:
+        """Whether no picture comes before all that waits is given."""
+        return self.flushes or not self.more
+
+    def take_back(self) -> None:
+        """Put all that was begun back to the front of the queue, in its order."""
+        groups = [*(group for group, *_ in self.flying), self.group]
+        self.waiting.extendleft(one for its in reversed(groups) for one in reversed(its))
+        self.flying.clear()
+        self.group = []
+
+
 class Pass:
-    """Takes pictures of one size, gives predictions in the same order."""
+    """Pictures of one size through one network: predictions in the order of the pictures."""
 
     def __init__(
         self,
-        warm: Warm,
+        loaded: LoadedModel,
         batch: int | None,
         precision: Precision,
         pcutoff: float,
@@ -74,10 +112,10 @@ class Pass:
         pictures: int | None = None,
         fills: bool = False,
     ) -> None:
-        """Prepare; the first picture decides the rest.
+        """Prepare to compute; how it is done is decided by the first picture.
 
         Args:
-            warm: the model.
+            loaded: the model.
             batch: pictures at once; None: found by timing.
             precision: of the arithmetic.
             pcutoff: keypoints below this likelihood are not held to the tolerance.
@@ -87,25 +125,25 @@ class Pass:
             fills: whether the last batch is filled up too. (Of pictures whose batches don't begin
                 at the same ones in each attempt, the bits would else depend on it.)
         """
-        self._warm = warm
+        self._loaded = loaded
         self._asked = batch
         self._precision = precision
         self._part = part
         self._memory = memory or Memory()
         self._pictures = pictures
         self._fills = fills
-        self._device = torch.device(warm.network.device)
+        self._device = torch.device(loaded.network.device)
         self._accelerated = accelerated(self._device)
         self._cuda = device_of(self._device)
         self._upload = Upload(self._device, self._cuda)
-        self._graphs = warm.machine.graphs
+        self._graphs = loaded.variants.graphs
         self._replays = self._graphs.replays
         self.order: decode.Order = "planes" if self._accelerated else "bgr"
         """Of the bytes of a pixel that it takes."""
-        self._watches = watches_of(warm.machine.exact, pcutoff)
+        self._watches = watches_of(loaded.variants.exact, pcutoff)
         self._again = max((watch.again for watch in (self._watches or {}).values()), default=0.0)
-        self._numbers = warm.machine.numbers_for(precision, watched=self._watches is not None)
-        self._arithmetic: Arithmetic | None = None
+        self._numbers = loaded.variants.numbers_for(precision, watched=self._watches is not None)
+        self._guard: PrecisionGuard | None = None
         self._tuned: Tuned | None = None
         self._key: dict[str, Any] = {}
         self._doubts: list[tuple[Doubt, Batch]] = []
@@ -132,18 +170,18 @@ class Pass:
 
     def state(self) -> dict[str, Any]:
         """Return what is needed to go on from here as if nothing had happened; JSON types."""
-        if self._arithmetic is None or self._tuned is None:
+        if self._guard is None or self._tuned is None:
             return {}
         return {
-            "arithmetic": self._arithmetic.state_as_json(),
-            "choice": asdict(self._arithmetic.choice),
-            "tuned": self._tuned.told(),
+            "arithmetic": self._guard.state_as_json(),
+            "choice": asdict(self._guard.choice),
+            "tuned": self._tuned.summary(),
             "batch": self.batch,
             "looked": self._looked,
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Take up what :meth:`state` returned in an earlier attempt."""
         if not state:
             return
         self.batch, self._looked = int(state["batch"]), int(state["looked"])
@@ -153,26 +191,28 @@ class Pass:
             choice, timings, int(state["tuned"]["remembered"]), state["tuned"]["seconds"]
         )
         known = state["arithmetic"]
-        known = State(**{**known, "later": [(int(at), noise) for at, noise in known["later"]]})
-        self._arithmetic = self._computing(choice, known)
+        known = PrecisionStats(
+            **{**known, "later": [(int(at), noise) for at, noise in known["later"]]}
+        )
+        self._guard = self._new_guard(choice, known)
 
     def enlarge(self, scale: float) -> None:
         """Let a pixel of a picture be so many of a frame, from now on, if that is more."""
         for watch in (self._watches or {}).values():
             watch.scale = max(watch.scale, scale)
 
-    def told(self) -> dict[str, Any]:
-        """Return what the result tells: ``precision``, ``batch_size``, ``tuning``."""
-        state = self._arithmetic.state if self._arithmetic is not None else State(self._numbers)
+    def summary(self) -> dict[str, Any]:
+        """Return what result.json says: ``precision``, ``batch_size``, ``tuning``."""
+        state = self._guard.state if self._guard is not None else PrecisionStats(self._numbers)
         return {
-            "precision": state.told(self._precision),
+            "precision": state.summary(self._precision),
             "batch_size": self.batch,
-            "tuning": self._tuned.told() if self._tuned is not None else None,
-            **({"graphs": self._graphs.told(self._replays)} if self._cuda is not None else {}),
+            "tuning": self._tuned.summary() if self._tuned is not None else None,
+            **({"graphs": self._graphs.summary(self._replays)} if self._cuda is not None else {}),
         }
 
     def outputs(self, pictures: Iterator[AnyFrame | None]) -> Iterator[Raw]:
-        """Yield each picture's predictions; see :meth:`batches`."""
+        """Yield predictions picture by picture, of the same pictures as :meth:`batches`."""
         for found, count in self.batches(pictures):
             for row in range(count):
                 yield {
@@ -191,69 +231,73 @@ class Pass:
         Raises:
             UnfaithfulError: the fast arithmetic moved a keypoint; begin again in fp32.
         """
-        waiting: deque[AnyFrame] = deque()
-        flying: deque[tuple[list[AnyFrame], Launched, Mark | None]] = deque()
-        in_flight = IN_FLIGHT if self._accelerated else 1
-        more, flushes = True, False
-        while more or waiting or flying or self._done:
-            self.rests = self.rests and bool(flying or self._done)
-            while more and not flushes and len(waiting) < self._wanted:
-                picture = next(pictures, _END)
-                if picture is _END:
-                    more = False
-                elif picture is None:
-                    flushes = True
-                else:
-                    waiting.append(picture)
-                    if self._arithmetic is None:
-                        self._begin(picture)
-            ends = flushes or not more
-            # At rest, a batch that is not full waits for more pictures.
-            begins = waiting and (ends or not self.rests)
-            group: list[AnyFrame] = []
+        work = _Work()
+        while work.more or work.waiting or work.flying or self._done:
+            self.rests = self.rests and bool(work.flying or self._done)
+            self._take_in(pictures, work)
             try:
-                if begins:
-                    self._settle_before(self._machine.state.frames + sum(map(_size, flying)))
-                    group = [waiting.popleft() for _ in range(min(self._wanted, len(waiting)))]
-                    began = time.perf_counter()
-                    launched = self._launch(group, fills=flushes or self._fills)
-                    flying.append((group, launched, self._marked()))
-                    group = []
-                    if len(flying) < in_flight and more and not flushes and not self.rests:
-                        continue
-                if flying:
-                    group, launched, mark = flying[0]
-                    self._collect(launched, mark)
-                    flying.popleft()
-                    if launched.fast and launched.outputs is not None and not self._accelerated:
-                        self._know(0, began, len(group))
-                    group = []
-                    self._settle(self._again_batch - 1)
-                    self._look()
-                at_rest = self.rests and not flying
-                if (ends and not waiting and not flying) or at_rest:
-                    self._settle(0)
+                if self._begins_another(work):
+                    continue
+                self._finish_one(work)
             except Exception as error:
                 if not is_out_of_memory(error) or self.batch == 1:
                     raise
-                # All that was begun goes back to the front of the queue, in its order.
-                groups = [one for one, *_ in flying]
-                if not (groups and groups[0] is group):
-                    groups.append(group)
-                waiting.extendleft(one for its in reversed(groups) for one in reversed(its))
-                flying.clear()
+                work.take_back()
                 self._halve()
                 continue
             while self._done and not self._done[0].open:
                 batch = self._done.popleft()
                 yield batch.found, batch.count
-            if flushes and not (waiting or flying or self._done):
-                flushes = False
+            if work.flushes and not (work.waiting or work.flying or self._done):
+                work.flushes = False
+
+    def _take_in(self, pictures: Iterator[AnyFrame | None], work: _Work) -> None:
+        """Take pictures for the next batch, as far as there are more."""
+        while work.more and not work.flushes and len(work.waiting) < self._wanted:
+            picture = next(pictures, _END)
+            if picture is _END:
+                work.more = False
+            elif picture is None:
+                work.flushes = True
+            else:
+                work.waiting.append(picture)
+                if self._guard is None:
+                    self._begin(picture)
+
+    def _begins_another(self, work: _Work) -> bool:
+        """Begin a batch, if one is due; return whether another is to be begun before one ends."""
+        # At rest, a batch that is not full waits for more pictures.
+        if not work.waiting or (self.rests and not work.ends):
+            return False
+        begun = sum(len(group) for group, *_ in work.flying)
+        self._settle_before(self._running.state.frames + begun)
+        count = min(self._wanted, len(work.waiting))
+        work.group = [work.waiting.popleft() for _ in range(count)]
+        work.began = time.perf_counter()
+        launched = self._launch(work.group, fills=work.flushes or self._fills)
+        work.flying.append((work.group, launched, self._marked()))
+        work.group = []
+        in_flight = IN_FLIGHT if self._accelerated else 1
+        return len(work.flying) < in_flight and not work.ends and not self.rests
+
+    def _finish_one(self, work: _Work) -> None:
+        """Collect the batch that was begun first, and compute again what is due."""
+        if work.flying:
+            group, launched, mark = work.flying[0]
+            self._collect(launched, mark)
+            work.flying.popleft()
+            if launched.fast and launched.outputs is not None and not self._accelerated:
+                self._know(0, work.began, len(group))
+            self._settle(self._again_batch - 1)
+            self._look()
+        at_rest = self.rests and not work.flying
+        if (work.ends and not work.waiting and not work.flying) or at_rest:
+            self._settle(0)
 
     @property
-    def _machine(self) -> Arithmetic:
-        assert self._arithmetic is not None  # noqa: S101  # there is a picture
-        return self._arithmetic
+    def _running(self) -> PrecisionGuard:
+        assert self._guard is not None  # noqa: S101  # there is a picture
+        return self._guard
 
     @property
     def _again_batch(self) -> int:
@@ -262,22 +306,22 @@ class Pass:
     @property
     def _wanted(self) -> int:
         """Pictures of the next batch."""
-        computing = self._arithmetic
-        if computing is None or not computing.learns:
+        guard = self._guard
+        if guard is None or not guard.learns:
             return self.batch
         # Few, as they are computed both ways; but a film may begin with long nothing.
-        return min(self.batch, self._again_batch << min(computing.state.blank, 8))
+        return min(self.batch, self._again_batch << min(guard.state.blank, 8))
 
     def _begin(self, picture: AnyFrame) -> None:
         """Choose how to compute, by timing it on a film's first picture."""
-        machine = self._warm.machine
+        variants = self._loaded.variants
         numbers = list(dict.fromkeys([self._numbers, "fp32"]))
         if self._precision != "auto":
             numbers = numbers[:1]
         watched = self._watches is not None
-        kinds = {one: machine.kinds(one, watched=watched) for one in numbers}
+        kinds = {one: variants.kinds(one, watched=watched) for one in numbers}
         if watched and self._precision == "auto":
-            kinds = {one: [*its, *machine.others(one)] for one, its in kinds.items()}
+            kinds = {one: [*its, *variants.others(one)] for one, its in kinds.items()}
         among = tuning.space(
             kinds,
             (picture.shape[0], picture.shape[1]),
@@ -299,33 +343,33 @@ class Pass:
         if self._tuned.timings != known:
             self._memory.learn(self._key, self._tuned.timings)
         choice = self._tuned.choice
-        machine.keep({(choice.numbers, choice.kind), ("fp32", choice.exact)})
+        variants.keep({(choice.numbers, choice.kind), ("fp32", choice.exact)})
         self.batch = choice.batch
-        self._arithmetic = self._computing(choice, None)
+        self._guard = self._new_guard(choice, None)
 
-    def _computing(self, choice: Choice, state: State | None) -> Arithmetic:
-        return Arithmetic(self._warm.machine, self._precision, self._watches, choice, state)
+    def _new_guard(self, choice: Choice, state: PrecisionStats | None) -> PrecisionGuard:
+        return PrecisionGuard(self._loaded.variants, self._precision, self._watches, choice, state)
 
     def _timed(self, way: Way, picture: AnyFrame) -> float:
         """Return the seconds that a picture takes in a way; infinity if memory does not suffice."""
-        state = State(way.numbers, samples=10**9)  # nothing is learnt by it
+        state = PrecisionStats(way.numbers, samples=10**9)  # nothing is learnt by it
         choice = Choice(
             way.numbers, way.kind, way.kind if way.numbers == "fp32" else "direct", way.batch
         )
         best = float("inf")
         try:
-            computing = self._computing(choice, state)
+            guard = self._new_guard(choice, state)
             for call in range(1 + tuning.TIMES):
                 began = time.perf_counter()
                 pixels = self._pixels([picture] * way.batch)
-                found, _ = computing.collect(computing.launch(pixels, way.batch))
+                found, _ = guard.collect(guard.launch(pixels, way.batch))
                 _here(found)
                 took = time.perf_counter() - began
                 if call:
                     best = min(best, took / way.batch)
                     if took > tuning.LONG:
                         break
-            form = self._warm.machine.form(way.numbers, way.kind)
+            form = self._loaded.variants.form(way.numbers, way.kind)
             if isinstance(form, ways.Other) and not form.works:
                 best = float("inf")
         except Exception as error:
@@ -334,10 +378,10 @@ class Pass:
             self._free()
         return best
 
-    def _launch(self, group: list[AnyFrame], *, fills: bool) -> Launched:
+    def _launch(self, group: list[AnyFrame], *, fills: bool) -> InFlightBatch:
         size = self._wanted if fills else len(group)
         pixels = self._pixels(group + group[-1:] * (size - len(group)))
-        return self._machine.launch(pixels, len(group))
+        return self._running.launch(pixels, len(group))
 
     def _marked(self) -> Mark | None:
         """Mark where the device is when it has done what it was told so far."""
@@ -350,12 +394,12 @@ class Pass:
     def _pixels(self, images: list[AnyFrame]) -> torch.Tensor:
         return staging.pixels(images, self._upload)
 
-    def _collect(self, launched: Launched, mark: Mark | None) -> None:
+    def _collect(self, launched: InFlightBatch, mark: Mark | None) -> None:
         # What is computed only now has its place behind the batch that is at work.
         begun = launched.outputs is not None
         beside = self._cuda.beside(mark) if begun and self._cuda and mark else nullcontext()
         with beside:
-            found, doubts = self._machine.collect(launched)
+            found, doubts = self._running.collect(launched)
             batch = Batch(_here(found), launched.count, doubts)
         self._done.append(batch)
         self._doubts += [(doubt, batch) for doubt in doubts]
@@ -369,7 +413,7 @@ class Pass:
         """Compute again what is in doubt, in full batches, until no more than ``left`` are."""
         while len(self._doubts) > left:
             some, began = self._doubts[: self._again_batch], time.perf_counter()
-            values = _here(self._machine.settle([doubt for doubt, _ in some], self._again_batch))
+            values = _here(self._running.settle([doubt for doubt, _ in some], self._again_batch))
             self._know(1, began, self._again_batch)
             del self._doubts[: len(some)]
             for its, (doubt, batch) in enumerate(some):
@@ -379,9 +423,9 @@ class Pass:
                     batch.open -= 1
 
     def _look(self) -> None:
-        """Give fewer bits up where too many pictures have to be computed again."""
-        computing = self._machine
-        state, choice = computing.state, computing.choice
+        """Give up fewer bits where too many pictures have to be computed again."""
+        guard = self._running
+        state, choice = guard.state, guard.choice
         if self._precision != "auto" or state.numbers == "fp32":
             return
         if state.frames // LOOK_EVERY == self._looked:
@@ -395,13 +439,13 @@ class Pass:
                 seconds=choice.seconds or fast,
                 exact_seconds=choice.exact_seconds or exact,
             )
-            computing.choice = choice
+            guard.choice = choice
         if choice.seconds is None or choice.exact_seconds is None:
             return
         # Few pictures tell little: what is taken of all films counts as so many.
         share = (state.again + self._again * TAKEN) / (state.frames + TAKEN)
         if not tuning.is_worth(choice.seconds, choice.exact_seconds, share):
-            computing.give_up()
+            guard.give_up()
             if self._asked is None and self._tuned is not None:
                 self.batch = tuning.fp32_batch(self._tuned.timings, choice.exact, self.batch)
 
@@ -410,9 +454,9 @@ class Pass:
         self._took[which] = min(self._took[which], took)
 
     def _halve(self) -> None:
-        self._machine.back()
+        self._running.back()
         if self._tuned is not None and self._key:
-            choice = self._machine.choice
+            choice = self._running.choice
             self._tuned.timings[Way(choice.numbers, choice.kind, self.batch)] = float("inf")
             self._memory.learn(self._key, self._tuned.timings)
         self.batch = max(1, self.batch // 2)
@@ -436,10 +480,6 @@ def _ways() -> dict[str, Any]:
 def accelerated(device: torch.device) -> bool:
     """Whether a device computes by itself: it wants work ahead, and much of it at once."""
     return device.type != "cpu"
-
-
-def _size(flying: tuple[list[AnyFrame], Launched, Mark | None]) -> int:
-    return len(flying[0])
 
 
 def _here(found: Any) -> Raw:

@@ -17,10 +17,10 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
     ToTensor,
 )
 
-from worker.engine.batches import Feed, Prediction
 from worker.engine.detection import Context, Detections, only_normalises
-from worker.engine.loaded import Warm
+from worker.engine.loaded import LoadedModel
 from worker.engine.passes import Pass, Raw
+from worker.engine.predictors import PredictedBatch, Prediction, Predictor
 from worker.gpu.staging import AnyFrame, Frame
 from worker.video.planes import Planes
 
@@ -34,32 +34,27 @@ class _Waiting(NamedTuple):
     crops: int
 
 
-class TopDown(Feed):
+class TopDownPredictor(Predictor):
     """Frames whose animals a detector finds: the crops go through the network together."""
 
     order = "bgr"  # each device turns round what it gets
 
-    def __init__(self, warm: Warm, pictures: Pass, detections: Detections) -> None:
+    def __init__(self, loaded: LoadedModel, pictures: Pass, detections: Detections) -> None:
         """Take boxes from ``detections`` and send what is in them through ``pictures``."""
-        self._pose = warm.network.pose
+        self._pose = loaded.network.pose
         self._pass = pictures
         self._detections = detections
-        self._rests = self._ends = False
+        self._rests = False
         self._scale = 1.0
         self._next: tuple[int, Frame, Context] | None = None
         self.setup = {**pictures.setup, **detections.setup}
 
-    @property
-    def between_batches(self) -> bool:
-        """Whether all frames that were begun were given, and with them all crops."""
-        return self._ends
-
     def rest(self) -> None:
-        """Give all that was begun before more is begun."""
+        """Finish the frames that were begun, with all their crops, before more are begun."""
         self._rests = True
 
     def state(self) -> dict[str, Any]:
-        """Return what is known of the networks' arithmetic, and the batches."""
+        """Return what is known of the networks' precision, and the batches; JSON types."""
         return {
             "pass": self._pass.state(),
             "detections": self._detections.state(),
@@ -67,20 +62,18 @@ class TopDown(Feed):
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Take up what both networks knew in an earlier attempt."""
         self._scale = state["scale"]
         self._pass.enlarge(self._scale)
         self._pass.resume(state["pass"])
         self._detections.resume(state["detections"])
 
-    def told(self) -> dict[str, Any]:
-        """Return what the result tells."""
-        return {**self._pass.told(), "detector": self._detections.told()}
+    def summary(self) -> dict[str, Any]:
+        """Return what result.json says of the pose network and the detector."""
+        return {**self._pass.summary(), "detector": self._detections.summary()}
 
-    def predictions(
-        self, frames: Iterator[tuple[int, AnyFrame]]
-    ) -> Iterator[tuple[int, Prediction]]:
-        """Yield each frame's number and the poses in its boxes, in the order of the boxes."""
+    def predictions(self, frames: Iterator[tuple[int, AnyFrame]]) -> Iterator[PredictedBatch]:
+        """Yield frame by frame the poses in its boxes, in the order of the boxes."""
         pixels = ((number, one) for number, one in frames if not isinstance(one, Planes))
         found = self._detections.found(pixels)
         held: tuple[int, Prediction] | None = None
@@ -88,15 +81,15 @@ class TopDown(Feed):
             # To the next rest; the last frame is held until it is known to be the last.
             for one in self._to_rest(found):
                 if held is not None:
-                    yield held
+                    yield PredictedBatch([held], complete=False)
                 held = one
-            self._rests, self._ends = False, True
+            self._rests = False
             if held is not None:
-                yield held
-            held, self._ends = None, False
+                yield PredictedBatch([held])
+            held = None
 
     def _is_over(self, found: Iterator[tuple[int, Frame, Context]]) -> bool:
-        """Whether no frame is left; the next one is kept."""
+        """Tell whether no frame is left; the next one is kept in ``_next``."""
         if self._next is None:
             self._next = next(found, None)
         return self._next is None
@@ -104,7 +97,7 @@ class TopDown(Feed):
     def _to_rest(
         self, found: Iterator[tuple[int, Frame, Context]]
     ) -> Iterator[tuple[int, Prediction]]:
-        """Yield frames until a rest is due, all of those that were begun."""
+        """Yield the poses of frames until a rest is due, of all frames that were begun."""
         waiting: deque[_Waiting] = deque()
         raws: list[Raw] = []
 
@@ -149,11 +142,11 @@ class TopDown(Feed):
         return cut, {**context, "offsets": offsets, "scales": scales}
 
 
-def crop_of(warm: Warm) -> TopDownCrop | None:
+def crop_of(loaded: LoadedModel) -> TopDownCrop | None:
     """Return how a model's pictures are cut out, if that and normalising is all; else None."""
-    if warm.detector is None:
+    if loaded.detector is None:
         return None
-    if not only_normalises(warm.network.pose, [LoadImage, TopDownCrop, AugmentImage, ToTensor]):
+    if not only_normalises(loaded.network.pose, [LoadImage, TopDownCrop, AugmentImage, ToTensor]):
         return None
-    crop: TopDownCrop = warm.network.pose.preprocessor.components[1]
+    crop: TopDownCrop = loaded.network.pose.preprocessor.components[1]
     return crop

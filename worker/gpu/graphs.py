@@ -38,7 +38,7 @@ WORTH = 0.7
 
 
 class Recording(Protocol):
-    """What was recorded; it lives as long as somebody holds it."""
+    """A recorded run; its memory is kept as long as somebody holds it."""
 
     outputs: Outputs
     """Where a replay leaves what it finds: written over by the next one."""
@@ -98,7 +98,7 @@ class CudaRecorder:
         return found, Timing(host, device)
 
     def record(self, run: Callable[[], Outputs]) -> Recording:
-        """Record a run; see there."""
+        """Record a run in a CUDA graph."""
         with torch.cuda.device(self._device):
             return _CudaRecording(run)
 
@@ -151,11 +151,11 @@ class Graphed:
 
     @property
     def bytes(self) -> int:
-        """What it keeps of the device's memory."""
+        """Bytes of the device's memory that the recording keeps."""
         return 0 if self._recording is None else self._recording.bytes
 
     def takes(self, pictures: Tensor) -> bool:
-        """Whether pictures are such as it was made for."""
+        """Tell whether the recording can compute pictures of this shape and order in memory."""
         return _like(pictures) == self._like
 
     @torch.inference_mode()
@@ -202,7 +202,7 @@ class Graphs:
     """The recordings of one model: one for each of its forms, of the shape that is in use."""
 
     def __init__(self, recorder: Recorder | None) -> None:
-        """Begin without any; with no ``recorder`` there never are."""
+        """Begin without recordings; with no ``recorder`` there never are any."""
         self._recorder = recorder
         self._forms: dict[int, _Form] = {}
         self.replays = 0
@@ -241,23 +241,23 @@ class Graphs:
 
     @property
     def bytes(self) -> int:
-        """What they keep of the device's memory."""
+        """Bytes of the device's memory that all recordings keep."""
         return sum(graphed.bytes for graphed in self._made())
 
-    def told(self, before: int = 0) -> dict[str, Any]:
-        """Return what result.json says of them; ``before``: the replays of earlier films."""
+    def summary(self, before: int = 0) -> dict[str, Any]:
+        """Return what result.json says of the recordings, ``before``: replays of earlier films."""
         return {
             "replays": self.replays - before,
             "why_not": "; ".join(sorted({graphed.why for graphed in self._made()} - {""})),
         }
 
     def keep(self, forwards: Iterable[Forward]) -> None:
-        """Let go of what is not among these."""
+        """Drop the recordings of all but these forward passes."""
         kept = {id(forward) for forward in forwards}
         self._forms = {key: form for key, form in self._forms.items() if key in kept}
 
     def clear(self) -> None:
-        """Let all go: memory is short, or the model is put away."""
+        """Drop all recordings: memory is short, or the model is put away."""
         self._forms.clear()
 
     def _made(self) -> list[Graphed]:

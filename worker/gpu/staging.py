@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -108,3 +109,26 @@ def _tables_on(colours: Colours, device: str) -> tuple[Tensor, ...]:
     tables = tables_of(colours)
     assert tables is not None  # noqa: S101  # there are planes of such colours
     return tuple(torch.from_numpy(table.reshape(-1)).to(device) for table in tables)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Return pixels (n, height, width, 3), BGR, uint8, as RGB (n, 3, height, width) for a network.
+
+    It is albumentations' ``Normalize`` with ImageNet's mean and deviation, which DeepLabCut uses.
+    """
+    # The channels stay last in memory, where convolutions want them.
+    if pixels.device.type == "cpu":
+        # A byte has but 256 outcomes, the same bits as by arithmetic.
+        table = _normalised(torch.arange(256)[:, None])[:, None].numpy()
+        found = torch.empty(pixels.shape)
+        for frame, target in zip(pixels, found, strict=True):
+            rgb = cv2.cvtColor(frame.numpy(), cv2.COLOR_BGR2RGB)
+            cv2.LUT(rgb, table, target.numpy())
+        return found.permute(0, 3, 1, 2)
+    return _normalised(pixels.flip(3)).permute(0, 3, 1, 2)
+
+
+def _normalised(rgb: Tensor) -> Tensor:
+    mean = torch.tensor([0.485, 0.456, 0.406], device=rgb.device) * 255
+    deviation = torch.tensor([0.229, 0.224, 0.225], device=rgb.device) * 255
+    return rgb.float().sub(mean).mul_(1 / deviation)

@@ -27,10 +27,10 @@ class Mark(Protocol):
     """A point in what a device has to do."""
 
     def record(self) -> None:
-        """Put it behind all that the device was told so far."""
+        """Put the mark behind all that the device was told so far."""
 
     def synchronize(self) -> None:
-        """Wait until the device is there."""
+        """Wait until the device has come to the mark."""
 
 
 class _Event:
@@ -49,7 +49,7 @@ class _Event:
 
 
 class Device:
-    """What of a CUDA device is used here; a test pretends one."""
+    """The part of a CUDA device that is used here; a test pretends one."""
 
     def __init__(self, device: torch.device) -> None:
         """Use ``device``, an NVIDIA card."""
@@ -81,10 +81,10 @@ class Device:
 
 
 class Upload:
-    """Arrays of bytes to where the network is."""
+    """Brings arrays of bytes to the device on which the network is."""
 
     def __init__(self, device: torch.device, cuda: Device | None) -> None:
-        """Bring them to ``device``; ``cuda`` is what it can do, None where it is no CUDA device."""
+        """Bring arrays to ``device``; ``cuda`` is what it can do, None if it is none of CUDA's."""
         self.device = device
         self._cuda = cuda
         self._buffers: deque[tuple[Tensor, Mark]] = deque()

@@ -16,7 +16,7 @@ METHODS = ("ellipse", "box", "skeleton")
 
 
 @dataclass(frozen=True)
-class Herd:
+class MultiAnimalConfig:
     """What tracking has to know of a model."""
 
     scorer: str
@@ -31,9 +31,9 @@ class Herd:
     """DeepLabCut's inference_cfg."""
 
 
-def herd_of(
+def multi_animal_config(
     metadata: Mapping[str, Any], scorer: str, project: Mapping[str, Any], settings: Any = None
-) -> Herd:
+) -> MultiAnimalConfig:
     """Return what tracking has to know of a model.
 
     Args:
@@ -53,7 +53,7 @@ def herd_of(
     if not isinstance(complete, Mapping) or default.keys() - complete.keys():
         raise ModelError(f"the model's {INFERENCE_CONFIG} is incomplete", code="model_damaged")
     method = str(project.get("default_track_method") or METHODS[0])
-    return Herd(
+    return MultiAnimalConfig(
         scorer=scorer,
         bodyparts=[str(name) for name in metadata["bodyparts"]],
         unique_bodyparts=[str(name) for name in metadata.get("unique_bodyparts") or []],

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from posedrop.buckets.records import Details, Record
 from posedrop.errors import AnalysisError
-from worker.poses.parts import Values, write_arrays
+from worker.poses.checkpoint import Values, write_arrays
 
 #: Raised when a reader of this number could misread the file; arrays may be added without.
 FORMAT = 1
@@ -36,8 +36,8 @@ Name = Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Names = Annotated[list[Name], Field(max_length=10_000)]
 
 
-class HerdAbout(Record):
-    """What tracking has to know of a model; the fields of :class:`worker.poses.animals.Herd`."""
+class MultiAnimalAbout(Record):
+    """What tracking has to know of a model, as :class:`~worker.poses.animals.MultiAnimalConfig`."""
 
     scorer: Name
     bodyparts: Names
@@ -63,7 +63,7 @@ class About(Record):
     bodyparts: Annotated[Names, Field(min_length=1)]
     individuals: Names
     crop: dict[Literal["x1", "x2", "y1", "y2"], Annotated[int, Field(ge=0, lt=2**31)]] | None
-    herd: HerdAbout | None
+    herd: MultiAnimalAbout | None
     answer: Details
     dtypes: dict[str, Literal["float16", "float32", "float64"]]
 
@@ -94,7 +94,7 @@ class Predictions:
         return {name: rows[self.decoded] for name, rows in self.values.items()}
 
 
-def spread(values: Values, rows: npt.NDArray[np.bool_]) -> Values:
+def with_missing_rows(values: Values, rows: npt.NDArray[np.bool_]) -> Values:
     """Return ``values`` with a row for each of ``rows``: the next one where True, else NaN."""
     if rows.all():
         return values

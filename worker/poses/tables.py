@@ -47,7 +47,7 @@ def finish(job: Job) -> dict[str, Any]:
 
 
 def finish_superanimal(job: Job) -> dict[str, Any]:
-    """Do the same for the model zoo, whose animals are not followed."""
+    """Make the tables of a SuperAnimal's ``predictions.npz``, whose animals are not followed."""
     return _finish(job, SuperAnimalArgs.model_validate(job.args))
 
 
@@ -163,13 +163,13 @@ def _tabulated(found: Predictions, args: PoseArgs, job: Job) -> tuple[pd.DataFra
         job.report("track", len(indexes), len(indexes))
         # DeepLabCut and all it brings along, for this alone.
         from worker.poses import tracking
-        from worker.poses.animals import Herd
+        from worker.poses.animals import MultiAnimalConfig
 
         rows = [{name: value[row] for name, value in values.items()} for row in range(len(indexes))]
-        herd = Herd(**about["herd"])
+        config = MultiAnimalConfig(**about["herd"])
         with tempfile.TemporaryDirectory() as folder:
-            tracked = tracking.track(rows, indexes, herd, args, Path(folder))
-        return shifted(tracked.table, crop), tracking.told(herd, tracked)
+            tracked = tracking.track(rows, indexes, config, args, Path(folder))
+        return shifted(tracked.table, crop), tracking.summary(config, tracked)
     individuals = about["individuals"]
     poses = values["bodyparts"][:, : len(individuals)]
     table = table_of(indexes, poses, scorer, individuals, bodyparts)

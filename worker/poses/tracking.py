@@ -25,7 +25,7 @@ from deeplabcut.refine_training_dataset.stitch import TrackletStitcher
 
 from posedrop.analyses.deeplabcut_2d import DeepLabCut2D
 from posedrop.errors import AnalysisError
-from worker.poses.animals import INFERENCE_CONFIG, METHODS, Herd
+from worker.poses.animals import INFERENCE_CONFIG, METHODS, MultiAnimalConfig
 
 #: One frame, as ``PoseInferenceRunner.inference`` gives it: ``bodyparts`` (individuals, bodyparts,
 #: (x, y, likelihood, ...)), and where the model has such heads ``unique_bodyparts`` (1, unique
@@ -51,7 +51,7 @@ class Tracked:
 def track(
     predictions: Sequence[Prediction],
     indexes: npt.NDArray[np.int64],
-    animals: Herd,
+    animals: MultiAnimalConfig,
     args: DeepLabCut2D,
     folder: Path,
 ) -> Tracked:
@@ -82,8 +82,8 @@ def track(
     return Tracked(table, method, len(stitcher.tracklets), len(stitcher.tracks))
 
 
-def told(animals: Herd, tracked: Tracked) -> dict[str, Any]:
-    """Return what result.json says of it."""
+def summary(animals: MultiAnimalConfig, tracked: Tracked) -> dict[str, Any]:
+    """Return what result.json says of the tracks."""
     return {
         "individuals": animals.individuals,
         "track_method": tracked.track_method,
@@ -92,7 +92,7 @@ def told(animals: Herd, tracked: Tracked) -> dict[str, Any]:
     }
 
 
-def _method(animals: Herd, args: DeepLabCut2D) -> tuple[str, dict[str, Any]]:
+def _method(animals: MultiAnimalConfig, args: DeepLabCut2D) -> tuple[str, dict[str, Any]]:
     method = args.track_method or animals.track_method
     settings = animals.settings
     if method == "skeleton" and animals.unique_bodyparts:
@@ -111,7 +111,9 @@ def _method(animals: Herd, args: DeepLabCut2D) -> tuple[str, dict[str, Any]]:
     return method, settings
 
 
-def _assemblies(predictions: Sequence[Prediction], animals: Herd, folder: Path) -> dict[Any, Any]:
+def _assemblies(
+    predictions: Sequence[Prediction], animals: MultiAnimalConfig, folder: Path
+) -> dict[Any, Any]:
     names = [*animals.bodyparts, *animals.unique_bodyparts]
     pose_config = {"all_joints": [[n] for n in range(len(names))], "all_joints_names": names}
     full, assembled = folder / "full.pickle", folder / "assemblies.pickle"
@@ -131,7 +133,7 @@ def _assemblies(predictions: Sequence[Prediction], animals: Herd, folder: Path) 
 def _tracklets(
     assemblies: dict[Any, Any],
     frames: int,
-    animals: Herd,
+    animals: MultiAnimalConfig,
     args: DeepLabCut2D,
     method: str,
     settings: dict[str, Any],
@@ -164,7 +166,7 @@ def _check(
     args: DeepLabCut2D,
     settings: dict[str, Any],
 ) -> None:
-    """Refuse to stitch what can't be."""
+    """Refuse to stitch tracklets that can't be stitched."""
     seen = sum(len(assemblies[frame]) > 0 for frame in range(frames))
     lengths = [len(part) for name, part in tracklets.items() if name not in {"header", "single"}]
     if not lengths:
@@ -198,7 +200,7 @@ def _remedy(frames: int, args: DeepLabCut2D) -> str:
     )
 
 
-def _stitched(tracklets: dict[Any, Any], animals: Herd, args: DeepLabCut2D) -> Any:
+def _stitched(tracklets: dict[Any, Any], animals: MultiAnimalConfig, args: DeepLabCut2D) -> Any:
     """Return DeepLabCut's TrackletStitcher when it has done its work, like stitch_tracklets."""
     wanted = args.animals or len(animals.individuals)
     try:

@@ -1,19 +1,13 @@
-"""How a network is computed: exactly, or in fewer bits where no keypoint changes by it.
+"""A network computed in fewer bits where no keypoint changes by it, else exactly.
 
-Exact is fp32, each batch normalisation folded into the convolution before it. There are up to three
-forms of it, which of them is fastest being found by timing (``precision.tuning``): as torch has it;
-*direct*, with channels last in memory and what follows a convolution done by it
-(:mod:`worker.cpu.fused`); *winograd*, with most multiplications of 3x3 convolutions saved
-(:mod:`worker.cpu.winograd`), which errs by some millionths: a picture in which that could move a
-keypoint is computed once more without.
-
-Fewer bits (bf16, fp16) are faster still, but two peaks of a heatmap that nearly tie may change
-places, by which a keypoint jumps. So ``auto`` watches itself (:mod:`worker.precision.watch`):
+Fewer bits (bf16, fp16) are faster than fp32 (:mod:`worker.precision.variants`), but two peaks of a
+heatmap that nearly tie may change places, by which a keypoint jumps. So ``auto`` watches itself
+(:mod:`worker.precision.watch`):
 
 * The first pictures that show a keypoint are computed both ways. By how much the outputs differ is
   the *noise* of the fast way, on this video with this model.
-* Each further picture in which a keypoint could go elsewhere by the noise, by more than ``REACH``
-  pixels, is computed again, exactly.
+* Each further picture in which the noise could put a keypoint elsewhere, by more than
+  ``MAX_SPREAD`` pixels, is computed again, exactly.
 * Every ``CHECK_EVERY``-th picture, of the first ones more, is computed both ways too. If a keypoint
   that was not caught moves by more than ``TOLERANCE``, the fast way is given up for all the video.
 
@@ -23,33 +17,19 @@ on, whenever it was computed: so it makes no difference to a run whether it was 
 
 from __future__ import annotations
 
-import copy
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast
+from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.ops.misc import FrozenBatchNorm2d
+from torch import Tensor
 
-from worker import hardware
-from worker.cpu import fused
-from worker.gpu.graphs import Graphs, recorder_of
-from worker.precision import ways
+from worker.gpu.staging import normalised
+from worker.precision.variants import TILED_NOISE, Kind, ModelVariants, Numbers, Precision
 from worker.precision.watch import Named, Watch
 
-log = logging.getLogger(__name__)
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Numbers = Literal["fp32", "bf16", "fp16"]
-#: How convolutions are computed: see above. (Or by a plug-in of this name, ``precision.ways``.)
-Kind = Literal["torch", "direct", "winograd"]
 #: Per head, per name: a tensor with a row a picture.
-Predictions = dict[str, Named]
+HeadPredictions = dict[str, Named]
 Outputs = dict[str, Named]
 
 #: Pictures with a keypoint that are computed both ways at the start.
@@ -61,131 +41,17 @@ CHECK_EARLY, EARLY = 16, 128
 #: Pictures between two moments from which on more noise counts.
 WINDOW = 128
 #: Pixels by which a keypoint may be uncertain in the fast arithmetic.
-REACH = 0.4
+MAX_SPREAD = 0.4
 #: Pixels by which a keypoint of the fast arithmetic may differ from fp32's.
 TOLERANCE = 0.5
 #: The samples are few: the largest difference of all pictures may be so many times theirs.
 SAFETY = 1.5
-#: Of a picture's largest value: by how much saving multiplications in fp32 may change a heatmap.
-#: The mouse's model errs by a thirtieth of it, a new ResNet-50 with GroupNorm by half; one that
-#: errs by more when it is loaded does without.
-TILED_NOISE = 2e-5
 #: Pixels by which a keypoint may be uncertain for it.
-TILED_REACH = 0.005
-
-#: Where DLCRNet keeps what its hooks have seen.
-_FEATURES = "interm_features"
-#: What can be folded into the convolution before it; the second is that of torchvision's detectors.
-_NORMS = {nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d}
-_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TILED_SPREAD = 0.005
 
 
 class UnfaithfulError(Exception):
     """The fast arithmetic moved a keypoint and did not notice: begin again without it."""
-
-
-class Machine:
-    """A network ready to run in each of its forms, made when first asked for."""
-
-    def __init__(self, model: Any, device: str) -> None:
-        """Prepare ``model`` (DeepLabCut's PoseModel, in eval mode), which is changed by it."""
-        self.device = torch.device(device)
-        #: The exact form for who casts by itself: of torch's own operators alone.
-        self.plain = _tried(model, fold).to(memory_format=torch.channels_last)
-        self.exact = self.plain
-        if self.device.type == "cpu":
-            self.exact = _tried(self.plain, fused.fuse)
-        self._tiled: Any = None
-        self._reduced: dict[Numbers, Any] = {}
-        self._made: dict[tuple[Numbers, Kind], Any] = {}
-        self.graphs = Graphs(recorder_of(self.device))
-
-    @property
-    def tiled(self) -> Any:
-        """The exact form with fewer multiplications; the exact form itself where there is none."""
-        if self._tiled is None:
-            self._tiled = self.exact
-            if self.exact is not self.plain:
-                made = _tried(self.plain, fused.fuse_tiled, TILED_NOISE)
-                self._tiled = self.exact if made is self.plain else made
-        return self._tiled
-
-    def others(self, numbers: Numbers) -> list[Kind]:
-        """Return the ways of plug-ins for such numbers, to be watched."""
-        if numbers == "fp32" or _DTYPES[numbers] != hardware.native_dtype(self.device):
-            return []
-        return [cast(Kind, name) for name in ways.installed()]
-
-    def kinds(self, numbers: Numbers, *, watched: bool = True) -> list[Kind]:
-        """Return the kinds of convolutions there are for such numbers.
-
-        Args:
-            watched: whether somebody looks at what the faster ones change.
-        """
-        if self.exact is self.plain:
-            return ["direct"]
-        # oneDNN knows only the numbers that the processor multiplies; others are torch's.
-        if numbers != "fp32" and _DTYPES[numbers] != hardware.native_dtype(self.device):
-            return ["direct"]
-        tiled: list[Kind] = ["winograd"] if watched and self.tiled is not self.exact else []
-        plain: list[Kind] = ["torch"] if numbers == "fp32" else []
-        return ["direct", *tiled, *plain]
-
-    def form(self, numbers: Numbers, kind: Kind) -> Any:
-        """Return the network that computes so; in fewer bits all but the last layers, in fp32."""
-        if numbers == "fp32":
-            if kind == "direct":
-                return self.exact
-            if kind == "winograd":
-                return self.tiled
-        if (numbers, kind) not in self._made:
-            self._made[numbers, kind] = (
-                _Planar(self.plain) if numbers == "fp32" else self.fast(numbers, kind)
-            )
-        return self._made[numbers, kind]
-
-    def fast(self, numbers: Numbers, kind: Kind) -> Any:
-        """Make the form with all but the last layers in fewer bits."""
-        if numbers not in self._reduced:
-            model = copy.deepcopy(self.plain, _shared(self.plain))
-            model.backbone = _Reduced(model.backbone, _DTYPES[numbers])
-            for name, head in model.heads.items():
-                model.heads[name] = fused.narrowed(head, _DTYPES[numbers])
-            self._reduced[numbers] = model
-        plain = self._reduced[numbers]
-        if kind in ways.installed():
-            return ways.Other(kind, self.plain, _DTYPES[numbers], plain)
-        if kind not in self.kinds(numbers) or self.exact is self.plain:
-            return plain
-        if _DTYPES[numbers] != hardware.native_dtype(self.device):
-            return plain
-        model = copy.deepcopy(plain, _shared(plain, *plain.parameters()))
-        (fused.fuse_tiled if kind == "winograd" else fused.fuse)(model)
-        return model
-
-    def keep(self, used: set[tuple[Numbers, Kind]]) -> None:
-        """Let go of what the forms hold that are not used: they were timed and found slower."""
-        for key in [key for key in self._made if key not in used]:
-            del self._made[key]
-        self.graphs.keep(self.forms())
-        if ("fp32", "winograd") not in used and self._tiled not in {None, self.exact}:
-            fused.forget(self._tiled)
-
-    def forms(self) -> list[Any]:
-        """Return all that was made of the network; they share what they can."""
-        tiled = [] if self._tiled is None else [self._tiled]
-        return [self.plain, self.exact, *tiled, *self._reduced.values(), *self._made.values()]
-
-    def numbers_for(self, precision: Precision, *, watched: bool) -> Numbers:
-        """Return what to compute in: ``auto`` means fewer bits where that is fast and watched."""
-        if precision != "auto":
-            return precision
-        native = hardware.native_dtype(self.device) if watched else None
-        return next((name for name in ("bf16", "fp16") if _DTYPES[name] == native), "fp32")
-
-    def dtype_for(self, precision: Precision) -> torch.dtype | None:
-        """Return what autocast is to cast to; None: nothing."""
-        return _DTYPES.get(precision)
 
 
 @dataclass(frozen=True)
@@ -206,8 +72,8 @@ class Choice:
 
 
 @dataclass
-class State:
-    """What is known of the arithmetic on one video; with it a run goes on as it would have."""
+class PrecisionStats:
+    """What one video has taught of fewer bits; a checkpoint keeps it."""
 
     numbers: Numbers
     """Of the fast arithmetic, while that is used; else fp32."""
@@ -233,8 +99,8 @@ class State:
         known = [noise for found, noise in self.later if found // WINDOW + 2 <= index // WINDOW]
         return max([self.noise, *known])
 
-    def told(self, wanted: Precision) -> dict[str, Any]:
-        """Return what result.json says of it."""
+    def summary(self, wanted: Precision) -> dict[str, Any]:
+        """Return what result.json says of the precision."""
         return {
             "asked": wanted,
             "used": self.numbers,
@@ -248,7 +114,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Launched:
+class InFlightBatch:
     """A batch that is being computed; on a GPU, nobody has waited for it yet."""
 
     x: Tensor
@@ -275,39 +141,39 @@ class Doubt:
     """False: it is a check alone."""
     outputs: Outputs | None
     """Of the fast arithmetic, with one row, for a check."""
-    predictions: Predictions | None
+    predictions: HeadPredictions | None
 
 
-class Arithmetic:
-    """Computes the batches of one video."""
+class PrecisionGuard:
+    """Computes one video's batches in fewer bits, and in fp32 what those could move."""
 
     def __init__(
         self,
-        machine: Machine,
+        variants: ModelVariants,
         wanted: Precision,
         watches: dict[str, Watch] | None,
         choice: Choice,
-        state: State | None = None,
+        state: PrecisionStats | None = None,
     ) -> None:
-        """Begin a video, or go on with ``state``, which an earlier one of these had.
+        """Begin a video, or go on with the ``state`` of an earlier attempt.
 
         Args:
-            machine: the network.
+            variants: the network.
             wanted: ``auto`` computes again where that could change a keypoint.
             watches: of its heads; None: they are of kinds that nobody knows how to watch.
             choice: how to compute.
             state: of an earlier attempt.
         """
-        self._machine = machine
+        self._variants = variants
         self._wanted = wanted
         self._watches = watches
         self.choice = choice
-        self.state = state or State(choice.numbers)
+        self.state = state or PrecisionStats(choice.numbers)
         self._fast: Any = None
         if self.state.numbers != "fp32":
-            self._fast = machine.form(self.state.numbers, choice.kind)
+            self._fast = variants.form(self.state.numbers, choice.kind)
         self._exact_kind: Kind = choice.exact
-        self._exact = machine.form("fp32", self._exact_kind)
+        self._exact = variants.form("fp32", self._exact_kind)
         self._launched = self.state.frames
 
     @property
@@ -316,11 +182,11 @@ class Arithmetic:
         return self._fast is not None and self._watches is not None and self.state.samples < SAMPLES
 
     def state_as_json(self) -> dict[str, Any]:
-        """Return the state as JSON types; ``State(**it)`` is the state again."""
+        """Return the state as JSON types, the fields of :class:`PrecisionStats`."""
         return asdict(self.state)
 
-    def launch(self, pixels: Tensor, count: int) -> Launched:
-        """Begin a batch.
+    def launch(self, pixels: Tensor, count: int) -> InFlightBatch:
+        """Begin to compute a batch.
 
         Args:
             pixels: (n, height, width, 3), BGR, uint8, on the device.
@@ -332,13 +198,13 @@ class Arithmetic:
         if not self.learns:
             outputs = self._exactly(x) if self._fast is None else self._run(self._fast, x)
         self._launched += count
-        return Launched(x, outputs, self._fast is not None, first, count)
+        return InFlightBatch(x, outputs, self._fast is not None, first, count)
 
     def back(self) -> None:
         """Forget what was launched and not collected: it is launched anew."""
         self._launched = self.state.frames
 
-    def collect(self, batch: Launched) -> tuple[Predictions, list[Doubt]]:
+    def collect(self, batch: InFlightBatch) -> tuple[HeadPredictions, list[Doubt]]:
         """Return a batch's predictions, by the same names as DeepLabCut's ``get_predictions``.
 
         Batches are collected in the order in which they were launched.
@@ -348,13 +214,13 @@ class Arithmetic:
             those are not to be used before.
 
         Raises:
-            UnfaithfulError: see there.
+            UnfaithfulError: a keypoint moved unnoticed in fewer bits; begin again in fp32.
         """
         predictions, doubts = self._collect(batch)
         self.state.frames += batch.count
         return predictions, doubts
 
-    def settle(self, doubts: Sequence[Doubt], size: int) -> Predictions:
+    def settle(self, doubts: Sequence[Doubt], size: int) -> HeadPredictions:
         """Compute pictures in fp32 that were computed fast, and compare where that is a check.
 
         Args:
@@ -362,10 +228,10 @@ class Arithmetic:
             size: of the batch, which is filled up.
 
         Returns:
-            Predictions, a row for each: what is to be used.
+            HeadPredictions, a row for each: what is to be used.
 
         Raises:
-            UnfaithfulError: see there.
+            UnfaithfulError: a keypoint moved unnoticed in fewer bits; begin again in fp32.
         """
         x = torch.stack([doubt.x for doubt in doubts])
         if len(x) < size:
@@ -380,11 +246,11 @@ class Arithmetic:
                 doubt.outputs, doubt.predictions, _of(outputs, [row]), _of(exact, [row]),
                 noticed=doubt.unsure,
             )  # fmt: skip
-            if found > self.state.told(self._wanted)["heatmap_noise"]:
+            if found > self.state.summary(self._wanted)["heatmap_noise"]:
                 self.state.later.append((doubt.index, found))
         return exact
 
-    def _collect(self, batch: Launched) -> tuple[Predictions, list[Doubt]]:
+    def _collect(self, batch: InFlightBatch) -> tuple[HeadPredictions, list[Doubt]]:
         if batch.outputs is None:
             return self._both(batch.x, batch.count), []
         fast = self._predictions(batch.outputs)
@@ -397,7 +263,7 @@ class Arithmetic:
             noises = [self.state.noise_for(index) for index in numbers]
             noises += noises[-1:] * (len(batch.x) - batch.count)
             noise = SAFETY * torch.tensor(noises, device=batch.x.device)
-            unsure = self._unsure(batch.outputs, lambda _watch, _outputs: noise, REACH)
+            unsure = self._unsure(batch.outputs, lambda _watch, _outputs: noise, MAX_SPREAD)
         rows = [row for row in sorted(checked | unsure) if row < batch.count]
         self.state.again += sum(row in unsure and row not in checked for row in rows)
         return fast, [
@@ -412,7 +278,7 @@ class Arithmetic:
             for row in rows
         ]
 
-    def _both(self, x: Tensor, count: int) -> Predictions:
+    def _both(self, x: Tensor, count: int) -> HeadPredictions:
         """Compute a batch in fp32 and, where it shows a keypoint, the fast way too."""
         outputs = self._exactly(x)
         exact = self._predictions(outputs)
@@ -432,18 +298,18 @@ class Arithmetic:
         return exact if self._wanted == "auto" else fast
 
     def give_up(self) -> None:
-        """Compute all that comes in fp32."""
+        """Compute all further pictures in fp32."""
         self.state.numbers = "fp32"
         self._fast = None
 
     def _run(self, form: Any, x: Tensor) -> Outputs:
-        return self._machine.graphs.run(form, x)
+        return self._variants.graphs.run(form, x)
 
-    def _predictions(self, outputs: Outputs) -> Predictions:
-        predictions: Predictions = self._machine.exact.get_predictions(outputs)
+    def _predictions(self, outputs: Outputs) -> HeadPredictions:
+        predictions: HeadPredictions = self._variants.exact.get_predictions(outputs)
         return predictions
 
-    def _shown(self, predictions: Predictions) -> list[int]:
+    def _shown(self, predictions: HeadPredictions) -> list[int]:
         """Return the rows that show a keypoint above the cutoff."""
         shown = [
             watch.shows(predictions[name]).cpu()  # some predictors answer there, some do not
@@ -458,31 +324,31 @@ class Arithmetic:
         outputs = self._run(self._exact, x)
         if self._exact_kind == "winograd":
             unsure = self._unsure(
-                outputs, lambda watch, named: TILED_NOISE * watch.largest(named), TILED_REACH
+                outputs, lambda watch, named: TILED_NOISE * watch.largest(named), TILED_SPREAD
             )
             if unsure:
                 self.state.untiled += len(unsure)
                 rows = sorted(unsure)
-                _put(outputs, rows, self._machine.exact(x[rows]))
+                _put(outputs, rows, self._variants.exact(x[rows]))
         return outputs
 
     def _unsure(
-        self, outputs: Outputs, noise_of: Callable[[Watch, Named], Tensor], reach: float
+        self, outputs: Outputs, noise_of: Callable[[Watch, Named], Tensor], spread: float
     ) -> set[int]:
-        """Return the rows in which noise could put a keypoint elsewhere, further than ``reach``."""
+        """Return the rows in which noise could move a keypoint by more than ``spread`` pixels."""
         found: set[int] = set()
         for name, watch in (self._watches or {}).items():
             noise = noise_of(watch, outputs[name])
-            rows = watch.unsure(outputs[name], noise, reach)
+            rows = watch.unsure(outputs[name], noise, spread)
             found.update(rows.nonzero().flatten().tolist())
         return found
 
     def _compare(
         self,
         fast_outputs: Outputs,
-        fast: Predictions,
+        fast: HeadPredictions,
         exact_outputs: Outputs,
-        exact: Predictions,
+        exact: HeadPredictions,
         *,
         noticed: bool,
     ) -> float:
@@ -506,29 +372,6 @@ class Arithmetic:
         return noise
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """Return pixels (n, height, width, 3), BGR, uint8, as RGB (n, 3, height, width) for a network.
-
-    It is albumentations' ``Normalize`` with ImageNet's mean and deviation, which DeepLabCut uses.
-    """
-    # The channels stay last in memory, where convolutions want them.
-    if pixels.device.type == "cpu":
-        # A byte has but 256 outcomes, the same bits as by arithmetic.
-        table = _normalised(torch.arange(256)[:, None])[:, None].numpy()
-        found = torch.empty(pixels.shape)
-        for frame, target in zip(pixels, found, strict=True):
-            rgb = cv2.cvtColor(frame.numpy(), cv2.COLOR_BGR2RGB)
-            cv2.LUT(rgb, table, target.numpy())
-        return found.permute(0, 3, 1, 2)
-    return _normalised(pixels.flip(3)).permute(0, 3, 1, 2)
-
-
-def _normalised(rgb: Tensor) -> Tensor:
-    mean = torch.tensor([0.485, 0.456, 0.406], device=rgb.device) * 255
-    deviation = torch.tensor([0.229, 0.224, 0.225], device=rgb.device) * 255
-    return rgb.float().sub(mean).mul_(1 / deviation)
-
-
 def _of(values: dict[str, dict[str, Tensor]], rows: list[int]) -> dict[str, dict[str, Tensor]]:
     return {
         head: {name: value[rows] for name, value in named.items()} for head, named in values.items()
@@ -546,93 +389,3 @@ def _put(
 
 def _is_checked(index: int) -> bool:
     return index % (CHECK_EARLY if index < EARLY else CHECK_EVERY) == 0
-
-
-class _Reduced(nn.Module):
-    """A module computed in a smaller type, seen from outside as before."""
-
-    def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._inner = inner.to(dtype)
-        self._dtype = dtype
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what the module returns, in fp32."""
-        found: Tensor = self._inner(x.to(self._dtype)).float()
-        return found
-
-
-class _Planar(nn.Module):
-    """A network as torch runs it: each channel a plane in memory."""
-
-    def __init__(self, plain: Any) -> None:
-        super().__init__()
-        self._inner = copy.deepcopy(plain, _shared(plain)).to(memory_format=torch.contiguous_format)
-
-    def forward(self, x: Tensor) -> Any:
-        """Return what the network returns."""
-        return self._inner(x.contiguous())
-
-
-def _tried(model: Any, change: Callable[[nn.Module], int], share: float = 1e-4) -> Any:
-    """Return a network with a change that is to change nothing but its speed, else as it is.
-
-    Which module runs after which is not written anywhere, so a change goes by how they stand, and
-    what comes out is compared with what came out before: ``share`` of the largest value may differ.
-    """
-    # Of the size that DeepLabCut gives to networks which take but one.
-    picture = torch.rand((1, 3, 256, 256), generator=torch.Generator().manual_seed(0)) * 4 - 2
-    device = next(model.parameters()).device
-    try:
-        changed = copy.deepcopy(model, _shared(model, *model.parameters()))
-        if not change(changed):
-            return model
-        with torch.inference_mode():
-            beside = _conditions_of(model)
-            before, after = (each(picture.to(device), **beside) for each in (model, changed))
-        for head, named in before.items():
-            for name, value in named.items():
-                scale = float(value.abs().max())
-                torch.testing.assert_close(
-                    after[head][name], value, rtol=0, atol=share * scale + 1e-7
-                )
-    except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError, LookupError):
-        log.info("the network stays as it is, without %s", change.__name__)
-        return model
-    fused.forget(changed)  # frames have another size, and the exact form seldom sees one
-    return changed
-
-
-def _conditions_of(model: Any) -> dict[str, Any]:
-    """Return what a conditional network wants beside a picture: here, a pose along its diagonal."""
-    encoder = getattr(model.backbone, "cond_enc", None)
-    if encoder is None:
-        return {}
-    places = np.linspace(64, 192, encoder.num_joints)
-    return {"cond_kpts": np.stack([places, places, np.ones_like(places)], axis=1)[None, None]}
-
-
-def _shared(model: Any, *others: Any) -> dict[int, Any]:
-    """Return, for ``copy.deepcopy``, what a network and its copy are to have in common.
-
-    DLCRNet's hooks write into the dictionary of the network that they were made for, its copies'
-    too: unless it is one, a copy finds nothing in its own.
-    """
-    found = [module.interm_features for module in model.modules() if hasattr(module, _FEATURES)]
-    return {id(thing): thing for thing in (*found, *others)}
-
-
-def fold(module: nn.Module) -> int:
-    """Fold a module's normalisations into the convolutions before them; return how many."""
-    folds = 0
-    before: tuple[str, nn.Module] | None = None
-    child: Any
-    for name, child in list(module.named_children()):
-        # No subclasses: what else they do would be lost.
-        if before and type(before[1]) is nn.Conv2d and type(child) in _NORMS:
-            setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
-            setattr(module, name, nn.Identity())
-            folds += 1
-        folds += fold(child)
-        before = (name, child)
-    return folds

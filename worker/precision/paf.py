@@ -82,7 +82,7 @@ def peaks(heat: Tensor, radius: int, threshold: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Cells:
-    """Of a batch, the cells that may be the peaks that count, by the slot of their peak.
+    """The cells of a batch that may be the peaks that count, by the slot of their peak.
 
     Slots are numbered by frame, bodypart and likelihood: (frame * bodyparts + bodypart) * animals +
     rank.
@@ -97,8 +97,28 @@ class Cells:
 
 
 @dataclass(frozen=True)
-class Herd:
-    """Of a batch, the animals that are made of two limbs or more."""
+class Heatmaps:
+    """The smoothed likelihoods of a batch, and how far noise may move each of them."""
+
+    heat: Tensor
+    """Likelihoods (n, bodyparts, rows, columns)."""
+    slope: Tensor
+    """By noise a cell goes up or down by its slope times the noise; shaped as ``heat``."""
+    steep: Tensor
+    """The slopes before they are smoothed."""
+    share: Tensor
+    """(n,): the noise, and what it does to the slope, which is made of what is noisy."""
+
+    def bound(self, places: Tensor, way: int) -> Tensor:
+        """Return the most (``way`` 1) or least (-1) that cells, numbered as when flat, may be."""
+        size = math.prod(self.heat.shape[1:])
+        step = self.slope.flatten()[places] * self.share[places // size] + ROUNDING
+        return self.heat.flatten()[places] + way * step
+
+
+@dataclass(frozen=True)
+class AssembledAnimals:
+    """The animals of a batch that are made of two limbs or more."""
 
     twice: Tensor
     """(frames,), bool: something has a bodypart twice."""
@@ -124,12 +144,12 @@ class Herd:
 
 
 class PafWatch(Watch):
-    """Of part affinity fields: every choice on the way to the animals has to be clear."""
+    """A watch over part affinity fields: every choice on the way to the animals has to be clear."""
 
     again = 0.5  # as of networks that were trained little; well trained ones are to be measured
 
     def __init__(self, model: Any, name: str, pcutoff: float) -> None:
-        """Watch a head; see there."""
+        """Watch the head ``name`` of ``model``, whose predictor :meth:`knows` knows."""
         super().__init__(model, name, pcutoff)
         assembler = self.predictor.assembler
         self._animals = int(assembler.max_n_individuals)
@@ -171,7 +191,7 @@ class PafWatch(Watch):
         )
 
     def shows(self, predictions: Named) -> Tensor:
-        """Return which pictures show a keypoint; see there."""
+        """Return which pictures show a keypoint above the cutoff; (n,), bool."""
         found: Tensor = (predictions["poses"][..., 2] >= self.pcutoff).flatten(1).any(dim=1)
         return found
 
@@ -187,15 +207,17 @@ class PafWatch(Watch):
         inside &= near.flatten()[places]
         steps = difference.flatten()[places] - difference.flatten()[peak, None, None]
         found.append(_share(steps[inside], self._climbs(steep, peak).view_as(steps)[inside]))
-        _, cells = self._peaks(heat, slope, steep, heat.new_zeros(len(heat)))
+        _, cells = self._peaks(Heatmaps(heat, slope, steep, heat.new_zeros(len(heat))))
         pairs = self._pairs(cells)
         true, other = (self._affinities(some["paf"], cells, pairs) for some in (exact, fast))
         found.append(_share(other - true, torch.full_like(true, SHARE)))
         none = heat.new_zeros(len(heat))
         low, high = self._ranges(exact["paf"], cells, pairs, none)
-        herd = self._herd(self._joined(low, high)[0])
-        changed = herd.sums(self._ranges(fast["paf"], cells, pairs, none)[0]) - herd.sums(low)
-        limbs = herd.sums(torch.ones_like(low))
+        assembled = self._assembled(self._joined(low, high)[0])
+        changed = assembled.sums(self._ranges(fast["paf"], cells, pairs, none)[0]) - assembled.sums(
+            low
+        )
+        limbs = assembled.sums(torch.ones_like(low))
         found.append(_share(changed[limbs > 0], EVEN * SHARE * limbs[limbs > 0]))
         return max(found)
 
@@ -209,21 +231,23 @@ class PafWatch(Watch):
         true, found = exact["poses"].cpu(), fast["poses"].cpu()
         return torch.stack([_moved(*pair, self.pcutoff) for pair in zip(true, found, strict=True)])
 
-    def unsure(self, outputs: Named, noise: float | Tensor, reach: float) -> Tensor:
+    def unsure(self, outputs: Named, noise: float | Tensor, spread: float) -> Tensor:
         """Return where a choice is not clear."""
         heat, slope, steep = self._likelihoods(outputs)
         noise = torch.as_tensor(noise, dtype=heat.dtype, device=heat.device).expand(len(heat))
-        unsure, cells = self._peaks(heat, slope, steep, noise)
+        unsure, cells = self._peaks(Heatmaps(heat, slope, steep, noise * noise.exp()))
         # What is not a number does not compare, and what overflowed says nothing of its noise.
         unsure |= ~(outputs["heatmap"].flatten(1).sum(dim=1) + noise).isfinite()
         low, high = self._ranges(outputs["paf"], cells, self._pairs(cells), SHARE * noise)
         joined, open_ = self._joined(low, high)
-        herd = self._herd(joined)
-        unsure |= open_ | herd.twice
-        if herd.members.shape[1]:
+        assembled = self._assembled(joined)
+        unsure |= open_ | assembled.twice
+        if assembled.members.shape[1]:
             even = ((1 - EVEN) * SHARE * noise)[:, None, None, None] - ROUNDING
-            unsure |= _tied(herd.sums(low + even), herd.sums(high - even), herd.members)
-            unsure |= self._misplaced(outputs["locref"], cells, herd.members, reach)
+            unsure |= _tied(
+                assembled.sums(low + even), assembled.sums(high - even), assembled.members
+            )
+            unsure |= self._misplaced(outputs["locref"], cells, assembled.members, spread)
         return unsure
 
     # -- peaks --
@@ -255,44 +279,71 @@ class PafWatch(Watch):
         found: Tensor = of_each @ self._steps.to(steep).T
         return found
 
-    def _peaks(
-        self, heat: Tensor, slope: Tensor, steep: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Cells]:
-        """Return which frames' peaks are not clear (n,), and the cells of those that count.
+    def _peaks(self, maps: Heatmaps) -> tuple[Tensor, Cells]:
+        """Return which frames' peaks are not clear (n,), and the cells of those that count."""
+        n, parts, height, width = maps.heat.shape
+        size, animals = parts * height * width, self._animals
+        unsure, maybe, cell = self._candidates(maps)
+        frame = cell // size
+        places, rivals, blurred = self._rivals(maps, cell)
+        unsure[frame[blurred]] = True
+        whose, *_ = rivals.nonzero(as_tuple=True)
+        taken = places[rivals]
+        unsure[self._unclear(maps, maybe, taken) // size] = True
+        rank = _ranks(maps.heat, cell)
+        group = cell // (height * width)
+        kept = rank < animals
+        least = maps.heat.new_full((n * parts,), math.inf)
+        least.scatter_reduce_(0, group[kept], maps.bound(cell[kept], -1), "amin")
+        most = torch.where(rivals, maps.bound(places, 1), -math.inf).flatten(1).amax(dim=1)
+        unsure[frame[~kept & (most >= least[group])]] = True
+        slot = torch.where(kept, group * animals + rank, -1)
+        sure = torch.zeros(n * parts * animals, dtype=torch.bool, device=maps.heat.device)
+        sure[slot[kept]] = maps.bound(cell[kept], -1) >= self._least
+        # Of what is not clear already, nothing more is asked.
+        counted = frame[whose][slot[whose] >= 0].bincount(minlength=n)
+        unsure |= counted > MOST_RIVALS * parts * animals
+        use = (slot[whose] >= 0) & ~unsure[frame[whose]]
+        place = taken[use] % (height * width)
+        sure = sure.view(n, parts, animals)
+        return unsure, Cells(slot[whose][use], place // width, place % width, sure)
 
-        By noise a cell goes up or down by its slope times the noise.
+    def _candidates(self, maps: Heatmaps) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which frames have too many cells (n,), and in the others two sets of cells.
+
+        The cells that may be peaks, and those that are peaks if there is no noise.
         """
-        n, parts, height, width = heat.shape
-        size, animals, sight = parts * height * width, self._animals, self._window // 2
-        # The slope itself is of what is noisy.
-        share = noise * noise.exp()
-
-        def bound(places: Tensor, way: int) -> Tensor:
-            step = slope.flatten()[places] * share[places // size] + ROUNDING
-            return heat.flatten()[places] + way * step
-
+        heat, n = maps.heat, len(maps.heat)
+        size, sight = math.prod(heat.shape[1:]), self._window // 2
         # Most cells are far below all that counts; where they are not, nothing is clear.
         steepest = 1 / 4 if self.predictor.apply_sigmoid else 1.0
-        counts = heat >= (self._least - ROUNDING - steepest * share)[:, None, None, None]
+        counts = heat >= (self._least - ROUNDING - steepest * maps.share)[:, None, None, None]
         cell = counts.flatten().nonzero()[:, 0]
-        cell = cell[bound(cell, 1) >= self._least]
+        cell = cell[maps.bound(cell, 1) >= self._least]
         unsure = (cell // size).bincount(minlength=n) > CROWD * size
         cell = cell[~unsure[cell // size]]
         around, places = _around(heat.shape, cell, sight)
-        floor = torch.where(around, bound(places, -1), -math.inf).flatten(1).amax(dim=1)
+        floor = torch.where(around, maps.bound(places, -1), -math.inf).flatten(1).amax(dim=1)
         highest = torch.where(around, heat.flatten()[places], -math.inf).flatten(1).amax(dim=1)
-        maybe = cell[bound(cell, 1) >= floor]
+        maybe = cell[maps.bound(cell, 1) >= floor]
         cell = cell[heat.flatten()[cell] == highest]
         crowded = (cell // size).bincount(minlength=n) > MOST_PEAKS
         unsure |= crowded
-        cell = cell[~crowded[cell // size]]
-        group, frame = cell // (height * width), cell // size
-        # Around each peak, all that its rivals see.
+        return unsure, maybe, cell[~crowded[cell // size]]
+
+    def _rivals(self, maps: Heatmaps, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all cells that the rivals of peaks see, which of them are rivals, and more.
+
+        Returns:
+            The cells around each peak and which are its rivals, (peaks, side, side) each; and the
+            peaks whose rivals do not see each other, or see other cells that are as high; (peaks,).
+        """
+        heat, sight = maps.heat, self._window // 2
         around, places = _around(heat.shape, cell, 2 * sight)
-        near = around & (bound(places, 1) >= bound(cell, -1)[:, None, None])
+        near = around & (maps.bound(places, 1) >= maps.bound(cell, -1)[:, None, None])
         middle = (slice(None), slice(sight, -sight), slice(sight, -sight))
         down = heat.flatten()[cell][:, None, None] - heat.flatten()[places[middle]]
-        climb = share[frame][:, None] * self._climbs(steep, cell) + ROUNDING
+        climb = self._climb(maps, cell)
         rivals = torch.zeros_like(near)
         rivals[middle] = around[middle] & (down <= climb.view_as(down))
         near[middle] = False
@@ -301,40 +352,31 @@ class PafWatch(Watch):
         for axis in (1, 2):
             taken = rivals.any(dim=axis).float()
             blurred |= 4 * sight - taken.flip(1).argmax(dim=1) - taken.argmax(dim=1) > sight
-        unsure[frame[blurred]] = True
-        whose, *_ = rivals.nonzero(as_tuple=True)
-        taken = places[rivals]
+        return places, rivals, blurred
+
+    def _unclear(self, maps: Heatmaps, maybe: Tensor, taken: Tensor) -> Tensor:
+        """Return cells that may be peaks and rival none, and cells that rival two peaks.
+
+        Args:
+            maps: of the batch.
+            maybe: cells that may be peaks.
+            taken: the rivals of all peaks.
+        """
+        heat = maps.heat
         lone = maybe[~torch.isin(maybe, taken)]
-        inside, those = _around(heat.shape, lone, sight)
+        inside, those = _around(heat.shape, lone, self._window // 2)
         up = (
             torch.where(inside, heat.flatten()[those], -math.inf) - heat.flatten()[lone, None, None]
         )
-        climb = share[lone // size][:, None] * self._climbs(steep, lone) + ROUNDING
-        lone = lone[~(up.flatten(1) > climb).any(dim=1)]
+        lone = lone[~(up.flatten(1) > self._climb(maps, lone)).any(dim=1)]
         ascending = taken.sort().values
         twice = ascending[1:][ascending[1:] == ascending[:-1]]
-        unsure[torch.cat([lone, twice]) // size] = True
-        # Into slots, the most likely first.
-        order = heat.flatten()[cell].argsort(descending=True, stable=True)
-        order = order[group[order].argsort(stable=True)]
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=heat.device)
-        rank -= torch.searchsorted(group[order], group)
-        kept = rank < animals
-        least = heat.new_full((n * parts,), math.inf)
-        least.scatter_reduce_(0, group[kept], bound(cell[kept], -1), "amin")
-        most = torch.where(rivals, bound(places, 1), -math.inf).flatten(1).amax(dim=1)
-        unsure[frame[~kept & (most >= least[group])]] = True
-        slot = torch.where(kept, group * animals + rank, -1)
-        sure = torch.zeros(n * parts * animals, dtype=torch.bool, device=heat.device)
-        sure[slot[kept]] = bound(cell[kept], -1) >= self._least
-        # Of what is not clear already, nothing more is asked.
-        counted = frame[whose][slot[whose] >= 0].bincount(minlength=n)
-        unsure |= counted > MOST_RIVALS * parts * animals
-        use = (slot[whose] >= 0) & ~unsure[frame[whose]]
-        place = taken[use] % (height * width)
-        sure = sure.view(n, parts, animals)
-        return unsure, Cells(slot[whose][use], place // width, place % width, sure)
+        return torch.cat([lone, twice])
+
+    def _climb(self, maps: Heatmaps, cell: Tensor) -> Tensor:
+        """Return how far noise may move the steps from each cell to its window; (cells, 25)."""
+        frame = cell // math.prod(maps.heat.shape[1:])
+        return maps.share[frame][:, None] * self._climbs(maps.steep, cell) + ROUNDING
 
     # -- limbs --
 
@@ -436,7 +478,7 @@ class PafWatch(Watch):
 
     # -- animals --
 
-    def _herd(self, joined: Tensor) -> Herd:
+    def _assembled(self, joined: Tensor) -> AssembledAnimals:
         """Return the animals that limbs (n, limbs, animals, animals) make, if these are joined."""
         n, animals, parts = len(joined), self._animals, self._parts
         nodes = parts * animals
@@ -469,14 +511,14 @@ class PafWatch(Watch):
         members[which, rank[which, row]] = near[which, row] > 0
         owner = near.argmax(dim=2)[frame, start]
         counts = seen[frame, owner]
-        return Herd(
+        return AssembledAnimals(
             (twice.any(dim=2) & linked).any(dim=1),
             members,
             (frame * most + rank[frame, owner])[counts],
             tuple(one[counts] for one in (frame, limb, source, target)),
         )
 
-    def _misplaced(self, locref: Tensor, cells: Cells, members: Tensor, reach: float) -> Tensor:
+    def _misplaced(self, locref: Tensor, cells: Cells, members: Tensor, spread: float) -> Tensor:
         """Return where a keypoint is not clear, or two animals nearly cover each other; (n,)."""
         n, parts, animals = cells.sure.shape
         height, width = locref.shape[2:]
@@ -488,13 +530,13 @@ class PafWatch(Watch):
         spans = [_range(values, cells.slot, n * parts * animals) for values in (x, y)]
         (left, right), (top, bottom) = ([one.view(n, -1) for one in span] for span in spans)
         used = members.any(dim=1)
-        far = ~(torch.hypot(right - left, bottom - top) <= reach)
+        far = ~(torch.hypot(right - left, bottom - top) <= spread)
         unsure = (far & used).any(dim=1)
         if members.shape[1] < 2:
             return unsure
         inside = torch.ones((*members.shape[:2], *members.shape[1:]), dtype=torch.bool)
         inside = inside.to(members.device)
-        for low, high in ((left - reach, right + reach), (top - reach, bottom + reach)):
+        for low, high in ((left - spread, right + spread), (top - spread, bottom + spread)):
             start = low[:, None].masked_fill(~members, math.inf).amin(dim=2)
             end = high[:, None].masked_fill(~members, -math.inf).amax(dim=2)
             start = torch.maximum(start[:, :, None], start[:, None])[..., None]
@@ -528,6 +570,16 @@ def _around(shape: torch.Size, cell: Tensor, sight: int) -> tuple[Tensor, Tensor
     inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None]
     places = cell[:, None, None] + step[:, None] * width + step
     return inside, places.clamp(0, max(0, shape.numel() - 1))
+
+
+def _ranks(heat: Tensor, cell: Tensor) -> Tensor:
+    """Return the place of each peak among those of its map, the most likely one 0; (cells,)."""
+    group = cell // (heat.shape[2] * heat.shape[3])
+    order = heat.flatten()[cell].argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=heat.device)
+    return rank - torch.searchsorted(group[order], group)
 
 
 def _share(difference: Tensor, slope: Tensor) -> float:

@@ -15,7 +15,7 @@ AXES = ("x", "y")
 
 
 class SimCCWatch(HeatmapWatch):
-    """Of lines with one peak a keypoint: each cell within the noise of the highest may be it."""
+    """A watch over lines with one peak a keypoint: cells within the noise of it rival it."""
 
     def noise(self, exact: Named, fast: Named) -> float:
         """Return by how much the steps from peak to rivals differ, at most."""
@@ -35,8 +35,8 @@ class SimCCWatch(HeatmapWatch):
         found: Tensor = torch.stack([outputs[axis].abs().amax(dim=(1, 2)) for axis in AXES]).amax(0)
         return found
 
-    def unsure(self, outputs: Named, noise: float | Tensor, reach: float) -> Tensor:
-        """Return where the cells that could be the highest are further apart than ``reach``."""
+    def unsure(self, outputs: Named, noise: float | Tensor, spread: float) -> Tensor:
+        """Return where the cells that could be the highest are further apart than ``spread``."""
         step = noise[:, None] if isinstance(noise, Tensor) else noise
         spans = []
         for axis in AXES:
@@ -49,7 +49,7 @@ class SimCCWatch(HeatmapWatch):
             spans.append((last - first) / self.predictor.simcc_split_ratio)
         # What does not compare, because it is not a number, is unsure.
         counts = ~(self._most_likely(outputs, step) < self.pcutoff)
-        found: Tensor = (~(torch.hypot(*spans) * self.scale <= reach) & counts).any(dim=1)
+        found: Tensor = (~(torch.hypot(*spans) * self.scale <= spread) & counts).any(dim=1)
         return found
 
     def _most_likely(self, outputs: Named, noise: float | Tensor) -> Tensor:

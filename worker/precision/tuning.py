@@ -23,7 +23,8 @@ from typing import Any, NamedTuple, get_args
 import torch
 
 from worker.precision import ways
-from worker.precision.guard import CHECK_EVERY, Choice, Kind, Numbers
+from worker.precision.guard import CHECK_EVERY, Choice
+from worker.precision.variants import Kind, Numbers
 from worker.tuning_memory import MAX_BYTES
 
 #: Raised when what is timed changes: what was remembered before counts no more.
@@ -62,12 +63,12 @@ class Way(NamedTuple):
     batch: int
 
     def __str__(self) -> str:
-        """Return it as it is remembered: ``bf16/direct/8``."""
+        """Return the way as it is remembered: ``bf16/direct/8``."""
         return f"{self.numbers}/{self.kind}/{self.batch}"
 
     @classmethod
     def parse(cls, text: str) -> Way:
-        """Return the way that was written so.
+        """Return the way that ``str(way)`` gave such a text.
 
         Raises:
             ValueError: it is none.
@@ -98,7 +99,7 @@ class Space:
     """The share of pictures that is taken to be computed again after fewer bits."""
 
     def ways(self, batch: int) -> list[Way]:
-        """Return all with such a batch, the most promising first."""
+        """Return all ways with such a batch, the most promising first."""
         firsts = [Way(numbers, kinds[0], batch) for numbers, kinds in self.kinds.items()]
         others = [
             Way(numbers, kind, batch) for numbers, kinds in self.kinds.items() for kind in kinds[1:]
@@ -116,7 +117,7 @@ def space(
     pictures: int | None,
     again: float = 0.0,
 ) -> Space:
-    """Return the ways that there are.
+    """Return the ways of computing pictures of one size.
 
     Args:
         kinds: what the network can be computed in.
@@ -246,7 +247,7 @@ def _processor() -> str:
 
 @dataclass
 class Memory:
-    """What is remembered of a model's timings: JSON texts by name, as they lie in the bucket."""
+    """The remembered timings of a model: JSON texts by name, as they lie in the bucket."""
 
     known: Mapping[str, str] = field(default_factory=dict)
     learned: dict[str, str] = field(default_factory=dict)
@@ -295,8 +296,8 @@ class Tuned:
     seconds: float
     """What timing the others took of this one."""
 
-    def told(self) -> dict[str, Any]:
-        """Return it as JSON types; times in milliseconds a picture."""
+    def summary(self) -> dict[str, Any]:
+        """Return what result.json says of the choice; times in milliseconds a picture."""
         return {
             "convolutions": self.choice.kind,
             "convolutions_fp32": self.choice.exact,

@@ -26,7 +26,7 @@ Named = dict[str, Tensor]
 
 
 class Watch(ABC):
-    """Of one head: could its outputs, were they a little different, put a keypoint elsewhere?
+    """A watch over one head: could its outputs, a little different, put a keypoint elsewhere?
 
     ``outputs`` are the head's, as ``model(x)`` returns them; ``predictions`` what
     ``model.get_predictions`` makes of them; each a dict of tensors with a row a picture.
@@ -70,12 +70,12 @@ class Watch(ABC):
         """Return each picture's largest output, that an error of fp32 is a share of; (n,)."""
 
     @abstractmethod
-    def unsure(self, outputs: Named, noise: float | Tensor, reach: float) -> Tensor:
+    def unsure(self, outputs: Named, noise: float | Tensor, spread: float) -> Tensor:
         """Return which pictures' keypoints such noise could move; (n,), bool.
 
         Args:
             noise: one for all, or (n,).
-            reach: pixels; what moves a keypoint by less does not matter.
+            spread: pixels; what moves a keypoint by less does not matter.
         """
 
     @abstractmethod
@@ -89,10 +89,10 @@ class Watch(ABC):
 
 
 class HeatmapWatch(Watch):
-    """Of heatmaps with one peak a keypoint: each cell within the noise of the highest may be it."""
+    """A watch over heatmaps with one peak a keypoint: cells within the noise of it rival it."""
 
     def shows(self, predictions: Named) -> Tensor:
-        """Return which pictures show a keypoint; see there."""
+        """Return which pictures show a keypoint above the cutoff; (n,), bool."""
         found: Tensor = (predictions["poses"][:, 0, :, 2] >= self.pcutoff).any(dim=1)
         return found
 
@@ -111,8 +111,8 @@ class HeatmapWatch(Watch):
         found: Tensor = outputs["heatmap"].abs().amax(dim=(1, 2, 3))
         return found
 
-    def unsure(self, outputs: Named, noise: float | Tensor, reach: float) -> Tensor:
-        """Return where the cells that could be the highest are further apart than ``reach``."""
+    def unsure(self, outputs: Named, noise: float | Tensor, spread: float) -> Tensor:
+        """Return where the cells that could be the highest are further apart than ``spread``."""
         top = _top(outputs)
         step = noise[:, None] if isinstance(noise, Tensor) else noise
         rivals = outputs["heatmap"] >= (top - step)[..., None, None]
@@ -122,7 +122,7 @@ class HeatmapWatch(Watch):
         rows = open_.nonzero().flatten()
         if len(rows):  # few: most keypoints have no rival at all
             some = {name: values[rows] for name, values in outputs.items()}
-            close = ~(self._span(some, rivals[rows]) * self.scale <= reach) & counts[rows]
+            close = ~(self._span(some, rivals[rows]) * self.scale <= spread) & counts[rows]
             open_[rows] = close.any(dim=1)
         return open_
 

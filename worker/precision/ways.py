@@ -62,7 +62,7 @@ class Other(nn.Module):
 
     @property
     def works(self) -> bool:
-        """Whether it is still the plug-in that computes."""
+        """Whether the plug-in still computes, and has not failed."""
         return self._made is not None
 
     def forward(self, x: Tensor) -> Any:

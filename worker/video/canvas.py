@@ -21,8 +21,9 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from worker.video import decode
-from worker.video.decode import Image, Picture, Reading
+from worker.video import containers, numbering, pixels
+from worker.video.numbering import Reading
+from worker.video.pixels import Image, Picture
 from worker.video.times import AHEAD, Clock
 
 Encoder = Literal["libx264", "h264_nvenc"]
@@ -84,8 +85,8 @@ def open_canvases(
 
     They are shown when ``Reading.seconds`` says, to a millionth of a second.
     """
-    with decode.opened(path) as (_, stream):
-        base, rate = stream.time_base or Fraction(1, 90_000), decode.rate_of(stream)
+    with containers.opened(path) as (_, stream):
+        base, rate = stream.time_base or Fraction(1, 90_000), containers.rate_of(stream)
         aspect = stream.sample_aspect_ratio or Fraction(1)
     if not Fraction(1, 32) < aspect < 32:  # no pixel is like that
         aspect = Fraction(1)
@@ -102,11 +103,11 @@ def open_canvases(
 
     def timed() -> Generator[tuple[int | None, Canvas | None]]:
         # Every frame goes by, so that each has the time that it has in the table.
-        with closing(decode.numbered(path, reading)) as shown:
+        with closing(numbering.numbered(path, reading)) as shown:
             behind = 0
             for picture in shown:
                 for ticks in reading.ticks[behind : picture.index]:  # of lost ones
-                    yield None if ticks == decode.NO_TIME else ticks, None
+                    yield None if ticks == numbering.NO_TIME else ticks, None
                 behind = picture.index + 1
                 if stop is not None and picture.index >= stop + AHEAD:
                     return
@@ -218,7 +219,7 @@ def _h264(
 
 def _yuv420p(picture: Picture, reformatter: VideoReformatter) -> VideoFrame:
     frame = picture.frame
-    with decode.convertible():
+    with pixels.convertible():
         converted = reformatter.reformat(
             frame,
             width=picture.width,

@@ -32,9 +32,10 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from posedrop.errors import PosedropError
-from worker.video import decode, nvenc
+from worker.video import containers, numbering, nvenc
 from worker.video.canvas import X264
-from worker.video.decode import Picture, Reading
+from worker.video.numbering import Reading
+from worker.video.pixels import Picture
 
 #: Decoders of FFmpeg that have a card's beside them, and whose standard leaves no bit to choose:
 #: of MPEG-2, MPEG-4 and JPEG it does not say how to round.
@@ -53,9 +54,10 @@ NEAR = 2000
 #: it; the device's, if nobody has it yet; one of its own, which takes more memory.
 _CONTEXTS: tuple[dict[str, str], ...] = ({"current_ctx": "1"}, {"primary_ctx": "1"}, {})
 
-_Kind = tuple[str, int, int, str]
-#: Whether the card was faster than the CPU, by kind of film and device.
-_faster: dict[tuple[str, _Kind], tuple[float, float]] = {}
+#: Codec, width, height and pixel format.
+FilmKind = tuple[str, int, int, str]
+#: By device and kind of film: frames a second by the processor, and by the card.
+DecodeSpeeds = dict[tuple[str, FilmKind], tuple[float, float]]
 
 
 class DecodedOtherwiseError(Exception):
@@ -74,13 +76,14 @@ class Card:
     over; :attr:`used` and :attr:`why` say so.
     """
 
-    def __init__(self, wanted: str, device: str) -> None:
+    def __init__(self, wanted: str, device: str, speeds: DecodeSpeeds | None = None) -> None:
         """Begin a film.
 
         Args:
             wanted: ``auto``: if the card is faster than the CPU; ``cuda``: if it can; ``cpu``: not.
             device: where the network runs, as torch names it; of another kind than CUDA, or
                 without a card, the CPU decodes.
+            speeds: measured on earlier films; what is measured on this one is added.
         """
         self.wanted = wanted
         self.used: Literal["cpu", "cuda"] = "cpu"
@@ -88,6 +91,7 @@ class Card:
         self.frames = 0
         """Given by the card."""
         self._device = device
+        self._speeds: DecodeSpeeds = {} if speeds is None else speeds
         self._options: dict[str, str] | None = None
         self._planar = _PLANAR[0]
         self._reformatter = VideoReformatter()
@@ -101,8 +105,8 @@ class Card:
         if wanted == "auto" and not device.startswith("cuda"):
             self.why = f"the network runs on {device}"
 
-    def told(self) -> dict[str, Any]:
-        """Return what result.json says of it."""
+    def summary(self) -> dict[str, Any]:
+        """Return what result.json says of the card."""
         return {"asked": self.wanted, "used": self.used, "why": self.why, "by_card": self.frames}
 
     @property
@@ -112,7 +116,7 @@ class Card:
 
     def afresh(self) -> Card:
         """Return a card for the same film, from its start."""
-        return type(self)(self.wanted, self._device)
+        return type(self)(self.wanted, self._device, self._speeds)
 
     def distrusted(self, error: DecodedOtherwiseError) -> Card:
         """Return one that leaves this film to the CPU, because of ``error``."""
@@ -170,7 +174,7 @@ class Card:
         print(f"{self.why}; the processor decodes all of it")
 
     def compare(self, picture: Picture) -> None:
-        """See a frame that the CPU decodes: when the card has given up, it begins at the start.
+        """Compare a frame that the CPU decodes, from the start, after the card has given up.
 
         (Of a film that is gone on with, each frame is seen, whoever decodes.)
 
@@ -202,7 +206,7 @@ class Card:
         return None
 
     def goes_on(self, known: dict[str, Any]) -> None:
-        """Go on from a checkpoint: the frame that it knows has to be the same one again."""
+        """Take up a checkpoint, whose last frame has to be the same one again."""
         if known:
             self._before = int(known["frame"]), int(known["ticks"])
 
@@ -219,7 +223,7 @@ class Card:
             return
         # From the start: the film can't be entered there, or its packets don't tell the count.
         end = 0
-        with closing(decode.numbered(path, Reading())) as shown:
+        with closing(numbering.numbered(path, Reading())) as shown:
             for picture in shown:
                 end = picture.index + 1
                 if picture.index == self._last.index:
@@ -241,9 +245,12 @@ class Card:
         time = last.frame.pts
         if time is None:
             return False
-        with suppress(PosedropError, av.error.FFmpegError), decode.opened(path) as (film, stream):
+        with (
+            suppress(PosedropError, av.error.FFmpegError),
+            containers.opened(path) as (film, stream),
+        ):
             film.seek(time, stream=stream)
-            for frame in islice(decode.decoded(film, stream), NEAR):
+            for frame in islice(containers.decoded(film, stream), NEAR):
                 if frame.pts == time and _is_same(last.frame, frame):
                     return True
         return False
@@ -265,11 +272,11 @@ class Card:
 
     def _try(self, path: Path) -> None:
         """Decode the first frame both ways, and for ``auto`` some more, to see which is faster."""
-        with decode.opened(path) as (film, stream):
+        with containers.opened(path) as (film, stream):
             codec = stream.codec_context.name
             if codec not in EXACT_CODECS:
                 raise _UnfitError(f"{codec} is decoded by the processor alone")
-            mine = _Timed(decode.decoded(film, stream))
+            mine = _Timed(containers.decoded(film, stream))
             first = mine.first
             if first is None:
                 raise _UnfitError("the processor decodes no first frame")
@@ -279,10 +286,10 @@ class Card:
                 raise _UnfitError(f"its frames are {first.format.name}: a card has 8 bits of 4:2:0")
             self._planar = first.format.name
             kind = (codec, first.width, first.height, first.format.name)
-            known = _faster.get((self._device, kind))
+            known = self._speeds.get((self._device, kind))
             if self.wanted == "auto" and known is None:
                 mine.go_on()
-        with decode.opened(path, hwaccel=self.accelerator()) as (film, stream):
+        with containers.opened(path, hwaccel=self.accelerator()) as (film, stream):
             stream.codec_context.thread_count = 1
             its = _Timed(self._decoded(film, stream))
             if its.first is None or not _is_same(its.first, first):
@@ -293,17 +300,17 @@ class Card:
             self.why = "POSEDROP_DECODE=cuda"
             return
         if known is None:
-            if len(_faster) > MOST_KINDS:
-                _faster.clear()
+            if len(self._speeds) > MOST_KINDS:
+                self._speeds.clear()
             if min(mine.count, its.count) < TRIAL:
                 raise _UnfitError(f"the film has not {TRIAL} frames to tell which is faster")
-            known = _faster[self._device, kind] = (mine.rate, its.rate)
+            known = self._speeds[self._device, kind] = (mine.rate, its.rate)
         self.why = f"{known[1]:.0f} frames/s by the card, {known[0]:.0f} by the processor"
         if known[1] < known[0]:
             raise _UnfitError(self.why)
 
     def _decoded(self, film: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-        for packet in decode.packets(film, stream):
+        for packet in containers.packets(film, stream):
             yield from self.decode(stream, packet)
         yield from self.decode(stream, None)
 

@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 
 from posedrop.analyses import UNFINISHED
 from posedrop.errors import AnalysisError
-from worker.video import decode, nvenc
+from worker.video import decode, nvenc, pixels
 from worker.video.canvas import X264, Canvas, Encoder, encode, open_canvases
 
 Report = Callable[[str, int, int | None], None]
@@ -78,30 +78,8 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         poses, colours, bones, payload["pcutoff"], style.get("dotsize"), style.get("trail", 0)
     )
     started = time.monotonic()
-    device = payload.get("device", "auto")
-    encoder, why = nvenc.chosen(payload.get("encode", "cpu"), device)
     unfinished = out / f"pose{UNFINISHED}"
-
-    def encoded(encoder: Encoder) -> int:
-        canvases = open_canvases(
-            Path(payload["video"]),
-            start=payload["start"],
-            stop=payload["stop"],
-            stride=payload["stride"],
-        )
-        with closing(decode.ahead(canvases, AHEAD)) as ready:
-            drawn = _drawn(ready, painter, report)
-            return encode(unfinished, drawn, encoder=encoder, gpu=nvenc.number_of(device))
-
-    try:
-        drawn = encoded(encoder)
-    except av.error.FFmpegError as error:
-        if encoder == X264:
-            raise
-        encoder, why = X264, f"the card could not encode this film: {nvenc.words(error)}"
-        report("encode", 0, None)  # it begins anew
-        drawn = encoded(encoder)
-    print(f"pose.mp4 by {encoder}: {why}")
+    drawn, encoded = _encoded(payload, painter, unfinished, report)
     if not drawn:
         raise AnalysisError("the video has no frame in this range", code="no_frames")
     unfinished.rename(out / "pose.mp4")
@@ -114,8 +92,38 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
             "video": round(at - started, 3),
             "plots": round(time.monotonic() - at, 3),
         },
-        "encode": {"used": encoder, "why": why},
+        "encode": encoded,
     }
+
+
+def _encoded(
+    payload: dict[str, Any], painter: Painter, path: Path, report: Report
+) -> tuple[int, dict[str, str]]:
+    """Write the labelled video; return its frames, and which encoder made it and why."""
+    device = payload.get("device", "auto")
+    encoder, why = nvenc.chosen(payload.get("encode", "cpu"), device)
+
+    def encoded(encoder: Encoder) -> int:
+        canvases = open_canvases(
+            Path(payload["video"]),
+            start=payload["start"],
+            stop=payload["stop"],
+            stride=payload["stride"],
+        )
+        with closing(decode.ahead(canvases, AHEAD)) as ready:
+            drawn = _drawn(ready, painter, report)
+            return encode(path, drawn, encoder=encoder, gpu=nvenc.number_of(device))
+
+    try:
+        frames = encoded(encoder)
+    except av.error.FFmpegError as error:
+        if encoder == X264:
+            raise
+        encoder, why = X264, f"the card could not encode this film: {nvenc.words(error)}"
+        report("encode", 0, None)  # it begins anew
+        frames = encoded(encoder)
+    print(f"pose.mp4 by {encoder}: {why}")
+    return frames, {"used": encoder, "why": why}
 
 
 def _drawn(canvases: Iterator[Canvas], painter: Painter, report: Report) -> Generator[Canvas]:
@@ -269,7 +277,7 @@ class Painter:
 
     def _draw_bones(
         self,
-        plane: decode.Image,
+        plane: pixels.Image,
         at: npt.NDArray[np.int32],
         shown: npt.NDArray[np.bool_],
         level: int,
@@ -282,7 +290,7 @@ class Painter:
 
 
 def _draw_trails(
-    plane: decode.Image,
+    plane: pixels.Image,
     at: npt.NDArray[np.int32],
     shown: npt.NDArray[np.bool_],
     levels: list[int],
@@ -297,7 +305,7 @@ def _draw_trails(
 
 
 def _draw_dots(
-    plane: decode.Image,
+    plane: pixels.Image,
     at: npt.NDArray[np.int32],
     shown: npt.NDArray[np.bool_],
     levels: list[int],

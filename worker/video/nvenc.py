@@ -19,7 +19,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from worker.video.canvas import NVENC, X264, Canvas, Encoder, encode, view_of
-from worker.video.decode import Image
+from worker.video.pixels import Image
 
 #: A side of the frames that are tried, in pixels: within what every card takes.
 _SIDE = 256

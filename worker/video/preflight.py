@@ -18,8 +18,9 @@ from av.video.stream import VideoStream
 
 from posedrop.buckets.records import Probe
 from posedrop.errors import RefusedVideoError
-from worker.video import decode
-from worker.video.decode import Picture, Reading
+from worker.video import containers, numbering, pixels
+from worker.video.numbering import Reading
+from worker.video.pixels import Picture
 from worker.video.times import Clock
 
 Report = Callable[[str, int, int | None], None]
@@ -71,15 +72,15 @@ def examine(path: Path, *, max_pixels: int, max_frames: int) -> Probe:
             ``too_many_frames`` or ``bad_size``.
     """
     if path.stat().st_size == 0:
-        raise decode.unreadable(path)
-    with decode.opened(path, max_pixels) as (container, stream):
+        raise containers.unreadable(path)
+    with containers.opened(path, max_pixels) as (container, stream):
         _check_side(stream.width, stream.height, max_pixels)
         listed = _read_packets(container, stream, max_frames)
-        if decode.ends_early(path, stream):
-            raise decode.truncated()
+        if containers.ends_early(path, stream):
+            raise containers.truncated()
         counts, codec = "mov" in container.format.name, stream.codec_context.name
     reading = Reading()
-    with closing(decode.numbered(path, reading, max_pixels)) as shown:
+    with closing(numbering.numbered(path, reading, max_pixels)) as shown:
         first = next(shown, None)
         if first is None:
             raise RefusedVideoError(
@@ -105,7 +106,7 @@ def examine(path: Path, *, max_pixels: int, max_frames: int) -> Probe:
         frames=total,
         frames_counted=counts,
         duration=found.duration or total / found.rate,
-        rotation=decode.rotation_of(first.frame),
+        rotation=pixels.rotation_of(first.frame),
         variable_frame_rate=found.uneven,
     )
 
@@ -139,12 +140,12 @@ def _read_packets(container: InputContainer, stream: VideoStream, max_frames: in
     """Return when the packets' frames are shown, in ticks, in about that order."""
     ticks = array("q")
     waiting: list[int] = []
-    for packet in decode.packets(container, stream):
-        if not decode.is_shown(packet):
+    for packet in containers.packets(container, stream):
+        if not containers.is_shown(packet):
             continue
-        heapq.heappush(waiting, decode.NO_TIME if packet.pts is None else packet.pts)
+        heapq.heappush(waiting, numbering.NO_TIME if packet.pts is None else packet.pts)
         _check_count(len(ticks) + len(waiting), max_frames)
-        if len(waiting) > decode.REORDERED:
+        if len(waiting) > numbering.REORDERED:
             ticks.append(heapq.heappop(waiting))
     while waiting:
         ticks.append(heapq.heappop(waiting))
@@ -156,7 +157,7 @@ class _Times:
 
     def __init__(self, ticks: array[int], reading: Reading) -> None:
         clock = Clock(float(reading.base), float(1 / reading.rate))
-        known = ((None if time == decode.NO_TIME else time, None) for time in ticks)
+        known = ((None if time == numbering.NO_TIME else time, None) for time in ticks)
         shortest, longest, last, frames = float("inf"), 0.0, 0.0, 0
         for frames, (time, _) in enumerate(clock.run(known), 1):
             if frames > 1:
@@ -190,7 +191,7 @@ def thumbnail(path: Path, out: Path, width: int = 320) -> None:
         raise RefusedVideoError(
             "no frame of it can be decoded: it is damaged; upload it again", code="no_frames"
         )
-    rgb = decode.to_rgb(picture, VideoReformatter())
+    rgb = pixels.to_rgb(picture, VideoReformatter())
     height, wide = rgb.shape[:2]
     scale = min(width / wide, 2 * width / height)
     size = (max(1, round(wide * scale)), max(1, round(height * scale)))
@@ -206,7 +207,7 @@ def thumbnail(path: Path, out: Path, width: int = 320) -> None:
 
 
 def _keyframe(path: Path, share: float) -> Picture | None:
-    with decode.opened(path) as (container, stream):
+    with containers.opened(path) as (container, stream):
         size = (stream.width, stream.height)
         if share and stream.duration:
             try:
@@ -214,8 +215,8 @@ def _keyframe(path: Path, share: float) -> Picture | None:
                 container.seek(offset, stream=stream)
             except (av.error.FFmpegError, OverflowError):
                 return None
-        frame = next(decode.decoded(container, stream), None)
+        frame = next(containers.decoded(container, stream), None)
         if frame is None:
             return None
         width, height = size if all(size) else (frame.width, frame.height)
-        return Picture(0, frame, decode.turns_of(frame), width, height)
+        return Picture(0, frame, pixels.turns_of(frame), width, height)

@@ -76,7 +76,7 @@ class Clock:
         return "interpolated" if self.mended else "container"
 
     def run(self, frames: Iterable[tuple[int | None, Item]]) -> Generator[tuple[float, Item]]:
-        """Yield each frame with the time it is shown at: seconds, 0 for the first, ascending.
+        """Yield frames with the time at which they are shown: seconds, 0 for the first, ascending.
 
         Args:
             frames: the container's time in ticks, if it has one, and anything else.

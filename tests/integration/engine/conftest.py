@@ -72,6 +72,6 @@ def run(tmp_path: Path) -> Callable[..., Ours]:
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
     """No test sees another's models."""
-    inference._warm.clear()
+    inference.ENGINE.models.clear()
     yield
-    inference._warm.clear()
+    inference.ENGINE.models.clear()

@@ -28,8 +28,8 @@ from tests.support.animals import (
     HIDDEN,
     SPOTS,
     centres,
-    herd_film,
     make_project,
+    two_animal_film,
     zoo_weights,
 )
 from tests.support.samples import Sample, sample
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def film(folder: Path) -> Path:
-    return herd_film(folder / "herd.mp4", range(FRAMES))
+    return two_animal_film(folder / "herd.mp4", range(FRAMES))
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +115,9 @@ def run(tmp_path: Path) -> Callable[..., Ours]:
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
     """No test sees another's models."""
-    inference._warm.clear()
+    inference.ENGINE.models.clear()
     yield
-    inference._warm.clear()
+    inference.ENGINE.models.clear()
 
 
 def same(ours: pd.DataFrame, stock: pd.DataFrame) -> None:
@@ -201,7 +201,7 @@ def test_crop_and_number_of_animals(
 def test_stride(film: Path, project: Path, run: Callable[..., Ours], tmp_path: Path) -> None:
     """Every second frame is what a film of these frames alone is; the index says which."""
     chosen = range(1, 29, 2)
-    short = herd_film(tmp_path / "short.mp4", chosen)
+    short = two_animal_film(tmp_path / "short.mp4", chosen)
     stock = analysed(short, project, tmp_path / "stock")
     ours = run(film, project, start=1, stop=29, stride=2)
     assert list(ours.poses.index) == list(chosen)
@@ -211,8 +211,8 @@ def test_stride(film: Path, project: Path, run: Callable[..., Ours], tmp_path: P
 def test_one_bodypart_is_followed_by_a_box(project: Path, tmp_path: Path) -> None:
     """An animal of a single point has no ellipse, and no box: DeepLabCut's trackers need one."""
     model = network.load(project, None, "cpu")
-    assert model.herd is not None
-    point = replace(model.herd, bodyparts=["snout"], unique_bodyparts=[])
+    assert model.multi_animal is not None
+    point = replace(model.multi_animal, bodyparts=["snout"], unique_bodyparts=[])
     found = [
         {"bodyparts": np.array([[[x + frame, y, 0.9]] for x, y in centres(0)])}
         for frame in range(12)
@@ -243,7 +243,7 @@ def test_no_tracks_to_be_had(
     words: str,
 ) -> None:
     """What tracking can't do is said in words: what there was, and what to do."""
-    film = herd_film(tmp_path / "film.mp4", range(frames), animals=animals)
+    film = two_animal_film(tmp_path / "film.mp4", range(frames), animals=animals)
     with pytest.raises(AnalysisError, match=words) as caught:
         run(film, project, **args)
     assert caught.value.code == code
@@ -352,7 +352,7 @@ def test_top_down_is_that_of_analyze_videos(
 ) -> None:
     """A detector's boxes, poses in them, and tracks; and no detector needs a download."""
     model = make_project(tmp_path / "model", individuals=individuals, detector=detector)
-    short = herd_film(tmp_path / "short.mp4", range(frames))
+    short = two_animal_film(tmp_path / "short.mp4", range(frames))
     stock = analysed(short, model, tmp_path / "stock", suffix)
 
     def refused(*_: Any, **__: Any) -> None:
@@ -437,7 +437,7 @@ def test_superanimal_is_that_of_video_inference_superanimal(
         device="cpu",
     ).to_dict()
     config["inference"] = ONE_THREAD
-    film = herd_film(tmp_path / "film.mp4", range(frames))
+    film = two_animal_film(tmp_path / "film.mp4", range(frames))
     # Under the name that stock gives what it downloads.
     kept = tmp_path / f"{wanted.superanimal}_{wanted.model_name}.pt"
     shutil.copy(pose, kept)

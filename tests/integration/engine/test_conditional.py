@@ -31,12 +31,12 @@ from tests.support.animals import (
     HEIGHT,
     WIDTH,
     add_conditional,
-    herd_film,
     make_project,
+    two_animal_film,
 )
 from worker.engine import inference, network
-from worker.engine.batches import Feed
-from worker.engine.conditional import Conditional, DrawnConditions
+from worker.engine.conditional import ConditionalPredictor, DrawnConditions
+from worker.engine.predictors import PredictedBatch, Predictor
 from worker.poses import tables
 
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def film(folder: Path) -> Path:
-    return herd_film(folder / "herd.mp4", range(FRAMES))
+    return two_animal_film(folder / "herd.mp4", range(FRAMES))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_one_animal(film: Path, run: Callable[..., Ours], tmp_path: Path) -> Non
 
 def test_frames_without_conditions(model: Path, run: Callable[..., Ours], tmp_path: Path) -> None:
     """Where the bottom-up network finds nothing, there is nothing to improve: in words."""
-    empty = herd_film(tmp_path / "empty.mp4", range(12), animals=False)
+    empty = two_animal_film(tmp_path / "empty.mp4", range(12), animals=False)
     with pytest.raises(AnalysisError, match="no animal in any frame") as caught:
         run(empty, model)
     assert caught.value.code == "no_detections"
@@ -155,7 +155,7 @@ def test_a_takeover_ends_with_the_same_bytes(
     assert len(kept) > 3
     for file in kept[len(kept) // 2 :]:
         file.unlink()
-    inference._warm.clear()
+    inference.ENGINE.models.clear()
     ours = run(film, model, parts, **args)
     pd.testing.assert_frame_equal(ours.poses, whole.poses, rtol=0, atol=0)
 
@@ -205,28 +205,28 @@ def test_conditions_are_drawn_as_deeplabcut_draws_them(
 
 def test_a_box_without_a_row(model: Path) -> None:
     """Conditions at the picture's edge: DeepLabCut divides by zero, here they are left out."""
-    warm = inference._prepared(network.load(model, None, "cpu"))
-    feed = Conditional(warm, _At([0.2, 0.4, 0.3]), BATCH, "fp32")
+    loaded = inference._prepared(network.load(model, None, "cpu"))
+    predictor = ConditionalPredictor(loaded, _At([0.2, 0.4, 0.3]), BATCH, "fp32")
     frames = [(number, np.zeros((HEIGHT, WIDTH, 3), np.uint8)) for number in range(3)]
-    found = list(feed.predictions(iter(frames)))
-    assert [number for number, _ in found] == [0, 1, 2]
+    batches = list(predictor.predictions(iter(frames)))
+    assert [number for batch in batches for number, _ in batch.frames] == [0, 1, 2]
 
 
-class _At(Feed):
-    """A bottom-up feed that finds one animal, below the picture, but for a sliver of its box."""
+class _At(Predictor):
+    """Conditions of one animal, below the picture, but for a sliver of its box."""
 
     def __init__(self, depths: list[float]) -> None:
         self._depths = depths
         self.setup = {}
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         return {}
 
     def predictions(self, frames: Any) -> Any:
         for (number, _), depth in zip(frames, self._depths, strict=True):
             y = HEIGHT + 20 - depth  # DeepLabCut adds 20 pixels around
             poses = np.array([[[40.0, y, 0.9], [60.0, y + 9, 0.9], [50.0, y + 5, 0.9]]])
-            yield number, {"bodyparts": poses}
+            yield PredictedBatch([(number, {"bodyparts": poses})])
 
 
 # -- what can't be used ----

@@ -48,7 +48,7 @@ class Gpu:
         monkeypatch.setattr(passes, "accelerated", lambda _: True)
         # What runs on a CPU alone is not there.
         monkeypatch.setattr(fused, "fuse", lambda _: 0)
-        launch, collect = guard.Arithmetic.launch, guard.Arithmetic.collect
+        launch, collect = guard.PrecisionGuard.launch, guard.PrecisionGuard.collect
 
         def launched(its: Any, pixels: torch.Tensor, count: int) -> Any:
             self.shapes.append(tuple(pixels.shape))
@@ -60,8 +60,8 @@ class Gpu:
             self.flying -= 1
             return collect(its, batch)
 
-        monkeypatch.setattr(guard.Arithmetic, "launch", launched)
-        monkeypatch.setattr(guard.Arithmetic, "collect", collected)
+        monkeypatch.setattr(guard.PrecisionGuard, "launch", launched)
+        monkeypatch.setattr(guard.PrecisionGuard, "collect", collected)
 
     def forget(self) -> None:
         self.recorder, self.cuda = Device(), Cuda()
@@ -77,7 +77,7 @@ def test_a_film_is_sent_recorded_and_replayed(
     with monkeypatch.context() as without:
         without.setattr(guard, "recorder_of", lambda _: None)
         expected = run(long.film, long.model, crop=CROP, batch_size=BATCH)
-    inference._warm.clear()
+    inference.ENGINE.models.clear()
     gpu.forget()
     ours = run(long.film, long.model, crop=CROP, batch_size=BATCH)
     batches = ceil(60 / BATCH)
@@ -93,8 +93,8 @@ def test_a_film_is_sent_recorded_and_replayed(
     assert replays == gpu.recorder.replays
     assert batches - SEEN <= replays <= batches
     assert replays > PROOFS
-    [warm] = inference._warm.models()
-    assert warm.machine.graphs.bytes > 0
+    [loaded] = inference.ENGINE.models.models()
+    assert loaded.variants.graphs.bytes > 0
     # Recordings stay for the next film within the bound, and where the device has room beyond.
     run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8)
     assert len(gpu.recorder.recorded) == 1
@@ -103,7 +103,7 @@ def test_a_film_is_sent_recorded_and_replayed(
         run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8, model_bytes=0)
     assert gpu.recorder.held == 1
     run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8, model_bytes=0)
-    assert (gpu.recorder.held, warm.machine.graphs.bytes) == (0, 0)
+    assert (gpu.recorder.held, loaded.variants.graphs.bytes) == (0, 0)
 
 
 def test_memory_that_runs_out_is_freed_of_recordings(
@@ -112,9 +112,9 @@ def test_memory_that_runs_out_is_freed_of_recordings(
     """The batch is halved, what was recorded for it is let go, and the poses are the same."""
     gpu = Gpu(monkeypatch)
     expected = run(long.film, long.model, crop=CROP, batch_size=BATCH // 2)
-    inference._warm.clear()
+    inference.ENGINE.models.clear()
     gpu.forget()
-    launch, full = guard.Arithmetic.launch, [True]
+    launch, full = guard.PrecisionGuard.launch, [True]
 
     def crowded(its: Any, pixels: torch.Tensor, count: int) -> Any:
         if full and len(pixels) == BATCH and gpu.recorder.replays > PROOFS:
@@ -122,7 +122,7 @@ def test_memory_that_runs_out_is_freed_of_recordings(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return launch(its, pixels, count)
 
-    monkeypatch.setattr(guard.Arithmetic, "launch", crowded)
+    monkeypatch.setattr(guard.PrecisionGuard, "launch", crowded)
     ours = run(long.film, long.model, crop=CROP, batch_size=BATCH)
     assert not full
     assert furthest(ours.poses, expected.poses) == pytest.approx(0, abs=1e-3)

@@ -13,8 +13,8 @@ from deeplabcut.pose_estimation_pytorch.models import PoseModel
 
 from worker import hardware
 from worker.cpu.fused import Block, PafHead, Tiled
-from worker.engine.loaded import Warm
-from worker.precision.guard import Machine
+from worker.engine.loaded import LoadedModel
+from worker.precision.variants import ModelVariants
 
 #: With residual blocks that are done in one. DeepLabCut's ResNet-50 has GroupNorm by default.
 RESIDUAL = [
@@ -85,45 +85,45 @@ def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
 ) -> None:
     """On batches of changing sizes: exactly, and in bfloat16 as near as bfloat16 is."""
     stock = build(tmp_path, net_type)
-    machine = Machine(build(tmp_path, net_type), "cpu")
-    fast = machine.form("bf16", machine.kinds("bf16")[-1])
-    blocks = [part for part in machine.exact.modules() if type(part) is Block]
+    variants = ModelVariants(build(tmp_path, net_type), "cpu")
+    fast = variants.form("bf16", variants.kinds("bf16")[-1])
+    blocks = [part for part in variants.exact.modules() if type(part) is Block]
     assert bool(blocks) == (net_type in RESIDUAL)
-    for form in (machine.exact, fast):
+    for form in (variants.exact, fast):
         joined = any(type(part) is PafHead for part in form.modules())
         assert joined == net_type.startswith("dlcrnet")
-    assert machine.exact is not machine.plain
+    assert variants.exact is not variants.plain
     # A new CSPNeXt errs by as much as is allowed before anything is saved; it gains nothing by it.
     errs = net_type.startswith(("cspnext", "rtmpose"))
-    assert machine.tiled is not machine.exact or errs
+    assert variants.tiled() is not variants.exact or errs
     with torch.inference_mode():
         # A top-down network has one size.
         for count, height, width in ((1, 256, 256), (2, 256, 256), (1, 256, 256)):
             x = pictures(count, height, width)
             before = x.clone()
             wanted = stock(x)
-            assert_alike(machine.exact(x), wanted, 1e-4)
-            assert_alike(machine.plain(x), wanted, 1e-4)
-            assert_alike(machine.tiled(x), wanted, 1e-4)
+            assert_alike(variants.exact(x), wanted, 1e-4)
+            assert_alike(variants.plain(x), wanted, 1e-4)
+            assert_alike(variants.tiled()(x), wanted, 1e-4)
             assert_alike(fast(x), wanted, 0.2)
             assert torch.equal(x, before)
 
 
 def test_what_a_fused_network_takes_is_counted(tmp_path: Path) -> None:
     """The weights that oneDNN lays out for itself are within the bound of bytes too."""
-    machine = Machine(build(tmp_path, "resnet_50"), "cpu")
-    model = Warm(NoDetector, machine, normalises=True)  # type: ignore[arg-type]
-    weights = 4 * sum(value.numel() for value in machine.exact.parameters())
+    variants = ModelVariants(build(tmp_path, "resnet_50"), "cpu")
+    model = LoadedModel(NoDetector, variants, normalises=True)  # type: ignore[arg-type]
+    weights = 4 * sum(value.numel() for value in variants.exact.parameters())
     assert model.bytes == pytest.approx(weights, rel=0.02)
     with torch.inference_mode():
-        machine.exact(pictures(1, 128, 128))
+        variants.exact(pictures(1, 128, 128))
         assert model.bytes == pytest.approx(2 * weights, rel=0.02)
-        machine.tiled(pictures(1, 128, 128))
-        whole = [p.plain.weight.nbytes for p in machine.tiled.modules() if isinstance(p, Tiled)]
+        variants.tiled()(pictures(1, 128, 128))
+        whole = [p.plain.weight.nbytes for p in variants.tiled().modules() if isinstance(p, Tiled)]
         exact = 3 * weights + 3 * sum(whole)
         assert model.bytes == pytest.approx(exact, rel=0.02)
         if hardware.native_dtype(torch.device("cpu")) is not None:
-            machine.form("bf16", "winograd")(pictures(1, 128, 128))
+            variants.form("bf16", "winograd")(pictures(1, 128, 128))
             assert model.bytes == pytest.approx(exact + weights + 1.5 * sum(whole), rel=0.02)
 
 

@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.support.analysed import Ours
-from tests.support.animals import herd_film, make_project
+from tests.support.animals import make_project, two_animal_film
 from worker import hardware
-from worker.precision import guard, paf
+from worker.precision import guard, paf, variants
 from worker.precision.paf import PafWatch
 
-STRIDE, REACH = 8.0, 0.4
+STRIDE, MAX_SPREAD = 8.0, 0.4
 ROWS, COLUMNS = 24, 32
 FRAMES = 12
 #: Frames of the film.
@@ -167,9 +167,9 @@ def test_no_frame_that_noise_changed_goes_unmarked(
     moved = watch.moved(predictor(STRIDE, exact), predictor(STRIDE, fast))
     # Where all limbs of an animal err the same way, it measures more than what each errs by.
     measured = watch.noise(exact, fast)
-    unsure = watch.unsure(fast, max(noise, measured), REACH)
+    unsure = watch.unsure(fast, max(noise, measured), MAX_SPREAD)
     assert moved.shape == unsure.shape == (FRAMES,)
-    assert not ((moved > REACH) & ~unsure).any()
+    assert not ((moved > MAX_SPREAD) & ~unsure).any()
     if kind == "uniform":
         assert measured <= noise * math.exp(noise) * 1.01 + 0.03
 
@@ -186,9 +186,9 @@ def test_clear_frames_are_not_computed_again() -> None:
     found = predictor(STRIDE, outputs)["poses"]
     assert (found[..., 2] > 0.1).all()
     assert watch.shows({"poses": found}).all()
-    assert not watch.unsure(outputs, 0.1, REACH).any()
+    assert not watch.unsure(outputs, 0.1, MAX_SPREAD).any()
     assert not watch.unsure(outputs, torch.full((FRAMES,), 1e-5), 0.005).any()
-    assert watch.unsure(outputs, 5.0, REACH).all()
+    assert watch.unsure(outputs, 5.0, MAX_SPREAD).all()
 
 
 def test_what_is_not_a_number_is_unsure() -> None:
@@ -196,12 +196,14 @@ def test_what_is_not_a_number_is_unsure() -> None:
     scene = Scene(2, 4, clear=True)
     watch = watch_of(scene.predictor())
     outputs = scene.frames(np.random.default_rng(1))
-    assert not watch.unsure(outputs, 1e-4, REACH).any()
+    assert not watch.unsure(outputs, 1e-4, MAX_SPREAD).any()
     for frame, name in enumerate(outputs):
         outputs[name][frame] = math.nan
     outputs["heatmap"][3] *= math.inf
-    assert watch.unsure(outputs, 1e-4, REACH).tolist() == [True] * 4 + [False] * (FRAMES - 4)
-    assert watch.unsure({n: torch.zeros_like(m) for n, m in outputs.items()}, 1e-4, REACH).all()
+    assert watch.unsure(outputs, 1e-4, MAX_SPREAD).tolist() == [True] * 4 + [False] * (FRAMES - 4)
+    assert watch.unsure(
+        {n: torch.zeros_like(m) for n, m in outputs.items()}, 1e-4, MAX_SPREAD
+    ).all()
 
 
 def test_other_animals_are_infinitely_far() -> None:
@@ -238,12 +240,12 @@ def test_tracks_are_those_of_fp32(
     tmp_path: Path, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A film of two animals and a corner that is nobody's, by an arithmetic that errs."""
-    film = herd_film(tmp_path / "herd.mp4", range(FILM))
+    film = two_animal_film(tmp_path / "herd.mp4", range(FILM))
     model = make_project(tmp_path / "model", unique=["corner"], default_track_method="box")
     expected = run(film, model)
     generator = torch.Generator().manual_seed(0)
 
-    def erring(self: guard.Machine, *_: Any) -> Any:
+    def erring(self: variants.ModelVariants, *_: Any) -> Any:
         network = copy.deepcopy(self.plain)
         forward = network.heads["bodypart"].forward
         monkeypatch.setattr(
@@ -253,7 +255,7 @@ def test_tracks_are_those_of_fp32(
         )
         return network
 
-    monkeypatch.setattr(guard.Machine, "fast", erring)
+    monkeypatch.setattr(variants.ModelVariants, "fast", erring)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
     monkeypatch.setattr(
         "worker.engine.passes.LOOK_EVERY", 1000

@@ -20,7 +20,7 @@ from tests.support.samples import Sample
 from worker.engine import passes
 from worker.gpu import staging
 from worker.gpu.streams import Upload
-from worker.video import decode
+from worker.video import decode, numbering
 from worker.video.planes import Colours, Planes, planes_of, tables_of
 
 CPU = torch.device("cpu")
@@ -214,7 +214,7 @@ def test_black_is_0_and_white_is_255(kind: tuple[str, str, bool], tmp_path: Path
             output.mux(stream.encode(frame.reformat(format=pixel_format, **ranges)))
         output.mux(stream.encode())
     for order in ("planes", "rgb"):
-        reading = decode.Reading(brightness={})
+        reading = numbering.Reading(brightness={})
         for _ in decode.frames(tmp_path / "film", order=order, reading=reading, threads=2):
             pass
         assert reading.brightness is not None

@@ -23,9 +23,9 @@ from posedrop.errors import AnalysisError
 from tests.support.analysed import Ours, read
 from tests.support.samples import Sample
 from worker.engine import inference
-from worker.poses import parts, predictions, tables
+from worker.poses import checkpoint, predictions, tables
 from worker.poses.predictions import Predictions
-from worker.video import decode
+from worker.video import containers
 from worker.video.draw import render
 
 #: Of twelve; each is a packet of garbage in the film below.
@@ -171,7 +171,7 @@ def seen(film: Path) -> Any:
     with av.open(str(film)) as container:
         rows = [
             frame.to_ndarray()[: frame.height : frame.height // 32]
-            for frame in decode.decoded(container, container.streams.video[0])
+            for frame in containers.decoded(container, container.streams.video[0])
         ]
     return np.array([(luma.mean(), luma.std()) for luma in rows], np.float32)
 
@@ -211,7 +211,7 @@ def test_parts_of_another_version_are_not_mixed(short: Sample, tmp_path: Path) -
     stretched = np.array([[16, 0]]) + lit * 219 / 255
     np.testing.assert_allclose(stretched, seen(short.film), atol=1e-3)
     setup = {**json.loads(json.dumps(_setup(folder / "000001.npz"))), "analysis_version": "2"}
-    found, _ = parts.Parts(folder, 0).load(setup)
+    found, _ = checkpoint.Checkpoint(folder, 0).load(setup)
     assert list(found.indexes) == list(range(5))
 
 
@@ -240,7 +240,7 @@ def test_a_wide_table_is_read_as_any_other(tmp_path: Path, animals: int, bodypar
         "herd": None,
         "answer": {"timings": {}, "details": {}},
     }
-    found = predictions.spread({"bodyparts": values}, decoded)
+    found = predictions.with_missing_rows({"bodyparts": values}, decoded)
     frames = np.arange(9)
     whole = Predictions(frames, frames / 30, decoded, found, about)
     predictions.write(tmp_path / PREDICTIONS, whole)

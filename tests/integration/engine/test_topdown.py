@@ -26,8 +26,9 @@ from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from tests.integration.engine.test_animals import analysed
 from tests.support.animals import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
-from worker.engine import detection, inference, network
-from worker.engine.detection import Detections, Detector, Noise, QuickRCNN, QuickSSD, edges_of
+from worker.engine import inference, network
+from worker.engine.detection import Detections, Detector, edges_of
+from worker.engine.quick_detector import Noise, QuickDetector, QuickRCNN, QuickSSD
 from worker.precision.watch import watches_of
 from worker.video import decode
 
@@ -90,10 +91,10 @@ class CountedPalette(Palette):
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
     """No test sees another's models or calls."""
-    inference._warm.clear()
+    inference.ENGINE.models.clear()
     Calls.forget()
     yield
-    inference._warm.clear()
+    inference.ENGINE.models.clear()
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +261,7 @@ def test_an_interrupted_run_goes_on(run: Run, tmp_path: Path) -> None:
     calls = len(Calls.detector), len(Calls.pose)
     assert calls[0] <= math.ceil(9 / 4) + kept + 1
     assert calls[1] <= math.ceil(sum(BOXES[:9]) / 4) + kept + 1
-    inference._warm.clear()
+    inference.ENGINE.models.clear()
     Calls.forget()
     _, found = run(parts=parts, batch_size=4)
     assert sum(Calls.detector) < len(BOXES)
@@ -308,7 +309,7 @@ def pictures(count: int, seed: int) -> torch.Tensor:
 )
 @torch.inference_mode()
 def test_boxes_that_are_certain_are_those_of_torchvision(
-    name: str, kind: type[detection.Quick], most: int
+    name: str, kind: type[QuickDetector], most: int
 ) -> None:
     """Whatever the faster detector is certain of is what torchvision's finds, in its order."""
     plain = settled(name)
@@ -345,7 +346,7 @@ def test_noise_moves_no_keypoint_that_is_sure(softmax: bool) -> None:
     watches = watches_of(model, 0.3)
     assert watches is not None
     height = 0.03 if softmax else 1e-3
-    watch, reach, noise = watches["bodypart"], 0.4, 1e-3 * height
+    watch, spread, noise = watches["bodypart"], 0.4, 1e-3 * height
     some = torch.Generator().manual_seed(5)
     cells = torch.arange(512.0)
     lines = {}
@@ -354,7 +355,7 @@ def test_noise_moves_no_keypoint_that_is_sure(softmax: bool) -> None:
         heights = height * (torch.rand((400, 5, 2, 1), generator=some) + 0.5)
         peaks = heights * torch.exp(-((cells - places) ** 2) / 60)
         lines[axis] = peaks.sum(dim=2)
-    unsure = watch.unsure(lines, noise, reach)
+    unsure = watch.unsure(lines, noise, spread)
     true = predictor(1.0, lines)
     assert 0 < int(unsure.sum()) < len(unsure)
     assert bool(watch.shows(true).any())
@@ -364,5 +365,5 @@ def test_noise_moves_no_keypoint_that_is_sure(softmax: bool) -> None:
             for axis, line in lines.items()
         }
         moved = watch.moved(true, predictor(1.0, off))
-        assert float(moved[~unsure].max()) <= reach
+        assert float(moved[~unsure].max()) <= spread
         assert 0 < watch.noise(lines, off) <= noise

@@ -52,13 +52,13 @@ def a_processor_with_bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(
         "worker.engine.passes.LOOK_EVERY", 1000
     )  # whether it is worth it is not asked
-    timed = passes.Pass._timed
+    real = passes.Pass._timed
 
-    def told(self: Any, way: Any, picture: Any) -> float:
-        took = timed(self, way, picture)
+    def timed(self: Any, way: Any, picture: Any) -> float:
+        took = real(self, way, picture)
         return took if took == float("inf") else {"toy": 1e-6}.get(way.kind, 1e-3)
 
-    monkeypatch.setattr(passes.Pass, "_timed", told)
+    monkeypatch.setattr(passes.Pass, "_timed", timed)
     monkeypatch.setattr(tuning, "MOST_SHARE", 1e9)  # short as the film is
     monkeypatch.setattr(tuning, "FIRST_SHARE", 1e9)
     monkeypatch.setattr(tuning, "SECONDS", 1e9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
@@ -12,71 +13,76 @@ import torch
 from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 
 from posedrop.errors import AnalysisError
-from worker.engine.loaded import Warm
+from worker.engine.loaded import LoadedModel
 from worker.engine.passes import Pass
 from worker.engine.postprocess import postprocessed
 from worker.gpu.staging import AnyFrame
-from worker.precision.guard import Numbers, Precision, State
+from worker.precision.guard import PrecisionStats
+from worker.precision.variants import Numbers, Precision
 from worker.video import decode
 
 Prediction = dict[str, npt.NDArray[Any]]
 
 
-class Feed(ABC):
-    """Takes frames, gives predictions in the same order."""
+@dataclass(frozen=True)
+class PredictedBatch:
+    """Predictions of some frames in a row, and whether a checkpoint may follow them."""
+
+    frames: list[tuple[int, Prediction]]
+    """Each frame's number, and what DeepLabCut's postprocessor makes of it."""
+    complete: bool = True
+    """Whether no frame before the end of the batch is left: ``state()`` is that of its end."""
+
+
+class Predictor(ABC):
+    """A way of a film's frames through a network: frames in, predictions out, in the same order."""
 
     order: decode.Order = "rgb"
     """Of the bytes of a pixel that it takes."""
     setup: dict[str, Any]
     """What a checkpoint has to have been made with."""
 
-    @property
-    def between_batches(self) -> bool:
-        """Whether the last batch was given to its end: the moment for a checkpoint."""
-        return True
-
     def rest(self) -> None:  # noqa: B027  # most rest after each batch
-        """Come to such a moment soon."""
+        """Finish the frames that were begun before more are begun, for a checkpoint."""
 
     @abstractmethod
-    def predictions(
-        self, frames: Iterator[tuple[int, AnyFrame]]
-    ) -> Iterator[tuple[int, Prediction]]:
-        """Yield each frame's number and what DeepLabCut's postprocessor makes of it."""
+    def predictions(self, frames: Iterator[tuple[int, AnyFrame]]) -> Iterator[PredictedBatch]:
+        """Yield the frames' predictions, in the order of the frames.
+
+        Args:
+            frames: each frame's number, and its pixels in :attr:`order`.
+        """
 
     def state(self) -> dict[str, Any]:
         """Return what is needed to go on from here as if nothing had happened; JSON types."""
         return {}
 
     def resume(self, state: dict[str, Any]) -> None:  # noqa: B027  # most have none
-        """Go on from a state."""
+        """Take up what :meth:`state` returned in an earlier attempt."""
 
     @abstractmethod
-    def told(self) -> dict[str, Any]:
-        """Return what the result tells: ``precision``, ``batch_size``, ``tuning``."""
+    def summary(self) -> dict[str, Any]:
+        """Return what result.json says: ``precision``, ``batch_size``, ``tuning``."""
 
 
-class Runner(Feed):
+class DeepLabCutPredictor(Predictor):
     """DeepLabCut's own runners, for what comes in more steps: a detector, crops, resizing."""
 
     def __init__(
-        self, warm: Warm, batch: int, precision: Precision, dynamic: DynamicCropper | None
+        self, loaded: LoadedModel, batch: int, precision: Precision, dynamic: DynamicCropper | None
     ) -> None:
         self._dynamic = dynamic
-        self._network = warm.network
-        self._dtype = warm.machine.dtype_for(precision)
+        self._network = loaded.network
+        self._dtype = loaded.variants.dtype_for(precision)
         # Autocast casts what goes into torch's own operators alone.
-        model = warm.machine.exact if self._dtype is None else warm.machine.plain
+        model = loaded.variants.exact if self._dtype is None else loaded.variants.plain
         self._network.pose.model = model
         self._precision = precision
         self._batch = batch
-        self._ends = True
         self.setup = {"precision": precision, "batch": batch}
 
-    def predictions(
-        self, frames: Iterator[tuple[int, AnyFrame]]
-    ) -> Iterator[tuple[int, Prediction]]:
-        """Yield each frame's; see there."""
+    def predictions(self, frames: Iterator[tuple[int, AnyFrame]]) -> Iterator[PredictedBatch]:
+        """Yield the predictions of DeepLabCut's runner, batch by batch."""
         pose = self._network.pose
         pose.batch_size, pose.dynamic = self._batch, self._dynamic
         for group in _grouped(frames, self._batch):
@@ -89,23 +95,17 @@ class Runner(Feed):
                 found = pose.inference(images)
             if len(found) != len(group):
                 raise AnalysisError(f"{len(group)} frames went in, {len(found)} poses came out")
-            for place, ((number, _), prediction) in enumerate(zip(group, found, strict=True), 1):
-                self._ends = place == len(group)
-                yield number, prediction
+            numbers = [number for number, _ in group]
+            yield PredictedBatch(list(zip(numbers, found, strict=True)))
 
-    @property
-    def between_batches(self) -> bool:
-        """Whether the last batch was given to its end."""
-        return self._ends
-
-    def told(self) -> dict[str, Any]:
-        """Return what the result tells of the arithmetic."""
+    def summary(self) -> dict[str, Any]:
+        """Return what result.json says of precision, batch and tuning."""
         used: Numbers = "fp32" if self._precision == "auto" else self._precision
-        told = State(used).told(self._precision)
+        told = PrecisionStats(used).summary(self._precision)
         return {"precision": told, "batch_size": self._batch, "tuning": None}
 
 
-class Batches(Feed):
+class BatchPredictor(Predictor):
     """Frames that only need to be normalised: through the network as they are decoded."""
 
     def __init__(self, pictures: Pass, postprocessor: Any) -> None:
@@ -113,34 +113,26 @@ class Batches(Feed):
         self._pass = pictures
         self._postprocessor = postprocessor
         self.order = pictures.order  # the device turns them round
-        self._open = False
         self.setup = pictures.setup
 
-    @property
-    def between_batches(self) -> bool:
-        """Whether all that was begun was given."""
-        return self._pass.is_empty and not self._open
-
     def rest(self) -> None:
-        """Give all that was begun before more is begun."""
+        """Finish the frames that were begun before more are begun."""
         self._pass.rests = True
 
     def state(self) -> dict[str, Any]:
-        """Return what is known of the arithmetic, and the batch."""
+        """Return what is known of the precision, and the batch; JSON types."""
         return self._pass.state()
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Take up the precision and the batch of an earlier attempt."""
         self._pass.resume(state)
 
-    def told(self) -> dict[str, Any]:
-        """Return what the result tells of the arithmetic."""
-        return self._pass.told()
+    def summary(self) -> dict[str, Any]:
+        """Return what result.json says of precision, batch and tuning."""
+        return self._pass.summary()
 
-    def predictions(
-        self, frames: Iterator[tuple[int, AnyFrame]]
-    ) -> Iterator[tuple[int, Prediction]]:
-        """Yield each frame's; see there."""
+    def predictions(self, frames: Iterator[tuple[int, AnyFrame]]) -> Iterator[PredictedBatch]:
+        """Yield the predictions of the network's batches, as they are complete."""
         numbers: deque[int] = deque()
         size = (0, 0)
 
@@ -157,9 +149,8 @@ class Batches(Feed):
                 for head, named in raw.items()
             }
             found = postprocessed(self._postprocessor, its, size)
-            for place, prediction in enumerate(found, 1):
-                self._open = place < count
-                yield numbers.popleft(), prediction
+            predicted = [(numbers.popleft(), prediction) for prediction in found]
+            yield PredictedBatch(predicted, complete=self._pass.is_empty)
 
 
 def _grouped(

@@ -91,7 +91,7 @@ def test_two_at_once_are_as_each_alone(
     assert last["inference_ended_at"] <= following["inference_began_at"]
 
 
-# -- warm ----
+# -- models that stay loaded ----
 
 
 def test_second_video_finds_the_model_loaded(
@@ -118,17 +118,17 @@ def test_models_stay_loaded_within_a_bound(short: Sample, run: Callable[..., Our
     """All copies of the weights count; the least recently used goes, never the one in use."""
 
     def digests() -> list[Any]:
-        return [key[0] for key in inference._warm]
+        return [key[0] for key in inference.ENGINE.models]
 
     run(short.film, short.model, digest="a", stop=1)
-    [warm] = inference._warm.models()
-    exact = warm.bytes
+    [loaded] = inference.ENGINE.models.models()
+    exact = loaded.bytes
     weights = network.load(short.model, None, "cpu").pose.model.state_dict().values()
     whole = sum(value.numel() * value.element_size() for value in weights)
     # As they are and, of nearly all, four times as many for tiles.
     assert 4.5 * whole <= exact <= 5.02 * whole
-    warm.machine.form("bf16", "direct")
-    assert exact + 0.4 * whole <= warm.bytes <= exact + 0.6 * whole
+    loaded.variants.form("bf16", "direct")
+    assert exact + 0.4 * whole <= loaded.bytes <= exact + 0.6 * whole
     bound = 2 * exact + whole  # a third one fits as it is loaded, not as it runs
     run(short.film, short.model, digest="b", stop=1, model_bytes=bound)
     assert digests() == ["a", "b"]
@@ -168,7 +168,6 @@ def test_interrupted_inference_goes_on(
     monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # what is found depends on what else runs
     monkeypatch.setattr(guard, "CHECK_EVERY", 3)
     monkeypatch.setattr(guard, "EARLY", 0)
-    monkeypatch.setattr(guard, "EARLY", 0)
     args = deeplabcut_2d.normalise({"model": "mouse", "precision": precision, "batch_size": batch})
 
     def job(name: str, report: Callable[..., None] = lambda *_: None) -> Job:
@@ -191,7 +190,7 @@ def test_interrupted_inference_goes_on(
     with pytest.raises(KeyboardInterrupt):
         inference.run(job("first", die))
     (tmp_path / "parts/000007.npz").write_bytes(b"half a file")
-    inference._warm.clear()
+    inference.ENGINE.models.clear()
     # How the pictures are computed is part of the attempt that began.
     monkeypatch.setattr(tuning, "tune", None)
     reported: list[tuple[str, int, int | None]] = []

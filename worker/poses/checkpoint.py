@@ -24,8 +24,8 @@ Values = dict[str, npt.NDArray[Any]]
 CHUNK = 1024
 
 
-class Found:
-    """Frame numbers, ascending, and what was found in each: arrays with a row a frame."""
+class PredictionBuffer:
+    """The predictions so far: frame numbers, ascending, and arrays with a row a frame."""
 
     def __init__(self) -> None:
         self.indexes = array("q")
@@ -33,7 +33,7 @@ class Found:
         self._open: dict[str, list[npt.NDArray[Any]]] = {}
 
     def add(self, number: int, prediction: dict[str, npt.NDArray[Any]]) -> None:
-        """Append a frame's."""
+        """Append a frame's predictions."""
         self.indexes.append(number)
         for name, value in prediction.items():
             self._open.setdefault(name, []).append(value)
@@ -41,7 +41,7 @@ class Found:
             self._close()
 
     def arrays(self, first: int = 0) -> Values:
-        """Return it from the ``first``-th frame on as arrays, the frame numbers as ``indexes``."""
+        """Return all from the ``first``-th frame on as arrays, the frame numbers as ``indexes``."""
         self._close()
         taken, before = [], 0
         for chunk in self._chunks:
@@ -66,8 +66,8 @@ class Found:
             self._open = {}
 
 
-class Parts:
-    """The parts of one run in a folder; None instead of a folder: there are none, and none made."""
+class Checkpoint:
+    """The checkpoint of one run: parts in a folder; without a folder none is made."""
 
     def __init__(self, folder: Path | None, seconds: float) -> None:
         """Use ``folder``; a part is due after ``seconds`` of work."""
@@ -78,7 +78,7 @@ class Parts:
         self._kept = 0
         self._since = time.monotonic()
 
-    def load(self, setup: dict[str, Any]) -> tuple[Found, dict[str, Any] | None]:
+    def load(self, setup: dict[str, Any]) -> tuple[PredictionBuffer, dict[str, Any] | None]:
         """Return what the parts hold that follow one another and were made with this setup.
 
         Those that are damaged, of another setup or of a worker that was taken for dead are passed
@@ -90,7 +90,7 @@ class Parts:
         Returns:
             The frames, and the ``state`` that the last part was kept with.
         """
-        found, state = Found(), None
+        found, state = PredictionBuffer(), None
         for path in sorted(self._folder.glob("*.npz")) if self._folder is not None else ():
             self._number = int(path.stem)
             content = _read(path)
@@ -100,19 +100,19 @@ class Parts:
             if meta["setup"] != setup or meta["after"] not in {0, len(found.indexes)}:
                 continue
             if meta["after"] == 0:
-                found = Found()
+                found = PredictionBuffer()
             found.extend(values)
             state = meta["state"]
         self._kept = len(found.indexes)
         return found, state
 
-    def due(self, found: Found) -> bool:
+    def due(self, found: PredictionBuffer) -> bool:
         """Tell whether enough was worked since the last part to write one."""
         if self._folder is None or len(found.indexes) == self._kept:
             return False
         return time.monotonic() - self._since >= self._seconds
 
-    def keep(self, found: Found, setup: dict[str, Any], state: dict[str, Any]) -> None:
+    def keep(self, found: PredictionBuffer, setup: dict[str, Any], state: dict[str, Any]) -> None:
         """Write a part: all frames since the last."""
         self._number += 1
         meta = {"setup": setup, "state": state, "after": self._kept}
