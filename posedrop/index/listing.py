@@ -24,7 +24,7 @@ Row = TypeVar("Row")
 #: those without one.
 Order = Literal["newest", "quality"]
 #: By what each order goes, falling; SQLite keeps an index of it.
-COLUMNS: dict[Order, tuple[str, ...]] = {"newest": ("number",), "quality": ("badness", "number")}
+COLUMNS: dict[Order, tuple[str, ...]] = {"newest": ("number",), "quality": ("badness", "newness")}
 
 
 @dataclass(frozen=True, slots=True)

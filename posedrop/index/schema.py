@@ -420,7 +420,10 @@ def _gpu_queue(db: Database) -> None:
 
 @_migrations(name="0012_quality")
 def _quality(db: Database) -> None:
-    """Keep the scores of runs, and their order: by ``badness``, falling, those without one last."""
+    """Keep the scores of runs, and their order: by ``badness``, falling, those without one last.
+
+    ``newness`` is the row's number: of two columns compared at once, SQLite looks up no such key.
+    """
     for statement in (
         "ALTER TABLE analysis ADD COLUMN quality REAL",
         "ALTER TABLE analysis ADD COLUMN quality_reasons TEXT",
@@ -428,9 +431,10 @@ def _quality(db: Database) -> None:
         "ALTER TABLE place ADD COLUMN quality_reasons TEXT",
         "ALTER TABLE analysis ADD COLUMN badness REAL"
         " GENERATED ALWAYS AS (coalesce(100 - quality, -1)) VIRTUAL",
-        "CREATE INDEX analysis_by_quality ON analysis (badness, number)",
-        "CREATE INDEX analysis_by_state_and_quality ON analysis (state, badness, number)",
-        "CREATE INDEX analysis_by_analysis_and_quality ON analysis (analysis, badness, number)",
+        "ALTER TABLE analysis ADD COLUMN newness INTEGER GENERATED ALWAYS AS (number) VIRTUAL",
+        "CREATE INDEX analysis_by_quality ON analysis (badness, newness)",
+        "CREATE INDEX analysis_by_state_and_quality ON analysis (state, badness, newness)",
+        "CREATE INDEX analysis_by_analysis_and_quality ON analysis (analysis, badness, newness)",
     ):
         db.execute(statement)
 
