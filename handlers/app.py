@@ -65,6 +65,7 @@ from posedrop.errors import (
     StorageError,
 )
 from posedrop.index.index import Index, IndexBusyError
+from posedrop.index.listing import Order
 from posedrop.models import catalog
 from posedrop.settings import Settings
 from posedrop.transport.queue import QueueError
@@ -376,17 +377,24 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
         items = upload.file_answers(context, page.rows)
         return api.FilesPage(items=items, next=page.cursor)
 
-    @app.get("/analyses", summary="List, filter and search the runs, newest first")
+    @app.get("/analyses", summary="List, filter and search the runs")
     def get_analyses(
         q: str | None = None,
         state: RunState | None = None,
         file_id: str | None = None,
         analysis: str | None = None,
+        order: Order = "newest",
         cursor: str | None = None,
         limit: Limit = 50,
     ) -> api.RunsPage:
         page = context.index.analyses(
-            state=state, file_id=file_id, analysis=analysis, query=q, cursor=cursor, limit=limit
+            state=state,
+            file_id=file_id,
+            analysis=analysis,
+            query=q,
+            order=order,
+            cursor=cursor,
+            limit=limit,
         )
         items = [api.RunRow.model_validate(row) for row in page.rows]
         return api.RunsPage(items=items, next=page.cursor)

@@ -144,6 +144,8 @@ class Job:
     ``tuning`` is what is new."""
     permit: Callable[[], AbstractContextManager[None]] = nullcontext
     """``with job.permit():`` has the accelerator for itself, once others had theirs."""
+    frame_size: tuple[int, int] | None = None
+    """Of ``finish``, which has no film: width and height of the film's frames, in pixels."""
 
 
 @functools.cache

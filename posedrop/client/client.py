@@ -236,9 +236,11 @@ class Client:
         *,
         state: str | None = None,
         file_id: str | None = None,
+        order: str | None = None,
     ) -> Iterator[api.RunRow]:
-        """Yield the runs, newest first, page by page."""
-        return self._pages(api.RunRow, "/analyses", q=query, state=state, file_id=file_id)
+        """Yield the runs, page by page: the newest first, or those of the lowest quality."""
+        filters = {"q": query, "state": state, "file_id": file_id, "order": order}
+        return self._pages(api.RunRow, "/analyses", **filters)
 
     def cancel(self, analysis_id: str) -> str:
         """Stop a run, or delete the results of one that is over; return what happened."""

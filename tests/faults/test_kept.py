@@ -19,8 +19,9 @@ from posedrop.analyses import Analysis
 from posedrop.buckets import layout
 from posedrop.buckets.records import Progress, Result
 from posedrop.errors import AnalysisError, ChildDiedError
+from tests.support.index_rows import judged, result_of
 from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
-from tests.support.world import Child, World
+from tests.support.world import PROBE, Child, World
 
 FILM = "day1/a.mp4"
 FILE_ID = layout.file_id_of(VIDEOS, FILM)
@@ -41,6 +42,8 @@ class Poser(Child):
         self.calls: list[str] = []
         #: What a task raises, and in which stage; the other tasks work.
         self.fails: dict[str, tuple[str, Exception]] = {}
+        #: What it says of its tables.
+        self.quality: dict[str, Any] | None = None
         self._numbers = itertools.count()
 
     def call(self, task: str, payload: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -66,7 +69,11 @@ class Poser(Child):
             return {"timings": {}}
         (out / "poses_filtered.unfinished").unlink(missing_ok=True)
         counts = {"frames_expected": 2, "frames_decoded": 2, "rows": 2}
-        return {**counts, "missing": [], "timings": {}, "versions": {}, "details": {}}
+        told = {**counts, "missing": [], "timings": {}, "versions": {}, "details": {}}
+        if task == TABLES and self.quality is not None:
+            assert payload["frame_size"] == [PROBE["width"], PROBE["height"]]
+            told["quality"] = self.quality
+        return told
 
 
 class Lab(World):
@@ -390,3 +397,45 @@ def test_predictions_that_cannot_be_read_are_found_anew(lab: Lab) -> None:
     assert isinstance(done.result, Result)
     (found,) = [a for a in done.result.artefacts if a.name == layout.PREDICTIONS]
     assert found.place == f"attempts/1/{layout.PREDICTIONS}"
+
+
+def test_the_quality_of_poses_is_kept_with_them(lab: Lab) -> None:
+    """In every result of a content, in lists, after a lost index, and where drawing failed."""
+    quality = judged(result_of(), 61.3).quality
+    assert quality is not None
+    lab.poser.quality = quality.model_dump(mode="json")
+    lab.poser.fails[DRAWING] = ("render", WRONG)
+    failed = lab.ask().analysis_id
+    assert lab.over(failed).result.quality == quality  # type: ignore[union-attr]
+    lab.poser.fails.clear()
+    done = lab.ask().analysis_id
+    lab.poser.quality = None
+    plain = plan.ask(lab.context, FILE_ID, "dummy", {"seconds": 1}, force=False).analysis_id
+    lab.storage.put(VIDEOS, "day2/copy.mp4", b"a film")
+    for _ in range(2):
+        for analysis_id, its in ((done, quality), (failed, quality), (plain, None)):
+            assert lab.over(analysis_id).result.quality == its  # type: ignore[union-attr]
+        listed = lab.context.index.analyses(order="quality").rows
+        assert {row.analysis_id for row in listed[:2]} == {failed, done}
+        assert [(row.analysis_id, row.quality) for row in listed[2:]] == [(plain, None)]
+        assert listed[0].quality_reasons == ("it is dark",)
+        lab.lose_index()
+    copies = [
+        Result.model_validate_json(lab.storage.buckets[RESULTS][key].data)
+        for key in lab.stored(layout.RESULT)
+    ]
+    assert {(each.video.key, each.analysis_id) for each in copies if each.quality == quality} >= {
+        (FILM, done),
+        ("day2/copy.mp4", done),
+    }
+
+
+def test_a_quality_that_can_not_be_one_ends_the_run_in_words(lab: Lab) -> None:
+    """A child that was taken over says what it likes; only what has its bounds is kept."""
+    quality = judged(result_of(), 50).quality
+    assert quality is not None
+    lab.poser.quality = {**quality.model_dump(mode="json"), "score": 101}
+    over = lab.over(lab.ask().analysis_id)
+    assert over.status == "failed"
+    assert over.error is not None
+    assert "quality.score" in over.error.message

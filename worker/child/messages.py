@@ -21,6 +21,7 @@ from posedrop.buckets.records import (
     FrameRange,
     Probe,
     Progress,
+    Quality,
     Record,
     Seconds,
 )
@@ -130,6 +131,7 @@ class AnalysisOutput(Record):
     cut: bool = False
     concealed: Count = 0
     timestamps: Name | None = None
+    quality: Quality | None = None
     analysis_version: Name = ""
     timings: dict[Name, Seconds] = Field(default_factory=dict, max_length=_MAX_ENTRIES)
     versions: dict[Name, Name] = Field(default_factory=dict, max_length=_MAX_ENTRIES)
@@ -252,6 +254,10 @@ class FinishAnalysis(_Analyse):
     """Finish an analysis from ``predictions.npz``, alone in ``out``; there is no film."""
 
     NAME = "finish_analysis"
+
+    frame_size: tuple[int, int] | None = Field(
+        default=None, description="width and height of the film's frames, in pixels"
+    )
 
 
 class RenderVideo(Task[RenderOutput]):

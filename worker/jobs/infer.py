@@ -233,6 +233,7 @@ def _make_tables(attempt: RunAttempt) -> AnalysisOutput:
         args=request.args,
         sha256=request.sha256,
         model_digest=_digest(request),
+        frame_size=(request.probe.width, request.probe.height),
     )
     frames = request.probe.frames
     own = analyses.get(request.analysis).wall_seconds
