@@ -115,7 +115,7 @@ class Analysis:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the child gets to do; every path is in a scratch folder, under a generated name."""
+    """One video for an analysis; every path is in a scratch folder, under a generated name."""
 
     video: Path
     """The film; of ``finish`` an empty file."""
@@ -139,9 +139,7 @@ class Job:
     version: str = ""
     """Of the analysis as it is installed here, whatever the request's."""
     fps: float = 0.0
-    """Average frames per second of the film; to ``finish`` alone, as the next one."""
-    size: tuple[int, int] = (0, 0)
-    """Width and height of the film's frames, in pixels."""
+    """Average frames per second of the film; ``finish`` alone is told."""
     model_bytes: int = DEFAULT_MODEL_BYTES
     """How much of models may stay loaded behind the job, in memory or on the device."""
     tuning: Mapping[str, str] = field(default_factory=dict)
@@ -149,6 +147,8 @@ class Job:
     ``tuning`` is what is new."""
     permit: Callable[[], AbstractContextManager[None]] = nullcontext
     """``with job.permit():`` has the accelerator for itself, once others had theirs."""
+    frame_size: tuple[int, int] | None = None
+    """Of ``finish``, which has no film: width and height of the film's frames, in pixels."""
 
 
 @functools.cache
@@ -169,7 +169,7 @@ def is_newer(version: str, than: str) -> bool:
 
 
 def poses_id(request: Request) -> str:
-    """Return what is the same for two requests that differ in nothing but the drawing.
+    """Return an id of the poses that a request asks for, whatever the drawing of them.
 
     Raises:
         BadRequestError: the request's analysis is not installed.

@@ -13,7 +13,7 @@ from posedrop.buckets.records import (
     RunState,
 )
 from posedrop.index import rows, schema
-from posedrop.index.listing import LAST_CHARACTER, Page, Where
+from posedrop.index.listing import LAST_CHARACTER, Order, Page, Where
 from posedrop.index.pages import Lists
 from posedrop.index.rows import (
     AnalysisRow,
@@ -152,15 +152,17 @@ class Analyses(Lists):
         analysis: str | None = None,
         prefix: str | None = None,
         query: str | None = None,
+        order: Order = "newest",
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[AnalysisRow]:
-        """Return runs, newest first; ``query`` is searched in the video's key and the analysis.
+        """Return runs in an order; ``query`` is searched in the video's key and the analysis.
 
         ``prefix`` is what the key of the video begins with, where the run is read. Of a file, those
         that have a folder beside it, be they read there or beside another name.
+        Of what a query finds, in order of quality, the newest ``pages.MAX_LOOKED_AT`` runs count.
         """
-        where = Where(cursor)
+        where = Where(cursor, order)
         if file_id is not None:
             beside = " UNION ".join(
                 f"SELECT analysis_id FROM {table} WHERE file_id = ?"  # noqa: S608
@@ -169,10 +171,11 @@ class Analyses(Lists):
             where.add(f"f.analysis_id IN ({beside})", file_id, file_id)
         where.equal("state", state)
         where.equal("analysis", analysis)
-        how = ""
+        # Few runs have one file; SQLite would go through all runs in the order asked for.
+        how = "INDEXED BY sqlite_autoindex_analysis_1" if file_id is not None else ""
         if prefix:
             where.begins(prefix)
-            if self._few_begin_with(prefix):
+            if file_id is None and self._few_begin_with(prefix):
                 # By the index of the files' keys; the runs of a common one are met soon enough.
                 sql = "SELECT file_id FROM uploaded_file WHERE key >= ? AND key < ?"
                 where.add(f"f.file_id IN ({sql})", prefix, f"{prefix}{LAST_CHARACTER}")

@@ -49,7 +49,7 @@ def run_analysis(payload: dict[str, Any], report: Reporter) -> dict[str, Any]:
 
 
 def finish_analysis(payload: dict[str, Any], report: Reporter) -> dict[str, Any]:
-    """Make of ``predictions.npz`` what is left of an analysis, where there is no film.
+    """Finish an analysis from ``predictions.npz``, where there is no film.
 
     Args:
         payload: :class:`worker.child.messages.FinishAnalysis` as JSON.
@@ -69,7 +69,7 @@ def finish_analysis(payload: dict[str, Any], report: Reporter) -> dict[str, Any]
         sha256=task.sha256,
         version=analysis.version,
         fps=task.fps,
-        size=(task.width, task.height),
+        frame_size=task.frame_size,
     )
     result: dict[str, Any] = function(analysis.finish)(job)
     return result
