@@ -42,7 +42,7 @@ def _as_names(value: Any) -> Any:
 
 
 def _as_labelled_video(value: Any) -> Any:
-    if not isinstance(value, list):
+    if value is None or isinstance(value, str):
         return value
     found = names.find([each for each in value if isinstance(each, Artefact)], "pose.mp4")
     return found.name if found is not None else None
