@@ -335,7 +335,7 @@ def _download_flat(options: Options, folder: str, directory: Path, as_json: bool
         for path in paths:
             say(str(path))
         for key in found.without:
-            say(f"{key} has no poses yet", err=True)
+            say(f"{key} has no poses", err=True)
         for words in found.clashes:
             say(words, err=True)
     sys.exit(1 if found.clashes else 0)

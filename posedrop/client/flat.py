@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posedrop import api
-from posedrop.buckets import names
+from posedrop.buckets import layout, names
 from posedrop.buckets.names import Naming
 from posedrop.client.client import Client
 from posedrop.client.transfers import OnBytes, is_whole
@@ -32,7 +32,7 @@ class Flat:
     clashes: list[str] = field(default_factory=list)
     """Words about files that would overwrite others: they are left out, each of them."""
     without: list[str] = field(default_factory=list)
-    """The keys of videos that have no poses yet."""
+    """The keys of videos that have no poses."""
 
 
 def collect(client: Client, folder: str, directory: Path) -> Flat:
@@ -112,11 +112,12 @@ def _named(video: api.File, run: api.Run) -> Iterator[FlatFile]:
         if names.role_of(file) not in names.DEEPLABCUTS:
             continue
         plain = names.plain_name(file)
-        name = naming.name(plain) if naming is not None else plain
         if plain not in names.ROLES:  # an analysis of its own kind
             continue
-        # Of one that has no long name, or whose long name is too long.
-        yield FlatFile(name if name != plain else f"{video.file_id}_{plain}", video.key, file)
+        name = naming.name(plain) if naming is not None else plain
+        if name == plain:  # there is no long name, or no room for it
+            name = layout.safe_filename(f"{video.file_id}_{plain}")
+        yield FlatFile(name, video.key, file)
 
 
 def _is_another(path: Path, file: api.ResultFile) -> bool:
