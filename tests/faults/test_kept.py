@@ -410,7 +410,7 @@ def test_the_quality_of_poses_is_kept_with_them(lab: Lab) -> None:
     lab.poser.fails.clear()
     done = lab.ask().analysis_id
     lab.poser.quality = None
-    plain = plan.ask(lab.context, FILE_ID, "dummy", {"seconds": 1}, force=False).analysis_id
+    plain = pending.ask(lab.context, FILE_ID, "dummy", {"seconds": 1}, force=False).analysis_id
     lab.storage.put(VIDEOS, "day2/copy.mp4", b"a film")
     for _ in range(2):
         for analysis_id, its in ((done, quality), (failed, quality), (plain, None)):
