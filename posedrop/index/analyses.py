@@ -160,7 +160,7 @@ class Analyses(Lists):
 
         ``prefix`` is what the key of the video begins with, where the run is read. Of a file, those
         that have a folder beside it, be they read there or beside another name.
-        Of what a query finds, in order of quality, the newest ``pages.MAX_LOOKED_AT`` runs count.
+        Of what a query finds, in order of quality, the newest ``pages.MAX_SORTED`` runs count.
         """
         where = Where(cursor, order)
         if file_id is not None:

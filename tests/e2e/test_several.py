@@ -56,7 +56,7 @@ def test_two_animals_are_followed(lab: Lab, file_id: str, tmp_path: Path) -> Non
     assert {
         f"{tmp_path.name}{scorer}_el.h5",
         f"{tmp_path.name}{scorer}_el_filtered.csv",
-        f"{tmp_path.name}{scorer}_el_bp_p60_labeled.mp4",
+        f"{tmp_path.name}{scorer}_el_bp_p20_labeled.mp4",
         f"{tmp_path.name}{scorer}_meta.pickle",
         "trajectory.png",
         "run.log",
