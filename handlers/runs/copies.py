@@ -250,17 +250,18 @@ def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool
     files = {a.object_name: a for a in (inference.artefacts if inference is not None else [])}
     files |= {a.object_name: a for a in result.artefacts}
     naming = Naming.of(own.video.key, result.details, result.args.get("pcutoff"))
-    own_names = {n: _own_name(a, naming, target.run) for n, a in files.items()}
-    places = {n: n.removesuffix(a.name) + own_names[n] for n, a in files.items()}
+    places = {n: _own_place(a, naming, target.run) for n, a in files.items()}
     if apart is not None:
         # As a worker does: nothing that another attempt has published is ever replaced.
-        places |= {n: f"{apart}/{own_names[n]}" for n, place in places.items() if place in there}
+        taken = {n: place for n, place in places.items() if place in there}
+        places |= {n: f"{apart}/{place.rpartition('/')[2]}" for n, place in taken.items()}
     copied_to = _copy_files(context, files, below, to, places)
     lacking = frozenset(files.keys() - copied_to.keys())
     if lacking and not with_gaps and not _lacks_for_good(context, target.run, lacking):
         return False
     copied = [to.key(place) for place in copied_to.values()]
-    if inference is not None and _copy_inference(context, inference, below, to, copied_to):
+    if inference is not None:
+        _copy_inference(context, inference, below, to, copied_to)
         copied.append(to.inference)
     own_fields = {name: getattr(own, name) for name in ("video", "retry_of", "created_at")}
     update = {**own_fields, "artefacts": _at(result.artefacts, copied_to)}
@@ -300,12 +301,12 @@ def _publish(context: Context, target: AnalysisRow, result: Result, copied: list
     return is_ours
 
 
-def _own_name(artefact: Artefact, naming: Naming | None, run: str) -> str:
-    """Return what a file is called in another folder; one with its plain name keeps that."""
-    plain = artefact.plain_name
+def _own_place(artefact: Artefact, naming: Naming | None, run: str) -> str:
+    """Return where a file lies in another folder; one with its plain name keeps that."""
+    plain, place = artefact.plain_name, artefact.object_name
     if naming is None or artefact.name == plain:
-        return artefact.name
-    return naming.name(plain, run)
+        return place
+    return place.removesuffix(artefact.name) + naming.name(plain, run)
 
 
 def _copy_inference(
@@ -314,12 +315,13 @@ def _copy_inference(
     below: dict[str, ObjectInfo],
     to: layout.Run,
     copied_to: dict[str, str],
-) -> bool:
+) -> None:
     storage, bucket = context.storage, context.settings.results_bucket
-    if all(place == name for name, place in copied_to.items()):
-        return storage.copy(bucket, below[layout.INFERENCE], to.inference, _JSON)
+    if all(copied_to.get(a.object_name) == a.object_name for a in inference.artefacts):
+        storage.copy(bucket, below[layout.INFERENCE], to.inference, _JSON)
+        return
     record = inference.model_copy(update={"artefacts": _at(inference.artefacts, copied_to)})
-    return storage.create(bucket, to.inference, record.to_json())
+    storage.create(bucket, to.inference, record.to_json())
 
 
 def _below(context: Context, run: str) -> dict[str, ObjectInfo]:
@@ -455,24 +457,22 @@ def _hand_over_unfinished(
     inference = None
     if layout.INFERENCE in names:
         inference = storage.read_whole_record(bucket, layout.Run(run).inference, Inference)
-    files = {a.object_name: a for a in (inference.artefacts if inference is not None else [])}
+    found = inference.artefacts if inference is not None else []
     naming = Naming.of(target.key, inference.details) if inference is not None else None
+    files = {a.object_name: a for a in found}
+    places = {n: _own_place(a, naming, target.run) for n, a in files.items()}
     to = layout.Run(target.run)
     wanted = [name for name in names if name in files or name.startswith("parts/")]
     # What says that something is done comes after what it says so of.
     if layout.PREDICTIONS in names and layout.PREDICTIONS not in files:
         wanted.append(layout.PREDICTIONS)
-    copied_to: dict[str, str] = {}
     for name in sorted(wanted, key=lambda name: name == layout.PREDICTIONS):
-        artefact, place, kind = files.get(name), name, _UNKNOWN_TYPE
-        if artefact is not None:
-            own_name = _own_name(artefact, naming, target.run)
-            place, kind = name.removesuffix(artefact.name) + own_name, artefact.content_type
-        if storage.copy(bucket, names[name], to.key(place), kind):
-            copied_to[name] = place
+        kind = files[name].content_type if name in files else _UNKNOWN_TYPE
+        storage.copy(bucket, names[name], to.key(places.get(name, name)), kind)
     if inference is not None:
-        found = {name: place for name, place in copied_to.items() if name in files}
-        _copy_inference(context, inference, names, to, found)
+        # With all its files: done again, it may be that the source has lost some meanwhile.
+        record = inference.model_copy(update={"artefacts": _at(found, places)})
+        storage.create(bucket, to.inference, record.to_json())
 
 
 def _has_film(context: Context, place: AnalysisRow) -> bool:

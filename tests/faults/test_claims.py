@@ -151,7 +151,7 @@ def _freeze_two(world: World, first: int, second: int) -> bool:
     assert result.state == "succeeded"
     drawn = {"predictions.npz", "poses.h5", "pose.mp4"}
     names = drawn if analyses.get("dummy").renders else {"poses.csv"}
-    assert {artefact.name for artefact in result.artefacts} == {*names, "run.log"}
+    assert {artefact.plain_name for artefact in result.artefacts} == {*names, "run.log"}
     for artefact in result.artefacts:
         data = objects[f"{key.rsplit('/', 1)[0]}/{artefact.object_name}"].data
         assert hashlib.sha256(data).hexdigest() == artefact.sha256

@@ -21,7 +21,7 @@ from posedrop.buckets.records import Progress, Result
 from posedrop.errors import AnalysisError, ChildDiedError
 from tests.support.index_rows import judged, result_of
 from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
-from tests.support.world import PROBE, Child, World
+from tests.support.world import DETAILS, PROBE, Child, World
 
 FILM = "day1/a.mp4"
 FILE_ID = layout.file_id_of(VIDEOS, FILM)
@@ -69,7 +69,7 @@ class Poser(Child):
             return {"timings": {}}
         (out / "poses_filtered.unfinished").unlink(missing_ok=True)
         counts = {"frames_expected": 2, "frames_decoded": 2, "rows": 2}
-        told = {**counts, "missing": [], "timings": {}, "versions": {}, "details": {}}
+        told = {**counts, "missing": [], "timings": {}, "versions": {}, "details": DETAILS}
         if task == TABLES and self.quality is not None:
             assert payload["frame_size"] == [PROBE["width"], PROBE["height"]]
             told["quality"] = self.quality
@@ -108,7 +108,7 @@ class Lab(World):
 
 
 def names(answer: results.ResultAnswer) -> set[str]:
-    return {file.name for file in answer.files}
+    return {file.plain_name for file in answer.files}
 
 
 @pytest.fixture
@@ -369,7 +369,7 @@ def test_poses_of_another_style_bring_their_predictions(
     assert lab.poser.calls == [NETWORK, TABLES, DRAWING, DRAWING]
 
     def found(answer: results.ResultAnswer) -> dict[str, str]:
-        return {file.name: file.sha256 for file in answer.files if file.name != "run.log"}
+        return {file.name: file.sha256 for file in answer.files if file.role != "log"}
 
     assert found(first) == found(other)
 

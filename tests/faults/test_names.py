@@ -12,6 +12,7 @@ from handlers import upload
 from handlers.runs import copies, pending, results
 from handlers.runs.results import GoneError
 from posedrop.buckets import layout
+from posedrop.buckets.names import stem_of
 from posedrop.buckets.records import Request, Result
 from posedrop.errors import AnalysisError, BadRequestError, NotFoundError
 from tests.faults.test_kept import FILE_ID, NETWORK, TABLES, Lab, installed, lab
@@ -31,7 +32,10 @@ def id_of(key: str) -> str:
 
 
 def runs_below(world: World, key: str) -> list[str]:
-    """Return the folders of a film's runs that are over, each whole, and the film's own."""
+    """Return the folders of a film's runs that are over, each whole, and the film's own.
+
+    What of it has a long name is called by the film.
+    """
     objects = world.storage.buckets[RESULTS]
     prefix = layout.video_prefix(VIDEOS, key)
     over = []
@@ -45,6 +49,8 @@ def runs_below(world: World, key: str) -> list[str]:
                 for artefact in result.artefacts:
                     data = objects[f"{run}/{artefact.object_name}"].data
                     assert hashlib.sha256(data).hexdigest() == artefact.sha256
+                    if artefact.name != artefact.plain_name:
+                        assert artefact.name.startswith(f"{stem_of(key)}DLC_fake")
                 over.append(run)
     return over
 
@@ -57,7 +63,7 @@ def whole(world: World, key: str) -> bool:
     """Tell whether a film has one run that succeeded, with all its files, below its own name."""
     (run,) = runs_below(world, key)
     result = result_of(world, run)
-    return result.state == "succeeded" and {a.name for a in result.artefacts} >= {"poses.csv"}
+    return result.state == "succeeded" and {a.plain_name for a in result.artefacts} >= {"poses.csv"}
 
 
 def computed(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
