@@ -162,6 +162,18 @@ def test_what_was_ingested_for_ever_ends(lab: Embedded) -> None:
     assert lab.file("day6/tall.mp4")["state"] == "ready"
 
 
+def test_results_come_under_the_names_that_deeplabcut_gives(lab: Embedded, tmp_path: Path) -> None:
+    """Those of then, called poses.h5 in the bucket, are found by it and are named in one folder."""
+    run = run_below("day1/mouse.mp4")
+    lab.posedrop("download", "day1/mouse.mp4", "--flat", str(tmp_path))
+    scorer = lab.get(f"/results/{id_of(run)}")["result"]["details"]["scorer"]
+    for name, own in (("poses.h5", ".h5"), ("poses_filtered.csv", "_filtered.csv")):
+        assert (tmp_path / f"mouse{scorer}{own}").read_bytes() == OLD.read(
+            "results", f"{run}/{name}"
+        )
+    assert len(list(tmp_path.glob(f"mouse{scorer}_p*_labeled.mp4"))) == 1
+
+
 def test_poses_are_drawn_in_another_style(lab: Embedded, tmp_path: Path) -> None:
     """Asked for again with another style, a run of then has a drawn video, and keeps its own."""
     asked = ask(lab, "day1/mouse.mp4", style={"colormap": "viridis"})
