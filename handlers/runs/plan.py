@@ -23,10 +23,12 @@ from typing import Any, Literal, NamedTuple
 
 from handlers import gpu_queue
 from handlers.context import Context
-from handlers.runs import copies, damaged, rules
+from handlers.runs import copies, damaged, derived, rules
 from posedrop import analyses, bounded
 from posedrop.buckets import layout
+from posedrop.buckets.layout import Run
 from posedrop.buckets.records import (
+    ExportFormat,
     Followed,
     Model,
     ModelRef,
@@ -215,6 +217,7 @@ def start(
     force: str | None,
     *,
     retry_before: datetime | None = None,
+    exports: tuple[ExportFormat, ...] = (),
 ) -> RunHandle:
     """Create the run of an ingested video, unless the same one exists; enqueue it.
 
@@ -227,6 +230,7 @@ def start(
         retry_before: a run that failed or was cancelled before this time is made anew, and so is
             the run that was made for it; whoever asks at the same time gets the same. After
             ``MAX_RETRIES`` the last failure is the answer.
+        exports: formats in which a run that is created is to be had once it is over.
     """
     if video.sha256 is None or video.probe is None:
         raise BadRequestError(f"{video.video.key} has no content to analyse", code="refused")
@@ -242,6 +246,7 @@ def start(
             if not (is_bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
                 if row is None:
                     request = _request(context, video, wanted, origin, analysis_id, force, retry_of)
+                    request = request.model_copy(update={"exports": list(exports)})
                     row = _created(context, video, request)
                     if row is None:
                         break
@@ -540,7 +545,13 @@ def _start(context: Context, video: VideoRecord, rule: rules.Rule, origin: Origi
     except BadRequestError as error:
         rules.tell(context, rule.key, rule.etag, error)
         raise _WaitError(rule.key) from error
-    return start(context, video, wanted, origin, None).analysis_id if wanted is not None else None
+    if wanted is None:
+        return None
+    handle = start(context, video, wanted, origin, None, exports=rule.exports)
+    row = context.index.analysis(handle.analysis_id)
+    if handle.existed and row is not None and row.finished_at is not None:
+        derived.ask(context, Run(row.run), rule.exports)
+    return handle.analysis_id
 
 
 #: By what a run was asked for that is there though the video's plan was not noted.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from handlers.context import Context
-from handlers.runs import copies, damaged, plan
+from handlers.runs import copies, damaged, derived, plan
 from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
@@ -37,7 +37,7 @@ def read(context: Context, analysis_id: str) -> api.RunAnswer:
         result = damaged.read_result(context, place.run)
         if result is None:
             continue
-        answer = _over(place, result, context.index.retry_of(analysis_id))
+        answer = _over(context, place, result, context.index.retry_of(analysis_id))
         if answer.error is None or answer.error.code != DAMAGED:
             return answer
         bad = bad or answer
@@ -93,7 +93,9 @@ def _waiting(context: Context, pending_id: str) -> api.RunAnswer:
     )
 
 
-def _over(row: AnalysisRow, result: Result, retried_by: str | None) -> api.RunAnswer:
+def _over(
+    context: Context, row: AnalysisRow, result: Result, retried_by: str | None
+) -> api.RunAnswer:
     files = [
         api.ResultFile(
             name=artefact.name,
@@ -102,7 +104,7 @@ def _over(row: AnalysisRow, result: Result, retried_by: str | None) -> api.RunAn
             sha256=artefact.sha256,
             content_type=artefact.content_type,
         )
-        for artefact in result.artefacts
+        for artefact in (*result.artefacts, *derived.made(context, row.run))
     ]
     return api.RunAnswer(
         analysis_id=row.analysis_id,
@@ -144,9 +146,13 @@ def _attempts(context: Context, run: str) -> tuple[Attempt | None, NeedsNewer | 
 def download_url(context: Context, analysis_id: str, name: str) -> str:
     """Return a presigned URL of one file of a run, ``result.json`` among them.
 
+    A name of :data:`handlers.runs.derived.WHAT` is made when it is first asked for.
+
     Raises:
         NotFoundError: the run has no such file.
         GoneError: it was deleted.
+        BeingMadeError: it is made now, as it was asked for.
+        BadRequestError: it can't be made; the message says why.
     """
     row = context.index.analysis(_resolved(context, analysis_id))
     if row is None:
@@ -162,6 +168,9 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
     types = {artefact.name: artefact.content_type for artefact in row.artefacts}
     types |= {layout.RESULT: "application/json", layout.REQUEST: "application/json"}
     places = {artefact.name: artefact.object_name for artefact in row.artefacts}
+    if name not in types and derived.can_be_made(row, name):
+        found = derived.find(context, row, name)
+        types[name], places[name] = found.content_type, found.object_name
     if name not in types:
         raise NotFoundError(
             f"{analysis_id} has no file {name[:80]!r}; there are: {', '.join(sorted(types))}"

@@ -21,7 +21,7 @@ from itertools import chain, islice
 from handlers import gpu_queue, workers
 from handlers.context import Context
 from handlers.events import notify
-from handlers.runs import copies, damaged, plan, rules, waiting
+from handlers.runs import copies, damaged, derived, plan, rules, waiting
 from handlers.upkeep import retention
 from handlers.upkeep.apart import apart
 from handlers.upkeep.reingest import OldRefusals
@@ -73,6 +73,7 @@ class Repairs:
     ingests_sent: int = 0
     runs_sent: int = 0
     requests_planned: int = 0
+    exports_sent: int = 0
     expired: int = 0
     given_up: int = 0
     """Uploads that never came, and pending requests about them."""
@@ -215,6 +216,7 @@ class Sweep:
         self._bytes = 0
         self._later: list[str] = []
         self._without_film: list[str] = []
+        self._not_made: list[tuple[str, str]] = []
         self._steps = self._all()
 
     def go_on(self, repairs: Repairs, steps: int | None) -> bool:
@@ -237,6 +239,9 @@ class Sweep:
         for key in self._without_film:
             yield
             self._index_without_film(key)
+        for run, what in self._not_made:
+            yield
+            self._derive(run, what)
         self._seen = array("Q", sorted(self._seen))
         yield from self._gone_rules()
         yield from self._gone_files()
@@ -320,6 +325,20 @@ class Sweep:
                     # A result whose request is gone is what a deletion left that was cut short.
                     if run == requested or name == "attempts/1.json":
                         self._compare_run(found.key, run, name, analysis_id)
+                    self._compare_derived(run, name)
+
+    def _compare_derived(self, run: str, name: str) -> None:
+        """Note what was asked for of a run's poses; its outcome, if any, is the next of the two."""
+        match layout.parse_derived(name):
+            case (what, False):
+                self._not_made.append((run, what))
+            case (what, True) if self._not_made and self._not_made[-1] == (run, what):
+                self._not_made.pop()
+
+    def _derive(self, run: str, what: str) -> None:
+        with apart(self._context, f"{what} of {run} is not sent again") as trial:
+            self._repairs.exports_sent += derived.send_again(self._context, run, what)
+        self._repairs.damaged += trial.failed
 
     def _check_wrong_rule(self, record: str) -> None:
         """Find a record of what is wrong with a rule that is mended or gone."""
