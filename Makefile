@@ -5,7 +5,7 @@ READY := .venv/.ready
 DATA ?= posedrop-data
 NEWEST := .venv-newest
 
-.PHONY: demo up test newest soak fuzz lint bench clean help
+.PHONY: demo up test unit newest soak fuzz lint bench clean help
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -27,6 +27,9 @@ up: $(READY)  ## Start the stack and leave it running
 
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest
+
+unit: $(READY)  ## Run the tests that need no torch, no server and no child process
+	$(BIN)/python -m pytest -p tests.support.no_torch -m "not torch and not server and not child" tests/unit tests/test_docs.py
 
 newest:  ## Ask the newest torch, DeepLabCut and others for the private names that posedrop uses; reports only (7 GB)
 	$(PYTHON) -m venv $(NEWEST)

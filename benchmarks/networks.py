@@ -94,9 +94,9 @@ def _compiled(numbers: str) -> Callable[[Any, Any, int], Compute]:
 
 
 def _variants(model: Any) -> Any:
-    from worker.precision.guard import Machine
+    from worker.precision.variants import ModelVariants
 
-    return Machine(model, "cpu")
+    return ModelVariants(model, "cpu")
 
 
 def _in_bf16(model: Any) -> Any:

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from handlers.context import Context
-from handlers.upkeep.reconcile import SLICE, Repairs, Sweep
+from handlers.upkeep.reconcile import SLICE
+from handlers.upkeep.repairs import Repairs
+from handlers.upkeep.sweep import Sweep
 from posedrop.buckets import layout
 from posedrop.buckets.records import Artefact, Request, Result, VideoRecord, VideoRef
 from posedrop.buckets.storage import ObjectInfo, Storage
@@ -162,6 +164,8 @@ def _analysis(number: int) -> dict[str, Any]:
     analysis_id, run = run_of(number)
     own = {**same, "analysis_id": analysis_id, "run": run}
     own |= dict.fromkeys(("created_at", "finished_at", "enqueued_at"), moment)
+    # A third has none, and the others are spread, with many of one score.
+    own["quality"] = number * 7919 % 1000 / 10 if number % 3 else None
     return {
         "number": schema.number_of(same["created_at"], analysis_id),
         **_analysis_template(),
@@ -228,6 +232,25 @@ def measure(path: Path, rows: int) -> dict[str, Any]:
         "GET /files, deep page": lambda n: index.files(cursor=_cursor(n)),
         "GET /upload/<id>": lambda n: index.file(layout.file_id_of(VIDEOS, key_of(n))),
         "GET /analyses?state=queued": lambda _: index.analyses(state="queued"),
+        "GET /analyses?order=quality": lambda _: index.analyses(order="quality"),
+        "GET /analyses?order=quality, deep page": lambda n: index.analyses(
+            order="quality", cursor=_cursor(n, n % 102 - 1.0)
+        ),
+        "GET /analyses?order=quality&state=succeeded": lambda n: index.analyses(
+            order="quality", state="succeeded", cursor=_cursor(n, n % 102 - 1.0)
+        ),
+        "GET /analyses?order=quality&state=failed": lambda _: index.analyses(
+            order="quality", state="failed"
+        ),
+        "GET /analyses?order=quality&file_id=<id>": lambda n: index.analyses(
+            order="quality", file_id=layout.file_id_of(VIDEOS, key_of(n))
+        ),
+        "GET /analyses?order=quality&q=day<n>": lambda n: index.analyses(
+            order="quality", query=f"day{n // 100} "
+        ),
+        "GET /analyses?order=quality&q=dummy": lambda _: index.analyses(
+            order="quality", query="dummy"
+        ),
         "GET /results/<id>, its row": lambda n: index.analysis(run_of(n)[0]),
         "GET /metrics, its counts": lambda _: index.counts(),
     }
@@ -257,10 +280,10 @@ def measure(path: Path, rows: int) -> dict[str, Any]:
     return found
 
 
-def _cursor(number: int) -> str:
+def _cursor(number: int, *before: float) -> str:
     from posedrop.index.listing import to_cursor
 
-    return to_cursor(schema.number_of(BEGIN + timedelta(seconds=number), "x"))
+    return to_cursor(*before, schema.number_of(BEGIN + timedelta(seconds=number), "x"))
 
 
 def reindex_rate(folder: Path) -> float:

@@ -1,4 +1,7 @@
-"""Routes and wiring, nothing else: what a call does stands in the file named like it."""
+"""The API's routes and wiring. What a call does stands in the module that its route names.
+
+Each function ``_..._routes`` is a list, as long as it has routes.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +47,11 @@ from handlers.door.error_response import (
 )
 from handlers.door.form import Forms, FormUpload
 from handlers.door.threads import Threads
-from handlers.events import letters, notify, sqs, webhook
+from handlers.events import follow, letters, notify, sqs, webhook
 from handlers.health import Health
-from handlers.runs import copies, plan, results
+from handlers.runs import copies, pending, results
 from handlers.upkeep import reconcile, reingest, retention
+from handlers.upkeep.repairs import Repairs
 from posedrop import __version__, analyses, api, metrics
 from posedrop.buckets import layout
 from posedrop.buckets.records import FINAL, FileState, RunState
@@ -61,6 +65,7 @@ from posedrop.errors import (
     StorageError,
 )
 from posedrop.index.index import Index, IndexBusyError
+from posedrop.index.listing import Order
 from posedrop.models import catalog
 from posedrop.settings import Settings
 from posedrop.transport.queue import QueueError
@@ -73,7 +78,7 @@ _ASKING, _CHANGING = 40, 8
 
 
 class UnderWayError(PosedropError):
-    """What was asked for is being done already, for somebody else."""
+    """A sweep of the buckets that another caller has asked for already goes on."""
 
     code = "busy"
 
@@ -94,10 +99,10 @@ def create_app(
         local: whether it is called by names of this machine's loopback alone.
     """
     context = Context(settings, Storage(settings), _index(settings), broker)
-    follower = notify.Follower(context, set_busy)
+    follower = follow.Follower(context, set_busy)
     reconciler = reconcile.Reconciler(context)
     copier = copies.Copier(context)
-    chooser = gpu_queue.Chooser(context, context.clock)
+    chooser = gpu_queue.Chooser(context)
     health = Health(context, follower, reconciler)
     metrics.DISKS.watch("index", settings.index_file.parent)
     queue_url = settings.sqs_queue_url
@@ -144,12 +149,15 @@ def create_app(
     _upload_routes(app, callers)
     _result_routes(app, callers)
     _list_routes(app, callers)
-    _service_routes(app, callers, follower, reconciler, health)
+    _sweep_routes(app, reconciler)
+    _upkeep_routes(app, callers, follower)
+    _watching_routes(app, context, health)
+    _page_routes(app, context)
     return app
 
 
 class _Callers:
-    """What serves callers that wait for the object store, apart from all others."""
+    """Threads and contexts of the calls that wait for the object store, apart from all others."""
 
     def __init__(self, context: Context) -> None:
         self.context = context.for_callers()
@@ -279,7 +287,7 @@ def _result_routes(app: FastAPI, callers: _Callers) -> None:
     def post_analyse(
         wanted: Annotated[api.AnalyseRequest, Body()], response: Response
     ) -> api.Started:
-        handle = plan.ask(
+        handle = pending.ask(
             context,
             wanted.file_id,
             wanted.analysis,
@@ -369,17 +377,24 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
         items = upload.file_answers(context, page.rows)
         return api.FilesPage(items=items, next=page.cursor)
 
-    @app.get("/analyses", summary="List, filter and search the runs, newest first")
+    @app.get("/analyses", summary="List, filter and search the runs")
     def get_analyses(
         q: str | None = None,
         state: RunState | None = None,
         file_id: str | None = None,
         analysis: str | None = None,
+        order: Order = "newest",
         cursor: str | None = None,
         limit: Limit = 50,
     ) -> api.RunsPage:
         page = context.index.analyses(
-            state=state, file_id=file_id, analysis=analysis, query=q, cursor=cursor, limit=limit
+            state=state,
+            file_id=file_id,
+            analysis=analysis,
+            query=q,
+            order=order,
+            cursor=cursor,
+            limit=limit,
         )
         items = [api.RunRow.model_validate(row) for row in page.rows]
         return api.RunsPage(items=items, next=page.cursor)
@@ -409,18 +424,11 @@ def _list_routes(app: FastAPI, callers: _Callers) -> None:
         return {"items": [model.model_dump(by_alias=True, exclude={"files"}) for model in found]}
 
 
-def _service_routes(
-    app: FastAPI,
-    callers: _Callers,
-    follower: notify.Follower,
-    reconciler: reconcile.Reconciler,
-    health: Health,
-) -> None:
-    context, changing = callers.patient_context, callers.changing
+def _sweep_routes(app: FastAPI, reconciler: reconcile.Reconciler) -> None:
     sweeping = anyio.CapacityLimiter(1)
 
-    async def alone(sweep: Callable[[], reconcile.Repairs]) -> dict[str, int]:
-        """Sweep, unless somebody else has asked for that and still waits."""
+    async def alone(sweep: Callable[[], Repairs]) -> dict[str, int]:
+        """Run a sweep, unless another caller has asked for one and still waits for it."""
         me = object()
         try:
             sweeping.acquire_on_behalf_of_nowait(me)
@@ -444,13 +452,6 @@ def _service_routes(
         changes.note("reconciled", counts=counts)
         return counts
 
-    @app.post("/reingest", summary="Look at refused videos anew")
-    @changing
-    def post_reingest(
-        wanted: Annotated[api.ReingestRequest, Body()],
-    ) -> api.ReingestedPage:
-        return reingest.reingest(context, wanted)
-
     @app.post(
         "/reindex",
         summary="Make the index anew from the buckets",
@@ -460,6 +461,17 @@ def _service_routes(
         counts = await alone(reconciler.reindex)
         changes.note("reindexed", counts=counts)
         return counts
+
+
+def _upkeep_routes(app: FastAPI, callers: _Callers, follower: follow.Follower) -> None:
+    context, changing = callers.patient_context, callers.changing
+
+    @app.post("/reingest", summary="Look at refused videos anew")
+    @changing
+    def post_reingest(
+        wanted: Annotated[api.ReingestRequest, Body()],
+    ) -> api.ReingestedPage:
+        return reingest.reingest(context, wanted)
 
     @app.get("/expire", summary="What is due to be removed by itself, and why")
     @changing
@@ -488,6 +500,8 @@ def _service_routes(
         follower.wake()
         return answer
 
+
+def _watching_routes(app: FastAPI, context: Context, health: Health) -> None:
     @app.get("/healthz", summary="Liveness: this process turns")
     async def get_healthz() -> dict[str, str]:
         # In no thread: that this process turns is all that it says.
@@ -518,6 +532,8 @@ def _service_routes(
         text = await asyncio.get_running_loop().run_in_executor(health.threads, render)
         return Response(text, media_type=metrics.CONTENT_TYPE)
 
+
+def _page_routes(app: FastAPI, context: Context) -> None:
     @app.get("/", include_in_schema=False)
     def get_page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
@@ -598,7 +614,7 @@ def _errors(app: FastAPI) -> None:
 
 
 def _methods(app: FastAPI, request: Request) -> set[str]:
-    """Return what may be asked of a request's path, by all routes that match it."""
+    """Return the HTTP methods of a request's path, by all routes that match it."""
     found: set[str] = set()
     for route in app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Caller(NamedTuple):
-    """Who calls: known by what, and from which address."""
+    """The caller of the API: by what it is known (token, cookie), and from which address."""
 
     who: str
     """``token``, ``basic``, ``cookie``, or ``loopback`` where no token is asked for."""
@@ -24,7 +24,7 @@ _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 @contextmanager
 def calling(caller: Caller) -> Iterator[None]:
-    """Have the changes of this block told as those of a caller."""
+    """Log the changes of this block as those of one caller."""
     before = _caller.set(caller)
     try:
         yield

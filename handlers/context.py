@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 
 from dramatiq import Broker
 
-from handlers.gpu_queue import Choosing
 from handlers.metrics import Metrics
+from handlers.workers import Workers
 from posedrop.buckets import layout
 from posedrop.buckets.records import VideoRecord
 from posedrop.buckets.storage import Storage
@@ -27,18 +27,18 @@ LOOK_SECONDS = 5.0
 
 
 class Turn:
-    """A lock that is waited for so long at most; another thread may hold it before a slow store."""
+    """A lock with a bound on the wait for it: its holder may be waiting for a slow store."""
 
     def __init__(self, lock: threading.Lock | Turn, seconds: float) -> None:
         self._lock = lock
         self._seconds = seconds
 
     def acquire(self, *, timeout: float) -> bool:
-        """Take it within so many seconds, or not."""
+        """Take the lock within ``timeout`` seconds; return whether that was possible."""
         return self._lock.acquire(timeout=timeout)
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -47,6 +47,20 @@ class Turn:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+
+@dataclass
+class Choosing:
+    """State of the gpu queue that is not in the index: one a process, for handlers/gpu_queue.py."""
+
+    workers: Workers = field(default_factory=Workers)
+    wanted: threading.Event = field(default_factory=threading.Event)
+    maybe_over: set[str] = field(default_factory=set)
+    """Keys of predictions and results that an event tells of, each to be looked for."""
+    woken: threading.Event = field(default_factory=threading.Event)
+    """Set when there is something in ``maybe_over``."""
+    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    looked_at: datetime | None = None
 
 
 def _lookers() -> ThreadPoolExecutor:
@@ -87,7 +101,7 @@ class Context:
     """Who gives another clock gives metrics that begin by it, too."""
 
     def __post_init__(self) -> None:
-        """Have what the index learns counted."""
+        """Count in the metrics which runs and videos the index learns of."""
         self.index.on_result = self.metrics.run_ended
         self.index.on_video = self.metrics.video_ingested
 
@@ -119,18 +133,18 @@ class Context:
         return [found.key for found in self.storage.objects(self.settings.results_bucket, below)]
 
     def enqueue_ingest(self, file_id: str, bucket: str, key: str, etag: str) -> None:
-        """Have an object ingested."""
+        """Send an ``ingest`` message for an object of the videos bucket."""
         queue.send(self.broker, "ingest", bucket=bucket, key=key, etag=etag)
         self.index.file_enqueued(file_id, self.clock())
 
     def enqueue_infer(self, analysis_id: str, run: str) -> None:
-        """Have a run made, now that it is its turn."""
+        """Send an ``infer`` message for a run whose turn it is."""
         queue.send(self.broker, "infer", run=run)
         with self.index.together():
             self.index.analysis_enqueued(analysis_id, self.clock())
             self.index.gpu_sent(analysis_id, self.clock())
 
     def enqueue_render(self, analysis_id: str, run: str) -> None:
-        """Have a run drawn whose poses are there."""
+        """Send a ``render`` message for a run whose poses are there."""
         queue.send(self.broker, "render", run=run)
         self.index.analysis_enqueued(analysis_id, self.clock())

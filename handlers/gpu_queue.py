@@ -15,19 +15,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from handlers.workers import Workers
+from handlers.context import Context
 from posedrop.buckets import layout
 from posedrop.buckets.records import Attempt
 from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import PosedropError, RecordError
-
-if TYPE_CHECKING:
-    from handlers.context import Context
 
 log = logging.getLogger(__name__)
 
@@ -50,26 +45,11 @@ _MADE_READY = frozenset({"claimed", "fetch the model", "fetch", "load", "wait"})
 _PATIENCE = timedelta(minutes=10)
 
 
-@dataclass
-class Choosing:
-    """What the choice needs besides the index; one for a process."""
-
-    workers: Workers = field(default_factory=Workers)
-    wanted: threading.Event = field(default_factory=threading.Event)
-    maybe_over: set[str] = field(default_factory=set)
-    """Keys of predictions and results that an event tells of, each to be looked for."""
-    woken: threading.Event = field(default_factory=threading.Event)
-    """Set when there is something in ``maybe_over``."""
-    one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
-    looked_at: datetime | None = None
-
-
 class Chooser:
     """The thread that sends the next run as soon as an event says that one needs no network."""
 
-    def __init__(self, context: Context, now: Callable[[], datetime]) -> None:
+    def __init__(self, context: Context) -> None:
         self._context = context
-        self._now = now
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="chooser", daemon=True)
 
@@ -88,7 +68,7 @@ class Chooser:
         woken = self._context.choosing.woken
         while woken.wait() and not self._stop.is_set():
             woken.clear()
-            send_next(self._context, self._now())
+            send_next(self._context)
 
 
 class Seen(NamedTuple):
@@ -116,19 +96,19 @@ def look(context: Context, run: str) -> Seen:
     """
     bucket = context.settings.results_bucket
     lease = context.settings.lease_seconds
-    listing = context.storage.listing(bucket, f"{run}/")
-    names = {found.key.removeprefix(f"{run}/"): found for found in listing.objects}
+    keys = layout.Run(run)
+    listing = context.storage.listing(bucket, keys.folder)
+    names = {keys.name(found.key): found for found in listing.objects}
 
     def is_recent(name: str) -> bool:
         return (listing.now - names[name].last_modified).total_seconds() < lease
 
-    note = layout.needs_newer(run).removeprefix(f"{run}/")
-    left_lately = note in names and is_recent(note)
+    left_lately = layout.NEEDS_NEWER in names and is_recent(layout.NEEDS_NEWER)
     number = max((n for name in names if (n := layout.attempt_number(name))), default=0)
-    if number == 0 or not is_recent(f"attempts/{number}.json"):
+    if number == 0 or not is_recent(keys.name(keys.attempt(number))):
         return Seen(names, False, False, number, False, left_lately)
     try:
-        attempt = context.storage.read_whole_record(bucket, layout.attempt(run, number), Attempt)
+        attempt = context.storage.read_whole_record(bucket, keys.attempt(number), Attempt)
     except RecordError as error:  # a newer worker is at it
         context.storage.report(error)
         return Seen(names, True, True, number, False, left_lately)
@@ -161,7 +141,7 @@ def _over_by(context: Context, key: str) -> str | None:
             return None
 
 
-def send_next(context: Context, now: datetime) -> None:
+def send_next(context: Context) -> None:
     """Send as many runs as the gpu workers have room for; without an error, others come again.
 
     The follower, the reconciler and whoever asks for a run call this whenever something may have
@@ -172,7 +152,7 @@ def send_next(context: Context, now: datetime) -> None:
     while choosing.wanted.is_set() and choosing.one_at_a_time.acquire(blocking=False):
         try:
             choosing.wanted.clear()
-            _send_next(context, now)
+            _send_next(context, context.clock())
         except PosedropError as error:
             log.warning("the next runs are sent later: %s", error)
             return
@@ -233,7 +213,7 @@ def _send(context: Context, analysis_id: str, run: str, now: datetime) -> None:
 
 
 def park(context: Context, analysis_id: str, now: datetime) -> None:
-    """Set a run aside for a lease that all workers that have seen it are too old for."""
+    """Set a run aside for the time of a lease: the workers that have seen it are too old for it."""
     until = now + timedelta(seconds=context.settings.lease_seconds)
     context.index.gpu_parked(analysis_id, until)
 
@@ -268,6 +248,6 @@ def _let_others_go_first(context: Context, now: datetime) -> None:
     stopping = [row for row in computing if row.state == "asked" and row.since > now - _PATIENCE]
     candidates = [row for row in computing if row.since <= long_ago]
     for row in candidates[: max(0, len(waiting) - len(stopping))]:
-        key = layout.hand_back(row.run, seen[row.analysis_id].number)
+        key = layout.Run(row.run).hand_back(seen[row.analysis_id].number)
         context.storage.create(context.settings.results_bucket, key, b"")
         index.gpu_asked(row.analysis_id, now)

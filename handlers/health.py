@@ -1,4 +1,4 @@
-"""GET /readyz: whether an upload is taken in and told of now; if not, which part is to blame.
+"""GET /readyz: whether uploads are taken in now; if not, which part is to blame.
 
 A thread each asks the store, the broker and the disk, and keeps its connections. One that hangs
 makes nobody wait for longer than two seconds, and what was found is good for five.
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from handlers.context import Context
-from handlers.events.notify import Follower
+from handlers.events.follow import Follower
 from handlers.upkeep.reconcile import Reconciler
 from handlers.workers import Workers
 from posedrop.buckets.storage import Storage
@@ -37,10 +37,10 @@ _PROBE_BYTES = 4096
 
 
 class Probe:
-    """A thread that asks one part when it is told to, and remembers what came of it."""
+    """A thread that asks one part (store, broker, disk) whether it works, and keeps the answer."""
 
     def __init__(self, name: str, ask: Callable[[], None]) -> None:
-        """``ask`` raises what is wrong."""
+        """Start no thread yet; ``ask`` raises what is wrong with the part."""
         self.name = name
         self._ask = ask
         self._changed = threading.Condition()
@@ -51,7 +51,7 @@ class Probe:
         self._thread = threading.Thread(target=self._run, name=f"probe {name}", daemon=True)
 
     def begin(self) -> None:
-        """Ask, unless a question is open, or was answered just now."""
+        """Ask the part, unless it is being asked, or has answered just now."""
         with self._changed:
             if not self._thread.is_alive() and not self._closed:
                 self._thread.start()
@@ -147,7 +147,7 @@ class Health:
         }
 
     def metrics(self) -> list[Metric]:
-        """Return what is ready, which messages wait, and who is there to take them."""
+        """Return metrics of parts that are ready, messages that wait, and workers that live."""
         problems = self.problems()
         ready = GaugeMetricFamily("posedrop_ready", "Parts that do their work", labels=["part"])
         for part, problem in problems.items():

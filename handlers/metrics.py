@@ -1,4 +1,4 @@
-"""GET /metrics: what waits and for how long, how it ends, what the reconciler mended."""
+"""GET /metrics: how much waits and for how long, how runs end, what the reconciler mended."""
 
 from __future__ import annotations
 
@@ -89,6 +89,13 @@ class Metrics:
             buckets=(0, 1, 2, 3, 5, 10, 20),
             registry=self.registry,
         )
+        self._run_quality = Histogram(
+            "posedrop_run_quality",
+            "The scores of runs that have one: how good their poses are, 0 to 100",
+            ["analysis"],
+            buckets=range(10, 101, 10),
+            registry=self.registry,
+        )
         self._ingests = Counter(
             "posedrop_ingests_total",
             "Videos that were looked at: ready, or the reason of the refusal",
@@ -113,6 +120,8 @@ class Metrics:
         took = (ended - result.created_at.astimezone(UTC)).total_seconds()
         self._run_seconds.labels(analysis).observe(max(0.0, took))
         self._run_attempts.observe(max(0, min(result.attempts, _MAX_ATTEMPTS)))
+        if result.quality is not None:
+            self._run_quality.labels(analysis).observe(result.quality.score)
 
     def video_ingested(self, record: VideoRecord) -> None:
         """Count a video whose record is news."""
@@ -145,7 +154,7 @@ class Metrics:
 
 
 class _Found(Collector):
-    """Metrics that were asked for already."""
+    """A collector of metrics that were computed beforehand."""
 
     def __init__(self, found: list[Metric]) -> None:
         self._found = found

@@ -1,4 +1,4 @@
-"""Uploads: who may put which object, and what became of it."""
+"""Uploads: presigned, described, deleted; and which rules are wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from handlers import changes
 from handlers.context import Context
-from handlers.runs import copies, plan
+from handlers.runs import copies, plan, validation
 from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.storage import Presigned, PresignedParts
@@ -157,7 +157,7 @@ def _declared_metadata(context: Context, declared: Mapping[str, str]) -> dict[st
 
 
 def check_size(context: Context, size: int, field: str) -> None:
-    """Refuse a video by its size in bytes; ``field`` is what told it.
+    """Refuse a video by its size in bytes; ``field`` names the part of the request that told it.
 
     Raises:
         BadRequestError: it is over the limit.
@@ -178,7 +178,7 @@ def guess_type(key: str) -> str:
 
 def check_metadata(context: Context, analysis: str | None, args: str | None) -> dict[str, str]:
     """Return what a form asks for as object metadata, checked."""
-    return _metadata(context, analysis, plan.parse_args(args))
+    return _metadata(context, analysis, validation.parse_args(args))
 
 
 def _metadata(context: Context, analysis: str | None, args: dict[str, Any]) -> dict[str, str]:
@@ -186,15 +186,15 @@ def _metadata(context: Context, analysis: str | None, args: dict[str, Any]) -> d
         if args:
             raise BadRequestError("args without an analysis", field="analysis")
         return {}
-    plan.validate(context, analysis, args)
-    metadata = {"analysis": analysis, "args": plan.canonical(args)}
+    validation.validate(context, analysis, args)
+    metadata = {"analysis": analysis, "args": validation.canonical(args)}
     if sum(len(value) for value in metadata.values()) > _MAX_METADATA:
         raise BadRequestError("args are too long to travel with an upload; use POST /analyse")
     return metadata
 
 
 def describe(context: Context, file_id: str) -> api.File:
-    """Return what is known of a file.
+    """Return a file as the API shows it, with the runs of its content.
 
     Raises:
         NotFoundError: there is none.
@@ -221,7 +221,7 @@ def file_answers(context: Context, rows: Sequence[FileRow]) -> list[api.File]:
 
 
 def wrong_rule(row: RuleRow | None) -> api.WrongRule | None:
-    """Return what is wrong with a rule, None if nothing is (any more)."""
+    """Return a rule that is wrong as the API shows it, None if it is right."""
     if row is None or row.error is None:
         return None
     error = row.error

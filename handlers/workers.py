@@ -24,10 +24,10 @@ MAX_WORKERS = 1000
 
 
 class Workers:
-    """Who lives, as it was last looked up. Nothing here is needed for being right."""
+    """The workers that live, as they were last looked up. No decision on a run depends on it."""
 
     def __init__(self) -> None:
-        """Know of none."""
+        """Begin with no worker known."""
         self._looked_at: datetime | None = None
         self._queues: dict[str, list[str]] = {}
 

@@ -272,6 +272,12 @@ class RunRow(Answer):
         Field(validation_alias=AliasChoices("files", "artefacts")),
     ]
     retry_of: str | None
+    quality: float | None = Field(
+        default=None, description="the score of its poses, 0 to 100; null: it has none"
+    )
+    quality_reasons: list[str] | None = Field(
+        default=None, description="of the score, in words; the worst first"
+    )
     created_at: datetime
     finished_at: datetime | None
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from posedrop.errors import ConfigurationError
 
@@ -15,8 +15,11 @@ class FolderLock:
     """A folder that belongs to one process at a time; the kernel gives it back when that ends."""
 
     def __init__(self, folder: Path, name: str = "lock") -> None:
-        self._path = folder / name
-        self._file: IO[str] | None = None
+        self._folder = folder
+        # Whichever thread has taken it, another one may give it back.
+        self._lock = FileLock(folder / name, timeout=0, mode=0o600, thread_local=False)
+        #: Beside the lock, which is emptied by all who try to take it.
+        self._holder = folder / f"{name}.pid"
 
     def acquire(self) -> None:
         """Take the folder.
@@ -24,26 +27,19 @@ class FolderLock:
         Raises:
             ConfigurationError: another process has it; the message names its pid.
         """
-        file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            pid = file.read().strip() or "unknown"
-            file.close()
+            self._lock.acquire()
+        except Timeout as error:
+            pid = self._holder.read_text().strip() if self._holder.is_file() else "unknown"
             raise ConfigurationError(
-                f"{self._path.parent} is in use by process {pid}; stop that one first, "
+                f"{self._folder} is in use by process {pid}; stop that one first, "
                 "or choose another data directory"
             ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        self._file = file
+        write_private(self._holder, f"{os.getpid()}\n")
 
     def release(self) -> None:
         """Give the folder back."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._lock.release()
 
 
 def make_private(folder: Path, own: bool, *files: str) -> None:

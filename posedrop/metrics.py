@@ -94,7 +94,7 @@ class Few:
         self._lock = threading.Lock()
 
     def of(self, value: str) -> str:
-        """Return the value as a label may have it."""
+        """Return a value that came from outside as a label may have it."""
         if _CODE.fullmatch(value) is None:
             return OTHER
         with self._lock:

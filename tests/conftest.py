@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.support import needs
 from tests.support.tools import find_free_port, used
 
 
@@ -19,6 +20,12 @@ def no_persons_tokens(tmp_path_factory: pytest.TempPathFactory) -> None:
 def free_port() -> int:
     """A port that nobody listens on at this moment."""
     return find_free_port()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by what it needs: pyproject.toml says what the markers mean."""
+    for item in items:
+        needs.mark(item)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

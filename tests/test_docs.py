@@ -274,7 +274,6 @@ def test_json_that_is_shown_is_taken(api: httpx.Client) -> None:
     assert called > 1
 
 
-@pytest.mark.server
 @pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/deploy.md"])
 def test_lines_for_curl_do_what_they_say(api: httpx.Client, tmp_path: Path, page: str) -> None:
     """As they stand, in a folder with the films: the status and the fields are those shown."""

@@ -35,7 +35,7 @@ class Cache:
         self._max_bytes = min(max_bytes, shutil.disk_usage(folder).total // 4)
 
     def link_video(self, sha256: str, target: Path) -> bool:
-        """Put the video with this content at ``target``; False if it isn't here, whole."""
+        """Link the kept video with this content to ``target``; False: none is, or it is damaged."""
         kept = self._videos / sha256
         try:
             os.link(kept, target)
@@ -69,7 +69,7 @@ class Cache:
         return [path.name for path in self._videos.iterdir()]
 
     def forget_video(self, sha256: str) -> None:
-        """Keep a video no longer: nobody will ask for one that was refused, or is gone."""
+        """Drop a kept video, such as one that was refused or deleted."""
         with suppress(OSError):
             (self._videos / sha256).unlink()
 
@@ -94,7 +94,7 @@ class Cache:
 
 
 def _trim(folder: Path, max_bytes: int, grace: float) -> int:
-    """Remove what was used longest ago, down to a bound; return the bytes that this freed."""
+    """Remove a folder's entries that were used longest ago; return the bytes that this freed."""
     entries = []
     for path in folder.iterdir():
         with suppress(OSError):

@@ -88,7 +88,7 @@ class Context:
         return self._closing.is_set()
 
     def is_closed_within(self, seconds: float) -> bool:
-        """Wait until this process is being stopped; False: it was not, for so long."""
+        """Wait for the end of this process; return whether it came within these seconds."""
         return self._closing.wait(seconds)
 
     @contextmanager
@@ -136,7 +136,7 @@ def _own_scratch(scratch: Path) -> tuple[Path, FolderLock]:
 
 
 def _sweep(scratch: Path) -> None:
-    """Remove what killed workers left.
+    """Remove the folders that killed workers left.
 
     A folder is somebody's while it is locked. Process ids would not tell: two containers that share
     the folder both count from 1.

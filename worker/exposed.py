@@ -31,7 +31,7 @@ class _Handler(WSGIRequestHandler):
 
 
 def serve(settings: Settings) -> Callable[[], None]:
-    """Serve this process' metrics where the settings say; return what ends it.
+    """Serve this process' metrics where the settings say; return a function that ends that.
 
     Whoever asks needs the metrics token. Without one, only this machine can ask.
     """

@@ -27,7 +27,7 @@ def accelerates(wanted: str) -> bool:
 
 
 def described() -> dict[str, Any]:
-    """Return what doctor tells: devices by torch's names, and how ``precision: auto`` uses each."""
+    """Return devices by torch's names, and how ``precision: auto`` uses each, for the doctor."""
     names = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
         names.append("mps")

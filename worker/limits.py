@@ -169,14 +169,14 @@ def _processes_of(session: int) -> Iterator[Path]:
 
 
 def end_session(session: int) -> None:
-    """Kill what is left of a session: who was to do so was stopped, or killed itself."""
+    """Kill the processes that are left of a session, whose keeper may have been killed."""
     for process in _processes_of(session):
         with suppress(OSError):
             os.kill(int(process.name), signal.SIGKILL)
 
 
 def _memory_of(process: Path) -> int:
-    """Return bytes of memory that are not those of a file: libraries are many, and can go."""
+    """Return a process' bytes of memory without those of files, which the kernel can drop."""
     taken = 0
     with suppress(OSError, ValueError, IndexError):
         for line in (process / "status").read_text().splitlines():
@@ -186,7 +186,7 @@ def _memory_of(process: Path) -> int:
 
 
 def _taken(folder: Path, processes: list[Path]) -> tuple[int, int, int]:
-    """Return how many files there are, how deep, and their bytes; of those without a name too."""
+    """Return the number of files in a folder, their depth, and bytes, of deleted open ones too."""
     files = deepest = taken = 0
     for entry, depth in contents(folder):
         files, deepest = files + 1, max(deepest, depth)
@@ -205,7 +205,7 @@ def _taken(folder: Path, processes: list[Path]) -> tuple[int, int, int]:
 
 
 def contents(folder: Path) -> Iterator[tuple[os.DirEntry[str], int]]:
-    """Yield what is in a folder, and how deep: without recursion, which a child could exhaust."""
+    """Yield the entries below a folder with their depth, without recursion, which could exhaust."""
     waiting = [(str(folder), 1)]
     while waiting:
         here, depth = waiting.pop()

@@ -37,14 +37,14 @@ class Children(Middleware):
             worker.queue_prefetch = min(worker.queue_prefetch, worker.worker_threads)
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
-        """Import what the queues need while there is nothing to do."""
+        """Start the children of this worker's queues, and the worker's own metrics."""
         mine = worker.consumer_whitelist or {queue.CPU, queue.GPU}
         queues = frozenset(mine) & {queue.CPU, queue.GPU}
         threading.Thread(target=self._context.start_children, args=(queues,), daemon=True).start()
         self._stop_metrics = exposed.serve(self._context.settings)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
-        """Let go of what is at work."""
+        """End the children; their jobs are handed back."""
         self._context.close()
         self._stop_metrics()
 

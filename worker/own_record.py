@@ -1,4 +1,4 @@
-"""What a worker process says of itself: ``_posedrop/workers/<id>.json``, rewritten while it lives.
+"""A worker's record of itself, ``_posedrop/workers/<id>.json``, rewritten while the worker lives.
 
 Nothing depends on it for being right: handlers that find none take it that there is one worker.
 """
@@ -48,7 +48,7 @@ class Attempting(Protocol):
 
     @property
     def number(self) -> int:
-        """Which attempt it is, from 1."""
+        """The attempt's number, from 1."""
 
     @property
     def task(self) -> Task:
@@ -56,14 +56,14 @@ class Attempting(Protocol):
 
     @property
     def now(self) -> Progress:
-        """How far it is."""
+        """How far the attempt is."""
 
 
 class OwnRecord:
     """The record of this process; it is written from :meth:`start` to :meth:`stop`."""
 
     def __init__(self, storage: Storage, settings: Settings, name: str, clock: Clock) -> None:
-        """Prepare it.
+        """Prepare the record; nothing is written yet.
 
         Args:
             name: what the attempts call this process.
@@ -94,7 +94,7 @@ class OwnRecord:
         return layout.worker(self._record.worker_id)
 
     def start(self, queues: Iterable[str]) -> None:
-        """Write it from now on; once for a process."""
+        """Write the record from now on; once for a process."""
         with self._lock:
             if self._thread is not None or self._stopped.is_set():
                 return
@@ -104,7 +104,7 @@ class OwnRecord:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write it no more, and remove it; a store that is away does not hold that up for long."""
+        """Remove the record and write none any more; a store that is away delays this little."""
         self._stopped.set()
         with self._lock:
             thread, self._thread = self._thread, None
@@ -176,7 +176,7 @@ class OwnRecord:
         return found.frames_per_second if found is not None else None
 
     def record(self) -> WorkerRecord:
-        """Return what is to be told now."""
+        """Return the record as it is to be written now."""
         with self._lock:
             jobs = [
                 job.model_copy(update={"progress": held.now}) for held, job in self._jobs.values()
@@ -236,7 +236,7 @@ class _Tail(logging.Handler):
 
 
 def _versions() -> dict[str, str]:
-    """Return what this worker computes with: packages that are there, analyses as ``name:``."""
+    """Return the versions of packages and installed analyses that this worker computes with."""
     known = {"posedrop": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What is remembered of how fast models are, the parent's half: texts in the results bucket.
+"""The memory of how fast models are, the parent's half: texts in the results bucket.
 
 ``_posedrop/tuning/<model digest>/<name>.json``; what they say is the child's business
 (:mod:`worker.precision.tuning`). Nothing depends on them: they can be lost or deleted at any time.
@@ -10,7 +10,6 @@ import logging
 import re
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any
 
 from posedrop.buckets import layout
 from posedrop.buckets.storage import Storage
@@ -26,7 +25,7 @@ _NAME = re.compile(r"[0-9a-f]{32}\.json")
 
 
 def fetch(storage: Storage, bucket: str, digest: str) -> dict[str, str]:
-    """Return what is remembered of a model, by name; nothing if the store does not tell."""
+    """Return the texts that are remembered of a model, by name; none if the store is away."""
     prefix = layout.tunings(digest)
     known = {}
     try:
@@ -40,13 +39,9 @@ def fetch(storage: Storage, bucket: str, digest: str) -> dict[str, str]:
     return known
 
 
-def keep(storage: Storage, bucket: str, digest: str, learned: Any) -> None:
-    """Remember what a child says that it learned; what has not the form of that is passed over."""
-    if not isinstance(learned, Mapping):
-        return
+def keep(storage: Storage, bucket: str, digest: str, learned: Mapping[str, str]) -> None:
+    """Write the texts that a child has learned of a model's speed; malformed ones are left out."""
     for name, text in islice(learned.items(), MAX_LEARNED):
-        if not isinstance(name, str) or not isinstance(text, str):
-            continue
         if not _NAME.fullmatch(name) or len(text) > MAX_BYTES:
             continue
         try:

@@ -1,4 +1,4 @@
-"""Who may call: who has the token, or the cookie that it was traded for; and no page of others.
+"""Access to the API: by the token, or the cookie that it was traded for; by no other site's page.
 
 The link that `posedrop up` prints has the token behind its ``#``, which no browser sends. The page
 at GET /session sends it in a header, once: the answer to POST /session is a cookie, which images,
@@ -68,7 +68,7 @@ class Guard:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may pass, and give every answer its headers."""
+        """Pass on a request that may pass, and give every answer its security headers."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -146,7 +146,7 @@ def session_cookie(request: Request, token: str) -> str:
 
 
 def _how(request: Request, token: str) -> str | None:
-    """Return by what a caller is known, None for strangers."""
+    """Return by what a caller is known (token, basic, cookie), None for strangers."""
     if is_bearer(request, token):
         return "token"
     if _is_password(request, token):

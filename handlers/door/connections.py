@@ -1,4 +1,4 @@
-"""Connections of the API: so many at a time, and none for who says nothing.
+"""Connections of the API: a bounded number, each cut off where its client is silent or slow.
 
 uvicorn waits for ever for the end of a head or of a body, and keeps what it has of them. Here who
 is silent, or drips, is cut off; where all connections are taken, who has asked nothing yet makes
@@ -42,7 +42,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's connection, under watch: ``--http handlers.door.connections:BoundedProtocol``."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Watch it from now on; where there are too many, the one that is missed least goes."""
+        """Watch a new connection; of too many, cut off the one that is missed least."""
         super().connection_made(transport)
         self._began = self._looked = self.loop.time()
         self._phase: tuple[Phase, Any] = ("head", None)
@@ -53,7 +53,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes, and end it where it is more than a request can be."""
+        """Count the bytes of a request, and cut off one that is larger than a request can be."""
         self._look_at_phase()
         self._got += len(data)
         self._quiet = 0.0
@@ -66,17 +66,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def on_body(self, body: bytes) -> None:
-        """Count what of it is content."""
+        """Count the bytes of a request's body."""
         self._content += len(body)
         super().on_body(body)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Watch it no more."""
+        """Stop to watch a connection that is closed."""
         self._watch.cancel()
         super().connection_lost(exc)
 
     def _look_at_phase(self) -> None:
-        """Begin to count anew where something else is waited for than before."""
+        """Restart the clock of a connection that has come to its next phase."""
         phase = (self._waits_for(), self.cycle)
         if phase != self._phase:
             self._phase = phase

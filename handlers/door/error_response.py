@@ -49,7 +49,7 @@ def error_response(
     field: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    """Return the answer; it may quote half a character of the request."""
+    """Return the response of an error; its message may quote half a character of the request."""
     body = {"code": code, "message": _sendable(message)}
     if field is not None:
         body["field"] = _sendable(field)

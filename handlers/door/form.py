@@ -6,11 +6,12 @@ FastAPI's own form parser would keep the whole file on the handlers' disk first;
 from __future__ import annotations
 
 import io
-import queue
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import Message
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -21,7 +22,6 @@ from posedrop.errors import BadRequestError, BusyError
 #: How many forms are taken at a time. Each holds a part of its film in memory: eight MiB to some
 #: twenty, as large as :func:`posedrop.buckets.storage.Storage.upload_stream` makes them.
 AT_A_TIME = 8
-_QUEUED_CHUNKS = 16
 _MAX_FIELD_BYTES = 64 * 1024
 _MAX_FIELDS = 32
 
@@ -29,7 +29,7 @@ Sink = Callable[[str, dict[str, str], io.RawIOBase], None]
 
 
 class Forms:
-    """Counts the forms that are being received; those who are one too many are told at once."""
+    """The forms that are being received: a bounded number; one more is refused at once."""
 
     def __init__(self, most: int = AT_A_TIME) -> None:
         self._left = most
@@ -54,46 +54,39 @@ class Forms:
 
 
 class _Pipe(io.RawIOBase):
-    """What one thread writes, another reads; at most a few chunks wait between them."""
+    """A pipe of the system's: what one thread writes, another reads as the form's file."""
 
     def __init__(self) -> None:
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(_QUEUED_CHUNKS)
-        self._rest = b""
-        self._abandoned = threading.Event()
-        self._failed = False
+        self._reading, self._writing = os.pipe()
+        self._cut = False
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: object) -> int:
-        if not self._rest:
-            chunk = self._chunks.get()
-            if chunk is None:
-                self._chunks.put(None)
-                if self._failed:
-                    raise OSError("the client went away before the end of the file")
-                return 0
-            self._rest = chunk
-        with memoryview(buffer) as view:  # type: ignore[arg-type]
-            taken = min(len(view), len(self._rest))
-            view[:taken] = self._rest[:taken]
-        self._rest = self._rest[taken:]
-        return taken
+    def readinto(self, buffer: Any) -> int:
+        count = os.readv(self._reading, [buffer])
+        if count == 0 and self._cut:
+            raise OSError("the client went away before the end of the file")
+        return count
 
-    def feed(self, chunk: bytes | None) -> None:
-        while not self._abandoned.is_set():
-            try:
-                self._chunks.put(chunk, timeout=0.5)
-            except queue.Full:
-                continue
-            return
+    def feed(self, data: bytes) -> None:
+        """Write all of it; nothing once nobody reads any more."""
+        with memoryview(data) as rest, suppress(BrokenPipeError):
+            while rest:
+                rest = rest[os.write(self._writing, rest) :]
 
-    def fail(self) -> None:
-        self._failed = True
-        self.feed(None)
+    def end(self, *, cut: bool) -> None:
+        """Say that no more comes; ``cut``: before the end of the file."""
+        self._cut = cut
+        if self._writing >= 0:
+            os.close(self._writing)
+            self._writing = -1
 
-    def abandon(self) -> None:
-        self._abandoned.set()
+    def close(self) -> None:
+        """Read no more."""
+        if not self.closed:
+            os.close(self._reading)
+        super().close()
 
 
 class FormUpload:
@@ -184,8 +177,8 @@ class FormUpload:
             )
 
     def _finish(self, whole: bool) -> None:
-        if self._pipe is not None and not whole:
-            self._pipe.fail()
+        if self._pipe is not None:
+            self._pipe.end(cut=not whole)
         if self._thread is not None:
             self._thread.join()
 
@@ -235,7 +228,7 @@ class FormUpload:
         except Exception as error:
             self._error = error
         finally:
-            pipe.abandon()
+            pipe.close()
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file and self._pipe is not None:
@@ -253,7 +246,7 @@ class FormUpload:
 
     def _end(self) -> None:
         if self._in_file and self._pipe is not None:
-            self._pipe.feed(None)
+            self._pipe.end(cut=False)
             self._in_file = False
         else:
             self._fields[self._name] = self._value.decode("utf-8", "replace")

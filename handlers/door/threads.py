@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Threads:
-    """So many threads; who finds none free waits a little, then is told to ask again."""
+    """A bounded number of threads; a call that finds none free waits a little, then is refused."""
 
     def __init__(self, most: int, patience: float) -> None:
         """Nothing is started yet.
@@ -33,7 +33,7 @@ class Threads:
         self._patience = patience
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Return what ``call`` returns in a thread.
+        """Run ``call`` in a thread, and return its result.
 
         Raises:
             BusyError: no thread was free in time.
@@ -52,7 +52,7 @@ class Threads:
             self._limiter.release_on_behalf_of(me)
 
     def __call__(self, endpoint: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
-        """Have an endpoint of the API run here, by a decorator."""
+        """Decorate an endpoint of the API so that it runs in one of these threads."""
 
         @functools.wraps(endpoint)
         async def run(*args: P.args, **kwargs: P.kwargs) -> T:

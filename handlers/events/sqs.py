@@ -1,4 +1,4 @@
-"""Events from AWS: S3 -> SQS, by long poll. What POST /events is elsewhere, this thread is there.
+"""Events from AWS: S3 notifies an SQS queue, which a thread polls in place of POST /events.
 
 A message is deleted once it is recorded; until then SQS shows it again after its visibility
 timeout, and after the queue's own ``maxReceiveCount`` moves it to its dead-letter queue.
@@ -14,7 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from handlers.context import Context
-from handlers.events import notify
+from handlers.events import follow, notify
 from posedrop.errors import PosedropError
 from posedrop.proxies import proxies_for_boto3
 
@@ -29,7 +29,7 @@ _PAUSE_SECONDS = 5.0
 class Poller:
     """The thread that receives, records and deletes the messages of one queue."""
 
-    def __init__(self, context: Context, follower: notify.Follower, queue_url: str) -> None:
+    def __init__(self, context: Context, follower: follow.Follower, queue_url: str) -> None:
         settings = context.settings
         secret = settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None
         self._context = context

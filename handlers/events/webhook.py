@@ -40,7 +40,7 @@ class EventsEndpoint:
         wake: Callable[[], None],
         metrics: Metrics,
     ) -> None:
-        """Let in who has ``token``; ``record`` a body, and ``wake`` who acts on what was new."""
+        """Take bodies from callers with ``token``: ``record`` keeps one, ``wake`` tells of news."""
         self._app = app
         self._token = token.get_secret_value().encode() if token is not None else None
         self._record = record

@@ -96,6 +96,12 @@ function runCard(run) {
     element("p", { class: "small" }, `${run.analysis_id}, ${when(run.created_at)}`),
   );
   if (run.error) card.append(element("p", { class: "why" }, run.error.message));
+  if (run.quality !== null) {
+    const [worst, ...others] = run.quality_reasons ?? [];
+    const why = worst === undefined ? "" : `: ${worst}`;
+    const all = others.join("\n");
+    card.append(element("p", { class: "small", title: all }, `quality ${run.quality}${why}`));
+  }
   if (OVER.has(run.status)) {
     const names = ["result.json", ...run.files.filter((name) => name !== "pose.mp4")];
     card.append(element("p", { class: "links" },

@@ -77,7 +77,7 @@ class Copier:
 
 
 def go_on(context: Context, stop: threading.Event | None = None) -> int:
-    """Fill the folders of runs that are over elsewhere; return how many were filled.
+    """Fill folders of runs that are over in another folder; return how many were filled.
 
     One that can't be filled holds up no other. Each is tried again when this is called again.
     """
@@ -118,7 +118,7 @@ def join(context: Context, video: VideoRef, row: AnalysisRow, *, shared: bool = 
     if context.index.place(row.analysis_id, _folder(context, video, row.run)) is not None:
         return
     bucket = context.settings.results_bucket
-    request = context.storage.read_whole_record(bucket, f"{row.run}/{layout.REQUEST}", Request)
+    request = context.storage.read_whole_record(bucket, layout.Run(row.run).request, Request)
     if request is not None:
         _give(context, video, request, row.run, shared=shared)
 
@@ -180,7 +180,7 @@ def _give(context: Context, video: VideoRef, request: Request, run: str, *, shar
             "created_at": max(context.clock(), request.created_at + timedelta(microseconds=1)),
         }
     )
-    key = f"{mine}/{layout.REQUEST}"
+    key = layout.Run(mine).request
     if not context.storage.create(bucket, key, own.to_json()):
         own = context.storage.read_whole_record(bucket, key, Request) or own
     context.index.analysis_requested(own, mine)
@@ -218,20 +218,21 @@ def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool
     Returns:
         False where it has to be tried later, or there is nothing to do.
     """
-    storage, bucket, to = context.storage, context.settings.results_bucket, target.run
-    listing = storage.listing(bucket, f"{to}/")
-    there = {found.key.removeprefix(f"{to}/"): found for found in listing.objects}
+    storage, bucket = context.storage, context.settings.results_bucket
+    to = layout.Run(target.run)
+    listing = storage.listing(bucket, to.folder)
+    there = {to.name(found.key): found for found in listing.objects}
     if layout.REQUEST not in there:
-        moved(context, context.index.place_removed(target.analysis_id, to))
+        moved(context, context.index.place_removed(target.analysis_id, target.run))
         return False
     if layout.RESULT in there:
-        known = storage.read_record(bucket, f"{to}/{layout.RESULT}", Result)
+        known = storage.read_record(bucket, to.result, Result)
         if known is not None:
-            context.index.analysis_finished(known, to)
+            context.index.analysis_finished(known, target.run)
         return known is not None
     below = _below(context, source)
-    result = storage.read_record(bucket, f"{source}/{layout.RESULT}", Result)
-    own = storage.read_record(bucket, f"{to}/{layout.REQUEST}", Request)
+    result = storage.read_record(bucket, layout.Run(source).result, Result)
+    own = storage.read_record(bucket, to.request, Request)
     if layout.REQUEST not in below or result is None or own is None:
         return False
     apart = None
@@ -239,49 +240,59 @@ def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool
         silent = listing.now - max(found.last_modified for found in there.values())
         if silent < timedelta(seconds=context.settings.lease_seconds):
             return False
-        apart = _claimed(context, to, there)
+        apart = _claimed(context, target.run, there)
         if apart is None:
             return False
     inference = None
     if layout.INFERENCE in below:
-        inference = storage.read_record(bucket, f"{source}/{layout.INFERENCE}", Inference)
+        inference = storage.read_record(bucket, layout.Run(source).inference, Inference)
     files = {a.object_name: a for a in (inference.artefacts if inference is not None else [])}
     files |= {a.object_name: a for a in result.artefacts}
+    # As a worker does: nothing that another attempt has published is ever replaced.
+    taken = there.keys() if apart is not None else set[str]()
+    places = {n: f"{apart}/{a.name}" if n in taken else n for n, a in files.items()}
+    copied_to = _copy_files(context, files, below, to, places)
+    lacking = frozenset(files.keys() - copied_to.keys())
+    if lacking and not with_gaps and not _lacks_for_good(context, target.run, lacking):
+        return False
+    copied = [to.key(place) for place in copied_to.values()]
+    if inference is not None and _copy_inference(context, inference, below, to, copied_to):
+        copied.append(to.inference)
+    own_fields = {name: getattr(own, name) for name in ("video", "retry_of", "created_at")}
+    update = {**own_fields, "artefacts": _at(result.artefacts, copied_to)}
+    return _publish(context, target, result.model_copy(update=update), copied)
+
+
+def _copy_files(
+    context: Context,
+    files: dict[str, Artefact],
+    below: dict[str, ObjectInfo],
+    to: layout.Run,
+    places: dict[str, str],
+) -> dict[str, str]:
+    """Copy a run's files to their places in another folder; return where each is that was there."""
+    storage, bucket = context.storage, context.settings.results_bucket
     copied_to: dict[str, str] = {}
     for name, artefact in files.items():
-        # As a worker does: nothing that another attempt has published is ever replaced.
-        is_taken = apart is not None and name in there
-        place = f"{apart}/{artefact.name}" if is_taken else name
-        found = below.get(name)
-        if found is not None and storage.copy(
-            bucket, found, f"{to}/{place}", artefact.content_type or _UNKNOWN_TYPE
-        ):
-            copied_to[name] = place
-    lacking = frozenset(files.keys() - copied_to.keys())
-    if lacking and not with_gaps and not _lacks_for_good(context, to, lacking):
-        return False
-    copied = [f"{to}/{place}" for place in copied_to.values()]
-    if inference is not None and _copy_inference(context, inference, below, f"{to}/", copied_to):
-        copied.append(f"{to}/{layout.INFERENCE}")
-    copy = result.model_copy(
-        update={
-            "video": own.video,
-            "artefacts": _at(result.artefacts, copied_to),
-            "retry_of": own.retry_of,
-            "created_at": own.created_at,
-        }
-    )
-    is_ours = _is_requested(context, to) and storage.create(
-        bucket, f"{to}/{layout.RESULT}", copy.to_json()
-    )
-    if not _is_requested(context, to):
+        found, kind = below.get(name), artefact.content_type or _UNKNOWN_TYPE
+        if found is not None and storage.copy(bucket, found, to.key(places[name]), kind):
+            copied_to[name] = places[name]
+    return copied_to
+
+
+def _publish(context: Context, target: AnalysisRow, result: Result, copied: list[str]) -> bool:
+    """Write a copy's result.json, last and once; return whether this call wrote it."""
+    storage, bucket = context.storage, context.settings.results_bucket
+    key = layout.Run(target.run).result
+    is_ours = _is_requested(context, target.run) and storage.create(bucket, key, result.to_json())
+    if not _is_requested(context, target.run):
         # Cleared away by an S3 tool meanwhile: nothing of it comes back.
-        storage.delete(bucket, [*copied, f"{to}/{layout.RESULT}"])
-        moved(context, context.index.place_removed(target.analysis_id, to))
+        storage.delete(bucket, [*copied, key])
+        moved(context, context.index.place_removed(target.analysis_id, target.run))
         return False
     if is_ours:
-        context.index.analysis_finished(copy, to)
-        context.lacking.pop(to, None)
+        context.index.analysis_finished(result, target.run)
+        context.lacking.pop(target.run, None)
     return is_ours
 
 
@@ -289,24 +300,25 @@ def _copy_inference(
     context: Context,
     inference: Inference,
     below: dict[str, ObjectInfo],
-    to: str,
+    to: layout.Run,
     copied_to: dict[str, str],
 ) -> bool:
     storage, bucket = context.storage, context.settings.results_bucket
     if all(place == name for name, place in copied_to.items()):
-        return storage.copy(bucket, below[layout.INFERENCE], f"{to}{layout.INFERENCE}", _JSON)
+        return storage.copy(bucket, below[layout.INFERENCE], to.inference, _JSON)
     record = inference.model_copy(update={"artefacts": _at(inference.artefacts, copied_to)})
-    return storage.create(bucket, f"{to}{layout.INFERENCE}", record.to_json())
+    return storage.create(bucket, to.inference, record.to_json())
 
 
 def _below(context: Context, run: str) -> dict[str, ObjectInfo]:
     """Return the objects in a run's folder by their names."""
-    found = context.storage.objects(context.settings.results_bucket, f"{run}/")
-    return {each.key.removeprefix(f"{run}/"): each for each in found}
+    keys = layout.Run(run)
+    found = context.storage.objects(context.settings.results_bucket, keys.folder)
+    return {keys.name(each.key): each for each in found}
 
 
 def _is_requested(context: Context, run: str) -> bool:
-    key = f"{run}/{layout.REQUEST}"
+    key = layout.Run(run).request
     return context.storage.head(context.settings.results_bucket, key) is not None
 
 
@@ -325,7 +337,7 @@ def _claimed(context: Context, run: str, there: Iterable[str]) -> str | None:
         progress=Progress(stage="copy"),
         outcome="handed_back",
     )
-    key = layout.attempt(run, number)
+    key = layout.Run(run).attempt(number)
     bucket = context.settings.results_bucket
     created = context.storage.create(bucket, key, attempt.to_json())
     return f"attempts/{number}" if created else None
@@ -368,17 +380,17 @@ def places(context: Context, sha256: str | None, run: str) -> list[AnalysisRow]:
         folder = _folder(context, _ref(file), run)
         if context.index.place(analysis_id, folder) is not None:
             continue
-        request = storage.read_whole_record(bucket, f"{folder}/{layout.REQUEST}", Request)
+        request = storage.read_whole_record(bucket, layout.Run(folder).request, Request)
         if request is not None:
             context.index.analysis_requested(request, folder)
-            result = storage.read_whole_record(bucket, f"{folder}/{layout.RESULT}", Result)
+            result = storage.read_whole_record(bucket, layout.Run(folder).result, Result)
             if result is not None:
                 context.index.analysis_finished(result, folder)
     return context.index.places(analysis_id)
 
 
 def hand_over(context: Context, file: FileRow, runs: Iterable[str]) -> None:
-    """See to it that what a film has is whole under another name, before it is deleted.
+    """Copy the runs of a film to another name of its content, before the film is deleted.
 
     What is over is copied; what is being made goes on elsewhere, from what there is of it.
 
@@ -415,7 +427,7 @@ def _copied_now(context: Context, run: str, target: AnalysisRow) -> bool:
 
 
 def _is_over(context: Context, place: AnalysisRow) -> bool:
-    key = f"{place.run}/{layout.RESULT}"
+    key = layout.Run(place.run).result
     return context.storage.head(context.settings.results_bucket, key) is not None
 
 
@@ -429,7 +441,7 @@ def _hand_over_unfinished(
         return
     types: dict[str, str] = {}
     if layout.INFERENCE in names:
-        inference = storage.read_whole_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
+        inference = storage.read_whole_record(bucket, layout.Run(run).inference, Inference)
         if inference is not None:
             types = {a.object_name: a.content_type for a in inference.artefacts}
     wanted = [name for name in names if name in types or name.startswith("parts/")]
@@ -437,7 +449,7 @@ def _hand_over_unfinished(
     wanted += [n for n in (layout.PREDICTIONS, layout.INFERENCE) if n in names and n not in types]
     for name in sorted(wanted, key=lambda name: name in {layout.PREDICTIONS, layout.INFERENCE}):
         kind = _JSON if name == layout.INFERENCE else types.get(name, _UNKNOWN_TYPE)
-        storage.copy(bucket, names[name], f"{target.run}/{name}", kind)
+        storage.copy(bucket, names[name], layout.Run(target.run).key(name), kind)
 
 
 def _has_film(context: Context, place: AnalysisRow) -> bool:
@@ -447,7 +459,7 @@ def _has_film(context: Context, place: AnalysisRow) -> bool:
 def _poses_pass_to(context: Context, run: str, other: str | None) -> None:
     """Have what is drawn anew find its poses in another folder than one that is to be deleted."""
     storage, bucket = context.storage, context.settings.results_bucket
-    request = storage.read_whole_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    request = storage.read_whole_record(bucket, layout.Run(run).request, Request)
     if request is None:
         return
     try:
@@ -490,7 +502,9 @@ def forget(context: Context, analysis_id: str, runs: Iterable[str]) -> None:
 def delete_run(context: Context, names: Iterable[str], run: str) -> None:
     """Delete the objects of a run by name: its result last, until when it reads as over."""
     last = sorted(names, key=lambda name: name == layout.RESULT)
-    context.storage.delete(context.settings.results_bucket, [f"{run}/{name}" for name in last])
+    context.storage.delete(
+        context.settings.results_bucket, [layout.Run(run).key(name) for name in last]
+    )
 
 
 def film_gone(context: Context, file_id: str) -> None:
@@ -512,7 +526,7 @@ def film_gone(context: Context, file_id: str) -> None:
             # The request first: a worker that is at it sees that its run is gone, and stops.
             keys = sorted(names, key=lambda name: name != layout.REQUEST)
             bucket = context.settings.results_bucket
-            context.storage.delete(bucket, [f"{place.run}/{name}" for name in keys])
+            context.storage.delete(bucket, [layout.Run(place.run).key(name) for name in keys])
             moved(context, context.index.place_removed(place.analysis_id, place.run))
 
 
@@ -528,11 +542,11 @@ def moved(context: Context, row: AnalysisRow | None, before: str | None = None) 
     if before is not None and (names := _below(context, before)):
         with context.copying:
             _hand_over_unfinished(context, before, names, [row])
-    key = f"{row.run}/{layout.INFERENCE}"
+    key = layout.Run(row.run).inference
     is_inferred = context.storage.head(context.settings.results_bucket, key) is not None
     if not is_inferred:
         context.index.gpu_waits(row.analysis_id, context.clock())
-        gpu_queue.send_next(context, context.clock())
+        gpu_queue.send_next(context)
         return
     try:
         context.enqueue_render(row.analysis_id, row.run)

@@ -7,15 +7,11 @@ is, for whoever has a backup of it; a record of a newer posedrop is not damaged.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from handlers.context import Context
 from posedrop.buckets import layout
 from posedrop.buckets.records import Inference, Request, Result, RunError, VideoRecord, VideoRef
 from posedrop.errors import RecordError
 from posedrop.index.rows import DAMAGED
-
-if TYPE_CHECKING:
-    from handlers.context import Context
 
 
 def read_result(context: Context, run: str) -> Result | None:
@@ -26,7 +22,7 @@ def read_result(context: Context, run: str) -> Result | None:
     """
     bucket = context.settings.results_bucket
     try:
-        return context.storage.read_record(bucket, f"{run}/{layout.RESULT}", Result)
+        return context.storage.read_record(bucket, layout.Run(run).result, Result)
     except RecordError as error:
         if error.code != DAMAGED or (failed := _failed(context, run, error)) is None:
             raise
@@ -45,7 +41,7 @@ def end(context: Context, run: str) -> bool:
     """
     bucket = context.settings.results_bucket
     try:
-        context.storage.read_record(bucket, f"{run}/{layout.REQUEST}", Request)
+        context.storage.read_record(bucket, layout.Run(run).request, Request)
     except RecordError as error:
         if error.code != DAMAGED:  # of a newer posedrop, whose workers know what to do
             return False
@@ -53,7 +49,7 @@ def end(context: Context, run: str) -> bool:
         if failed is None:
             raise
         context.storage.report(error)
-        if context.storage.create(bucket, f"{run}/{layout.RESULT}", failed.to_json()):
+        if context.storage.create(bucket, layout.Run(run).result, failed.to_json()):
             context.index.analysis_finished(failed, run)
         return True
     return False
@@ -62,11 +58,11 @@ def end(context: Context, run: str) -> bool:
 def _failed(context: Context, run: str, error: RecordError) -> Result | None:
     """Return the result of a run with a damaged record, None if nothing is known of its film."""
     storage, bucket = context.storage, context.settings.results_bucket
-    named = layout.parse_result_key(f"{run}/{layout.RESULT}")
+    named = layout.parse_result_key(layout.Run(run).result)
     if not isinstance(named, layout.RunObject):
         return None
     row = context.index.place(named.analysis_id, run)
-    request = storage.read_whole_record(bucket, f"{run}/{layout.REQUEST}", Request)
+    request = storage.read_whole_record(bucket, layout.Run(run).request, Request)
     record = storage.read_whole_record(bucket, layout.video_record(named.video), VideoRecord)
     known = request or record
     video = known.video if known is not None else None
@@ -74,13 +70,13 @@ def _failed(context: Context, run: str, error: RecordError) -> Result | None:
         file = context.index.file(row.file_id)
         etag, size = (file.etag or "", file.size or 0) if file is not None else ("", 0)
         video = VideoRef(file_id=row.file_id, bucket=row.bucket, key=row.key, etag=etag, size=size)
-    listing = storage.listing(bucket, f"{run}/")
+    listing = storage.listing(bucket, layout.Run(run).folder)
     there = {found.key: found.last_modified for found in listing.objects}
     if video is None or not there:
         return None
     when = max(there.values())
     artefacts = list(row.artefacts) if row is not None else []
-    inference = storage.read_whole_record(bucket, f"{run}/{layout.INFERENCE}", Inference)
+    inference = storage.read_whole_record(bucket, layout.Run(run).inference, Inference)
     if not artefacts and inference is not None:
         artefacts = inference.artefacts
     return Result(

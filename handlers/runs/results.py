@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from handlers.context import Context
-from handlers.runs import copies, damaged, derived, plan
+from handlers.runs import copies, damaged, derived, plan, start
 from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
@@ -127,19 +127,16 @@ def download_path(analysis_id: str, name: str) -> str:
 
 def _attempts(context: Context, run: str) -> tuple[Attempt | None, NeedsNewer | None]:
     """Return a run's last attempt, and the note of a worker that was too old for it."""
-    bucket = context.settings.results_bucket
-    names = [
-        found.key.removeprefix(f"{run}/")
-        for found in context.storage.objects(bucket, f"{run}/attempts/")
-    ]
+    bucket, keys = context.settings.results_bucket, layout.Run(run)
+    found = context.storage.objects(bucket, f"{keys.attempts}/")
+    names = [keys.name(each.key) for each in found]
     numbers = [number for name in names if (number := layout.attempt_number(name)) is not None]
     attempt = needs_newer = None
     if numbers:
-        key = layout.attempt(run, max(numbers))
+        key = keys.attempt(max(numbers))
         attempt = context.storage.read_whole_record(bucket, key, Attempt)
-    if layout.needs_newer(run).removeprefix(f"{run}/") in names:
-        key = layout.needs_newer(run)
-        needs_newer = context.storage.read_whole_record(bucket, key, NeedsNewer)
+    if layout.NEEDS_NEWER in names:
+        needs_newer = context.storage.read_whole_record(bucket, keys.needs_newer, NeedsNewer)
     return attempt, needs_newer
 
 
@@ -160,9 +157,9 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
         raise NotFoundError(f"there is no analysis {analysis_id}")
     if row.finished_at is None:
         # GET /results, which reads the bucket, may have told of it already.
-        row = plan.up_to_date(context, row) or row
+        row = start.up_to_date(context, row) or row
     row, *others = _readable(context, row)
-    request = f"{row.run}/{layout.REQUEST}"
+    request = layout.Run(row.run).request
     if others and context.storage.head(context.settings.results_bucket, request) is None:
         row = others[0]  # an S3 tool has removed its folder, and no event has told of it yet
     types = {artefact.name: artefact.content_type for artefact in row.artefacts}
@@ -177,7 +174,7 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
         )
     return context.storage.presign_get(
         context.settings.results_bucket,
-        f"{row.run}/{places.get(name, name)}",
+        layout.Run(row.run).key(places.get(name, name)),
         content_type=types[name],
         filename=name,
     )
@@ -225,10 +222,10 @@ def cancel_or_delete(context: Context, analysis_id: str) -> str:
         _withdraw(context, analysis_id, pending.file_id)
         return "deleted"
     bucket = context.settings.results_bucket
-    if context.storage.head(bucket, f"{row.run}/{layout.RESULT}") is not None:
+    if context.storage.head(bucket, layout.Run(row.run).result) is not None:
         _delete(context, row)
         return "deleted"
-    context.storage.write(bucket, f"{row.run}/{layout.CANCEL}", b"", "application/octet-stream")
+    context.storage.write(bucket, layout.Run(row.run).cancel, b"", "application/octet-stream")
     attempt, _ = _attempts(context, row.run)
     if attempt is not None and attempt.outcome is None:
         return "cancelling"
@@ -270,7 +267,7 @@ def _delete(context: Context, row: AnalysisRow) -> None:
 def _cancel_queued(context: Context, row: AnalysisRow, last: Attempt | None) -> None:
     """End a run that no worker has: its result is written here, once, like any other."""
     bucket = context.settings.results_bucket
-    request = context.storage.read_record(bucket, f"{row.run}/{layout.REQUEST}", Request)
+    request = context.storage.read_record(bucket, layout.Run(row.run).request, Request)
     if request is None:
         return
     result = Result.of(
@@ -280,5 +277,5 @@ def _cancel_queued(context: Context, row: AnalysisRow, last: Attempt | None) -> 
         artefacts=last.artefacts if last else [],
         error=RunError(code="cancelled", message="cancelled before its turn"),
     )
-    if context.storage.create(bucket, f"{row.run}/{layout.RESULT}", result.to_json()):
+    if context.storage.create(bucket, layout.Run(row.run).result, result.to_json()):
         context.index.analysis_finished(result, row.run)

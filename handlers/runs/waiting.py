@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 
 from handlers.context import Context
-from handlers.runs import plan, rules
+from handlers.runs import plan, rules, validation
 from posedrop.errors import BadRequestError, StorageError
 from posedrop.index.index import FileRow, IndexBusyError
 
@@ -34,7 +34,7 @@ def rule_changed(context: Context, key: str) -> None:
         rules.tell(context, key, None, None)
         return
     try:
-        plan.validate_rule(context, rule)
+        validation.validate_rule(context, rule)
     except BadRequestError as error:
         rules.tell(context, key, rule.etag, error)
     else:

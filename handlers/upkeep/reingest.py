@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from handlers import changes
 from handlers.context import Context
-from handlers.runs import plan
+from handlers.runs import pending
 from handlers.upkeep.apart import apart
 from posedrop import api
 from posedrop.buckets import layout
@@ -95,7 +95,7 @@ def _again(context: Context, row: FileRow) -> bool:
         return False
     prefix = context.video_prefix(row.bucket, row.key)
     results = context.settings.results_bucket
-    plan.reopen_refused(context, prefix, row.etag)
+    pending.reopen_refused(context, prefix, row.etag)
     record = layout.video_record(prefix)
     context.storage.delete(results, [*context.ingest_attempts(row.file_id), record])
     context.enqueue_ingest(row.file_id, row.bucket, row.key, row.etag)

@@ -1,4 +1,4 @@
-"""What is removed by itself, why, and what must not be: films by their age, and where space lacks.
+"""Retention: films removed by their age, or for want of space; and those that never are.
 
 Nothing of a lab's goes that is not a film: no posedrop.json, no notes beside the films. Ages are
 counted on the store's clock alone, and looked at again at the moment of removal, as are the pins
@@ -9,27 +9,25 @@ wrong clock or a wrong setting, nothing does until a person has seen it: ``posed
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Set
+from collections.abc import Generator, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain
-from typing import TypeVar
 
 from handlers import changes, upload
 from handlers.context import Context
-from handlers.events import notify
+from handlers.events import follow
 from handlers.runs import copies, results, rules
 from handlers.upkeep.apart import apart
+from handlers.upkeep.rows import all_analyses, all_files, all_places
 from posedrop import api
 from posedrop.buckets import layout
 from posedrop.buckets.folder_rules import Keep
 from posedrop.buckets.records import FileState
 from posedrop.errors import BadRequestError, NotFoundError, StorageError
-from posedrop.index.index import AnalysisRow, FileRow, Page
+from posedrop.index.index import AnalysisRow, FileRow
 
 log = logging.getLogger(__name__)
-
-Row = TypeVar("Row", FileRow, AnalysisRow)
 
 #: How long an upload stays that is larger than this server takes.
 OVER_LIMIT = timedelta(days=7)
@@ -37,7 +35,6 @@ OVER_LIMIT = timedelta(days=7)
 _LOW_WATER = 0.9
 #: Of a sweep that was held, in ``Context.notices``.
 NOTICE = "expire"
-_PAGE = 1000
 #: So many folders' pins are remembered at a time; each upload has a folder of its own.
 _REMEMBERED = 10_000
 #: Refusals of what is no film: beside the films of a lab they are somebody's notes.
@@ -48,7 +45,7 @@ _TOO_MANY_BYTES = frozenset({"too_many_bytes", "too_large"})
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Something that is to go, and why.
+    """A film, or a run, that is due to be removed, and why.
 
     ``id`` is a film's file_id or a run's analysis_id, ``run`` the run's folder; a content has one
     beside each of its names. ``size`` is in bytes.
@@ -64,7 +61,7 @@ class Due:
 
     @property
     def name(self) -> str:
-        """What nothing else that is due has."""
+        """A name that nothing else that is due has."""
         return self.run or self.id
 
 
@@ -106,7 +103,7 @@ class Plan:
         )
 
     def held_words(self, share: float) -> str:
-        """Return what a person is to know of a sweep that was held."""
+        """Return, for a person, why a sweep removed nothing."""
         films, orphans = self.count("age", "space"), self.count("orphan")
         # Numbers alone: no name of a lab's goes into the words.
         return (  # no SQL
@@ -141,7 +138,7 @@ def find(
     state: FileState | None = "refused" if few and settings.high_water_bytes is None else None
     plan = Plan(context.storage.time(settings.results_bucket), stuck)
     pins = Pins(context)
-    for row in _files(context, state):
+    for row in all_files(context, state):
         yield
         if not _is_film(row):
             continue
@@ -198,7 +195,7 @@ def _is_over_limit(context: Context, row: FileRow, size: int) -> bool:
 def _find_for_space(
     context: Context, plan: Plan, pins: Pins, high: int
 ) -> Generator[None, None, None]:
-    """Find what makes room: films first, those finished first; then results of films gone."""
+    """Find films and results that make room: films first, those finished first, then results."""
     there = count_bytes(context)
     low = context.settings.low_water_bytes or int(_LOW_WATER * high)
     left = there
@@ -206,7 +203,7 @@ def _find_for_space(
         return
     due = {each.id for each in plan.due}
     finished: list[tuple[datetime, Due]] = []
-    for row in _files(context, "ready"):
+    for row in all_files(context, "ready"):
         yield
         when = _finished(context, row)
         if when is not None and row.file_id not in due and row.etag is not None:
@@ -230,7 +227,7 @@ def _find_results(
 ) -> Generator[None, None, None]:
     going = {each.key for each in plan.due}
     over: list[tuple[datetime, AnalysisRow]] = []
-    for row in chain(_analyses(context), all_places(context)):
+    for row in chain(all_analyses(context), all_places(context)):
         yield
         plan.runs += 1
         if row.finished_at is not None and _is_orphan(context, row, going):
@@ -242,7 +239,7 @@ def _find_results(
         if pins.keep(row.key):
             plan.kept += 1
             continue
-        below = context.storage.objects(context.settings.results_bucket, f"{row.run}/")
+        below = context.storage.objects(context.settings.results_bucket, layout.Run(row.run).folder)
         size = sum(found.size for found in below)
         said = f"{why}, and no film is left to go; finished {when:%Y-%m-%d}"
         due = Due("results", row.analysis_id, row.key, size, said, run=row.run)
@@ -281,7 +278,7 @@ def count_bytes(context: Context) -> int:
 
 
 class Pins:
-    """Which films are kept, by the posedrop.json files up their folders; few are read twice."""
+    """Pins: the films that posedrop.json files up their folders keep; few files are read twice."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -315,7 +312,7 @@ class Pins:
 
 
 def remove(context: Context, due: Due) -> bool:
-    """Remove one thing, unless that is no longer right: it was replaced, pinned, taken up again.
+    """Remove a film or a run that was due, unless it was replaced, pinned or asked for since.
 
     Returns:
         Whether it was removed.
@@ -347,7 +344,7 @@ def _remove_film(context: Context, due: Due) -> bool:
             return False
         context.storage.delete(settings.videos_bucket, [due.key])
         # As if a person's tool had done it: what was made of the film stays.
-        notify.video_removed(context, due.key)
+        follow.video_removed(context, due.key)
         return True
     days = settings.retention_days
     patience = timedelta(days=days) if due.kind == "age" and days is not None else OVER_LIMIT
@@ -377,7 +374,7 @@ def _remove_results(context: Context, due: Due) -> bool:
     row = context.index.place(due.id, due.run)
     if row is None or context.storage.head(settings.videos_bucket, row.key) is not None:
         return False
-    if context.storage.head(settings.results_bucket, f"{row.run}/{layout.RESULT}") is None:
+    if context.storage.head(settings.results_bucket, layout.Run(row.run).result) is None:
         return False
     if len(context.index.places(due.id)) == 1:
         return results.cancel_or_delete(context, due.id) == "deleted"
@@ -432,33 +429,3 @@ def _drained(steps: Generator[None, None, Plan]) -> Plan:
         except StopIteration as over:
             plan: Plan = over.value
             return plan
-
-
-# -- rows ------------------------------------------------------------------------------------------
-
-
-def _files(context: Context, state: FileState | None = None) -> Iterator[FileRow]:
-    return all_rows(lambda cursor: context.index.files(state=state, cursor=cursor, limit=_PAGE))
-
-
-def _analyses(context: Context) -> Iterator[AnalysisRow]:
-    return all_rows(lambda cursor: context.index.analyses(cursor=cursor, limit=_PAGE))
-
-
-def all_places(context: Context) -> Iterator[AnalysisRow]:
-    """Yield the folders of runs that are read in another one."""
-    after = ""
-    while page := context.index.places_after(after, _PAGE):
-        yield from page
-        after = page[-1].run
-
-
-def all_rows(page_at: Callable[[str | None], Page[Row]]) -> Iterator[Row]:
-    """Yield the rows of all pages, each fetched when the one before it is used up."""
-    cursor = None
-    while True:
-        page = page_at(cursor)
-        yield from page.rows
-        if page.cursor is None:
-            return
-        cursor = page.cursor

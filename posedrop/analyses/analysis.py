@@ -114,7 +114,7 @@ class Analysis:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the child gets to do; every path is in a scratch folder, under a generated name."""
+    """One video for an analysis; every path is in a scratch folder, under a generated name."""
 
     video: Path
     """The film; of ``finish`` an empty file."""
@@ -144,6 +144,8 @@ class Job:
     ``tuning`` is what is new."""
     permit: Callable[[], AbstractContextManager[None]] = nullcontext
     """``with job.permit():`` has the accelerator for itself, once others had theirs."""
+    frame_size: tuple[int, int] | None = None
+    """Of ``finish``, which has no film: width and height of the film's frames, in pixels."""
 
 
 @functools.cache
@@ -164,7 +166,7 @@ def is_newer(version: str, than: str) -> bool:
 
 
 def poses_id(request: Request) -> str:
-    """Return what is the same for two requests that differ in nothing but the drawing.
+    """Return an id of the poses that a request asks for, whatever the drawing of them.
 
     Raises:
         BadRequestError: the request's analysis is not installed.

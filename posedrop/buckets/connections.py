@@ -69,7 +69,7 @@ class _Response(AWSHTTPResponse):
 
 # The types of the bases contradict each other (botocore's mixin and urllib3's connection).
 class _Whole:
-    """What both kinds of connection have in common."""
+    """The half that HTTP and HTTPS connections share: their answers are whole, or errors."""
 
     response_class = _Response
 

@@ -145,7 +145,7 @@ def _explain(error: json.JSONDecodeError) -> str:
 
 
 def _check(value: Any) -> None:
-    """Refuse what some later step could not write, or not within bounds."""
+    """Refuse a rule whose args some later step could not write, or not within bounds."""
     level = [value]
     for _ in range(_MAX_DEPTH):
         inner: list[Any] = []

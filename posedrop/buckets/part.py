@@ -1,4 +1,4 @@
-"""One part of a stream, in memory that the system has back at once when it is closed.
+"""One part of a stream, in memory that goes back to the system as soon as the part is closed.
 
 Of tens of megabytes that come and go in threads, the C library's heap keeps what nobody uses any
 more: forms one after the other took a hundred more than the largest of them needed.
@@ -43,12 +43,12 @@ class Part:
         return self._length
 
     def read(self, size: int | None = None) -> bytes:
-        """Return the next bytes of it."""
+        """Return the next bytes of the part, at most ``size``."""
         left = self._length - self._memory.tell()
         return self._memory.read(left if size is None or size < 0 else min(size, left))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go on reading elsewhere; its end is that of what was filled."""
+        """Set where reading goes on, as files do; the end is that of the bytes filled in."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._length}[whence]
         self._memory.seek(start + offset)
         return self.tell()

@@ -41,6 +41,9 @@ INGEST_VERSION = 2
 #: Raised when what is made of poses changes.
 DERIVED_VERSION = 1
 
+#: Bodyparts, and bones, of a record of quality.
+MOST_QUALITIES = 1000
+
 #: What SQLite takes as a whole number.
 _MOST = 2**63
 
@@ -59,6 +62,10 @@ Count = Annotated[int, Field(ge=0, lt=_MOST)]
 Pixels = Annotated[int, Field(ge=0, lt=2**31)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Finite
+Duration = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+#: A few words, or the name of a bodypart, on one line.
+Words = Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Json = Annotated[dict[str, Any], AfterValidator(bounded)]
 #: What an analysis tells for people, in which a number may be missing.
 Details = Annotated[dict[str, Any], AfterValidator(_details)]
@@ -287,12 +294,12 @@ class Attempt(Versioned):
 
     @property
     def is_unpublished(self) -> bool:
-        """Whether it was given back as the store did not take what it had made."""
+        """Whether the attempt was handed back because the store did not take its files."""
         return self.error is not None and self.progress.stage == "publish"
 
 
 class WorkerJob(Record):
-    """What a worker is at."""
+    """The job that a worker is at."""
 
     task: Task
     key: str = Field(max_length=1024, description="of the video")
@@ -358,6 +365,49 @@ class FrameRange(Record):
     last: Count
 
 
+class Stretches(Record):
+    """Frames with one defect, and the longest stretch of them."""
+
+    frames: Count
+    stretches: Count = Field(description="how often they follow each other without a break")
+    longest_seconds: Duration
+    first_frame: Count | None = Field(default=None, description="of the longest stretch")
+
+
+class BodypartQuality(Record):
+    """What is wrong with one bodypart, over all animals that have it."""
+
+    name: Words
+    below_cutoff: Share = Field(description="of its positions, in frames that were decoded")
+    longest_gap_seconds: Duration = Field(description="without a position above the cutoff")
+    jumps: Count | None = Field(description="null: the animals are not followed")
+    outside: Count | None = Field(description="positions out of the frame; null: size not known")
+
+
+class BoneQuality(Record):
+    """How often the length of a bone of the skeleton is unlikely."""
+
+    bodyparts: tuple[Words, Words]
+    outliers: Count
+
+
+class Quality(Record):
+    """How good the poses of a run are; docs/quality.md says how each number is found."""
+
+    version: Count = Field(description="of the formula")
+    score: float = Field(ge=0, le=100)
+    reasons: list[Words] = Field(max_length=3, description="the worst first")
+    pcutoff: Finite
+    bodyparts: list[BodypartQuality] = Field(max_length=MOST_QUALITIES)
+    missing: Stretches
+    black: Stretches | None = Field(description="null: the brightness is not known")
+    frozen: Stretches | None = Field(description="null: the brightness is not known")
+    odd_timestamps: Count
+    bones: list[BoneQuality] = Field(max_length=MOST_QUALITIES)
+    fewer_animals: Count | None = Field(description="frames; null: one animal, or any number")
+    suspected_swaps: Count | None = Field(description="null: one animal, or none is followed")
+
+
 class Inference(Versioned):
     """``inference.json``: what infer hands to render; poses.h5 stands beside it."""
 
@@ -374,10 +424,11 @@ class Inference(Versioned):
     cut: bool = Field(default=False, description="the film's end is missing")
     concealed: Count = Field(default=0, description="frames that the decoder gave, flagged corrupt")
     timestamps: str | None = Field(default=None, description="where timestamps.csv has its times")
+    quality: Quality | None = Field(default=None, description="null: it was not looked at")
 
 
 class Encoded(Record):
-    """Who encoded pose.mp4: ``libx264`` or ``h264_nvenc``, and why."""
+    """The encoder of pose.mp4: ``libx264`` or ``h264_nvenc``, and why that one."""
 
     used: str = Field(max_length=40)
     why: str = Field(max_length=500)
@@ -450,6 +501,7 @@ class Result(Versioned):
     cut: bool = Field(default=False, description="the film's end is missing, and has no rows")
     concealed: Count = Field(default=0, description="frames that the decoder gave, flagged corrupt")
     timestamps: str | None = Field(default=None, description="where timestamps.csv has its times")
+    quality: Quality | None = Field(default=None, description="null: it was not looked at")
     timings: dict[str, Seconds] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     analysis_version: str = Field(default="", description="of what found the poses")
@@ -539,7 +591,7 @@ class FolderRules(Versioned):
 
     @property
     def is_silent(self) -> bool:
-        """Whether it says nothing of analyses, only what is kept: the next one up is followed."""
+        """Whether the rule names no analysis, only what is kept: the next rule up is followed."""
         return self.keep is not None and "analysis" not in self.model_fields_set
 
 

@@ -111,7 +111,7 @@ def new_client(
 
 @functools.cache
 def _session(*, own: bool) -> boto3.Session:
-    """Return where boto3's clients are made; where all is told to it (``own``), it looks nowhere.
+    """Return the session that makes boto3's clients; ``own``: one that reads no file and variable.
 
     Else a person's AWS_PROFILE, AWS_USE_FIPS_ENDPOINT or damaged ~/.aws/config would stand in the
     way to a store that has nothing to do with AWS. AWS_CA_BUNDLE is obeyed.

@@ -63,7 +63,7 @@ class Storage(Uploads, Presigning):
     """The buckets, as one caller with one key sees them."""
 
     def ping(self, bucket: str) -> None:
-        """See whether the store answers for a bucket.
+        """Check that the store answers for a bucket.
 
         Raises:
             StorageError: it does not, or says that there is no such bucket.

@@ -144,7 +144,7 @@ class Uploads(Clients):
     def _parts_of(
         self, same: Any, content_type: str, metadata: Mapping[str, str] | None = None
     ) -> Iterator[tuple[Any, list[Any]]]:
-        """Begin an upload in parts, to be completed within the block; else it is given up."""
+        """Begin an upload in parts, which is given up unless the block ends without an error."""
         upload = self._client.create_multipart_upload(
             **same, ContentType=content_type, Metadata=dict(metadata or {})
         )

@@ -119,7 +119,7 @@ def _report(settings: Settings, analysed: Run, folder: Path, error: float, point
 
 
 class _Progress:
-    """Says what changes, a line each."""
+    """Prints each change of a run's progress, a line each."""
 
     def __init__(self) -> None:
         self._said = ""

@@ -15,7 +15,7 @@ from posedrop.terminal import printable, rewrite, say, say_json
 
 
 def wait(client: Client, analysis_id: str, label: str) -> Run:
-    """Return a run once it is over; until then stderr says how far it is."""
+    """Return a run once it is over; until then stderr shows its progress."""
     tty = sys.stderr.isatty()
     said = ""
 
@@ -86,9 +86,19 @@ def show_run(run: Run) -> None:
                 say(f"    {line}")
     if run.retried_by is not None:
         say(f"  made anew: {run.retried_by}")
+    quality = (run.result or {}).get("quality")
+    if quality is not None:
+        say(f"  quality {describe_quality(quality['score'])} of 100")
+        for reason in quality["reasons"]:
+            say(f"    {reason}")
     table([[file.name, describe_size(file.size)] for file in run.files], indent="  ")
     if run.files:
         say(f"  posedrop download {run.analysis_id}")
+
+
+def describe_quality(score: float | None) -> str:
+    """Return the score of a run's poses, as short as can be."""
+    return "-" if score is None else f"{score:.0f}"
 
 
 @contextmanager

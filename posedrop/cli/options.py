@@ -1,4 +1,4 @@
-"""What was said before the command, and the options that several commands share."""
+"""The options before a command, and those that several commands share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass
 class Options:
-    """What was said before the command."""
+    """The options that stand before a command: the data directory, the API's URL."""
 
     data_dir: Path
     url: str | None

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -15,6 +15,7 @@ from posedrop.cli import display
 from posedrop.cli.options import Options, analysis_options, json_option
 from posedrop.client import Client, File, Run, RunRow, Ticket
 from posedrop.errors import PosedropError
+from posedrop.index.listing import Order
 from posedrop.terminal import say
 
 T = TypeVar("T")
@@ -169,11 +170,24 @@ def analyse(
 @click.option("--files", "kind", flag_value="files", default="files", help="Videos (default).")
 @click.option("--analyses", "kind", flag_value="analyses", help="Runs.")
 @click.option("--state", help="Only those: ready, refused, 'film gone'...; runs: failed...")
+@click.option(
+    "--order",
+    type=click.Choice(get_args(Order)),
+    default="newest",
+    show_default=True,
+    help="Of runs: the newest first, or those with the worst poses.",
+)
 @click.option("--limit", default=100, show_default=True, help="At most so many.")
 @json_option
 @click.pass_obj
 def list_(
-    options: Options, query: str | None, kind: str, state: str | None, limit: int, as_json: bool
+    options: Options,
+    query: str | None,
+    kind: str,
+    state: str | None,
+    order: Order,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """List videos or runs, the newest first; QUERY is any part of a name, or several.
 
@@ -184,7 +198,10 @@ def list_(
     posedrop ls
     posedrop ls day1 --state refused
     posedrop ls --analyses --state running
+    posedrop ls --analyses --order quality
     """
+    if kind == "files" and order != "newest":
+        raise click.UsageError("videos have no quality, their runs have: add --analyses")
     with options.client() as client:
         if kind == "files":
             files = _first(limit, client.files(query, state=state))
@@ -200,11 +217,12 @@ def list_(
             ]
             items = [display.plain(file) for file in files]
         else:
-            runs: list[RunRow] = _first(limit, client.runs(query, state=state))
+            runs: list[RunRow] = _first(limit, client.runs(query, state=state, order=order))
             rows = [
                 [
                     run.analysis_id,
                     run.status,
+                    display.describe_quality(run.quality),
                     run.analysis,
                     display.describe_time(run.created_at),
                     run.key,
@@ -258,7 +276,7 @@ def show(options: Options, id_: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def download(options: Options, analysis_id: str, folder: Path | None, as_json: bool) -> None:
-    """Download all files of a run; what is there and whole is not fetched again.
+    """Fetch all files of a run; files that are there and whole are not fetched again.
 
     A run that failed has files too: what was made before it failed.
 

@@ -23,7 +23,7 @@ T = TypeVar("T", bound=api.Answer)
 
 
 class UnreachableError(PosedropError):
-    """Nobody answers where the API should be."""
+    """No API answers at the URL."""
 
     code = "unreachable"
 
@@ -121,7 +121,7 @@ class Client:
         return ticket
 
     def file(self, file_id: str) -> api.File:
-        """Return what is known of a video."""
+        """Return a video as the server knows it."""
         return self._json(api.File, "GET", f"/upload/{file_id}")
 
     def file_id_of(self, text: str) -> str:
@@ -188,7 +188,7 @@ class Client:
         return self._json(api.Started, "POST", "/analyse", json=wanted)
 
     def run(self, analysis_id: str) -> api.Run:
-        """Return how far a run is, or what it made."""
+        """Return a run: how far it is, or its results."""
         return self._json(api.Run, "GET", f"/results/{analysis_id}")
 
     def wait(
@@ -236,9 +236,11 @@ class Client:
         *,
         state: str | None = None,
         file_id: str | None = None,
+        order: str | None = None,
     ) -> Iterator[api.RunRow]:
-        """Yield the runs, newest first, page by page."""
-        return self._pages(api.RunRow, "/analyses", q=query, state=state, file_id=file_id)
+        """Yield the runs, page by page: the newest first, or those of the lowest quality."""
+        filters = {"q": query, "state": state, "file_id": file_id, "order": order}
+        return self._pages(api.RunRow, "/analyses", **filters)
 
     def cancel(self, analysis_id: str) -> str:
         """Stop a run, or delete the results of one that is over; return what happened."""
@@ -246,7 +248,7 @@ class Client:
         return "deleted" if answer.status_code == 204 else str(answer.json()["status"])
 
     def analysis_types(self) -> list[dict[str, Any]]:
-        """Return what can be asked, with the JSON Schema of its args."""
+        """Return the kinds of analyses, each with the JSON Schema of its args."""
         items: list[dict[str, Any]] = self._request("GET", "/analysis-types").json()["items"]
         return items
 
@@ -288,7 +290,7 @@ class Client:
         return self._json(api.Replayed, "POST", path, json=wanted, timeout=None)
 
     def expiry(self) -> api.Expiry:
-        """Return what is due to be removed by itself, and why."""
+        """Return the films and runs that are due to be removed, and why."""
         return self._json(api.Expiry, "GET", "/expire", timeout=None)
 
     def expire(self, due: int) -> api.Expired:
@@ -382,7 +384,7 @@ def _body(kind: type[BaseModel], **fields: Any) -> dict[str, Any]:
 
 
 def pause(waited: float) -> float:
-    """Return the seconds until the next question to who waited so long: late by 5 %, at most 2 s.
+    """Return the seconds until a run is asked for again, after ``waited`` seconds: 5 %, at most 2.
 
     Each answer costs the server some reads of the bucket, and it has videos to analyse.
     """

@@ -1,4 +1,4 @@
-"""Bytes to and from the object store, for whoever has presigned URLs: whole, in parts, resumed."""
+"""Transfers of files by presigned URL, to and from the object store: whole, in parts, resumed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Transfers:
     def _put_slice(
         self, body: _FileSlice, url: str, headers: Mapping[str, str], *, creates: bool
     ) -> httpx.Response | None:
-        """Put it, in a few tries; None if the line broke at each of them.
+        """Put a part of a file, in a few tries; None if the line broke at each of them.
 
         ``creates``: the key is ours alone, so a later try that is told of an object there (412)
         was preceded by one that had arrived, and whose answer had not.
@@ -214,7 +214,7 @@ class _FileSlice:
                 self._on_bytes(len(chunk))
 
     def take_back(self) -> None:
-        """Uncount what has to be sent again, and begin anew."""
+        """Begin the part anew, and count its bytes back."""
         self._on_bytes(-self._sent)
         self._sent = 0
 

@@ -266,7 +266,7 @@ class _Brush:
 
 
 def _blend(picture: Floats, cover: Floats, colour: Colour) -> Floats:
-    """Lay `colour` upon `picture` where `cover` says, by how much it says."""
+    """Blend `colour` into `picture`, by `cover` at each pixel (0 to 1)."""
     amount = cover[..., None]
     return picture * (1.0 - amount) + np.array(colour) * amount
 

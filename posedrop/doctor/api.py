@@ -12,7 +12,7 @@ from posedrop.settings import Settings
 
 
 def api(settings: Settings) -> Iterator[Finding]:
-    """See whether the API answers, in the version that is installed here."""
+    """Check that the API answers, in the version that is installed here."""
     try:
         answer = ask("GET", f"{settings.url.rstrip('/')}/healthz")
         answer.raise_for_status()
@@ -37,7 +37,7 @@ def api(settings: Settings) -> Iterator[Finding]:
 
 
 def _ready(settings: Settings) -> Iterator[Finding]:
-    """See whether each part of the handlers does its work."""
+    """Check that each part of the handlers does its work, by GET /readyz."""
     try:
         answer = ask("GET", f"{settings.url.rstrip('/')}/readyz")
         if answer.status_code not in {200, 503}:
@@ -55,7 +55,7 @@ def _ready(settings: Settings) -> Iterator[Finding]:
 
 
 def events(settings: Settings) -> Iterator[Finding]:
-    """See whether the API takes a notification with the events token."""
+    """Check that the API takes a notification with the events token."""
     if settings.events_token is None:
         yield Finding(
             "events token",

@@ -12,7 +12,7 @@ from posedrop.settings import Settings
 
 
 def broker(settings: Settings) -> Iterator[Finding]:
-    """See whether the broker takes messages, and would keep them."""
+    """Check that the broker takes messages and keeps them when it is full or restarted."""
     url = settings.broker_url
     if url.startswith("stub:"):
         yield Finding("broker", OK, "inside of `posedrop up`; other processes can't share it")
@@ -117,7 +117,7 @@ _RABBITMQ_ADVICE = (
 
 
 def _innermost(error: BaseException) -> str:
-    """Return what the cause says; pika wraps it up to three times, and shows it as a repr."""
+    """Return the message of an error's first cause, which pika wraps up to three times."""
     while True:
         inner = getattr(error, "exception", None) or next(iter(error.args), None)
         if not isinstance(inner, BaseException):

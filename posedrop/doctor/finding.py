@@ -28,7 +28,7 @@ class Finding:
     todo: str = ""
 
     def as_json(self) -> dict[str, str]:
-        """Return it for a script."""
+        """Return the finding as a script reads it, as JSON types."""
         return asdict(self)
 
 

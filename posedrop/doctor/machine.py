@@ -31,7 +31,7 @@ _ADVICE = {
 
 
 def worker(settings: Settings) -> Iterator[Finding]:
-    """See whether videos can be decoded, drawn and inferred here, and shut in."""
+    """Check that this machine can decode, draw and infer videos, and shut a child in."""
     if find_spec("av") is None or find_spec("torch") is None:
         yield Finding("worker", OK, "not installed here (pip install 'posedrop[worker]')")
         return
@@ -97,7 +97,7 @@ def _device(wanted: str) -> Finding:
 
 
 def _card(settings: Settings) -> Finding:
-    """See who decodes and encodes, and whether that is what is set."""
+    """Check that the decoder and encoder that are set are the ones that work here."""
     found = _probe("card", settings.device)
     if isinstance(found, str):
         return Finding("card", WARN, f"it can't be told what a card can do: {found}")
@@ -139,7 +139,7 @@ def _isolation() -> Finding:
 
 
 def disk(settings: Settings) -> Iterator[Finding]:
-    """See whether scratch has room for videos."""
+    """Check that the scratch folder has room for videos."""
     embedded = (settings.data_dir / ENV_FILE).is_file()
     wanted = (stack_scratch(settings) if embedded else settings.scratch_dir).absolute()
     folder = next(path for path in (wanted, *wanted.parents) if path.is_dir())
@@ -156,7 +156,7 @@ def disk(settings: Settings) -> Iterator[Finding]:
 
 
 def index(settings: Settings) -> Iterator[Finding]:
-    """See whether the index is whole."""
+    """Check that the index is whole."""
     path = settings.index_file
     if not path.is_file():
         yield Finding("index", OK, f"none here ({path}); only handlers have one")

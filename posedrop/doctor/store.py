@@ -22,7 +22,7 @@ MAX_SKEW_SECONDS = PLAIN_PUT_SECONDS / 2
 
 
 def store(settings: Settings) -> Iterator[Finding]:
-    """See whether the store is there, and all that posedrop needs of it."""
+    """Check that the store answers, and keeps the promises that posedrop needs."""
     endpoint = settings.s3_endpoint or f"https://s3.{settings.s3_region}.amazonaws.com"
     try:
         answer = ask("GET", endpoint)

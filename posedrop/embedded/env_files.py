@@ -49,6 +49,10 @@ def write_env_files(data_dir: Path, settings: Settings, user: AccessKey) -> None
     token = _secret(settings.api_token)
     if token is not None:
         write_private(data_dir / HEADER_FILE, f"Authorization: Bearer {token}\n")
+    _write_aws(data_dir / AWS_FILE, settings, user)
+
+
+def _write_aws(path: Path, settings: Settings, user: AccessKey) -> None:
     aws = {
         "AWS_ACCESS_KEY_ID": user.access_key,
         "AWS_SECRET_ACCESS_KEY": user.secret_key,
@@ -57,10 +61,7 @@ def write_env_files(data_dir: Path, settings: Settings, user: AccessKey) -> None
         # One of a person's own, left in the shell, would be sent along and refused.
         "AWS_SESSION_TOKEN": "",
     }
-    write_private(
-        data_dir / AWS_FILE,
-        "".join(f"{name}={value}\n" for name, value in aws.items()),
-    )
+    write_private(path, "".join(f"{name}={value}\n" for name, value in aws.items()))
 
 
 def _other_lines(path: Path, ours: set[str]) -> list[str]:

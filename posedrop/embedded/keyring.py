@@ -34,7 +34,7 @@ class AccessKey:
 
 @dataclass(slots=True)
 class Secrets:
-    """What is made at the first start of a data directory, and kept."""
+    """The keys and tokens of a data directory: made at its first start, and kept."""
 
     service: AccessKey
     presigner: AccessKey
@@ -44,7 +44,7 @@ class Secrets:
 
     @classmethod
     def of(cls, data_dir: Path) -> Secrets:
-        """Return those of a data directory, made if there are none."""
+        """Return the secrets of a data directory, made if there are none."""
         path = data_dir / _SECRETS_FILE
         try:
             check_own_file(path)
@@ -69,7 +69,7 @@ class Secrets:
         return found
 
     def identities(self, settings: Settings) -> list[Identity]:
-        """Return who may use S3, and for what."""
+        """Return the identities that may use S3, and for what."""
         videos, results = settings.videos_bucket, settings.results_bucket
         everything = ("Admin", "Read", "Write", "List", "Tagging")
         read = _allow(

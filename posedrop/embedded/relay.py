@@ -46,7 +46,7 @@ class Relay:
         self._thread.start()
 
     def stop(self) -> None:
-        """Listen no longer and end what is open."""
+        """Listen no longer and end the open connections."""
         if self._thread.ident is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_STOP_SECONDS)
@@ -123,7 +123,7 @@ class _Relayed:
             self._head = b"" if self._asked else self._head[-MAX_HEAD:]
 
     def look(self, now: float) -> None:
-        """Cut it off if it has been silent for too long."""
+        """Cut the connection if it has been silent for too long."""
         self.lately *= 0.5 ** (_LOOK_SECONDS / _FADE_SECONDS)
         if self._passed:
             self._heard, self._passed = now, False

@@ -95,7 +95,7 @@ class Stack:
 
     @property
     def settings(self) -> Settings:
-        """What it runs with, known once started."""
+        """The settings that the stack runs with, known once started."""
         if self._settings is None:
             raise RuntimeError("the stack is not started")
         return self._settings
@@ -407,7 +407,7 @@ class _Api:
 
     @property
     def alive(self) -> bool:
-        """Whether it answers."""
+        """Whether the API's thread runs."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -416,7 +416,7 @@ class _Api:
             self._server.run(sockets=[self._listener])
 
     def start(self) -> None:
-        """Return when it answers.
+        """Start the API, and return when it answers.
 
         Raises:
             ConfigurationError: it did not start.

@@ -107,7 +107,7 @@ class Weed:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs, or is about to be started again; False: it was given up."""
+        """Whether weed runs, or is about to be started again; False: it was given up."""
         return self._watcher is not None and self._watcher.is_alive()
 
     @property
@@ -361,7 +361,7 @@ class Weed:
 
 
 def _launcher() -> list[str]:
-    """Return what a command line begins with whose process is to end with this one."""
+    """Return the first words of a command line whose process is to end with this one."""
     return [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid())]
 
 

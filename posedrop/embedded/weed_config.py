@@ -1,4 +1,4 @@
-"""What SeaweedFS's server reads at its start: who may do what, whom to tell, keys for itself."""
+"""The files that SeaweedFS's server reads at its start: identities, webhook, keys for itself."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class WebhookTarget:
-    """Where weed sends what happens in some buckets."""
+    """The URL to which weed sends the events of some buckets."""
 
     url: str
     token: str

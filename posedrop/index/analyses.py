@@ -13,7 +13,7 @@ from posedrop.buckets.records import (
     RunState,
 )
 from posedrop.index import rows, schema
-from posedrop.index.listing import Page, Where
+from posedrop.index.listing import Order, Page, Where
 from posedrop.index.pages import Lists
 from posedrop.index.rows import (
     AnalysisRow,
@@ -151,14 +151,16 @@ class Analyses(Lists):
         file_id: str | None = None,
         analysis: str | None = None,
         query: str | None = None,
+        order: Order = "newest",
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[AnalysisRow]:
-        """Return runs, newest first; ``query`` is searched in the video's key and the analysis.
+        """Return runs in an order; ``query`` is searched in the video's key and the analysis.
 
         Of a file, those that have a folder beside it, be they read there or beside another name.
+        Of what a query finds, in order of quality, the newest ``pages.MAX_LOOKED_AT`` runs count.
         """
-        where = Where(cursor)
+        where = Where(cursor, order)
         if file_id is not None:
             beside = " UNION ".join(
                 f"SELECT analysis_id FROM {table} WHERE file_id = ?"  # noqa: S608
@@ -167,7 +169,9 @@ class Analyses(Lists):
             where.add(f"f.analysis_id IN ({beside})", file_id, file_id)
         where.equal("state", state)
         where.equal("analysis", analysis)
-        return self._page(AnalysisRow, "analysis", where, query, limit)
+        # Few runs have one file; SQLite would go through all runs in the order asked for.
+        how = "INDEXED BY sqlite_autoindex_analysis_1" if file_id is not None else ""
+        return self._page(AnalysisRow, "analysis", where, query, limit, how)
 
     def analyses_of_file(self, file_id: str) -> list[AnalysisRow]:
         """Return all runs on a file, newest first."""

@@ -63,7 +63,7 @@ class Files(Lists):
         )
 
     def file_ingested(self, record: VideoRecord) -> None:
-        """Note what ingest found out about a video; for an older version of it, nothing."""
+        """Note what ingest found out about a video; nothing, of an older version of it."""
         old, new = self._merge_file(rows.ingested_file(record))
         if old is None or (old.etag, old.updated_at) != (new.etag, new.updated_at):
             self.on_video(record)

@@ -120,7 +120,7 @@ class GpuQueue(IndexFile):
             )
 
     def gpu_unparked(self, now: datetime) -> None:
-        """Have those wait in the queue whose time has come."""
+        """Have the parked runs wait in the queue whose time has come."""
         moment = schema.to_text(now)
         due = "state = 'parked' AND since <= ?"
         if self._value(f"SELECT count(*) FROM gpu_queue WHERE {due}", (moment,)):  # noqa: S608

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from posedrop.errors import BadRequestError
 from posedrop.index import search
@@ -18,11 +20,16 @@ LAST_CHARACTER = "\U0010ffff"
 _ENDS_PLAINLY = re.compile(r".*[ -~]", re.DOTALL)
 
 Row = TypeVar("Row")
+#: Of runs: the newest first; or those of the lowest score first, of one score the newest, and last
+#: those without one.
+Order = Literal["newest", "quality"]
+#: By what each order goes, falling; SQLite keeps an index of it.
+COLUMNS: dict[Order, tuple[str, ...]] = {"newest": ("number",), "quality": ("badness", "newness")}
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Row]):
-    """Some rows, newest first; ``cursor`` asks for those after them, None if there are none.
+    """Some rows, in order; ``cursor`` asks for those after them, None if there are none.
 
     A search that looked at many names for few rows gives those, and a cursor to go on with.
     """
@@ -32,13 +39,19 @@ class Page(Generic[Row]):
 
 
 class Where:
-    """Conditions with their values; ``before`` is the number that the cursor names."""
+    """Conditions with their values, and an order; a cursor says behind what a page begins."""
 
-    def __init__(self, cursor: str | None) -> None:
+    def __init__(self, cursor: str | None, order: Order = "newest") -> None:
         self._conditions: list[str] = []
         self.values: list[object] = []
         self._prefix: re.Match[str] | None = None
-        self.before = from_cursor(cursor) if cursor is not None else LAST_NUMBER
+        self.columns = COLUMNS[order]
+        self.before = (math.inf,) * (len(self.columns) - 1) + (LAST_NUMBER,)
+        if cursor is not None:
+            self.before = from_cursor(cursor, len(self.columns))
+        if order != "newest" or cursor is not None:
+            places = ", ".join("?" * len(self.columns))
+            self.add(f"({self.listed('f')}) < ({places})", *self.before)
 
     def add(self, condition: str, *values: object) -> None:
         """Add a condition with a value for each of its question marks."""
@@ -79,19 +92,41 @@ class Where:
         """Return all conditions."""
         return " AND ".join(self._conditions) or "TRUE"
 
+    def listed(self, table: str, ending: str = "") -> str:
+        """Return the columns of the order, as SQL."""
+        return ", ".join(f"{table}.{column}{ending}" for column in self.columns)
 
-def to_cursor(number: int) -> str:
-    """Return the cursor for what comes after the row with this number."""
-    return base64.urlsafe_b64encode(str(number).encode()).decode().rstrip("=")
+    def cursor_behind(self, row: Mapping[str, Any]) -> str:
+        """Return the cursor for what comes after a row."""
+        return to_cursor(*(row[column] for column in self.columns))
 
 
-def from_cursor(cursor: str) -> int:
-    """Return the number in a cursor."""
+def to_cursor(*values: float) -> str:
+    """Return the cursor for what comes after the row with these values in an order's columns.
+
+    Args:
+        values: its number last, which is a whole one.
+    """
+    text = ",".join(map(repr, values))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def from_cursor(cursor: str, columns: int = 1) -> tuple[float, ...]:
+    """Return what a cursor was made of.
+
+    Raises:
+        BadRequestError: it is none, or one of another order.
+    """
     try:
         padded = cursor.encode() + b"=" * (-len(cursor) % 4)
-        number = int(base64.b64decode(padded, altchars=b"-_", validate=True))
+        text = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
+        *others, last = text.split(",")
+        before, number = [float(each) for each in others], int(last)
     except (ValueError, binascii.Error):
-        number = -1
-    if not 0 <= number <= LAST_NUMBER:
-        raise BadRequestError("This is not a cursor that a list has answered.", field="cursor")
-    return number
+        before, number = [], -1
+    is_one = len(before) == columns - 1 and all(map(math.isfinite, before))
+    if not is_one or not 0 <= number <= LAST_NUMBER:
+        raise BadRequestError(
+            "This is not a cursor that a list in this order has answered.", field="cursor"
+        )
+    return (*before, number)

@@ -9,7 +9,7 @@ from sqlite_utils import Database
 
 from posedrop.index import schema
 from posedrop.index.database import IndexFile
-from posedrop.index.listing import MAX_PAGE, Page, Where, to_cursor
+from posedrop.index.listing import LAST_NUMBER, MAX_PAGE, Page, Where, to_cursor
 from posedrop.index.rows import AnalysisRow, FileRow
 
 #: In how many names that hold a query's trigrams a search looks for all of it, for one page.
@@ -38,19 +38,19 @@ class Lists(IndexFile):
         if query is not None and query.strip():
             return self._search(kind, table, where, query, limit)
         picked = (
-            f"SELECT f.number FROM {table} AS f {how} WHERE f.number < ? AND {where.sql()}"  # noqa: S608
-            " ORDER BY f.number DESC LIMIT ?"
+            f"SELECT f.number FROM {table} AS f {how} WHERE {where.sql()}"  # noqa: S608
+            f" ORDER BY {where.listed('f', ' DESC')} LIMIT ?"
         )
         with self._read() as db:
-            found = _in_order(db, table, picked, [where.before, *where.values, limit + 1])
-        return _page_of(kind, found, limit)
+            found = _in_order(db, table, where, picked, [*where.values, limit + 1])
+        return _page_of(kind, where, found, limit)
 
     def _search(
         self, kind: type[_Listed], table: str, where: Where, query: str, limit: int
     ) -> Page[_Listed]:
         """Return a page of what a query finds; so many names are looked at, however few have it.
 
-        Full text gives them in order of their number, so none is sorted.
+        Full text gives them in order of their number, the newest first.
         """
         match = where.search(query)
         if match is None:
@@ -60,27 +60,33 @@ class Lists(IndexFile):
         )
         picked = (
             f"SELECT f.number FROM (SELECT rowid, name {likely} {MAX_LOOKED_AT}) AS s"  # noqa: S608
-            f" CROSS JOIN {table} AS f WHERE f.number = s.rowid AND {where.sql()} LIMIT ?"
+            f" CROSS JOIN {table} AS f WHERE f.number = s.rowid AND {where.sql()}"
         )
-        asked: tuple[object, ...] = (match, where.before)
+        is_by_number = len(where.columns) == 1
+        if not is_by_number:
+            picked += f" ORDER BY {where.listed('f', ' DESC')}"
+        asked: tuple[object, ...] = (match, where.before[0] if is_by_number else LAST_NUMBER)
         with self._read() as db:
-            found = _in_order(db, table, picked, [*asked, *where.values, limit + 1])
-            page = _page_of(kind, found, limit)
-            if page.cursor is None:
+            values = [*asked, *where.values, limit + 1]
+            found = _in_order(db, table, where, f"{picked} LIMIT ?", values)
+            page = _page_of(kind, where, found, limit)
+            if page.cursor is None and is_by_number:
                 sql = f"SELECT rowid {likely} 1 OFFSET {MAX_LOOKED_AT - 1}"
                 last = db.conn.execute(sql, asked).fetchone()
                 page = Page(page.rows, to_cursor(last[0]) if last is not None else None)
         return page
 
 
-def _in_order(db: Database, table: str, picked: str, values: Sequence[object]) -> list[Any]:
+def _in_order(
+    db: Database, table: str, where: Where, picked: str, values: Sequence[object]
+) -> list[Any]:
     return db.conn.execute(
         f"SELECT f.* FROM ({picked}) AS page JOIN {table} AS f ON f.number = page.number"  # noqa: S608
-        " ORDER BY page.number DESC",
+        f" ORDER BY {where.listed('f', ' DESC')}",
         values,
     ).fetchall()
 
 
-def _page_of(kind: type[_Listed], found: Sequence[Any], limit: int) -> Page[_Listed]:
-    cursor = to_cursor(found[limit - 1]["number"]) if len(found) > limit else None
+def _page_of(kind: type[_Listed], where: Where, found: Sequence[Any], limit: int) -> Page[_Listed]:
+    cursor = where.cursor_behind(found[limit - 1]) if len(found) > limit else None
     return Page([schema.decode(kind, row) for row in found[:limit]], cursor)

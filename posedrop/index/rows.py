@@ -74,6 +74,7 @@ class AnalysisRow:
     """A run of an analysis; ``run`` is its folder in the results bucket, ``key`` its video's.
 
     ``sha256`` is its content's: each name of a content has a folder of its own for the same run.
+    ``quality`` is the score of its poses, 0 to 100, and ``quality_reasons`` says why, worst first.
     """
 
     analysis_id: str
@@ -96,6 +97,8 @@ class AnalysisRow:
     enqueued_at: datetime | None = None
     retry_of: str | None = None
     sha256: str | None = None
+    quality: float | None = None
+    quality_reasons: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ class PendingRow:
 
     @property
     def is_open(self) -> bool:
-        """Whether it still waits for its video."""
+        """Whether the request still waits for its video."""
         return self.analysis_id is None and self.error is None
 
 
@@ -265,7 +268,7 @@ def requested_analysis(request: Request, run: str, state: RunState) -> AnalysisR
 
 def finished_analysis(result: Result, run: str) -> AnalysisRow:
     """Return the row that a result.json stands for."""
-    model = result.model
+    model, quality = result.model, result.quality
     return AnalysisRow(
         analysis_id=result.analysis_id,
         file_id=result.video.file_id,
@@ -285,6 +288,8 @@ def finished_analysis(result: Result, run: str) -> AnalysisRow:
         rows=result.rows,
         retry_of=result.retry_of.analysis_id if result.retry_of is not None else None,
         sha256=result.sha256,
+        quality=quality.score if quality is not None else None,
+        quality_reasons=tuple(quality.reasons) if quality is not None else None,
     )
 
 

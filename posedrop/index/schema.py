@@ -87,6 +87,7 @@ _CODECS: dict[str, _Codec] = {
     "metadata": _JSON,
     "planned": (int, bool),
     "probe": (_record_to_text, Probe.model_validate_json),
+    "quality_reasons": (json.dumps, lambda text: tuple(json.loads(text))),
     "received_at": _TIME,
     "since": _TIME,
     "updated_at": _TIME,
@@ -413,6 +414,27 @@ def _gpu_queue(db: Database) -> None:
         f"""INSERT INTO gpu_queue SELECT analysis_id, {group.format("")}, number,
             CASE WHEN enqueued_at IS NULL THEN 'waits' ELSE 'sent' END,
             coalesce(enqueued_at, created_at) FROM analysis WHERE {unfinished}""",  # noqa: S608
+    ):
+        db.execute(statement)
+
+
+@_migrations(name="0012_quality")
+def _quality(db: Database) -> None:
+    """Keep the scores of runs, and their order: by ``badness``, falling, those without one last.
+
+    ``newness`` is the row's number: of two columns compared at once, SQLite looks up no such key.
+    """
+    for statement in (
+        "ALTER TABLE analysis ADD COLUMN quality REAL",
+        "ALTER TABLE analysis ADD COLUMN quality_reasons TEXT",
+        "ALTER TABLE place ADD COLUMN quality REAL",
+        "ALTER TABLE place ADD COLUMN quality_reasons TEXT",
+        "ALTER TABLE analysis ADD COLUMN badness REAL"
+        " GENERATED ALWAYS AS (coalesce(100 - quality, -1)) VIRTUAL",
+        "ALTER TABLE analysis ADD COLUMN newness INTEGER GENERATED ALWAYS AS (number) VIRTUAL",
+        "CREATE INDEX analysis_by_quality ON analysis (badness, newness)",
+        "CREATE INDEX analysis_by_state_and_quality ON analysis (state, badness, newness)",
+        "CREATE INDEX analysis_by_analysis_and_quality ON analysis (analysis, badness, newness)",
     ):
         db.execute(statement)
 

@@ -92,7 +92,7 @@ def load_keys(env_file: Path | None = None) -> BootstrapKeys:
 
 
 class Bootstrap:
-    """The steps, each of which says what it did or that there was nothing to do."""
+    """The steps of `posedrop bootstrap`; each says what was done, or that nothing was to do."""
 
     def __init__(
         self, settings: Settings, keys: BootstrapKeys, say: Say, *, policies: Path = POLICIES
@@ -116,7 +116,7 @@ class Bootstrap:
         self._admin = connect_admin(settings, keys.root_access_key, secret)
 
     def run(self, keep: Callable[[list[User]], None], *, rotate: bool = False) -> None:
-        """Do what is to do.
+        """Make the buckets, notifications and keys that lack, in this order.
 
         Args:
             keep: gets the keys before they are made, so that no secret is lost half-way.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,38 +86,12 @@ def _plan_project(
     if not (project / CONFIG).is_file():
         raise ModelError(f"{project} is no DeepLabCut project: there is no {CONFIG} in it")
 
-    def read(file: Path) -> dict[str, Any]:
-        return read_yaml(stays_inside(project, file))
-
-    whole_config = read(project / CONFIG)
+    whole_config = read_yaml(stays_inside(project, project / CONFIG))
     config = what_is_set(whole_config)
     folder = shuffle_folder(project, config, shuffle)
-    pytorch_config = read(folder / "train" / PYTORCH_CONFIG)
+    pytorch_config = read_yaml(stays_inside(project, folder / "train" / PYTORCH_CONFIG))
     snapshots = chosen_snapshots(folder / "train", config, snapshot)
-
-    def inside(file: Path) -> str:
-        return file.relative_to(project).as_posix()
-
-    wiped = wiped_model_config(pytorch_config)
-    files: list[tuple[Source, str]] = [
-        (_dumped(wiped_project_config(whole_config)), CONFIG),
-        *((file, inside(file)) for file in snapshots),
-    ]
-    if is_conditional(pytorch_config):
-        conditions = find_conditions(project, config, folder)
-        theirs = conditions.folder / "train" / PYTORCH_CONFIG
-        files.append((_dumped(wiped_model_config(read(theirs))), inside(theirs)))
-        files.append((conditions.snapshot, inside(conditions.snapshot)))
-        named = {"conditions": pushed_conditions(project, conditions)}
-        wiped["inference"] = {**mapping(wiped.get("inference")), **named}
-    files.append((_dumped(wiped), inside(folder / "train" / PYTORCH_CONFIG)))
-    if str(pytorch_config.get("method", "bu")).lower() == "td":
-        detector = chosen_detector(folder / "train", config)
-        files.append((detector, inside(detector)))
-    for part in ("pose_cfg.yaml", "inference_cfg.yaml"):  # the second for several animals
-        if (folder / "test" / part).is_file():
-            content = _dumped(without_paths(read(folder / "test" / part)))
-            files.append((content, inside(folder / "test" / part)))
+    files = _project_files(project, whole_config, folder, pytorch_config, snapshots)
     metadata = mapping(pytorch_config.get("metadata"))
     model_files = _described(files, project)
     return (
@@ -141,6 +115,44 @@ def _plan_project(
     )
 
 
+def _project_files(
+    project: Path,
+    whole_config: Mapping[str, Any],
+    folder: Path,
+    pytorch_config: dict[str, Any],
+    snapshots: Sequence[Path],
+) -> list[tuple[Source, str]]:
+    """Return the files that inference needs of the shuffle in ``folder``, without paths."""
+
+    def read(file: Path) -> dict[str, Any]:
+        return read_yaml(stays_inside(project, file))
+
+    def inside(file: Path) -> str:
+        return file.relative_to(project).as_posix()
+
+    wiped = wiped_model_config(pytorch_config)
+    files: list[tuple[Source, str]] = [
+        (_dumped(wiped_project_config(whole_config)), CONFIG),
+        *((file, inside(file)) for file in snapshots),
+    ]
+    if is_conditional(pytorch_config):
+        conditions = find_conditions(project, what_is_set(whole_config), folder)
+        theirs = conditions.folder / "train" / PYTORCH_CONFIG
+        files.append((_dumped(wiped_model_config(read(theirs))), inside(theirs)))
+        files.append((conditions.snapshot, inside(conditions.snapshot)))
+        named = {"conditions": pushed_conditions(project, conditions)}
+        wiped["inference"] = {**mapping(wiped.get("inference")), **named}
+    files.append((_dumped(wiped), inside(folder / "train" / PYTORCH_CONFIG)))
+    if str(pytorch_config.get("method", "bu")).lower() == "td":
+        detector = chosen_detector(folder / "train", what_is_set(whole_config))
+        files.append((detector, inside(detector)))
+    for part in ("pose_cfg.yaml", "inference_cfg.yaml"):  # the second for several animals
+        if (folder / "test" / part).is_file():
+            content = _dumped(without_paths(read(folder / "test" / part)))
+            files.append((content, inside(folder / "test" / part)))
+    return files
+
+
 def _plan_export(path: Path, name: str) -> tuple[Model, list[tuple[Source, str]]]:
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
@@ -152,12 +164,7 @@ def _plan_export(path: Path, name: str) -> tuple[Model, list[tuple[Source, str]]
             "model whose poses it improves: push the project, by which both go up",
             code=CODE,
         )
-    wiped = wiped_model_config(config)
-    source: Source = path
-    if wiped != config:
-        buffer = io.BytesIO()
-        _torch(path).save({**content, "config": wiped}, buffer)
-        source = buffer.getvalue()
+    source = _wiped_export(path, content)
     files: list[tuple[Source, str]] = [(source, re.sub(r"[^A-Za-z0-9._-]", "_", path.name))]
     # The one file that somebody names is followed where it leads.
     model_files = _described(files, path.resolve().parent)
@@ -184,6 +191,17 @@ def _plan_export(path: Path, name: str) -> tuple[Model, list[tuple[Source, str]]
         ),
         files,
     )
+
+
+def _wiped_export(path: Path, content: Mapping[str, Any]) -> Source:
+    """Return an export without the laboratory's paths: the file itself where it has none."""
+    config = mapping(content["config"])
+    wiped = wiped_model_config(config)
+    if wiped == config:
+        return path
+    buffer = io.BytesIO()
+    _torch(path).save({**content, "config": wiped}, buffer)
+    return buffer.getvalue()
 
 
 def _torch(path: Path) -> Any:

@@ -67,7 +67,7 @@ _MULTIPART_FOLDER = ".uploads"
 
 
 class By(NamedTuple):
-    """Who had it done and from which address, by the store's word; None where it does not say."""
+    """The user behind an event, and the address, as the store says; None where it says neither."""
 
     who: str | None = None
     address: str | None = None
@@ -106,7 +106,7 @@ Event = ObjectCreated | ObjectRemoved
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a notification said; ``unknown`` pairs a reason with the part that it is about.
+    """The events of a notification; ``unknown`` pairs a reason with the part that it is about.
 
     The reason ``too_many`` is about parts that are not there: how many they are, or that there was
     no end of them.
@@ -382,7 +382,7 @@ def _filer_size(entry: Mapping[str, object]) -> int | None:
 
 
 def _filer_sequencer(entry: Mapping[str, object]) -> str:
-    """Return what is the same each time one write is told, and other after the next write."""
+    """Return a sequencer for SeaweedFS: equal whenever one write is told, another for the next."""
     written = [_size(chunk.get("modified_ts_ns")) or 0 for chunk in _chunks(entry)]
     if any(written):
         return str(max(written))

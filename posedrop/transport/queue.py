@@ -128,7 +128,7 @@ def ready(broker: Broker, *queues: str) -> int:
 
 
 def _ready(broker: Any, queue: str) -> int:
-    """Ask in the broker's own way; Dramatiq has none for all of them."""
+    """Count the messages that wait, in each broker's own way: Dramatiq has none for all."""
     if isinstance(broker, StubBroker):
         return sum(broker.queues[name].qsize() for name in (queue, dq_name(queue)))
     if hasattr(broker, "get_queue_message_counts"):

@@ -1,4 +1,6 @@
-"""What people install: a wheel, in an environment of its own, far from the checkout."""
+"""What people install: a wheel, in an environment of its own, far from the checkout.
+
+The examples are installed beside it, as a laboratory would."""
 
 from __future__ import annotations
 
@@ -39,15 +41,17 @@ class Installed:
             shutil.copy(ROOT / name, source)
         python = [sys.executable, "-m"]
         run([*python, "build", "--wheel", "--no-isolation", "--outdir", self.folder], source)
-        shutil.rmtree(source)
         (wheel,) = self.folder.glob("*.whl")
         environment = self.folder / "environment"
         venv.create(environment, symlinks=True)
         pip = [*python, "pip", "--python", str(self._bin / "python")]
-        run([*pip, "install", "--no-deps", "--no-index", "--no-compile", wheel], self.folder)
         (site,) = environment.glob("lib/python*/site-packages")
         borrowed = [path for path in sys.path if path.endswith("site-packages")]
         (site / "borrowed.pth").write_text("\n".join(borrowed))
+        plugin = shutil.copytree(ROOT / "examples" / "brightness", source / "brightness")
+        offline = ["--no-deps", "--no-index", "--no-build-isolation", "--no-compile"]
+        run([*pip, "install", *offline, wheel, plugin], self.folder)
+        shutil.rmtree(source)
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return the variables of a person who has it on the PATH, and the store's program."""
@@ -66,9 +70,9 @@ class Installed:
             text=True,
         )
 
-    def python(self, program: str) -> str:
+    def python(self, *args: str) -> str:
         """Return what a program prints."""
-        command = [self._bin / "python", "-c", program]
+        command = [self._bin / "python", *args]
         return run(command, self.folder, self.environment()).strip()
 
 
@@ -97,13 +101,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def test_nothing_of_it_is_the_checkouts(installed: Installed) -> None:
     """All three packages are those of the wheel, whose analyses are found by their entry points."""
     found = installed.python(
+        "-c",
         "import handlers, posedrop, worker\n"
         "from posedrop import analyses\n"
-        "print(handlers.__file__, posedrop.__file__, worker.__file__, *analyses.installed())"
+        "print(handlers.__file__, posedrop.__file__, worker.__file__, *analyses.installed())",
     )
-    *files, deeplabcut, dummy, superanimal = found.split()
+    *files, brightness, deeplabcut, dummy, superanimal = found.split()
     assert all(file.startswith(str(installed.folder)) for file in files)
     assert (deeplabcut, dummy, superanimal) == ("deeplabcut_2d", "dummy", "superanimal")
+    assert brightness == "brightness"
+    assert Path(files[1]).with_name("py.typed").is_file()
 
 
 def test_bootstrap_finds_its_policies(installed: Installed, tmp_path: Path) -> None:
@@ -124,13 +131,21 @@ def test_bootstrap_finds_its_policies(installed: Installed, tmp_path: Path) -> N
     assert all(policy.stem in said for policy in POLICIES.glob("*.json"))
 
 
-def test_up_and_demo(installed: Installed) -> None:
-    """`posedrop demo --exit` tracks its mouse; `posedrop up` goes on with the same folder."""
+def test_demo_up_and_examples(installed: Installed) -> None:
+    """The demo tracks its mouse; `up` goes on with its folder, and runs the examples on its film.
+
+    The plug-in is an analysis like posedrop's own, and the script's client finds the server.
+    """
     said = ended(installed.start("demo", "--exit", "--frames", str(FRAMES)))
     assert ": right (" in said, said
+    demo = installed.folder / "posedrop-demo" / "demo"
     up = installed.start("up", "--data-dir", "posedrop-demo", "--port", "0")
     assert up.stdout is not None
     assert up.stdout.readline().startswith("posedrop is up: http://127.0.0.1:")
-    assert "mouse.mp4" in ended(installed.start("--data-dir", "posedrop-demo", "ls"))
+    script = ROOT / "examples" / "analyse_folder.py"
+    installed.python(str(script), str(demo), "got", "brightness", "every=3")
     up.send_signal(signal.SIGTERM)
     assert "stopping" in ended(up)
+    rows = (installed.folder / "got" / "mouse.mp4" / "brightness.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["frame", "0", "3", "6", "9"]
+    assert all(0 < float(row.split(",")[2]) < 255 for row in rows[1:])

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from handlers.runs import plan, results
-from handlers.upkeep.reconcile import Repairs
+from handlers.runs import pending, results
+from handlers.upkeep.repairs import Repairs
 from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.index.rows import AnalysisRow
@@ -129,7 +129,7 @@ def test_a_run_whose_record_is_damaged_has_failed(
     for words in (key, "posedrop analyse", f"posedrop rm {row.analysis_id}"):
         assert words in answer.error.message
     assert len(answer.error.message) < 2000
-    again = plan.ask(world.context, row.file_id, row.analysis, row.args, force=False)
+    again = pending.ask(world.context, row.file_id, row.analysis, row.args, force=False)
     world.settle()
     assert again.analysis_id != row.analysis_id
     after = results.read(world.context, again.analysis_id)

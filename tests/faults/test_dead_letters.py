@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.app import create_app
-from handlers.events import letters, notify
+from handlers.events import follow, letters
 from posedrop import cli
 from posedrop.api import ReplayRequest
 from posedrop.index.index import Index
@@ -52,7 +52,7 @@ def test_a_record_that_was_mended_is_followed_again(world: World) -> None:
     world.storage.buckets[RESULTS][key] = whole
     answer = letters.replay(world.context, ReplayRequest(ids=[letter.id]))
     assert (answer.replayed, answer.kept) == (1, 0)
-    while notify.follow(world.context):
+    while follow.follow(world.context):
         pass
     (row,) = world.context.index.files().rows
     assert row.state == "ready"
@@ -67,7 +67,7 @@ def test_what_still_fails_is_one_dead_letter_again(world: World) -> None:
     before = letters.page(world.context, None, 10).items
     for _ in range(3):
         assert letters.replay(world.context, ReplayRequest()).replayed == 1
-        while notify.follow(world.context):
+        while follow.follow(world.context):
             pass
     after = letters.page(world.context, None, 10).items
     assert [letter.reason for letter in after] == [letter.reason for letter in before]
@@ -89,7 +89,7 @@ def test_what_can_not_be_read_is_kept(world: World) -> None:
     answer = letters.replay(world.context, ReplayRequest())
     assert answer.replayed >= 1
     assert answer.kept == len(index.dead_letters()) < len(BODIES) + 1
-    while notify.follow(world.context):
+    while follow.follow(world.context):
         pass
     assert {row.key for row in index.files().rows} == {"a.mp4", "b.mp4"}
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handlers import gpu_queue
-from handlers.events import notify
+from handlers.events import follow, notify
 from handlers.runs import results
 from posedrop.buckets import layout
 from posedrop.buckets.records import Progress, Request, VideoRef, WorkerRecord
@@ -78,7 +78,7 @@ def worked_off(world: World) -> list[str]:
         world.work(message)
         world.clock.pass_(5)  # as long as the follower waits for events at most
         tell(world)
-        gpu_queue.send_next(world.context, world.clock())
+        gpu_queue.send_next(world.context)
         waiting += sent(world)
     return done
 
@@ -176,7 +176,7 @@ def choose(world: World) -> None:
     """Do what the chooser's thread does, if it was woken."""
     if world.context.choosing.woken.is_set():
         world.context.choosing.woken.clear()
-        gpu_queue.send_next(world.context, world.clock())
+        gpu_queue.send_next(world.context)
 
 
 @pytest.mark.parametrize("name", [layout.PREDICTIONS, layout.INFERENCE, layout.RESULT])
@@ -224,7 +224,7 @@ def test_no_order_of_events_and_kills_fills_the_queue_or_empties_it(steps: list[
                     case "record":
                         record(world)
                     case "follow":
-                        notify.follow(world.context)
+                        follow.follow(world.context)
                     case "choose":
                         choose(world)
                     case "work" if held:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from handlers import upload
-from handlers.runs import plan, results
+from handlers.runs import pending, results
 from handlers.upkeep import reingest
 from posedrop import api
 from posedrop.buckets import layout
@@ -435,7 +435,7 @@ def test_a_question_that_was_refused_is_asked_again(world: World) -> None:
     world.tell(world.storage.events)
     row = world.context.index.file_by_key(VIDEOS, "a.mp4")
     assert row is not None
-    asked = plan.ask(world.context, row.file_id, "dummy", {"seconds": 0}, force=False)
+    asked = pending.ask(world.context, row.file_id, "dummy", {"seconds": 0}, force=False)
     refused_of_old(world, "a.mp4")
     assert results.read(world.context, asked.analysis_id).status == "failed"
     world.settle()
@@ -490,7 +490,7 @@ def test_results_that_lie_below_the_name_that_is_reserved_now_are_found(world: W
     (run,) = world.context.index.analyses().rows
     assert (run.state, run.run.startswith(f"{key}/dummy-")) == ("succeeded", True)
     # What comes after is beside it, and all of it goes together.
-    plan.ask(world.context, row.file_id, "dummy", {"seconds": 1}, force=False)
+    pending.ask(world.context, row.file_id, "dummy", {"seconds": 1}, force=False)
     world.settle()
     runs = world.context.index.analyses().rows
     assert {r.run.rsplit("/", 1)[0] for r in runs} == {key}

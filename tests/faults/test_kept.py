@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from handlers.runs import plan, results
+from handlers.runs import pending, results, start
 from posedrop import analyses
 from posedrop.analyses import Analysis
 from posedrop.buckets import layout
 from posedrop.buckets.records import Progress, Result
 from posedrop.errors import AnalysisError, ChildDiedError
+from tests.support.index_rows import judged, result_of
 from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
-from tests.support.world import Child, World
+from tests.support.world import PROBE, Child, World
 
 FILM = "day1/a.mp4"
 FILE_ID = layout.file_id_of(VIDEOS, FILM)
@@ -41,6 +42,8 @@ class Poser(Child):
         self.calls: list[str] = []
         #: What a task raises, and in which stage; the other tasks work.
         self.fails: dict[str, tuple[str, Exception]] = {}
+        #: What it says of its tables.
+        self.quality: dict[str, Any] | None = None
         self._numbers = itertools.count()
 
     def call(self, task: str, payload: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -66,7 +69,11 @@ class Poser(Child):
             return {"timings": {}}
         (out / "poses_filtered.unfinished").unlink(missing_ok=True)
         counts = {"frames_expected": 2, "frames_decoded": 2, "rows": 2}
-        return {**counts, "missing": [], "timings": {}, "versions": {}, "details": {}}
+        told = {**counts, "missing": [], "timings": {}, "versions": {}, "details": {}}
+        if task == TABLES and self.quality is not None:
+            assert payload["frame_size"] == [PROBE["width"], PROBE["height"]]
+            told["quality"] = self.quality
+        return told
 
 
 class Lab(World):
@@ -83,9 +90,9 @@ class Lab(World):
         """Return the keys of the results bucket that end so."""
         return [key for key in self.storage.buckets[RESULTS] if key.endswith(f"/{name}")]
 
-    def ask(self) -> plan.Answer:
+    def ask(self) -> start.RunHandle:
         """POST /analyse."""
-        return plan.ask(self.context, FILE_ID, "dummy", {"seconds": 0}, force=False)
+        return pending.ask(self.context, FILE_ID, "dummy", {"seconds": 0}, force=False)
 
     def over(self, analysis_id: str) -> results.ResultAnswer:
         """GET /results, once all is done; each file that it lists is what it says."""
@@ -254,11 +261,11 @@ def test_who_asks_again_at_once_gets_one_run(lab: Lab) -> None:
     assert lab.ask().analysis_id == again.analysis_id
     # What fails anew is the next one's; each asking is one run, and there is an end to them.
     seen = {first}
-    for _ in range(plan.MAX_RETRIES + 3):
+    for _ in range(start.MAX_RETRIES + 3):
         answer = lab.ask()
         assert lab.over(answer.analysis_id).status == "failed"
         seen.add(answer.analysis_id)
-    assert len(seen) == len(lab.stored(layout.RESULT)) == plan.MAX_RETRIES + 1
+    assert len(seen) == len(lab.stored(layout.RESULT)) == start.MAX_RETRIES + 1
     assert lab.poser.calls.count(NETWORK) == 1
 
 
@@ -281,14 +288,14 @@ def test_a_run_that_failed_since_the_upload_is_its_answer(lab: Lab, retry: bool)
     lab.poser.fails[TABLES] = ("track", WRONG)
     first = lab.ask().analysis_id
     lab.over(first)
-    answer = plan.ask(lab.context, FILE_ID, "dummy", {"seconds": 0}, force=False, retry=retry)
+    answer = pending.ask(lab.context, FILE_ID, "dummy", {"seconds": 0}, force=False, retry=retry)
     assert (answer.analysis_id != first) == retry
     # Uploaded once more, the failure is from before.
     lab.clock.time = datetime.now(UTC) + timedelta(hours=1)  # a worker's clock is the machine's
     lab.storage.put(VIDEOS, "again.mp4", b"a film")
     lab.settle()
     other = layout.file_id_of(VIDEOS, "again.mp4")
-    later = plan.ask(lab.context, other, "dummy", {"seconds": 0}, force=False, retry=False)
+    later = pending.ask(lab.context, other, "dummy", {"seconds": 0}, force=False, retry=False)
     assert later.analysis_id != first
 
 
@@ -356,7 +363,7 @@ def test_poses_of_another_style_bring_their_predictions(
     """What differs in the drawing alone is drawn of the same files, without the network."""
     installed["dummy"] = replace(installed["dummy"], drawn=frozenset({"seconds"}))
     first = lab.over(lab.ask().analysis_id)
-    answer = plan.ask(lab.context, FILE_ID, "dummy", {"seconds": 1}, force=False)
+    answer = pending.ask(lab.context, FILE_ID, "dummy", {"seconds": 1}, force=False)
     other = lab.over(answer.analysis_id)
     assert names(other) == WHOLE
     assert lab.poser.calls == [NETWORK, TABLES, DRAWING, DRAWING]
@@ -390,3 +397,45 @@ def test_predictions_that_cannot_be_read_are_found_anew(lab: Lab) -> None:
     assert isinstance(done.result, Result)
     (found,) = [a for a in done.result.artefacts if a.name == layout.PREDICTIONS]
     assert found.place == f"attempts/1/{layout.PREDICTIONS}"
+
+
+def test_the_quality_of_poses_is_kept_with_them(lab: Lab) -> None:
+    """In every result of a content, in lists, after a lost index, and where drawing failed."""
+    quality = judged(result_of(), 61.3).quality
+    assert quality is not None
+    lab.poser.quality = quality.model_dump(mode="json")
+    lab.poser.fails[DRAWING] = ("render", WRONG)
+    failed = lab.ask().analysis_id
+    assert lab.over(failed).result.quality == quality  # type: ignore[union-attr]
+    lab.poser.fails.clear()
+    done = lab.ask().analysis_id
+    lab.poser.quality = None
+    plain = pending.ask(lab.context, FILE_ID, "dummy", {"seconds": 1}, force=False).analysis_id
+    lab.storage.put(VIDEOS, "day2/copy.mp4", b"a film")
+    for _ in range(2):
+        for analysis_id, its in ((done, quality), (failed, quality), (plain, None)):
+            assert lab.over(analysis_id).result.quality == its  # type: ignore[union-attr]
+        listed = lab.context.index.analyses(order="quality").rows
+        assert {row.analysis_id for row in listed[:2]} == {failed, done}
+        assert [(row.analysis_id, row.quality) for row in listed[2:]] == [(plain, None)]
+        assert listed[0].quality_reasons == ("it is dark",)
+        lab.lose_index()
+    copies = [
+        Result.model_validate_json(lab.storage.buckets[RESULTS][key].data)
+        for key in lab.stored(layout.RESULT)
+    ]
+    assert {(each.video.key, each.analysis_id) for each in copies if each.quality == quality} >= {
+        (FILM, done),
+        ("day2/copy.mp4", done),
+    }
+
+
+def test_a_quality_that_can_not_be_one_ends_the_run_in_words(lab: Lab) -> None:
+    """A child that was taken over says what it likes; only what has its bounds is kept."""
+    quality = judged(result_of(), 50).quality
+    assert quality is not None
+    lab.poser.quality = {**quality.model_dump(mode="json"), "score": 101}
+    over = lab.over(lab.ask().analysis_id)
+    assert over.status == "failed"
+    assert over.error is not None
+    assert "quality.score" in over.error.message

@@ -102,12 +102,12 @@ class Machine(RuleBasedStateMachine):
     @rule(key=KEYS, seconds=st.sampled_from([0, 1]), at=st.none() | CALLS)
     def ask(self, key: str, seconds: int, at: int | None) -> None:
         """POST /analyse."""
-        from handlers.runs import plan
+        from handlers.runs import pending
 
         file_id = layout.file_id_of(VIDEOS, key)
         args = {"seconds": seconds}
         self.gone = {(made_of, other) for made_of, other in self.gone if other != seconds}
-        self._call(lambda: plan.ask(self.world.context, file_id, "dummy", args, force=False), at)
+        self._call(lambda: pending.ask(self.world.context, file_id, "dummy", args, force=False), at)
 
     @rule(key=KEYS, content=CONTENTS)
     def put_and_ask(self, key: str, content: bytes) -> None:
@@ -338,12 +338,12 @@ class Machine(RuleBasedStateMachine):
 
 
 def _made_of(row: AnalysisRow, content: bytes) -> bool:
-    from handlers.runs import plan
+    from handlers.runs import validation
     from posedrop import analyses
 
-    order = plan.Order(analyses.get(row.analysis), row.args, None)
+    request = validation.ValidRequest(analyses.get(row.analysis), row.args, None)
     sha256 = hashlib.sha256(content).hexdigest()
-    return plan.analysis_id_of(sha256, order, None) == row.analysis_id
+    return validation.analysis_id_of(sha256, request, None) == row.analysis_id
 
 
 TestMachine = Machine.TestCase

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from handlers.events import notify
-from handlers.runs import plan
+from handlers.events import follow
+from handlers.runs import pending
 from posedrop.buckets import layout
 from posedrop.buckets.records import VideoRecord
 from tests.support.memory_storage import RESULTS, VIDEOS
@@ -52,7 +52,7 @@ def test_a_mounts_film_has_one_run(world: World, steps: list[tuple[float, bytes,
         world.tell(events)
         work(world)
         if not data and steps is SLOW:
-            world.clock.pass_(notify.EMPTY_SECONDS)
+            world.clock.pass_(follow.EMPTY_SECONDS)
             world.tell([])
             work(world)
             record = json.loads(world.storage.buckets[RESULTS][f"{KEY}/video.json"].data)
@@ -88,7 +88,7 @@ def test_the_order_of_a_mounts_events_does_not_matter(world: World) -> None:
 def test_an_ingest_of_nothing_that_wakes_up_late_is_mended(world: World, at: int) -> None:
     """A worker was stopped with the empty object; it goes on when the film is ready."""
     world.storage.put(VIDEOS, KEY, b"")
-    world.clock.pass_(notify.EMPTY_SECONDS)
+    world.clock.pass_(follow.EMPTY_SECONDS)
     world.reconciler.round()
     (message,) = world.messages()
     frozen = world.freeze(message, at)
@@ -114,7 +114,7 @@ def test_what_stays_empty_is_refused(world: World) -> None:
         events, world.storage.events = world.storage.events, []
         world.tell(events if told else [])
         assert world.messages() == []
-        world.clock.pass_(notify.EMPTY_SECONDS)
+        world.clock.pass_(follow.EMPTY_SECONDS)
         world.tell([]) if told else world.reconciler.round()
         work(world)
         world.settle()
@@ -128,7 +128,7 @@ def test_a_copy_under_another_etag_does_not_undo_an_answer(world: World) -> None
     world.storage.put(VIDEOS, KEY, FILM, parts=2)
     events, world.storage.events = world.storage.events, []
     world.tell(events)
-    plan.ask(world.context, layout.file_id_of(VIDEOS, KEY), "dummy", {"seconds": 3}, force=False)
+    pending.ask(world.context, layout.file_id_of(VIDEOS, KEY), "dummy", {"seconds": 3}, force=False)
     work(world)
     world.clock.pass_(3)
     world.storage.put(VIDEOS, KEY, FILM)

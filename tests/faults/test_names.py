@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from handlers import upload
-from handlers.runs import copies, plan, results
+from handlers.runs import copies, pending, results
 from handlers.runs.results import GoneError
 from posedrop.buckets import layout
 from posedrop.buckets.records import Request, Result
@@ -124,7 +124,7 @@ def test_deleting_the_first_leaves_its_duplicates_their_results(
             assert whole(world, each)
             listed = world.context.index.analyses(file_id=id_of(each)).rows
             assert [run.analysis_id for run in listed] == [row.analysis_id]
-            answer = plan.ask(world.context, id_of(each), "dummy", {"seconds": 0}, force=False)
+            answer = pending.ask(world.context, id_of(each), "dummy", {"seconds": 0}, force=False)
             assert answer == (row.analysis_id, "succeeded", True)
         answer = results.read(world.context, row.analysis_id)
         assert (answer.status, answer.file_id) == ("succeeded", id_of(BOB))
@@ -239,7 +239,7 @@ def test_a_second_name_comes_at_any_stage_of_a_run(lab: Lab, stage: str, goes: s
     for message in lab.messages():
         lab.work(message) if message.actor_name == "ingest" else lab.put_back([message])
     lab.tell(lab.storage.events)
-    answer = plan.ask(lab.context, second, "dummy", {"seconds": 0}, force=False, retry=False)
+    answer = pending.ask(lab.context, second, "dummy", {"seconds": 0}, force=False, retry=False)
     (row,) = lab.context.index.analyses().rows
     assert answer.analysis_id == row.analysis_id
     left = {FIRST: first, BOB: second}
@@ -311,7 +311,7 @@ def test_results_of_a_film_that_a_tool_removed_stay_and_are_listed(world: World)
             for file in answer.files:
                 assert results.download_url(world.context, run.analysis_id, file.name)
             with pytest.raises(BadRequestError, match="upload it again"):
-                plan.ask(world.context, row.file_id, "dummy", {"seconds": 3}, force=False)
+                pending.ask(world.context, row.file_id, "dummy", {"seconds": 3}, force=False)
             world.lose_index()
             world.settle()
         world.storage.events.clear()
@@ -367,7 +367,7 @@ def pass_on(lab: Lab, how: str, at: int) -> bool:
     for message in lab.messages():
         lab.work(message) if message.actor_name == "ingest" else lab.put_back([message])
     lab.tell(lab.storage.events)
-    plan.ask(lab.context, id_of(BOB), "dummy", {"seconds": 0}, force=False, retry=False)
+    pending.ask(lab.context, id_of(BOB), "dummy", {"seconds": 0}, force=False, retry=False)
     lab.storage.events.clear()
     gate = Gate(at, after=True)
     if how == "tool":

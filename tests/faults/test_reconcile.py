@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from handlers.runs import plan, results
+from handlers.runs import pending, results
 from handlers.upkeep import reconcile
 from posedrop.buckets import layout
 from posedrop.errors import StorageError
@@ -245,7 +245,7 @@ def test_a_question_is_answered_for_what_is_ingested_first_after_it(world: World
     world.storage.put(VIDEOS, "a.mp4", b"one")
     world.reconciler.round()
     file_id = layout.file_id_of(VIDEOS, "a.mp4")
-    first = plan.ask(world.context, file_id, "dummy", {"seconds": 2}, force=False)
+    first = pending.ask(world.context, file_id, "dummy", {"seconds": 2}, force=False)
     world.settle()
     # Whoever asked needs no default on top.
     assert runs(world) == {("a.mp4", 2)}
@@ -261,7 +261,7 @@ def test_a_question_is_answered_for_what_is_ingested_first_after_it(world: World
     world.clock.pass_(1)
     world.storage.put(VIDEOS, "a.mp4", b"three")
     world.reconciler.round()
-    again = plan.ask(world.context, file_id, "dummy", {"seconds": 2}, force=False)
+    again = pending.ask(world.context, file_id, "dummy", {"seconds": 2}, force=False)
     assert again.analysis_id != first.analysis_id
     world.settle()
     assert results.read(world.context, again.analysis_id).analysis_id != answered

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handlers import upload
-from handlers.runs import plan, results
+from handlers.runs import pending, results
 from handlers.upkeep import retention
 from posedrop import api
 from posedrop.buckets import layout
@@ -233,7 +233,7 @@ def sweep(world: World) -> None:
 
 def command(world: World) -> None:
     """`posedrop expire`."""
-    retention.expire(world.context, retention.ExpireRequest(due=100))
+    retention.expire(world.context, api.ExpireRequest(due=100))
 
 
 class AfterChange(Gate):
@@ -434,7 +434,7 @@ def test_room_is_made_down_to_the_low_mark(make: Make) -> None:
     pin(world, "", ["pinned.mp4"])
     world.settle()
     file_id = layout.file_id_of(VIDEOS, "0.mp4")
-    plan.ask(world.context, file_id, "dummy", {"seconds": 9}, force=False)  # it is not finished
+    pending.ask(world.context, file_id, "dummy", {"seconds": 9}, force=False)  # it is not finished
     there = retention.count_bytes(world.context)
     marks = {"high_water_bytes": there - 1, "low_water_bytes": there - 15_000}
     world.settings = world.settings.model_copy(update=marks)
@@ -483,7 +483,7 @@ def test_what_never_came_is_given_up_when_its_urls_are_over(make: Make) -> None:
         key = f"uploads/{file_id}/{name}.mp4"
         world.context.index.expect_file(file_id, VIDEOS, key, world.clock())
     asked = {
-        name: plan.ask(world.context, layout.make_id(name), "dummy", {"seconds": 7}, force=False)
+        name: pending.ask(world.context, layout.make_id(name), "dummy", {"seconds": 7}, force=False)
         for name in ("never", "came")
     }
     world.clock.pass_(DAY)
@@ -546,7 +546,7 @@ def test_a_worker_keeps_no_copy_of_a_film_that_is_gone(make: Make) -> None:
     kept = hashlib.sha256(b"film kept.mp4").hexdigest()
     assert cache.videos() == [kept]
     file_id = layout.file_id_of(VIDEOS, "copy.mp4")
-    plan.ask(world.context, file_id, "dummy", {"seconds": 5}, force=False)
+    pending.ask(world.context, file_id, "dummy", {"seconds": 5}, force=False)
     world.settle()
     assert {row.state for row in world.context.index.analyses(query="copy").rows} == {"succeeded"}
 

@@ -12,7 +12,7 @@ import pytest
 
 from handlers import upload
 from handlers.context import Context
-from handlers.runs import plan, results, rules, waiting
+from handlers.runs import pending, results, rules, waiting
 from handlers.upkeep import reconcile
 from posedrop import analyses
 from posedrop.buckets import layout
@@ -203,7 +203,7 @@ def test_a_film_that_waits_and_is_asked_about_waits_no_more(world: World) -> Non
     tell(world)
     file_id = layout.file_id_of(VIDEOS, "a/1.mp4")
     assert upload.describe(world.context, file_id).waiting is not None
-    plan.ask(world.context, file_id, "dummy", {"seconds": 4}, force=False)
+    pending.ask(world.context, file_id, "dummy", {"seconds": 4}, force=False)
     tell(world)
     assert upload.describe(world.context, file_id).waiting is None
     for key in [key for key in world.storage.buckets[RESULTS] if "/dummy-" in key]:
@@ -224,10 +224,10 @@ def test_a_rule_reaches_no_film_that_was_decided_about(world: World) -> None:
     world.tell(world.storage.events)
     world.storage.events.clear()
     ids = {name: layout.file_id_of(VIDEOS, f"a/{name}.mp4") for name in ("before", "after", "gone")}
-    plan.ask(world.context, ids["before"], "dummy", {"seconds": 5}, force=False)
+    pending.ask(world.context, ids["before"], "dummy", {"seconds": 5}, force=False)
     tell(world)
     asked = [
-        plan.ask(world.context, ids[name], "dummy", {"seconds": 6}, force=False).analysis_id
+        pending.ask(world.context, ids[name], "dummy", {"seconds": 6}, force=False).analysis_id
         for name in ("after", "gone")
     ]
     tell(world)

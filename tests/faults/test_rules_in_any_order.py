@@ -11,7 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from handlers.runs import plan, results
+from handlers.runs import pending, results
 from posedrop.buckets import layout
 from tests.support.memory_storage import RESULTS, VIDEOS, Gate
 from tests.support.world import World
@@ -97,7 +97,7 @@ class Lab:
         seconds = self._begin()
         if (film := self.films.get(key)) is not None:
             file_id = layout.file_id_of(VIDEOS, key)
-            plan.ask(self.world.context, file_id, "dummy", {"seconds": seconds}, force=False)
+            pending.ask(self.world.context, file_id, "dummy", {"seconds": seconds}, force=False)
             film.runs.append(seconds)
             film.decided, film.waits_for = True, None
 

@@ -15,7 +15,7 @@ from dramatiq.brokers.stub import StubBroker
 from moto.server import ThreadedMotoServer
 
 from handlers.context import Context
-from handlers.events import notify, sqs
+from handlers.events import follow, notify, sqs
 from posedrop.buckets.storage import Storage
 from posedrop.index.index import Index
 from posedrop.settings import load
@@ -79,7 +79,7 @@ def aws(tmp_path: Path) -> Iterator[Aws]:
     )
     index = Index(tmp_path / "index.sqlite")
     context = Context(settings, Storage(settings), index, queue.connect("stub://"))
-    poller = sqs.Poller(context, notify.Follower(context), queue_url)
+    poller = sqs.Poller(context, follow.Follower(context), queue_url)
     yield Aws(context, poller, s3, queues, queue_url, dead_url)
     index.close()
     server.stop()
@@ -102,7 +102,7 @@ def drain(aws: Aws) -> None:
     """Poll until the queue is empty, and follow what came."""
     while aws.poller.poll(wait_seconds=0):
         pass
-    while notify.follow(aws.context):
+    while follow.follow(aws.context):
         pass
 
 

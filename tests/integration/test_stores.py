@@ -31,10 +31,7 @@ def _storage(folder: Path, endpoint: str, access_key: str, secret_key: str) -> S
     return Storage(load(folder, {"s3_endpoint": endpoint, **keys}))
 
 
-SERVERS = [pytest.param(name, marks=pytest.mark.server) for name in ("weed", "minio")]
-
-
-@pytest.fixture(scope="module", params=["memory", "moto", *SERVERS])
+@pytest.fixture(scope="module", params=["memory", "moto", "weed", "minio"])
 def store(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Storage]:
@@ -142,7 +139,7 @@ def test_metadata_stays_with_its_object_alone(store: Storage, bucket: str) -> No
 
 
 # moto copies whatever it is told of the source's ETag.
-@pytest.mark.parametrize("store", ["memory", *SERVERS], indirect=True)
+@pytest.mark.parametrize("store", ["memory", "weed", "minio"], indirect=True)
 def test_a_copy_is_of_the_listed_bytes_or_none(store: Storage, bucket: str) -> None:
     """A copy has the bytes; of an object that was replaced, or is gone, none is made."""
     store.write(bucket, "from/bob's ü/a+b.png", b"plot", "image/png")

@@ -6,13 +6,17 @@ from datetime import UTC, datetime, timedelta
 
 from posedrop.buckets.records import (
     Artefact,
+    BodypartQuality,
+    BoneQuality,
     Duplicate,
     ModelRef,
     PendingRequest,
+    Quality,
     Refusal,
     Request,
     Result,
     RunError,
+    Stretches,
     VideoRecord,
     VideoRef,
 )
@@ -82,6 +86,32 @@ def result_of(number: int = 0, state: str = "succeeded") -> Result:
             "finished_at": at(500 + number),
         }
     )
+
+
+def judged(result: Result, score: float | None) -> Result:
+    """Return a result with a score of its poses, or without one."""
+    quality = None
+    if score is not None:
+        none = Stretches(frames=0, stretches=0, longest_seconds=0)
+        quality = Quality(
+            version=1,
+            score=score,
+            reasons=["it is dark"],
+            pcutoff=0.6,
+            bodyparts=[
+                BodypartQuality(
+                    name="snout", below_cutoff=0.5, longest_gap_seconds=2, jumps=3, outside=None
+                )
+            ],
+            missing=none,
+            black=none,
+            frozen=None,
+            odd_timestamps=0,
+            bones=[BoneQuality(bodyparts=("snout", "尾"), outliers=7)],
+            fewer_animals=None,
+            suspected_swaps=None,
+        )
+    return result.model_copy(update={"quality": quality})
 
 
 def pending_request(number: int = 0) -> PendingRequest:

@@ -21,7 +21,7 @@ from typing import Any
 from dramatiq import Message
 
 from handlers.context import Context
-from handlers.events import notify
+from handlers.events import follow, notify
 from handlers.metrics import Metrics
 from handlers.upkeep import reconcile
 from posedrop import analyses
@@ -255,7 +255,7 @@ class World:
         body = json.dumps({"Records": list(events)}).encode()
         with self.storage.gate(gate), contextlib.suppress(Crash):
             notify.record(self.context, body)
-            while notify.follow(self.context):
+            while follow.follow(self.context):
                 pass
 
     def settle(self) -> None:

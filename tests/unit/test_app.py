@@ -19,6 +19,7 @@ from posedrop.buckets.storage import Storage
 from posedrop.index.index import Index
 from posedrop.settings import Settings
 from posedrop.transport import queue
+from tests.support.index_rows import judged, result_of, run_of
 from tests.support.samples import PROBE
 from tests.support.serving import serving
 
@@ -272,3 +273,20 @@ def test_what_was_put_by_a_tool_is_a_line_with_the_stores_user(
         ("video put", "b", "store", "127.0.0.1"),
     ]
     assert len(lines[1]["who"]) == 200
+
+
+def test_runs_are_listed_in_order_of_quality(api: httpx.Client, settings: Settings) -> None:
+    """Page by page, the worst first, with the reasons; the cursor of another order is refused."""
+    index = Index(settings.index_file)
+    for number, score in enumerate((90, None, 12.5, 61.3)):
+        index.analysis_finished(judged(result_of(number), score), run_of(number))
+    index.close()
+    asked: dict[str, Any] = {"order": "quality", "limit": 3}
+    first = api.get("/analyses", params=asked).json()
+    assert [item["quality"] for item in first["items"]] == [12.5, 61.3, 90]
+    assert first["items"][0]["quality_reasons"] == ["it is dark"]
+    last = api.get("/analyses", params={**asked, "cursor": first["next"]}).json()
+    assert [(item["quality"], item["quality_reasons"]) for item in last["items"]] == [(None, None)]
+    assert last["next"] is None
+    for wrong in ({"cursor": first["next"]}, {"order": "beauty"}):
+        assert api.get("/analyses", params=wrong).status_code in {400, 422}

@@ -309,8 +309,24 @@ def test_ls_analyses(tmp_path: Path, api: Api) -> None:
     row = run_row_json()
     api.answers["GET /analyses"] = {"items": [row], "next": None}
     assert call(tmp_path, "ls", "--analyses").output == (
-        f"{RUN_ID}  succeeded  dummy  2026-01-02T03:04:05  day1/film.mp4\n"
+        f"{RUN_ID}  succeeded  -  dummy  2026-01-02T03:04:05  day1/film.mp4\n"
     )
+
+
+def test_quality_is_shown_and_asked_for(tmp_path: Path, api: Api) -> None:
+    """A list has the score; a run the reasons, too. Videos have none."""
+    row = run_row_json() | {"quality": 61.3}
+    api.answers["GET /analyses"] = {"items": [row], "next": None}
+    told = call(tmp_path, "ls", "--analyses", "--order", "quality").output
+    assert told.split()[1:3] == ["succeeded", "61"]
+    assert api.asked[-1].url.params["order"] == "quality"
+    assert "--analyses" in call(tmp_path, "ls", "--order", "quality").output
+    quality = {"score": 61.3, "reasons": ["the film is \x1b[2Jdark"]}
+    result = {"state": "succeeded", "quality": quality}
+    api.answers[f"GET /results/{RUN_ID}"] = run_json(result=result)
+    told = call(tmp_path, "show", RUN_ID).output
+    assert "quality 61 of 100\n    the film is " in told
+    assert "\x1b" not in told
 
 
 def test_analyse_reads_args_as_json_or_text_and_names_a_video_by_key(

@@ -140,7 +140,7 @@ def test_forms_that_wait_for_a_slow_store_hold_nobody_else_up() -> None:
     async def body() -> AsyncIterator[bytes]:
         yield part(FILE)[:-2]
         for _ in range(40):
-            yield bytes(100)
+            yield bytes(2000)  # in all more than a pipe holds
         yield b"\r\n" + END
 
     async def everything() -> None:
@@ -154,7 +154,7 @@ def test_forms_that_wait_for_a_slow_store_hold_nobody_else_up() -> None:
             let_go.set()
 
     anyio.run(everything)
-    assert taken == [4004] * 50
+    assert taken == [80_004] * 50
 
 
 def test_a_client_that_goes_away_blocks_no_other() -> None:

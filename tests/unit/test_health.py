@@ -16,6 +16,7 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 
 from handlers.app import create_app
 from handlers.metrics import Metrics
@@ -26,6 +27,7 @@ from posedrop.index.index import Index
 from posedrop.metrics import Few
 from posedrop.settings import Settings, load
 from posedrop.transport import queue
+from tests.support.index_rows import judged
 from tests.support.serving import serving
 
 NOW = datetime.now(UTC)
@@ -197,6 +199,17 @@ def test_a_run_is_counted_once_and_not_again_by_a_reindex(tmp_path: Path) -> Non
     index.close()
     assert sum(values(text, "posedrop_runs_total").values()) == 1
     assert values(text, "posedrop_run_seconds_sum") == {'analysis="dummy"': 30}
+    assert not values(text, "posedrop_run_quality_sum")
+
+
+def test_scores_are_counted_where_there_are_any() -> None:
+    """By analysis; a run without one is not taken for one of 0."""
+    metrics = Metrics(NOW)
+    for score in (None, 61.3, 12):
+        metrics.run_ended(judged(result(state="succeeded"), score))
+    text = generate_latest(metrics.registry).decode()
+    assert values(text, "posedrop_run_quality_sum") == {'analysis="dummy"': 73.3}
+    assert values(text, "posedrop_run_quality_count") == {'analysis="dummy"': 2}
 
 
 CODES = st.text() | st.from_regex(r"[a-z][a-z0-9_]{0,39}", fullmatch=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,10 +16,15 @@ from posedrop.index import files as files_module
 from posedrop.index import pages as pages_module
 from posedrop.index import search
 from posedrop.index.index import Index
+from posedrop.index.listing import to_cursor
 from tests.support.index_rows import (
     BUCKET,
     NOW,
+    judged,
     receive,
+    request_of,
+    result_of,
+    run_of,
     video_record,
 )
 
@@ -228,3 +234,62 @@ def test_any_key_is_found_by_prefix(index: Index, key: str) -> None:
     for length in range(len(key) + 1):
         assert [row.key for row in index.files(prefix=key[:length]).rows] == [key]
         assert [row.key for row in index.files(prefix=key[:length], query="Mou").rows] == [key]
+
+
+SCORES = st.none() | st.sampled_from([0.0, 61.3, 100.0]) | st.floats(0, 100)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(SCORES, max_size=12), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_runs_in_order_of_quality(
+    index: Index, scores: list[float | None], limit: int, order: Random
+) -> None:
+    """The lowest score first, of one score the newest; last, whatever has none: page by page."""
+    index.reset()
+    numbers = list(range(len(scores)))
+    order.shuffle(numbers)
+    for number in numbers:
+        index.analysis_requested(request_of(number), run_of(number))
+        if scores[number] is not None or number % 2:
+            index.analysis_finished(judged(result_of(number), scores[number]), run_of(number))
+    # Two scores are one if what they lack of 100 is one number.
+    badness = [-1 if score is None else 100 - score for score in scores]
+    wanted = sorted(numbers, key=lambda number: (badness[number], number), reverse=True)
+    for filters in ({}, {"query": "mouse"}, {"analysis": "deeplabcut_2d"}):
+        seen, cursor = [], None
+        while True:
+            page = index.analyses(order="quality", limit=limit, cursor=cursor, **filters)
+            seen += [row.run for row in page.rows]
+            cursor = page.cursor
+            if cursor is None:
+                break
+        assert seen == [run_of(number) for number in wanted]
+    for number in numbers:
+        file_id = request_of(number).video.file_id
+        assert len(index.analyses(order="quality", file_id=file_id).rows) == 1
+        row = index.analysis(request_of(number).analysis_id)
+        assert row is not None
+        assert row.quality == scores[number]
+        assert row.quality_reasons == (None if scores[number] is None else ("it is dark",))
+
+
+def test_a_cursor_is_of_one_order(index: Index) -> None:
+    """What one list has answered, another can't go on with; nor with what is no number."""
+    for number in range(3):
+        index.analysis_finished(judged(result_of(number), 50), run_of(number))
+    newest = index.analyses(limit=1).cursor
+    assert newest is not None
+    for order, cursor in (
+        ("quality", newest),
+        ("newest", index.analyses(order="quality", limit=1).cursor),
+        ("quality", to_cursor(float("nan"), 1)),
+        ("quality", to_cursor(float("inf"), 1)),
+        ("quality", to_cursor(1, 2, 3)),
+        ("quality", to_cursor(50, 0.5)),
+        ("quality", to_cursor(50, 10**400)),
+        ("newest", to_cursor(10**400)),
+    ):
+        with pytest.raises(BadRequestError):
+            index.analyses(order=order, cursor=cursor)

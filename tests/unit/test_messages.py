@@ -39,7 +39,7 @@ TREES = st.recursive(
     ),
     max_leaves=12,
 )
-WORDS = ("hello", "progress", "turn", "result", "error", "fresh", "stage", "done", "class", "code")
+WORDS = ("hello", "progress", "permit", "result", "error", "fresh", "done", "class", "code")
 NAMES = st.one_of(st.sampled_from(WORDS), st.text(max_size=3))
 
 COUNTS = {"frames_expected": 2, "frames_decoded": 2, "rows": 2, "timings": {}}
@@ -59,9 +59,9 @@ def deep(levels: int) -> bytes:
         b"\xff\xfe{}",
         b'{"result": 1}',
         b'{"result": null}',
-        b'{"result": {}, "turn": "over"}',
+        b'{"result": {}, "permit": "over"}',
         b'{"hello": -1}',
-        b'{"turn": "mine"}',
+        b'{"permit": "mine"}',
         b'{"error": {}}',
         b'{"error": {"class": "AnalysisError", "code": 1, "message": "x"}}',
         b'{"progress": {"stage": 1}}',

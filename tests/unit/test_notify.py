@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handlers.context import Context
-from handlers.events import notify
+from handlers.events import follow, notify
 from posedrop.buckets import layout
 from posedrop.buckets.records import (
     PendingRequest,
@@ -181,7 +181,7 @@ def _index(context: Context) -> list[dict[str, Any]]:
 
 
 def _follow_all(context: Context) -> None:
-    while notify.follow(context):
+    while follow.follow(context):
         pass
 
 
@@ -330,7 +330,7 @@ def test_the_follower_says_when_many_events_wait(context: Context) -> None:
         if not many:
             calm.set()
 
-    follower = notify.Follower(context, set_busy)
+    follower = follow.Follower(context, set_busy)
     follower.start()
     assert calm.wait(30)
     follower.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from posedrop.buckets.layout import PREDICTIONS
+from posedrop.buckets.records import Quality
 from posedrop.errors import AnalysisError
 from worker.poses import predictions, tables
 from worker.poses.predictions import Predictions
@@ -142,3 +144,27 @@ def test_an_array_that_is_not_known_is_passed_over(tmp_path: Path) -> None:
     predictions.write(path, made(np.ones((4, 1, 2, 3), np.float32), np.ones(4, bool)))
     path.write_bytes(_changed(path, brightness=np.arange(4)))
     assert finish(tmp_path)["rows"] == 4
+
+
+def test_the_tables_come_with_their_quality(tmp_path: Path) -> None:
+    """By the cutoff of the run, else the model's; bones by its skeleton; the film's size."""
+    values = np.full((60, 1, 2, 3), 50.0, np.float32)
+    values[..., 2] = 0.7
+    values[10, 0, 1, 0] = 90  # one bone of 40 pixels
+    decoded = np.ones(60, np.bool_)
+    details = {"pcutoff": 0.65, "skeleton": [["Nase", "尾"], ["Nase"], 7]}
+    answer = {"timings": {}, "details": details, "rows": 60}
+    found = replace(made(values, decoded), about={**ABOUT, "answer": answer})
+    predictions.write(tmp_path / PREDICTIONS, found)
+    whole = deeplabcut_2d.normalise({"model": "mouse", "filter": "none"})
+    job = Job(tmp_path / "none", tmp_path, whole, None, None, lambda *_: None, frame_size=(90, 60))
+    quality = Quality.model_validate(tables.finish(job)["quality"])
+    assert quality.pcutoff == 0.65
+    assert [bone.outliers for bone in quality.bones] == [1]
+    assert [(part.name, part.jumps, part.outside) for part in quality.bodyparts] == [
+        ("Nase", 0, 0),
+        ("尾", 2, 1),
+    ]
+    assert quality.black is None, "an older posedrop has kept no brightness"
+    whole["pcutoff"] = 0.8
+    assert Quality.model_validate(tables.finish(job)["quality"]).score == 0

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from handlers.context import Context
-from handlers.runs import plan
+from handlers.runs import validation
 from posedrop.analyses import superanimal
 from posedrop.analyses.superanimal import SuperAnimalArgs
 from posedrop.buckets.storage import Storage
@@ -112,7 +112,7 @@ def test_an_analysis_without_its_model_is_told_which_there_are(
 
     def told(analysis: str) -> str:
         with pytest.raises(BadRequestError, match="--arg model=NAME") as caught:
-            plan.validate(context, analysis, {})
+            validation.validate(context, analysis, {})
         assert caught.value.field == "args.model"
         return caught.value.message
 

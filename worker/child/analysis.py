@@ -49,7 +49,7 @@ def run_analysis(payload: dict[str, Any], report: Reporter) -> dict[str, Any]:
 
 
 def finish_analysis(payload: dict[str, Any], report: Reporter) -> dict[str, Any]:
-    """Make of ``predictions.npz`` what is left of an analysis, where there is no film.
+    """Finish an analysis from ``predictions.npz``, where there is no film.
 
     Args:
         payload: :class:`worker.child.messages.FinishAnalysis` as JSON.
@@ -68,6 +68,7 @@ def finish_analysis(payload: dict[str, Any], report: Reporter) -> dict[str, Any]
         report=report,
         sha256=task.sha256,
         version=analysis.version,
+        frame_size=task.frame_size,
     )
     result: dict[str, Any] = function(analysis.finish)(job)
     return result

@@ -129,7 +129,7 @@ class Child:
 
     @property
     def walls(self) -> Walls | None:
-        """Which walls stand around it: what its kernel grants. None: it was never started."""
+        """The walls around the child, as its kernel grants; None: it was never started."""
         return self._walls
 
     def start(self) -> None:
@@ -398,7 +398,7 @@ class Child:
     def _exchange(
         self, unsent: bytes, also: AcceleratorPermit | None = None
     ) -> tuple[bytes, list[Line]]:
-        """Send and receive what can be within POLL_SECONDS; return what is left, what came.
+        """Send and receive within POLL_SECONDS; return the unsent bytes, and the lines received.
 
         It returns earlier when something came, or when ``also`` is free.
         """
@@ -475,7 +475,7 @@ def _tell_to_end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _walls_of(hello: Line) -> Walls:
-    """Return what a child says of its walls; it says so before it has seen any film."""
+    """Return the walls that a child names in its hello, before it has seen any film."""
     lack = {name: hello.lack[name] for name in NAMES if name in hello.lack}
     return Walls([name for name in NAMES if name in hello.walls], lack)
 

@@ -24,7 +24,7 @@ _DEEP = 10
 
 
 def prepare(place: Path) -> None:
-    """Make a child's folder, empty: what an earlier child left is nothing to the next one."""
+    """Make a child's folder, empty: files of an earlier child go."""
     remove(place)
     if place.exists():  # whatever it did to it, the next child has none of it
         place.rename(place.with_name(f"{place.name}-{uuid.uuid4().hex}"))
@@ -71,7 +71,7 @@ def _take_back(folder: Path, there: Path, given: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder however deep, as far as that can be; a link, not what it names."""
+    """Remove a file, a link, or a folder however deep, as far as possible."""
     if path.is_symlink() or not path.is_dir():
         with suppress(OSError):
             path.unlink()

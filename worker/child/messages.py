@@ -22,6 +22,7 @@ from posedrop.buckets.records import (
     FrameRange,
     Probe,
     Progress,
+    Quality,
     Record,
     Seconds,
 )
@@ -68,7 +69,7 @@ class Failure(Record):
     field: Annotated[str, _cut_to(MAX_NAME)] | None = None
 
     def as_error(self) -> PosedropError:
-        """Return what the task raised, as the class that it was if a task may raise that."""
+        """Return the task's error, as its own class if a task may raise that."""
         kind = getattr(errors, self.kind, None)
         if not (isinstance(kind, type) and issubclass(kind, _RAISED)):
             kind = AnalysisError
@@ -131,6 +132,7 @@ class AnalysisOutput(Record):
     cut: bool = False
     concealed: Count = 0
     timestamps: Name | None = None
+    quality: Quality | None = None
     analysis_version: Name = ""
     timings: dict[Name, Seconds] = Field(default_factory=dict, max_length=_MAX_ENTRIES)
     versions: dict[Name, Name] = Field(default_factory=dict, max_length=_MAX_ENTRIES)
@@ -166,10 +168,10 @@ class Task(Record, Generic[Output]):
     OUTPUT: ClassVar[type[Record]]
 
     def output(self, answer: dict[str, Any]) -> Output:
-        """Return a child's answer as what it has to be.
+        """Return a child's answer as this task's output.
 
         Raises:
-            AnalysisError: code ``bad_answer``: it can't be that; the message says where.
+            AnalysisError: code ``bad_answer``: it has another form; the message says where.
         """
         try:
             output: Any = self.OUTPUT.model_validate(answer)
@@ -250,9 +252,13 @@ class RunAnalysis(_Analyse):
 
 
 class FinishAnalysis(_Analyse):
-    """Make of ``predictions.npz``, alone in ``out``, what is left to do; there is no film."""
+    """Finish an analysis from ``predictions.npz``, alone in ``out``; there is no film."""
 
     NAME = "finish_analysis"
+
+    frame_size: tuple[int, int] | None = Field(
+        default=None, description="width and height of the film's frames, in pixels"
+    )
 
 
 class RenderVideo(Task[RenderOutput]):

@@ -23,29 +23,29 @@ class AcceleratorPermit:
     """
 
     def __init__(self) -> None:
-        """Make it; nobody has it."""
+        """Make a permit that nobody has."""
         self._reads, self._writes = os.pipe()
         os.set_blocking(self._reads, False)
         weakref.finalize(self, _close, self._reads, self._writes)
         self.release()
 
     def fileno(self) -> int:
-        """Return what is readable while nobody has it."""
+        """Return a descriptor that is readable while the permit is free."""
         return self._reads
 
     def acquire(self) -> bool:
-        """Take it, if nobody has it."""
+        """Take the permit if it is free; return whether it was."""
         with suppress(BlockingIOError):
             return bool(os.read(self._reads, 1))
         return False
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Give the permit back."""
         os.write(self._writes, b"\0")
 
     @contextmanager
     def held(self, should_stop: Callable[[], bool]) -> Iterator[None]:
-        """Wait for it, and have it within the block.
+        """Wait for the permit, and have it within the block.
 
         Raises:
             CancelledRunError: ``should_stop`` said so.
@@ -66,7 +66,7 @@ class PermitRequest:
     """One call's request for the permit: its child asks, and it is closed in any case."""
 
     def __init__(self, permit: AcceleratorPermit | None) -> None:
-        """Prepare it for ``permit``; None: there is nobody to wait for."""
+        """Prepare a request for ``permit``; None: every request is granted at once."""
         self._permit = permit
         self._since: float | None = None
         self._has = False

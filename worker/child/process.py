@@ -112,7 +112,7 @@ def _answer(task: str, payload: dict[str, Any], report: tasks.Reporter) -> dict[
 
 
 def _came_of(error: BaseException, *numbers: int) -> bool:
-    """Tell whether an error, or what caused it, is an OSError with one of these ``errno``."""
+    """Tell whether an error, or a cause of it, is an OSError with one of these ``errno``."""
     seen: list[BaseException | None] = []
     rest: BaseException | None = error
     while rest is not None and rest not in seen:
@@ -160,7 +160,7 @@ class PipeReporter:
         clock: Callable[[], float] = time.monotonic,
         heard: Callable[[], bytes] = lambda: b"alone",
     ) -> None:
-        """Tell the parent by ``send``; ``heard`` waits for its next word, empty: it is gone."""
+        """Report by ``send``; ``heard`` waits for the parent's next line, empty: it is gone."""
         self._send = send
         self._clock = clock
         self._heard = heard

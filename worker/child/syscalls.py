@@ -166,7 +166,7 @@ def _by_number(column: int, *, cuda: bool) -> Iterator[Step]:
 
 
 def _looked_at(column: int, *, cuda: bool) -> Iterator[Step]:
-    """Look at the arguments of what is denied only sometimes; each ends by itself."""
+    """Look at the arguments of calls that are denied only sometimes; each check ends by itself."""
     pairs = [_argument(0), (_EQUAL, 1, 0, _AF_UNIX), _fails(errno.EPERM)]
     # Not of datagrams: one of those can be sent anywhere.
     pairs += [

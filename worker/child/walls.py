@@ -102,15 +102,15 @@ class Plan:
     """What a child's walls are to be."""
 
     folder: str
-    """The child's, with :data:`OWN` and :data:`GIVEN` in it."""
+    """The child's folder, with :data:`OWN` and :data:`GIVEN` in it."""
     reads: Sequence[str] = ()
-    """What else it may read."""
+    """Files and folders that the child may read beside libraries."""
     hidden: Sequence[str] = ()
-    """What it may not, wherever it lies: the data, and other jobs' files."""
+    """Folders that the child may not read: the data, and other jobs' files."""
     cards: bool = False
-    """Whether it may use the accelerators of this machine."""
+    """Whether the child may use the accelerators of this machine."""
     group: str = ""
-    """A control group for it, which bounds its memory."""
+    """A control group that bounds the child's memory."""
 
 
 @dataclass
@@ -272,7 +272,7 @@ class Kernel:
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def prctl(self, *numbers: int) -> str | None:
-        """Call it; return why not."""
+        """Call prctl; return why it failed, None: it did not."""
         padded = (*numbers, *[0] * (5 - len(numbers)))
         done = self._libc.prctl(*(ctypes.c_ulong(number) for number in padded))
         return None if done == 0 else self._why()
@@ -467,7 +467,7 @@ def _fork(
 
 @dataclass
 class Keeper:
-    """What stays outside of the walls: it ends whatever is left within, and takes note of it."""
+    """The process outside of the walls: it ends all that is left within, and notes how it ended."""
 
     init: int = 0
     child: int = 0

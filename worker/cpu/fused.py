@@ -248,21 +248,7 @@ def narrowed(head: Any, dtype: torch.dtype) -> Any:
 
 def fuse(module: nn.Module, make: Maker = Convolution) -> int:
     """Put fused parts in the place of a module's plain ones; return how many there were."""
-    fused = 0
-    if _has_plain_stem(module):
-        stem: Any = module
-        stem.conv1, stem.act1 = make(stem.conv1, "relu"), nn.Identity()
-        fused += 1
-    if type(module) is Conv2dNormActivation and _is_plain_sequence(module):
-        parts: Any = module
-        parts[0] = make(parts[0], _ACTIVATIONS[type(parts[-1])])
-        parts[-1] = nn.Identity()
-        fused += 1
-    if type(module) is CSPConvModule and _is_plain_csp(module):
-        csp: Any = module
-        csp.conv = make(csp.conv, _ACTIVATIONS[type(csp.activate)])
-        csp.activate = nn.Identity()
-        fused += 1
+    fused = _fuse_itself(module, make)
     before: Any = None
     child: Any
     for name, child in list(module.named_children()):
@@ -286,6 +272,26 @@ def fuse(module: nn.Module, make: Maker = Convolution) -> int:
             setattr(module, name, new)
             fused += 1
         before = new
+    return fused
+
+
+def _fuse_itself(module: nn.Module, make: Maker) -> int:
+    """Fuse a module that is a convolution and what follows it; return how many there were."""
+    fused = 0
+    if _has_plain_stem(module):
+        stem: Any = module
+        stem.conv1, stem.act1 = make(stem.conv1, "relu"), nn.Identity()
+        fused += 1
+    if type(module) is Conv2dNormActivation and _is_plain_sequence(module):
+        parts: Any = module
+        parts[0] = make(parts[0], _ACTIVATIONS[type(parts[-1])])
+        parts[-1] = nn.Identity()
+        fused += 1
+    if type(module) is CSPConvModule and _is_plain_csp(module):
+        csp: Any = module
+        csp.conv = make(csp.conv, _ACTIVATIONS[type(csp.activate)])
+        csp.activate = nn.Identity()
+        fused += 1
     return fused
 
 

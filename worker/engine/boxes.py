@@ -103,7 +103,10 @@ def slack_of(boxes: npt.NDArray[np.float32], error: float) -> npt.NDArray[np.flo
 
 @cache
 def _kernels() -> Kernels:
-    """Compile the loops, which takes a second."""
+    """Compile the loops, which takes a second.
+
+    They are functions in here, as long as they are: numba compiles them with the types around them.
+    """
     floats = [types.Array(types.float32, count, "C") for count in range(5)]
     words, doubles, bytes_ = (
         types.Array(kind, 1, "C") for kind in (types.int64, types.float64, types.uint8)

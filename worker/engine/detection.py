@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 Frame = npt.NDArray[np.uint8]
 #: What DeepLabCut's runner for poses takes with a frame: ``bboxes`` (n, 4), left, top, width and
 #: height, and ``bbox_scores`` (n,).
-Context = dict[str, Any]
+FrameContext = dict[str, Any]
 
 #: One of so many frames is computed both ways.
 CHECK_EVERY = 256
@@ -125,7 +125,7 @@ class Detections:
         self._crop = crop
         self._asked = batch
         self._accelerated = detector.device.type != "cpu"
-        self._context: Context | None = None
+        self._context: FrameContext | None = None
         self._size: tuple[int, ...] = ()
         self._seconds: dict[int, list[float]] = {}
         self._slow = self._fast = 0.0
@@ -156,7 +156,9 @@ class Detections:
             "frames_detected_again": self.known.again,
         }
 
-    def found(self, frames: Iterator[tuple[int, Frame]]) -> Iterator[tuple[int, Frame, Context]]:
+    def found(
+        self, frames: Iterator[tuple[int, Frame]]
+    ) -> Iterator[tuple[int, Frame, FrameContext]]:
         """Yield frames with the boxes in them: number, frame (BGR), and DeepLabCut's context.
 
         Raises:
@@ -212,7 +214,7 @@ class Detections:
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _launch(self, frames: list[Frame]) -> list[Context]:
+    def _launch(self, frames: list[Frame]) -> list[FrameContext]:
         x = self._prepared(frames)
         if not self.known.quick:
             began = time.perf_counter()
@@ -240,7 +242,7 @@ class Detections:
 
     def _settled(
         self, quick: QuickDetector, x: Tensor, row: int, one: FoundBoxes, checked: bool
-    ) -> Context:
+    ) -> FrameContext:
         """Return the boxes of a picture, detected again where they are uncertain or checked.
 
         Args:
@@ -285,7 +287,7 @@ class Detections:
         pixels = torch.from_numpy(np.stack(frames)).to(self._detector.device)
         return normalised(pixels)
 
-    def _boxes(self, found: dict[str, Any]) -> Context:
+    def _boxes(self, found: dict[str, Any]) -> FrameContext:
         """Return what DeepLabCut's runner makes of what the detector returned for a frame."""
         copied = {name: value.copy() for name, value in found["detection"].items()}
         context, _ = self._runner.postprocessor([{"detection": copied}], dict(self._context or {}))
@@ -344,7 +346,7 @@ class Detections:
         away = np.abs(edges - np.floor(edges) - 0.5)
         return bool((away > off).all())
 
-    def _same(self, one: Context, other: Context) -> bool:
+    def _same(self, one: FrameContext, other: FrameContext) -> bool:
         if len(one["bboxes"]) != len(other["bboxes"]):
             return False
         edges = [edges_of(its["bboxes"].astype(np.float64), self._crop) for its in (one, other)]

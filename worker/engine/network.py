@@ -129,11 +129,7 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
         device,
         conditions=conditions,
     )
-    multi_animal = None
-    if project.get("multianimalproject"):
-        own = train.parent / "test" / INFERENCE_CONFIG
-        settings = read_yaml(own) if own.is_file() else None
-        multi_animal = multi_animal_config(loader.model_cfg["metadata"], scorer, project, settings)
+    multi_animal = _multi_animal(project, train.parent, loader.model_cfg["metadata"], scorer)
     return replace(
         network,
         individuals=multi_animal.individuals if multi_animal else [],
@@ -146,6 +142,16 @@ def _load_project(folder: Path, snapshot: str | None, device: str) -> Network:
         detector_batch_size=_count(project.get("detector_batch_size")),
         crop=_project_crop(project),
     )
+
+
+def _multi_animal(
+    project: dict[str, Any], shuffle: Path, metadata: Any, scorer: str
+) -> MultiAnimalConfig | None:
+    if not project.get("multianimalproject"):
+        return None
+    own = shuffle / "test" / INFERENCE_CONFIG
+    settings = read_yaml(own) if own.is_file() else None
+    return multi_animal_config(metadata, scorer, project, settings)
 
 
 def _own_config(folder: Path, project: dict[str, Any]) -> Path:
@@ -283,14 +289,7 @@ def build(
         ModelError: it can't be built, or the weights are another network's.
     """
     task = Task(config["method"])
-    if task == Task.COND_TOP_DOWN and conditions is None:
-        raise ModelError(
-            f"{_net_type(config)} is a conditional top-down model, and an export lacks the "
-            "bottom-up model whose poses it improves: push the project, by which both go up",
-            code=CODE,
-        )
-    if task == Task.TOP_DOWN and detector_weights is None:
-        raise ModelError("a top-down model needs its detector's weights", code="no_detector")
+    _check_is_whole(config, task, detector_weights, conditions)
     chosen = None if device == "auto" else device
     try:
         # No snapshot path: the weights come from our own, careful reading.
@@ -320,6 +319,23 @@ def build(
         device=str(pose.device),
         conditions=conditions,
     )
+
+
+def _check_is_whole(
+    config: Any,
+    task: Task,
+    detector_weights: dict[str, Any] | None,
+    conditions: Network | None,
+) -> None:
+    """Refuse a model of two networks of which the first is missing."""
+    if task == Task.COND_TOP_DOWN and conditions is None:
+        raise ModelError(
+            f"{_net_type(config)} is a conditional top-down model, and an export lacks the "
+            "bottom-up model whose poses it improves: push the project, by which both go up",
+            code=CODE,
+        )
+    if task == Task.TOP_DOWN and detector_weights is None:
+        raise ModelError("a top-down model needs its detector's weights", code="no_detector")
 
 
 def _detector(config: Any, batch: int, device: str | None, people: str | None) -> Any:

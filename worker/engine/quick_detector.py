@@ -214,12 +214,11 @@ class QuickDetector(ABC):
             and bool((np.diff(-odds[near]) > noise.merit).all())
             and bool((np.diff(-likely) > LEAST_STEP).all())
         )
-        ratio = max(whole[0] / size[0], whole[1] / size[1])
         return FoundBoxes(
             resize_boxes(found[rows], list(size), list(whole)),
             torch.from_numpy(1 / (1 + np.exp(-odds[rows]))).float(),
             certain,
-            noise.box * ratio,
+            noise.box * max(whole[0] / size[0], whole[1] / size[1]),
         )
 
 
@@ -328,17 +327,8 @@ class QuickRCNN(QuickDetector):
 
     def _proposals(self, seen: _Seen, images: ImageList, row: int, noise: Noise) -> _Proposals:
         """Return all that may be proposals, as torchvision's ``filter_proposals``."""
-        rpn, start = self.plain.rpn, 0
-        places, merits, exist, levels = [], [], [], []
-        for number, level in enumerate(seen.objectness):
-            best, there = _best(level[row], rpn.pre_nms_top_n(), noise.objectness)
-            places.append(best + start)
-            merits.append(level[row, best].double())
-            exist.append(there)
-            levels.append(np.full(len(best), number))
-            start += level.shape[1]
-        place, objectness = torch.cat(places), torch.cat(merits)
-        there, kinds = np.concatenate(exist), np.concatenate(levels)
+        rpn = self.plain.rpn
+        place, objectness, there, kinds = self._best_of_levels(seen, row, noise)
         found = self._decoded(seen, images, row, place)
         sides = (found[:, 2:] - found[:, :2]).amin(dim=1)
         floor = _odds(rpn.score_thresh)
@@ -368,6 +358,28 @@ class QuickRCNN(QuickDetector):
             & self._level_is_certain(array[left], slack[left])
         )
         return _Proposals(place[left], found[left], certain)
+
+    def _best_of_levels(
+        self, seen: _Seen, row: int, noise: Noise
+    ) -> tuple[Tensor, Tensor, npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+        """Return the likeliest anchors of each level, or what may be among them.
+
+        Returns:
+            Their places among all anchors, their objectness (float64), which of them are among the
+            likeliest in any case, and the level of each; (anchors,).
+        """
+        start = 0
+        places, merits, exist, levels = [], [], [], []
+        for number, level in enumerate(seen.objectness):
+            best, there = _best(level[row], self.plain.rpn.pre_nms_top_n(), noise.objectness)
+            places.append(best + start)
+            merits.append(level[row, best].double())
+            exist.append(there)
+            levels.append(np.full(len(best), number))
+            start += level.shape[1]
+        return (
+            torch.cat(places), torch.cat(merits), np.concatenate(exist), np.concatenate(levels)
+        )  # fmt: skip
 
     def _level_is_certain(
         self, found: npt.NDArray[np.float32], slack: npt.NDArray[np.float64]

@@ -17,7 +17,7 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
     ToTensor,
 )
 
-from worker.engine.detection import Context, Detections, only_normalises
+from worker.engine.detection import Detections, FrameContext, only_normalises
 from worker.engine.loaded import LoadedModel
 from worker.engine.passes import Pass, Raw
 from worker.engine.predictors import PredictedBatch, Prediction, Predictor
@@ -30,7 +30,7 @@ MOST_WAITING = 512
 
 class _Waiting(NamedTuple):
     number: int
-    context: Context
+    context: FrameContext
     crops: int
 
 
@@ -46,7 +46,7 @@ class TopDownPredictor(Predictor):
         self._detections = detections
         self._rests = False
         self._scale = 1.0
-        self._next: tuple[int, Frame, Context] | None = None
+        self._next: tuple[int, Frame, FrameContext] | None = None
         self.setup = {**pictures.setup, **detections.setup}
 
     def rest(self) -> None:
@@ -88,14 +88,14 @@ class TopDownPredictor(Predictor):
                 yield PredictedBatch([held])
             held = None
 
-    def _is_over(self, found: Iterator[tuple[int, Frame, Context]]) -> bool:
+    def _is_over(self, found: Iterator[tuple[int, Frame, FrameContext]]) -> bool:
         """Tell whether no frame is left; the next one is kept in ``_next``."""
         if self._next is None:
             self._next = next(found, None)
         return self._next is None
 
     def _to_rest(
-        self, found: Iterator[tuple[int, Frame, Context]]
+        self, found: Iterator[tuple[int, Frame, FrameContext]]
     ) -> Iterator[tuple[int, Prediction]]:
         """Yield the poses of frames until a rest is due, of all frames that were begun."""
         waiting: deque[_Waiting] = deque()
@@ -124,7 +124,7 @@ class TopDownPredictor(Predictor):
             yield from complete()
         yield from complete()
 
-    def _cut(self, frame: Frame, context: Context) -> tuple[Any, Context]:
+    def _cut(self, frame: Frame, context: FrameContext) -> tuple[Any, FrameContext]:
         """Return what is cut out, (n, height, width, 3), and where it is; DeepLabCut's steps."""
         load, crop, _, _ = self._pose.preprocessor.components
         image, context = load(frame, context)

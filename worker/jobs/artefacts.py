@@ -49,7 +49,7 @@ def largest(frames: int, width: int, height: int) -> int:
 
 
 def names_of(analysis: Analysis, *, opens_film: bool) -> tuple[str, ...]:
-    """Return patterns of the names of what a child may leave of an analysis.
+    """Return patterns of the names of the files that a child may leave of an analysis.
 
     Args:
         analysis: which.
@@ -82,7 +82,7 @@ def is_allowed(name: str, patterns: Collection[str]) -> bool:
 def take(
     out: Path, into: Path, patterns: Collection[str], most: int, *, besides: Collection[str] = ()
 ) -> list[str]:
-    """Move what a child has left into a folder where it does not write.
+    """Move the files that a child has left into a folder to which no child writes.
 
     Args:
         out: the child's folder; nothing else is looked at, nor is a folder in it.
@@ -185,7 +185,7 @@ def _check_holes(descriptor: int, size: int) -> None:
 def opened(
     path: Path | str, most: int | None = None, links: int | None = 1, folder: int | None = None
 ) -> Iterator[IO[bytes]]:
-    """Open a file in a child's folder for reading; it is never waited for.
+    """Open a file in a child's folder for reading; pipes are refused, not waited for.
 
     Args:
         path: its folder is believed to be one, it is not believed to be a file.
@@ -211,7 +211,7 @@ def opened(
 
 
 def copy(path: Path, target: Path, most: int) -> None:
-    """Copy a file that a child has left, so that nothing it still does reaches the copy.
+    """Copy a file that a child has left: what the child still writes does not reach the copy.
 
     Raises:
         NotTakenError: it is nothing that is taken, or grew meanwhile.

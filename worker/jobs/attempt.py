@@ -35,10 +35,10 @@ _TAIL_BYTES = 2000
 
 @dataclass(frozen=True)
 class Folders:
-    """Where an attempt has its files: what children write to, and what was taken from them."""
+    """The folders of an attempt: those that children write to, and that of the files taken."""
 
     scratch: Path
-    """It holds the others, and goes with the attempt."""
+    """The folder of the other three, removed with the attempt."""
     left_out: list[str] = field(default_factory=list)
     """Words about files that children left and that were not taken."""
 
@@ -152,7 +152,7 @@ class RunAttempt:
     # -- what children are asked for, and leave
 
     def unless_tried(self, by: str) -> str:
-        """Return what is to decode or encode: ``cpu`` once an attempt at the film has failed.
+        """Return the setting for decoding or encoding; ``cpu`` once an attempt has failed.
 
         A card's driver that hangs, or takes its process along, can't say so.
         """

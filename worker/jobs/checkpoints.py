@@ -68,7 +68,7 @@ class Checkpoints:
         return len(self._sent) - before
 
     def _send(self, name: str, folder: int) -> bool:
-        """Upload a part, unless it can't be one; return whether the next may follow."""
+        """Upload one part if it is a file of a fitting size; return whether the next may follow."""
         if len(self._sent) >= MAX_PARTS or self._bytes >= MAX_BYTES:
             return False
         try:
@@ -87,7 +87,7 @@ class Checkpoints:
 
 
 def clear(storage: Storage, bucket: str, run: Run) -> None:
-    """Delete the parts of a run that needs them no more; what is left over harms nobody."""
+    """Delete the parts of a run that has ended; parts that are left over do no harm."""
     try:
         storage.delete(bucket, [part.key for part in storage.objects(bucket, run.parts)])
     except StorageError as error:

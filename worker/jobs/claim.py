@@ -36,10 +36,10 @@ class History:
     last: int
     """The number of the last one, 0: there is none."""
     silent: float
-    """Seconds since it was heard of."""
+    """Seconds since the last attempt's last heartbeat."""
 
     def is_busy(self, lease_seconds: float) -> bool:
-        """Tell whether somebody is at work, or was until less than a lease ago."""
+        """Tell whether a worker holds the last attempt, or did until less than a lease ago."""
         unfinished = bool(self.attempts) and self.attempts[-1].outcome is None
         return unfinished and self.silent < lease_seconds
 
@@ -124,7 +124,7 @@ def begin(
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Another worker is at it, or was until less than a lease ago."""
+    """Another worker holds the run, or did until less than a lease ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Exhausted:
     attempts: int
     """All that there were, of both halves."""
     counted: int
-    """Those for which it is given up."""
+    """The attempts that died or failed, for which the run is given up."""
     last: Attempt
     artefacts: list[Artefact]
     """What the last attempt published that has told of any."""
@@ -156,7 +156,7 @@ def take(
     max_attempts: int,
     now: datetime,
 ) -> Claim | Busy | Over | Exhausted:
-    """Claim the next attempt at a run, if nobody else is at it.
+    """Claim the next attempt at a run, if no other worker holds the run.
 
     Of many callers at the same time exactly one gets the :class:`Claim`.
     """
@@ -206,12 +206,12 @@ class Held:
 
     @property
     def at(self) -> str:
-        """The stage that it is in."""
+        """The stage that the attempt is in."""
         return self._progress.stage
 
     @property
     def now(self) -> Progress:
-        """How far it is."""
+        """How far the attempt is."""
         return self._progress
 
     @property
@@ -292,15 +292,15 @@ class Claim(Held):
         self.is_first = is_first
         """Whether no attempt at this half of the run has failed or was lost."""
         self.asked_back = False
-        """Whether it shall let another group have the network, once it has had it for long."""
+        """Whether another group is to have the network, once this attempt has had it for long."""
         self.gives_way = False
-        """Whether it does so."""
+        """Whether this attempt ends for another group's sake."""
         self._run = run
         self._cancelled = threading.Event()
 
     @property
     def artefacts(self) -> list[Artefact]:
-        """What it has published, or found published by an attempt before it."""
+        """The files that this attempt published, or found published by an earlier one."""
         return self._record.artefacts
 
     def published(self, artefacts: Iterable[Artefact]) -> None:

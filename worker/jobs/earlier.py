@@ -37,7 +37,7 @@ def predictions(attempt: RunAttempt) -> Iterator[str]:
 
 
 def _runs_before(attempt: RunAttempt) -> Iterator[Run]:
-    """Yield a run, the failed one that it was made for, the one that this was made for..."""
+    """Yield a run, the failed run of which it is a retry, the one of which that is a retry..."""
     yield attempt.run
     seen, earlier = {attempt.run.prefix}, attempt.request.retry_of
     while earlier is not None and earlier.run not in seen:

@@ -55,11 +55,11 @@ def _infer(attempt: RunAttempt) -> None:
 
 
 def _from_predictions(attempt: RunAttempt) -> tuple[AnalysisOutput, float] | None:
-    """Make the tables of what the network found in an attempt, or a run, before this one.
+    """Make the tables from the predictions of an earlier attempt, or of an earlier run.
 
     Returns:
-        What the analysis found out, and the seconds to fetch that; None: there is nothing, or
-        nothing that can be read.
+        The answer, and the seconds to fetch the predictions; None: there are none that can be
+        read.
     """
     started = time.monotonic()
     for place in earlier.predictions(attempt):
@@ -80,7 +80,7 @@ def _from_predictions(attempt: RunAttempt) -> tuple[AnalysisOutput, float] | Non
 
 
 def _from_the_network(attempt: RunAttempt) -> tuple[AnalysisOutput, float]:
-    """Return what the analysis found out, and the seconds to fetch what it needs."""
+    """Run the network; return its answer, and the seconds that film and model took to fetch."""
     started = time.monotonic()
     model = _fetch_model(attempt)
     video = attempt.fetch_video()
@@ -233,6 +233,7 @@ def _make_tables(attempt: RunAttempt) -> AnalysisOutput:
         args=request.args,
         sha256=request.sha256,
         model_digest=_digest(request),
+        frame_size=(request.probe.width, request.probe.height),
     )
     frames = request.probe.frames
     own = analyses.get(request.analysis).wall_seconds

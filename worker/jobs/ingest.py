@@ -93,7 +93,7 @@ def ingest(context: Context, bucket: str, key: str, etag: str) -> None:
 
 
 def _clear(context: Context, prefix: str, file_id: str, etag: str) -> None:
-    """Remove what an ingest has written about a video since that was deleted."""
+    """Remove the objects that an ingest wrote about a video which was deleted meanwhile."""
     results = context.settings.results_bucket
     folder = f"{layout.ingest(file_id, etag)}/"
     attempts = [found.key for found in context.storage.objects(results, folder)]
@@ -118,7 +118,7 @@ def _hand_back(context: Context, bucket: str, key: str, etag: str) -> None:
 
 
 def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> VideoRecord | None:
-    """Return what is known of a video after one more attempt, if it needs one.
+    """Return the record of a video after one more attempt, if the video needs one.
 
     Returns:
         None where that is for another worker, or for a later attempt, to say.
@@ -162,7 +162,7 @@ def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> V
 
 
 def _begun_record(context: Context, bucket: str, found: ObjectInfo) -> VideoRecord:
-    """Return what is known of a video before its content is."""
+    """Return the record of a video of which nothing but its object is known."""
     video = VideoRef(
         file_id=layout.file_id_of(bucket, found.key),
         bucket=bucket,
@@ -182,7 +182,7 @@ def _begun_record(context: Context, bucket: str, found: ObjectInfo) -> VideoReco
 def _decode(
     context: Context, held: Held, before: History, record: VideoRecord, local: Path, prefix: str
 ) -> VideoRecord | None:
-    """Have a child probe the video at ``local``; return what is known then, as :func:`_examine`."""
+    """Have a child probe the video at ``local``; return its record, as :func:`_examine` does."""
     sha256 = str(record.sha256)
     thumbnail = local.with_name("thumbnail.jpg")
     try:

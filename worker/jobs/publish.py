@@ -102,7 +102,7 @@ def finish(
     timings: dict[str, float] | None = None,
     error: RunError | None = None,
 ) -> bool:
-    """Write result.json, once; return whether this was the caller that wrote it."""
+    """Write result.json if there is none; return whether this call wrote it."""
     result = Result.of(
         request,
         state,
@@ -114,6 +114,7 @@ def finish(
         cut=inference.cut if inference else False,
         concealed=inference.concealed if inference else 0,
         timestamps=inference.timestamps if inference else None,
+        quality=inference.quality if inference else None,
         timings={**(inference.timings if inference else {}), **(timings or {})},
         versions=inference.versions if inference else {},
         analysis_version=(inference.analysis_version if inference else "")

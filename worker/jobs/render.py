@@ -53,7 +53,7 @@ def _render(attempt: RunAttempt) -> None:
 
 
 def _read_inference(attempt: RunAttempt) -> Inference:
-    """Return what infer wrote.
+    """Return the record that infer wrote.
 
     Raises:
         AnalysisError: it is gone (code ``no_poses``) or damaged.

@@ -20,10 +20,13 @@ from posedrop.analyses import UNFINISHED, Job
 from posedrop.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from posedrop.analyses.superanimal import SuperAnimalArgs
 from posedrop.buckets import layout
+from posedrop.buckets.records import Quality
 from posedrop.errors import AnalysisError
-from worker.poses import predictions
+from worker.poses import predictions, quality
 from worker.poses.predictions import Predictions
 
+#: DeepLabCut's, of a project that says nothing.
+DEFAULT_PCUTOFF = 0.6
 #: The times of the rows, beside the poses.
 TIMESTAMPS = "timestamps.csv"
 
@@ -74,6 +77,7 @@ def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
         job.report("write", rows, rows)
         _write(_with_the_lost(smooth, found), job.out / "poses_filtered")
     answer = about["answer"]
+    judged = _judged(whole, found, args, job, is_followed="track_method" in tracks)
     timings = {
         "track": round(tabulated - started, 3),
         "write": round(written - tabulated, 3),
@@ -82,6 +86,7 @@ def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
     return {
         **answer,
         "rows": len(whole),
+        "quality": judged.model_dump(mode="json"),
         "timings": {**answer["timings"], **timings},
         "details": {**answer["details"], **tracks},
     }
@@ -89,6 +94,50 @@ def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
 
 def _with_the_lost(table: pd.DataFrame, found: Predictions) -> pd.DataFrame:
     return table if found.decoded.all() else table.reindex(found.frames)
+
+
+def _judged(
+    table: pd.DataFrame, found: Predictions, args: PoseArgs, job: Job, *, is_followed: bool
+) -> Quality:
+    """Return how good the poses are; the table has a row for each frame that was asked for."""
+    names = table.columns[::3]
+    animals: list[str | None] = [None] * len(names)
+    if "individuals" in names.names:
+        # DeepLabCut's name for whom the unique bodyparts belong to: nobody.
+        of = names.get_level_values("individuals")
+        animals = [None if name == "single" else str(name) for name in of]
+    several = len(set(animals) - {None}) > 1
+    pcutoff, skeleton = _set_up(found.about["answer"]["details"])
+    return quality.assess(
+        quality.Poses(
+            values=table.to_numpy().reshape((len(table), len(names), 3)),
+            bodyparts=[str(name) for name in names.get_level_values("bodyparts")],
+            animals=animals,
+            frames=found.frames,
+            seconds=found.seconds,
+            decoded=found.decoded,
+            brightness=found.brightness,
+            pcutoff=pcutoff if args.pcutoff is None else args.pcutoff,
+            size=job.frame_size,
+            skeleton=skeleton,
+            # Of the model zoo's animals it is only known that there are no more.
+            expected=len(set(animals) - {None}) if several and is_followed else None,
+            tracked=is_followed or not several,
+        )
+    )
+
+
+def _set_up(details: dict[str, Any]) -> tuple[float, list[tuple[str, str]]]:
+    """Return cutoff and skeleton of a model, as far as the child of a film told of them."""
+    pcutoff, skeleton = details.get("pcutoff"), details.get("skeleton")
+    if not isinstance(pcutoff, int | float) or not 0 <= pcutoff <= 1:
+        pcutoff = DEFAULT_PCUTOFF
+    bones = [
+        (bone[0], bone[1])
+        for bone in (skeleton if isinstance(skeleton, list) else [])
+        if isinstance(bone, list) and len(bone) == 2 and all(isinstance(end, str) for end in bone)
+    ]
+    return float(pcutoff), bones
 
 
 def _write_times(found: Predictions, path: Path) -> None:

@@ -19,6 +19,7 @@ os.environ.setdefault("DLClight", "True")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from worker.engine import inference
+from worker.engine.state import ENGINE
 from worker.poses import tables
 
 
@@ -72,6 +73,6 @@ def run(tmp_path: Path) -> Callable[..., Ours]:
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
     """No test sees another's models."""
-    inference.ENGINE.models.clear()
+    ENGINE.models.clear()
     yield
-    inference.ENGINE.models.clear()
+    ENGINE.models.clear()

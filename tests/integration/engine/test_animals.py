@@ -34,6 +34,7 @@ from tests.support.animals import (
 )
 from tests.support.samples import Sample, sample
 from worker.engine import inference, network, zoo
+from worker.engine.state import ENGINE
 from worker.poses import tables, tracking
 from worker.video import decode
 from worker.video.draw import render
@@ -115,9 +116,9 @@ def run(tmp_path: Path) -> Callable[..., Ours]:
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
     """No test sees another's models."""
-    inference.ENGINE.models.clear()
+    ENGINE.models.clear()
     yield
-    inference.ENGINE.models.clear()
+    ENGINE.models.clear()
 
 
 def same(ours: pd.DataFrame, stock: pd.DataFrame) -> None:

@@ -37,6 +37,7 @@ from tests.support.animals import (
 from worker.engine import inference, network
 from worker.engine.conditional import ConditionalPredictor, DrawnConditions
 from worker.engine.predictors import PredictedBatch, Predictor
+from worker.engine.state import ENGINE
 from worker.poses import tables
 
 
@@ -155,7 +156,7 @@ def test_a_takeover_ends_with_the_same_bytes(
     assert len(kept) > 3
     for file in kept[len(kept) // 2 :]:
         file.unlink()
-    inference.ENGINE.models.clear()
+    ENGINE.models.clear()
     ours = run(film, model, parts, **args)
     pd.testing.assert_frame_equal(ours.poses, whole.poses, rtol=0, atol=0)
 

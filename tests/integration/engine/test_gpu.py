@@ -20,6 +20,7 @@ from tests.support.pretended_gpu import Cuda, Device
 from tests.support.samples import Sample
 from worker.cpu import fused
 from worker.engine import inference, passes
+from worker.engine.state import ENGINE
 from worker.gpu.graphs import PROOFS, SEEN
 from worker.poses import tables
 from worker.precision import guard
@@ -77,7 +78,7 @@ def test_a_film_is_sent_recorded_and_replayed(
     with monkeypatch.context() as without:
         without.setattr(guard, "recorder_of", lambda _: None)
         expected = run(long.film, long.model, crop=CROP, batch_size=BATCH)
-    inference.ENGINE.models.clear()
+    ENGINE.models.clear()
     gpu.forget()
     ours = run(long.film, long.model, crop=CROP, batch_size=BATCH)
     batches = ceil(60 / BATCH)
@@ -93,7 +94,7 @@ def test_a_film_is_sent_recorded_and_replayed(
     assert replays == gpu.recorder.replays
     assert batches - SEEN <= replays <= batches
     assert replays > PROOFS
-    [loaded] = inference.ENGINE.models.models()
+    [loaded] = ENGINE.models.models()
     assert loaded.variants.graphs.bytes > 0
     # Recordings stay for the next film within the bound, and where the device has room beyond.
     run(long.film, long.model, crop=CROP, batch_size=BATCH, stop=8)
@@ -112,7 +113,7 @@ def test_memory_that_runs_out_is_freed_of_recordings(
     """The batch is halved, what was recorded for it is let go, and the poses are the same."""
     gpu = Gpu(monkeypatch)
     expected = run(long.film, long.model, crop=CROP, batch_size=BATCH // 2)
-    inference.ENGINE.models.clear()
+    ENGINE.models.clear()
     gpu.forget()
     launch, full = guard.PrecisionGuard.launch, [True]
 

@@ -24,6 +24,7 @@ from tests.support.analysed import (
 from tests.support.samples import Sample
 from worker.child import pool
 from worker.engine import inference, network, passes
+from worker.engine.state import ENGINE
 from worker.poses import tables
 from worker.precision import guard, tuning
 
@@ -118,10 +119,10 @@ def test_models_stay_loaded_within_a_bound(short: Sample, run: Callable[..., Our
     """All copies of the weights count; the least recently used goes, never the one in use."""
 
     def digests() -> list[Any]:
-        return [key[0] for key in inference.ENGINE.models]
+        return [key[0] for key in ENGINE.models]
 
     run(short.film, short.model, digest="a", stop=1)
-    [loaded] = inference.ENGINE.models.models()
+    [loaded] = ENGINE.models.models()
     exact = loaded.bytes
     weights = network.load(short.model, None, "cpu").pose.model.state_dict().values()
     whole = sum(value.numel() * value.element_size() for value in weights)
@@ -190,7 +191,7 @@ def test_interrupted_inference_goes_on(
     with pytest.raises(KeyboardInterrupt):
         inference.run(job("first", die))
     (tmp_path / "parts/000007.npz").write_bytes(b"half a file")
-    inference.ENGINE.models.clear()
+    ENGINE.models.clear()
     # How the pictures are computed is part of the attempt that began.
     monkeypatch.setattr(tuning, "tune", None)
     reported: list[tuple[str, int, int | None]] = []

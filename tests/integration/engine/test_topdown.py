@@ -29,6 +29,7 @@ from tests.support.animals import HEIGHT, SPOTS, WIDTH, Palette, make_project, s
 from worker.engine import inference, network
 from worker.engine.detection import Detections, Detector, edges_of
 from worker.engine.quick_detector import Noise, QuickDetector, QuickRCNN, QuickSSD
+from worker.engine.state import ENGINE
 from worker.precision.watch import watches_of
 from worker.video import decode
 
@@ -91,10 +92,10 @@ class CountedPalette(Palette):
 @pytest.fixture(autouse=True)
 def cold() -> Iterator[None]:
     """No test sees another's models or calls."""
-    inference.ENGINE.models.clear()
+    ENGINE.models.clear()
     Calls.forget()
     yield
-    inference.ENGINE.models.clear()
+    ENGINE.models.clear()
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +262,7 @@ def test_an_interrupted_run_goes_on(run: Run, tmp_path: Path) -> None:
     calls = len(Calls.detector), len(Calls.pose)
     assert calls[0] <= math.ceil(9 / 4) + kept + 1
     assert calls[1] <= math.ceil(sum(BOXES[:9]) / 4) + kept + 1
-    inference.ENGINE.models.clear()
+    ENGINE.models.clear()
     Calls.forget()
     _, found = run(parts=parts, batch_size=4)
     assert sum(Calls.detector) < len(BOXES)
