@@ -13,8 +13,6 @@ from posedrop.buckets.records import EXPORTS
 from posedrop.errors import AnalysisError
 from worker.child.tasks import function
 
-pytestmark = pytest.mark.slow
-
 ROWS, LOST, STRIDE, FPS = 60, 20, 3, 25.0
 PARTS = ["snout", "left/ear", "tail:base", "Körper"]
 SKELETON = [["snout", "left/ear"], ["tail:base", "Körper"]]
@@ -54,12 +52,16 @@ class Made:
 
     def export(self, what: str, **changes: Any) -> Path:
         """Write a format; return its file."""
-        out = self.folder / EXPORTS[what]
-        task = {
+        function("export")(self.task(what, **changes), lambda *_: None)
+        return self.folder / EXPORTS[what]
+
+    def task(self, what: str, **changes: Any) -> dict[str, Any]:
+        """Return what a child is told."""
+        return {
             "format": what,
             "poses": str(self.folder / "poses.csv"),
             "timestamps": str(self.folder / "timestamps.csv"),
-            "out": str(out),
+            "out": str(self.folder / EXPORTS[what]),
             "analysis_id": "k5x2wq7mfzgs3tfe",
             "created_at": "2026-01-02T03:04:05+00:00",
             "video": "tag 1/mäuse.mp4",
@@ -71,9 +73,8 @@ class Made:
             "width": 1280,
             "height": 960,
             "skeleton": SKELETON,
+            **changes,
         }
-        function("export")({**task, **changes}, lambda *_: None)
-        return out
 
     def check(self, animal: str, part: str, xy: Any, likelihood: Any) -> None:
         """Hold what a library read to the table."""
@@ -205,3 +206,28 @@ def test_what_is_no_table_ends_in_words(tmp_path: Path, damage: bytes) -> None:
     with pytest.raises(AnalysisError, match=r"poses\.csv") as failed:
         made.export("parquet")
     assert failed.value.code == "damaged_poses"
+
+
+@pytest.mark.child
+def test_tables_go_through_the_walls_of_a_child(tmp_path: Path) -> None:
+    """All formats are written by a real child, which may write to its own folder alone."""
+    from worker.child.child import Child
+
+    folder = tmp_path / "derive"
+    (folder / "out").mkdir(parents=True)
+    made = Made(folder, ["m1", "m2"])
+    child = Child("tables", tmp_path)
+    try:
+        for what, name in EXPORTS.items():
+            child.call(
+                "export",
+                made.task(what, out=str(folder / "out" / name)),
+                on_progress=lambda _: None,
+                should_stop=lambda: False,
+                wall_seconds=300,
+                log=folder / "run.log",
+                folder=folder,
+            )
+    finally:
+        child.close()
+    assert {path.name for path in (folder / "out").iterdir()} == {*EXPORTS.values()}

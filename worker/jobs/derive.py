@@ -17,7 +17,6 @@ from posedrop.buckets.records import (
     EXPORTS,
     Artefact,
     Derived,
-    Model,
     Request,
     Result,
     RunError,
@@ -159,7 +158,6 @@ def _make(
     if poses is None:
         raise AnalysisError("this run has no table of poses", code="no_poses")
     times = _fetch(context, run, result, folder, "timestamps", TIMESTAMPS)
-    model = _model(context, request)
     probe, deeplabcut = request.probe, result.versions.get("deeplabcut", "")
     software = [f"{name} {version}" for name, version in sorted(result.versions.items())]
     task = messages.ExportPoses.model_validate(
@@ -179,7 +177,7 @@ def _make(
             "frames": probe.frames,
             "width": probe.width,
             "height": probe.height,
-            "skeleton": model.skeleton if model is not None else [],
+            "skeleton": _skeleton(result),
         }
     )
     held.stage("write")
@@ -225,14 +223,11 @@ def _fetch(
     )
 
 
-def _model(context: Context, request: Request) -> Model | None:
-    if request.model is None:
-        return None
-    key = f"{request.model.name}/{request.model.digest}/model.json"
-    try:
-        return context.storage.read_whole_record(context.settings.models_bucket, key, Model)
-    except RecordError:  # of a newer posedrop: the skeleton lacks
-        return None
+def _skeleton(result: Result) -> list[list[str]]:
+    """Return the pairs of bodyparts that result.json says are joined."""
+    told = result.details.get("skeleton")
+    pairs = [pair for pair in told if isinstance(pair, list)] if isinstance(told, list) else []
+    return [pair for pair in pairs if all(isinstance(name, str) for name in pair)]
 
 
 def _publish(context: Context, run: Run, what: str, held: Held, path: Path) -> Artefact:
