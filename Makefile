@@ -4,6 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DATA ?= posedrop-data
 NEWEST := .venv-newest
+UNIT := not torch and not server and not child
 
 .PHONY: demo up test unit newest soak fuzz lint bench clean help
 
@@ -29,7 +30,7 @@ test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest
 
 unit: $(READY)  ## Run the tests that need no torch, no server and no child process
-	$(BIN)/python -m pytest -p tests.support.no_torch -m "not torch and not server and not child" tests/unit tests/test_docs.py
+	$(BIN)/python -m pytest -p tests.support.no_torch -m "$(UNIT)" tests/unit tests/test_docs.py
 
 newest:  ## Ask the newest torch, DeepLabCut and others for the private names that posedrop uses; reports only (7 GB)
 	$(PYTHON) -m venv $(NEWEST)

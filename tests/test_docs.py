@@ -137,9 +137,10 @@ def leaves(command: click.Command) -> Iterator[click.Command]:
 def helped() -> Iterator[str]:
     """Yield the examples of all help texts."""
     for command in [main, *leaves(main), *main.commands.values()]:
-        for line in (command.help or "").splitlines():
-            if line.startswith("posedrop "):
-                yield re.split(r"\s{2,}", line)[0]
+        _, _, examples = (command.help or "").partition("\b\n")
+        for line in examples.splitlines():
+            if line.strip().startswith("posedrop "):
+                yield re.split(r"\s{2,}", line.strip())[0]
 
 
 def shown(text: str) -> Iterator[str]:
@@ -152,7 +153,8 @@ def shown(text: str) -> Iterator[str]:
                 yield found[1]
 
 
-EXAMPLES = sorted({*helped(), *(each for text in TEXTS.values() for each in shown(text))})
+HELPED = list(helped())
+EXAMPLES = sorted({*HELPED, *(each for text in TEXTS.values() for each in shown(text))})
 MENTIONS = sorted(
     {span for text in TEXTS.values() for span in spans(text) if span.startswith("posedrop ")}
 )
@@ -178,6 +180,11 @@ def say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], tupl
         return done.output if done.exit_code else "", told[-1] if told else None
 
     return said
+
+
+def test_every_command_has_an_example() -> None:
+    """Help shows how a command is said."""
+    assert {example.split()[1] for example in HELPED} >= main.commands.keys()
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

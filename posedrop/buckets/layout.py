@@ -342,26 +342,6 @@ def parse_derived(name: str) -> tuple[str, bool] | None:
     return (match[1], match[2] == "made") if match else None
 
 
-def attempts(run: str) -> str:
-    """Return the folder of the claims of a run's attempts."""
-    return Run(run).attempts
-
-
-def attempt(run: str, number: int) -> str:
-    """Return the key of the claim of attempt ``number`` (from 1) of a run."""
-    return Run(run).attempt(number)
-
-
-def needs_newer(run: str) -> str:
-    """Return the key of a worker's note that it is too old for a run."""
-    return Run(run).needs_newer
-
-
-def hand_back(run: str, number: int) -> str:
-    """Return the key of an empty object: attempt ``number`` shall let another group go first."""
-    return Run(run).hand_back(number)
-
-
 def attempt_number(name: str) -> int | None:
     """Return N of ``attempts/N.json``, None for any other name in a run's folder."""
     return number_of(name, _ATTEMPTS)

@@ -158,7 +158,7 @@ class Analyses(Lists):
         """Return runs in an order; ``query`` is searched in the video's key and the analysis.
 
         Of a file, those that have a folder beside it, be they read there or beside another name.
-        Of what a query finds, in order of quality, the newest ``pages.MAX_LOOKED_AT`` runs count.
+        Of what a query finds, in order of quality, the newest ``pages.MAX_SORTED`` runs count.
         """
         where = Where(cursor, order)
         if file_id is not None:

@@ -14,6 +14,8 @@ from posedrop.index.rows import AnalysisRow, FileRow
 
 #: In how many names that hold a query's trigrams a search looks for all of it, for one page.
 MAX_LOOKED_AT = 100_000
+#: How many of them, the newest, are sorted where another order is asked for.
+MAX_SORTED = 10_000
 
 _Listed = TypeVar("_Listed", FileRow, AnalysisRow)
 
@@ -58,11 +60,12 @@ class Lists(IndexFile):
         likely = (
             f"FROM {table}_fts WHERE {table}_fts MATCH ? AND rowid < ? ORDER BY rowid DESC LIMIT"
         )
+        is_by_number = len(where.columns) == 1
+        most = MAX_LOOKED_AT if is_by_number else MAX_SORTED
         picked = (
-            f"SELECT f.number FROM (SELECT rowid, name {likely} {MAX_LOOKED_AT}) AS s"  # noqa: S608
+            f"SELECT f.number FROM (SELECT rowid, name {likely} {most}) AS s"  # noqa: S608
             f" CROSS JOIN {table} AS f WHERE f.number = s.rowid AND {where.sql()}"
         )
-        is_by_number = len(where.columns) == 1
         if not is_by_number:
             picked += f" ORDER BY {where.listed('f', ' DESC')}"
         asked: tuple[object, ...] = (match, where.before[0] if is_by_number else LAST_NUMBER)

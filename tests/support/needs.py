@@ -28,15 +28,20 @@ NEEDS = {
     ),
     "child": ("worker.child.child.Child", "worker.child.pool", "tests.support.taken_over"),
 }
-#: By the folder, whatever its tests use.
-FOLDERS = {"tests/e2e": "server", "tests/integration/engine": "torch"}
+#: By the folder or file, where programs are named in strings.
+PLACES = {
+    "tests/e2e/": "server",
+    "tests/integration/engine/": "torch",
+    "tests/unit/test_gpu_benchmark.py": "torch",
+    "tests/unit/test_walls.py": "child",
+}
 
 
 def mark(item: pytest.Item) -> None:
     """Give a test the markers of what it needs."""
     if not isinstance(item, pytest.Function):
         return
-    needed = {need for folder, need in FOLDERS.items() if item.nodeid.startswith(folder)}
+    needed = {need for place, need in PLACES.items() if item.nodeid.startswith(place)}
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     for function in [item.function, *(each.func for defs in fixtures for each in defs)]:
         for name in _used(function, set()):

@@ -74,7 +74,7 @@ def _attempt(
     storage: Storage, bucket: str, folder: str, task: Task, number: int, written: datetime
 ) -> Attempt | None:
     try:
-        return storage.read_record(bucket, f"{folder}/{number}.json", Attempt)
+        return storage.read_record(bucket, _key(folder, number), Attempt)
     except RecordError as error:
         if error.code == "newer_record":
             raise
@@ -89,6 +89,11 @@ def _attempt(
             outcome="failed",
             error=run_error(error, None),
         )
+
+
+def _key(folder: str, number: int) -> str:
+    """Return the key of an attempt in the folder of a run's attempts, or of an ingest's."""
+    return f"{folder}/{number}.json"
 
 
 def begin(
@@ -118,7 +123,7 @@ def begin(
         sha256=sha256,
         sha1=sha1,
     )
-    created = storage.create(bucket, f"{folder}/{record.number}.json", record.to_json())
+    created = storage.create(bucket, _key(folder, record.number), record.to_json())
     return record if created else None
 
 
@@ -269,7 +274,7 @@ class Held:
         with self._writing:
             changes |= {"beat": self._record.beat + 1, "progress": self._progress}
             self._record = self._record.model_copy(update=changes)
-            key = f"{self._folder}/{self.number}.json"
+            key = _key(self._folder, self.number)
             self._storage.write(self._bucket, key, self._record.to_json())
 
 
