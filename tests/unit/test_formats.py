@@ -14,8 +14,8 @@ from posedrop.errors import AnalysisError
 from worker.child.tasks import function
 
 ROWS, LOST, STRIDE, FPS = 60, 20, 3, 25.0
-PARTS = ["snout", "left/ear", "tail:base", "Körper"]
-SKELETON = [["snout", "left/ear"], ["tail:base", "Körper"]]
+PARTS = ["snout", "left/ear", "left:ear", "scorer", "Körper"]
+SKELETON = [["snout", "left/ear"], ["left:ear", "Körper"]]
 ANIMALS = [[], ["m1", "m2"], ["m/1", "m:1", "single"]]
 
 

@@ -20,6 +20,22 @@ from worker.child.messages import ExportPoses
 from worker.poses import table
 from worker.poses.table import PoseTable
 
+#: What else lies beside the series of a PoseEstimation, or beside those in the module.
+_TAKEN = frozenset(
+    {
+        "Skeletons",
+        "comments",
+        "description",
+        "dimensions",
+        "labeled_video",
+        "labeled_videos",
+        "original_videos",
+        "scorer",
+        "skeleton",
+        "source_software",
+        "source_video",
+    }
+)
 _ANY_ANIMAL = "http://purl.obolibrary.org/obo/NCBITaxon_33208"
 
 
@@ -192,13 +208,13 @@ def _packed(values: npt.NDArray[np.float64]) -> Any:
 
 
 def _plain(names: list[str]) -> list[str]:
-    """Return names that HDF5 and NWB take: none has a slash or a colon, none comes twice."""
+    """Return names that HDF5 and NWB take: none has a slash or a colon, none is taken."""
     found: list[str] = []
     for name in names:
         plain = "".join("_" if c in "/:" else c for c in name).strip(".") or "_"
         number = 2
         free = plain
-        while free in {*found, "Skeletons"}:
+        while free in {*found, *_TAKEN}:
             free, number = f"{plain}_{number}", number + 1
         found.append(free)
     return found
@@ -218,7 +234,7 @@ def _labels(wanted: _Export) -> Any:
     video = sleap_io.Video(
         filename=task.video, open_backend=False, backend_metadata={"shape": shape}
     )
-    found: Any = ~np.isnan(poses.values[..., :2]).any(axis=-1)
+    found: Any = np.isfinite(poses.values).all(axis=-1)
     likelihoods = np.where(found, poses.values[..., 2], 0.0)
     scores = likelihoods.sum(axis=-1) / np.maximum(found.sum(axis=-1), 1)
     labelled = [
