@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt
 
+from posedrop.buckets import names
 from posedrop.buckets.records import FINAL, Artefact, Progress, Result, RunError
 
 #: How many of what is due GET /expire lists.
@@ -38,6 +39,13 @@ def _as_dict(value: Any) -> Any:
 
 def _as_names(value: Any) -> Any:
     return [each.name if isinstance(each, Artefact) else each for each in value]
+
+
+def _as_labelled_video(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    found = names.find([each for each in value if isinstance(each, Artefact)], "pose.mp4")
+    return found.name if found is not None else None
 
 
 class Answer(BaseModel):
@@ -221,6 +229,12 @@ class ResultFile(Answer):
     size: int
     sha256: str
     content_type: str
+    role: str | None = Field(default=None, description="what it is: poses, labelled_video, ...")
+
+    @property
+    def plain_name(self) -> str:
+        """The name that files of this role have in every run, such as ``poses.h5``."""
+        return names.plain_name(self)
 
 
 class _Run(Answer, Generic[R]):
@@ -270,6 +284,15 @@ class RunRow(Answer):
         list[str],
         BeforeValidator(_as_names),
         Field(validation_alias=AliasChoices("files", "artefacts")),
+    ]
+    labelled_video: Annotated[
+        str | None,
+        BeforeValidator(_as_labelled_video),
+        Field(
+            default=None,
+            validation_alias=AliasChoices("labelled_video", "artefacts"),
+            description="which of the files it is",
+        ),
     ]
     retry_of: str | None
     quality: float | None = Field(

@@ -85,9 +85,9 @@ function wanted() {
 function runCard(run) {
   const card = element("article", { class: "card" });
   const url = (name) => `/download/${run.analysis_id}/${encodeURIComponent(name)}`;
-  if (run.files.includes("pose.mp4")) {
+  if (run.labelled_video) {
     const poster = `/thumbnail/${run.file_id}`;
-    card.append(element("video", { src: url("pose.mp4"), poster, controls: "", preload: "none" }));
+    card.append(element("video", { src: url(run.labelled_video), poster, controls: "", preload: "none" }));
   }
   const what = run.args.model ? `${run.analysis}, ${run.args.model}` : run.analysis;
   card.append(
@@ -103,7 +103,7 @@ function runCard(run) {
     card.append(element("p", { class: "small", title: all }, `quality ${run.quality}${why}`));
   }
   if (OVER.has(run.status)) {
-    const names = ["result.json", ...run.files.filter((name) => name !== "pose.mp4")];
+    const names = ["result.json", ...run.files.filter((name) => name !== run.labelled_video)];
     card.append(element("p", { class: "links" },
       ...names.map((name) => element("a", { href: url(name) }, name))));
   } else {

@@ -18,6 +18,7 @@ from handlers import gpu_queue
 from handlers.context import Context
 from posedrop import analyses
 from posedrop.buckets import layout
+from posedrop.buckets.names import Naming
 from posedrop.buckets.records import (
     Artefact,
     Attempt,
@@ -248,9 +249,12 @@ def _copy(context: Context, source: str, target: AnalysisRow, *, with_gaps: bool
         inference = storage.read_record(bucket, layout.Run(source).inference, Inference)
     files = {a.object_name: a for a in (inference.artefacts if inference is not None else [])}
     files |= {a.object_name: a for a in result.artefacts}
-    # As a worker does: nothing that another attempt has published is ever replaced.
-    taken = there.keys() if apart is not None else set[str]()
-    places = {n: f"{apart}/{a.name}" if n in taken else n for n, a in files.items()}
+    naming = Naming.of(own.video.key, result.details, result.args.get("pcutoff"))
+    own_names = {n: _own_name(a, naming, target.run) for n, a in files.items()}
+    places = {n: n.removesuffix(a.name) + own_names[n] for n, a in files.items()}
+    if apart is not None:
+        # As a worker does: nothing that another attempt has published is ever replaced.
+        places |= {n: f"{apart}/{own_names[n]}" for n, place in places.items() if place in there}
     copied_to = _copy_files(context, files, below, to, places)
     lacking = frozenset(files.keys() - copied_to.keys())
     if lacking and not with_gaps and not _lacks_for_good(context, target.run, lacking):
@@ -294,6 +298,14 @@ def _publish(context: Context, target: AnalysisRow, result: Result, copied: list
         context.index.analysis_finished(result, target.run)
         context.lacking.pop(target.run, None)
     return is_ours
+
+
+def _own_name(artefact: Artefact, naming: Naming | None, run: str) -> str:
+    """Return what a file is called in another folder; one with its plain name keeps that."""
+    plain = artefact.plain_name
+    if naming is None or artefact.name == plain:
+        return artefact.name
+    return naming.name(plain, run)
 
 
 def _copy_inference(
@@ -359,7 +371,8 @@ def _at(artefacts: Iterable[Artefact], copied_to: dict[str, str]) -> list[Artefa
     found = []
     for artefact in artefacts:
         if (place := copied_to.get(artefact.object_name)) is not None:
-            update = {"place": place if place != artefact.name else None}
+            name = place.rpartition("/")[2]
+            update = {"name": name, "place": place if place != name else None}
             found.append(artefact.model_copy(update=update))
     return found
 
@@ -439,17 +452,27 @@ def _hand_over_unfinished(
     target = next((place for place in left if _has_film(context, place)), None)
     if target is None or any(layout.attempt_number(name) for name in _below(context, target.run)):
         return
-    types: dict[str, str] = {}
+    inference = None
     if layout.INFERENCE in names:
         inference = storage.read_whole_record(bucket, layout.Run(run).inference, Inference)
-        if inference is not None:
-            types = {a.object_name: a.content_type for a in inference.artefacts}
-    wanted = [name for name in names if name in types or name.startswith("parts/")]
+    files = {a.object_name: a for a in (inference.artefacts if inference is not None else [])}
+    naming = Naming.of(target.key, inference.details) if inference is not None else None
+    to = layout.Run(target.run)
+    wanted = [name for name in names if name in files or name.startswith("parts/")]
     # What says that something is done comes after what it says so of.
-    wanted += [n for n in (layout.PREDICTIONS, layout.INFERENCE) if n in names and n not in types]
-    for name in sorted(wanted, key=lambda name: name in {layout.PREDICTIONS, layout.INFERENCE}):
-        kind = _JSON if name == layout.INFERENCE else types.get(name, _UNKNOWN_TYPE)
-        storage.copy(bucket, names[name], layout.Run(target.run).key(name), kind)
+    if layout.PREDICTIONS in names and layout.PREDICTIONS not in files:
+        wanted.append(layout.PREDICTIONS)
+    copied_to: dict[str, str] = {}
+    for name in sorted(wanted, key=lambda name: name == layout.PREDICTIONS):
+        artefact, place, kind = files.get(name), name, _UNKNOWN_TYPE
+        if artefact is not None:
+            own_name = _own_name(artefact, naming, target.run)
+            place, kind = name.removesuffix(artefact.name) + own_name, artefact.content_type
+        if storage.copy(bucket, names[name], to.key(place), kind):
+            copied_to[name] = place
+    if inference is not None:
+        found = {name: place for name, place in copied_to.items() if name in files}
+        _copy_inference(context, inference, names, to, found)
 
 
 def _has_film(context: Context, place: AnalysisRow) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from datetime import timedelta
 
 from handlers.context import Context
+from posedrop.buckets import names
 from posedrop.buckets.layout import Run
-from posedrop.buckets.records import EXPORTS, Artefact, Derived, DerivedRequest, find_artefact
+from posedrop.buckets.records import EXPORTS, Artefact, Derived, DerivedRequest
 from posedrop.errors import BadRequestError, BusyError, RecordError
 from posedrop.index.index import AnalysisRow
 from posedrop.transport import queue
@@ -26,7 +27,7 @@ def can_be_made(row: AnalysisRow, name: str) -> bool:
     """Tell whether a file of this name can be made of a run: it is over, and has its table."""
     if name not in WHAT or row.finished_at is None:
         return False
-    return find_artefact(list(row.artefacts), "poses", "poses.csv") is not None
+    return names.find(row.artefacts, "poses.csv") is not None
 
 
 def find(context: Context, row: AnalysisRow, name: str) -> Artefact:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 from handlers.context import Context
 from handlers.runs import copies, damaged, derived, plan, start
 from posedrop import api
-from posedrop.buckets import layout
+from posedrop.buckets import layout, names
 from posedrop.buckets.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
 from posedrop.errors import NotFoundError, PosedropError
 from posedrop.index.index import AnalysisRow
@@ -103,16 +103,18 @@ def _over(
             size=artefact.size,
             sha256=artefact.sha256,
             content_type=artefact.content_type,
+            role=names.role_of(artefact),
         )
         for artefact in (*result.artefacts, *derived.made(context, row.run))
     ]
+    drawn = next((file for file in files if file.role == "labelled_video"), None)
     return api.RunAnswer(
         analysis_id=row.analysis_id,
         file_id=row.file_id,
         analysis=row.analysis,
         status=result.state,
         result=result,
-        video_file=next((file.url for file in files if file.name == "pose.mp4"), None),
+        video_file=drawn.url if drawn is not None else None,
         files=files,
         error=result.error,
         retry_of=row.retry_of,
@@ -145,6 +147,11 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
 
     A name of :data:`handlers.runs.derived.WHAT` is made when it is first asked for.
 
+    Args:
+        context: the handlers' tools.
+        analysis_id: the run.
+        name: of the file: its own, or its plain one, such as ``poses.h5``.
+
     Raises:
         NotFoundError: the run has no such file.
         GoneError: it was deleted.
@@ -162,21 +169,23 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
     request = layout.Run(row.run).request
     if others and context.storage.head(context.settings.results_bucket, request) is None:
         row = others[0]  # an S3 tool has removed its folder, and no event has told of it yet
-    types = {artefact.name: artefact.content_type for artefact in row.artefacts}
-    types |= {layout.RESULT: "application/json", layout.REQUEST: "application/json"}
-    places = {artefact.name: artefact.object_name for artefact in row.artefacts}
-    if name not in types and derived.can_be_made(row, name):
-        found = derived.find(context, row, name)
-        types[name], places[name] = found.content_type, found.object_name
-    if name not in types:
-        raise NotFoundError(
-            f"{analysis_id} has no file {name[:80]!r}; there are: {', '.join(sorted(types))}"
-        )
+    place, filename, content_type = name, name, "application/json"
+    if name not in {layout.RESULT, layout.REQUEST}:
+        artefact = names.find(row.artefacts, name)
+        if artefact is None and derived.can_be_made(row, name):
+            artefact = derived.find(context, row, name)
+        if artefact is None:
+            known = sorted({each.name for each in row.artefacts} | {layout.RESULT, layout.REQUEST})
+            raise NotFoundError(
+                f"{analysis_id} has no file {name[:80]!r}; there are: {', '.join(known)}"
+            )
+        place, filename = artefact.object_name, artefact.name
+        content_type = artefact.content_type
     return context.storage.presign_get(
         context.settings.results_bucket,
-        layout.Run(row.run).key(places.get(name, name)),
-        content_type=types[name],
-        filename=name,
+        layout.Run(row.run).key(place),
+        content_type=content_type,
+        filename=filename,
     )
 
 

@@ -34,6 +34,7 @@ POSES = (
     "poses.csv",
     "poses_filtered.h5",
     "poses_filtered.csv",
+    "meta.pickle",
     "timestamps.csv",
 )
 #: Of models that stay loaded in a child.
@@ -137,6 +138,8 @@ class Job:
     """Of the video."""
     version: str = ""
     """Of the analysis as it is installed here, whatever the request's."""
+    fps: float = 0.0
+    """Average frames per second of the film; ``finish`` alone is told."""
     model_bytes: int = DEFAULT_MODEL_BYTES
     """How much of models may stay loaded behind the job, in memory or on the device."""
     tuning: Mapping[str, str] = field(default_factory=dict)

@@ -115,8 +115,8 @@ def upload_key(file_id: str, filename: str) -> str:
     return f"uploads/{file_id}/{safe_filename(filename)}"
 
 
-def safe_filename(filename: str) -> str:
-    """Return the last part of ``filename``, without control characters, at most 200 bytes long.
+def safe_filename(filename: str, most: int = 200) -> str:
+    """Return the last part of ``filename``, without control characters, at most so many bytes long.
 
     Both kinds of slash separate, because Windows' browsers send whole paths.
     """
@@ -127,7 +127,7 @@ def safe_filename(filename: str) -> str:
     stem, dot, suffix = name.rpartition(".")
     suffix = dot + suffix if stem and len(suffix) <= 10 else ""
     stem = name.removesuffix(suffix) if suffix else name
-    room = 200 - len(suffix.encode())
+    room = most - len(suffix.encode())
     return stem.encode()[:room].decode(errors="ignore") + suffix
 
 

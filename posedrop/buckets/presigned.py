@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from posedrop.buckets.s3 import Clients, translated
 
@@ -159,14 +160,27 @@ class Presigning(Clients):
 
     def presign_get(self, bucket: str, key: str, *, content_type: str, filename: str) -> str:
         """Return a URL that gives one object to anybody, within the minutes set."""
-        ascii_name = filename.encode("ascii", "replace").decode().replace('"', "'")
         return self._public.generate_presigned_url(
             "get_object",
             Params={
                 "Bucket": bucket,
                 "Key": key,
                 "ResponseContentType": content_type,
-                "ResponseContentDisposition": f'inline; filename="{ascii_name}"',
+                "ResponseContentDisposition": content_disposition(filename),
             },
             ExpiresIn=self._expires,
         )
+
+
+def content_disposition(filename: str) -> str:
+    """Return the header by which a browser saves an object under a name of any script (RFC 6266).
+
+    Those that don't know ``filename*`` get a name of the characters that all of them agree on.
+    """
+    plain = "".join(c if " " <= c <= "~" and c not in '"\\%' else "_" for c in filename)
+    header = f'inline; filename="{plain}"'
+    if plain == filename:
+        return header
+    # The characters that RFC 5987 lets stand; what UTF-8 can't say has become a question mark.
+    encoded = quote(filename.encode(errors="replace"), safe="!#$&+-.^_`|~")
+    return f"{header}; filename*=UTF-8''{encoded}"

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from pydantic_core import PydanticCustomError
 
 from posedrop.bounded import bounded
+from posedrop.buckets import names
 
 #: ``film gone``: an S3 tool has removed the film, and its results are there.
 FileState = Literal["expected", "received", "ready", "refused", "film gone"]
@@ -90,16 +91,6 @@ class Versioned(Record):
 
 class _Schema(Record):
     version: int = Field(alias="schema")
-
-
-def find_artefact(artefacts: list[Artefact], role: str, name: str) -> Artefact | None:
-    """Return an artefact by its role (and the ending of ``name``), or by its plain name."""
-    suffix = name[name.rfind(".") :]
-    for each in artefacts:
-        is_it = getattr(each, "role", None) == role and each.name.endswith(suffix)
-        if is_it or each.name == name:
-            return each
-    return None
 
 
 def newer_schema(data: bytes, kind: type[Record]) -> int | None:
@@ -474,6 +465,14 @@ class Artefact(Record):
         description="the object's name below the run's folder, where it is not ``name``: "
         "an earlier attempt, dead or late, has left something under that",
     )
+    role: str | None = Field(
+        default=None, max_length=40, description="what it is: poses, labelled_video, ..."
+    )
+
+    @property
+    def plain_name(self) -> str:
+        """The name by which posedrop itself knows it, such as ``poses.h5``."""
+        return names.plain_name(self)
 
     @property
     def object_name(self) -> str:

@@ -98,7 +98,8 @@ def _track(settings: Settings, film: Path) -> Run:
 
 def _fetch(settings: Settings, analysed: Run, folder: Path) -> dict[str, Path]:
     with _client(settings) as client:
-        return {path.name: path for path in client.download(analysed, folder)}
+        client.download(analysed, folder)
+    return {file.plain_name: folder / file.name for file in analysed.files}
 
 
 def _client(settings: Settings) -> Client:

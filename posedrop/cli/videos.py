@@ -14,7 +14,7 @@ from posedrop.buckets import layout
 from posedrop.buckets.records import EXPORTS
 from posedrop.cli import display
 from posedrop.cli.options import Options, analysis_options, json_option
-from posedrop.client import Client, File, Run, RunRow, Ticket, methods
+from posedrop.client import Client, File, Run, RunRow, Ticket, flat, methods
 from posedrop.errors import PosedropError
 from posedrop.index.listing import Order
 from posedrop.terminal import say
@@ -267,7 +267,13 @@ def show(options: Options, id_: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("analysis_id")
+@click.argument("id_", metavar="ANALYSIS_ID|FOLDER")
+@click.option(
+    "--flat",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The newest results of each video below FOLDER, all in this directory.",
+)
 @click.option(
     "--to",
     "folder",
@@ -276,15 +282,28 @@ def show(options: Options, id_: str, as_json: bool) -> None:
 )
 @json_option
 @click.pass_obj
-def download(options: Options, analysis_id: str, folder: Path | None, as_json: bool) -> None:
+def download(
+    options: Options, id_: str, directory: Path | None, folder: Path | None, as_json: bool
+) -> None:
     """Fetch all files of a run; files that are there and whole are not fetched again.
 
     A run that failed has files too: what was made before it failed.
 
+    With --flat: the tables, metadata and labelled video of the newest run of each video below a
+    folder, in one directory and by the names that DeepLabCut gives, for its own tools. Nothing is
+    overwritten. Ends with 1 if files would have been: they are named.
+
     \b
     posedrop download k5x2wq7mfzgs3tfe
     posedrop download k5x2wq7mfzgs3tfe --to results/day1
+    posedrop download day1/ --flat results/day1
     """
+    if directory is not None:
+        if folder is not None:
+            raise click.UsageError("--flat and --to name two directories: say one of them")
+        _download_flat(options, id_, directory, as_json)
+        return
+    analysis_id = id_
     with options.client() as client:
         run = _run(client, analysis_id)
         if not run.over:
@@ -297,6 +316,30 @@ def download(options: Options, analysis_id: str, folder: Path | None, as_json: b
     else:
         for path in paths:
             say(str(path))
+
+
+def _download_flat(options: Options, folder: str, directory: Path, as_json: bool) -> None:
+    with options.client() as client:
+        found = flat.collect(client, folder, directory)
+        total = sum(each.file.size for each in found.files)
+        with display.progress_bar(folder, total, as_json) as on_bytes:
+            paths = flat.fetch(client, found, directory, on_bytes)
+    if as_json:
+        display.print_json(
+            {
+                "files": [str(path) for path in paths],
+                "clashes": found.clashes,
+                "without": found.without,
+            }
+        )
+    else:
+        for path in paths:
+            say(str(path))
+        for key in found.without:
+            say(f"{key} has no poses", err=True)
+        for words in found.clashes:
+            say(words, err=True)
+    sys.exit(1 if found.clashes else 0)
 
 
 @click.command()

@@ -15,7 +15,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from posedrop import api
-from posedrop.buckets import layout
+from posedrop.buckets import layout, names
 from posedrop.client.transfers import OnBytes, Transfers, sha256_of
 from posedrop.errors import BadRequestError, ConfigurationError, PosedropError
 from posedrop.proxies import ProxyTransport, proxy_of
@@ -237,10 +237,11 @@ class Client:
         *,
         state: str | None = None,
         file_id: str | None = None,
+        prefix: str | None = None,
         order: str | None = None,
     ) -> Iterator[api.RunRow]:
         """Yield the runs, page by page: the newest first, or those of the lowest quality."""
-        filters = {"q": query, "state": state, "file_id": file_id, "order": order}
+        filters = {"q": query, "state": state, "file_id": file_id, "prefix": prefix, "order": order}
         return self._pages(api.RunRow, "/analyses", **filters)
 
     def cancel(self, analysis_id: str) -> str:
@@ -320,16 +321,10 @@ class Client:
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for file in run.files:
-            path = folder / layout.safe_filename(file.name)
+            path = folder / layout.safe_filename(file.name, names.MAX_NAME_BYTES)
             if on_file is not None:
                 on_file(file)
-            self._store.fetch(
-                functools.partial(self._location, file.url),
-                path,
-                file.size,
-                file.sha256,
-                on_bytes or (lambda _: None),
-            )
+            self.fetch(file, path, on_bytes or (lambda _: None))
             paths.append(path)
         path = folder / layout.RESULT
         partial = path.with_name(f"{path.name}.part")
@@ -373,13 +368,12 @@ class Client:
     def _fetch_one(
         self, run: api.Run, name: str, folder: Path, on_bytes: OnBytes | None = None
     ) -> Path:
-        file = next((each for each in run.files if each.name == name), None)
+        file = names.find(run.files, name)
         if file is None:
             raise PosedropError(f"{run.analysis_id} has no file {name}", code="not_found")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / layout.safe_filename(name)
-        locate = functools.partial(self._location, file.url)
-        self._store.fetch(locate, path, file.size, file.sha256, on_bytes or (lambda _: None))
+        self.fetch(file, path, on_bytes or (lambda _: None))
         return path
 
     def table(self, analysis_id: str) -> Any:
@@ -399,6 +393,16 @@ class Client:
 
         with tempfile.TemporaryDirectory() as folder:
             return xr.load_dataset(self.export(analysis_id, "poses.nc", Path(folder)))
+
+    def fetch(self, file: api.ResultFile, path: Path, on_bytes: OnBytes) -> None:
+        """Fetch one file of a run, as :meth:`download` does.
+
+        Raises:
+            StorageError: it can't be had whole.
+        """
+        self._store.fetch(
+            functools.partial(self._location, file.url), path, file.size, file.sha256, on_bytes
+        )
 
     def _location(self, url: str) -> str:
         """Return the presigned URL that one of the API's redirects to."""

@@ -16,6 +16,8 @@ OnBytes = Callable[[int], None]
 
 _CHUNK = 1 << 20
 _TRIES = 5
+#: Bytes that file systems give a name.
+_MAX_NAME_BYTES = 255
 _RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -144,10 +146,12 @@ class Transfers:
         Raises:
             StorageError: it can't be had whole.
         """
-        if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:
+        if is_whole(path, size, sha256):
             on_bytes(size)
             return
         partial = path.with_name(f"{path.name}.part")
+        if len(partial.name.encode()) > _MAX_NAME_BYTES:
+            partial = path.with_name(f"{sha256}.part")
         for attempt in range(1, _TRIES + 1):
             try:
                 self._continue(locate, path, partial, size, on_bytes)
@@ -217,6 +221,11 @@ class _FileSlice:
         """Begin the part anew, and count its bytes back."""
         self._on_bytes(-self._sent)
         self._sent = 0
+
+
+def is_whole(path: Path, size: int, sha256: str) -> bool:
+    """Tell whether a file of this size and content is there."""
+    return path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256
 
 
 def sha256_of(path: Path) -> str:

@@ -13,7 +13,7 @@ from posedrop.buckets.records import (
     RunState,
 )
 from posedrop.index import rows, schema
-from posedrop.index.listing import Order, Page, Where
+from posedrop.index.listing import LAST_CHARACTER, Order, Page, Where
 from posedrop.index.pages import Lists
 from posedrop.index.rows import (
     AnalysisRow,
@@ -150,6 +150,7 @@ class Analyses(Lists):
         state: RunState | None = None,
         file_id: str | None = None,
         analysis: str | None = None,
+        prefix: str | None = None,
         query: str | None = None,
         order: Order = "newest",
         cursor: str | None = None,
@@ -157,7 +158,8 @@ class Analyses(Lists):
     ) -> Page[AnalysisRow]:
         """Return runs in an order; ``query`` is searched in the video's key and the analysis.
 
-        Of a file, those that have a folder beside it, be they read there or beside another name.
+        ``prefix`` is what the key of the video begins with, where the run is read. Of a file, those
+        that have a folder beside it, be they read there or beside another name.
         Of what a query finds, in order of quality, the newest ``pages.MAX_SORTED`` runs count.
         """
         where = Where(cursor, order)
@@ -171,6 +173,13 @@ class Analyses(Lists):
         where.equal("analysis", analysis)
         # Few runs have one file; SQLite would go through all runs in the order asked for.
         how = "INDEXED BY sqlite_autoindex_analysis_1" if file_id is not None else ""
+        if prefix:
+            where.begins(prefix)
+            if file_id is None and self._few_begin_with(prefix):
+                # By the index of the files' keys; the runs of a common one are met soon enough.
+                sql = "SELECT file_id FROM uploaded_file WHERE key >= ? AND key < ?"
+                where.add(f"f.file_id IN ({sql})", prefix, f"{prefix}{LAST_CHARACTER}")
+                how = "INDEXED BY analysis_by_file"
         return self._page(AnalysisRow, "analysis", where, query, limit, how)
 
     def analyses_of_file(self, file_id: str) -> list[AnalysisRow]:

@@ -18,8 +18,6 @@ from posedrop.index.rows import (
 )
 from posedrop.index.search import storable
 
-_FEW = 50_000
-
 
 class Files(Lists):
     """The part of the index that knows the videos."""
@@ -190,13 +188,6 @@ class Files(Lists):
         if self._few_begin_with(prefix):
             how = "INDEXED BY file_by_key"
         return self._page(FileRow, "uploaded_file", where, query, limit, how)
-
-    def _few_begin_with(self, prefix: str) -> bool:
-        found = self._value(
-            "SELECT count(*) FROM (SELECT 1 FROM uploaded_file WHERE key >= ? AND key < ? LIMIT ?)",
-            (prefix, f"{prefix}{LAST_CHARACTER}", _FEW),
-        )
-        return int(found) < _FEW
 
     def _merge_file(self, new: FileRow) -> tuple[FileRow | None, FileRow]:
         with self._write() as db:

@@ -9,11 +9,13 @@ from sqlite_utils import Database
 
 from posedrop.index import schema
 from posedrop.index.database import IndexFile
-from posedrop.index.listing import LAST_NUMBER, MAX_PAGE, Page, Where, to_cursor
+from posedrop.index.listing import LAST_CHARACTER, LAST_NUMBER, MAX_PAGE, Page, Where, to_cursor
 from posedrop.index.rows import AnalysisRow, FileRow
 
 #: In how many names that hold a query's trigrams a search looks for all of it, for one page.
 MAX_LOOKED_AT = 100_000
+#: So many files are picked by their keys, and sorted.
+_FEW = 50_000
 #: How many of them, the newest, are sorted where another order is asked for.
 MAX_SORTED = 10_000
 
@@ -46,6 +48,14 @@ class Lists(IndexFile):
         with self._read() as db:
             found = _in_order(db, table, where, picked, [*where.values, limit + 1])
         return _page_of(kind, where, found, limit)
+
+    def _few_begin_with(self, prefix: str) -> bool:
+        """Tell whether so few files' keys begin so that picking and sorting them all is quick."""
+        found = self._value(
+            "SELECT count(*) FROM (SELECT 1 FROM uploaded_file WHERE key >= ? AND key < ? LIMIT ?)",
+            (prefix, f"{prefix}{LAST_CHARACTER}", _FEW),
+        )
+        return int(found) < _FEW
 
     def _search(
         self, kind: type[_Listed], table: str, where: Where, query: str, limit: int

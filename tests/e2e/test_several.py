@@ -52,8 +52,15 @@ def test_two_animals_are_followed(lab: Lab, file_id: str, tmp_path: Path) -> Non
     asked = lab.ask(file_id, "deeplabcut_2d", {"model": "herd"}).json()["analysis_id"]
     over = lab.over(asked)
     assert (over["status"], over["result"]["rows"]) == ("succeeded", FRAMES)
-    wanted = {"poses.h5", "poses.csv", "pose.mp4", "trajectory.png", "run.log"}
-    assert wanted <= {file["name"] for file in over["files"]}
+    scorer = over["result"]["details"]["scorer"]
+    assert {
+        f"{tmp_path.name}{scorer}_el.h5",
+        f"{tmp_path.name}{scorer}_el_filtered.csv",
+        f"{tmp_path.name}{scorer}_el_bp_p20_labeled.mp4",
+        f"{tmp_path.name}{scorer}_meta.pickle",
+        "trajectory.png",
+        "run.log",
+    } <= {file["name"] for file in over["files"]}
     poses = table(lab, asked)
     assert set(poses.columns.get_level_values(1)) == {"ada", "bob"}
     assert poses.notna().all().all()
@@ -102,5 +109,5 @@ def test_the_model_zoo(lab: Lab, file_id: str, tmp_path: Path) -> None:
     asked = lab.ask(file_id, "superanimal", args).json()["analysis_id"]
     over = lab.over(asked, seconds=300)
     assert (over["status"], over["result"]["rows"]) == ("succeeded", 2)
-    assert {"poses.csv", "pose.mp4"} <= {file["name"] for file in over["files"]}
+    assert {"poses", "labelled_video"} <= {file["role"] for file in over["files"]}
     assert set(table(lab, asked).columns.get_level_values(1)) == {"animal0", "animal1"}

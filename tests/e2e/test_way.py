@@ -60,12 +60,15 @@ def test_a_presigned_put_ends_in_poses_plots_and_a_labelled_video(
     assert walls == result["details"]["render_walls"]
     # What a kernel of 2023 gives to anybody.
     assert {"capabilities", "privileges", "files", "syscalls"} <= set(walls)
+    scorer = result["details"]["scorer"]
+    named = f"{mouse.film.stem}{scorer}"
     assert {file["name"] for file in answer["files"]} == {
-        "poses.h5",
-        "poses.csv",
-        "poses_filtered.h5",
-        "poses_filtered.csv",
-        "pose.mp4",
+        f"{named}.h5",
+        f"{named}.csv",
+        f"{named}_filtered.h5",
+        f"{named}_filtered.csv",
+        f"{named}_meta.pickle",
+        f"{named}_p60_labeled.mp4",
         "trajectory.png",
         "likelihood.png",
         "predictions.npz",
@@ -76,11 +79,11 @@ def test_a_presigned_put_ends_in_poses_plots_and_a_labelled_video(
     for file in answer["files"]:
         data = next(tmp_path.rglob(file["name"])).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file["size"], file["sha256"])
-    poses = pd.read_hdf(next(tmp_path.rglob("poses.h5")))
+    poses = pd.read_hdf(tmp_path / f"{named}.h5")
     assert list(poses.columns.get_level_values("bodyparts").unique()) == mouse.bodyparts
     assert poses.shape == (60, 3 * len(mouse.bodyparts))
     assert np.isfinite(poses.to_numpy()).all()
-    labelled = probe(next(tmp_path.rglob("pose.mp4")))
+    labelled = probe(tmp_path / f"{named}_p60_labeled.mp4")
     source = probe(mouse.film)
     for what in ("width", "height", "avg_frame_rate", "nb_read_frames"):
         assert labelled[what] == source[what], what
@@ -89,14 +92,13 @@ def test_a_presigned_put_ends_in_poses_plots_and_a_labelled_video(
     drawn = lab.over(restyled["analysis_id"], seconds=400)
     assert drawn["result"]["details"]["poses_of"] == analysis_id
     before, after = (
-        {file["name"]: file["sha256"] for file in one["result"]["artefacts"]}
+        {(file["role"], file["name"]): file["sha256"] for file in one["result"]["artefacts"]}
         for one in (answer, drawn)
     )
     # Drawn anew, not found anew.
-    changed = {"pose.mp4", "run.log"}
-    assert {name for name in before if before[name] != after[name]} <= changed
-    assert before["pose.mp4"] != after["pose.mp4"]
     assert before.keys() == after.keys()
+    changed = {role for role, name in before if before[role, name] != after[role, name]}
+    assert {"labelled_video"} <= changed <= {"labelled_video", "log"}
 
 
 def test_a_range_of_a_result_can_be_downloaded(lab: Lab, mouse: Sample, model: str) -> None:

@@ -9,10 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
 from posedrop.buckets import storage as storage_module
+from posedrop.buckets.names import Naming, stem_of
+from posedrop.buckets.presigned import content_disposition
 from posedrop.buckets.records import Duplicate
 from posedrop.buckets.storage import Storage
 from posedrop.embedded.weed import Weed
@@ -194,3 +197,28 @@ def test_a_record_that_is_none_is_not_read(
     with pytest.raises(StorageError) as caught:
         store.read(bucket, "large")
     assert caught.value.code == "damaged_record"
+
+
+@pytest.mark.parametrize("store", ["moto", "weed", "minio"], indirect=True)
+@pytest.mark.parametrize(
+    "film",
+    [
+        "a b .mp4", "50%25+x&y=#1.mov", "ü日本🐭.mkv", "e\u0301.avi", "-rf", ".mp4", "a..b.c.mp4",
+        "a\"b'c;d.mp4", "*?<>|:~.mp4", "m" * 190 + ".mp4",
+    ],
+)  # fmt: skip
+def test_a_result_is_saved_under_its_long_name(store: Storage, bucket: str, film: str) -> None:
+    """Whatever the film is called, its table is stored, found and named by a browser as one is."""
+    run = f"day 1/{film}/deeplabcut_2d-aaaabbbbccccdddd"
+    name = Naming(f"day 1/{film}", "DLC_Resnet18_mouseOct30shuffle1_snapshot_010").name(
+        "poses.h5", run
+    )
+    assert name.startswith(stem_of(film) + "DLC")
+    store.write(bucket, f"{run}/{name}", film.encode(), "application/x-hdf5")
+    url = store.presign_get(
+        bucket, f"{run}/{name}", content_type="application/x-hdf5", filename=name
+    )
+    answer = httpx.get(url)
+    assert answer.content == film.encode()
+    assert answer.headers["Content-Disposition"] == content_disposition(name)
+    assert f"{run}/{name}" in {found.key for found in store.objects(bucket, f"{run}/")}

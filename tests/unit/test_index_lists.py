@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from random import Random
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,11 +13,10 @@ from hypothesis import strategies as st
 
 from posedrop.buckets.records import VideoRef
 from posedrop.errors import BadRequestError
-from posedrop.index import files as files_module
 from posedrop.index import pages as pages_module
 from posedrop.index import search
 from posedrop.index.index import Index
-from posedrop.index.listing import to_cursor
+from posedrop.index.listing import Order, to_cursor
 from tests.support.index_rows import (
     BUCKET,
     NOW,
@@ -98,9 +98,15 @@ def test_common_prefix_lists_the_same_as_a_rare_one(
     """Which index SQLite reads is a matter of speed only."""
     for number in range(20):
         index.file_ingested(video_record(number))
+        index.analysis_finished(result_of(number), run_of(number))
     rare = index.files(prefix="day1/mouse_1", limit=5)
-    monkeypatch.setattr(files_module, "_FEW", 1)
+    runs = [index.analyses(prefix="day1/mouse_1", order=order) for order in get_args(Order)]
+    keys = {row.key for row in index.analyses().rows if row.key.startswith("day1/mouse_1")}
+    assert {row.key for row in runs[0].rows} == keys
+    assert 0 < len(keys) < 20
+    monkeypatch.setattr(pages_module, "_FEW", 1)
     assert rare == index.files(prefix="day1/mouse_1", limit=5)
+    assert runs == [index.analyses(prefix="day1/mouse_1", order=o) for o in get_args(Order)]
 
 
 def name(index: Index, *keys: str) -> None:

@@ -68,6 +68,7 @@ def finish_analysis(payload: dict[str, Any], report: Reporter) -> dict[str, Any]
         report=report,
         sha256=task.sha256,
         version=analysis.version,
+        fps=task.fps,
         frame_size=task.frame_size,
     )
     result: dict[str, Any] = function(analysis.finish)(job)

@@ -256,6 +256,7 @@ class FinishAnalysis(_Analyse):
 
     NAME = "finish_analysis"
 
+    fps: float = Field(default=0.0, description="of the film: frames per second, on average")
     frame_size: tuple[int, int] | None = Field(
         default=None, description="width and height of the film's frames, in pixels"
     )

@@ -15,6 +15,7 @@ from typing import Any
 from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.layout import RUN_LOG, Run
+from posedrop.buckets.names import Naming
 from posedrop.buckets.records import DerivedRequest, Inference, Model, Request, RunError
 from posedrop.errors import AnalysisError, CancelledRunError, ObjectChangedError, PosedropError
 from posedrop.transport.queue import QueueError
@@ -190,29 +191,39 @@ class RunAttempt:
 
     # -- what is published
 
-    def publish(self, paths: Iterable[Path], apart: Collection[str] = ()) -> None:
+    def publish(
+        self, paths: Iterable[Path], apart: Collection[str] = (), naming: Naming | None = None
+    ) -> None:
         """Publish files that this attempt has not published yet.
 
         Args:
-            paths: files on this disk.
+            paths: files on this disk, under plain names.
             apart: names that go below the attempt's own number.
+            naming: what the files are called from now on; None: as they are.
         """
-        known = {artefact.name for artefact in self.claim.artefacts}
+        known = {artefact.plain_name for artefact in self.claim.artefacts}
         new = [path for path in paths if path.name not in known]
         storage = self.context.storage
         self.claim.published(
             publish.upload_artefacts(
-                storage, self.bucket, self.run, new, self.claim.number, apart=apart
+                storage, self.bucket, self.run, new, self.claim.number, apart=apart, naming=naming
             )
         )
 
-    def publish_kept(self, child: str, needed: str | None, apart: Collection[str] = ()) -> None:
+    def publish_kept(
+        self,
+        child: str,
+        needed: str | None,
+        apart: Collection[str] = (),
+        naming: Naming | None = None,
+    ) -> None:
         """Publish all files that were taken, and the log, unless this attempt has to end.
 
         Args:
             child: what has left them, for words.
             needed: the name of a file without which they are no answer.
             apart: as :meth:`publish` has it.
+            naming: likewise.
 
         Raises:
             AnalysisError: code ``bad_answer``: the file that is needed is missing.
@@ -222,7 +233,7 @@ class RunAttempt:
         if needed is not None and not (self.folders.kept / needed).is_file():
             why = "; ".join(self.folders.left_out) or "it left no such file"
             raise bad_answer(child, f"{needed}: {why}")
-        self.publish(self.folders.kept.iterdir(), apart)
+        self.publish(self.folders.kept.iterdir(), apart, naming)
 
     def keep_log(self) -> None:
         """Put the end of a job's log to its artefacts; of a child gone mad there may be none."""

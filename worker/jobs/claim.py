@@ -310,7 +310,7 @@ class Claim(Held):
 
     def published(self, artefacts: Iterable[Artefact]) -> None:
         """Note files of the run, the newest of a name; the next heartbeat says so."""
-        by_name = {artefact.name: artefact for artefact in (*self.artefacts, *artefacts)}
+        by_name = {artefact.plain_name: artefact for artefact in (*self.artefacts, *artefacts)}
         known = {"artefacts": list(by_name.values())}
         with self._writing:
             self._record = self._record.model_copy(update=known)

@@ -11,6 +11,7 @@ import logging
 import time
 from pathlib import Path
 
+from posedrop.buckets import names
 from posedrop.buckets.layout import RUN_LOG, Run
 from posedrop.buckets.records import (
     DERIVED_VERSION,
@@ -20,7 +21,6 @@ from posedrop.buckets.records import (
     Request,
     Result,
     RunError,
-    find_artefact,
 )
 from posedrop.errors import (
     AnalysisError,
@@ -154,10 +154,10 @@ def _make(
     folder = scratch / "derive"
     (folder / "out").mkdir(parents=True)
     held.stage("fetch")
-    poses = _fetch(context, run, result, folder, "poses", POSES)
+    poses = _fetch(context, run, result, folder, POSES)
     if poses is None:
         raise AnalysisError("this run has no table of poses", code="no_poses")
-    times = _fetch(context, run, result, folder, "timestamps", TIMESTAMPS)
+    times = _fetch(context, run, result, folder, TIMESTAMPS)
     probe, deeplabcut = request.probe, result.versions.get("deeplabcut", "")
     software = [f"{name} {version}" for name, version in sorted(result.versions.items())]
     task = messages.ExportPoses.model_validate(
@@ -198,15 +198,13 @@ def _make(
     return output.versions
 
 
-def _fetch(
-    context: Context, run: Run, result: Result, folder: Path, role: str, name: str
-) -> Path | None:
+def _fetch(context: Context, run: Run, result: Result, folder: Path, name: str) -> Path | None:
     """Put a table of the run into the folder; None: it has none.
 
     Raises:
         AnalysisError: code ``damaged_poses``: it has other content than result.json says.
     """
-    artefact = find_artefact(result.artefacts, role, name)
+    artefact = names.find(result.artefacts, name)
     if artefact is None:
         return None
     bucket, path = context.settings.results_bucket, folder / name

@@ -82,9 +82,9 @@ def poses(attempt: RunAttempt) -> AnalysisOutput | None:
 def _is_fetched(attempt: RunAttempt, run: Run, artefact: Artefact) -> bool:
     """Fetch a file of an earlier run; False: it is gone, damaged, or of none that are taken."""
     names = artefacts.names_of(analyses.get(attempt.request.analysis), opens_film=False)
-    if not artefacts.is_allowed(artefact.name, {*names, layout.PREDICTIONS, RUN_LOG}):
+    if not artefacts.is_allowed(artefact.plain_name, {*names, layout.PREDICTIONS, RUN_LOG}):
         return False
-    path = attempt.folders.kept / artefact.name
+    path = attempt.folders.kept / artefact.plain_name
     try:
         return attempt.fetch(run.key(artefact.object_name), path, artefact.sha256)
     except ObjectChangedError:  # gone

@@ -11,6 +11,7 @@ from pathlib import Path
 from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.layout import RUN_LOG
+from posedrop.buckets.names import Naming
 from posedrop.buckets.records import Artefact, Inference, PosesOf, Progress, Request
 from posedrop.errors import AnalysisError, CancelledRunError
 from posedrop.models.fetch import fetch
@@ -233,6 +234,7 @@ def _make_tables(attempt: RunAttempt) -> AnalysisOutput:
         args=request.args,
         sha256=request.sha256,
         model_digest=_digest(request),
+        fps=request.probe.fps,
         frame_size=(request.probe.width, request.probe.height),
     )
     frames = request.probe.frames
@@ -255,7 +257,8 @@ def _publish_inference(attempt: RunAttempt, output: AnalysisOutput, fetch_second
     needed = POSES if analysis.renders else None
     # Render goes on with the log, and leaves all of it under its name.
     apart = {RUN_LOG} if analysis.renders else set()
-    attempt.publish_kept(analysis.name, needed, apart)
+    naming = Naming.of(attempt.request.video.key, output.details)
+    attempt.publish_kept(analysis.name, needed, apart, naming)
     inference = _inference(attempt.request, output, attempt.claim.artefacts, fetch_seconds)
     if analysis.renders:
         attempt.context.storage.create(attempt.bucket, attempt.run.inference, inference.to_json())

@@ -251,7 +251,7 @@ def _fail(
     bucket = context.settings.results_bucket
     inference = context.storage.read_whole_record(bucket, run.inference, Inference)
     drawn_from = inference.artefacts if inference is not None else []
-    found = {artefact.name: artefact for artefact in (*drawn_from, *left)}
+    found = {artefact.plain_name: artefact for artefact in (*drawn_from, *left)}
     if layout.PREDICTIONS not in found and (there := _published_predictions(context, run)):
         found[there.name] = there
     publish.finish(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from posedrop.analyses import UNFINISHED
 from posedrop.buckets.layout import Run
+from posedrop.buckets.names import ROLES, Naming
 from posedrop.buckets.records import Artefact, FinalState, Inference, Request, Result, RunError
 from posedrop.buckets.storage import Storage
 from posedrop.hashing import sha256_of
@@ -43,11 +44,13 @@ def upload_artefacts(
     attempt: int,
     *,
     apart: Collection[str] = (),
+    naming: Naming | None = None,
 ) -> list[Artefact]:
     """Upload files into a run's folder; return what they are and where.
 
-    Where another attempt has left a file of that name, and for the names in ``apart``, the file
-    goes to ``attempts/<attempt>/``. Unfinished files are left out.
+    Files have plain names, and are called as ``naming`` says, if there is one. Where another
+    attempt has left a file of that name, and for the plain names in ``apart``, the file goes to
+    ``attempts/<attempt>/``. Unfinished files are left out.
     """
     artefacts = []
     for path in sorted(paths):
@@ -56,13 +59,15 @@ def upload_artefacts(
             continue
         content_type = content_type_of(path.name)
         sha256 = sha256_of(path)
+        name = naming.name(path.name, run.prefix) if naming is not None else path.name
         place = None
         if path.name in apart or not storage.upload_new(
-            bucket, run.key(path.name), path, content_type, sha256
+            bucket, run.key(name), path, content_type, sha256
         ):
-            place = f"attempts/{attempt}/{path.name}"
+            place = f"attempts/{attempt}/{name}"
             storage.upload(bucket, run.key(place), path, content_type)
-        artefacts.append(describe(path, sha256, place))
+        described = describe(path, sha256, place)
+        artefacts.append(described.model_copy(update={"name": name}))
     return artefacts
 
 
@@ -72,13 +77,14 @@ def content_type_of(name: str) -> str:
 
 
 def describe(path: Path, sha256: str, place: str | None = None) -> Artefact:
-    """Return the artefact that a file on the disk is, by its own name."""
+    """Return the artefact that a file on the disk is, by its own name, which is a plain one."""
     return Artefact(
         name=path.name,
         size=path.stat().st_size,
         sha256=sha256,
         content_type=content_type_of(path.name),
         place=place,
+        role=ROLES.get(path.name),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from posedrop.buckets import layout
 from posedrop.buckets.layout import RUN_LOG
+from posedrop.buckets.names import Naming
 from posedrop.buckets.records import Inference, Model
 from posedrop.errors import AnalysisError, RecordError
 from worker.child import messages
@@ -33,15 +34,17 @@ def _render(attempt: RunAttempt) -> None:
     out = folders.film / "out"
     out.mkdir()
     attempt.check()
+    task = _task(attempt, attempt.model(), video, poses, out)
     output = messages.ask(
         context.cpu.call,
-        _task(attempt, attempt.model(), video, poses, out),
+        task,
         wall_seconds=Patience(attempt.request.probe.frames, SLOWEST_FRAME),
         **attempt.call_options(folders.film),
     )
     claim.stage("publish")
     attempt.take(out, layout.DRAWN)
-    attempt.publish_kept("render", layout.DRAWN[0])
+    naming = Naming.of(attempt.request.video.key, inference.details, task.pcutoff)
+    attempt.publish_kept("render", layout.DRAWN[0], naming=naming)
     details = {**inference.details, "render_walls": walls(context.cpu)}
     if output.encode is not None:
         details["encode"] = output.encode.model_dump()
@@ -84,7 +87,7 @@ def _fetch_poses(attempt: RunAttempt, inference: Inference) -> Path:
     film = attempt.folders.film
     poses = film / "poses"
     poses.mkdir()
-    by_name = {artefact.name: artefact for artefact in inference.artefacts}
+    by_name = {artefact.plain_name: artefact for artefact in inference.artefacts}
     for name in (POSES, POSES_FILTERED):
         if name in by_name:
             key = attempt.run.key(by_name[name].object_name)

@@ -5,6 +5,7 @@ They are made in another child than the network's, which goes on with the next v
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 import time
 from pathlib import Path
@@ -29,10 +30,12 @@ from worker.poses.predictions import Predictions
 DEFAULT_PCUTOFF = 0.6
 #: The times of the rows, beside the poses.
 TIMESTAMPS = "timestamps.csv"
+#: What DeepLabCut's own tools read beside the poses.
+METADATA = "meta.pickle"
 
 
 def finish(job: Job) -> dict[str, Any]:
-    """Make the tables of ``predictions.npz``: ``poses``, ``poses_filtered`` and their times.
+    """Make tables of ``predictions.npz``: ``poses``, ``poses_filtered``, times and metadata.
 
     The tables are DeepLabCut's own (key ``df_with_missing``; columns scorer, individuals where
     there are several, bodyparts, coords; x and y in pixels of the whole frame, whatever the crop).
@@ -66,6 +69,7 @@ def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
     _write_times(found, job.out / TIMESTAMPS)
     table, tracks = _tabulated(found, args, job)
     tabulated = time.monotonic()
+    _write_metadata(found, job)
     job.report("write", rows, rows)
     whole = _with_the_lost(table, found)
     _write(whole, job.out / "poses")
@@ -147,6 +151,36 @@ def _write_times(found: Predictions, path: Path) -> None:
         for frame, seconds in zip(found.frames, found.seconds, strict=True):
             file.write(f"{frame},{seconds:.9f}\n")
     unfinished.rename(path)
+
+
+def _write_metadata(found: Predictions, job: Job) -> None:
+    """Write what DeepLabCut's tools want to know beside a table: its ``_generate_metadata``.
+
+    All of it is text and numbers. ``cropping`` is False whatever was cropped, as the poses are in
+    pixels of the whole frame; ``pytorch-config`` is empty.
+    """
+    about, (width, height) = found.about, job.frame_size or (0, 0)
+    details = about["answer"].get("details", {})
+    began, ended = details.get("inference_began_at", 0.0), details.get("inference_ended_at", 0.0)
+    data = {
+        "start": began,
+        "stop": ended,
+        "run_duration": ended - began,
+        "Scorer": about["scorer"],
+        "pytorch-config": {},
+        "fps": job.fps,
+        "batch_size": details.get("batch_size"),
+        "frame_dimensions": (width, height),
+        "nframes": len(found.frames),
+        "cropping": False,
+        "cropping_parameters": [0, width, 0, height],
+        "individuals": about["individuals"],
+        "bodyparts": about["bodyparts"],
+        "unique_bodyparts": about.get("unique_bodyparts", []),
+    }
+    unfinished = (job.out / METADATA).with_suffix(UNFINISHED)
+    unfinished.write_bytes(pickle.dumps({"data": data}, protocol=4))
+    unfinished.rename(job.out / METADATA)
 
 
 def _tabulated(found: Predictions, args: PoseArgs, job: Job) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -156,7 +156,13 @@ def test_filter_none_writes_no_filtered_tables(short: Sample, run: Callable[...,
     """``filter: none`` leaves the plain tables alone in the folder."""
     ours = run(short.film, short.model, stop=2, filter="none")
     names = {path.name for path in ours.out.iterdir()}
-    assert names == {"poses.csv", "poses.h5", "predictions.npz", "timestamps.csv"}
+    assert names == {
+        "poses.csv",
+        "poses.h5",
+        "meta.pickle",
+        "predictions.npz",
+        "timestamps.csv",
+    }
 
 
 def test_nothing_selected(short: Sample, run: Callable[..., Ours]) -> None:
