@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from handlers import upload
 from handlers.runs import results
 from handlers.runs.derived import BeingMadeError
 from posedrop.buckets import layout
@@ -146,6 +147,24 @@ def test_a_run_that_is_deleted_takes_all_along(lab: Lab) -> None:
     frozen.wake()
     lab.work(message)
     lab.settle()
+    assert lab.below() == []
+
+
+def test_the_name_that_is_left_has_the_format_made_anew(lab: Lab) -> None:
+    """The film that a run was made of is deleted: its other name has a file of its own."""
+    lab.storage.put(VIDEOS, "day2/b.mp4", b"a film")
+    lab.settle()
+    lab.ask()
+    lab.settle()
+    before = lab.ask()
+    upload.delete(lab.context, layout.file_id_of(VIDEOS, FILM))
+    lab.settle()
+    assert lab.ask() is None
+    lab.settle()
+    after = lab.ask()
+    assert after is not None
+    assert after != before
+    assert "day2/b.mp4" in after
     assert lab.below() == []
 
 
