@@ -121,8 +121,7 @@ def _attempt(
         _tell(context, run, what, artefact=artefact, versions=versions)
     except CancelledRunError:  # taken over, deleted, or this process ends
         if not held.lost:
-            held.end("handed_back")
-            context.send("derive", run=run.prefix, what=what)
+            _hand_back(context, run, what, held)
     except (AnalysisError, BadRequestError, ObjectChangedError) as error:
         known = claim.run_error(error, "derive")
         held.end("failed", known)
@@ -131,6 +130,9 @@ def _attempt(
         held.end("handed_back", claim.run_error(error, "derive"))
         raise
     except Exception as error:
+        if context.closing:  # which has ended the child
+            _hand_back(context, run, what, held)
+            return
         log.warning("attempt failed: %s", error, extra={"run": run.prefix, "what": what})
         known = (
             claim.run_error(error, "derive")
@@ -139,6 +141,12 @@ def _attempt(
         )
         held.end("failed", known)
         context.send("derive", run=run.prefix, what=what)
+
+
+def _hand_back(context: Context, run: Run, what: str, held: Held) -> None:
+    """Leave it to another worker, at once."""
+    held.end("handed_back")
+    context.send("derive", run=run.prefix, what=what)
 
 
 def _make(
