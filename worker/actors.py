@@ -1,4 +1,4 @@
-"""The three actors, by the names that the handlers enqueue."""
+"""The four actors, by the names that the handlers enqueue."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from posedrop.settings import Settings
 from posedrop.transport import queue
 from worker import gone
 from worker.context import Context
+from worker.jobs.derive import derive
 from worker.jobs.infer import infer
 from worker.jobs.ingest import ingest
 from worker.jobs.render import render
 
 
 def register(broker: Broker, settings: Settings) -> Context:
-    """Declare ingest, infer and render on ``broker``; return the context that they share."""
+    """Declare the actors on ``broker``; return the context that they share."""
     context = Context(settings, broker)
     metrics.DISKS.watch("scratch", settings.scratch_dir)
 
@@ -36,6 +37,11 @@ def register(broker: Broker, settings: Settings) -> Context:
     def actor_render(run: str) -> None:
         with metrics.job("render"):
             render(context, run)
+
+    @dramatiq.actor(actor_name="derive", queue_name=queue.CPU, broker=broker)
+    def actor_derive(run: str, what: str) -> None:
+        with metrics.job("derive"):
+            derive(context, run, what)
 
     threading.Thread(target=gone.keep_forgetting, args=(context,), name="gone", daemon=True).start()
     return context

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from handlers.context import Context
-from handlers.runs import copies, pending, record_kinds, rules, start, validation
+from handlers.runs import copies, derived, pending, record_kinds, rules, start, validation
 from handlers.runs.start import Origin
 from handlers.runs.validation import canonical
 from posedrop.buckets import layout
@@ -184,11 +184,13 @@ def _start(context: Context, video: VideoRecord, rule: rules.Rule, origin: Origi
     except BadRequestError as error:
         rules.tell(context, rule.key, rule.etag, error)
         raise _WaitError(rule.key) from error
-    return (
-        start.start_run(context, video, wanted, origin, None).analysis_id
-        if wanted is not None
-        else None
-    )
+    if wanted is None:
+        return None
+    handle = start.start_run(context, video, wanted, origin, None, exports=rule.exports)
+    row = context.index.analysis(handle.analysis_id)
+    if handle.existed and row is not None and row.finished_at is not None:
+        derived.ask(context, layout.Run(row.run), rule.exports)
+    return handle.analysis_id
 
 
 #: By what a run was asked for that is there though the video's plan was not noted.

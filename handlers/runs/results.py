@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from handlers.context import Context
-from handlers.runs import copies, damaged, plan, start
+from handlers.runs import copies, damaged, derived, plan, start
 from posedrop import api
 from posedrop.buckets import layout, names
 from posedrop.buckets.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
@@ -37,7 +37,7 @@ def read(context: Context, analysis_id: str) -> api.RunAnswer:
         result = damaged.read_result(context, place.run)
         if result is None:
             continue
-        answer = _over(place, result, context.index.retry_of(analysis_id))
+        answer = _over(context, place, result, context.index.retry_of(analysis_id))
         if answer.error is None or answer.error.code != DAMAGED:
             return answer
         bad = bad or answer
@@ -93,7 +93,9 @@ def _waiting(context: Context, pending_id: str) -> api.RunAnswer:
     )
 
 
-def _over(row: AnalysisRow, result: Result, retried_by: str | None) -> api.RunAnswer:
+def _over(
+    context: Context, row: AnalysisRow, result: Result, retried_by: str | None
+) -> api.RunAnswer:
     files = [
         api.ResultFile(
             name=artefact.name,
@@ -103,7 +105,7 @@ def _over(row: AnalysisRow, result: Result, retried_by: str | None) -> api.RunAn
             content_type=artefact.content_type,
             role=names.role_of(artefact),
         )
-        for artefact in result.artefacts
+        for artefact in (*result.artefacts, *derived.made(context, row.run))
     ]
     drawn = next((file for file in files if file.role == "labelled_video"), None)
     return api.RunAnswer(
@@ -143,6 +145,8 @@ def _attempts(context: Context, run: str) -> tuple[Attempt | None, NeedsNewer | 
 def download_url(context: Context, analysis_id: str, name: str) -> str:
     """Return a presigned URL of one file of a run, ``result.json`` among them.
 
+    A name of :data:`handlers.runs.derived.WHAT` is made when it is first asked for.
+
     Args:
         context: the handlers' tools.
         analysis_id: the run.
@@ -151,6 +155,8 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
     Raises:
         NotFoundError: the run has no such file.
         GoneError: it was deleted.
+        BeingMadeError: it is made now, as it was asked for.
+        BadRequestError: it can't be made; the message says why.
     """
     row = context.index.analysis(_resolved(context, analysis_id))
     if row is None:
@@ -166,6 +172,8 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
     place, filename, content_type = name, name, "application/json"
     if name not in {layout.RESULT, layout.REQUEST}:
         artefact = names.find(row.artefacts, name)
+        if artefact is None and derived.can_be_made(row, name):
+            artefact = derived.find(context, row, name)
         if artefact is None:
             known = sorted({each.name for each in row.artefacts} | {layout.RESULT, layout.REQUEST})
             raise NotFoundError(

@@ -14,7 +14,7 @@ from typing import Any
 from handlers.context import Context
 from posedrop.buckets import folder_rules, layout
 from posedrop.buckets.folder_rules import WrongRuleError
-from posedrop.buckets.records import RunError, WrongRule
+from posedrop.buckets.records import ExportFormat, RunError, WrongRule
 from posedrop.errors import BadRequestError, PosedropError, RecordError
 from posedrop.index.index import RuleRow
 
@@ -41,6 +41,7 @@ class Rule:
     problem: BadRequestError | None = None
     keep: bool | list[str] | None = None
     is_silent: bool = False
+    exports: tuple[ExportFormat, ...] = ()
 
 
 def nearest(context: Context, key: str, seen: dict[str, str | None]) -> Rule | None:
@@ -89,6 +90,7 @@ def read(context: Context, key: str) -> Rule | None:
         rules.existing,
         keep=rules.keep,
         is_silent=rules.is_silent,
+        exports=tuple(dict.fromkeys(rules.exports)),
     )
 
 

@@ -17,6 +17,7 @@ from handlers.runs import copies, damaged
 from handlers.runs.validation import ValidRequest, analysis_id_of
 from posedrop.buckets import layout
 from posedrop.buckets.records import (
+    ExportFormat,
     ModelRef,
     Request,
     RunRef,
@@ -52,6 +53,7 @@ def start_run(
     force: str | None,
     *,
     retry_before: datetime | None = None,
+    exports: tuple[ExportFormat, ...] = (),
 ) -> RunHandle:
     """Create the run of an ingested video, unless the same one exists; enqueue it.
 
@@ -64,6 +66,7 @@ def start_run(
         retry_before: a run that failed or was cancelled before this time is made anew, and so is
             the run that was made for it; whoever asks at the same time gets the same. After
             ``MAX_RETRIES`` the last failure is the answer.
+        exports: formats in which a run that is created is to be had once it is over.
     """
     if video.sha256 is None or video.probe is None:
         raise BadRequestError(f"{video.video.key} has no content to analyse", code="refused")
@@ -79,6 +82,7 @@ def start_run(
             if not (is_bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
                 if row is None:
                     request = _request(context, video, wanted, origin, analysis_id, force, retry_of)
+                    request = request.model_copy(update={"exports": list(exports)})
                     row = _created(context, video, request)
                     if row is None:
                         break

@@ -22,6 +22,7 @@ class Repairs:
     ingests_sent: int = 0
     runs_sent: int = 0
     requests_planned: int = 0
+    exports_sent: int = 0
     expired: int = 0
     given_up: int = 0
     """Uploads that never came, and pending requests about them."""

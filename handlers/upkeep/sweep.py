@@ -13,7 +13,7 @@ from itertools import chain, islice
 from handlers import gpu_queue
 from handlers.context import Context
 from handlers.events import follow
-from handlers.runs import copies, damaged, record_kinds, rules, waiting
+from handlers.runs import copies, damaged, derived, record_kinds, rules, waiting
 from handlers.runs.record_kinds import RecordKind
 from handlers.upkeep import retention
 from handlers.upkeep.apart import apart
@@ -51,6 +51,7 @@ class Sweep:
         self._bytes = 0
         self._later: list[str] = []
         self._without_film: list[str] = []
+        self._not_made: list[tuple[str, str]] = []
         self._steps = self._all()
 
     def go_on(self, repairs: Repairs, steps: int | None) -> bool:
@@ -73,6 +74,9 @@ class Sweep:
         for key in self._without_film:
             yield
             self._index_without_film(key)
+        for run, what in self._not_made:
+            yield
+            self._derive(run, what)
         self._seen = array("Q", sorted(self._seen))
         yield from self._gone_rules()
         yield from self._gone_files()
@@ -136,6 +140,8 @@ class Sweep:
             if isinstance(key, layout.RuleObject):
                 self._check_wrong_rule(found.key)
                 continue
+            if isinstance(key, layout.RunObject):
+                self._compare_derived(key.run, key.name)
             kind = record_kinds.kind_of(key)
             if key is None or kind is None:
                 continue
@@ -159,6 +165,19 @@ class Sweep:
             self._index_result(name)
         else:
             self._later.append(name)
+
+    def _compare_derived(self, run: str, name: str) -> None:
+        """Note what was asked for of a run's poses; its outcome, if any, is the next of the two."""
+        match layout.parse_derived(name):
+            case (what, False):
+                self._not_made.append((run, what))
+            case (what, True) if self._not_made and self._not_made[-1] == (run, what):
+                self._not_made.pop()
+
+    def _derive(self, run: str, what: str) -> None:
+        with apart(self._context, f"{what} of {run} is not sent again") as trial:
+            self._repairs.exports_sent += derived.send_again(self._context, run, what)
+        self._repairs.damaged += trial.failed
 
     def _check_wrong_rule(self, record: str) -> None:
         """Find a record of what is wrong with a rule that is mended or gone."""

@@ -51,6 +51,8 @@ def parse(data: bytes) -> FolderRules:
         raise WrongRuleError(_first(error)) from error
     if rules.args and rules.analysis is None:
         raise WrongRuleError("it has args, and no analysis that they are for")
+    if rules.exports and rules.analysis is None:
+        raise WrongRuleError("it has exports, and no analysis whose poses they are of")
     return rules
 
 

@@ -75,6 +75,7 @@ _ATTEMPTS = "attempts"
 #: A worker's note that it is too old for the run.
 NEEDS_NEWER = f"{_ATTEMPTS}/needs-newer.json"
 _PARTS = "parts"
+_DERIVED = "derived"
 #: What ``worker.video.draw`` leaves.
 DRAWN = ("pose.mp4", "trajectory.png", "likelihood.png")
 #: Names in a run's folder that have a meaning, in lower case: no analysis leaves a file of one.
@@ -93,6 +94,7 @@ OWN_NAMES = frozenset(
         "asked",
         _ATTEMPTS,
         _PARTS,
+        _DERIVED,
     }
 )
 
@@ -294,6 +296,23 @@ class Run:
         """The folder, with its slash, of the run's checkpoints: gone when the run ends."""
         return self.key(f"{_PARTS}/")
 
+    @property
+    def derived(self) -> str:
+        """The folder, with its slash, of what is made of the poses when it is asked for."""
+        return self.key(f"{_DERIVED}/")
+
+    def derived_attempts(self, what: str) -> str:
+        """Return the folder, without a slash, of the attempts to make ``what`` of the poses."""
+        return f"{self.derived}{what}"
+
+    def derived_request(self, what: str) -> str:
+        """Return the key of the record that ``what`` was asked for; it sorts before the next."""
+        return f"{self.derived_attempts(what)}/asked.json"
+
+    def derived_record(self, what: str) -> str:
+        """Return the key of the record of what was made: written once, and last."""
+        return f"{self.derived_attempts(what)}/made.json"
+
     def hand_back(self, number: int) -> str:
         """Return the key of an empty object: attempt ``number`` shall let another group go first.
 
@@ -308,6 +327,19 @@ class Run:
     def name(self, key: str) -> str:
         """Return the name in the run's folder of a key: what :meth:`key` was given."""
         return key.removeprefix(self.folder)
+
+
+_DERIVED_RECORD = re.compile(rf"^{_DERIVED}/([a-z0-9-]{{1,40}})/(asked|made)\.json$")
+
+
+def parse_derived(name: str) -> tuple[str, bool] | None:
+    """Return what a record of ``derived/`` is about, by its name in the run's folder.
+
+    Returns:
+        What was asked for, and whether this says that it was made; None for any other name.
+    """
+    match = _DERIVED_RECORD.match(name)
+    return (match[1], match[2] == "made") if match else None
 
 
 def attempt_number(name: str) -> int | None:

@@ -23,11 +23,24 @@ FileState = Literal["expected", "received", "ready", "refused", "film gone"]
 RunState = Literal["waiting", "queued", "running", "succeeded", "partial", "failed", "cancelled"]
 FinalState = Literal["succeeded", "partial", "failed", "cancelled"]
 FINAL: frozenset[str] = frozenset(get_args(FinalState))
-Task = Literal["ingest", "infer", "render"]
+Task = Literal["ingest", "infer", "render", "derive"]
+#: Formats in which a run's poses can be had, beside DeepLabCut's own.
+ExportFormat = Literal["nwb", "slp", "nc", "parquet", "coco"]
+#: The file of each format.
+EXPORTS: dict[str, str] = {
+    "nwb": "poses.nwb",
+    "slp": "poses.slp",
+    "nc": "poses.nc",
+    "parquet": "poses.parquet",
+    "coco": "coco.json",
+}
 
 #: What video.json says of a video is looked at anew where an older ingest refused it; raised when
 #: a later posedrop reads what an earlier one could not.
 INGEST_VERSION = 2
+
+#: Raised when what is made of poses changes.
+DERIVED_VERSION = 1
 
 #: Bodyparts, and bones, of a record of quality.
 MOST_QUALITIES = 1000
@@ -184,6 +197,9 @@ class Request(Versioned):
     )
     retry_of: RunRef | None = Field(
         default=None, description="the run that failed or was cancelled, and is made anew by this"
+    )
+    exports: list[ExportFormat] = Field(
+        default_factory=list, description="made as soon as the run is over"
     )
 
 
@@ -409,6 +425,27 @@ class Encoded(Record):
     why: str = Field(max_length=500)
 
 
+class DerivedRequest(Versioned):
+    """``derived/<what>/asked.json``: somebody wants this made of the poses."""
+
+    what: str = Field(max_length=40)
+    asked_at: Moment
+
+
+class Derived(Versioned):
+    """``derived/<what>/made.json``: what was made of the poses, or why it can't be; created once.
+
+    ``artefact`` is null where ``error`` is not.
+    """
+
+    what: str = Field(max_length=40)
+    version: Count = Field(description="of the posedrop that made it: DERIVED_VERSION")
+    artefact: Artefact | None = None
+    versions: dict[str, str] = Field(default_factory=dict, description="of the libraries")
+    error: RunError | None = None
+    made_at: Moment
+
+
 class PosesOf(Versioned):
     """``_poses/<id>.json``: a run whose poses serve who asks for the same, drawn otherwise."""
 
@@ -529,6 +566,11 @@ class FolderRules(Versioned):
     existing: bool = Field(
         default=True, description="also for videos that were there before and followed no rule"
     )
+    exports: list[ExportFormat] = Field(
+        default_factory=list,
+        max_length=len(EXPORTS),
+        description="formats in which the poses are to be had once a run is over",
+    )
     keep: bool | list[str] | None = Field(
         default=None,
         description="the videos below that posedrop never removes by itself: all of them, or those "
@@ -566,3 +608,4 @@ Attempt.model_rebuild()
 WorkerRecord.model_rebuild()
 Planned.model_rebuild()
 Inference.model_rebuild()
+Derived.model_rebuild()

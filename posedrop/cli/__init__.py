@@ -107,6 +107,8 @@ for _command in (
     videos.list_,
     videos.show,
     videos.download,
+    videos.export,
+    videos.methods_,
     videos.cancel,
     videos.rm,
     videos.types,

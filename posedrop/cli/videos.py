@@ -1,4 +1,4 @@
-"""Videos and what runs on them: upload, analyse, ls, show, download, cancel, rm, types."""
+"""Videos and what runs on them: upload, analyse, ls, show, download, export, methods, rm..."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any, TypeVar, get_args
 import click
 
 from posedrop.buckets import layout
+from posedrop.buckets.records import EXPORTS
 from posedrop.cli import display
 from posedrop.cli.options import Options, analysis_options, json_option
-from posedrop.client import Client, File, Run, RunRow, Ticket, flat
+from posedrop.client import Client, File, Run, RunRow, Ticket, flat, methods
 from posedrop.errors import PosedropError
 from posedrop.index.listing import Order
 from posedrop.terminal import say
@@ -339,6 +340,50 @@ def _download_flat(options: Options, folder: str, directory: Path, as_json: bool
         for words in found.clashes:
             say(words, err=True)
     sys.exit(1 if found.clashes else 0)
+
+
+@click.command()
+@click.argument("analysis_id")
+@click.argument("format_", metavar="FORMAT", type=click.Choice(list(EXPORTS)))
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder for the file; default: this one.",
+)
+@click.pass_obj
+def export(options: Options, analysis_id: str, format_: str, folder: Path) -> None:
+    """Download a run's poses in another format, which is made when it is first asked for.
+
+    nwb: Neurodata Without Borders (ndx-pose). slp: SLEAP. nc: movement's NetCDF. parquet: a row for
+    each frame, animal and bodypart. coco: COCO keypoints.
+
+    \b
+    posedrop export k5x2wq7mfzgs3tfe nwb
+    posedrop export k5x2wq7mfzgs3tfe slp --to results/day1
+    """
+    with options.client() as client:
+        run = _run(client, analysis_id)
+        if not run.over:
+            raise PosedropError(f"{analysis_id} is {run.status}; it has no poses yet")
+        say(str(client.export(run.analysis_id, EXPORTS[format_], folder)))
+
+
+@click.command("methods")
+@click.argument("analysis_id")
+@click.pass_obj
+def methods_(options: Options, analysis_id: str) -> None:
+    """Print a paragraph for a paper's methods: versions, parameters, and what to cite.
+
+    \b
+    posedrop methods k5x2wq7mfzgs3tfe
+    """
+    with options.client() as client:
+        run = _run(client, analysis_id)
+    if run.result is None:
+        raise PosedropError(f"{analysis_id} is {run.status}; it has no result yet")
+    say(methods.paragraph(run.result))
 
 
 @click.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import mimetypes
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -330,6 +331,68 @@ class Client:
         partial.write_text(json.dumps(run.result, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)
         return [*paths, path]
+
+    def export(
+        self,
+        analysis_id: str,
+        name: str,
+        folder: Path,
+        *,
+        on_bytes: OnBytes | None = None,
+        seconds: float = float("inf"),
+    ) -> Path:
+        """Fetch a run's poses in another format, once they are made; return the file's path.
+
+        Args:
+            analysis_id: of a run that is over.
+            name: ``poses.nwb``, ``poses.slp``, ``poses.nc``, ``poses.parquet`` or ``coco.json``.
+            folder: where the file goes.
+            on_bytes: as :meth:`download` has it.
+            seconds: how long it is waited for.
+
+        Raises:
+            PosedropError: it can't be made, with the reason; or it was not made after ``seconds``.
+        """
+        url, started = f"/download/{analysis_id}/{name}", time.monotonic()
+        while True:
+            try:
+                self._location(url)
+                break
+            except PosedropError as error:
+                waited = time.monotonic() - started
+                if error.code != "being_made" or waited > seconds:
+                    raise
+                time.sleep(pause(waited))
+        return self._fetch_one(self.run(analysis_id), name, folder, on_bytes)
+
+    def _fetch_one(
+        self, run: api.Run, name: str, folder: Path, on_bytes: OnBytes | None = None
+    ) -> Path:
+        file = names.find(run.files, name)
+        if file is None:
+            raise PosedropError(f"{run.analysis_id} has no file {name}", code="not_found")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / layout.safe_filename(name)
+        self.fetch(file, path, on_bytes or (lambda _: None))
+        return path
+
+    def table(self, analysis_id: str) -> Any:
+        """Return a run's poses as DeepLabCut's ``pandas.DataFrame``; pandas has to be installed."""
+        import pandas as pd
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = self._fetch_one(self.run(analysis_id), "poses.csv", Path(folder))
+            with path.open(encoding="utf-8") as file:
+                levels = next(n for n, line in enumerate(file) if line.startswith("coords,")) + 1
+            header = list(range(levels))
+            return pd.read_csv(path, header=header, index_col=0, float_precision="round_trip")
+
+    def poses(self, analysis_id: str) -> Any:
+        """Return a run's poses as movement's ``xarray.Dataset``; xarray has to be installed."""
+        import xarray as xr
+
+        with tempfile.TemporaryDirectory() as folder:
+            return xr.load_dataset(self.export(analysis_id, "poses.nc", Path(folder)))
 
     def fetch(self, file: api.ResultFile, path: Path, on_bytes: OnBytes) -> None:
         """Fetch one file of a run, as :meth:`download` does.

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from posedrop.client import Client
 from tests.support.lab import POSEDROP, Lab, clean_environment
 from tests.support.samples import Sample, free_box
 from tests.support.tools import tool
@@ -112,6 +113,32 @@ def test_a_range_of_a_result_can_be_downloaded(lab: Lab, mouse: Sample, model: s
     answer = lab.http.get(url, headers={"Range": "bytes=4-7"}, follow_redirects=True)
     assert (answer.status_code, answer.content) == (206, b"ftyp")
     assert answer.headers["content-type"] == "video/mp4"
+
+
+def test_poses_come_in_other_formats(lab: Lab, mouse: Sample, model: str, tmp_path: Path) -> None:
+    """Asked for by curl or by command, a format is made; the client gives pandas and xarray."""
+    del model
+    file_id = next(
+        f["file_id"]
+        for f in lab.get("/files", state="ready")["items"]
+        if f["filename"] == mouse.film.name
+    )
+    run = lab.run_of(file_id)
+    words = ["-sSL", "--fail", "--retry", "30", "-H", lab.header, "-o", str(tmp_path / "a.nwb")]
+    command = [tool("curl"), *words, f"{lab.url}/download/{run}/poses.nwb"]
+    subprocess.run(command, check=True, capture_output=True)
+    lab.posedrop("export", run, "nwb", "--to", str(tmp_path))
+    assert (tmp_path / "a.nwb").read_bytes() == (tmp_path / "poses.nwb").read_bytes()
+    assert "DeepLabCut 3.0.2" in lab.posedrop("methods", run).stdout
+    with Client(lab.url, lab.api_token) as client:
+        table, poses = client.table(run), client.poses(run)
+        listed = {file.name for file in client.run(run).files}
+    assert {"poses.nwb", "poses.nc"} <= listed
+    assert len(table) == poses.sizes["time"] == 60
+    part = str(poses.keypoints.values[0])
+    x = poses.position.sel(space="x", keypoints=part).squeeze().values
+    scorer = table.columns.get_level_values(0)[0]
+    np.testing.assert_array_equal(x, table[scorer][part]["x"].to_numpy())
 
 
 def test_curl_uploads_with_one_line(lab: Lab, clip: Path) -> None:

@@ -19,6 +19,7 @@ PLACES = {
     "videos/": ("videos", "day1/"),
     "results/": ("results", f"{RUN}/"),
     "results/.../parts/": ("results", f"{RUN}/parts/"),
+    "results/.../derived/": ("results", f"{RUN}/derived/"),
     # Not checkpoints: the results of a video that somebody keeps in a folder of this name.
     "results/parts/": ("results", "day1/parts/a.mp4/"),
     "models/": ("models", "openfield/digest/"),
@@ -108,13 +109,14 @@ ADMIN_ACTIONS: dict[str, Callable[[MinioAdmin, str], object]] = {
     "quota": lambda a, _: a.bucket_quota_set(bucket="videos", size=1),
 }
 LISTS = ("list", "list versions")
+PARTS = ("", "parts/", ".../parts/", ".../derived/")
 #: All that is allowed; whatever else is, is a hole.
 ALLOWED = {
     "PRESIGN": {f"{action} videos/uploads/" for action in (*WRITES, *ABORT)},
     "HANDLERS": {
         *(f"{action} {place}" for action in READS for place in PLACES if place != "other/"),
         *(f"{action} videos/uploads/" for action in WRITES),
-        *(f"{action} results/{part}" for action in WRITES for part in ("", "parts/", ".../parts/")),
+        *(f"{action} results/{part}" for action in WRITES for part in PARTS),
         *(f"abort {place}" for place in PLACES if place.startswith(("videos/", "results/"))),
         *(f"list uploads {bucket}" for bucket in ("videos", "results")),
         *(f"delete {place}" for place in PLACES if place not in {"models/", "other/"}),
@@ -128,9 +130,10 @@ ALLOWED = {
         *(
             f"{action} results/{part}"
             for action in (*WRITES, *ABORT, "copy from videos")
-            for part in ("", "parts/", ".../parts/")
+            for part in PARTS
         ),
         "delete results/.../parts/",
+        "delete results/.../derived/",
         *(f"{action} results" for action in LISTS),
     },
     "ANONYMOUS": set(),

@@ -25,12 +25,13 @@ from handlers.events import follow, notify
 from handlers.metrics import Metrics
 from handlers.upkeep import reconcile
 from posedrop import analyses
-from posedrop.errors import AnalysisError, RefusedVideoError, StorageError
+from posedrop.errors import AnalysisError, ChildDiedError, RefusedVideoError, StorageError
 from posedrop.index.index import Index
 from posedrop.settings import Settings, load
 from posedrop.transport import queue
 from tests.support.memory_storage import Clock, Crash, Gate, MemoryStorage
 from worker.cache import Cache
+from worker.jobs.derive import derive
 from worker.jobs.infer import infer
 from worker.jobs.ingest import ingest
 from worker.jobs.render import render
@@ -58,6 +59,11 @@ class Child:
                 raise RefusedVideoError("no video", code="not_a_video")
             return {"probe": PROBE}
         nonce = os.urandom(8).hex()
+        if task == "export":
+            if b"poison" in Path(payload["poses"]).read_bytes():
+                raise ChildDiedError("the child process was killed")
+            Path(payload["out"]).write_text(f"exported {nonce}")
+            return {"versions": {"pynwb": "4"}}
         (Path(payload["out"]).parent / "run.log").write_text(f"log {nonce}")
         if task == "render":
             (Path(payload["out"]) / "pose.mp4").write_text(f"drawn {nonce}")
@@ -231,6 +237,7 @@ class World:
             "ingest": ingest,
             "infer": infer,
             "render": render,
+            "derive": derive,
         }
         # What Dramatiq would try again, the reconciler has to find here.
         with self.storage.gate(gate), contextlib.suppress(Crash, StorageError):

@@ -8,7 +8,13 @@ import pytest
 
 from posedrop.buckets import folder_rules
 
-RULE = {"analysis": "dummy", "args": {"seconds": 1}, "existing": False, "keep": True}
+RULE = {
+    "analysis": "dummy",
+    "args": {"seconds": 1},
+    "existing": False,
+    "exports": ["nwb"],
+    "keep": True,
+}
 
 
 @pytest.mark.parametrize(

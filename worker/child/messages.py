@@ -18,6 +18,7 @@ from posedrop.buckets.records import (
     Count,
     Details,
     Encoded,
+    ExportFormat,
     FrameRange,
     Probe,
     Progress,
@@ -279,6 +280,35 @@ class RenderVideo(Task[RenderOutput]):
     stride: int = 1
     device: str = "auto"
     encode: str = "cpu"
+
+
+class ExportOutput(Record):
+    """Which libraries wrote a file in another format."""
+
+    versions: dict[Name, Name] = Field(max_length=_MAX_ENTRIES)
+
+
+class ExportPoses(Task[ExportOutput]):
+    """Write a run's table of poses in another format; there is no film."""
+
+    NAME = "export"
+    OUTPUT = ExportOutput
+
+    format: ExportFormat
+    poses: str = Field(description="poses.csv")
+    timestamps: str | None = Field(default=None, description="timestamps.csv")
+    out: str = Field(description="the file to write")
+    analysis_id: str
+    created_at: str = Field(description="when the run was asked for: ISO 8601")
+    video: str = Field(description="the film's key")
+    description: str = Field(description="of the run, for people")
+    software: str = Field(description="what found the poses, with versions")
+    software_version: str = Field(description="DeepLabCut's")
+    fps: float = Field(gt=0, description="frames a second, on average")
+    frames: int = Field(description="of the film")
+    width: int = Field(description="pixels")
+    height: int = Field(description="pixels")
+    skeleton: list[list[str]] = Field(default_factory=list)
 
 
 def ask(call: Callable[..., dict[str, Any]], task: Task[Output], **options: Any) -> Output:

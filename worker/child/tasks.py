@@ -19,6 +19,7 @@ TASKS = {
     "run_analysis": "worker.child.analysis:run_analysis",
     "finish_analysis": "worker.child.analysis:finish_analysis",
     "render": "worker.video.draw:render",
+    "export": "worker.poses.formats:export",
 }
 #: Child -> modules that it imports while it waits for its first call.
 WARM = {

@@ -16,8 +16,9 @@ from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.layout import RUN_LOG, Run
 from posedrop.buckets.names import Naming
-from posedrop.buckets.records import Inference, Model, Request, RunError
+from posedrop.buckets.records import DerivedRequest, Inference, Model, Request, RunError
 from posedrop.errors import AnalysisError, CancelledRunError, ObjectChangedError, PosedropError
+from posedrop.transport.queue import QueueError
 from worker import room
 from worker.child.child import Child
 from worker.child.pool import ChildPool
@@ -263,6 +264,11 @@ class RunAttempt:
             and not inference.cut
         )
         now = self.context.clock()
+        # Before the result: what is asked for of a run that is over, the reconciler sends.
+        for what in self.request.exports:
+            record = DerivedRequest(what=what, asked_at=now)
+            key = self.run.derived_request(what)
+            self.context.storage.create(self.bucket, key, record.to_json())
         publish.finish(
             self.context.storage,
             self.bucket,
@@ -275,6 +281,11 @@ class RunAttempt:
             artefacts=inference.artefacts,
             timings={**timings, "total": (now - self.request.created_at).total_seconds()},
         )
+        for what in self.request.exports:
+            try:
+                self.context.send("derive", run=self.run.prefix, what=what)
+            except QueueError as error:
+                log.warning("%s", error)
 
     def clear_checkpoints(self) -> None:
         """Delete the run's checkpoints, which nobody needs any more."""

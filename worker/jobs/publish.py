@@ -29,6 +29,10 @@ _TYPES = {
     ".jpg": "image/jpeg",
     ".log": "text/plain; charset=utf-8",
     ".json": "application/json",
+    ".nwb": "application/x-hdf5",
+    ".slp": "application/x-hdf5",
+    ".nc": "application/x-netcdf",
+    ".parquet": "application/vnd.apache.parquet",
 }
 
 
