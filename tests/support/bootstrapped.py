@@ -135,6 +135,7 @@ SEEDS = (
     ("videos", "day1/seed"),
     ("results", f"{RUN}/seed"),
     ("results", f"{RUN}/parts/seed"),
+    ("results", f"{RUN}/derived/seed"),
     ("results", "day1/parts/a.mp4/seed"),
     ("models", "openfield/digest/seed"),
     ("other", "folder/seed"),
