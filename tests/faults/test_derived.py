@@ -10,7 +10,7 @@ import pytest
 from handlers import upload
 from handlers.runs import results
 from handlers.runs.derived import BeingMadeError
-from posedrop.buckets import layout
+from posedrop.buckets import layout, names
 from posedrop.buckets.records import EXPORTS, Derived, FolderRules
 from posedrop.errors import BadRequestError, NotFoundError
 from tests.support.memory_storage import RESULTS, VIDEOS, Gate
@@ -106,18 +106,18 @@ def test_a_worker_that_wakes_up_late_replaces_nothing(lab: Lab) -> None:
 
 def test_what_kills_its_child_is_given_up_in_words(lab: Lab) -> None:
     """After as many attempts as a run has, the answer says why there is no such file."""
-    key = lab.run.key("poses.csv")
     lab.ask()
     # Of the same length and digest as far as the record goes: the table itself is the poison.
     result = results.read(lab.context, lab.id).result
     assert result is not None
     poison = b"poison"
-    artefact = result.artefacts[[a.name for a in result.artefacts].index("poses.csv")]
+    artefact = names.find(result.artefacts, "poses.csv")
+    assert artefact is not None
     sha256 = hashlib.sha256(poison).hexdigest()
     changed = artefact.model_copy(update={"sha256": sha256, "size": len(poison)})
-    others = [a for a in result.artefacts if a.name != "poses.csv"]
+    others = [a for a in result.artefacts if a != artefact]
     record = result.model_copy(update={"artefacts": [*others, changed]})
-    lab.storage.put(RESULTS, key, poison)
+    lab.storage.put(RESULTS, lab.run.key(artefact.object_name), poison)
     lab.storage.put(RESULTS, lab.run.result, record.to_json())
     lab.settle()
     with pytest.raises(BadRequestError, match=r"given up after 3 attempts.*killed"):
@@ -127,7 +127,11 @@ def test_what_kills_its_child_is_given_up_in_words(lab: Lab) -> None:
 
 def test_a_table_that_was_changed_is_not_exported(lab: Lab) -> None:
     """What stands in the bucket is not what was published: that is said, and no child sees it."""
-    lab.storage.put(RESULTS, lab.run.key("poses.csv"), b"somebody's")
+    result = results.read(lab.context, lab.id).result
+    assert result is not None
+    table = names.find(result.artefacts, "poses.csv")
+    assert table is not None
+    lab.storage.put(RESULTS, lab.run.key(table.object_name), b"somebody's")
     lab.ask()
     lab.settle()
     with pytest.raises(BadRequestError, match="not what was published") as refused:

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from posedrop import analyses
 from posedrop.buckets import layout
+from posedrop.buckets.names import Naming
 from posedrop.buckets.records import Result, VideoRecord
 from posedrop.errors import StorageError
 from tests.support.memory_storage import RESULTS, VIDEOS
-from tests.support.world import Child, World
+from tests.support.world import DETAILS, Child, World
 from worker.jobs import artefacts
 from worker.jobs.checkpoints import Checkpoints
 from worker.jobs.claim import MAX_UNPUBLISHED
@@ -148,6 +149,9 @@ def test_what_a_child_leaves_is_taken_by_name_alone(
     assert liar.asked == 1
     wanted = {"poses.csv"} if at == RUN else {"predictions.npz", "poses.h5", "pose.mp4"}
     wanted |= {f"{n}.csv" for n in range(2000)} if at == RUN else set()
+    long = Naming.of(LIAR, DETAILS)
+    assert long is not None
+    wanted |= {long.name(plain) for plain in wanted}
     stored = world.storage.buckets[RESULTS]
     run = f"{rows[LIAR].run}/"
     for key in (key.removeprefix(run) for key in stored if key.startswith(run)):
