@@ -62,13 +62,14 @@ def test_a_presigned_put_ends_in_poses_plots_and_a_labelled_video(
     assert {"capabilities", "privileges", "files", "syscalls"} <= set(walls)
     scorer = result["details"]["scorer"]
     named = f"{mouse.film.stem}{scorer}"
+    labelled_video = f"{named}_p{int(100 * result['details']['pcutoff'])}_labeled.mp4"
     assert {file["name"] for file in answer["files"]} == {
         f"{named}.h5",
         f"{named}.csv",
         f"{named}_filtered.h5",
         f"{named}_filtered.csv",
         f"{named}_meta.pickle",
-        f"{named}_p60_labeled.mp4",
+        labelled_video,
         "trajectory.png",
         "likelihood.png",
         "predictions.npz",
@@ -83,7 +84,7 @@ def test_a_presigned_put_ends_in_poses_plots_and_a_labelled_video(
     assert list(poses.columns.get_level_values("bodyparts").unique()) == mouse.bodyparts
     assert poses.shape == (60, 3 * len(mouse.bodyparts))
     assert np.isfinite(poses.to_numpy()).all()
-    labelled = probe(tmp_path / f"{named}_p60_labeled.mp4")
+    labelled = probe(tmp_path / labelled_video)
     source = probe(mouse.film)
     for what in ("width", "height", "avg_frame_rate", "nb_read_frames"):
         assert labelled[what] == source[what], what

@@ -23,7 +23,7 @@ from worker.engine import inference, passes
 from worker.engine.state import ENGINE
 from worker.gpu.graphs import PROOFS, SEEN
 from worker.poses import tables
-from worker.precision import guard
+from worker.precision import guard, variants
 
 BATCH = 4
 #: Small pictures: a processor has to do it all.
@@ -44,7 +44,7 @@ class Gpu:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.forget()
-        monkeypatch.setattr(guard, "recorder_of", lambda _: self.recorder)
+        monkeypatch.setattr(variants, "recorder_of", lambda _: self.recorder)
         monkeypatch.setattr(passes, "device_of", lambda _: self.cuda)
         monkeypatch.setattr(passes, "accelerated", lambda _: True)
         # What runs on a CPU alone is not there.
@@ -76,7 +76,7 @@ def test_a_film_is_sent_recorded_and_replayed(
     """As many transfers as batches, in few pinned buffers; two at work; the same poses by bits."""
     gpu = Gpu(monkeypatch)
     with monkeypatch.context() as without:
-        without.setattr(guard, "recorder_of", lambda _: None)
+        without.setattr(variants, "recorder_of", lambda _: None)
         expected = run(long.film, long.model, crop=CROP, batch_size=BATCH)
     ENGINE.models.clear()
     gpu.forget()
