@@ -26,6 +26,7 @@ def test_each_message_has_its_task_and_each_child_its_modules() -> None:
         messages.RunAnalysis,
         messages.FinishAnalysis,
         messages.RenderVideo,
+        messages.ExportPoses,
     )
     assert {task.NAME for task in asked} == set(tasks.TASKS)
     for module in sum(tasks.WARM.values(), ()):
