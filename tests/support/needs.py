@@ -15,6 +15,8 @@ import pytest
 NEEDS = {
     "torch": ("torch", "deeplabcut", "timm", "worker.engine", "worker.precision", "worker.gpu"),
     "server": (
+        "moto",
+        "tests.support.serving",
         "tests.support.brokers",
         "tests.support.caddy",
         "tests.support.handlers_process",
@@ -32,7 +34,9 @@ NEEDS = {
 PLACES = {
     "tests/e2e/": "server",
     "tests/integration/engine/": "torch",
+    "tests/unit/test_connections.py": "server",
     "tests/unit/test_gpu_benchmark.py": "torch",
+    "tests/unit/test_predictions.py": "torch",  # DeepLabCut's filters
     "tests/unit/test_walls.py": "child",
 }
 
