@@ -82,6 +82,15 @@ function wanted() {
   return byId("model").hidden ? { analysis } : { analysis, args: { model: byId("model").value } };
 }
 
+// DeepLabCut's names begin with the film's and the scorer's, which are the same on all of a card.
+function briefly(name, all) {
+  const tables = all.filter((each) => /\.(h5|csv)$/.test(each) && each !== "timestamps.csv");
+  let same = tables[0] ?? "";
+  for (const each of tables) while (!each.startsWith(same)) same = same.slice(0, -1);
+  same = same.replace(/[._]$/, "");
+  return tables.length > 1 && same && name.startsWith(same) ? `poses${name.slice(same.length)}` : name;
+}
+
 function runCard(run) {
   const card = element("article", { class: "card" });
   const url = (name) => `/download/${run.analysis_id}/${encodeURIComponent(name)}`;
@@ -105,7 +114,7 @@ function runCard(run) {
   if (OVER.has(run.status)) {
     const names = ["result.json", ...run.files.filter((name) => name !== run.labelled_video)];
     card.append(element("p", { class: "links" },
-      ...names.map((name) => element("a", { href: url(name) }, name))));
+      ...names.map((name) => element("a", { href: url(name), title: name }, briefly(name, run.files)))));
   } else {
     const text = element("p", { class: "small" });
     const bar = element("progress");

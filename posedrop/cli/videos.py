@@ -383,7 +383,8 @@ def methods_(options: Options, analysis_id: str) -> None:
         run = _run(client, analysis_id)
     if run.result is None:
         raise PosedropError(f"{analysis_id} is {run.status}; it has no result yet")
-    say(methods.paragraph(run.result))
+    for line in methods.paragraph(run.result).split("\n"):
+        say(line)
 
 
 @click.command()

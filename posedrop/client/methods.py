@@ -70,8 +70,16 @@ def _network(
     if model.get("name"):
         digest = str(model.get("digest", ""))[:12]
         words += f" (model {model['name']}, digest {digest})"
-    named = {"net_type": "network", "snapshot": "snapshot", "precision": "arithmetic"}
-    told = [f"{words_} {details[name]}" for name, words_ in named.items() if details.get(name)]
+    computed = _tree(details, "precision").get("used") or details.get("precision")
+    told = [
+        f"{what} {value}"
+        for what, value in (
+            ("network", details.get("net_type")),
+            ("snapshot", details.get("snapshot")),
+            ("arithmetic", computed),
+        )
+        if isinstance(value, str) and value
+    ]
     return f"{words}{'; ' if told else ''}{', '.join(told)}."
 
 
