@@ -16,8 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from posedrop import api
 from posedrop.buckets import layout, names
-from posedrop.client.transfers import OnBytes, Transfers, sha256_of
+from posedrop.client.transfers import OnBytes, Transfers
 from posedrop.errors import BadRequestError, ConfigurationError, PosedropError
+from posedrop.hashing import sha256_of
 from posedrop.proxies import ProxyTransport, proxy_of
 
 T = TypeVar("T", bound=api.Answer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 
 from posedrop.errors import StorageError
+from posedrop.hashing import sha256_of
 
 OnBytes = Callable[[int], None]
 
@@ -226,12 +226,6 @@ class _FileSlice:
 def is_whole(path: Path, size: int, sha256: str) -> bool:
     """Tell whether a file of this size and content is there."""
     return path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pause(attempt: int) -> None:
