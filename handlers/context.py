@@ -13,7 +13,7 @@ from dramatiq import Broker
 from handlers.metrics import Metrics
 from handlers.workers import Workers
 from posedrop.buckets import layout
-from posedrop.buckets.records import VideoRecord
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.buckets.storage import Storage
 from posedrop.errors import BusyError
 from posedrop.index.index import Index
@@ -89,6 +89,8 @@ class Context:
     """Held while a run's results are copied, and while a film is deleted."""
     to_copy: threading.Event = field(default_factory=threading.Event)
     """Set when there may be results to copy to another name of their content."""
+    to_batch: threading.Event = field(default_factory=threading.Event)
+    """Set when a batch was asked for."""
     lacking: dict[str, tuple[frozenset[str], datetime]] = field(default_factory=dict)
     """Files that were not there to be copied, by the folder they were for, and since when."""
     notices: dict[str, str] = field(default_factory=dict)
@@ -123,6 +125,27 @@ class Context:
         record = layout.video_record(self.video_prefix(bucket, key))
         return self.storage.read_record(self.settings.results_bucket, record, VideoRecord)
 
+    def file_id(self, key: str) -> str:
+        """Return the file_id of an object of the videos bucket.
+
+        Raises:
+            StorageError: the store is away; it is asked only of what the index does not know.
+        """
+        bucket = self.settings.videos_bucket
+        plain, former = layout.file_id_of(bucket, key), layout.former_file_id(key)
+        if former is None:
+            return plain
+        if (row := self.index.file(plain)) is not None and row.key == key:
+            return plain
+        row = self.index.file(former)
+        if row is not None and row.key == key and row.state in {"ready", "refused", "film gone"}:
+            return former
+        return self.storage.file_id(self.settings.results_bucket, bucket, key)
+
+    def file_id_of_prefix(self, prefix: str) -> str:
+        """Return the file_id of the video whose folder of the results bucket is ``prefix``."""
+        return layout.file_id_in_prefix(prefix) or self.file_id(prefix)
+
     def video_prefix(self, bucket: str, key: str) -> str:
         """Return the folder of the results bucket for a video's results."""
         return self.storage.video_prefix(self.settings.results_bucket, bucket, key)
@@ -143,6 +166,11 @@ class Context:
         with self.index.together():
             self.index.analysis_enqueued(analysis_id, self.clock())
             self.index.gpu_sent(analysis_id, self.clock())
+
+    def enqueue_finish(self, analysis_id: str, run: str) -> None:
+        """Send a ``finish`` message for a run that is made of predictions which are there."""
+        queue.send(self.broker, "finish", run=run)
+        self.index.analysis_enqueued(analysis_id, self.clock())
 
     def enqueue_render(self, analysis_id: str, run: str) -> None:
         """Send a ``render`` message for a run whose poses are there."""

@@ -4,7 +4,8 @@ In the broker are two messages a gpu worker: the run at work, and the one that i
 others wait in the index, so that a thousand films of one lab hold up no film of another. When a run
 has its predictions, the next one is chosen: the groups (first folders of the videos' keys) go
 round, and of a group the oldest run goes first. What the index says is looked up in the bucket
-before a message is sent; so a run that somebody is at, or that is over, is sent to nobody.
+before a message is sent; so a run that somebody is at, or that is over, is sent to nobody. One
+whose predictions are there, its own or another run's, goes to the cpu workers at once.
 
 The event of those predictions goes past all that waits to be followed: once recorded, it wakes a
 thread of its own (``Chooser``), which looks whether they are there and sends the next run. If that
@@ -15,12 +16,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from handlers.context import Context
 from posedrop.buckets import layout
-from posedrop.buckets.records import Attempt
+from posedrop.buckets.records.attempts import Attempt
+from posedrop.buckets.records.requests import Request
 from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import PosedropError, RecordError
 
@@ -208,8 +211,40 @@ def _send(context: Context, analysis_id: str, run: str, now: datetime) -> None:
         context.index.gpu_sent(analysis_id, now)
     elif seen.left_lately:
         park(context, analysis_id, now)
+    elif not needs_network(context, run, seen.names):
+        context.enqueue_finish(analysis_id, run)
+        context.index.gpu_over(analysis_id)
     else:
         context.enqueue_infer(analysis_id, run)
+
+
+def needs_network(context: Context, run: str, names: Collection[str]) -> bool:
+    """Tell whether a run that nobody is at, and that has no poses yet, waits for a network.
+
+    Args:
+        context: the handlers' tools.
+        run: its folder.
+        names: of its objects.
+    """
+    if layout.NEEDS_NETWORK in names:
+        return True
+    if layout.PREDICTIONS in names:
+        return False
+    bucket, key = context.settings.results_bucket, layout.Run(run).request
+    try:
+        request = context.storage.read_whole_record(bucket, key, Request)
+    except RecordError:  # of a newer posedrop: a worker leaves it to one that is as new
+        return True
+    return request is None or request.needs_network
+
+
+def go_on(context: Context, analysis_id: str, run: str, names: Collection[str]) -> None:
+    """Have a run made that has no poses yet: now, of predictions; or by a network, in its turn."""
+    if needs_network(context, run, names):
+        context.index.gpu_waits(analysis_id, context.clock())
+        return
+    context.enqueue_finish(analysis_id, run)
+    context.index.gpu_over(analysis_id)
 
 
 def park(context: Context, analysis_id: str, now: datetime) -> None:

@@ -11,7 +11,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from posedrop import analyses, metrics
-from posedrop.buckets.records import FileState, Result, RunState, VideoRecord
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.runs import RunState
+from posedrop.buckets.records.videos import FileState, VideoRecord
 from posedrop.errors import PosedropError
 from posedrop.metrics import LONG_BUCKETS, Few, one_of
 

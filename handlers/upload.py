@@ -11,8 +11,10 @@ from typing import Any
 
 from handlers import changes
 from handlers.context import Context
-from handlers.runs import copies, plan, validation
-from posedrop import api
+from handlers.runs import copies, derived, plan, validation
+from posedrop.api.files import File, RunName
+from posedrop.api.rules import WrongRule
+from posedrop.api.uploads import Ticket, UploadRequest
 from posedrop.buckets import layout
 from posedrop.buckets.storage import Presigned, PresignedParts
 from posedrop.errors import BadRequestError, NotFoundError, RecordError
@@ -32,10 +34,10 @@ class LengthRequiredError(BadRequestError):
 
 def new_file_id() -> str:
     """Return a fresh file_id that nobody can guess."""
-    return base64.b32encode(secrets.token_bytes(10)).decode().lower()
+    return layout.new_file_id(base64.b32encode(secrets.token_bytes(10)).decode().lower())
 
 
-def presign(context: Context, wanted: api.UploadRequest) -> api.Ticket:
+def presign(context: Context, wanted: UploadRequest) -> Ticket:
     """Choose a key and let the caller put one object there.
 
     Raises:
@@ -43,7 +45,7 @@ def presign(context: Context, wanted: api.UploadRequest) -> api.Ticket:
     """
     if wanted.size is not None:
         check_size(context, wanted.size, "size")
-    metadata = _metadata(context, wanted.analysis, wanted.args)
+    metadata = metadata_of(context, wanted.analysis, wanted.args)
     file_id = new_file_id()
     key = layout.upload_key(file_id, wanted.filename)
     bucket = context.settings.videos_bucket
@@ -68,7 +70,7 @@ def presign(context: Context, wanted: api.UploadRequest) -> api.Ticket:
         file_id, bucket, key, context.clock(), size=wanted.size, metadata=metadata
     )
     changes.note("upload allowed", file_id=file_id, key=key)
-    return api.Ticket(
+    return Ticket(
         file_id=file_id,
         bucket=bucket,
         key=key,
@@ -178,10 +180,15 @@ def guess_type(key: str) -> str:
 
 def check_metadata(context: Context, analysis: str | None, args: str | None) -> dict[str, str]:
     """Return what a form asks for as object metadata, checked."""
-    return _metadata(context, analysis, validation.parse_args(args))
+    return metadata_of(context, analysis, validation.parse_args(args))
 
 
-def _metadata(context: Context, analysis: str | None, args: dict[str, Any]) -> dict[str, str]:
+def metadata_of(context: Context, analysis: str | None, args: dict[str, Any]) -> dict[str, str]:
+    """Return the metadata by which a video asks for an analysis.
+
+    Raises:
+        BadRequestError: the analysis or its arguments are wrong, or too long to travel so.
+    """
     if analysis is None:
         if args:
             raise BadRequestError("args without an analysis", field="analysis")
@@ -193,7 +200,7 @@ def _metadata(context: Context, analysis: str | None, args: dict[str, Any]) -> d
     return metadata
 
 
-def describe(context: Context, file_id: str) -> api.File:
+def describe(context: Context, file_id: str) -> File:
     """Return a file as the API shows it, with the runs of its content.
 
     Raises:
@@ -204,31 +211,31 @@ def describe(context: Context, file_id: str) -> api.File:
         raise NotFoundError(f"there is no file {file_id}; GET /files lists what there is")
     # The runs of a duplicate are those of its content, made under whatever name came first.
     runs = context.index.analyses_of_content(row.sha256) if row.sha256 else []
-    names = [api.RunName.model_validate(run) for run in runs]
+    names = [RunName.model_validate(run) for run in runs]
     return file_answers(context, [row])[0].model_copy(update={"analyses": names})
 
 
-def file_answers(context: Context, rows: Sequence[FileRow]) -> list[api.File]:
+def file_answers(context: Context, rows: Sequence[FileRow]) -> list[File]:
     """Return rows of the index as the API shows them."""
     rules = {row.waits_for: None for row in rows if row.waits_for}
     wrong = {key: wrong_rule(context.index.rule(key)) for key in rules}
     return [
-        api.File.model_validate(row).model_copy(
+        File.model_validate(row).model_copy(
             update={"waiting": wrong.get(row.waits_for) if row.waits_for else None}
         )
         for row in rows
     ]
 
 
-def wrong_rule(row: RuleRow | None) -> api.WrongRule | None:
+def wrong_rule(row: RuleRow | None) -> WrongRule | None:
     """Return a rule that is wrong as the API shows it, None if it is right."""
     if row is None or row.error is None:
         return None
     error = row.error
-    return api.WrongRule(rule=row.key, code=error.code, message=error.message, since=row.since)
+    return WrongRule(rule=row.key, code=error.code, message=error.message, since=row.since)
 
 
-def wrong_rules(context: Context, limit: int) -> list[api.WrongRule]:
+def wrong_rules(context: Context, limit: int) -> list[WrongRule]:
     """Return the rules that are wrong, by key."""
     rows = sorted(context.index.rules_wrong(limit), key=lambda row: row.key)
     return [answer for row in rows if (answer := wrong_rule(row)) is not None]
@@ -281,6 +288,8 @@ def _delete(context: Context, row: FileRow) -> None:
         _delete_made(context, row, below)
     for place in context.index.places_of_file(row.file_id):
         copies.moved(context, context.index.place_removed(place.analysis_id, place.run))
+        if context.index.analysis(place.analysis_id) is None:
+            derived.forget_comparisons(context, place.sha256, place.analysis_id)
     for pending in context.index.pending_of_file(row.file_id):
         context.index.pending_removed(pending.pending_id)
     context.index.file_removed(row.file_id)
@@ -302,7 +311,7 @@ def _made_of(context: Context, row: FileRow) -> list[str]:
 
 def _video_of(key: str) -> str | None:
     parsed = layout.parse_result_key(key)
-    return None if parsed is None or isinstance(parsed, layout.RuleObject) else parsed.video
+    return getattr(parsed, "video", None)
 
 
 def _is_request(key: str) -> bool:

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class WrongPart(NamedTuple):
+    """A part of a request that is wrong: where it stands, such as ("args", "crop", "x1"), and why.
+
+    ``loc`` has names of fields and numbers of items, from the whole request inwards.
+    """
+
+    loc: tuple[str | int, ...]
+    message: str
+
 
 class PosedropError(Exception):
     """The base of all errors that posedrop raises on purpose.
 
     ``code`` is stable and machine-readable (it stands in result.json and in the API's answers);
-    the message is for the person.
+    the message is for the person. ``errors`` are all parts that are wrong, where more is known of
+    them than ``field`` says.
     """
 
     code = "error"
 
-    def __init__(self, message: str, *, code: str | None = None, field: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        field: str | None = None,
+        errors: Sequence[WrongPart] = (),
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        self.errors = tuple(errors)
+        if not errors and field is not None:
+            self.errors = (WrongPart(tuple(field.split(".")), message),)
         if code is not None:
             self.code = code
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from posedrop.errors import ConfigurationError
 from posedrop.folders import check_own_file
@@ -25,6 +25,8 @@ SECRETS_DIR = Path("/run/secrets")
 DEFAULT_DATA_DIR = Path("posedrop-data")
 #: A token as a header can carry it.
 _SENDABLE = re.compile("[!-~]+")
+_ALIAS = re.compile("[a-z0-9][a-z0-9_-]{0,39}")
+_SIGNED = re.compile("#whsec_[A-Za-z0-9+/]{32,88}={0,2}$")
 _MAKE_ONE = "make one with `openssl rand -hex 20`"
 
 
@@ -47,7 +49,7 @@ class Settings(BaseSettings):
     s3_access_key: str | None = Field(default=None, description="None: boto3's own search")
     s3_secret_key: SecretStr | None = None
     presign_access_key: str | None = Field(
-        default=None, description="a key that can only put below uploads/"
+        default=None, description="a key that can only put videos"
     )
     presign_secret_key: SecretStr | None = None
     videos_bucket: str = "videos"
@@ -85,6 +87,22 @@ class Settings(BaseSettings):
         default=None, description="for videos about which nobody said anything"
     )
     default_args: dict[str, Any] = Field(default_factory=dict)
+
+    notify_urls: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="who is told, by aliases (JSON): https://HOST/PATH#whsec_... is a webhook, "
+        "others are apprise's URLs",
+    )
+    notify: list[str] = Field(
+        default_factory=list,
+        description="aliases (JSON) that are told of runs that no posedrop.json has started",
+    )
+    notify_allow_private: bool = Field(
+        default=False, description="receivers may have private addresses, or stand behind a proxy"
+    )
+    notify_retry_seconds: float = Field(
+        default=10.0, gt=0, description="the first pause after a notice failed; each is thrice"
+    )
 
     max_video_bytes: int = Field(default=200 * 2**30, gt=0)
     max_pixels: int = Field(default=4096 * 4096, gt=0, description="pixels a frame")
@@ -195,6 +213,29 @@ class Settings(BaseSettings):
             raise ValueError(f"a header can't carry it: no spaces, ASCII alone; {_MAKE_ONE}")
         return value
 
+    @field_validator("notify_urls")
+    @classmethod
+    def _receivers_can_be_told(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for number, (alias, url) in enumerate(value.items(), 1):
+            if not _ALIAS.fullmatch(alias):
+                # No name is quoted: somebody may have put the URL there.
+                raise ValueError(f"alias {number} is not of a-z, 0-9, - and _, 40 at most")
+            scheme, colon, rest = url.get_secret_value().partition("://")
+            if not colon or not rest:
+                raise ValueError(f"{alias}: it is no URL")
+            if scheme in {"http", "https"} and not _SIGNED.search(rest):
+                raise ValueError(
+                    f"{alias}: a webhook ends with #whsec_ and a secret of 24 to 64 bytes in "
+                    "base64: `echo whsec_$(openssl rand -base64 32)`"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _aliases_are_known(self) -> Settings:
+        if unknown := set(self.notify) - self.notify_urls.keys():
+            raise ValueError(f"POSEDROP_NOTIFY: POSEDROP_NOTIFY_URLS has no {min(unknown)}")
+        return self
+
     @model_validator(mode="after")
     def _keys_come_in_pairs(self) -> Settings:
         for access, secret in (
@@ -267,7 +308,9 @@ def load(data_dir: Path | None = None, overrides: Mapping[str, Any] | None = Non
             else _said(e["msg"])
             for e in error.errors()
         )
-        raise ConfigurationError(f"wrong setting: {problems}") from error
+        raise ConfigurationError(f"wrong setting: {problems}") from None
+    except SettingsError as error:  # it names the field, and its cause quotes the value
+        raise ConfigurationError(f"wrong setting: {error}, is it JSON?") from None
 
 
 def _said(message: str) -> str:

@@ -64,6 +64,11 @@ LIGHT = {
     "botocore.awsrequest:AWSHTTPSConnectionPool.ConnectionCls": (
         "an answer whose headers were cut is taken for a whole one, over TLS"
     ),
+    "datasette.app:Datasette": "posedrop explore can't begin",
+    "datasette.database:Database.connect": "posedrop explore opens the index as Datasette does",
+    "datasette.database:Database.view_names": "posedrop explore lists no views",
+    "datasette.database:Database.get_view_definition": "posedrop explore shows no views",
+    "datasette.handle_exception:rich": ("posedrop explore fills the terminal where SQL is refused"),
     "dramatiq.brokers.rabbitmq:RabbitmqBroker.connection.fdel": (
         "a connection to RabbitMQ that was cut stays so when messages are counted"
     ),
@@ -256,6 +261,27 @@ HEAVY = {
     "deeplabcut.modelzoo.utils:get_super_animal_scorer": "SuperAnimal's tables have no scorer",
     "deeplabcut.refine_training_dataset.outlier_frames:FitSARIMAXModel": (
         "filter=arima fails: poses have no filtered table"
+    ),
+    **{
+        f"deeplabcut.refine_training_dataset.outlier_frames:{name}": (
+            "no frames are picked that are worth correcting"
+        )
+        for name in (
+            "extract_outlier_frames",
+            "compute_deviations",
+            "auxiliaryfunctions.intersection_of_body_parts_and_ones_given_by_user",
+            "auxiliaryfunctions.load_analyzed_data",
+            "auxiliaryfunctions.load_video_metadata",
+            "auxfun_multianimal.get_track_method",
+            "collect_video_paths",
+            "ExtractFramesbasedonPreselection",
+        )
+    },
+    "deeplabcut.utils.frameselectiontools:KmeansbasedFrameselectioncv2": (
+        "frames worth correcting all look the same"
+    ),
+    "deeplabcut.utils.frameselectiontools:UniformFramescv2": (
+        "no frames are picked that are worth correcting"
     ),
     "deeplabcut.refine_training_dataset.stitch:TrackletStitcher.from_dict_of_dict": (
         "several animals are not stitched"

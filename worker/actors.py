@@ -1,4 +1,4 @@
-"""The four actors, by the names that the handlers enqueue."""
+"""The five actors, by the names that the handlers enqueue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posedrop.transport import queue
 from worker import gone
 from worker.context import Context
 from worker.jobs.derive import derive
-from worker.jobs.infer import infer
+from worker.jobs.infer import finish, infer
 from worker.jobs.ingest import ingest
 from worker.jobs.render import render
 
@@ -32,6 +32,11 @@ def register(broker: Broker, settings: Settings) -> Context:
     def actor_infer(run: str) -> None:
         with metrics.job("infer"):
             infer(context, run)
+
+    @dramatiq.actor(actor_name="finish", queue_name=queue.CPU, broker=broker)
+    def actor_finish(run: str) -> None:
+        with metrics.job("finish"):
+            finish(context, run)
 
     @dramatiq.actor(actor_name="render", queue_name=queue.CPU, broker=broker)
     def actor_render(run: str) -> None:

@@ -40,7 +40,8 @@ class Context:
 
     Each queue has children of its own: a video that kills the decoder of an ingest leaves the warm
     model of the other alone. Of the network's two, one makes the next video ready, where there is
-    an accelerator. One more makes tables meanwhile.
+    an accelerator. One more makes tables meanwhile, and one of the cpu queue's: a filter that takes
+    hours keeps no network waiting.
     """
 
     def __init__(self, settings: Settings, broker: Broker, clock: Clock = now) -> None:
@@ -81,6 +82,15 @@ class Context:
             hidden=hidden,
             reads=settings.child_reads,
         )
+        # Where there is the other, it is started with the first poses that are drawn.
+        self.cpu_tables = Child(
+            "cpu-tables",
+            self._scratch,
+            warm=tasks.WARM["tables"],
+            limits=bounds,
+            hidden=hidden,
+            reads=settings.child_reads,
+        )
 
     @property
     def closing(self) -> bool:
@@ -105,6 +115,8 @@ class Context:
         self.record.start(queues)
         if queue.CPU in queues:
             self.cpu.start()
+            if queue.GPU not in queues:
+                self.cpu_tables.start()
         if queue.GPU in queues:
             self.gpu.start()
             self.tables_child.start()
@@ -120,6 +132,7 @@ class Context:
         self.cpu.close()
         self.gpu.close()
         self.tables_child.close()
+        self.cpu_tables.close()
         handover.remove(self._scratch)
         self._lock.release()
 

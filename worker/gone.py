@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from posedrop.buckets import layout
-from posedrop.buckets.records import Duplicate
+from posedrop.buckets.records.videos import Duplicate
 from posedrop.errors import StorageError
 from worker.context import Context
 

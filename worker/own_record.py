@@ -12,14 +12,18 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import cache
 from importlib import metadata
 from typing import Protocol
 
 from posedrop import __version__, analyses
 from posedrop.buckets import layout
-from posedrop.buckets.records import ModelRef, Progress, Speed, Task, WorkerJob, WorkerRecord
+from posedrop.buckets.records.attempts import Progress
+from posedrop.buckets.records.models import ModelRef
+from posedrop.buckets.records.runs import Task
+from posedrop.buckets.records.workers import Speed, Step, WorkerJob, WorkerRecord
 from posedrop.buckets.storage import Storage
 from posedrop.errors import PosedropError
 from posedrop.logs import Formatter
@@ -33,6 +37,8 @@ MAX_LINE, MAX_TAIL = 400, 4000
 MAX_SPEEDS = 64
 #: Seconds of frames through a network that say how fast it is; less says how fast it begins.
 LEAST_SECONDS = 2.0
+#: The same of other steps, which begin at once.
+LEAST_OF_OTHERS = 0.005
 #: A worker at work is heard of so often in a lease, one with nothing new no less.
 BEATS_A_LEASE = 6
 #: Seconds that the end of a process waits for the store to remove its record.
@@ -73,7 +79,7 @@ class OwnRecord:
         self._settings = settings
         self._clock = clock
         self._jobs: dict[int, tuple[Attempting, WorkerJob]] = {}
-        self._speeds: dict[tuple[str, ModelRef | None, int, int], Speed] = {}
+        self._speeds: dict[tuple[str, ModelRef | None, int, int, Step], Speed] = {}
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._stopped = threading.Event()
@@ -144,11 +150,12 @@ class OwnRecord:
         analysis: str,
         model: ModelRef | None,
         size: tuple[int, int],
+        step: Step,
         frames: int,
         seconds: float,
     ) -> None:
-        """Note how long the network took for frames of one size (width, height in pixels)."""
-        if frames < 1 or seconds < LEAST_SECONDS:
+        """Note how long a step took for frames of one size (width, height in pixels)."""
+        if frames < 1 or seconds < (LEAST_SECONDS if step == "network" else LEAST_OF_OTHERS):
             return
         width, height = size
         speed = Speed(
@@ -156,11 +163,12 @@ class OwnRecord:
             model=model,
             width=width,
             height=height,
+            step=step,
             frames_per_second=frames / seconds,
             frames=frames,
             measured_at=self._clock(),
         )
-        name = analysis, model, width, height
+        name = analysis, model, width, height, step
         with self._lock:
             self._speeds.pop(name, None)
             self._speeds[name] = speed
@@ -170,9 +178,9 @@ class OwnRecord:
     def frames_per_second(
         self, analysis: str, model: ModelRef | None, size: tuple[int, int]
     ) -> float | None:
-        """Return how fast this process last found a model on frames of one size; None: not yet."""
+        """Return how fast this process found a network on frames of one size; None: not yet."""
         with self._lock:
-            found = self._speeds.get((analysis, model, *size))
+            found = self._speeds.get((analysis, model, *size, "network"))
         return found.frames_per_second if found is not None else None
 
     def record(self) -> WorkerRecord:
@@ -237,10 +245,14 @@ class _Tail(logging.Handler):
 
 def _versions() -> dict[str, str]:
     """Return the versions of packages and installed analyses that this worker computes with."""
+    return _packages() | {f"analysis {a.name}": a.version for a in analyses.installed().values()}
+
+
+@cache
+def _packages() -> dict[str, str]:
+    # Read once a process: each is a file of some hundred lines.
     known = {"posedrop": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             known[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return known | {f"analysis {a.name}": a.version for a in analyses.installed().values()}
+    return known

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from posedrop.buckets.records import Model
+from posedrop.buckets.records.models import Model
 from posedrop.errors import ModelError, RefusedVideoError, StorageError
 from worker import limits
 from worker.cache import Cache

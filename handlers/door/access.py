@@ -34,6 +34,7 @@ _OPEN = frozenset({("GET", "/session"), ("GET", "/page/session.js"), ("GET", "/p
 #: A browser asks a person for the token then, as a password. (Chromium reads no list of schemes.)
 _ASK = {"WWW-Authenticate": 'Basic realm="posedrop"'}
 _ASK_AGAIN = {"WWW-Authenticate": 'Bearer realm="posedrop", error="invalid_token"'}
+_ASK_NOBODY = {"WWW-Authenticate": 'Bearer realm="posedrop"'}
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]*))?")
@@ -106,13 +107,12 @@ class Guard:
         if (request.method, request.scope["path"]) in _OPEN:
             return None
         if how is None:
-            bearer = request.headers.get("authorization", "").lower().startswith("bearer")
             return error_response(
                 401,
                 "unauthorized",
                 "send Authorization: Bearer <api token>; with a browser, open the link that "
                 "`posedrop up` prints",
-                headers=_ASK_AGAIN if bearer else _ASK,
+                headers=_challenge(request),
             )
         unsafe = request.method not in _SAFE
         if (unsafe and not _same_origin(request)) or (
@@ -128,6 +128,16 @@ class Guard:
             request, self._metrics_token
         )
         return request.method in _SAFE and known
+
+
+def _challenge(request: Request) -> dict[str, str]:
+    if request.headers.get("authorization", "").lower().startswith("bearer"):
+        return _ASK_AGAIN
+    # What a page's script asks for is answered to the page, which has words of its own: for each
+    # of its requests a browser would ask the person for a password, and the request would wait.
+    is_browser = request.headers.get("user-agent", "").startswith("Mozilla/")
+    is_part = is_browser and "text/html" not in request.headers.get("accept", "")
+    return _ASK_NOBODY if is_part else _ASK
 
 
 def session_cookie(request: Request, token: str) -> str:

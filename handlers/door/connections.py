@@ -70,6 +70,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._content += len(body)
         super().on_body(body)
 
+    def shutdown(self) -> None:
+        """End with the server: a stream of events has no end of its own to wait for."""
+        super().shutdown()
+        if self.cycle is not None and self.cycle.scope["path"] == "/stream":
+            self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop to watch a connection that is closed."""
         self._watch.cancel()

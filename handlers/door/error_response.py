@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from posedrop.api import ErrorAnswer
+from posedrop.api.errors import ErrorAnswer
+from posedrop.errors import WrongPart
 
 #: Seconds until it is worth asking again.
 RETRY_AFTER = "2"
-
+#: Of ``errors``: how many are told, and the lengths of one's path, its names and its words.
+_MOST_ERRORS, _MOST_DEPTH, _MOST_NAME, _MOST_MESSAGE = 50, 32, 200, 1000
 
 #: What any call may be answered, for the OpenAPI document; see also :data:`NOT_FOUND`.
 ANYWHERE: dict[int | str, dict[str, Any]] = {
@@ -47,13 +50,21 @@ def error_response(
     message: str,
     *,
     field: str | None = None,
+    errors: Sequence[WrongPart] = (),
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     """Return the response of an error; its message may quote half a character of the request."""
-    body = {"code": code, "message": _sendable(message)}
+    body: dict[str, Any] = {"code": code, "message": _sendable(message)}
     if field is not None:
         body["field"] = _sendable(field)
+    if errors:
+        body["errors"] = [_part(each) for each in errors[:_MOST_ERRORS]]
     return JSONResponse({"error": body}, status, headers=headers or _HEADERS.get(status))
+
+
+def _part(wrong: WrongPart) -> dict[str, Any]:
+    loc = [_sendable(each)[:_MOST_NAME] if isinstance(each, str) else each for each in wrong.loc]
+    return {"loc": loc[:_MOST_DEPTH], "message": _sendable(wrong.message)[:_MOST_MESSAGE]}
 
 
 def _sendable(text: str) -> str:

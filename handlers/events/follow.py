@@ -17,7 +17,7 @@ from handlers.runs import copies, plan, record_kinds, waiting
 from handlers.runs.follow_ups import CheckRule, FollowUp, ForgetPlan, Ingest, MoveRun, PlanRuns
 from handlers.runs.record_kinds import FilmGone, StoreState
 from posedrop.buckets import layout
-from posedrop.buckets.records import VideoRecord
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import PosedropError, RecordError
 from posedrop.index.index import EventRow, IndexBusyError
@@ -225,13 +225,24 @@ def _tell(context: Context, bucket: str, key: str, kind: str, found: StoreState)
 def _tell_of_film(context: Context, key: str, kind: str, found: StoreState) -> FollowUp | None:
     if layout.is_folder_rule(key):
         return CheckRule(key)
-    file_id = layout.file_id_of(context.settings.videos_bucket, key)
+    file_id = context.file_id(key)
+    _forget_former(context, key, file_id)
     if isinstance(found, ObjectInfo):
         return _tell_video(context, file_id, found) if kind == "created" else None
     if kind == "removed":
         context.index.file_removed(file_id)
         return ForgetPlan(file_id, key)
     return None
+
+
+def _forget_former(context: Context, key: str, file_id: str) -> None:
+    """Take the row away by which an older posedrop expected a film that has another id today."""
+    former = layout.former_file_id(key)
+    if former in {None, file_id}:
+        return
+    row = context.index.file(str(former))
+    if row is not None and row.key == key:
+        context.index.file_removed(row.file_id)
 
 
 def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | None:

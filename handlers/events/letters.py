@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 from handlers import changes
 from handlers.context import Context
 from handlers.events import notify
-from posedrop import api
+from posedrop.api.letters import DeadLetter, DeadLettersPage, Replayed, ReplayRequest
 from posedrop.transport import events
 from posedrop.transport.events import Event, ObjectCreated, ObjectRemoved
 
@@ -33,14 +33,14 @@ class _Told(BaseModel):
     received_at: datetime
 
 
-def page(context: Context, before: int | None, limit: int) -> api.DeadLettersPage:
+def page(context: Context, before: int | None, limit: int) -> DeadLettersPage:
     """Return dead letters that are older than the one with the id ``before``."""
     rows = context.index.dead_letters(limit + 1, before)
-    items = [api.DeadLetter.model_validate(row) for row in rows[:limit]]
-    return api.DeadLettersPage(items=items, next=items[-1].id if len(rows) > limit else None)
+    items = [DeadLetter.model_validate(row) for row in rows[:limit]]
+    return DeadLettersPage(items=items, next=items[-1].id if len(rows) > limit else None)
 
 
-def replay(context: Context, wanted: api.ReplayRequest) -> api.Replayed:
+def replay(context: Context, wanted: ReplayRequest) -> Replayed:
     """Have dead letters followed again: those that can be read are no dead letters any more."""
     ids = None if wanted.ids is None else set(wanted.ids)
     replayed = kept = 0
@@ -57,7 +57,7 @@ def replay(context: Context, wanted: api.ReplayRequest) -> api.Replayed:
             matter = [event for event in found if notify.matters(context, event)]
             replayed += context.index.dead_letter_replayed(row.id, matter, context.clock())
     changes.note("dead letters replayed", replayed=replayed, kept=kept)
-    return api.Replayed(replayed=replayed, kept=kept)
+    return Replayed(replayed=replayed, kept=kept)
 
 
 def _events_of(body: str) -> list[Event] | None:

@@ -5,7 +5,7 @@
 async function enter() {
   const token = new URLSearchParams(location.hash.slice(1)).get("token");
   history.replaceState(null, "", location.pathname);
-  const said = document.getElementById("said");
+  const said = /** @type {HTMLElement} */ (document.getElementById("said"));
   if (!token) {
     said.textContent = "This link lacks its token: open the whole link that posedrop printed.";
     return;

@@ -16,23 +16,16 @@ from datetime import timedelta
 
 from handlers import gpu_queue
 from handlers.context import Context
-from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.names import Naming
-from posedrop.buckets.records import (
-    Artefact,
-    Attempt,
-    Duplicate,
-    Inference,
-    PosesOf,
-    Progress,
-    Request,
-    Result,
-    VideoRecord,
-    VideoRef,
-)
+from posedrop.buckets.records.attempts import Attempt, Progress
+from posedrop.buckets.records.inference import Inference
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.runs import Artefact
+from posedrop.buckets.records.videos import Duplicate, VideoRecord, VideoRef
 from posedrop.buckets.storage import ObjectInfo
-from posedrop.errors import BadRequestError, RecordError, StorageError
+from posedrop.errors import RecordError, StorageError
 from posedrop.index.index import AnalysisRow, FileRow, IndexBusyError
 from posedrop.index.rows import failed_by_its_folder
 from posedrop.transport.queue import QueueError
@@ -428,7 +421,6 @@ def hand_over(context: Context, file: FileRow, runs: Iterable[str]) -> None:
                 over = next((p for p in left if _copied_now(context, run, p)), None)
             else:
                 _hand_over_unfinished(context, run, names, left)
-        _poses_pass_to(context, run, over.run if over is not None else None)
 
 
 def _copied_now(context: Context, run: str, target: AnalysisRow) -> bool:
@@ -479,26 +471,6 @@ def _has_film(context: Context, place: AnalysisRow) -> bool:
     return context.storage.head(place.bucket, place.key) is not None
 
 
-def _poses_pass_to(context: Context, run: str, other: str | None) -> None:
-    """Have what is drawn anew find its poses in another folder than one that is to be deleted."""
-    storage, bucket = context.storage, context.settings.results_bucket
-    request = storage.read_whole_record(bucket, layout.Run(run).request, Request)
-    if request is None:
-        return
-    try:
-        key = layout.poses_record(analyses.poses_id(request))
-    except BadRequestError:  # its plug-in is not here: what is left over is found to be gone
-        return
-    there = storage.read_whole_record(bucket, key, PosesOf)
-    if there is None or there.run != run:
-        return
-    if other is None:
-        storage.delete(bucket, [key])
-    else:
-        record = PosesOf(analysis_id=request.analysis_id, run=other)
-        storage.write(bucket, key, record.to_json())
-
-
 def first_goes(context: Context, sha256: str, file_id: str) -> None:
     """Have another file named as the first with a content, or none, if it is this one."""
     storage, bucket = context.storage, context.settings.results_bucket
@@ -517,7 +489,6 @@ def first_goes(context: Context, sha256: str, file_id: str) -> None:
 def forget(context: Context, analysis_id: str, runs: Iterable[str]) -> None:
     """Delete a run in these folders, and what leads to it."""
     for run in runs:
-        _poses_pass_to(context, run, None)
         delete_run(context, list(_below(context, run)), run)
         context.index.place_removed(analysis_id, run)
 
@@ -565,13 +536,12 @@ def moved(context: Context, row: AnalysisRow | None, before: str | None = None) 
     if before is not None and (names := _below(context, before)):
         with context.copying:
             _hand_over_unfinished(context, before, names, [row])
-    key = layout.Run(row.run).inference
-    is_inferred = context.storage.head(context.settings.results_bucket, key) is not None
-    if not is_inferred:
-        context.index.gpu_waits(row.analysis_id, context.clock())
-        gpu_queue.send_next(context)
-        return
+    names = _below(context, row.run)
     try:
-        context.enqueue_render(row.analysis_id, row.run)
+        if layout.INFERENCE in names:
+            context.enqueue_render(row.analysis_id, row.run)
+        else:
+            gpu_queue.go_on(context, row.analysis_id, row.run, names)
+            gpu_queue.send_next(context)
     except QueueError as error:
         log.warning("%s", error)  # the reconciler sends it

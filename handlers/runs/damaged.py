@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from handlers.context import Context
 from posedrop.buckets import layout
-from posedrop.buckets.records import Inference, Request, Result, RunError, VideoRecord, VideoRef
+from posedrop.buckets.records.inference import Inference
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.runs import RunError
+from posedrop.buckets.records.videos import VideoRecord, VideoRef
 from posedrop.errors import RecordError
-from posedrop.index.rows import DAMAGED
+from posedrop.index.rows import DAMAGED, AnalysisRow
 
 
 def read_result(context: Context, run: str) -> Result | None:
@@ -28,6 +32,14 @@ def read_result(context: Context, run: str) -> Result | None:
             raise
         context.storage.report(error)
         return failed
+
+
+def up_to_date(context: Context, row: AnalysisRow) -> AnalysisRow | None:
+    """Return the row of a run with what the bucket knows: its event may be on the way."""
+    result = read_result(context, row.run)
+    if result is not None:
+        context.index.analysis_finished(result, row.run)
+    return context.index.analysis(row.analysis_id)
 
 
 def end(context: Context, run: str) -> bool:

@@ -6,15 +6,22 @@ from collections.abc import Iterable
 from datetime import timedelta
 
 from handlers.context import Context
-from posedrop.buckets import names
+from posedrop.buckets import layout, names
 from posedrop.buckets.layout import Run
-from posedrop.buckets.records import EXPORTS, Artefact, Derived, DerivedRequest
+from posedrop.buckets.records.derived import (
+    DERIVED,
+    DERIVED_VERSION,
+    Derived,
+    DerivedRequest,
+    derived_name,
+)
+from posedrop.buckets.records.runs import Artefact
 from posedrop.errors import BadRequestError, BusyError, RecordError
 from posedrop.index.index import AnalysisRow
 from posedrop.transport import queue
 
 #: The name of a file -> what is asked for.
-WHAT = {name: what for what, name in EXPORTS.items()}
+WHAT = {name: what for what, name in DERIVED.items()}
 
 
 class BeingMadeError(BusyError):
@@ -42,27 +49,93 @@ def find(context: Context, row: AnalysisRow, name: str) -> Artefact:
         BeingMadeError: it is not there yet.
         BadRequestError: it can't be made; the message says why.
     """
-    what, run = WHAT[name], Run(row.run)
-    bucket = context.settings.results_bucket
+    return outcome(context, Run(row.run), WHAT[name])
+
+
+def outcome(context: Context, run: Run, what: str, other: str | None = None) -> Artefact:
+    """Return what is made of a run's poses; ask for it, if nobody has.
+
+    What an older posedrop failed to make is asked for once more.
+
+    Args:
+        context: the handlers' tools.
+        run: a run that is over.
+        what: to be made.
+        other: the folder of the run that it is compared with.
+
+    Raises:
+        BeingMadeError: it is not there yet.
+        BadRequestError: it can't be made; the message says why.
+    """
+    bucket, name = context.settings.results_bucket, derived_name(what)
     record = context.storage.read_record(bucket, run.derived_record(what), Derived)
     if record is None:
-        ask(context, run, [what])
+        ask(context, run, [what], other)
         raise BeingMadeError(f"{name} is being made of this run: ask again in some seconds")
-    if record.artefact is None:
-        why = record.error
-        words = why.message if why is not None else "it says nothing of why"
-        code = why.code if why is not None else None
-        raise BadRequestError(f"{name} can't be made of this run: {words}", code=code)
-    return record.artefact
+    if record.artefact is not None:
+        return record.artefact
+    if record.version < DERIVED_VERSION:
+        asked = context.storage.read_whole_record(bucket, run.derived_request(what), DerivedRequest)
+        if asked is None or asked.version < DERIVED_VERSION:
+            ask_again(context, run, what, other)
+            raise BeingMadeError(f"{name} is being made of this run: ask again in some seconds")
+    words = record.error.message if record.error is not None else "it says nothing of why"
+    code = record.error.code if record.error is not None else None
+    raise BadRequestError(f"{name} can't be made of this run: {words}", code=code)
 
 
-def ask(context: Context, run: Run, wanted: Iterable[str]) -> None:
+def ask(context: Context, run: Run, wanted: Iterable[str], other: str | None = None) -> None:
     """Have something made of a run that is over, unless it was asked for before."""
     bucket = context.settings.results_bucket
     for what in wanted:
-        record = DerivedRequest(what=what, asked_at=context.clock())
+        record = _request(context, what, other)
         if context.storage.create(bucket, run.derived_request(what), record.to_json()):
             queue.send(context.broker, "derive", run=run.prefix, what=what)
+
+
+def ask_again(context: Context, run: Run, what: str, other: str | None = None) -> bool:
+    """Have something made that was not, or could not be; tell whether it is to be made now.
+
+    The attempts so far count no more. They stay, as a worker that is still at one must not think
+    that another's is its own.
+    """
+    storage, bucket = context.storage, context.settings.results_bucket
+    record = storage.read_whole_record(bucket, run.derived_record(what), Derived)
+    if record is not None and record.artefact is not None:
+        return False
+    if record is None:
+        ask(context, run, [what], other)
+        return True
+    folder = run.derived_attempts(what)
+    found = storage.objects(bucket, f"{folder}/")
+    last = max((layout.number_of(each.key, folder) or 0 for each in found), default=0)
+    asked = _request(context, what, other).model_copy(update={"after": last})
+    # In this order: what is asked for and was not made, the sweep sends.
+    storage.write(bucket, run.derived_request(what), asked.to_json())
+    storage.delete(bucket, [run.derived_record(what)])
+    queue.send(context.broker, "derive", run=run.prefix, what=what)
+    return True
+
+
+def _request(context: Context, what: str, other: str | None) -> DerivedRequest:
+    return DerivedRequest(what=what, asked_at=context.clock(), other=other, version=DERIVED_VERSION)
+
+
+def forget_comparisons(context: Context, sha256: str | None, analysis_id: str) -> None:
+    """Delete what other runs of the same content keep of their comparison with a run."""
+    for file in context.index.files_with_content(sha256) if sha256 is not None else []:
+        for place in context.index.places_of_file(file.file_id):
+            delete_comparison(context, place.run, analysis_id)
+
+
+def delete_comparison(context: Context, run: str, analysis_id: str) -> bool:
+    """Delete a run's comparison with another one; tell whether there was one."""
+    storage, bucket = context.storage, context.settings.results_bucket
+    # With or without a slash behind it: the folder of its records, and its file.
+    below = Run(run).derived_attempts(layout.comparison(analysis_id))
+    keys = [found.key for found in storage.objects(bucket, below)]
+    storage.delete(bucket, keys)
+    return bool(keys)
 
 
 def made(context: Context, prefix: str) -> list[Artefact]:
@@ -70,7 +143,7 @@ def made(context: Context, prefix: str) -> list[Artefact]:
     run, bucket = Run(prefix), context.settings.results_bucket
     there = {found.key for found in context.storage.objects(bucket, run.derived)}
     artefacts = []
-    for what in EXPORTS:
+    for what in DERIVED:
         if (key := run.derived_record(what)) not in there:
             continue
         try:
@@ -86,7 +159,7 @@ def made(context: Context, prefix: str) -> list[Artefact]:
 def send_again(context: Context, prefix: str, what: str) -> bool:
     """Send the message of what was asked for and is not there, if it seems lost; tell if it was."""
     run, bucket = Run(prefix), context.settings.results_bucket
-    if what not in EXPORTS or queue.ready(context.broker, queue.CPU):
+    if derived_name(what) is None or queue.ready(context.broker, queue.CPU):
         return False
     folder = run.derived_attempts(what)
     listing = context.storage.listing(bucket, f"{folder}/")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from posedrop.buckets.records import VideoRecord
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.index.rows import AnalysisRow
 
 

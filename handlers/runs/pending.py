@@ -8,19 +8,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 from handlers.context import Context
-from handlers.runs import record_kinds, start, validation
+from handlers.runs import cost, record_kinds, start, validation
+from handlers.runs.poses_of import UnfinishedRunError
 from handlers.runs.start import RunHandle
-from handlers.runs.validation import canonical
+from handlers.runs.validation import ValidRequest, canonical
+from posedrop.api.runs import Cost
 from posedrop.buckets import layout
-from posedrop.buckets.records import (
-    Followed,
-    PendingRequest,
-    Planned,
-    RunError,
-    VideoRecord,
-)
+from posedrop.buckets.records.planned import Followed, Planned
+from posedrop.buckets.records.requests import PendingRequest
+from posedrop.buckets.records.runs import RunError
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.errors import BadRequestError, NotFoundError, PosedropError
-from posedrop.index.rows import FileRow, PendingRow
+from posedrop.index.rows import AnalysisRow, FileRow, PendingRow
 
 #: The error of a pending request whose video was refused.
 _REFUSED = "refused"
@@ -37,6 +36,7 @@ def ask(
     *,
     force: bool,
     retry: bool = True,
+    notify: tuple[str, ...] = (),
 ) -> RunHandle:
     """Carry out POST /analyse: start the run, or keep it until the video's ingest is over.
 
@@ -48,6 +48,103 @@ def ask(
         force: make a new run, whatever there is.
         retry: make a run anew that failed or was cancelled; False: only one that was over before
             this video was uploaded, as whoever uploads it waits for its first.
+        notify: aliases that are told when a run that is created is over.
+
+    Raises:
+        NotFoundError: there is no such file.
+        BadRequestError: it can't be done as asked, or the video was refused.
+        UnfinishedRunError: it takes poses, and there are none yet.
+    """
+    file = context.index.file(file_id)
+    if file is None:
+        raise NotFoundError(f"there is no file {file_id}; GET /files lists what there is")
+    wanted = validation.validate(context, analysis, args)
+    token = secrets.token_hex(8) if force else None
+    before = _ALWAYS if retry else file.created_at
+    return ask_for(context, file, wanted, token=token, retry_before=before, notify=notify)
+
+
+def ask_for(
+    context: Context,
+    file: FileRow,
+    wanted: ValidRequest,
+    *,
+    token: str | None,
+    retry_before: datetime | None,
+    batch: str | None = None,
+    notify: tuple[str, ...] = (),
+) -> RunHandle:
+    """Start a run of a video, or keep the request until its ingest is over.
+
+    Args:
+        context: the handlers' tools.
+        file: the video.
+        wanted: what to do with it.
+        token: makes the run one of its own.
+        retry_before: as :func:`start.start_run` has it.
+        batch: the batch in which it is asked for.
+        notify: aliases that are told when a run that is created is over.
+
+    Raises:
+        BadRequestError: the video was refused, or is gone.
+    """
+    _check_is_there(file)
+    prefix = context.video_prefix(file.bucket, file.key)
+    if file.state == "ready":
+        record = context.video_record(file.bucket, file.key)
+        if record is not None and record.probe is not None:
+            return start.start_run(
+                context,
+                record,
+                wanted,
+                "api",
+                token,
+                retry_before=retry_before,
+                batch=batch,
+                notify=notify,
+            )
+    _check_has_poses(file, wanted)
+    pending = PendingRequest(
+        # By the ETag, so that the same request about what replaces this is another one.
+        pending_id=layout.make_id(
+            "pending",
+            file.file_id,
+            file.etag or "",
+            wanted.analysis.name,
+            canonical(wanted.args),
+            token or "",
+        ),
+        file_id=file.file_id,
+        key=file.key,
+        analysis=wanted.analysis.name,
+        args=wanted.args,
+        created_at=context.clock(),
+        force=token,
+        batch=batch,
+        notify=list(notify),
+    )
+    key = layout.pending_request(prefix, pending.pending_id)
+    created = context.storage.create(context.settings.results_bucket, key, pending.to_json())
+    if created:  # it may have been asked before, and taken back
+        _reopen(context, pending)
+    else:
+        context.index.pending_added(pending)
+    return RunHandle(pending.pending_id, "waiting", not created)
+
+
+def preview(
+    context: Context,
+    file_id: str,
+    analysis: str,
+    args: Mapping[str, Any],
+    *,
+    force: bool,
+    retry: bool = True,
+) -> tuple[RunHandle, Cost | None]:
+    """Return what :func:`ask` would answer, and what that would cost; nothing is started.
+
+    The status is ``new`` of a run that would be made. The cost is None where the video is not
+    ingested yet.
 
     Raises:
         NotFoundError: there is no such file.
@@ -57,38 +154,27 @@ def ask(
     if file is None:
         raise NotFoundError(f"there is no file {file_id}; GET /files lists what there is")
     wanted = validation.validate(context, analysis, args)
-    token = secrets.token_hex(8) if force else None
     _check_is_there(file)
-    prefix = context.video_prefix(file.bucket, file.key)
-    if file.state == "ready":
-        record = context.video_record(file.bucket, file.key)
-        if record is not None and record.probe is not None:
-            before = _ALWAYS if retry else file.created_at
-            return start.start_run(context, record, wanted, "api", token, retry_before=before)
-    pending = PendingRequest(
-        # By the ETag, so that the same request about what replaces this is another one.
-        pending_id=layout.make_id(
-            "pending",
-            file_id,
-            file.etag or "",
-            analysis,
-            canonical(wanted.args),
-            token or "",
-        ),
-        file_id=file_id,
-        key=file.key,
-        analysis=analysis,
-        args=wanted.args,
-        created_at=context.clock(),
-        force=token,
-    )
-    key = layout.pending_request(prefix, pending.pending_id)
-    created = context.storage.create(context.settings.results_bucket, key, pending.to_json())
-    if created:  # it may have been asked before, and taken back
-        _reopen(context, pending)
-    else:
-        context.index.pending_added(pending)
-    return RunHandle(pending.pending_id, "waiting", not created)
+    record = context.video_record(file.bucket, file.key) if file.state == "ready" else None
+    if record is None or record.probe is None:
+        _check_has_poses(file, wanted)
+        return RunHandle("", "waiting", False), None
+    token = secrets.token_hex(8) if force else None
+    found = start.preview(context, record, wanted, token, _ALWAYS if retry else file.created_at)
+    if isinstance(found, AnalysisRow):
+        return RunHandle(found.analysis_id, found.state, True), cost.of_run(context, found)
+    return RunHandle(found.analysis_id, "new", False), cost.of(context, found)
+
+
+def _check_has_poses(file: FileRow, wanted: ValidRequest) -> None:
+    """Refuse what takes poses for a film without: as a request that decides, it would keep others.
+
+    Raises:
+        UnfinishedRunError: there are none yet.
+    """
+    if wanted.analysis.takes_poses:
+        words = f"{file.key} is not ingested yet, and has no poses: ask again when it has"
+        raise UnfinishedRunError(words, field="file_id")
 
 
 def _check_is_there(file: FileRow) -> None:
@@ -136,7 +222,14 @@ def _outcome(context: Context, video: VideoRecord, pending: PendingRow) -> Plann
     try:
         wanted = validation.validate(context, pending.analysis, pending.args)
         started = start.start_run(
-            context, video, wanted, "api", pending.force, retry_before=pending.created_at
+            context,
+            video,
+            wanted,
+            "api",
+            pending.force,
+            retry_before=pending.created_at,
+            batch=pending.batch,
+            notify=pending.notify,
         )
     except BadRequestError as error:
         return planned_record(context, video, BY_REQUEST, None, error_of(error))

@@ -17,13 +17,10 @@ from handlers.runs import copies, derived, pending, record_kinds, rules, start, 
 from handlers.runs.start import Origin
 from handlers.runs.validation import canonical
 from posedrop.buckets import layout
-from posedrop.buckets.records import (
-    Followed,
-    Planned,
-    Request,
-    Result,
-    VideoRecord,
-)
+from posedrop.buckets.records.planned import Followed, Planned
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.errors import BadRequestError, PosedropError
 from posedrop.index.rows import FileRow
 
@@ -186,7 +183,10 @@ def _start(context: Context, video: VideoRecord, rule: rules.Rule, origin: Origi
         raise _WaitError(rule.key) from error
     if wanted is None:
         return None
-    handle = start.start_run(context, video, wanted, origin, None, exports=rule.exports)
+    notify = rule.notify if origin == "folder" else tuple(context.settings.notify)
+    handle = start.start_run(
+        context, video, wanted, origin, None, exports=rule.exports, notify=notify
+    )
     row = context.index.analysis(handle.analysis_id)
     if handle.existed and row is not None and row.finished_at is not None:
         derived.ask(context, layout.Run(row.run), rule.exports)
@@ -245,7 +245,8 @@ def _start_or_reject(context: Context, video: VideoRecord) -> str:
     analysis, args = video.metadata["analysis"], video.metadata.get("args")
     try:
         wanted = validation.validate(context, analysis, validation.parse_args(args))
-        return start.start_run(context, video, wanted, "metadata", None).analysis_id
+        notify = tuple(context.settings.notify)
+        return start.start_run(context, video, wanted, "metadata", None, notify=notify).analysis_id
     except BadRequestError as error:
         return _reject(context, video, analysis, {"asked": args}, "metadata", error)
 

@@ -8,6 +8,7 @@ record is one entry.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,13 @@ from handlers.context import Context
 from handlers.runs import damaged
 from handlers.runs.follow_ups import FollowUp, ForgetPlan, Ingest, MoveRun, PlanRuns
 from posedrop.buckets import layout
-from posedrop.buckets.records import PendingRequest, Planned, Request, Result, VideoRecord
+from posedrop.buckets.records.batches import BatchFilms, BatchOver, BatchRequest
+from posedrop.buckets.records.planned import Planned
+from posedrop.buckets.records.requests import PendingRequest, Request
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.buckets.storage import ObjectInfo
+from posedrop.errors import RecordError
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,17 @@ class FilmGone:
 
 
 StoreState = (
-    ObjectInfo | VideoRecord | FilmGone | PendingRequest | Planned | Request | Result | None
+    ObjectInfo
+    | VideoRecord
+    | FilmGone
+    | PendingRequest
+    | Planned
+    | Request
+    | Result
+    | BatchRequest
+    | BatchFilms
+    | BatchOver
+    | None
 )
 
 
@@ -97,7 +113,7 @@ def _video_is_there(
     context: Context, key: layout.VideoObject, found: VideoRecord | ObjectInfo | FilmGone
 ) -> FollowUp:
     if isinstance(found, ObjectInfo):
-        file_id = layout.file_id_of(context.settings.videos_bucket, found.key)
+        file_id = context.file_id(found.key)
         return Ingest(file_id, found.etag, found.key)
     if isinstance(found, FilmGone):
         video = found.record.video
@@ -107,7 +123,7 @@ def _video_is_there(
 
 
 def _video_is_news(context: Context, key: layout.VideoObject) -> bool:
-    row = context.index.file(layout.file_id_of_prefix(context.settings.videos_bucket, key.video))
+    row = context.index.file(context.file_id_of_prefix(key.video))
     return row is not None and row.state == "received"
 
 
@@ -184,6 +200,12 @@ def _result_now(context: Context, key: layout.RunObject, _: str) -> StoreState:
 
 
 def _result_is_there(context: Context, key: layout.RunObject, found: Result) -> FollowUp | None:
+    if context.index.place(key.analysis_id, key.run) is None:
+        # The event of its request was lost: the request alone has who asked, and who is to be told.
+        with suppress(RecordError):
+            request = _request_now(context, key, layout.Run(key.run).request)
+            if isinstance(request, Request):
+                context.index.analysis_requested(request, key.run)
     context.index.analysis_finished(found, key.run)
     context.to_copy.set()
     row = context.index.analysis(found.analysis_id)
@@ -221,9 +243,57 @@ def _note_is_there(context: Context, key: layout.RunObject, _: ObjectInfo) -> No
         gpu_queue.park(context, key.analysis_id, context.clock())
 
 
+def _network_is_needed(context: Context, key: layout.RunObject, _: ObjectInfo) -> None:
+    if _is_read_here(context, key):
+        context.index.gpu_waits(key.analysis_id, context.clock())
+
+
 def _is_read_here(context: Context, key: layout.RunObject) -> bool:
     known = context.index.analysis(key.analysis_id)
     return known is not None and known.run == key.run
+
+
+# -- batches ---------------------------------------------------------------------------------------
+
+
+def _batch_now(context: Context, _: layout.BatchObject, key: str) -> StoreState:
+    return context.storage.read_record(context.settings.results_bucket, key, BatchRequest)
+
+
+def _batch_is_there(context: Context, _: layout.BatchObject, found: BatchRequest) -> None:
+    context.index.batch_added(found)
+
+
+def _batch_is_news(context: Context, key: layout.BatchObject) -> bool:
+    return context.index.batch(key.batch_id) is None
+
+
+def _films_now(context: Context, _: layout.BatchObject, key: str) -> StoreState:
+    return context.storage.read_record(context.settings.results_bucket, key, BatchFilms)
+
+
+def _films_are_there(context: Context, key: layout.BatchObject, found: BatchFilms) -> None:
+    number = layout.batch_films_number(key.name)
+    if number is not None:
+        context.index.batch_films_added(key.batch_id, number, found)
+
+
+def _films_are_news(context: Context, key: layout.BatchObject) -> bool:
+    number = layout.batch_films_number(key.name)
+    return number is not None and not context.index.has_batch_films(key.batch_id, number)
+
+
+def _over_now(context: Context, _: layout.BatchObject, key: str) -> StoreState:
+    return context.storage.read_record(context.settings.results_bucket, key, BatchOver)
+
+
+def _over_is_there(context: Context, key: layout.BatchObject, found: BatchOver) -> None:
+    context.index.batch_over(key.batch_id, found)
+
+
+def _over_is_news(context: Context, key: layout.BatchObject) -> bool:
+    row = context.index.batch(key.batch_id)
+    return row is not None and row.over is None
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -244,7 +314,16 @@ RESULT = RecordKind(_result_is_there, _result_now, is_news=_result_is_news, behi
 FIRST_ATTEMPT = RecordKind(_attempt_is_there, is_news=_attempt_is_news)
 POSES = RecordKind(_poses_are_there, _object_now)
 NEEDS_NEWER = RecordKind(_note_is_there, _object_now)
+BATCH = RecordKind(_batch_is_there, _batch_now, is_news=_batch_is_news, has_events=False)
+BATCH_FILMS = RecordKind(
+    _films_are_there, _films_now, is_news=_films_are_news, behind=BATCH, has_events=False
+)
+BATCH_OVER = RecordKind(
+    _over_is_there, _over_now, is_news=_over_is_news, behind=BATCH, has_events=False
+)
+NEEDS_NETWORK = RecordKind(_network_is_needed, _object_now)
 
+_OF_BATCH = {layout.BATCH_REQUEST: BATCH, layout.BATCH_OVER: BATCH_OVER}
 _OF_VIDEO = {layout.VIDEO_RECORD: VIDEO}
 _OF_RUN = {
     layout.REQUEST: REQUEST,
@@ -252,6 +331,7 @@ _OF_RUN = {
     layout.Run("").name(layout.Run("").attempt(1)): FIRST_ATTEMPT,
     **dict.fromkeys(gpu_queue.FOUND, POSES),
     layout.NEEDS_NEWER: NEEDS_NEWER,
+    layout.NEEDS_NETWORK: NEEDS_NETWORK,
 }
 
 
@@ -266,6 +346,8 @@ def kind_of(key: layout.ResultObject | None) -> RecordKind | None:
             return PENDING_OUTCOME
         case layout.RunObject(name=name):
             return _OF_RUN.get(name)
+        case layout.BatchObject(name=name):
+            return _OF_BATCH.get(name, BATCH_FILMS)
         case _:
             return None
 
@@ -283,6 +365,8 @@ def owner_of(key: layout.ResultObject) -> str:
             return video
         case layout.RuleObject(rule_id=rule_id):
             return rule_id
+        case layout.BatchObject(batch_id=batch_id):
+            return batch_id
 
 
 def of_video(context: Context, prefix: str) -> Iterator[tuple[RecordKind, Any, str]]:

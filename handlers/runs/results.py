@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
 from urllib.parse import quote
 
 from handlers.context import Context
-from handlers.runs import copies, damaged, derived, plan, start
-from posedrop import api
+from handlers.runs import copies, damaged, derived, plan
+from posedrop.api.runs import ResultFile, RunAnswer
 from posedrop.buckets import layout, names
-from posedrop.buckets.records import Attempt, NeedsNewer, Progress, Request, Result, RunError
+from posedrop.buckets.records.attempts import Attempt, NeedsNewer, Progress
+from posedrop.buckets.records.inference import Inference
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.runs import Artefact, RunError
 from posedrop.errors import NotFoundError, PosedropError
 from posedrop.index.index import AnalysisRow
 from posedrop.index.rows import DAMAGED
@@ -20,7 +25,7 @@ class GoneError(PosedropError):
     code = "gone"
 
 
-def read(context: Context, analysis_id: str) -> api.RunAnswer:
+def read(context: Context, analysis_id: str) -> RunAnswer:
     """Return how far a run is, or what it made.
 
     Raises:
@@ -29,7 +34,7 @@ def read(context: Context, analysis_id: str) -> api.RunAnswer:
     """
     row = context.index.analysis(analysis_id)
     if row is None:
-        _check_not_gone(context, analysis_id)
+        check_not_gone(context, analysis_id)
         return _waiting(context, analysis_id)
     # The bucket is the truth: the index may be a moment behind the worker, or an S3 tool.
     bad = None
@@ -49,12 +54,13 @@ def read(context: Context, analysis_id: str) -> api.RunAnswer:
     if needs_newer is not None and not live:
         stage = f"waiting for a worker with {needs_newer.analysis} version {needs_newer.needs}"
         progress = Progress(stage=stage)
-    return api.RunAnswer(
+    return RunAnswer(
         analysis_id=analysis_id,
         file_id=row.file_id,
         analysis=row.analysis,
         status="running" if attempt is not None else "queued",
         progress=progress,
+        files=[_file(analysis_id, each) for each in _found(context, row.run, attempt)],
         position=None if live else context.index.position(analysis_id),
         retry_of=row.retry_of,
     )
@@ -66,7 +72,8 @@ def _readable(context: Context, row: AnalysisRow) -> list[AnalysisRow]:
     return [row, *(place for place in others if place.finished_at is not None)]
 
 
-def _check_not_gone(context: Context, analysis_id: str) -> None:
+def check_not_gone(context: Context, analysis_id: str) -> None:
+    """Raise GoneError for a run that was deleted."""
     if context.index.analysis_is_gone(analysis_id):
         raise _gone(analysis_id)
 
@@ -75,7 +82,7 @@ def _gone(analysis_id: str) -> GoneError:
     return GoneError(f"the results of {analysis_id} were deleted; ask again to make them anew")
 
 
-def _waiting(context: Context, pending_id: str) -> api.RunAnswer:
+def _waiting(context: Context, pending_id: str) -> RunAnswer:
     pending = context.index.pending(pending_id)
     if pending is None:
         raise NotFoundError(f"there is no analysis {pending_id}; GET /analyses lists what there is")
@@ -83,7 +90,7 @@ def _waiting(context: Context, pending_id: str) -> api.RunAnswer:
         if context.index.analysis(pending.analysis_id) is None:
             raise _gone(pending.analysis_id)
         return read(context, pending.analysis_id)
-    return api.RunAnswer(
+    return RunAnswer(
         analysis_id=pending_id,
         file_id=pending.file_id,
         analysis=pending.analysis,
@@ -93,22 +100,11 @@ def _waiting(context: Context, pending_id: str) -> api.RunAnswer:
     )
 
 
-def _over(
-    context: Context, row: AnalysisRow, result: Result, retried_by: str | None
-) -> api.RunAnswer:
-    files = [
-        api.ResultFile(
-            name=artefact.name,
-            url=download_path(row.analysis_id, artefact.name),
-            size=artefact.size,
-            sha256=artefact.sha256,
-            content_type=artefact.content_type,
-            role=names.role_of(artefact),
-        )
-        for artefact in (*result.artefacts, *derived.made(context, row.run))
-    ]
+def _over(context: Context, row: AnalysisRow, result: Result, retried_by: str | None) -> RunAnswer:
+    artefacts = (*result.artefacts, *derived.made(context, row.run))
+    files = [_file(row.analysis_id, artefact) for artefact in artefacts]
     drawn = next((file for file in files if file.role == "labelled_video"), None)
-    return api.RunAnswer(
+    return RunAnswer(
         analysis_id=row.analysis_id,
         file_id=row.file_id,
         analysis=row.analysis,
@@ -120,6 +116,28 @@ def _over(
         retry_of=row.retry_of,
         retried_by=retried_by,
     )
+
+
+def _file(analysis_id: str, artefact: Artefact) -> ResultFile:
+    return ResultFile(
+        name=artefact.name,
+        url=download_path(analysis_id, artefact.name),
+        size=artefact.size,
+        sha256=artefact.sha256,
+        content_type=artefact.content_type,
+        role=names.role_of(artefact),
+    )
+
+
+def _found(context: Context, run: str, attempt: Attempt | None) -> list[Artefact]:
+    """Return the tables of a run that is not over: it is drawn now."""
+    if attempt is None or (attempt.task != "render" and attempt.outcome != "done"):
+        return []
+    bucket, key = context.settings.results_bucket, layout.Run(run).inference
+    inference = context.storage.read_whole_record(bucket, key, Inference)
+    # Render goes on with the log.
+    found = inference.artefacts if inference is not None else []
+    return [artefact for artefact in found if artefact.plain_name != layout.RUN_LOG]
 
 
 def download_path(analysis_id: str, name: str) -> str:
@@ -142,6 +160,40 @@ def _attempts(context: Context, run: str) -> tuple[Attempt | None, NeedsNewer | 
     return attempt, needs_newer
 
 
+def row_to_read(context: Context, analysis_id: str) -> AnalysisRow:
+    """Return a run by the folder where its files are to be read.
+
+    Raises:
+        NotFoundError: there was never one with this id.
+        GoneError: it was deleted.
+    """
+    row = context.index.analysis(resolved(context, analysis_id))
+    if row is None:
+        check_not_gone(context, analysis_id)
+        raise NotFoundError(f"there is no analysis {analysis_id}")
+    if row.finished_at is None:
+        # GET /results, which reads the bucket, may have told of it already.
+        row = damaged.up_to_date(context, row) or row
+    row, *others = _readable(context, row)
+    request = layout.Run(row.run).request
+    if others and context.storage.head(context.settings.results_bucket, request) is None:
+        return others[0]  # an S3 tool has removed its folder, and no event has told of it yet
+    return row
+
+
+def make_again(context: Context, analysis_id: str, name: str) -> bool:
+    """Have a file made that could not be made of a run; tell whether that is to be done now.
+
+    Raises:
+        NotFoundError: no such file is made of the run.
+        GoneError: it was deleted.
+    """
+    row = row_to_read(context, analysis_id)
+    if not derived.can_be_made(row, name):
+        raise NotFoundError(f"no {name[:80]!r} is made of {analysis_id} when it is asked for")
+    return derived.ask_again(context, layout.Run(row.run), derived.WHAT[name])
+
+
 def download_url(context: Context, analysis_id: str, name: str) -> str:
     """Return a presigned URL of one file of a run, ``result.json`` among them.
 
@@ -158,24 +210,17 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
         BeingMadeError: it is made now, as it was asked for.
         BadRequestError: it can't be made; the message says why.
     """
-    row = context.index.analysis(_resolved(context, analysis_id))
-    if row is None:
-        _check_not_gone(context, analysis_id)
-        raise NotFoundError(f"there is no analysis {analysis_id}")
-    if row.finished_at is None:
-        # GET /results, which reads the bucket, may have told of it already.
-        row = start.up_to_date(context, row) or row
-    row, *others = _readable(context, row)
-    request = layout.Run(row.run).request
-    if others and context.storage.head(context.settings.results_bucket, request) is None:
-        row = others[0]  # an S3 tool has removed its folder, and no event has told of it yet
+    row = row_to_read(context, analysis_id)
     place, filename, content_type = name, name, "application/json"
     if name not in {layout.RESULT, layout.REQUEST}:
-        artefact = names.find(row.artefacts, name)
+        artefacts = row.artefacts
+        if row.finished_at is None:
+            artefacts = tuple(_found(context, row.run, _attempts(context, row.run)[0]))
+        artefact = names.find(artefacts, name)
         if artefact is None and derived.can_be_made(row, name):
             artefact = derived.find(context, row, name)
         if artefact is None:
-            known = sorted({each.name for each in row.artefacts} | {layout.RESULT, layout.REQUEST})
+            known = sorted({each.name for each in artefacts} | {layout.RESULT, layout.REQUEST})
             raise NotFoundError(
                 f"{analysis_id} has no file {name[:80]!r}; there are: {', '.join(known)}"
             )
@@ -207,7 +252,8 @@ def thumbnail_url(context: Context, file_id: str) -> str:
     )
 
 
-def _resolved(context: Context, analysis_id: str) -> str:
+def resolved(context: Context, analysis_id: str) -> str:
+    """Return the id of a run by its own, or by that of the request that waited for its video."""
     pending = context.index.pending(analysis_id)
     return pending.analysis_id if pending and pending.analysis_id else analysis_id
 
@@ -221,19 +267,27 @@ def cancel_or_delete(context: Context, analysis_id: str) -> str:
     Raises:
         NotFoundError: there is no such run.
     """
-    analysis_id = _resolved(context, analysis_id)
+    analysis_id = resolved(context, analysis_id)
     row = context.index.analysis(analysis_id)
     if row is None:
-        _check_not_gone(context, analysis_id)
+        check_not_gone(context, analysis_id)
         pending = context.index.pending(analysis_id)
         if pending is None:
             raise NotFoundError(f"there is no analysis {analysis_id}")
-        _withdraw(context, analysis_id, pending.file_id)
+        withdraw(context, analysis_id, pending.file_id)
         return "deleted"
-    bucket = context.settings.results_bucket
-    if context.storage.head(bucket, layout.Run(row.run).result) is not None:
+    stopped = stop(context, row)
+    if stopped is None:
         _delete(context, row)
         return "deleted"
+    return stopped
+
+
+def stop(context: Context, row: AnalysisRow) -> Literal["cancelling", "cancelled"] | None:
+    """Stop a run that waits or goes on; None: it is over, and nothing is done."""
+    bucket = context.settings.results_bucket
+    if context.storage.head(bucket, layout.Run(row.run).result) is not None:
+        return None
     context.storage.write(bucket, layout.Run(row.run).cancel, b"", "application/octet-stream")
     attempt, _ = _attempts(context, row.run)
     if attempt is not None and attempt.outcome is None:
@@ -242,8 +296,8 @@ def cancel_or_delete(context: Context, analysis_id: str) -> str:
     return "cancelled"
 
 
-def _withdraw(context: Context, pending_id: str, file_id: str) -> None:
-    """Take back a request whose video never came."""
+def withdraw(context: Context, pending_id: str, file_id: str) -> None:
+    """Take back a request whose video was not ingested yet."""
     file = context.index.file(file_id)
     if file is not None:
         prefix = context.video_prefix(file.bucket, file.key)
@@ -271,6 +325,7 @@ def _delete(context: Context, row: AnalysisRow) -> None:
         places = context.index.places(row.analysis_id)
         copies.forget(context, row.analysis_id, [place.run for place in reversed(places)])
     context.index.analysis_removed(row.analysis_id)
+    derived.forget_comparisons(context, row.sha256, row.analysis_id)
 
 
 def _cancel_queued(context: Context, row: AnalysisRow, last: Attempt | None) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 from handlers.context import Context
 from posedrop.buckets import folder_rules, layout
 from posedrop.buckets.folder_rules import WrongRuleError
-from posedrop.buckets.records import ExportFormat, RunError, WrongRule
+from posedrop.buckets.records.derived import ExportFormat
+from posedrop.buckets.records.rules import WrongRule
+from posedrop.buckets.records.runs import RunError
 from posedrop.errors import BadRequestError, PosedropError, RecordError
 from posedrop.index.index import RuleRow
 
@@ -42,6 +44,7 @@ class Rule:
     keep: bool | list[str] | None = None
     is_silent: bool = False
     exports: tuple[ExportFormat, ...] = ()
+    notify: tuple[str, ...] = ()
 
 
 def nearest(context: Context, key: str, seen: dict[str, str | None]) -> Rule | None:
@@ -91,6 +94,7 @@ def read(context: Context, key: str) -> Rule | None:
         keep=rules.keep,
         is_silent=rules.is_silent,
         exports=tuple(dict.fromkeys(rules.exports)),
+        notify=tuple(dict.fromkeys(rules.notify)),
     )
 
 

@@ -13,19 +13,17 @@ from typing import Literal, NamedTuple
 
 from handlers import gpu_queue
 from handlers.context import Context
-from handlers.runs import copies, damaged
+from handlers.runs import copies, damaged, earlier, poses_of
 from handlers.runs.validation import ValidRequest, analysis_id_of
 from posedrop.buckets import layout
-from posedrop.buckets.records import (
-    ExportFormat,
-    ModelRef,
-    Request,
-    RunRef,
-    RunState,
-    VideoRecord,
-)
+from posedrop.buckets.records.derived import ExportFormat
+from posedrop.buckets.records.models import ModelRef
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.runs import RunRef, RunState
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.errors import BadRequestError
 from posedrop.index.rows import AnalysisRow
+from posedrop.transport.queue import QueueError
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ class RunHandle(NamedTuple):
     """A run by its id, or a pending request: how far it is, and whether it was there before."""
 
     analysis_id: str
-    status: RunState
+    status: RunState | Literal["new"]
     existed: bool
 
 
@@ -54,6 +52,8 @@ def start_run(
     *,
     retry_before: datetime | None = None,
     exports: tuple[ExportFormat, ...] = (),
+    batch: str | None = None,
+    notify: tuple[str, ...] = (),
 ) -> RunHandle:
     """Create the run of an ingested video, unless the same one exists; enqueue it.
 
@@ -67,22 +67,31 @@ def start_run(
             the run that was made for it; whoever asks at the same time gets the same. After
             ``MAX_RETRIES`` the last failure is the answer.
         exports: formats in which a run that is created is to be had once it is over.
+        batch: the batch in which it is asked for.
+        notify: aliases that are told when a run that is created is over.
+
+    Raises:
+        BadRequestError: the video has no content, or no run with the poses that it takes.
     """
     if video.sha256 is None or video.probe is None:
         raise BadRequestError(f"{video.video.key} has no content to analyse", code="refused")
+    wanted = poses_of.resolve(context, video, wanted)
     token, retry_of = force, None
+    request: Request | None = None
     with context.creating:
         for retries in range(MAX_RETRIES + 1):
             analysis_id = analysis_id_of(video.sha256, wanted, token)
             token = f"retry:{analysis_id}"
             row = context.index.analysis(analysis_id)
             if retry_before is not None and row is not None and row.finished_at is None:
-                row = up_to_date(context, row)
+                row = damaged.up_to_date(context, row)
             is_bad = row is None or row.state in _BAD
             if not (is_bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
                 if row is None:
                     request = _request(context, video, wanted, origin, analysis_id, force, retry_of)
-                    request = request.model_copy(update={"exports": list(exports)})
+                    request = request.model_copy(
+                        update={"exports": list(exports), "batch": batch, "notify": list(notify)}
+                    )
                     row = _created(context, video, request)
                     if row is None:
                         break
@@ -92,9 +101,51 @@ def start_run(
             if row is not None:
                 retry_of = RunRef(analysis_id=analysis_id, run=row.run)
     # It stands in the bucket and in the index: whatever becomes of this, it is sent in its turn.
-    gpu_queue.send_next(context)
+    if request is None or request.needs_network:
+        gpu_queue.send_next(context)
+    else:
+        _send_at_once(context, request, video)
     log.info("planned", extra={"analysis_id": analysis_id, "file_id": video.video.file_id})
     return RunHandle(analysis_id, "queued", False)
+
+
+def _send_at_once(context: Context, request: Request, video: VideoRecord) -> None:
+    """Send a run that waits for no network; later, if the broker is away."""
+    run = run_of(context, video, request.analysis, request.analysis_id)
+    try:
+        context.enqueue_finish(request.analysis_id, run)
+    except QueueError as error:
+        log.warning("%s", error)  # the reconciler sends it
+
+
+def preview(
+    context: Context,
+    video: VideoRecord,
+    wanted: ValidRequest,
+    force: str | None,
+    retry_before: datetime | None,
+) -> AnalysisRow | Request:
+    """Return the run that :func:`start_run` would answer with, or the request that it would make.
+
+    Nothing is started.
+    """
+    if video.sha256 is None or video.probe is None:
+        raise BadRequestError(f"{video.video.key} has no content to analyse", code="refused")
+    wanted = poses_of.resolve(context, video, wanted)
+    token, retry_of = force, None
+    for retries in range(MAX_RETRIES + 1):
+        analysis_id = analysis_id_of(video.sha256, wanted, token)
+        token = f"retry:{analysis_id}"
+        row = context.index.analysis(analysis_id)
+        is_bad = row is None or row.state in _BAD
+        if not (is_bad and _exists(context, analysis_id_of(video.sha256, wanted, token))):
+            if row is None:
+                return _request(context, video, wanted, "api", analysis_id, force, retry_of)
+            if retries == MAX_RETRIES or not _is_retried(row, retry_before):
+                return row
+        if row is not None:
+            retry_of = RunRef(analysis_id=row.analysis_id, run=row.run)
+    return _request(context, video, wanted, "api", analysis_id, force, retry_of)
 
 
 def _exists(context: Context, analysis_id: str) -> bool:
@@ -105,14 +156,6 @@ def _is_retried(row: AnalysisRow, before: datetime | None) -> bool:
     if row.state not in _BAD or row.finished_at is None:
         return False
     return before is not None and row.finished_at < before
-
-
-def up_to_date(context: Context, row: AnalysisRow) -> AnalysisRow | None:
-    """Return the row of a run with what the bucket knows: its event may be on the way."""
-    result = damaged.read_result(context, row.run)
-    if result is not None:
-        context.index.analysis_finished(result, row.run)
-    return context.index.analysis(row.analysis_id)
 
 
 def _request(
@@ -126,7 +169,7 @@ def _request(
 ) -> Request:
     assert video.sha256 is not None and video.probe is not None  # noqa: S101, PT018
     model = wanted.model
-    return Request(
+    request = Request(
         analysis_id=analysis_id,
         analysis=wanted.analysis.name,
         analysis_version=wanted.analysis.version,
@@ -139,7 +182,10 @@ def _request(
         created_at=context.clock(),
         force=force,
         retry_of=retry_of,
+        poses_of=wanted.poses_of,
+        needs_network=wanted.poses_of is None,
     )
+    return earlier.noted(context, request, model)
 
 
 def _created(context: Context, video: VideoRecord, request: Request) -> AnalysisRow | None:

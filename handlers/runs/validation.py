@@ -10,9 +10,8 @@ from handlers.context import Context
 from handlers.runs import rules
 from posedrop import analyses, bounded
 from posedrop.buckets import layout
-from posedrop.buckets.records import (
-    Model,
-)
+from posedrop.buckets.records.models import Model
+from posedrop.buckets.records.runs import RunRef
 from posedrop.errors import BadRequestError, StorageError
 from posedrop.models import catalog
 
@@ -23,6 +22,8 @@ class ValidRequest(NamedTuple):
     analysis: analyses.Analysis
     args: dict[str, Any]
     model: Model | None
+    poses_of: RunRef | None = None
+    """The run whose poses it takes, once that is settled (``handlers.runs.poses_of``)."""
 
 
 def canonical(value: Mapping[str, Any]) -> str:
@@ -73,12 +74,20 @@ def validate_rule(context: Context, rule: rules.Rule) -> ValidRequest | None:
     if rule.analysis is None:
         return None
     try:
-        return validate(context, rule.analysis, rule.args or {})
+        wanted = validate(context, rule.analysis, rule.args or {})
     except (BadRequestError, StorageError):
         raise
     except Exception as error:
         # An analysis is anybody's plug-in: what it can't take must hold up nothing else.
         raise BadRequestError(f"{rule.analysis} can't take these args: {error!r}") from error
+    if wanted.analysis.takes_poses:
+        raise BadRequestError(
+            f"{rule.analysis} is asked for when a film has its poses (posedrop analyse), not for "
+            "one that has just come",
+            code="takes_poses",
+            field="analysis",
+        )
+    return wanted
 
 
 def parse_args(args: str | None) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from handlers import changes
 from handlers.context import Context
 from handlers.runs import pending
 from handlers.upkeep.apart import apart
-from posedrop import api
+from posedrop.api.files import Reingested, ReingestedPage, ReingestRequest
 from posedrop.buckets import layout
-from posedrop.buckets.records import INGEST_VERSION, VideoRecord
+from posedrop.buckets.records.videos import INGEST_VERSION, VideoRecord
 from posedrop.errors import RecordError
 from posedrop.index.index import FileRow
 from posedrop.transport import queue
@@ -26,13 +26,13 @@ SENT = 5
 PAGE = 100
 
 
-def reingest(context: Context, wanted: api.ReingestRequest) -> api.ReingestedPage:
+def reingest(context: Context, wanted: ReingestRequest) -> ReingestedPage:
     """Have refused videos looked at anew, page by page; GET /upload/<file_id> says what comes."""
     page = context.index.files(
         state="refused", prefix=wanted.prefix or None, cursor=wanted.cursor, limit=PAGE
     )
-    items = [api.Reingested.model_validate(row) for row in page.rows if _again(context, row)]
-    return api.ReingestedPage(items=items, next=page.cursor)
+    items = [Reingested.model_validate(row) for row in page.rows if _again(context, row)]
+    return ReingestedPage(items=items, next=page.cursor)
 
 
 class OldRefusals:

@@ -23,7 +23,10 @@ class Repairs:
     runs_sent: int = 0
     requests_planned: int = 0
     exports_sent: int = 0
+    comparisons_gone: int = 0
     expired: int = 0
+    old_records: int = 0
+    """Records of notices and batches that ended months ago."""
     given_up: int = 0
     """Uploads that never came, and pending requests about them."""
     held_back: int = 0

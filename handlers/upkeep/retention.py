@@ -20,10 +20,11 @@ from handlers.events import follow
 from handlers.runs import copies, results, rules
 from handlers.upkeep.apart import apart
 from handlers.upkeep.rows import all_analyses, all_files, all_places
-from posedrop import api
+from posedrop.api.retention import DUE_SHOWN, DueKind, Expired, ExpireRequest, Expiry
+from posedrop.api.retention import Due as DueAnswer
 from posedrop.buckets import layout
 from posedrop.buckets.folder_rules import Keep
-from posedrop.buckets.records import FileState
+from posedrop.buckets.records.videos import FileState
 from posedrop.errors import BadRequestError, NotFoundError, StorageError
 from posedrop.index.index import AnalysisRow, FileRow
 
@@ -51,7 +52,7 @@ class Due:
     beside each of its names. ``size`` is in bytes.
     """
 
-    kind: api.DueKind
+    kind: DueKind
     id: str
     key: str
     size: int
@@ -78,7 +79,7 @@ class Plan:
     runs: int = 0
     kept: int = 0
 
-    def count(self, *kinds: api.DueKind) -> int:
+    def count(self, *kinds: DueKind) -> int:
         """Return how many of these kinds are due, and not stuck."""
         return sum(each.kind in kinds and each.name not in self.stuck for each in self.due)
 
@@ -170,7 +171,7 @@ def _due_by_age(context: Context, row: FileRow, now: datetime) -> Due | None:
         return Due("limit", row.file_id, row.key, size, why, row.etag)
     if days is not None and age > timedelta(days=days):
         why = f"older than {days:g} days: {since}"
-        kind: api.DueKind = "orphan" if row.state == "film gone" else "age"
+        kind: DueKind = "orphan" if row.state == "film gone" else "age"
         return Due(kind, row.file_id, row.key, size if kind == "age" else 0, why, row.etag)
     if row.state == "film gone" and settings.orphans == "delete":
         why = "the film is not in the bucket any more"
@@ -180,7 +181,7 @@ def _due_by_age(context: Context, row: FileRow, now: datetime) -> Due | None:
 
 def _is_film(row: FileRow) -> bool:
     if row.state == "refused":
-        return layout.is_upload(row.key) or row.refusal_reason not in _NO_FILM
+        return layout.is_upload(row.key, row.file_id) or row.refusal_reason not in _NO_FILM
     return row.state in {"ready", "film gone"}
 
 
@@ -188,7 +189,7 @@ def _is_over_limit(context: Context, row: FileRow, size: int) -> bool:
     return (
         row.refusal_reason in _TOO_MANY_BYTES
         and size > context.settings.max_video_bytes
-        and layout.is_upload(row.key)
+        and layout.is_upload(row.key, row.file_id)
     )
 
 
@@ -386,11 +387,11 @@ def _remove_results(context: Context, due: Due) -> bool:
 # -- asked by a person -----------------------------------------------------------------------------
 
 
-def describe(context: Context) -> api.Expiry:
+def describe(context: Context) -> Expiry:
     """Return what is due, and remove nothing."""
     plan = _drained(find(context))
-    items = [api.Due.model_validate(each) for each in plan.due[: api.DUE_SHOWN]]
-    return api.Expiry(
+    items = [DueAnswer.model_validate(each) for each in plan.due[:DUE_SHOWN]]
+    return Expiry(
         due=len(plan.due),
         size=sum(each.size for each in plan.due),
         films=plan.films,
@@ -400,7 +401,7 @@ def describe(context: Context) -> api.Expiry:
     )
 
 
-def expire(context: Context, wanted: api.ExpireRequest) -> api.Expired:
+def expire(context: Context, wanted: ExpireRequest) -> Expired:
     """Remove what is due, whatever share that is; a person has seen how much.
 
     Raises:
@@ -419,7 +420,7 @@ def expire(context: Context, wanted: api.ExpireRequest) -> api.Expired:
             expired += remove(context, due)
         undeletable += trial.failed
     context.notices.pop(NOTICE, None)
-    return api.Expired(expired=expired, undeletable=undeletable)
+    return Expired(expired=expired, undeletable=undeletable)
 
 
 def _drained(steps: Generator[None, None, Plan]) -> Plan:

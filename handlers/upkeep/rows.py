@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from handlers.context import Context
-from posedrop.buckets.records import FileState
+from posedrop.buckets.records.videos import FileState
 from posedrop.index.index import AnalysisRow, FileRow, Page
 
 Row = TypeVar("Row", FileRow, AnalysisRow)

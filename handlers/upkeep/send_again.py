@@ -14,7 +14,7 @@ from handlers.upkeep.apart import apart
 from handlers.upkeep.repairs import Repairs
 from handlers.upkeep.rows import all_files
 from posedrop.buckets import layout
-from posedrop.buckets.records import VideoRecord
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.errors import RecordError
 from posedrop.index.index import AnalysisRow, FileRow
 from posedrop.transport import queue
@@ -94,7 +94,7 @@ class ToDo:
         if layout.INFERENCE in seen.names:
             context.enqueue_render(row.analysis_id, row.run)
         else:
-            context.index.gpu_waits(row.analysis_id, context.clock())
+            gpu_queue.go_on(context, row.analysis_id, row.run, seen.names)
         repairs.runs_sent += 1
         return True
 
@@ -136,7 +136,8 @@ def _unfinished(context: Context, repairs: Repairs) -> Iterator[ToDo]:
     lease = timedelta(seconds=context.settings.lease_seconds)
     for row in context.index.analyses_under_way():
         if row.state == "queued":
-            yield ToDo(row, lease, queue.GPU)
+            waits = context.index.gpu_needed(row.analysis_id, row.run)
+            yield ToDo(row, lease, queue.GPU if waits else queue.CPU)
             continue
         left = None
         with apart(context, f"{row.run} is not looked at") as trial:
@@ -144,7 +145,10 @@ def _unfinished(context: Context, repairs: Repairs) -> Iterator[ToDo]:
             if not gpu_queue.FOUND.isdisjoint(seen.names):
                 context.index.gpu_over(row.analysis_id)
             if layout.RESULT not in seen.names and not seen.alive:
-                left = queue.CPU if layout.INFERENCE in seen.names else queue.GPU
+                is_light = layout.INFERENCE in seen.names or not gpu_queue.needs_network(
+                    context, row.run, seen.names
+                )
+                left = queue.CPU if is_light else queue.GPU
         repairs.damaged += trial.failed
         if left is not None:
             yield ToDo(row, lease, left)

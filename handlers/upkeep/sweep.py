@@ -7,6 +7,7 @@ import logging
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from itertools import chain, islice
 
@@ -17,11 +18,12 @@ from handlers.runs import copies, damaged, derived, record_kinds, rules, waiting
 from handlers.runs.record_kinds import RecordKind
 from handlers.upkeep import retention
 from handlers.upkeep.apart import apart
+from handlers.upkeep.old_records import OldRecords
 from handlers.upkeep.repairs import Repairs
 from handlers.upkeep.rows import PAGE, all_analyses, all_files, all_places
 from posedrop.buckets import layout
 from posedrop.buckets.presigned import PARTS_SECONDS
-from posedrop.buckets.records import RunError
+from posedrop.buckets.records.runs import RunError
 from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import RecordError, StorageError
 from posedrop.index.index import FileRow, PendingRow
@@ -52,6 +54,8 @@ class Sweep:
         self._later: list[str] = []
         self._without_film: list[str] = []
         self._not_made: list[tuple[str, str]] = []
+        self._compared: list[tuple[str, str]] = []
+        self._old: OldRecords | None = None
         self._steps = self._all()
 
     def go_on(self, repairs: Repairs, steps: int | None) -> bool:
@@ -74,6 +78,9 @@ class Sweep:
         for key in self._without_film:
             yield
             self._index_without_film(key)
+        for run, other in self._compared:
+            yield
+            self._forget_comparison(run, other)
         for run, what in self._not_made:
             yield
             self._derive(run, what)
@@ -82,6 +89,8 @@ class Sweep:
         yield from self._gone_files()
         yield from self._gone_runs()
         yield from self._given_up()
+        if self._old is not None:
+            yield from self._old.remove(self._context, self._repairs)
         yield from self._expired()
 
     def _videos(self) -> Iterator[None]:
@@ -99,7 +108,7 @@ class Sweep:
                 if rule is None or rule.etag != found.etag:
                     self._look_at_rule(found.key)
                 continue
-            row = self._context.index.file(layout.file_id_of(bucket, found.key))
+            row = self._context.index.file(self._context.file_id(found.key))
             if not _is_known(row, found):
                 with apart(self._context, f"{found.key} is not indexed") as trial:
                     self._index_video(found.key)
@@ -116,7 +125,7 @@ class Sweep:
 
     def _index_video(self, key: str) -> None:
         bucket = self._context.settings.videos_bucket
-        file_id = layout.file_id_of(bucket, key)
+        file_id = self._context.file_id(key)
         # The page of the listing may be older than what the index has been told since.
         there = self._context.storage.head(bucket, key)
         row = self._context.index.file(file_id)
@@ -130,6 +139,10 @@ class Sweep:
 
     def _results(self) -> Iterator[None]:
         """Find records that were never indexed."""
+        with suppress(StorageError):  # without the store's time nothing is said to be old
+            self._old = OldRecords(
+                self._context.storage.time(self._context.settings.results_bucket)
+            )
         #: By kind: the run, or pending request, of the last record that was seen.
         last: dict[RecordKind, str] = {}
         for found in self._context.storage.objects(self._context.settings.results_bucket):
@@ -137,6 +150,8 @@ class Sweep:
             self._repairs.results_seen += 1
             self._bytes += found.size
             key = layout.parse_result_key(found.key)
+            if self._old is not None:
+                self._old.look(found, key)
             if isinstance(key, layout.RuleObject):
                 self._check_wrong_rule(found.key)
                 continue
@@ -171,6 +186,9 @@ class Sweep:
         match layout.parse_derived(name):
             case (what, False):
                 self._not_made.append((run, what))
+                other = layout.compared_with(what)
+                if other is not None and self._context.index.analysis(other) is None:
+                    self._compared.append((run, other))
             case (what, True) if self._not_made and self._not_made[-1] == (run, what):
                 self._not_made.pop()
 
@@ -178,6 +196,14 @@ class Sweep:
         with apart(self._context, f"{what} of {run} is not sent again") as trial:
             self._repairs.exports_sent += derived.send_again(self._context, run, what)
         self._repairs.damaged += trial.failed
+
+    def _forget_comparison(self, run: str, other: str) -> None:
+        """Delete what a run keeps of its comparison with one that is gone."""
+        with apart(self._context, f"the comparison of {run} with {other} stays") as trial:
+            if self._context.index.analysis(other) is None:
+                gone = derived.delete_comparison(self._context, run, other)
+                self._repairs.comparisons_gone += gone
+        self._repairs.undeletable += trial.failed
 
     def _check_wrong_rule(self, record: str) -> None:
         """Find a record of what is wrong with a rule that is mended or gone."""
@@ -189,8 +215,7 @@ class Sweep:
         self._repairs.damaged += trial.failed
 
     def _row_of(self, prefix: str) -> FileRow | None:
-        bucket = self._context.settings.videos_bucket
-        return self._context.index.file(layout.file_id_of_prefix(bucket, prefix))
+        return self._context.index.file(self._context.file_id_of_prefix(prefix))
 
     def _index_result(self, key: str) -> None:
         with apart(self._context, f"{key} is not indexed") as trial:

@@ -11,8 +11,10 @@ from posedrop.analyses.analysis import (
     Job,
     get,
     installed,
+    is_covered,
     is_newer,
     poses_id,
+    predictions_id,
 )
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "Job",
     "get",
     "installed",
+    "is_covered",
     "is_newer",
     "poses_id",
+    "predictions_id",
 ]

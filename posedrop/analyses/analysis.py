@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from posedrop.bounded import bounded
 from posedrop.buckets import layout
-from posedrop.buckets.records import Model, Request
-from posedrop.errors import BadRequestError
+from posedrop.buckets.records.models import Model
+from posedrop.buckets.records.requests import Request
+from posedrop.errors import BadRequestError, WrongPart
 
 ENTRY_POINT_GROUP = "posedrop.analyses"
 #: A file of ``Job.out`` that is not whole yet is called so at its end: no such one is published.
@@ -36,13 +37,18 @@ POSES = (
     "poses_filtered.csv",
     "meta.pickle",
     "timestamps.csv",
+    "viewer.bin",
 )
 #: Of models that stay loaded in a child.
 DEFAULT_MODEL_BYTES = 2**30
 
 
 class Args(BaseModel):
-    """The base of an analysis' arguments: an unknown one is an error that names it."""
+    """The base of an analysis' arguments: an unknown one is an error that names it.
+
+    The page's form is made of their JSON Schema: names, descriptions, bounds and defaults. A field
+    with ``json_schema_extra={"group": "drawing"}`` stands in a part of it that is closed at first.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,7 +85,15 @@ class Analysis:
     decoded ahead, while another has the accelerator. Else it is called when it has it."""
     drawn: frozenset[str] = frozenset()
     """Arguments that change the drawing alone: with others of these, poses are not found anew."""
+    for_network: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    """Returns those of complete arguments that ``run`` goes by, where ``finish`` alone goes by the
+    others: a run that has the same ones, of the same content, takes the ``predictions.npz`` that
+    another has left. None: ``run`` goes by all, but for ``drawn``. Where it leaves out ``pcutoff``,
+    predictions are taken if the precision was watched above no higher one (:func:`is_covered`)."""
     needs_model: bool = False
+    takes_poses: bool = False
+    """True: it is made of the poses of another run of the same content, ``args.run``, and needs no
+    network: the workers of the cpu queue do it."""
     renders: bool = True
     """False: it makes no poses, so there is nothing to draw."""
     wall_seconds: Callable[[Mapping[str, Any], int], float] | None = _patience
@@ -99,10 +113,16 @@ class Analysis:
         try:
             whole = self.args.model_validate(args).model_dump(mode="json")
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(["args", *(str(part) for part in first["loc"])])
+            first, *_ = errors = [
+                WrongPart(("args", *each["loc"]), each["msg"])
+                for each in error.errors(include_url=False)
+            ]
+            field = ".".join(str(part) for part in first.loc)
             raise BadRequestError(
-                f"{self.name}: {field}: {first['msg']}", code="bad_args", field=field
+                f"{self.name}: {field}: {first.message}",
+                code="bad_args",
+                field=field,
+                errors=errors,
             ) from error
         try:
             normalised: dict[str, Any] = bounded(whole)
@@ -111,6 +131,18 @@ class Analysis:
                 f"{self.name}: args: {error}", code="bad_args", field="args"
             ) from error
         return normalised
+
+    def network_args(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of complete arguments on which ``predictions.npz`` depends.
+
+        The model counts by its digest, not by its name.
+        """
+        seen = args
+        if self.for_network is not None:
+            with suppress(Exception):  # what a plug-in can't tell apart, matters
+                seen = self.for_network(args)
+        without = self.drawn | {"model"}
+        return {name: value for name, value in seen.items() if name not in without}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +181,12 @@ class Job:
     """``with job.permit():`` has the accelerator for itself, once others had theirs."""
     frame_size: tuple[int, int] | None = None
     """Of ``finish``, which has no film: width and height of the film's frames, in pixels."""
+    pcutoff: float | None = None
+    """Of ``finish``: the model's own; None: it is not known."""
+    is_own: bool = True
+    """Of ``finish``: False, the predictions were found by another run with the same
+    :meth:`Analysis.network_args`; those that are not good for this one (:func:`is_covered`) are an
+    AnalysisError, code ``not_covered``."""
 
 
 @functools.cache
@@ -175,7 +213,23 @@ def poses_id(request: Request) -> str:
         BadRequestError: the request's analysis is not installed.
     """
     drawn = get(request.analysis).drawn | {"model"}
-    args = {name: value for name, value in request.args.items() if name not in drawn}
+    return _id_of(request, {n: value for n, value in request.args.items() if n not in drawn})
+
+
+def predictions_id(request: Request) -> str:
+    """Return an id of the predictions that a request asks for, whatever is made of them.
+
+    Two runs of one id share them, where the precision of the first one's was watched for the second
+    one's ``pcutoff`` as well (:func:`is_covered`). An argument that an analysis says nothing about
+    is taken to matter.
+
+    Raises:
+        BadRequestError: the request's analysis is not installed.
+    """
+    return _id_of(request, get(request.analysis).network_args(request.args))
+
+
+def _id_of(request: Request, args: Mapping[str, Any]) -> str:
     return layout.make_id(
         request.sha256,
         request.analysis,
@@ -183,6 +237,29 @@ def poses_id(request: Request) -> str:
         request.model.digest if request.model else "",
         json.dumps(args, sort_keys=True),
     )
+
+
+def is_covered(details: Mapping[str, Any], pcutoff: float | None, model: float | None) -> bool:
+    """Tell whether predictions are good for a cutoff: fewer bits move no keypoint above it.
+
+    Args:
+        details: what the run that found them says of itself; nothing of it is believed.
+        pcutoff: of the run that wants them; None: the model's.
+        model: the model's own cutoff, up to which the precision is watched in any case; None: it is
+            not known.
+    """
+    precision = details.get("precision")
+    told = precision if isinstance(precision, Mapping) else {}
+    # Both: it may have begun in fewer bits.
+    if told.get("used") == "fp32" and not told.get("frames_checked_in_fp32"):
+        return True
+    watched = told.get("pcutoff", details.get("pcutoff"))
+    wanted = model if pcutoff is None else pcutoff
+    if not isinstance(watched, int | float) or wanted is None:
+        return False
+    if model is not None:
+        watched, wanted = min(watched, model), min(wanted, model)
+    return watched <= wanted
 
 
 def get(name: str) -> Analysis:

@@ -5,13 +5,22 @@ This is the light half, which the API imports; ``worker.engine.inference`` is th
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from posedrop.analyses import POSES, Analysis, Args
-from posedrop.buckets.records import Model
+from posedrop.buckets.records.models import Model
 from posedrop.errors import BadRequestError
+
+#: Groups of arguments, as a form of them has them.
+NETWORK: Final[JsonDict] = {"group": "network"}
+FRAMES: Final[JsonDict] = {"group": "frames"}
+SMOOTHING: Final[JsonDict] = {"group": "smoothing"}
+DRAWING: Final[JsonDict] = {"group": "drawing"}
+ANIMALS: Final[JsonDict] = {"group": "animals"}
 
 Colormap = Literal[
     "rainbow", "jet", "hsv", "viridis", "plasma", "inferno", "magma", "cividis", "turbo", "cool",
@@ -49,6 +58,12 @@ class Style(Args):
     colormap: Colormap = Field(
         default="rainbow", description="matplotlib colour map, from the first keypoint to the last"
     )
+    video: bool = Field(
+        default=True,
+        # Else each run that an older posedrop made would have another id now.
+        exclude_if=lambda value: value is True,
+        description="false: no labelled video is drawn, only the plots, which takes a second",
+    )
 
 
 class Dynamic(Args):
@@ -79,28 +94,42 @@ class PoseArgs(Args):
         "or name@digest (the first 6 or more characters of the digest)",
     )
     batch_size: int | None = Field(
+        json_schema_extra=NETWORK,
         default=None,
         ge=1,
         le=512,
         description="frames that go through the network at once; null: as many as are fastest",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        json_schema_extra=NETWORK,
         default="auto",
         description="arithmetic of the network. auto: fewer bits where the hardware is faster with "
         "them, and fp32 for each frame in which they could move a keypoint above pcutoff; "
         "bf16, fp16: throughout, unchecked",
     )
     crop: Crop | None = Field(
+        json_schema_extra=FRAMES,
         default=None,
         description="analyse only this rectangle; coordinates are still those of the whole frame. "
         "null: as the project's config.yaml says",
     )
-    start: int = Field(default=0, ge=0, description="first frame, counted from 0")
-    stop: int | None = Field(
-        default=None, ge=1, description="the frame after the last; null: to the end"
+    start: int = Field(
+        json_schema_extra=FRAMES, default=0, ge=0, description="first frame, counted from 0"
     )
-    stride: int = Field(default=1, ge=1, description="analyse every n-th frame from start on")
+    stop: int | None = Field(
+        json_schema_extra=FRAMES,
+        default=None,
+        ge=1,
+        description="the frame after the last; null: to the end",
+    )
+    stride: int = Field(
+        json_schema_extra=FRAMES,
+        default=1,
+        ge=1,
+        description="analyse every n-th frame from start on",
+    )
     pcutoff: float | None = Field(
+        json_schema_extra=DRAWING,
         default=None,
         ge=0,
         le=1,
@@ -108,26 +137,51 @@ class PoseArgs(Args):
         "The tables always hold them all",
     )
     filter: Literal["none", "median", "arima"] = Field(
+        json_schema_extra=SMOOTHING,
         default="median",
         description="how poses_filtered is smoothed over time, as DeepLabCut's filterpredictions "
         "does; poses itself never is. arima takes minutes",
     )
     filter_window: int = Field(
-        default=5, ge=1, le=1001, description="median: length of the window in frames, odd"
+        json_schema_extra=SMOOTHING,
+        default=5,
+        ge=1,
+        le=1001,
+        description="median: length of the window in frames, odd",
     )
     arima_p_bound: float = Field(
-        default=0.001, ge=0, le=1, description="arima: below this likelihood a point is missing"
+        json_schema_extra=SMOOTHING,
+        default=0.001,
+        ge=0,
+        le=1,
+        description="arima: below this likelihood a point is missing",
     )
     arima_ar_degree: int = Field(
-        default=3, ge=0, le=20, description="arima: degree of the autoregressive part"
+        json_schema_extra=SMOOTHING,
+        default=3,
+        ge=0,
+        le=20,
+        description="arima: degree of the autoregressive part",
     )
     arima_ma_degree: int = Field(
-        default=1, ge=0, le=20, description="arima: degree of the moving-average part"
+        json_schema_extra=SMOOTHING,
+        default=1,
+        ge=0,
+        le=20,
+        description="arima: degree of the moving-average part",
     )
     arima_alpha: float = Field(
-        default=0.01, gt=0, lt=1, description="arima: significance level of the fit's interval"
+        json_schema_extra=SMOOTHING,
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="arima: significance level of the fit's interval",
     )
-    style: Style = Field(default_factory=Style, description="what the labelled video looks like")
+    style: Style = Field(
+        json_schema_extra=DRAWING,
+        default_factory=Style,
+        description="what the labelled video looks like",
+    )
 
     @field_validator("filter_window")
     @classmethod
@@ -147,23 +201,27 @@ class DeepLabCut2D(PoseArgs):
     """The arguments of ``deeplabcut_2d``."""
 
     snapshot: str | None = Field(
+        json_schema_extra=NETWORK,
         default=None,
         max_length=200,
         description="which of the model's snapshots, by name; null: its last (the best, if it has "
         "one marked so)",
     )
     dynamic: Dynamic | None = Field(
+        json_schema_extra=NETWORK,
         default=None,
         description="look for the animal only where it was in the frame before, which is faster; "
         "frames then go through the network one by one. Not for top-down models",
     )
     track_method: Literal["ellipse", "box", "skeleton", "ctd"] | None = Field(
+        json_schema_extra=ANIMALS,
         default=None,
         description="several animals: how DeepLabCut follows each from frame to frame; null: as "
         "the project's config.yaml says (default_track_method), else ellipse. ctd: by a "
         "conditional top-down model itself (DeepLabCut's ctd_tracking), of one animal too",
     )
     animals: int | None = Field(
+        json_schema_extra=ANIMALS,
         default=None,
         ge=1,
         le=100,
@@ -171,17 +229,37 @@ class DeepLabCut2D(PoseArgs):
         "individuals",
     )
     identity_only: bool = Field(
+        json_schema_extra=ANIMALS,
         default=False,
         description="several animals: follow them by what they look like alone, for a project "
         "with `identity: true`",
     )
     min_tracklet: int = Field(
+        json_schema_extra=ANIMALS,
         default=10,
         ge=3,
         le=10_000,
         description="several animals: pieces of a track that are shorter, in frames, are added "
         "only after the longer ones were put together",
     )
+
+
+#: Arguments that only the tables go by, or the drawing.
+_OF_TABLES = frozenset(
+    {
+        "filter", "filter_window", "arima_p_bound", "arima_ar_degree", "arima_ma_degree",
+        "arima_alpha", "pcutoff",
+    }
+)  # fmt: skip
+#: Those that only the tracks go by, where no network makes them.
+_OF_TRACKS = frozenset({"track_method", "animals", "identity_only", "min_tracklet"})
+
+
+def for_network(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that the network goes by, of an analysis with :class:`PoseArgs`."""
+    tracks = frozenset[str]() if args.get("track_method") == "ctd" else _OF_TRACKS
+    without = _OF_TABLES | tracks
+    return {name: value for name, value in args.items() if name not in without}
 
 
 def check(args: Args, model: Model) -> None:
@@ -233,6 +311,7 @@ deeplabcut_2d = Analysis(
     makes_ready=True,
     wall_seconds=None,
     drawn=frozenset({"style"}),
+    for_network=for_network,
     summary="Keypoints of one animal or several in every frame, by a DeepLabCut 3 (PyTorch) model "
     "of yours.",
     needs_model=True,

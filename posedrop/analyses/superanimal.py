@@ -11,8 +11,8 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from posedrop.analyses import POSES, Analysis, Args
-from posedrop.analyses.deeplabcut_2d import PoseArgs
-from posedrop.buckets.records import Model
+from posedrop.analyses.deeplabcut_2d import ANIMALS, NETWORK, PoseArgs, for_network
+from posedrop.buckets.records.models import Model
 from posedrop.errors import BadRequestError
 from posedrop.models.zoo import ZOO
 
@@ -26,18 +26,21 @@ class SuperAnimalArgs(PoseArgs):
         "superanimal_bird or superanimal_humanbody; its weights have to be in the models bucket",
     )
     model_name: str = Field(
+        json_schema_extra=NETWORK,
         default="",
         max_length=60,
         description="the network that finds the keypoints; empty: the SuperAnimal's first, e.g. "
         "hrnet_w32",
     )
     detector_name: str = Field(
+        json_schema_extra=NETWORK,
         default="",
         max_length=60,
         description="the network that finds the animals; empty: the SuperAnimal's first, e.g. "
         "fasterrcnn_resnet50_fpn_v2",
     )
     max_individuals: int = Field(
+        json_schema_extra=ANIMALS,
         default=10,
         ge=1,
         le=100,
@@ -112,6 +115,7 @@ superanimal = Analysis(
     artefacts=POSES,
     makes_ready=True,
     drawn=frozenset({"style"}),
+    for_network=for_network,
     summary="Keypoints of quadrupeds, mice from above, birds or people, by DeepLabCut's model "
     "zoo: no labelling, no training.",
     needs_model=True,

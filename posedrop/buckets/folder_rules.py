@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from posedrop.buckets.layout import FOLDER_RULES
-from posedrop.buckets.records import FolderRules, Versioned
+from posedrop.buckets.records.record import Versioned
+from posedrop.buckets.records.rules import FolderRules
 from posedrop.errors import BadRequestError
 
 #: A rule is a few lines: nothing larger is read.
@@ -40,10 +41,7 @@ def parse(data: bytes) -> FolderRules:
     Raises:
         WrongRuleError: it is no JSON, a field's value is wrong, or a name is nearly a field's.
     """
-    value = _loads(_decode(data))
-    if not isinstance(value, dict):
-        raise WrongRuleError('it is not a JSON object like {"analysis": "deeplabcut_2d"}')
-    _check(value)
+    value = load(data)
     _check_names(value)
     try:
         rules = FolderRules.model_validate(value)
@@ -53,7 +51,22 @@ def parse(data: bytes) -> FolderRules:
         raise WrongRuleError("it has args, and no analysis that they are for")
     if rules.exports and rules.analysis is None:
         raise WrongRuleError("it has exports, and no analysis whose poses they are of")
+    if rules.notify and rules.analysis is None:
+        raise WrongRuleError("it has notify, and no analysis of whose end that is told")
     return rules
+
+
+def load(data: bytes) -> dict[str, Any]:
+    """Return the bytes of a posedrop.json as an object, whatever its fields are.
+
+    Raises:
+        WrongRuleError: it is no JSON object, or one that no later step could write.
+    """
+    value = _loads(_decode(data))
+    if not isinstance(value, dict):
+        raise WrongRuleError('it is not a JSON object like {"analysis": "deeplabcut_2d"}')
+    _check(value)
+    return value
 
 
 class Keep:

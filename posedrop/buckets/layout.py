@@ -10,14 +10,21 @@ Keys that can't be mirrored safely (a ``..`` in them, no room for what is append
 posedrop uses itself) have their results under ``_keys/<file_id>`` instead; the records name the
 video's real key.
 
+A film that comes without a folder lies below ``uploads/<file_id>/``. Folders of people's own can
+look like that (``uploads/openfieldsession/``), so the last characters of such an id check those
+before them: :func:`new_file_id`. An older posedrop chose ids without a check; those are told from
+folders by their records (``Storage.file_id``).
+
 ``_planned/<file_id>.json`` says for which bytes the video's rules were followed. It is apart from
 the video's folder, so that whoever clears that away to save space does not have it all made again.
 
 ``_posedrop/`` is for all further records of posedrop's own: ``_posedrop/ingest/<file_id>/<etag>/``
 has the attempts of an ingest; ``_posedrop/rules/<id>.json`` names a folder's rule that is wrong,
 and says why; ``_posedrop/tuning/<model digest>/`` remembers how fast a model is;
-``_posedrop/workers/<id>.json`` is a worker that lives. Before it was, a video's key could begin so;
-its results stay there.
+``_posedrop/workers/<id>.json`` is a worker that lives; ``_posedrop/batches/<id>/`` is a batch: what
+was asked for, the films that it has, how it ended; ``_posedrop/told/<id>.json`` says that somebody
+is told of an end, ``_posedrop/digests/<id>.json`` of which runs one notice tells. Before it was, a
+video's key could begin so; its results stay there.
 """
 
 from __future__ import annotations
@@ -30,6 +37,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 ID_LENGTH = 16
+#: Of a file_id that POST /upload chooses so many characters are random; the others check them.
+_STEM = 12
 _ID = r"[a-z2-7]{16}"
 _RUN = rf"[a-z][a-z0-9_]{{0,39}}-{_ID}"
 _UPLOAD = re.compile(rf"^uploads/({_ID})/[^/]+$")
@@ -41,6 +50,7 @@ _PENDING_REQUEST = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.json$")
 _PENDING_OUTCOME = re.compile(rf"^(?P<video>.+)/asked/(?P<id>{_ID})\.planned\.json$")
 _NUMBER = re.compile(r"^([1-9][0-9]{0,5})\.json$")
 _CONTENT = "_content"
+#: An older posedrop kept records there.
 _POSES = "_poses"
 _PLANNED = "_planned"
 _ODD_KEYS = "_keys"
@@ -54,6 +64,12 @@ _TUNING = f"{_OWN}/tuning"
 CLOCK = f"{_OWN}/clock/"
 #: The folder, with its slash, of a record for each worker that lives.
 WORKERS = f"{_OWN}/workers/"
+_BATCHES = f"{_OWN}/batches"
+_BATCH_OBJECT = re.compile(rf"^{_BATCHES}/({_ID})/(batch\.json|over\.json|films/[0-9]{{6}}\.json)$")
+_BATCH_FILMS = re.compile(r"^films/([0-9]{6})\.json$")
+#: The names of a batch's records below its folder: what was asked for, and how it ended.
+BATCH_REQUEST = "batch.json"
+BATCH_OVER = "over.json"
 _RULE_OBJECT = re.compile(rf"^{_RULES}/({_ID})\.json$")
 
 #: S3 allows 1,024 bytes a key; the longest name posedrop appends to a video's key is
@@ -69,11 +85,14 @@ RESULT = "result.json"
 CANCEL = "cancel"
 INFERENCE = "inference.json"
 PREDICTIONS = "predictions.npz"
+VIEWER = "viewer.bin"
 FOLDER_RULES = "posedrop.json"
 RUN_LOG = "run.log"
 _ATTEMPTS = "attempts"
 #: A worker's note that it is too old for the run.
 NEEDS_NEWER = f"{_ATTEMPTS}/needs-newer.json"
+#: A worker's note that the predictions are gone of which a run was to be made.
+NEEDS_NETWORK = f"{_ATTEMPTS}/needs-network.json"
 _PARTS = "parts"
 _DERIVED = "derived"
 #: What ``worker.video.draw`` leaves.
@@ -131,16 +150,46 @@ def safe_filename(filename: str, most: int = 200) -> str:
     return stem.encode()[:room].decode(errors="ignore") + suffix
 
 
+def new_file_id(unique: str) -> str:
+    """Return the file_id of an upload: 12 characters of ``unique``, and four that check them.
+
+    The first of the four is a digit: no name of letters alone is such an id, and of other names
+    one in a million.
+
+    Args:
+        unique: of the characters of ids, random; what follows the first 12 is not used.
+    """
+    stem = unique[:_STEM]
+    check = make_id("file_id", stem)
+    return f"{stem}{2 + ord(check[3]) % 6}{check[:3]}"
+
+
 def file_id_of(bucket: str, key: str) -> str:
-    """Return the file_id of an object: the one in its upload key, else one made of its name."""
+    """Return the file_id of an object: the one in its upload key, else one made of its name.
+
+    ``Storage.file_id`` knows those, too, that an older posedrop chose.
+    """
     upload = _UPLOAD.match(key)
-    return upload.group(1) if upload else make_id(bucket, key)
+    if upload is not None and new_file_id(upload[1]) == upload[1]:
+        return upload[1]
+    return make_id(bucket, key)
 
 
-def file_id_of_prefix(bucket: str, prefix: str) -> str:
-    """Return the file_id of the video whose folder of the results bucket is ``prefix``."""
+def former_file_id(key: str) -> str | None:
+    """Return the file_id that an older posedrop gave a key, None if that is today's."""
+    upload = _UPLOAD.match(key)
+    return None if upload is None or new_file_id(upload[1]) == upload[1] else upload[1]
+
+
+def former_video_record(key: str, file_id: str) -> str:
+    """Return the key of the video.json of a film to which an older posedrop gave ``file_id``."""
+    return video_record(key if _mirrors_plainly(key) else f"{_ODD_KEYS}/{file_id}")
+
+
+def file_id_in_prefix(prefix: str) -> str | None:
+    """Return the file_id that a folder of the results bucket is called by; None: by a key."""
     odd, _, file_id = prefix.partition("/")
-    return file_id if odd == _ODD_KEYS else file_id_of(bucket, prefix)
+    return file_id if odd == _ODD_KEYS else None
 
 
 def video_prefix(bucket: str, key: str) -> str:
@@ -156,6 +205,37 @@ def tunings(digest: str) -> str:
 def worker(worker_id: str) -> str:
     """Return the key of the record of a worker that lives."""
     return f"{WORKERS}{worker_id}.json"
+
+
+def batch(batch_id: str, name: str = BATCH_REQUEST) -> str:
+    """Return the key of a record of a batch, by its name: what was asked for, how it ended."""
+    return f"{_BATCHES}/{batch_id}/{name}"
+
+
+def batch_films(batch_id: str, number: int) -> str:
+    """Return the key of the record of some films of a batch, by its number (from 1)."""
+    return batch(batch_id, f"films/{number:06}.json")
+
+
+def batch_films_number(name: str) -> int | None:
+    """Return the number in the name of such a record, None for any other."""
+    match = _BATCH_FILMS.match(name)
+    return int(match[1]) if match else None
+
+
+def told(told_id: str) -> str:
+    """Return the key of the record that somebody is told of an end; it names no film."""
+    return f"{_OWN}/told/{told_id}.json"
+
+
+def digest(digest_id: str) -> str:
+    """Return the key of the record of the runs of which one notice tells."""
+    return f"{_OWN}/digests/{digest_id}.json"
+
+
+def is_of_notice(key: str) -> bool:
+    """Tell whether an object of the results bucket says that somebody is told of something."""
+    return key.startswith((f"{_OWN}/told/", f"{_OWN}/digests/"))
 
 
 def group_of(key: str) -> str:
@@ -193,11 +273,6 @@ def _plain_segment(segment: str) -> bool:
         and "\\" not in segment
         and _RUN_FOLDER.match(segment) is None
     )
-
-
-def poses_record(poses_id: str) -> str:
-    """Return the key of the record that names a run with these poses."""
-    return f"{_POSES}/{poses_id}.json"
 
 
 def video_record(prefix: str) -> str:
@@ -292,6 +367,11 @@ class Run:
         return self.key(NEEDS_NEWER)
 
     @property
+    def needs_network(self) -> str:
+        """The key of a worker's note that there are no predictions to make the run of."""
+        return self.key(NEEDS_NETWORK)
+
+    @property
     def parts(self) -> str:
         """The folder, with its slash, of the run's checkpoints: gone when the run ends."""
         return self.key(f"{_PARTS}/")
@@ -304,6 +384,10 @@ class Run:
     def derived_attempts(self, what: str) -> str:
         """Return the folder, without a slash, of the attempts to make ``what`` of the poses."""
         return f"{self.derived}{what}"
+
+    def derived_file(self, name: str) -> str:
+        """Return the key of a file that is made of the poses, by its name."""
+        return f"{self.derived}{name}"
 
     def derived_request(self, what: str) -> str:
         """Return the key of the record that ``what`` was asked for; it sorts before the next."""
@@ -327,6 +411,21 @@ class Run:
     def name(self, key: str) -> str:
         """Return the name in the run's folder of a key: what :meth:`key` was given."""
         return key.removeprefix(self.folder)
+
+
+#: Two hyphens: with one, the folder would pass for a run of an analysis.
+_COMPARISON = re.compile(rf"^compare-with-({_ID})$")
+
+
+def comparison(analysis_id: str) -> str:
+    """Return what is asked of a run's poses, to have them compared with those of another run."""
+    return f"compare-with-{analysis_id}"
+
+
+def compared_with(what: str) -> str | None:
+    """Return the run that :func:`comparison` named, None: something else is asked for."""
+    match = _COMPARISON.match(what)
+    return match[1] if match else None
 
 
 _DERIVED_RECORD = re.compile(rf"^{_DERIVED}/([a-z0-9-]{{1,40}})/(asked|made)\.json$")
@@ -405,7 +504,16 @@ class RuleObject(NamedTuple):
     rule_id: str
 
 
-ResultObject = RunObject | VideoObject | PendingRequestObject | PendingOutcomeObject | RuleObject
+class BatchObject(NamedTuple):
+    """A record of a batch: what was asked for, some of its films, how it ended."""
+
+    batch_id: str
+    name: str
+
+
+ResultObject = (
+    RunObject | VideoObject | PendingRequestObject | PendingOutcomeObject | RuleObject | BatchObject
+)
 
 
 def parse_result_key(key: str) -> ResultObject | None:
@@ -414,6 +522,8 @@ def parse_result_key(key: str) -> ResultObject | None:
         return None
     if match := _RULE_OBJECT.match(key):
         return RuleObject(match[1])
+    if match := _BATCH_OBJECT.match(key):
+        return BatchObject(match[1], match[2])
     if match := _RUN_OBJECT.match(key):
         return RunObject(
             match["run"], match["video"], match["analysis"], match["id"], match["name"]
@@ -433,9 +543,10 @@ def is_folder_rule(key: str) -> bool:
     return key.rsplit("/", 1)[-1] == FOLDER_RULES
 
 
-def is_upload(key: str) -> bool:
-    """Tell whether ``POST /upload`` chose a key: ``uploads/<file_id>/<file name>``."""
-    return _UPLOAD.match(key) is not None
+def is_upload(key: str, file_id: str) -> bool:
+    """Tell whether ``POST /upload`` chose a film's key: ``uploads/<file_id>/<file name>``."""
+    upload = _UPLOAD.match(key)
+    return upload is not None and upload[1] == file_id
 
 
 def folder_rules(key: str) -> list[str]:

@@ -29,7 +29,12 @@ ROLES = {
     "timestamps.csv": "timestamps",
     "trajectory.png": "trajectory",
     "likelihood.png": "likelihood",
+    "viewer.bin": "viewer",
+    "view.mp4": "view",
     "run.log": "log",
+    "labeled-data.zip": "labeled_data",
+    "frames.pkg.slp": "sleap_package",
+    "coco.zip": "coco",
 }
 _PLAIN = {(role, PurePosixPath(plain).suffix): plain for plain, role in ROLES.items()}
 #: The files that DeepLabCut leaves as well, which are named as it names them.

@@ -21,8 +21,10 @@ from botocore.exceptions import ClientError
 from pydantic import ValidationError
 
 from posedrop.buckets import layout
+from posedrop.buckets.parts import PartUploads
 from posedrop.buckets.presigned import Presigned, PresignedParts, Presigning
-from posedrop.buckets.records import Record, newer_schema
+from posedrop.buckets.records.record import Record, newer_schema
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.buckets.s3 import MISSING, TAKEN, code_of, translated
 from posedrop.buckets.uploads import ObjectInfo, UnfinishedUpload, Uploads
 from posedrop.errors import ObjectChangedError, RecordError, StorageError
@@ -59,7 +61,7 @@ class Listing:
     is_timed: bool = True
 
 
-class Storage(Uploads, Presigning):
+class Storage(Uploads, Presigning, PartUploads):
     """The buckets, as one caller with one key sees them."""
 
     def ping(self, bucket: str) -> None:
@@ -175,6 +177,9 @@ class Storage(Uploads, Presigning):
 
         As layout.video_prefix, but for what an older posedrop has left where none is put today.
         """
+        former_id = layout.former_file_id(key)
+        if former_id is not None and self.file_id(results, bucket, key) == former_id:
+            return layout.former_video_record(key, former_id).rpartition("/")[0]
         former = layout.former_prefix(key)
         if former is not None and (
             self.head(results, layout.video_record(former)) is not None
@@ -182,6 +187,20 @@ class Storage(Uploads, Presigning):
         ):
             return former
         return layout.video_prefix(bucket, key)
+
+    def file_id(self, results: str, bucket: str, key: str) -> str:
+        """Return the file_id of an object of the bucket ``bucket``.
+
+        As layout.file_id_of, but for a film that an older posedrop gave another: its video.json, in
+        the bucket ``results``, says so.
+        """
+        former = layout.former_file_id(key)
+        if former is not None:
+            where = layout.former_video_record(key, former)
+            record = self.read_whole_record(results, where, VideoRecord)
+            if record is not None and (record.video.file_id, record.video.key) == (former, key):
+                return former
+        return layout.file_id_of(bucket, key)
 
     def download(
         self, bucket: str, key: str, path: Path, etag: str | None = None
@@ -221,6 +240,12 @@ class Storage(Uploads, Presigning):
         """Yield every object below ``prefix``, in the order of their keys, page by page."""
         for page in self._pages(bucket, prefix):
             yield from _objects(page)
+
+    def folders(self, bucket: str, under: str) -> list[str]:
+        """Return the first thousand folders just below ``under``, each without its last slash."""
+        with translated(f"list the folders of {bucket}/{under}"):
+            page = self._client.list_objects_v2(Bucket=bucket, Prefix=under, Delimiter="/")
+        return [each["Prefix"].rstrip("/") for each in page.get("CommonPrefixes", [])]
 
     def listing(self, bucket: str, prefix: str) -> Listing:
         """Return the objects below ``prefix`` with the store's clock, for leases."""
@@ -270,6 +295,27 @@ class Storage(Uploads, Presigning):
                     raise
                 # A first try may have been stored and its answer lost on the way: then this is the
                 # caller's own object that stands in its way.
+                return _was_tried_again(error) and self.read(bucket, key) == data
+        return True
+
+    def replace(self, bucket: str, key: str, data: bytes, etag: str) -> bool:
+        """Write a JSON object in the place of the one with this ETag; return whether it was there.
+
+        As ETags are made of contents, an object that is as it was before counts as the same.
+        """
+        with translated(f"replace {bucket}/{key}"):
+            try:
+                self._client.put_object(
+                    Bucket=bucket,
+                    Key=key,
+                    Body=data,
+                    ContentType="application/json",
+                    IfMatch=f'"{etag}"',
+                )
+            except ClientError as error:
+                if code_of(error) not in TAKEN | MISSING:
+                    raise
+                # As in create(): it may be this caller's own.
                 return _was_tried_again(error) and self.read(bucket, key) == data
         return True
 

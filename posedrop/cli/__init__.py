@@ -15,7 +15,7 @@ import click
 from pydantic import ValidationError
 
 from posedrop import __version__, logs
-from posedrop.cli import models, operate, stack, videos
+from posedrop.cli import batches, compare, explore, folders, models, operate, stack, videos
 from posedrop.cli.options import Options
 from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.settings import DEFAULT_DATA_DIR
@@ -103,22 +103,28 @@ for _command in (
     stack.up,
     stack.demo,
     videos.upload,
+    folders.watch_,
     videos.analyse,
     videos.list_,
     videos.show,
     videos.download,
     videos.export,
     videos.methods_,
+    compare.compare,
     videos.cancel,
+    batches.retry,
+    batches.batches_,
     videos.rm,
     videos.types,
     models.models_group,
     operate.bootstrap,
     operate.doctor,
+    explore.explore,
     operate.reconcile,
     operate.reindex,
     operate.reingest,
     operate.dead_letters,
+    operate.notify_group,
     operate.expire,
 ):
     main.add_command(_command)

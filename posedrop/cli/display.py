@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from posedrop.api.runs import Cost
 from posedrop.client import Client, File, Run, WrongRule
 from posedrop.terminal import printable, rewrite, say, say_json
 
@@ -94,6 +95,14 @@ def show_run(run: Run) -> None:
     table([[file.name, describe_size(file.size)] for file in run.files], indent="  ")
     if run.files:
         say(f"  posedrop download {run.analysis_id}")
+
+
+def describe_cost(cost: Cost | None) -> str:
+    """Return in words what a run costs; nothing, where that is not known."""
+    if cost is None:
+        return ""
+    by = "with the network" if cost.network else "without the network"
+    return by if cost.seconds is None else f"{by}, about {cost.seconds:.0f} s of work"
 
 
 def describe_quality(score: float | None) -> str:

@@ -152,6 +152,66 @@ def _looked_at(client: Client, keys: Mapping[str, str], quiet: bool) -> Iterator
         yield file
 
 
+@click.group("notify")
+def notify_group() -> None:
+    """Who is told that runs and batches are over: mail, chat, webhooks.
+
+    Aliases are named in a posedrop.json (`"notify": ["lab"]`), by --notify or POSEDROP_NOTIFY. What
+    they stand for is the server's secret: POSEDROP_NOTIFY_URLS.
+    """
+
+
+@notify_group.command("ls")
+@json_option
+@click.pass_obj
+def notify_ls(options: Options, as_json: bool) -> None:
+    """List the server's aliases.
+
+    \b
+    posedrop notify ls
+    """
+    with options.client() as client:
+        found = client.notify_aliases()
+    if as_json:
+        display.print_json([display.plain(each) for each in found])
+        return
+    display.table(
+        [each.alias, each.kind, f"{each.given_up} given up" if each.given_up else "ok"]
+        for each in found
+    )
+    if not found:
+        say("there are none; docs/deploy.md says how POSEDROP_NOTIFY_URLS is set", err=True)
+
+
+@notify_group.command("test")
+@click.argument("alias")
+@click.pass_obj
+def notify_test(options: Options, alias: str) -> None:
+    """Send an alias a notice now, and say whether it was taken; 1 if not.
+
+    \b
+    posedrop notify test lab
+    """
+    with options.client() as client:
+        answer = client.notify_test(alias)
+    if not answer.taken:
+        raise PosedropError(f"{alias} was not reached: {answer.error}")
+    say(f"{alias} has taken it")
+
+
+@notify_group.command("again")
+@click.argument("alias")
+@click.pass_obj
+def notify_again(options: Options, alias: str) -> None:
+    """Send once more the notices to an alias that were given up.
+
+    \b
+    posedrop notify again lab
+    """
+    with options.client() as client:
+        say(f"{client.notify_again(alias)} notices are sent again")
+
+
 @click.command("dead-letters")
 @click.argument("ids", nargs=-1, type=click.IntRange(min=0), metavar="[ID]...")
 @click.option("--replay", is_flag=True, help="Have them followed again: all, or those with an ID.")

@@ -11,10 +11,10 @@ from typing import Any, TypeVar, get_args
 import click
 
 from posedrop.buckets import layout
-from posedrop.buckets.records import EXPORTS
-from posedrop.cli import display
+from posedrop.buckets.records.derived import EXPORTS
+from posedrop.cli import batches, display, folders
 from posedrop.cli.options import Options, analysis_options, json_option
-from posedrop.client import Client, File, Run, RunRow, Ticket, flat, methods
+from posedrop.client import Client, File, Run, RunRow, flat, methods
 from posedrop.errors import PosedropError
 from posedrop.index.listing import Order
 from posedrop.terminal import say
@@ -27,8 +27,10 @@ T = TypeVar("T")
     "files",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path, exists=True),
 )
+@click.option("--to", help="A folder of the bucket, such as cohort3/day1. Folders need one.")
+@click.option("--dry-run", is_flag=True, help="With --to: say what would go up, and what runs.")
 @analysis_options(required=False)
 @click.option("--wait", is_flag=True, help="Wait until the runs are over.")
 @json_option
@@ -36,15 +38,21 @@ T = TypeVar("T")
 def upload(
     options: Options,
     files: tuple[Path, ...],
+    to: str | None,
+    dry_run: bool,
     analysis: str | None,
     args: dict[str, Any],
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Upload videos, and have them analysed.
+    """Upload videos, or folders of them, and have them analysed.
 
     A video's hash goes along: the store takes no other content. Large ones go up in parts, and a
     part that fails goes up again.
+
+    With --to they keep their names there, and folders their tree: of each folder the films go up,
+    after each posedrop.json. What is there already stays, and nothing is replaced. Say the same
+    again after an interruption: it goes on where it was.
 
     Ends with 0 if all went up; with --wait, if each video has results (those of a partial run
     count) or nothing was asked for it. Ends with 1 if one was refused, waits for a rule that is
@@ -54,17 +62,25 @@ def upload(
     posedrop upload film.mp4
     posedrop upload *.mp4 --analysis deeplabcut_2d --arg model=mouse
     posedrop upload film.mp4 --analysis dummy --arg seconds=5 --wait
+    posedrop upload ~/recordings/day1 --to cohort3/day1
     """
+    if to is None and (dry_run or any(path.is_dir() for path in files)):
+        raise click.UsageError("say into which folder of the bucket: --to cohort3/day1")
     failed = False
     with options.client() as client:
-        tickets = [_upload(client, path, analysis, args, as_json) for path in files]
+        if to is None:
+            sent = [(path, _upload(client, path, analysis, args, as_json)) for path in files]
+        else:
+            sent = folders.upload_into(
+                client, files, to, analysis=analysis, args=args, dry_run=dry_run, as_json=as_json
+            )
         if not wait:
             if as_json:
-                display.print_json([{"path": str(p), "file_id": t.file_id} for p, t in tickets])
+                display.print_json([{"path": str(p), "file_id": file_id} for p, file_id in sent])
             return
         outcomes = []
-        for path, ticket in tickets:
-            file = client.wait_for_file(ticket.file_id)
+        for path, file_id in sent:
+            file = client.wait_for_file(file_id)
             run = _run_of(client, file, analysis, args, path.name)
             lacks = file.waiting is not None if run is None else not run.has_results
             failed |= lacks or file.state == "refused"
@@ -80,12 +96,12 @@ def upload(
 
 def _upload(
     client: Client, path: Path, analysis: str | None, args: Mapping[str, Any], quiet: bool
-) -> tuple[Path, Ticket]:
+) -> str:
     with display.progress_bar(path.name, path.stat().st_size, quiet) as on_bytes:
         ticket = client.upload(path, analysis=analysis, args=args, on_bytes=on_bytes)
     if not quiet:
         say(f"{path}: file {ticket.file_id}")
-    return path, ticket
+    return ticket.file_id
 
 
 def _run_of(
@@ -116,25 +132,32 @@ def _show_outcome(path: Path, file: File, run: Run | None) -> None:
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", required=False)
 @analysis_options(required=True)
+@click.option("--prefix", help="All videos whose keys begin so, such as day1/; '' for all.")
 @click.option("--force", is_flag=True, help="Run it anew, network and all, though results exist.")
+@click.option("--notify", "aliases", multiple=True, help="Alias of the server told at the end.")
 @click.option("--wait", is_flag=True, help="Wait until the run is over.")
+@click.option("--dry-run", is_flag=True, help="Start nothing, but say what it would cost.")
 @json_option
 @click.pass_obj
 def analyse(
     options: Options,
-    file: str,
+    file: str | None,
     analysis: str,
     args: dict[str, Any],
+    prefix: str | None,
     force: bool,
+    aliases: tuple[str, ...],
     wait: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Ask for an analysis of a video, named by its file id or its key.
+    """Ask for an analysis of a video, named by its file id or its key, or of all below a prefix.
 
-    If the same run exists, that is the answer. If it failed or was cancelled, it is made anew: from
-    predictions.npz where it has that, without the network.
+    If the same run exists, that is the answer. If it failed or was cancelled, it is made anew.
+    Where a run of the same content has predictions.npz, by the same model, crop, frames and
+    precision, the network is not needed: another filter, tracker, pcutoff or style takes seconds.
 
     Ends with 0 if it was taken; with --wait, if there are results (those of a partial run count).
     Ends with 1 if it was refused, or the run failed or was cancelled.
@@ -142,21 +165,35 @@ def analyse(
     \b
     posedrop analyse day1/film.mp4 --analysis deeplabcut_2d --arg model=mouse
     posedrop analyse mfzgs3tfebzw63lf --wait --analysis dummy --arg seconds=5
+    posedrop analyse day1/film.mp4 --dry-run --analysis deeplabcut_2d --arg model=mouse
     posedrop analyse day1/film.mp4 --analysis superanimal --arg model=superanimal_topviewmouse
+    posedrop analyse --prefix day1/ --analysis deeplabcut_2d --arg model=mouse --dry-run
     """
+    if (prefix is None) == (file is None):
+        raise click.UsageError("name a video, or say --prefix")
+    notify = list(aliases) or None
     with options.client() as client:
+        if file is None:
+            many = client.analyse_many(
+                analysis, args, prefix=prefix, force=force, dry_run=dry_run, notify=notify
+            )
+            batches.show_begun(client, many, wait=wait, as_json=as_json)
+            return
         file_id = client.file_id_of(file)
         try:
-            started = client.analyse(file_id, analysis, args, force=force)
+            started = client.analyse(
+                file_id, analysis, args, force=force, dry_run=dry_run, notify=notify
+            )
         except PosedropError as error:
             if error.code != "not_found":
                 raise
             raise PosedropError(f"there is no video {file!r}; `posedrop ls` lists them") from error
-        if not wait:
+        if dry_run or not wait:
             if as_json:
                 display.print_json(display.plain(started))
             else:
-                say(f"{started.analysis_id} {started.status}")
+                words = [started.analysis_id, started.status, display.describe_cost(started.cost)]
+                say(" ".join(word for word in words if word))
             return
         run = display.wait(client, started.analysis_id, file)
     if as_json:
@@ -305,7 +342,7 @@ def download(
         return
     analysis_id = id_
     with options.client() as client:
-        run = _run(client, analysis_id)
+        run = run_named(client, analysis_id)
         if not run.over:
             raise PosedropError(f"{analysis_id} is {run.status}; it has no files yet")
         total = sum(file.size for file in run.files)
@@ -344,16 +381,16 @@ def _download_flat(options: Options, folder: str, directory: Path, as_json: bool
 
 @click.command()
 @click.argument("analysis_id")
-@click.argument("format_", metavar="FORMAT", type=click.Choice(list(EXPORTS)))
+@click.argument("format_", metavar="FORMAT", type=click.Choice(list(EXPORTS)), required=False)
 @click.option(
     "--to",
-    "folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     default=Path(),
-    help="Folder for the file; default: this one.",
+    help="The file, if it ends as the format's files do; else a folder; default: this one.",
 )
+@click.option("--again", is_flag=True, help="Have it tried again, if it could not be made.")
 @click.pass_obj
-def export(options: Options, analysis_id: str, format_: str, folder: Path) -> None:
+def export(options: Options, analysis_id: str, format_: str | None, to: Path, again: bool) -> None:
     """Download a run's poses in another format, which is made when it is first asked for.
 
     nwb: Neurodata Without Borders (ndx-pose). slp: SLEAP. nc: movement's NetCDF. parquet: a row for
@@ -362,12 +399,18 @@ def export(options: Options, analysis_id: str, format_: str, folder: Path) -> No
     \b
     posedrop export k5x2wq7mfzgs3tfe nwb
     posedrop export k5x2wq7mfzgs3tfe slp --to results/day1
+    posedrop export k5x2wq7mfzgs3tfe --to day1.nwb
     """
+    formats = {Path(name).suffix: format_ for format_, name in EXPORTS.items()}
+    format_ = format_ or formats.get(to.suffix.lower())
+    if format_ is None:
+        known = ", ".join(EXPORTS)
+        raise click.UsageError(f"say in which format ({known}), or name a file of one by --to")
     with options.client() as client:
-        run = _run(client, analysis_id)
+        run = run_named(client, analysis_id)
         if not run.over:
             raise PosedropError(f"{analysis_id} is {run.status}; it has no poses yet")
-        say(str(client.export(run.analysis_id, EXPORTS[format_], folder)))
+        say(str(client.export(run.analysis_id, EXPORTS[format_], to, again=again)))
 
 
 @click.command("methods")
@@ -380,7 +423,7 @@ def methods_(options: Options, analysis_id: str) -> None:
     posedrop methods k5x2wq7mfzgs3tfe
     """
     with options.client() as client:
-        run = _run(client, analysis_id)
+        run = run_named(client, analysis_id)
     if run.result is None:
         raise PosedropError(f"{analysis_id} is {run.status}; it has no result yet")
     for line in methods.paragraph(run.result).split("\n"):
@@ -388,19 +431,42 @@ def methods_(options: Options, analysis_id: str) -> None:
 
 
 @click.command()
-@click.argument("analysis_id")
+@click.argument("analysis_id", required=False)
+@batches.prefix_option
+@batches.batch_option
+@batches.dry_run_option
+@batches.wait_option
+@json_option
 @click.pass_obj
-def cancel(options: Options, analysis_id: str) -> None:
-    """Stop a run that waits or goes on.
+def cancel(
+    options: Options,
+    analysis_id: str | None,
+    prefix: str | None,
+    batch_id: str | None,
+    dry_run: bool,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Stop a run that waits or goes on, all below a prefix, or a batch. Nothing is deleted.
 
     \b
     posedrop cancel k5x2wq7mfzgs3tfe
+    posedrop cancel --prefix day1/ --dry-run
+    posedrop cancel --batch mfzgs3tfebzw63lf
     """
+    if sum(each is not None for each in (analysis_id, prefix, batch_id)) != 1:
+        raise click.UsageError("name a run, or say one of --prefix and --batch")
+    if analysis_id is not None:
+        with options.client() as client:
+            run = run_named(client, analysis_id)
+            if run.over:
+                over = f"{analysis_id} is over: {run.status}"
+                raise PosedropError(f"{over}; `posedrop rm` deletes it")
+            say(f"{analysis_id} {client.cancel(analysis_id)}")
+        return
     with options.client() as client:
-        run = _run(client, analysis_id)
-        if run.over:
-            raise PosedropError(f"{analysis_id} is over: {run.status}; `posedrop rm` deletes it")
-        say(f"{analysis_id} {client.cancel(analysis_id)}")
+        answer = client.cancel_many(prefix=prefix, batch_id=batch_id, dry_run=dry_run)
+        batches.show_begun(client, answer, wait=wait, as_json=as_json)
 
 
 @click.command()
@@ -452,10 +518,10 @@ def _find(client: Client, text: str) -> File | Run:
     except PosedropError as error:
         if error.code != "not_found":
             raise
-    return _run(client, text)
+    return run_named(client, text)
 
 
-def _run(client: Client, text: str) -> Run:
+def run_named(client: Client, text: str) -> Run:
     """Return a run by its id; whoever named a video is told the ids of its runs."""
     if layout.is_id(text):
         try:

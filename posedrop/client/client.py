@@ -14,14 +14,42 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from posedrop import api
+from posedrop.api.answer import Answer
+from posedrop.api.batches import Batch, BatchStarted, CancelRequest, DryRun, RetryRequest
+from posedrop.api.errors import ErrorAnswer
+from posedrop.api.files import File, ReingestedPage, ReingestRequest
+from posedrop.api.letters import DeadLetter, Replayed, ReplayRequest
+from posedrop.api.retention import Expired, ExpireRequest, Expiry
+from posedrop.api.rules import WrongRule
+from posedrop.api.runs import AnalyseRequest, ComparisonAnswer, ResultFile, Run, RunRow, Started
+from posedrop.api.telling import NotifyAgain, NotifyAlias, NotifyRequest, NotifyTested
+from posedrop.api.uploads import (
+    CHECKED_AT_ONCE,
+    CheckAnswer,
+    Checked,
+    CheckedFile,
+    CheckRequest,
+    CompleteRequest,
+    PartsRequest,
+    PartsTicket,
+    SignAnswer,
+    SignRequest,
+    Ticket,
+    Uploaded,
+    UploadRequest,
+)
 from posedrop.buckets import layout, names
+from posedrop.client import parts
 from posedrop.client.transfers import OnBytes, Transfers
 from posedrop.errors import BadRequestError, ConfigurationError, PosedropError
 from posedrop.hashing import sha256_of
 from posedrop.proxies import ProxyTransport, proxy_of
 
-T = TypeVar("T", bound=api.Answer)
+T = TypeVar("T", bound=Answer)
+A = TypeVar("A")
+
+#: Seconds for which the network may be away while a folder goes up.
+PATIENCE = 300.0
 
 
 class UnreachableError(PosedropError):
@@ -88,7 +116,7 @@ class Client:
         analysis: str | None = None,
         args: Mapping[str, Any] | None = None,
         on_bytes: OnBytes | None = None,
-    ) -> api.Ticket:
+    ) -> Ticket:
         """Put a video into the bucket; the analysis, if any, starts once it is there.
 
         Args:
@@ -105,7 +133,7 @@ class Client:
         size = path.stat().st_size
         in_parts = size > self._multipart_bytes
         wanted = _body(
-            api.UploadRequest,
+            UploadRequest,
             filename=path.name,
             size=size,
             sha256=None if in_parts else sha256_of(path),
@@ -114,7 +142,7 @@ class Client:
             args=dict(args or {}),
             multipart=in_parts,
         )
-        ticket = self._json(api.Ticket, "POST", "/upload", json=wanted)
+        ticket = self._json(Ticket, "POST", "/upload", json=wanted)
         report = on_bytes or (lambda _: None)
         if in_parts:
             self._store.put_in_parts(path, size, ticket.upload, report)
@@ -122,9 +150,93 @@ class Client:
             self._store.put(path, size, ticket.upload, report)
         return ticket
 
-    def file(self, file_id: str) -> api.File:
+    def check_uploads(
+        self,
+        to: str,
+        files: Sequence[CheckedFile],
+        analysis: str | None = None,
+        *,
+        patience: float = 0.0,
+    ) -> list[Checked]:
+        """Return what would become of files in the folder ``to``, in their order.
+
+        Args:
+            to: the folder; empty: that of each file's own path.
+            files: by path below it.
+            analysis: what is asked for all of them.
+            patience: seconds for which the network may be away.
+        """
+        found: list[Checked] = []
+        waits = parts.Patience(patience)
+        # A rule is looked at with the films that it is for.
+        rules = [file for file in files if layout.is_folder_rule(file.path)]
+        rest = [file for file in files if not layout.is_folder_rule(file.path)]
+        step = CHECKED_AT_ONCE - len(rules)
+        if step <= 0:
+            raise BadRequestError(f"there are {len(rules):,} posedrop.json: too many at a time")
+        for start in range(0, max(1, len(rest)), step):
+            wanted = _body(
+                CheckRequest,
+                to=to,
+                files=[*rules, *rest[start : start + step]],
+                analysis=analysis,
+            )
+            ask = functools.partial(self._json, CheckAnswer, "POST", "/uploads/check", json=wanted)
+            found += parts.until_there(waits, ask).items
+        answers = {each.path: each for each in found}
+        return [answers[file.path] for file in files]
+
+    def upload_into(
+        self,
+        path: Path,
+        to: str,
+        name: str | None = None,
+        *,
+        analysis: str | None = None,
+        args: Mapping[str, Any] | None = None,
+        on_bytes: OnBytes | None = None,
+        patience: float = PATIENCE,
+    ) -> PartsTicket:
+        """Put a video into a folder of the bucket, unless it is there; go on where it was.
+
+        Args:
+            path: of the video.
+            to: the folder, such as ``cohort3/day1``.
+            name: below the folder, with ``/`` between; None: the file's own.
+            analysis: by name, as :meth:`analysis_types` lists them.
+            args: of the analysis.
+            on_bytes: like :meth:`upload`; what was there before is counted too.
+            patience: seconds for which the network may be away.
+
+        Raises:
+            PosedropError: it was refused, with the reason, or the network was away for too long.
+        """
+        wanted = PartsRequest(
+            path=name or path.name,
+            size=path.stat().st_size,
+            to=to,
+            content_type=mimetypes.guess_type(path.name)[0],
+            analysis=analysis,
+            args=dict(args or {}),
+        )
+        report = on_bytes or (lambda _: None)
+        return parts.send(self, self._store, path, wanted, report, parts.Patience(patience))
+
+    def begin_parts(self, wanted: PartsRequest) -> PartsTicket:
+        """Begin an upload in parts, or go on with one."""
+        return self._json(PartsTicket, "POST", "/uploads/parts", json=_plain(wanted))
+
+    def sign_parts(self, wanted: SignRequest) -> SignAnswer:
+        """Return presigned PUTs of parts."""
+        return self._json(SignAnswer, "POST", "/uploads/parts/sign", json=_plain(wanted))
+
+    def complete_parts(self, wanted: CompleteRequest) -> Uploaded:
+        """Make the parts of an upload an object of the bucket."""
+        return self._json(Uploaded, "POST", "/uploads/parts/complete", json=_plain(wanted))
+
+    def file(self, file_id: str) -> File:
         """Return a video as the server knows it."""
-        return self._json(api.File, "GET", f"/upload/{file_id}")
+        return self._json(File, "GET", f"/upload/{file_id}")
 
     def file_id_of(self, text: str) -> str:
         """Return the file_id of a video that a person named by its id or by its key.
@@ -145,14 +257,14 @@ class Client:
         *,
         state: str | None = None,
         prefix: str | None = None,
-    ) -> Iterator[api.File]:
+    ) -> Iterator[File]:
         """Yield the videos, newest first, page by page."""
-        return self._pages(api.File, "/files", q=query, state=state, prefix=prefix)
+        return self._pages(File, "/files", q=query, state=state, prefix=prefix)
 
-    def wrong_rules(self) -> list[api.WrongRule]:
+    def wrong_rules(self) -> list[WrongRule]:
         """Return the rules that are wrong."""
         items = self._request("GET", "/rules").json()["items"]
-        return [api.WrongRule.model_validate(item) for item in items]
+        return [WrongRule.model_validate(item) for item in items]
 
     def delete_file(self, file_id: str) -> None:
         """Remove a video and all its results."""
@@ -168,7 +280,9 @@ class Client:
         *,
         force: bool = False,
         retry: bool = True,
-    ) -> api.Started:
+        notify: Sequence[str] | None = None,
+        dry_run: bool = False,
+    ) -> Started:
         """Ask for an analysis; the same one on the same content is answered with what exists.
 
         Args:
@@ -178,28 +292,100 @@ class Client:
             force: run it anew though results exist.
             retry: make anew what failed or was cancelled; False: only what had done so before this
                 video was uploaded.
+            notify: aliases of the server that are told when it is done; None: as it is set there.
+            dry_run: start nothing, but say what would be done and what it costs.
         """
         wanted = _body(
-            api.AnalyseRequest,
+            AnalyseRequest,
             file_id=file_id,
             analysis=analysis,
             args=dict(args or {}),
             force=force,
             retry=retry,
+            notify=list(notify) if notify is not None else None,
+            dry_run=dry_run,
         )
-        return self._json(api.Started, "POST", "/analyse", json=wanted)
+        return self._json(Started, "POST", "/analyse", json=wanted)
 
-    def run(self, analysis_id: str) -> api.Run:
+    def analyse_many(
+        self,
+        analysis: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        prefix: str | None = None,
+        file_ids: Sequence[str] | None = None,
+        dry_run: bool = False,
+        **more: Any,
+    ) -> BatchStarted | DryRun:
+        """Ask for an analysis of many videos: those below ``prefix``, or those of ``file_ids``.
+
+        Args:
+            analysis: by name.
+            args: of the analysis.
+            prefix: of the videos' keys; empty: all of them.
+            file_ids: of the videos.
+            dry_run: only say what would be done.
+            more: further fields of :class:`posedrop.api.runs.AnalyseRequest`.
+        """
+        return self._batch(
+            "/analyse",
+            _body(
+                AnalyseRequest,
+                analysis=analysis,
+                args=dict(args or {}),
+                prefix=prefix,
+                file_ids=list(file_ids) if file_ids is not None else None,
+                dry_run=dry_run,
+                **more,
+            ),
+        )
+
+    def cancel_many(self, **which: Any) -> BatchStarted | DryRun:
+        """Stop all runs below a ``prefix``, or of a ``batch_id``; nothing is deleted."""
+        return self._batch("/cancel", _body(CancelRequest, **which))
+
+    def retry_many(self, **which: Any) -> BatchStarted | DryRun:
+        """Make anew what failed below a ``prefix``, or in a ``batch_id``."""
+        return self._batch("/retry", _body(RetryRequest, **which))
+
+    def _batch(self, path: str, body: dict[str, Any]) -> BatchStarted | DryRun:
+        answer = self._request("POST", path, json=body, timeout=None)
+        is_begun = answer.status_code == 202
+        kind: type[BatchStarted | DryRun] = BatchStarted if is_begun else DryRun
+        return kind.model_validate_json(answer.content)
+
+    def batch(self, batch_id: str) -> Batch:
+        """Return a batch: how far it is."""
+        return self._json(Batch, "GET", f"/batches/{batch_id}")
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches, the newest first, page by page."""
+        return self._pages(Batch, "/batches")
+
+    def wait_for_batch(
+        self, batch_id: str, *, on_progress: Callable[[Batch], None] | None = None
+    ) -> Batch:
+        """Return a batch once all of its runs are over."""
+        started = time.monotonic()
+        while True:
+            batch = self.batch(batch_id)
+            if on_progress is not None:
+                on_progress(batch)
+            if batch.over:
+                return batch
+            time.sleep(pause(time.monotonic() - started))
+
+    def run(self, analysis_id: str) -> Run:
         """Return a run: how far it is, or its results."""
-        return self._json(api.Run, "GET", f"/results/{analysis_id}")
+        return self._json(Run, "GET", f"/results/{analysis_id}")
 
     def wait(
         self,
         analysis_id: str,
         *,
-        on_progress: Callable[[api.Run], None] | None = None,
+        on_progress: Callable[[Run], None] | None = None,
         seconds: float = float("inf"),
-    ) -> api.Run:
+    ) -> Run:
         """Return a run once it is over.
 
         Raises:
@@ -217,7 +403,7 @@ class Client:
                 raise PosedropError(f"{analysis_id} was not over after {seconds:.0f} s")
             time.sleep(pause(waited))
 
-    def wait_for_file(self, file_id: str, *, seconds: float = float("inf")) -> api.File:
+    def wait_for_file(self, file_id: str, *, seconds: float = float("inf")) -> File:
         """Return a video once it was looked at: ready or refused, or gone again.
 
         Raises:
@@ -239,11 +425,14 @@ class Client:
         state: str | None = None,
         file_id: str | None = None,
         prefix: str | None = None,
+        model: str | None = None,
+        asked_by: str | None = None,
         order: str | None = None,
-    ) -> Iterator[api.RunRow]:
-        """Yield the runs, page by page: the newest first, or those of the lowest quality."""
+    ) -> Iterator[RunRow]:
+        """Yield the runs, page by page: the newest, those of the lowest quality, or by name."""
         filters = {"q": query, "state": state, "file_id": file_id, "prefix": prefix, "order": order}
-        return self._pages(api.RunRow, "/analyses", **filters)
+        filters |= {"model": model, "asked_by": asked_by}
+        return self._pages(RunRow, "/analyses", **filters)
 
     def cancel(self, analysis_id: str) -> str:
         """Stop a run, or delete the results of one that is over; return what happened."""
@@ -275,40 +464,55 @@ class Client:
         found: dict[str, str] = {}
         cursor: str | None = None
         while True:
-            wanted = _body(api.ReingestRequest, prefix=prefix, cursor=cursor)
-            page = self._json(api.ReingestedPage, "POST", "/reingest", json=wanted, timeout=None)
+            wanted = _body(ReingestRequest, prefix=prefix, cursor=cursor)
+            page = self._json(ReingestedPage, "POST", "/reingest", json=wanted, timeout=None)
             found |= {item.file_id: item.key for item in page.items}
             if page.next is None:
                 return found
             cursor = page.next
 
-    def dead_letters(self) -> Iterator[api.DeadLetter]:
+    def dead_letters(self) -> Iterator[DeadLetter]:
         """Yield the events that could not be followed, the newest first, page by page."""
-        return self._pages(api.DeadLetter, "/dead-letters")
+        return self._pages(DeadLetter, "/dead-letters")
 
-    def replay(self, ids: Sequence[int] | None = None) -> api.Replayed:
+    def replay(self, ids: Sequence[int] | None = None) -> Replayed:
         """Have dead letters followed again, or all; return how many are, and how many can't be."""
-        wanted = _body(api.ReplayRequest, ids=list(ids) if ids is not None else None)
+        wanted = _body(ReplayRequest, ids=list(ids) if ids is not None else None)
         path = "/dead-letters/replay"
-        return self._json(api.Replayed, "POST", path, json=wanted, timeout=None)
+        return self._json(Replayed, "POST", path, json=wanted, timeout=None)
 
-    def expiry(self) -> api.Expiry:
+    def notify_aliases(self) -> list[NotifyAlias]:
+        """Return who can be told that runs are over."""
+        items = self._request("GET", "/notify").json()["items"]
+        return [NotifyAlias.model_validate(item) for item in items]
+
+    def notify_test(self, alias: str) -> NotifyTested:
+        """Have a notice sent to an alias now; return whether it was taken."""
+        wanted = _body(NotifyRequest, alias=alias)
+        return self._json(NotifyTested, "POST", "/notify/test", json=wanted)
+
+    def notify_again(self, alias: str) -> int:
+        """Have notices sent again that were given up; return how many."""
+        wanted = _body(NotifyRequest, alias=alias)
+        return self._json(NotifyAgain, "POST", "/notify/again", json=wanted).due
+
+    def expiry(self) -> Expiry:
         """Return the films and runs that are due to be removed, and why."""
-        return self._json(api.Expiry, "GET", "/expire", timeout=None)
+        return self._json(Expiry, "GET", "/expire", timeout=None)
 
-    def expire(self, due: int) -> api.Expired:
+    def expire(self, due: int) -> Expired:
         """Remove what is due, as long as that is not more than ``due`` films and runs."""
-        wanted = _body(api.ExpireRequest, due=due)
-        return self._json(api.Expired, "POST", "/expire", json=wanted, timeout=None)
+        wanted = _body(ExpireRequest, due=due)
+        return self._json(Expired, "POST", "/expire", json=wanted, timeout=None)
 
     # -- downloads -------------------------------------------------------------------------------
 
     def download(
         self,
-        run: api.Run,
+        run: Run,
         folder: Path,
         *,
-        on_file: Callable[[api.ResultFile], None] | None = None,
+        on_file: Callable[[ResultFile], None] | None = None,
         on_bytes: OnBytes | None = None,
     ) -> list[Path]:
         """Fetch all files of a run and its result.json; what is there and whole stays.
@@ -337,8 +541,9 @@ class Client:
         self,
         analysis_id: str,
         name: str,
-        folder: Path,
+        to: Path,
         *,
+        again: bool = False,
         on_bytes: OnBytes | None = None,
         seconds: float = float("inf"),
     ) -> Path:
@@ -347,33 +552,61 @@ class Client:
         Args:
             analysis_id: of a run that is over.
             name: ``poses.nwb``, ``poses.slp``, ``poses.nc``, ``poses.parquet`` or ``coco.json``.
-            folder: where the file goes.
+            to: where the file goes: its own path, if that ends as ``name`` does, else a folder.
+            again: have it tried again, if it could not be made.
             on_bytes: as :meth:`download` has it.
             seconds: how long it is waited for.
 
         Raises:
             PosedropError: it can't be made, with the reason; or it was not made after ``seconds``.
         """
-        url, started = f"/download/{analysis_id}/{name}", time.monotonic()
+        url = f"/download/{analysis_id}/{name}"
+        if again:
+            self._request("POST", url)
+        self._made(lambda: self._location(url), seconds)
+        return self._fetch_one(self.run(analysis_id), name, to, on_bytes)
+
+    def compare(
+        self, a: str, b: str, *, again: bool = False, seconds: float = float("inf")
+    ) -> ComparisonAnswer:
+        """Return how far apart two runs of one film put their keypoints, once that is known.
+
+        Args:
+            a: a run that is over, by its id.
+            b: another one.
+            again: have it tried again, if they could not be compared.
+            seconds: how long it is waited for.
+
+        Raises:
+            PosedropError: they can't be compared, with the reason; or that was not done after
+                ``seconds``.
+        """
+        ids = {"a": a, "b": b}
+        if again:
+            self._request("POST", "/compare", params=ids)
+        return self._made(
+            lambda: self._json(ComparisonAnswer, "GET", "/compare", params=ids), seconds
+        )
+
+    def _made(self, ask: Callable[[], A], seconds: float) -> A:
+        """Ask until what is made when it is asked for is there; return the answer."""
+        started = time.monotonic()
         while True:
             try:
-                self._location(url)
-                break
+                return ask()
             except PosedropError as error:
                 waited = time.monotonic() - started
                 if error.code != "being_made" or waited > seconds:
                     raise
                 time.sleep(pause(waited))
-        return self._fetch_one(self.run(analysis_id), name, folder, on_bytes)
 
-    def _fetch_one(
-        self, run: api.Run, name: str, folder: Path, on_bytes: OnBytes | None = None
-    ) -> Path:
+    def _fetch_one(self, run: Run, name: str, to: Path, on_bytes: OnBytes | None = None) -> Path:
         file = names.find(run.files, name)
         if file is None:
             raise PosedropError(f"{run.analysis_id} has no file {name}", code="not_found")
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / layout.safe_filename(name)
+        is_file = to.suffix.lower() == Path(name).suffix and not to.is_dir()
+        path = to if is_file else to / layout.safe_filename(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.fetch(file, path, on_bytes or (lambda _: None))
         return path
 
@@ -395,7 +628,7 @@ class Client:
         with tempfile.TemporaryDirectory() as folder:
             return xr.load_dataset(self.export(analysis_id, "poses.nc", Path(folder)))
 
-    def fetch(self, file: api.ResultFile, path: Path, on_bytes: OnBytes) -> None:
+    def fetch(self, file: ResultFile, path: Path, on_bytes: OnBytes) -> None:
         """Fetch one file of a run, as :meth:`download` does.
 
         Raises:
@@ -438,6 +671,11 @@ class Client:
         return answer
 
 
+def _plain(request: BaseModel) -> dict[str, Any]:
+    """Return a request's body without defaults, which an older server may not know."""
+    return request.model_dump(exclude_defaults=True)
+
+
 def _body(kind: type[BaseModel], **fields: Any) -> dict[str, Any]:
     """Return the body of a request: without defaults, which an older server may not know.
 
@@ -445,7 +683,7 @@ def _body(kind: type[BaseModel], **fields: Any) -> dict[str, Any]:
         BadRequestError: no server would take it.
     """
     try:
-        return kind(**fields).model_dump(exclude_defaults=True)
+        return _plain(kind(**fields))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -462,7 +700,7 @@ def pause(waited: float) -> float:
 
 def _refused(answer: httpx.Response) -> PosedropError:
     try:
-        error = api.ErrorAnswer.model_validate_json(answer.content).error
+        error = ErrorAnswer.model_validate_json(answer.content).error
     except ValidationError:
         return PosedropError(f"{answer.request.url} answered {answer.status_code}")
     message = error.message

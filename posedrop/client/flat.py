@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from posedrop import api
+from posedrop.api.files import File
+from posedrop.api.runs import ResultFile, Run
 from posedrop.buckets import layout, names
 from posedrop.buckets.names import Naming
 from posedrop.client.client import Client
@@ -21,7 +23,7 @@ class FlatFile:
     name: str
     video: str
     """The key of its video."""
-    file: api.ResultFile
+    file: ResultFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,21 @@ class Flat:
     """Words about files that would overwrite others: they are left out, each of them."""
     without: list[str] = field(default_factory=list)
     """The keys of videos that have no poses."""
+
+
+def videos_below(client: Client, folder: str) -> list[File]:
+    """Return the videos below a folder, by their keys; or one video, by its key.
+
+    Raises:
+        PosedropError: there is none.
+    """
+    below = f"{folder.rstrip('/')}/" if folder.rstrip("/") else ""
+    videos = list(client.files(prefix=below))
+    if not videos and not folder.endswith("/"):
+        videos = [video for video in client.files(prefix=folder) if video.key == folder]
+    if not videos:
+        raise PosedropError(f"there is no video below {folder!r}; `posedrop ls` lists them")
+    return sorted(videos, key=lambda video: video.key)
 
 
 def collect(client: Client, folder: str, directory: Path) -> Flat:
@@ -48,15 +65,16 @@ def collect(client: Client, folder: str, directory: Path) -> Flat:
     """
     found = Flat()
     by_name: dict[str, list[FlatFile]] = {}
-    videos = _videos(client, folder)
+    videos = videos_below(client, folder)
     for video in videos:
         run = _newest(client, video)
         if run is None:
             found.without.append(video.key)
             continue
         for flat in _named(video, run):
-            # As the file systems of Windows and macOS compare names.
-            by_name.setdefault(flat.name.casefold(), []).append(flat)
+            # As the file systems of Windows and macOS compare names: case and accents, however put.
+            same_name = unicodedata.normalize("NFC", flat.name.casefold())
+            by_name.setdefault(same_name, []).append(flat)
     for same in by_name.values():
         flat = same[0]
         if len(same) > 1:
@@ -83,17 +101,7 @@ def fetch(client: Client, flat: Flat, directory: Path, on_bytes: OnBytes) -> lis
     return paths
 
 
-def _videos(client: Client, folder: str) -> list[api.File]:
-    below = f"{folder.rstrip('/')}/" if folder.rstrip("/") else ""
-    videos = list(client.files(prefix=below))
-    if not videos and not folder.endswith("/"):
-        videos = [video for video in client.files(prefix=folder) if video.key == folder]
-    if not videos:
-        raise PosedropError(f"there is no video below {folder!r}; `posedrop ls` lists them")
-    return sorted(videos, key=lambda video: video.key)
-
-
-def _newest(client: Client, video: api.File) -> api.Run | None:
+def _newest(client: Client, video: File) -> Run | None:
     """Return the newest run of a video that is over and has poses."""
     for known in client.file(video.file_id).analyses:
         if known.status in {"succeeded", "partial"}:
@@ -103,7 +111,7 @@ def _newest(client: Client, video: api.File) -> api.Run | None:
     return None
 
 
-def _named(video: api.File, run: api.Run) -> Iterator[FlatFile]:
+def _named(video: File, run: Run) -> Iterator[FlatFile]:
     """Yield the files that DeepLabCut would have left, under the names that it would have given."""
     result = run.result or {}
     pcutoff = (result.get("args") or {}).get("pcutoff")
@@ -120,6 +128,6 @@ def _named(video: api.File, run: api.Run) -> Iterator[FlatFile]:
         yield FlatFile(name, video.key, file)
 
 
-def _is_another(path: Path, file: api.ResultFile) -> bool:
+def _is_another(path: Path, file: ResultFile) -> bool:
     is_there = path.exists() or path.is_symlink()
     return is_there and not is_whole(path, file.size, file.sha256)

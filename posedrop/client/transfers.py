@@ -97,9 +97,25 @@ class Transfers:
                     return answer
             body.take_back()
             if answer is not None and answer.status_code not in _RETRY_STATUSES:
-                raise _store_refused(body.path.name, answer)
+                raise store_refused(body.path.name, answer)
             _pause(attempt)
         return None
+
+    def try_put_slice(
+        self,
+        path: Path,
+        start: int,
+        length: int,
+        url: str,
+        headers: Mapping[str, str],
+        on_bytes: OnBytes,
+    ) -> httpx.Response | None:
+        """Put bytes of a file once; return the store's answer, None if the line broke."""
+        body = _FileSlice(path, start, length, on_bytes)
+        answer = self._try_put(url, body, {**headers, "Content-Length": str(length)})
+        if answer is None or not answer.is_success:
+            body.take_back()
+        return answer
 
     def _try_put(
         self, url: str, body: _FileSlice, headers: Mapping[str, str]
@@ -121,7 +137,7 @@ class Transfers:
             raise StorageError(f"{path.name} could not be completed: {error}") from error
         # S3 may say 200 at once and what went wrong after it.
         if not answer.is_success or b"<Error>" in answer.content:
-            raise _store_refused(path.name, answer)
+            raise store_refused(path.name, answer)
 
     def _abort(self, url: str) -> None:
         try:
@@ -181,7 +197,7 @@ class Transfers:
             with self._store.stream("GET", locate(), headers=headers) as answer:
                 if not answer.is_success:
                     answer.read()
-                    raise _store_refused(path.name, answer)
+                    raise store_refused(path.name, answer)
                 # A store that does not know ranges sends all of it.
                 mode = "ab" if answer.status_code == 206 else "wb"
                 counted = have if mode == "ab" else 0
@@ -233,7 +249,8 @@ def _pause(attempt: int) -> None:
         time.sleep(min(0.25 * 2**attempt, 8.0))
 
 
-def _store_refused(name: str, answer: httpx.Response) -> StorageError:
+def store_refused(name: str, answer: httpx.Response) -> StorageError:
+    """Return the error that says why the store refused a file, as it said itself."""
     text = answer.text
     reason = f"status {answer.status_code}"
     for tag in ("Code", "Message"):

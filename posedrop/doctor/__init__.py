@@ -43,7 +43,7 @@ def examine(load: Callable[[], Settings]) -> list[Finding]:
     return findings
 
 
-_STACK: tuple[Check, ...] = (store.store, api.api, api.events, broker.broker)
+_STACK: tuple[Check, ...] = (store.store, api.api, api.events, api.notices, broker.broker)
 
 
 def _is_told(settings: Settings) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import httpx
 
 from posedrop import __version__
+from posedrop.api.telling import NotifyChecked
 from posedrop.doctor.finding import FAIL, OK, WARN, Finding, ask, how_to_start
 from posedrop.settings import Settings
 
@@ -52,6 +53,34 @@ def _ready(settings: Settings) -> Iterator[Finding]:
         yield Finding("API's parts", FAIL, f"not at work: {', '.join(wrong)}", todo)
     else:
         yield Finding("API's parts", OK, f"at work: {', '.join(parts)}")
+
+
+def notices(settings: Settings) -> Iterator[Finding]:
+    """Check that whoever is to be told that runs are over can be, by GET /notify/check."""
+    if settings.api_token is None:
+        return
+    token = settings.api_token.get_secret_value()
+    try:
+        answer = ask(
+            "GET",
+            f"{settings.url.rstrip('/')}/notify/check",
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        if answer.status_code != 200:
+            return  # an older one's, or another's token
+        found = NotifyChecked.model_validate(answer.json())
+    except (httpx.HTTPError, ValueError):
+        return  # the check of the API has said so
+    for each in found.items:
+        if each.rule is None:
+            yield Finding("notices", FAIL, f"{each.alias}: {each.message}")
+        else:
+            words = f"{each.rule} names {each.alias!r}, of whom the server does not know"
+            todo = "correct that posedrop.json, or add the alias to POSEDROP_NOTIFY_URLS"
+            yield Finding("notices", WARN, words, todo)
+    if found.aliases and not found.items:
+        todo = "`posedrop notify test ALIAS` says whether one is reached"
+        yield Finding("notices", OK, f"{found.aliases} aliases; {todo}")
 
 
 def events(settings: Settings) -> Iterator[Finding]:

@@ -89,10 +89,16 @@ class Secrets:
         # Tools make sure of a bucket before they write to it (rclone does); the bucket is there,
         # so the answer is that they own it, and nothing is made.
         make = _allow(("s3:CreateBucket",), videos)
-        uploads = (f"Write:{videos}/uploads/*",)
+        puts = _allow(("s3:PutObject", "s3:AbortMultipartUpload"), f"{videos}/*")
         return [
             Identity("posedrop", self.service.access_key, self.service.secret_key, everything),
-            Identity("presigner", self.presigner.access_key, self.presigner.secret_key, uploads),
+            Identity(
+                "presigner",
+                self.presigner.access_key,
+                self.presigner.secret_key,
+                actions=(),
+                policy=(puts,),
+            ),
             Identity(
                 USER,
                 self.user.access_key,

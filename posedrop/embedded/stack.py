@@ -223,8 +223,9 @@ class Stack:
         logging.getLogger("dramatiq.broker.StubBroker").setLevel(logging.ERROR)
         workers = [
             dramatiq.Worker(broker, queues={name}, worker_threads=threads, worker_timeout=100)
-            # Of the gpu's two, one has the network; the other fetches the next video.
-            for name, threads in ((queue.CPU, 1), (queue.GPU, 2))
+            # Of the gpu's two, one has the network; the other fetches the next video. Of the cpu's,
+            # one makes tables while the other draws.
+            for name, threads in ((queue.CPU, 2), (queue.GPU, 2))
         ]
         # Last in, first out: the children die first, so that no worker waits for a job of hours;
         # the claims in the bucket say that the job is handed back, and the next start resumes it.

@@ -7,13 +7,11 @@ from datetime import datetime
 
 from sqlite_utils import Database
 
-from posedrop.buckets.records import (
-    Request,
-    Result,
-    RunState,
-)
-from posedrop.index import rows, schema
-from posedrop.index.listing import LAST_CHARACTER, Order, Page, Where
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.runs import RunState
+from posedrop.index import rows, schema, telling
+from posedrop.index.listing import LAST_CHARACTER, NEWEST_LISTED, RUNS, Order, Page, Where
 from posedrop.index.pages import Lists
 from posedrop.index.rows import (
     AnalysisRow,
@@ -34,7 +32,18 @@ class Analyses(Lists):
                 "SELECT 1 FROM taken WHERE analysis_id = ?", (request.analysis_id,)
             ).fetchone()
             state: RunState = "queued" if taken is None else "running"
-            return _merge_analysis(db, rows.requested_analysis(request, run, state))
+            is_new = _merge_analysis(db, rows.requested_analysis(request, run, state))
+            if is_new and not request.needs_network:
+                db.execute("DELETE FROM gpu_queue WHERE analysis_id = ?", (request.analysis_id,))
+            if not is_new and request.notify:  # its result may have been told of before
+                self._is_to_be_told(db, request.analysis_id)
+            return is_new
+
+    def _is_to_be_told(self, db: Database, analysis_id: str) -> None:
+        """Note who is to be told that a run is over; the bucket knows who was told."""
+        row = self.analysis(analysis_id)
+        if row is not None and row.finished_at is not None:
+            telling.note_end(db, "run.over", analysis_id, row.notify, row.finished_at)
 
     def analysis_running(self, analysis_id: str) -> None:
         """Note that a worker has taken a run; nothing once the run is over."""
@@ -52,6 +61,8 @@ class Analyses(Lists):
             sql = "SELECT 1 FROM analysis WHERE analysis_id = ? AND finished_at IS NOT NULL"
             known = db.conn.execute(sql, (result.analysis_id,)).fetchone() is not None
             _merge_analysis(db, rows.finished_analysis(result, run))
+            if not known:
+                self._is_to_be_told(db, result.analysis_id)
         if not known:
             self.on_result(result)
 
@@ -135,6 +146,15 @@ class Analyses(Lists):
             AnalysisRow, "SELECT * FROM analysis WHERE analysis_id = ?", (analysis_id,)
         )
 
+    def models_used(self) -> dict[str, tuple[int, datetime]]:
+        """Return how many runs each model has, by its digest, and when it was last asked for."""
+        with self._read() as db:
+            found = db.conn.execute(
+                "SELECT model_digest, count(*), max(created_at) FROM analysis"
+                " WHERE model_digest IS NOT NULL GROUP BY model_digest"
+            ).fetchall()
+        return {digest: (count, schema.from_text(last)) for digest, count, last in found}
+
     def retry_of(self, analysis_id: str) -> str | None:
         """Return the id of the run that was made for one that failed or was cancelled."""
         row = self._row(
@@ -150,7 +170,10 @@ class Analyses(Lists):
         state: RunState | None = None,
         file_id: str | None = None,
         analysis: str | None = None,
+        model: str | None = None,
+        asked_by: str | None = None,
         prefix: str | None = None,
+        batch: str | None = None,
         query: str | None = None,
         order: Order = "newest",
         cursor: str | None = None,
@@ -160,27 +183,60 @@ class Analyses(Lists):
 
         ``prefix`` is what the key of the video begins with, where the run is read. Of a file, those
         that have a folder beside it, be they read there or beside another name.
-        Of what a query finds, in order of quality, the newest ``pages.MAX_SORTED`` runs count.
+        ``model`` is a model's name, ``batch`` the id of a batch: the runs that it made or found.
+        Of what a query finds, in another order than the newest first, the newest
+        ``pages.MAX_SORTED`` runs count. A page may be short, or empty, and have a cursor to go on
+        with, where many rows were looked at for few.
         """
-        where = Where(cursor, order)
+        filters = {"state": state, "analysis": analysis, "model": model, "asked_by": asked_by}
+        given = [name for name, value in filters.items() if value is not None]
+        searched = query is not None and bool(query.strip())
+        named = file_id is not None or batch is not None
+        rare = prefix is not None and not named and self._few_begin_with(prefix)
+        # By one of these alone, SQLite has an index of its own.
+        plain = order != "name" and given in ([], ["state"], ["analysis"]) and not prefix
+        walks = not (searched or rare or plain or named)
+        where = Where(cursor, NEWEST_LISTED if walks and order == "newest" else RUNS[order])
         if file_id is not None:
             beside = " UNION ".join(
                 f"SELECT analysis_id FROM {table} WHERE file_id = ?"  # noqa: S608
                 for table in ("analysis", "place")
             )
             where.add(f"f.analysis_id IN ({beside})", file_id, file_id)
-        where.equal("state", state)
-        where.equal("analysis", analysis)
-        # Few runs have one file; SQLite would go through all runs in the order asked for.
-        how = "INDEXED BY sqlite_autoindex_analysis_1" if file_id is not None else ""
+        if batch is not None:
+            sql = "SELECT run_id FROM batch_film WHERE batch_id = ? AND run_id IS NOT NULL"
+            where.add(f"f.analysis_id IN ({sql})", batch)
+        for name in given:
+            where.equal(name, filters[name])
+        # Few runs are of one file or batch; SQLite would go through all in the order asked for.
+        how = "INDEXED BY sqlite_autoindex_analysis_1" if named else ""
         if prefix:
             where.begins(prefix)
-            if file_id is None and self._few_begin_with(prefix):
-                # By the index of the files' keys; the runs of a common one are met soon enough.
+            if rare:
+                # By the index of the files' keys.
                 sql = "SELECT file_id FROM uploaded_file WHERE key >= ? AND key < ?"
                 where.add(f"f.file_id IN ({sql})", prefix, f"{prefix}{LAST_CHARACTER}")
                 how = "INDEXED BY analysis_by_file"
-        return self._page(AnalysisRow, "analysis", where, query, limit, how)
+        if not walks:
+            return self._page(AnalysisRow, "analysis", where, query, limit, how)
+        within: tuple[str, tuple[object, ...]] = ("TRUE", ())
+        if prefix and order == "name":
+            within = where.key_range(prefix)
+        columns = (*given, "key")
+        return self._walk(AnalysisRow, "analysis", where, limit, columns, within)
+
+    def counts_below(self, prefix: str, limit: int) -> tuple[dict[str, int], list[AnalysisRow]]:
+        """Return how many runs are in each state, of videos whose keys begin so.
+
+        Args:
+            prefix: of the keys.
+            limit: so many runs are counted, and no further ones.
+
+        Returns:
+            The counts, and some of the runs that failed.
+        """
+        by = "analysis_by_name_listed"
+        return self._counts_below(AnalysisRow, "analysis", by, prefix, limit, "failed")
 
     def analyses_of_file(self, file_id: str) -> list[AnalysisRow]:
         """Return all runs on a file, newest first."""

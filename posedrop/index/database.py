@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -17,9 +17,17 @@ from posedrop.index.listing import Row
 from posedrop.index.schema import IndexBusyError
 from posedrop.index.search import storable
 
+Changes = frozenset[tuple[str, str]]
+
 
 class IndexFile:
     """The index's file as all its parts use it, from any number of threads and processes."""
+
+    #: Called after each transaction of this process, in the thread that made it, with what it
+    #: changed: (table, id), at most :data:`schema.MOST_TOLD` of them.
+    on_change: Callable[[Changes], None]
+    #: Whether the tables are there whose changes are told.
+    _is_made = False
 
     def __init__(self, path: Path, timeout: float) -> None:
         """Nothing is opened yet; ``timeout``: seconds to wait for other writers."""
@@ -54,6 +62,8 @@ class IndexFile:
         if connection is None:
             connection = _Connection(schema.connect(str(self._path), self._timeout))
             self._local.connection = connection
+            if self._is_made:
+                schema.tell_changes(connection.db, connection.changes)
             with self._lock:
                 self._open.add(connection)
         return connection.db
@@ -73,6 +83,8 @@ class IndexFile:
                 yield db
                 return
             with self._turn():
+                changed = self._local.connection.changes
+                changed.clear()
                 db.conn.execute("BEGIN IMMEDIATE")
                 try:
                     yield db
@@ -80,6 +92,8 @@ class IndexFile:
                 except BaseException:
                     db.rollback()
                     raise
+            if changed:
+                self.on_change(frozenset(changed))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -118,6 +132,8 @@ class _Connection:
 
     def __init__(self, db: Database) -> None:
         self.db = db
+        self.changes: set[tuple[str, str]] = set()
+        """The rows that the present transaction has changed."""
 
     def __del__(self) -> None:
         self.db.close()

@@ -6,12 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from posedrop.buckets.records import (
-    FileState,
-    VideoRecord,
-)
+from posedrop.buckets.records.videos import FileState, VideoRecord
 from posedrop.index import rows, schema
-from posedrop.index.listing import LAST_CHARACTER, Page, Where
+from posedrop.index.listing import FILES, LAST_CHARACTER, FileOrder, Page, Where
 from posedrop.index.pages import Lists
 from posedrop.index.rows import (
     FileRow,
@@ -173,21 +170,31 @@ class Files(Lists):
         state: FileState | None = None,
         prefix: str | None = None,
         query: str | None = None,
+        order: FileOrder = "newest",
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[FileRow]:
-        """Return files, newest first, whose key begins with ``prefix`` and has all words."""
-        where = Where(cursor)
+        """Return files in an order, whose key begins with ``prefix`` and has all words."""
+        where = Where(cursor, FILES[order])
         where.equal("state", state)
+        if prefix:
+            where.begins(prefix)
+        if order == "name" and not (query and query.strip()):
+            within = where.key_range(prefix or "")
+            return self._walk(FileRow, "uploaded_file", where, limit, ("key", "state"), within)
         if not prefix:
             return self._page(FileRow, "uploaded_file", where, query, limit)
-        where.begins(prefix)
         # A rare prefix is picked from the index of keys and sorted; a common one is met soon
         # enough in order of age. SQLite can't know which is which.
         how = "NOT INDEXED" if state is None else "INDEXED BY file_by_state"
         if self._few_begin_with(prefix):
             how = "INDEXED BY file_by_key"
         return self._page(FileRow, "uploaded_file", where, query, limit, how)
+
+    def file_counts_below(self, prefix: str, limit: int) -> tuple[dict[str, int], list[FileRow]]:
+        """Return how many files whose keys begin so are in each state, and some refused ones."""
+        by = "file_by_key"
+        return self._counts_below(FileRow, "uploaded_file", by, prefix, limit, "refused")
 
     def _merge_file(self, new: FileRow) -> tuple[FileRow | None, FileRow]:
         with self._write() as db:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import zip_longest
 
 from posedrop.index import schema
 from posedrop.index.database import IndexFile
@@ -10,7 +11,11 @@ from posedrop.index.rows import (
     GpuRow,
 )
 
-_GROUP = "CASE instr(key, '/') WHEN 0 THEN '' ELSE substr(key, 1, instr(key, '/') - 1) END"
+#: The runs of batches are a group beside the others of their first folder.
+_GROUP = (
+    "CASE instr(key, '/') WHEN 0 THEN '' ELSE substr(key, 1, instr(key, '/') - 1) END"
+    " || CASE WHEN batch IS NULL THEN '' ELSE '/batch' END"
+)
 _GPU_ROW = "SELECT q.analysis_id, a.run, q.grp, q.state, q.since FROM"
 _GPU_ROWS = f"{_GPU_ROW} gpu_queue AS q JOIN analysis AS a USING (analysis_id)"
 #: The first run of each group that waits, in the order of their turns. Groups are looked at one by
@@ -45,6 +50,30 @@ class GpuQueue(IndexFile):
         A group waits since it was served last, or since it has a run that waits.
         """
         return self._row(GpuRow, f"{_HEADS} LIMIT 1", ())
+
+    def gpu_order(self, limit: int) -> list[GpuRow]:
+        """Return the runs that were sent, as they were, then some that wait, as they will be."""
+        sent = self._rows(
+            GpuRow,
+            f"{_GPU_ROWS} WHERE q.state IN ('sent', 'asked') ORDER BY q.since, q.number LIMIT ?",
+            (limit,),
+        )
+        with self._read() as db:
+            groups = db.conn.execute(
+                "SELECT grp FROM gpu_group ORDER BY turn LIMIT ?", (limit,)
+            ).fetchall()
+        each = -(-limit // len(groups)) if groups else 0
+        waiting = [
+            self._rows(
+                GpuRow,
+                f"{_GPU_ROWS} WHERE q.grp = ? AND q.state = 'waits' ORDER BY q.number LIMIT ?",
+                (row["grp"], limit if len(groups) < 4 else 4 * each),
+            )
+            for row in groups
+        ]
+        # The groups go round.
+        rounds = zip_longest(*waiting)
+        return (sent + [row for turn in rounds for row in turn if row is not None])[:limit]
 
     def gpu_taken(self) -> int:
         """Return how many runs were sent to the gpu workers, and have no predictions yet."""

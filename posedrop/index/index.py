@@ -19,6 +19,7 @@ from pathlib import Path
 from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.index import schema
 from posedrop.index.analyses import Analyses
+from posedrop.index.batches import Batches
 from posedrop.index.events import Events
 from posedrop.index.files import Files
 from posedrop.index.gpu_queue import GpuQueue
@@ -35,6 +36,7 @@ from posedrop.index.rows import (
 )
 from posedrop.index.rules import Rules
 from posedrop.index.schema import IndexBusyError
+from posedrop.index.telling import Telling
 
 __all__ = [
     "AnalysisRow",
@@ -61,7 +63,7 @@ _SPELLED_AT_ONCE = 1000
 log = logging.getLogger(__name__)
 
 
-class Index(Events, Files, Analyses, GpuQueue, Pending, Rules):
+class Index(Events, Files, Analyses, GpuQueue, Pending, Rules, Batches, Telling):
     """The index in one SQLite file; safe to use from any number of threads and processes."""
 
     def __init__(self, path: Path, *, timeout: float = 30) -> None:
@@ -69,11 +71,12 @@ class Index(Events, Files, Analyses, GpuQueue, Pending, Rules):
         super().__init__(path, timeout)
         self.on_result = lambda _: None
         self.on_video = lambda _: None
+        self.on_change = lambda _: None
         self._closed = threading.Event()
         self._speller = threading.Thread(target=self._go_on_spelling, name="spelling", daemon=True)
         with schema.translated():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db.enable_wal()
+            schema.enable_wal(self._db, timeout)
             if schema.is_newer(self._db):
                 self.close()
                 raise ConfigurationError(
@@ -83,6 +86,8 @@ class Index(Events, Files, Analyses, GpuQueue, Pending, Rules):
             if not schema.is_current(self._db):
                 with self._write():
                     schema.migrate(self._db)
+            self._is_made = True
+            schema.tell_changes(self._db, self._local.connection.changes)
             if not schema.is_spelled(self._db):
                 self._speller.start()
 
@@ -121,7 +126,10 @@ class Index(Events, Files, Analyses, GpuQueue, Pending, Rules):
         What they don't know stays: events not yet handled, dead letters, which runs were removed.
         """
         with self._write() as db:
-            for table in ("uploaded_file", "analysis", "place", "taken", "pending", "rule"):
+            for table in (
+                *("batch", "batch_film", "telling"),
+                *("uploaded_file", "analysis", "place", "taken", "pending", "rule"),
+            ):
                 db.execute(f"DELETE FROM {table}")  # noqa: S608
             db.execute("DELETE FROM gpu_group")
             db.execute("DELETE FROM event WHERE handled_at IS NOT NULL")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from posedrop.buckets.records import (
-    PendingRequest,
-    RunError,
-)
+from posedrop.buckets.records.requests import PendingRequest
+from posedrop.buckets.records.runs import RunError
 from posedrop.index import rows, schema
 from posedrop.index.database import IndexFile
 from posedrop.index.rows import (

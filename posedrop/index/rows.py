@@ -9,18 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from posedrop.buckets.records import (
-    Artefact,
-    FileState,
-    PendingRequest,
-    Probe,
-    Refusal,
-    Request,
-    Result,
-    RunError,
-    RunState,
-    VideoRecord,
-)
+from posedrop.buckets.records.batches import BatchOver, BatchRequest
+from posedrop.buckets.records.requests import PendingRequest, Request
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.runs import Artefact, RunError, RunState
+from posedrop.buckets.records.videos import FileState, Probe, Refusal, VideoRecord
 from posedrop.errors import ObjectChangedError, RecordError
 
 _UNFINISHED: dict[str, int] = {"waiting": 0, "queued": 1, "running": 2}
@@ -99,6 +92,9 @@ class AnalysisRow:
     sha256: str | None = None
     quality: float | None = None
     quality_reasons: tuple[str, ...] | None = None
+    versions: dict[str, str] | None = None
+    batch: str | None = None
+    notify: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +110,8 @@ class PendingRow:
     force: str | None = None
     analysis_id: str | None = None
     error: RunError | None = None
+    batch: str | None = None
+    notify: tuple[str, ...] = ()
 
     @property
     def is_open(self) -> bool:
@@ -176,7 +174,68 @@ class DeadLetterRow:
     body: str
 
 
-Row = FileRow | AnalysisRow | PendingRow | EventRow | RuleRow | GpuRow | DeadLetterRow
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A batch; ``chunks`` is how many records of its films are known, ``after`` where it goes on.
+
+    ``walked``: all its films are known. ``over``: how it ended.
+    """
+
+    batch_id: str
+    request: BatchRequest
+    created_at: datetime
+    chunks: int = 0
+    after: str | None = None
+    walked: bool = False
+    over: BatchOver | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFilmRow:
+    """A film of a batch, by its place in it, with the state of its run."""
+
+    batch_id: str
+    place: int
+    file_id: str
+    key: str
+    run_id: str | None
+    existed: bool
+    state: str
+    error: RunError | None
+
+
+@dataclass(frozen=True, slots=True)
+class TellingRow:
+    """An end (of a run, of a batch) that an alias is to be told of; ``subject`` is its id.
+
+    ``digest``: the id of the notice that tells of several runs at once. ``tries``: that failed, the
+    last as ``why`` says.
+    """
+
+    told_id: str
+    alias: str
+    event: str
+    subject: str
+    since: datetime
+    due_at: datetime
+    tries: int = 0
+    state: str = "due"
+    digest: str | None = None
+    why: str | None = None
+
+
+Row = (
+    FileRow
+    | AnalysisRow
+    | PendingRow
+    | EventRow
+    | RuleRow
+    | GpuRow
+    | DeadLetterRow
+    | BatchRow
+    | BatchFilmRow
+    | TellingRow
+)
 
 
 def whole_seconds(moment: datetime) -> datetime:
@@ -263,6 +322,8 @@ def requested_analysis(request: Request, run: str, state: RunState) -> AnalysisR
         asked_by=request.asked_by,
         retry_of=request.retry_of.analysis_id if request.retry_of is not None else None,
         sha256=request.sha256,
+        batch=request.batch,
+        notify=tuple(request.notify),
     )
 
 
@@ -290,6 +351,7 @@ def finished_analysis(result: Result, run: str) -> AnalysisRow:
         sha256=result.sha256,
         quality=quality.score if quality is not None else None,
         quality_reasons=tuple(quality.reasons) if quality is not None else None,
+        versions={"analysis": result.analysis_version, **result.versions},
     )
 
 
@@ -305,6 +367,8 @@ def newer_analysis(old: AnalysisRow, new: AnalysisRow) -> AnalysisRow:
         enqueued_at=old.enqueued_at or new.enqueued_at,
         retry_of=old.retry_of or new.retry_of,
         sha256=old.sha256 or new.sha256,
+        batch=old.batch or new.batch,
+        notify=old.notify or new.notify,
     )
 
 
@@ -342,4 +406,6 @@ def pending_row(request: PendingRequest) -> PendingRow:
         args=request.args,
         created_at=request.created_at.astimezone(UTC),
         force=request.force,
+        batch=request.batch,
+        notify=tuple(request.notify),
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from posedrop.buckets.records import (
-    RunError,
-)
+from posedrop.buckets.records.runs import RunError
 from posedrop.index import schema
 from posedrop.index.database import IndexFile
 from posedrop.index.rows import (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -18,9 +19,11 @@ from typing import Any, TypeVar, cast, get_args
 
 from sqlite_utils import Database, Migrations
 
-from posedrop.buckets.records import Artefact, FileState, Probe, RunError, RunState
+from posedrop.buckets.records.batches import BatchOver, BatchRequest
+from posedrop.buckets.records.runs import Artefact, RunError, RunState
+from posedrop.buckets.records.videos import FileState, Probe
 from posedrop.errors import ConfigurationError, PosedropError
-from posedrop.index.rows import AnalysisRow, FileRow, Row
+from posedrop.index.rows import AnalysisRow, BatchRow, FileRow, Row
 from posedrop.index.search import spelled
 
 _UNWRITABLE = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PERM")
@@ -59,7 +62,7 @@ def from_text(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _record_to_text(record: Probe | RunError) -> str:
+def _record_to_text(record: Probe | RunError | BatchRequest | BatchOver) -> str:
     return record.model_dump_json()
 
 
@@ -79,18 +82,25 @@ _CODECS: dict[str, _Codec] = {
     "artefacts": (_artefacts_to_text, _artefacts_from_text),
     "checked_at": _TIME,
     "created_at": _TIME,
+    "due_at": _TIME,
     "enqueued_at": _TIME,
     "error": (_record_to_text, RunError.model_validate_json),
     "finished_at": _TIME,
     "handled_at": _TIME,
     "last_modified": _TIME,
     "metadata": _JSON,
+    "notify": (json.dumps, lambda text: tuple(json.loads(text))),
+    "over": (_record_to_text, BatchOver.model_validate_json),
     "planned": (int, bool),
     "probe": (_record_to_text, Probe.model_validate_json),
     "quality_reasons": (json.dumps, lambda text: tuple(json.loads(text))),
     "received_at": _TIME,
+    "request": (_record_to_text, BatchRequest.model_validate_json),
     "since": _TIME,
     "updated_at": _TIME,
+    "versions": _JSON,
+    "walked": (int, bool),
+    "existed": (int, bool),
 }
 
 
@@ -439,6 +449,127 @@ def _quality(db: Database) -> None:
         db.execute(statement)
 
 
+@_migrations(name="0014_versions")
+def _versions(db: Database) -> None:
+    """Keep the versions that a run was computed with, for who explores the index."""
+    for table in ("analysis", "place"):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN versions TEXT")
+
+
+@_migrations(name="0016_listed")
+def _listed(db: Database) -> None:
+    """Keep, of each order of the runs, all that a list of them is filtered by.
+
+    By these a page is found without a look at the rows themselves, whatever is asked at once. Where
+    a column is a generated one, SQLite does look at the rows: ``put`` writes ``badness`` and
+    ``newness`` from now on.
+    """
+    filters = "state, analysis, model, asked_by"
+    for statement in (
+        "DROP INDEX analysis_by_quality",
+        "DROP INDEX analysis_by_state_and_quality",
+        "DROP INDEX analysis_by_analysis_and_quality",
+        "ALTER TABLE analysis DROP COLUMN badness",
+        "ALTER TABLE analysis DROP COLUMN newness",
+        "ALTER TABLE analysis ADD COLUMN badness REAL NOT NULL DEFAULT -1",
+        "ALTER TABLE analysis ADD COLUMN newness INTEGER NOT NULL DEFAULT 0",
+        "UPDATE analysis SET badness = coalesce(100 - quality, -1), newness = number",
+        f"CREATE INDEX analysis_listed ON analysis (newness, {filters}, key)",
+        f"CREATE INDEX analysis_by_quality_listed ON analysis (badness, newness, {filters}, key)",
+        f"CREATE INDEX analysis_by_name_listed ON analysis (key, newness, {filters})",
+        "CREATE INDEX analysis_by_state_and_quality ON analysis (state, badness, newness)",
+        "CREATE INDEX analysis_by_analysis_and_quality ON analysis (analysis, badness, newness)",
+    ):
+        db.execute(statement)
+
+
+#: States of a batch's film that may change by themselves.
+OPEN_STATES = "('waiting', 'queued', 'running')"
+
+
+@_migrations(name="0017_batches")
+def _batches(db: Database) -> None:
+    """Keep batches with their films, whose states triggers hold to the runs; and who is told.
+
+    In the gpu queue the runs of batches below a first folder are a group of their own, so that
+    what is asked for singly comes between them.
+    """
+    slash = "instr({0}key, '/')"
+    group = (
+        f"CASE {slash} WHEN 0 THEN '' ELSE substr({{0}}key, 1, {slash} - 1) END"
+        " || CASE WHEN {0}batch IS NULL THEN '' ELSE '/batch' END"
+    ).format("new.")
+    state_of_run = "coalesce((SELECT state FROM analysis WHERE analysis_id = new.{0}), 'queued')"
+    set_state = "UPDATE batch_film SET state"
+    is_open = f"state IN {OPEN_STATES}"
+    not_ready = "json_extract(new.error, '$.code') = 'refused'"
+    pending_changed = (
+        f"{set_state} = 'waiting' WHERE run_id = new.pending_id AND new.created_at IS NOT NULL"
+        " AND new.analysis_id IS NULL AND new.error IS NULL;"
+        f" {set_state} = {state_of_run.format('analysis_id')}, run_id = new.analysis_id"
+        " WHERE run_id = new.pending_id AND new.analysis_id IS NOT NULL;"
+        f" {set_state} = CASE WHEN {not_ready} THEN 'refused'"
+        " WHEN json_extract(new.error, '$.code') = 'cancelled' THEN 'cancelled'"
+        " ELSE 'failed' END, error = new.error"
+        " WHERE run_id = new.pending_id AND new.error IS NOT NULL;"
+    )
+    for statement in (
+        "ALTER TABLE analysis ADD COLUMN batch TEXT",
+        "ALTER TABLE analysis ADD COLUMN notify TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE place ADD COLUMN batch TEXT",
+        "ALTER TABLE place ADD COLUMN notify TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE pending ADD COLUMN batch TEXT",
+        "ALTER TABLE pending ADD COLUMN notify TEXT NOT NULL DEFAULT '[]'",
+        "CREATE INDEX analysis_by_state_and_key ON analysis (state, key, analysis_id)",
+        """CREATE TABLE batch (
+            number INTEGER PRIMARY KEY, batch_id TEXT NOT NULL UNIQUE, request TEXT NOT NULL,
+            created_at TEXT NOT NULL, chunks INTEGER NOT NULL DEFAULT 0, after TEXT,
+            walked INTEGER NOT NULL DEFAULT 0, over TEXT)""",
+        "CREATE INDEX batch_open ON batch (number) WHERE over IS NULL",
+        """CREATE TABLE batch_film (
+            batch_id TEXT NOT NULL, place INTEGER NOT NULL, file_id TEXT NOT NULL,
+            key TEXT NOT NULL, run_id TEXT, existed INTEGER NOT NULL, state TEXT NOT NULL,
+            error TEXT, PRIMARY KEY (batch_id, place)) WITHOUT ROWID""",
+        "CREATE INDEX batch_film_by_run ON batch_film (run_id) WHERE run_id IS NOT NULL",
+        "CREATE INDEX batch_film_by_state ON batch_film (batch_id, state, place)",
+        """CREATE TABLE telling (
+            told_id TEXT PRIMARY KEY, alias TEXT NOT NULL, event TEXT NOT NULL,
+            subject TEXT NOT NULL, since TEXT NOT NULL, due_at TEXT NOT NULL,
+            tries INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL, digest TEXT, why TEXT
+            ) WITHOUT ROWID""",
+        "CREATE INDEX telling_due ON telling (state, alias, due_at)",
+        f"CREATE TRIGGER batch_film_analysis_ai AFTER INSERT ON analysis BEGIN {set_state} ="
+        " new.state WHERE run_id = new.analysis_id; END",
+        "CREATE TRIGGER batch_film_analysis_au AFTER UPDATE OF state ON analysis"
+        f" WHEN old.state <> new.state BEGIN {set_state} = new.state"
+        " WHERE run_id = new.analysis_id; END",
+        f"CREATE TRIGGER batch_film_analysis_ad AFTER DELETE ON analysis BEGIN {set_state} ="
+        f" 'gone' WHERE run_id = old.analysis_id AND {is_open}; END",
+        f"CREATE TRIGGER batch_film_pending_ai AFTER INSERT ON pending BEGIN {pending_changed} END",
+        f"CREATE TRIGGER batch_film_pending_au AFTER UPDATE ON pending BEGIN {pending_changed} END",
+        f"CREATE TRIGGER batch_film_pending_ad AFTER DELETE ON pending BEGIN {set_state} ="
+        f" 'gone' WHERE run_id = old.pending_id AND {is_open}; END",
+        "DROP TRIGGER gpu_queue_ai",
+        "DROP TRIGGER gpu_queue_ak",
+        "CREATE TRIGGER gpu_queue_ai AFTER INSERT ON analysis"  # noqa: S608
+        f" WHEN new.{is_open} BEGIN"
+        f" INSERT INTO gpu_queue SELECT new.analysis_id, {group}, new.number, 'waits',"
+        " new.created_at WHERE NOT EXISTS"
+        " (SELECT 1 FROM gpu_queue WHERE analysis_id = new.analysis_id); END",
+        "CREATE TRIGGER gpu_queue_ak AFTER UPDATE OF number, key, batch ON analysis"  # noqa: S608
+        " WHEN new.number <> old.number OR new.key <> old.key OR new.batch IS NOT old.batch BEGIN"
+        " UPDATE gpu_queue SET number = new.number,"
+        f" grp = {group} WHERE analysis_id = new.analysis_id; END",
+    ):
+        db.execute(statement)
+
+
+@_migrations(name="0018_models")
+def _models(db: Database) -> None:
+    """Count the runs of each model without a look at each row: these have all that is counted."""
+    db.execute("CREATE INDEX analysis_by_model ON analysis (model_digest, created_at)")
+
+
 def _as_searched(table: str, row: str) -> str:
     """Return, as SQL, a row's number and what of it is searched."""
     text = f"{row}.key" if table == "uploaded_file" else f"{row}.key || ' ' || {row}.analysis"
@@ -490,19 +621,67 @@ def connect(path: str, timeout: float) -> Database:
     return Database(connection, execute_plugins=False)
 
 
+def enable_wal(db: Database, timeout: float) -> None:
+    """Have a database write ahead; wait up to ``timeout`` seconds for others that open it, too.
+
+    SQLite itself does not wait: who changes the journal's mode while another does is told at once
+    that the database is locked.
+    """
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            db.enable_wal()
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+#: Tables whose changes are told, by the column that names a row.
+_TOLD = {"analysis": "analysis_id", "uploaded_file": "file_id", "gpu_queue": "analysis_id"}
+
+
+#: Rows of one transaction that are told.
+MOST_TOLD = 1000
+
+
+def tell_changes(db: Database, changes: set[tuple[str, str]]) -> None:
+    """Put each row that this connection changes into a set, as (table, id), whoever's SQL it is."""
+
+    # No method of what has the connection: it would be kept by it, and it by that.
+    def told(table: str, identity: str) -> None:
+        if len(changes) < MOST_TOLD:
+            changes.add((table, identity))
+
+    db.conn.create_function("told", 2, told)
+    for table, identity in _TOLD.items():
+        for what, row in (("INSERT", "new"), ("UPDATE", "new"), ("DELETE", "old")):
+            db.execute(
+                f"CREATE TEMP TRIGGER told_{table}_{what.lower()} AFTER {what} ON main.{table}"
+                f" BEGIN SELECT told('{table}', {row}.{identity}); END"
+            )
+
+
 def fetch(db: Database, kind: type[_Row], sql: str, identity: str) -> _Row | None:
     """Return the row that a query for one identity finds."""
     found = db.conn.execute(sql, (identity,)).fetchone()
     return decode(kind, found) if found is not None else None
 
 
-def put(db: Database, table: str, name: str, row: FileRow | AnalysisRow) -> None:
+def put(db: Database, table: str, name: str, row: FileRow | AnalysisRow | BatchRow) -> None:
     """Write a listed row under its identity; inside of the caller's transaction."""
     values = encode(row)
     number = number_of(row.created_at, values[name])
     taken = f"SELECT 1 FROM {table} WHERE number = ? AND {name} <> ?"  # noqa: S608
     while db.conn.execute(taken, (number, values[name])).fetchone() is not None:
         number += 1
+    if table == "analysis" and isinstance(row, AnalysisRow):
+        # By the one, runs of the lowest score come first, and those without one last; the other is
+        # the number: of that, beside another column, SQLite looks up no key.
+        values["badness"] = -1 if row.quality is None else 100 - row.quality
+        values["newness"] = number
     upsert(db, table, name, {"number": number, **values})
 
 
@@ -527,9 +706,14 @@ def translated() -> Iterator[None]:
         raise _failure(error) from error
 
 
+def _is_busy(error: Exception) -> bool:
+    name = getattr(error, "sqlite_errorname", "") or ""
+    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
 def _failure(error: sqlite3.Error | OSError) -> Exception:
     name = getattr(error, "sqlite_errorname", "") or ""
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+    if _is_busy(error):
         return IndexBusyError("The index is locked by another process; try again.")
     if name.startswith(_UNWRITABLE) or isinstance(error, OSError):
         return IndexBusyError(

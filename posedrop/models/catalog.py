@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-from posedrop.buckets.records import Model, ModelFile
+from posedrop.buckets.records.models import Model, ModelFile
 from posedrop.buckets.storage import Storage
 from posedrop.errors import BadRequestError, RecordError
 from posedrop.models import zoo

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from posedrop.buckets.records import Model, ModelFile, ModelRef
+from posedrop.buckets.records.models import Model, ModelFile, ModelRef
 from posedrop.buckets.storage import Storage
 from posedrop.errors import ModelError, ObjectChangedError, RecordError
 from posedrop.hashing import sha256_of

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from posedrop.buckets.records import Model, ModelFile
+from posedrop.buckets.records.models import Model, ModelFile
 from posedrop.errors import BadRequestError, ModelError
 from posedrop.hashing import sha256_of
 from posedrop.models import zoo

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from posedrop.buckets.records import Model, ModelFile
+from posedrop.buckets.records.models import Model, ModelFile
 from posedrop.buckets.storage import Storage
 from posedrop.models.catalog import MODEL_RECORD
 from posedrop.models.packing import plan_push

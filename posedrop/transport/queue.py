@@ -25,7 +25,7 @@ from posedrop.errors import PosedropError
 CPU = "cpu"
 GPU = "gpu"
 #: Which queue an actor's messages wait in.
-QUEUE_OF = {"ingest": CPU, "infer": GPU, "render": CPU, "derive": CPU}
+QUEUE_OF = {"ingest": CPU, "infer": GPU, "finish": CPU, "render": CPU, "derive": CPU}
 
 
 #: Seconds that a job of the cpu queue lets events go first, at most: it must not wait for ever.

@@ -1,4 +1,4 @@
-"""One lab for all end-to-end tests that leave it running."""
+"""One lab for all end-to-end tests that leave it running; it ends with the last of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.lab import Embedded, Lab, Servers
 from tests.support.samples import Sample, free_box, sample
 
 
-@pytest.fixture(scope="session", params=["embedded", "minio-redis"])
+@pytest.fixture(scope="package", params=["embedded", "minio-redis"])
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A running posedrop, on each of the stacks."""
     data = tmp_path_factory.mktemp("lab") / "data"
@@ -29,13 +29,13 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     assert lab.stop() == 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for films that tests cut and draw."""
     return tmp_path_factory.mktemp("films")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def mouse(films: Path) -> Sample:
     """60 frames of a mouse and a model that knows it."""
     return sample(films, 60)
@@ -50,7 +50,7 @@ def clip(films: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model(lab: Lab, mouse: Sample) -> str:
     """The name of the mouse's model, pushed as a user pushes it."""
     lab.posedrop("models", "push", str(mouse.model), "--name", "mouse")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from sleap_io import load_slp
 
 from tests.support.analysed import copied
 from tests.support.lab import Lab
@@ -67,8 +69,40 @@ def test_deeplabcuts_own_tools_take_a_folders_results(
     copied_as = name.replace("Mäuse.2", "copy")  # by its own film's name
     lab.until(lambda: all(copied_as in _names(lab, key) for key in AGAIN), "copies")
     _use_deeplabcut(flat, copied(mouse.model, tmp_path / "project"), mouse.bodyparts)
+    _correct(lab, f"flat/{FILMS[1]}", copied(mouse.model, tmp_path / "corrected"), tmp_path)
     spoiled = lab.posedrop("download", "flat/", "--flat", str(flat), check=False)
     assert (spoiled.returncode, spoiled.stderr.count("is another file")) == (1, 6)
+
+
+def _correct(lab: Lab, key: str, project: Path, folder: Path) -> None:
+    """Correct frames of a film as napari-deeplabcut does, and begin to train the project again."""
+    import deeplabcut
+
+    asked = {"analysis": "outliers", "args": {"by": "list", "frames": [2, 5, 9]}}
+    answer = lab.http.post("/analyse", json={"file_id": lab.file(key)["file_id"], **asked})
+    over = lab.over(answer.json()["analysis_id"])
+    assert over["status"] == "succeeded", over
+    assert over["result"]["details"]["frames"] == [2, 5, 9]
+    lab.posedrop("download", over["analysis_id"], "--to", str(folder / "frames"))
+    assert [f.frame_idx for f in load_slp(str(folder / "frames" / "frames.pkg.slp"))] == [2, 5, 9]
+    with zipfile.ZipFile(folder / "frames" / "labeled-data.zip") as archive:
+        archive.extractall(project)
+    config = project / "config.yaml"
+    known = yaml.safe_load(config.read_text())
+    (below,) = (project / "labeled-data").iterdir()
+    assert below.name == Path(key).stem
+    labels = pd.read_hdf(below / "machinelabels-iter0.h5")
+    assert isinstance(labels, pd.DataFrame)
+    labels = labels.drop("likelihood", axis=1, level="coords")
+    labels.columns = labels.columns.set_levels([known["scorer"]], level="scorer")
+    labels.to_hdf(below / f"CollectedData_{known['scorer']}.h5", key="df_with_missing", mode="w")
+    film = str(project / "videos" / Path(key).name)
+    known |= {"project_path": str(project), "video_sets": {film: {"crop": "0, 320, 0, 240"}}}
+    config.write_text(yaml.safe_dump(known))
+    deeplabcut.merge_datasets(str(config))
+    assert yaml.safe_load(config.read_text())["iteration"] == 1
+    (split,) = deeplabcut.create_training_dataset(str(config), userfeedback=False)
+    assert sum(map(len, split[2])) == 3
 
 
 def _names(lab: Lab, video: str) -> set[str]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -94,9 +95,16 @@ def test_old_videos_are_cleaned_up(tmp_path: Path) -> None:
             ),
             "the old video to be gone",
         )
-        assert lab.get("/files")["items"] == []
+        # The index follows the bucket, a moment later.
+        lab.until(lambda: lab.get("/files")["items"] == [], "the index to forget it")
     finally:
         assert lab.stop() == 0
+
+
+def way_of(over: dict[str, Any]) -> tuple[str, int]:
+    """Return how a run computed: by which convolutions, and how many frames at once."""
+    tuning = over["result"]["details"]["tuning"]
+    return tuning["convolutions"], tuning["batch_size"]
 
 
 def test_a_killed_inference_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
@@ -107,7 +115,7 @@ def test_a_killed_inference_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         lab.posedrop("models", "push", str(mouse.model), "--name", "mouse")
         lab.s3().upload_file(str(mouse.film), "videos", "a.mp4")
         file_id = lab.file("a.mp4")["file_id"]
-        args = {"model": "mouse", "precision": "fp32", "stop": 120}
+        args = {"model": "mouse", "precision": "fp32", "batch_size": 2, "stop": 60}
         killed = lab.ask(file_id, "deeplabcut_2d", args).json()["analysis_id"]
         parts = lab.until(lambda: parts_of(lab), "a checkpoint", 300)
         network = subprocess.run(
@@ -122,8 +130,14 @@ def test_a_killed_inference_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         assert (over["status"], over["result"]["attempts"]) == ("succeeded", 3)
         assert parts
         assert parts_of(lab) == []
-        whole = lab.ask(file_id, "deeplabcut_2d", args, force=True).json()["analysis_id"]
-        assert lab.over(whole, seconds=400)["status"] == "succeeded"
+        # Each run finds by timing in which way to compute; other ways, other last bits.
+        for _ in range(4):
+            whole = lab.ask(file_id, "deeplabcut_2d", args, force=True).json()["analysis_id"]
+            again = lab.over(whole, seconds=400)
+            assert again["status"] == "succeeded"
+            if way_of(again) == way_of(over):
+                break
+        assert way_of(again) == way_of(over)
         tables = []
         for analysis_id in (killed, whole):
             lab.posedrop("download", analysis_id, "--to", str(tmp_path / analysis_id))

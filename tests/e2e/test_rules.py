@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 from boto3.s3.transfer import TransferConfig
 
 from posedrop.buckets import layout
@@ -94,3 +95,48 @@ def test_a_mounts_film_has_one_run_and_no_refusal(lab: Lab, clip: Path) -> None:
         assert lab.file(key, "ready")["refusal"] is None
         lab.until(lambda key=key: below(s3, f"{key}/", "/result.json"), f"a run of {key}")
         assert len(below(s3, f"{key}/", "/request.json")) == 1
+
+
+def test_a_rule_is_kept_by_the_api(lab: Lab, clip: Path) -> None:
+    """PUT /rule writes what would be followed, where the caller has seen what is there."""
+    s3 = lab.s3()
+    s3.upload_file(str(clip), "videos", "kept/day1/a.mp4")
+    file_id = lab.file("kept/day1/a.mp4")["file_id"]
+    wanted = {"analysis": "dummy", "args": {"seconds": 0.07}}
+
+    def put(body: dict[str, Any], **headers: str) -> httpx.Response:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return lab.http.put("/rule", params={"folder": "kept/"}, json=body, headers=names)
+
+    # It is planned a moment after it is ready.
+    lab.until(lambda: lab.get("/rule", folder="kept/day1/")["waiting"], "the film to wait")
+    assert lab.get("/rule", folder="kept/day1/") | {"films": []} == {
+        "rule": "kept/day1/posedrop.json",
+        "etag": None,
+        "analysis": None,
+        "args": {},
+        "existing": True,
+        "problem": None,
+        "waiting": 1,
+        "more": False,
+        "films": [],
+    }
+    assert put(wanted).status_code == 422
+    assert put(wanted, If_None_Match="*", If_Match='"x"').status_code == 422
+    refused = put({"analysis": "dummy", "args": {"seconds": -1, "x": 1}}, If_None_Match="*")
+    assert [each["loc"] for each in refused.json()["error"]["errors"]] == [
+        ["args", "seconds"],
+        ["args", "x"],
+    ]
+    assert put(wanted, If_Match='"0123"').status_code == 412
+    assert not below(s3, "kept/", "posedrop.json")
+    kept = put(wanted, If_None_Match="*").json()
+    assert (kept["waiting"], kept["films"]) == (1, ["kept/day1/a.mp4"])
+    # Followed before it is replaced: the next one lets alone what is there.
+    assert lab.over(lab.run_of(file_id))["status"] == "succeeded"
+    assert put(wanted | {"existing": False}, If_None_Match="*").status_code == 412
+    again = put(wanted | {"existing": False}, If_Match=f'"{kept["etag"]}"').json()
+    assert (again["waiting"], again["existing"]) == (0, False)
+    assert lab.get("/rule", folder="kept")["waiting"] == 0
+    for folder in ("../", "a//b/", "a/./b", "x\ny", "é" * 600):
+        assert lab.http.get("/rule", params={"folder": folder}).status_code == 422

@@ -74,6 +74,7 @@ def test_a_presigned_put_ends_in_poses_plots_and_a_labelled_video(
         "likelihood.png",
         "predictions.npz",
         "timestamps.csv",
+        "viewer.bin",
         "run.log",
     }
     lab.posedrop("download", analysis_id, "--to", str(tmp_path))
@@ -129,7 +130,9 @@ def test_poses_come_in_other_formats(lab: Lab, mouse: Sample, model: str, tmp_pa
     command = [tool("curl"), *words, f"{lab.url}/download/{run}/poses.nwb"]
     subprocess.run(command, check=True, capture_output=True)
     lab.posedrop("export", run, "nwb", "--to", str(tmp_path))
-    assert (tmp_path / "a.nwb").read_bytes() == (tmp_path / "poses.nwb").read_bytes()
+    lab.posedrop("export", run, "--to", str(tmp_path / "deep" / "b.NWB"), "--again")
+    for path in (tmp_path / "poses.nwb", tmp_path / "deep" / "b.NWB"):
+        assert (tmp_path / "a.nwb").read_bytes() == path.read_bytes()
     assert "DeepLabCut 3.0.2" in lab.posedrop("methods", run).stdout
     with Client(lab.url, lab.api_token) as client:
         table, poses = client.table(run), client.poses(run)
@@ -140,6 +143,30 @@ def test_poses_come_in_other_formats(lab: Lab, mouse: Sample, model: str, tmp_pa
     x = poses.position.sel(space="x", keypoints=part).squeeze().values
     scorer = table.columns.get_level_values(0)[0]
     np.testing.assert_array_equal(x, table[scorer][part]["x"].to_numpy())
+
+
+def test_two_runs_are_compared(lab: Lab, mouse: Sample, model: str) -> None:
+    """By curl, by command, and model by model for a folder: the same poses are 0 pixels apart."""
+    file = next(
+        f for f in lab.get("/files", state="ready")["items"] if f["filename"] == mouse.film.name
+    )
+    run = lab.run_of(file["file_id"])
+    with Client(lab.url, lab.api_token) as client:
+        # A higher cutoff is made of the same predictions, whichever way the network was computed.
+        args = {**(client.run(run).result or {})["args"], "pcutoff": 0.9, "style": {"video": False}}
+        other = client.analyse(file["file_id"], "deeplabcut_2d", args).analysis_id
+        assert client.wait(other, seconds=120).has_results
+    words = ["-sSL", "--fail", "--retry", "30", "-H", lab.header]
+    command = [tool("curl"), *words, f"{lab.url}/compare?a={run}&b={other}"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert (found["a"]["analysis_id"], found["b"]["pcutoff"]) == (run, 0.9)
+    assert (found["frames"], found["total"]["most"], found["worst"]) == (60, 0, [])
+    assert "60 frames in both" in lab.posedrop("compare", run, other).stdout
+    folder = ["--prefix", file["key"].rpartition("/")[0], "--model-a", model, "--model-b", model]
+    table = lab.posedrop("compare", *folder).stdout
+    assert [line.split()[0] for line in table.splitlines()] == ["video", file["key"], "total"]
+    told = json.loads(lab.posedrop("compare", *folder, "--json").stdout)
+    assert told["total"]["within_1"] == 1
 
 
 def test_curl_uploads_with_one_line(lab: Lab, clip: Path) -> None:

@@ -106,9 +106,10 @@ def test_nothing_of_it_is_the_checkouts(installed: Installed) -> None:
         "from posedrop import analyses\n"
         "print(handlers.__file__, posedrop.__file__, worker.__file__, *analyses.installed())",
     )
-    *files, brightness, deeplabcut, dummy, superanimal = found.split()
+    *files, brightness, deeplabcut, dummy, outliers, superanimal = found.split()
     assert all(file.startswith(str(installed.folder)) for file in files)
     assert (deeplabcut, dummy, superanimal) == ("deeplabcut_2d", "dummy", "superanimal")
+    assert outliers == "outliers"
     assert brightness == "brightness"
     assert Path(files[1]).with_name("py.typed").is_file()
 

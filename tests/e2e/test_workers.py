@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.support.brokers import Redis
+from tests.support.full_size import size
 from tests.support.lab import Servers
 from tests.support.samples import free_box, sample
 
-DUMMIES = 200
-REAL = 6
+DUMMIES, REAL = size((80, 4), (200, 6))
 
 
 def test_three_workers_share_the_runs_and_make_each_result_once(tmp_path: Path) -> None:
-    """Of 200 idle and 6 real runs each has one result, from one attempt of each of its halves."""
+    """Each idle and each real run has one result, from one attempt of each of its halves."""
     lab = Servers(tmp_path / "data", Redis(tmp_path / "redis"))
     lab.several_gpus = True
     lab.start()

@@ -23,7 +23,7 @@ from typing import Any
 import av
 import av.error
 
-from posedrop.buckets.records import Probe
+from posedrop.buckets.records.videos import Probe
 from posedrop.errors import AnalysisError, ChildDiedError, PosedropError, RefusedVideoError
 from tests.support import videos
 from worker.child.child import Child

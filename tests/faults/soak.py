@@ -71,11 +71,12 @@ class Ledger:
 class Uploads(threading.Thread):
     """Puts one upload after the other, and knows which were acknowledged."""
 
-    def __init__(self, lab: Lab, seed: int, most: int | None) -> None:
+    def __init__(self, lab: Lab, seed: int, most: int | None, outstanding: int) -> None:
         super().__init__(name="uploads", daemon=True)
         self._lab = lab
         self._random = random.Random(seed)
         self._most = most
+        self._outstanding = outstanding
         self._told_to_stop = threading.Event()
         self._environment = lab.aws_environment()
         self._over: set[str] = set()
@@ -86,7 +87,7 @@ class Uploads(threading.Thread):
         s3 = client(self._environment)
         number = 0
         while not self._told_to_stop.is_set() and len(self.acknowledged) != self._most:
-            if self._waiting(s3) >= OUTSTANDING:
+            if self._waiting(s3) >= self._outstanding:
                 time.sleep(0.2)
                 continue
             number += 1
@@ -95,7 +96,7 @@ class Uploads(threading.Thread):
     def _waiting(self, s3: Any) -> int:
         """Return how many are not over yet; the store is asked only where it seems too many."""
         waiting = self.acknowledged.keys() - self._over
-        if len(waiting) >= OUTSTANDING:
+        if len(waiting) >= self._outstanding:
             self._over |= over(s3, waiting, tolerant=True)
         return len(waiting - self._over)
 
@@ -289,6 +290,7 @@ def soak(
     uploads: int | None = None,
     seed: int = 1,
     kinds: list[str] | None = None,
+    outstanding: int = OUTSTANDING,
 ) -> Ledger:
     """Break a running lab until the time is over or the uploads are all there; balance the books.
 
@@ -298,12 +300,13 @@ def soak(
         uploads: how many to acknowledge; None: as many as the time allows.
         seed: of the uploads and the faults.
         kinds: which faults, in this order, once each; None: all, at random, again and again.
+        outstanding: how many uploads may wait; all of those are over before the next fault.
     """
     ledger = Ledger(seed=seed)
     pick = random.Random(seed)
     faults = faults_of(lab)
     s3 = client(lab.aws_environment())
-    uploader = Uploads(lab, seed, uploads)
+    uploader = Uploads(lab, seed, uploads, outstanding)
     uploader.start()
     began = time.monotonic()
     counted: Counter[str] = Counter()

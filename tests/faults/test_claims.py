@@ -13,7 +13,7 @@ import pytest
 
 from posedrop import analyses
 from posedrop.buckets.layout import Run
-from posedrop.buckets.records import Result
+from posedrop.buckets.records.results import Result
 from posedrop.buckets.storage import Storage
 from posedrop.settings import load
 from tests.support import labs

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from handlers.app import create_app
 from handlers.events import follow, letters
 from posedrop import cli
-from posedrop.api import ReplayRequest
+from posedrop.api.letters import ReplayRequest
 from posedrop.index.index import Index
 from posedrop.settings import load
 from posedrop.transport import queue

@@ -11,7 +11,8 @@ from handlers import upload
 from handlers.runs import results
 from handlers.runs.derived import BeingMadeError
 from posedrop.buckets import layout, names
-from posedrop.buckets.records import EXPORTS, Derived, FolderRules
+from posedrop.buckets.records.derived import EXPORTS, Derived
+from posedrop.buckets.records.rules import FolderRules
 from posedrop.errors import BadRequestError, NotFoundError
 from tests.support.memory_storage import RESULTS, VIDEOS, Gate
 from tests.support.world import World

@@ -20,12 +20,15 @@ from handlers import gpu_queue
 from handlers.events import follow, notify
 from handlers.runs import results
 from posedrop.buckets import layout
-from posedrop.buckets.records import Progress, Request, VideoRef, WorkerRecord
+from posedrop.buckets.records.attempts import Progress
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.videos import VideoRef
+from posedrop.buckets.records.workers import WorkerRecord
 from posedrop.index.index import Index
 from posedrop.transport import queue
 from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
 from tests.support.samples import PROBE
-from tests.support.world import Child, World
+from tests.support.world import Child, World, new_index
 from worker.jobs import claim
 from worker.jobs.claim import Claim
 
@@ -529,7 +532,9 @@ def test_no_group_waits_longer_than_one_run_of_each_other(steps: list[Any], tick
 def opened(stack: contextlib.ExitStack) -> Index:
     """An index of its own."""
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    index = Index(Path(folder) / "index.sqlite")
+    file = Path(folder) / "index.sqlite"
+    file.write_bytes(new_index())
+    index = Index(file)
     stack.callback(index.close)
     return index
 

@@ -13,9 +13,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.faults import soak
 from tests.support import labs
+from tests.support.full_size import size
 from tests.support.lab import Embedded, Lab
 
-CLIENTS, KILLS = 8, 6
+CLIENTS = 8
+KILLS = size(3, 6)
 
 
 class Crowd:
@@ -63,7 +65,7 @@ def kill_handlers(lab: Lab) -> None:
 
 def _are_over(lab: Lab, acknowledged: dict[str, str]) -> bool:
     """Tell whether each has the record that it should end with; gently, for the lab is busy."""
-    time.sleep(3)
+    time.sleep(1)
     there = labs.objects(lab, "crowd/").keys()
     results = {key.rsplit("/", 2)[0] for key in there if key.endswith("/result.json")}
     return all(
@@ -72,7 +74,9 @@ def _are_over(lab: Lab, acknowledged: dict[str, str]) -> bool:
     )
 
 
-@pytest.mark.parametrize(("stack", "uploads"), [("servers", 400), ("embedded", 150)])
+@pytest.mark.parametrize(
+    ("stack", "uploads"), [("servers", size(120, 400)), ("embedded", size(60, 150))]
+)
 def test_handlers_killed_while_a_crowd_uploads(
     request: pytest.FixtureRequest, stack: str, uploads: int
 ) -> None:

@@ -13,9 +13,10 @@ import pytest
 from handlers import upload
 from handlers.runs import pending, results
 from handlers.upkeep import reingest
-from posedrop import api
+from posedrop.api.files import ReingestRequest
 from posedrop.buckets import layout
-from posedrop.buckets.records import Attempt, VideoRecord
+from posedrop.buckets.records.attempts import Attempt
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.errors import (
     AnalysisError,
     ChildDiedError,
@@ -406,7 +407,7 @@ def test_looking_anew_may_be_cut_short(world: World, after: bool) -> None:
     refused_of_old(world, *keys)
     for at, key in enumerate(keys, 1):
         with world.storage.gate(Gate(at, after=after)), contextlib.suppress(Crash):
-            reingest.reingest(world.context, api.ReingestRequest(prefix=key))
+            reingest.reingest(world.context, ReingestRequest(prefix=key))
     world.messages()  # are lost
     world.close()
     world.open()
@@ -453,7 +454,7 @@ def test_asking_for_it(world: World) -> None:
     world.storage.put(VIDEOS, "day1/fine.mp4", b"fine")
     world.settle()
     world.child = decoder = Decoder(FAULTS[0])
-    answer = reingest.reingest(world.context, api.ReingestRequest(prefix="day1/"))
+    answer = reingest.reingest(world.context, ReingestRequest(prefix="day1/"))
     assert {item.key for item in answer.items} == {"day1/a.mp4", "day1/b.mp4"}
     assert answer.next is None
     row = world.context.index.file_by_key(VIDEOS, "day1/a.mp4")
@@ -509,7 +510,7 @@ def test_what_is_too_large_is_not_downloaded(world: World) -> None:
     world.settings = world.settings.model_copy(update={"max_video_bytes": 100})
     world.close()
     world.open()
-    world.storage.put(VIDEOS, "uploads/aaaaaaaaaaaaaaaa/large.mp4", bytes(101))
+    world.storage.put(VIDEOS, f"uploads/{layout.new_file_id('a' * 12)}/large.mp4", bytes(101))
     world.settle()
     (row,) = world.context.index.files().rows
     assert (row.state, row.refusal_reason) == ("refused", "too_many_bytes")

@@ -17,7 +17,8 @@ from handlers.runs import pending, results, start
 from posedrop import analyses
 from posedrop.analyses import Analysis
 from posedrop.buckets import layout
-from posedrop.buckets.records import Progress, Result
+from posedrop.buckets.records.attempts import Progress
+from posedrop.buckets.records.results import Result
 from posedrop.errors import AnalysisError, ChildDiedError
 from tests.support.index_rows import judged, result_of
 from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate

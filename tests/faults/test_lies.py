@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.names import Naming
-from posedrop.buckets.records import Result, VideoRecord
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.errors import StorageError
 from tests.support.memory_storage import RESULTS, VIDEOS
 from tests.support.world import DETAILS, Child, World

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from posedrop import api
+from posedrop.api.files import ReingestRequest
 from posedrop.buckets import layout
-from posedrop.buckets.records import Planned, Result, VideoRecord
+from posedrop.buckets.records.planned import Planned
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.videos import VideoRecord
 from posedrop.errors import PosedropError
 from posedrop.index.index import AnalysisRow, FileRow
 from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
@@ -121,7 +124,7 @@ class Machine(RuleBasedStateMachine):
         """POST /reingest, which may be cut short."""
         from handlers.upkeep import reingest
 
-        wanted = api.ReingestRequest(prefix=key)
+        wanted = ReingestRequest(prefix=key)
         self._call(lambda: reingest.reingest(self.world.context, wanted), at)
 
     # -- what happens by itself
@@ -301,7 +304,7 @@ class Machine(RuleBasedStateMachine):
         made: dict[str, dict[str, str]] = {}
         for run in ended & requests:
             result = Result.model_validate_json(objects[f"{run}/result.json"].data)
-            files = {artefact.name: artefact.sha256 for artefact in result.artefacts}
+            files = {artefact.plain_name: artefact.sha256 for artefact in result.artefacts}
             # The child makes other bytes each time: one that ran twice has two of them.
             assert made.setdefault(result.analysis_id, files) == files or result.sha256 in touched
             assert run.startswith(f"{layout.video_prefix(VIDEOS, result.video.key)}/")
@@ -334,7 +337,8 @@ class Machine(RuleBasedStateMachine):
         files: list[FileRow] = index.files(limit=1000).rows
         runs: list[AnalysisRow] = index.analyses(limit=1000).rows
         states = {row.file_id: (row.key, row.etag, row.state, row.sha256) for row in files}
-        return states | {row.analysis_id: (row.run, row.state, row.artefacts) for row in runs}
+        # All that lists show of a run, but for when a message was sent last.
+        return states | {row.analysis_id: replace(row, enqueued_at=None) for row in runs}
 
 
 def _made_of(row: AnalysisRow, content: bytes) -> bool:

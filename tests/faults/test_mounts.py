@@ -10,7 +10,7 @@ import pytest
 from handlers.events import follow
 from handlers.runs import pending
 from posedrop.buckets import layout
-from posedrop.buckets.records import VideoRecord
+from posedrop.buckets.records.videos import VideoRecord
 from tests.support.memory_storage import RESULTS, VIDEOS
 from tests.support.world import World
 

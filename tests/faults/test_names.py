@@ -13,7 +13,8 @@ from handlers.runs import copies, pending, results
 from handlers.runs.results import GoneError
 from posedrop.buckets import layout
 from posedrop.buckets.names import stem_of
-from posedrop.buckets.records import Request, Result
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.results import Result
 from posedrop.errors import AnalysisError, BadRequestError, NotFoundError
 from tests.faults.test_kept import FILE_ID, NETWORK, TABLES, Lab, installed, lab
 from tests.faults.test_kept import FILM as FIRST

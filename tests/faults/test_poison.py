@@ -11,7 +11,7 @@ import pytest
 
 from posedrop import analyses
 from posedrop.buckets import layout
-from posedrop.buckets.records import Result
+from posedrop.buckets.records.results import Result
 from posedrop.errors import StorageError
 from tests.support import labs
 from tests.support.lab import Servers

@@ -11,7 +11,7 @@ from tests.support.brokers import RabbitMQ
 from tests.support.lab import Servers
 
 #: Milliseconds that the broker gives a job, scaled down from half an hour.
-CONSUMER_TIMEOUT = 5000
+CONSUMER_TIMEOUT = 2500
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from handlers import upload
 from handlers.runs import pending, results
 from handlers.upkeep import retention
-from posedrop import api
+from posedrop.api.retention import ExpireRequest
 from posedrop.buckets import layout
 from posedrop.buckets.storage import UnfinishedUpload
 from posedrop.errors import BadRequestError
@@ -190,9 +190,9 @@ def test_more_than_a_share_waits_for_a_person(make: Make) -> None:
     assert {item.key for item in said.items} == {f"{n}.mp4" for n in (0, 1, 2, 4)}
     assert all("older than 90 days: 2026-01-01" in item.why for item in said.items)
     with pytest.raises(BadRequestError, match="4 films and runs are due now, more than 3"):
-        retention.expire(world.context, api.ExpireRequest(due=3))
+        retention.expire(world.context, ExpireRequest(due=3))
     assert len(films(world)) == 6
-    done = retention.expire(world.context, api.ExpireRequest(due=4))
+    done = retention.expire(world.context, ExpireRequest(due=4))
     assert (done.expired, done.undeletable) == (4, 0)
     assert films(world) == {"3.mp4", "posedrop.json"}
     assert world.context.notices == {}
@@ -208,11 +208,15 @@ def left(world: World) -> set[str]:
 OLD_LAB = {"expire_share": 1, "orphans": "delete", "max_video_bytes": 1000}
 
 
+def upload_id(name: str) -> str:
+    return layout.new_file_id(layout.make_id(name))
+
+
 def old_lab(make: Make) -> World:
     """Films that are due in each way, films that are not, and what is pinned."""
     world = make(**OLD_LAB)
     fill(world, "a/1.mp4", "a/2.mp4", "b/kept.mp4", "c/gone.mp4", "d/copied.mp4")
-    fill(world, f"uploads/{'a' * 16}/large.mp4", size=2000)
+    fill(world, f"uploads/{upload_id('large')}/large.mp4", size=2000)
     pin(world, "b/", True)
     # The same content under two names, one of which is new.
     world.storage.put(VIDEOS, "a/same.mp4", b"film of two names")
@@ -233,7 +237,7 @@ def sweep(world: World) -> None:
 
 def command(world: World) -> None:
     """`posedrop expire`."""
-    retention.expire(world.context, api.ExpireRequest(due=100))
+    retention.expire(world.context, ExpireRequest(due=100))
 
 
 class AfterChange(Gate):
@@ -300,7 +304,7 @@ def test_films_that_are_gone_make_no_share_of_those_that_are_there(make: Make) -
     assert (found.held_back, found.expired) == (10, 0)
     assert len(films(world)) == 3
     assert len(analysed(world)) == 10
-    retention.expire(world.context, api.ExpireRequest(due=10))
+    retention.expire(world.context, ExpireRequest(due=10))
     world.settle()
     assert films(world) == analysed(world) == set()
 
@@ -339,7 +343,7 @@ def test_what_was_replaced_or_copied_onto_itself_is_new(make: Make) -> None:
     assert due.due == 3
     world.storage.put(VIDEOS, "replaced.mp4", b"another film")
     world.storage.put(VIDEOS, "copied.mp4", b"film copied.mp4")
-    assert retention.expire(world.context, api.ExpireRequest(due=3)).expired == 1
+    assert retention.expire(world.context, ExpireRequest(due=3)).expired == 1
     assert films(world) == {"replaced.mp4", "copied.mp4"}
 
 
@@ -403,7 +407,7 @@ def test_a_rule_that_keeps_says_nothing_of_analyses(make: Make) -> None:
 def test_an_upload_over_the_limit_goes_after_a_week(make: Make) -> None:
     """Below uploads/<file_id>/ alone, unless it is pinned or the limit is higher by now."""
     world = make(retention_days=None, max_video_bytes=100)
-    keys = [f"uploads/{layout.make_id(name)}/{name}.mp4" for name in ("large", "pinned", "small")]
+    keys = [f"uploads/{upload_id(name)}/{name}.mp4" for name in ("large", "pinned", "small")]
     for key in keys:
         world.storage.put(VIDEOS, key, key.encode().ljust(50 if "small" in key else 101))
     world.storage.put(VIDEOS, "day1/large.mp4", bytes(101))
@@ -479,16 +483,16 @@ def test_what_never_came_is_given_up_when_its_urls_are_over(make: Make) -> None:
     """The row goes, and the question; a film that comes in time is analysed as was asked."""
     world = make()
     for name in ("never", "late", "came"):
-        file_id = layout.make_id(name)
+        file_id = upload_id(name)
         key = f"uploads/{file_id}/{name}.mp4"
         world.context.index.expect_file(file_id, VIDEOS, key, world.clock())
     asked = {
-        name: pending.ask(world.context, layout.make_id(name), "dummy", {"seconds": 7}, force=False)
+        name: pending.ask(world.context, upload_id(name), "dummy", {"seconds": 7}, force=False)
         for name in ("never", "came")
     }
     world.clock.pass_(DAY)
     world.settle()
-    world.storage.put(VIDEOS, f"uploads/{layout.make_id('came')}/came.mp4", b"came")
+    world.storage.put(VIDEOS, f"uploads/{upload_id('came')}/came.mp4", b"came")
     world.settle()
     for ahead in (365, 0):  # what the handlers' clock says is of no importance to a question
         world.set_handlers_ahead(timedelta(days=ahead))
@@ -504,7 +508,7 @@ def test_what_never_came_is_given_up_when_its_urls_are_over(make: Make) -> None:
     answer = results.read(world.context, asked["never"].analysis_id)
     assert answer.error is not None
     assert (answer.status, answer.error.code) == ("failed", "never_uploaded")
-    world.storage.put(VIDEOS, f"uploads/{layout.make_id('late')}/late.mp4", b"late")
+    world.storage.put(VIDEOS, f"uploads/{upload_id('late')}/late.mp4", b"late")
     world.settle()
     assert len(index.analyses(state="succeeded").rows) == 2
     world.lose_index()
@@ -739,7 +743,7 @@ def test_in_whatever_order_nothing_goes_that_must_not(
                     world.tell(told)
                 case "expire":
                     due = retention.describe(world.context).due
-                    retention.expire(world.context, api.ExpireRequest(due=due))
+                    retention.expire(world.context, ExpireRequest(due=due))
             assert wrongly == []
     finally:
         world.end()

@@ -16,7 +16,8 @@ from handlers.runs import pending, results, rules, waiting
 from handlers.upkeep import reconcile
 from posedrop import analyses
 from posedrop.buckets import layout
-from posedrop.buckets.records import Planned, WrongRule
+from posedrop.buckets.records.planned import Planned
+from posedrop.buckets.records.rules import WrongRule
 from posedrop.index.index import Index
 from tests.support.memory_storage import RESULTS, VIDEOS, Gate
 from tests.support.world import World

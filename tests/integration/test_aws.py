@@ -205,6 +205,6 @@ def test_the_page_may_put_into_the_bucket(aws: Aws) -> None:
     own = asked_first("https://lab.example")
     assert own.status_code == 200, own.text
     assert own.headers["Access-Control-Allow-Origin"] == "https://lab.example"
-    assert own.headers["Access-Control-Allow-Methods"] == "PUT"
+    assert own.headers["Access-Control-Allow-Methods"] == "GET, PUT"  # the viewer reads, too
     assert own.headers["Access-Control-Allow-Headers"] == "*"
     assert asked_first("https://evil.example").status_code == 403

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -15,9 +16,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
+from click.testing import CliRunner
 
 from handlers.app import create_app
+from posedrop import cli
+from posedrop.doctor import api as doctor_of_api
 from posedrop.transport import queue
 from tests.support.bootstrapped import BUCKETS, POSEDROP, Store, Webhook, keys_of
 from tests.support.brokers import RabbitMQ
@@ -27,6 +32,7 @@ from tests.support.minio_server import (
     ROOT_SECRET_KEY,
     MinioServer,
 )
+from tests.support.receivers import receiver
 from tests.support.serving import serving
 from tests.support.tools import find_free_port, tool
 
@@ -346,3 +352,51 @@ LISTED = {
         }
     ],
 }
+
+
+def test_aliases_are_tried_and_the_doctor_names_those_that_nobody_is_told_by(
+    store: Store, tmp_path: Path
+) -> None:
+    """`posedrop notify ls` and `test`, and no word of theirs or the doctor's has a secret."""
+    store.s3("ROOT").put_object(
+        Bucket="videos",
+        Key="told/posedrop.json",
+        Body=b'{"analysis": "dummy", "notify": ["lims", "gone"]}',
+    )
+    with receiver([204, 500]) as server:
+        urls = {
+            "lims": f"http://{server.address}/T0KEN#whsec_{'S3CRET00' * 4}",
+            "typo": "mailtoo://user:S3CRET@example.org/T0KEN",
+        }
+        settings = store.settings(
+            data_dir=tmp_path,
+            events_token=EVENTS_TOKEN,
+            api_token="t",
+            notify_urls=urls,
+            notify_allow_private=True,
+        )
+        with serving(create_app(settings, queue.connect("stub://"))) as url:
+            environment = store.environment(POSEDROP_URL=url, POSEDROP_API_TOKEN="t")
+            runner = CliRunner()
+            tried = [
+                runner.invoke(cli.main, ["notify", *words.split()], env=environment)
+                for words in ("test lims", "test lims", "test nobody", "ls", "again lims")
+            ]
+            headers = {"Authorization": "Bearer t"}
+            end = time.monotonic() + 30
+            while not httpx.get(f"{url}/notify/check", headers=headers).json()["rules"]:
+                assert time.monotonic() < end, "the rule was not seen"
+                time.sleep(0.1)
+            found = list(doctor_of_api.notices(store.settings(url=url, api_token="t")))
+    assert [each.exit_code for each in tried] == [0, 1, 1, 0, 0]
+    assert "lims has taken it" in tried[0].output
+    assert "lims was not reached: it answered 500" in tried[1].output
+    assert "POSEDROP_NOTIFY_URLS has: lims, typo" in tried[2].output
+    assert json.loads(server.got[0][1])["type"] == "test"
+    said = {each.state: each.message for each in found}
+    assert said == {
+        "fail": "typo: its URL is none that apprise knows: correct it in POSEDROP_NOTIFY_URLS",
+        "warn": "told/posedrop.json names 'gone', of whom the server does not know",
+    }
+    words = "".join(each.output for each in tried) + repr(found)
+    assert not any(secret in words for secret in ("S3CRET", "T0KEN", "whsec"))

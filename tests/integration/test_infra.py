@@ -57,9 +57,9 @@ def mounts(service: str) -> dict[str, str]:
 # -- docker-compose.yml ----------------------------------------------------------------------------
 
 
-def compose_reads(file: Path) -> subprocess.CompletedProcess[str]:
-    """Have Compose's own library read a file, and check it against the specification."""
-    command = [tool("compose-go"), "--no-interpolation", "--format", "json", str(file)]
+def compose_reads(*files: Path) -> subprocess.CompletedProcess[str]:
+    """Have Compose's own library read files, and check them against the specification."""
+    command = [tool("compose-go"), "--no-interpolation", "--format", "json", *map(str, files)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -71,6 +71,22 @@ def test_compose_takes_the_file(tmp_path: Path) -> None:
     slip = tmp_path / "docker-compose.yml"
     slip.write_text(COMPOSE_FILE.read_text().replace("read_only:", "readonly:"))
     assert compose_reads(slip).returncode != 0
+
+
+def test_handlers_have_a_way_out_with_notify_alone() -> None:
+    """Beside what they have without it; nobody else gets one, and no port is opened."""
+
+    def services(*files: Path) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(compose_reads(*files).stdout)["services"]
+        return found
+
+    without, with_it = services(COMPOSE_FILE), services(COMPOSE_FILE, INFRA / "notify.yml")
+    before, after = without.pop("handlers"), with_it.pop("handlers")
+    assert with_it == without
+    assert set(after["networks"]) - set(before["networks"]) == {"edge"}
+    assert "ports" not in after
+    secrets = [each["source"] for each in after["secrets"]]
+    assert secrets == [each["source"] for each in before["secrets"]] + ["posedrop_notify_urls"]
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -112,13 +112,18 @@ LISTS = ("list", "list versions")
 PARTS = ("", "parts/", ".../parts/", ".../derived/")
 #: All that is allowed; whatever else is, is a hole.
 ALLOWED = {
-    "PRESIGN": {f"{action} videos/uploads/" for action in (*WRITES, *ABORT)},
+    "PRESIGN": {
+        f"{action} {place}"
+        for action in (*WRITES, *ABORT)
+        for place in ("videos/", "videos/uploads/")
+    },
     "HANDLERS": {
         *(f"{action} {place}" for action in READS for place in PLACES if place != "other/"),
         *(f"{action} videos/uploads/" for action in WRITES),
         *(f"{action} results/{part}" for action in WRITES for part in PARTS),
         *(f"abort {place}" for place in PLACES if place.startswith(("videos/", "results/"))),
         *(f"list uploads {bucket}" for bucket in ("videos", "results")),
+        *(f"list parts {place}" for place in PLACES if place.startswith("videos/")),
         *(f"delete {place}" for place in PLACES if place not in {"models/", "other/"}),
         *(f"copy from videos {place}" for place in PLACES if place in {"videos/uploads/"}),
         *(f"copy from videos {place}" for place in PLACES if place.startswith("results/")),

@@ -10,7 +10,7 @@ from pathlib import Path
 from handlers.context import Context
 from handlers.upkeep import reconcile
 from posedrop.buckets import layout
-from posedrop.buckets.records import VideoRecord, VideoRef
+from posedrop.buckets.records.videos import VideoRecord, VideoRef
 from posedrop.buckets.storage import Storage
 from posedrop.index.index import Index
 from posedrop.transport import queue

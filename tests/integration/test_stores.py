@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 from posedrop.buckets import storage as storage_module
 from posedrop.buckets.names import Naming, stem_of
 from posedrop.buckets.presigned import content_disposition
-from posedrop.buckets.records import Duplicate
+from posedrop.buckets.records.videos import Duplicate
 from posedrop.buckets.storage import Storage
 from posedrop.embedded.weed import Weed
 from posedrop.embedded.weed_config import Identity
@@ -75,6 +75,19 @@ def test_create_has_one_winner(store: Storage, bucket: str) -> None:
         won = list(pool.map(lambda n: store.create(bucket, "k", b"%d" % n), range(8)))
     assert won.count(True) == 1
     assert store.read(bucket, "k") == b"%d" % won.index(True)
+
+
+def test_replace_replaces_what_was_seen(store: Storage, bucket: str) -> None:
+    """What was changed, removed or never there is not written over, and the caller is told."""
+    store.write(bucket, "k", b"1")
+    first = store.head(bucket, "k")
+    assert first is not None
+    assert store.replace(bucket, "k", b"2", first.etag)
+    assert not store.replace(bucket, "k", b"3", first.etag)
+    assert store.read(bucket, "k") == b"2"
+    store.delete(bucket, ["k"])
+    assert not store.replace(bucket, "k", b"4", first.etag)
+    assert store.read(bucket, "k") is None
 
 
 def test_what_is_not_there_is_none(store: Storage, bucket: str) -> None:

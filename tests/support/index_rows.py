@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from posedrop.buckets.records import (
-    Artefact,
-    BodypartQuality,
-    BoneQuality,
-    Duplicate,
-    ModelRef,
-    PendingRequest,
-    Quality,
-    Refusal,
-    Request,
-    Result,
-    RunError,
-    Stretches,
-    VideoRecord,
-    VideoRef,
-)
+from posedrop.buckets.records.models import ModelRef
+from posedrop.buckets.records.quality import BodypartQuality, BoneQuality, Quality, Stretches
+from posedrop.buckets.records.requests import PendingRequest, Request
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.runs import Artefact, RunError
+from posedrop.buckets.records.videos import Duplicate, Refusal, VideoRecord, VideoRef
 from posedrop.index.index import Index
 from posedrop.transport.events import Event, ObjectCreated
 from tests.support.samples import PROBE

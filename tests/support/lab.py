@@ -66,7 +66,7 @@ class Lab(ABC):
         #: Further variables of the processes, e.g. PYTHONPATH for a plug-in.
         self.environment: dict[str, str] = {}
         #: Seconds until the next question, by those that something was waited for.
-        self.pace: Callable[[float], float] = lambda _: 0.05
+        self.pace: Callable[[float], float] = lambda waited: min(0.05 + waited / 20, 0.2)
         #: Settings of its own clocks; none: those of a user.
         self.haste = dict(_PACE)
         #: A home of its own: not the tokens of whoever runs this.

@@ -20,11 +20,14 @@ from dramatiq import Broker
 from posedrop.transport import queue
 from tests.support import compose
 from tests.support.brokers import BrokerServer, Redis
+from tests.support.full_size import FULL_SIZE
 from tests.support.lab import Embedded, Lab, Servers
 from tests.support.samples import REPOSITORY, free_box
 
 L = TypeVar("L", bound=Lab)
 PLUGIN = Path(__file__).parent / "faulty_plugin"
+#: Nothing here computes poses: each child would import torch for seconds, and never use it.
+COLD = Path(__file__).parent / "cold_children"
 
 
 def embedded(data_dir: Path, **settings: str) -> Embedded:
@@ -41,7 +44,8 @@ def servers(data_dir: Path, broker: BrokerServer | None = None, **settings: str)
 
 
 def _with_plugin(lab: L) -> L:
-    path = [str(PLUGIN), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    path = ["" if FULL_SIZE else str(COLD), str(PLUGIN), str(REPOSITORY)]
+    path.append(os.environ.get("PYTHONPATH", ""))
     lab.environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     return lab
 

@@ -184,6 +184,14 @@ class MemoryStorage(Storage):
             self.put(bucket, key, data)
             return True
 
+    def replace(self, bucket: str, key: str, data: bytes, etag: str) -> bool:
+        with self._call():
+            there = self.buckets[bucket].get(key)
+            if there is None or there.info.etag != etag:
+                return False
+            self.put(bucket, key, data)
+            return True
+
     def write(
         self,
         bucket: str,

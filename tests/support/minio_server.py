@@ -92,7 +92,7 @@ class MinioServer:
             "MINIO_ROOT_USER_FILE": self._secret("root_user", ROOT_ACCESS_KEY),
             "MINIO_ROOT_PASSWORD_FILE": self._secret("root_password", ROOT_SECRET_KEY),
             "MINIO_CONFIG_ENV_FILE": self._secret("store.env", self._tokens()),
-            "MINIO_API_CORS_ALLOW_ORIGIN": "http://127.0.0.1",
+            "MINIO_API_CORS_ALLOW_ORIGIN": "http://127.0.0.1:*",  # of whatever port the page is
             "MINIO_NOTIFY_WEBHOOK_ENDPOINT_fast": self._webhook,
             "MINIO_NOTIFY_WEBHOOK_ENDPOINT_sure": self._webhook,
             "MINIO_NOTIFY_WEBHOOK_QUEUE_DIR_sure": str(self.folder / "queue"),

@@ -18,6 +18,7 @@ NEEDS = {
         "moto",
         "tests.support.serving",
         "tests.support.brokers",
+        "tests.support.browser",
         "tests.support.caddy",
         "tests.support.handlers_process",
         "tests.support.lab",

@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from posedrop.buckets.records import Probe
+from posedrop.buckets.records.videos import Probe
 from posedrop.demo import MODEL, mouse
 
 REPOSITORY = Path(__file__).parents[2]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,18 @@ import pytest
 used: dict[str, str] = {}
 
 
+#: Below those that Linux gives to whoever connects (from 32768), and beside the embedded store's:
+#: the port of a server that was killed is taken by nobody, not even by a client that calls it.
+_PORTS = range(10_000, 20_000)
+
+
 def find_free_port() -> int:
     """Return a port of the loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for port in random.sample(_PORTS, 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port of the loopback is free")
 
 
 def tool(name: str) -> str:

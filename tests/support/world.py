@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from handlers.events import follow, notify
 from handlers.metrics import Metrics
 from handlers.upkeep import reconcile
 from posedrop import analyses
+from posedrop.buckets.records.comparison import ComparedRun, Comparison, Distances
 from posedrop.errors import AnalysisError, ChildDiedError, RefusedVideoError, StorageError
 from posedrop.index.index import Index
 from posedrop.settings import Settings, load
@@ -32,7 +34,7 @@ from posedrop.transport import queue
 from tests.support.memory_storage import Clock, Crash, Gate, MemoryStorage
 from worker.cache import Cache
 from worker.jobs.derive import derive
-from worker.jobs.infer import infer
+from worker.jobs.infer import finish, infer
 from worker.jobs.ingest import ingest
 from worker.jobs.render import render
 from worker.own_record import OwnRecord
@@ -45,6 +47,9 @@ class Child:
     """
 
     walls = None
+    pid = 1
+    #: What a probe says of how browsers play a film.
+    browser: str | None = None
 
     def start(self) -> None:
         """It is there."""
@@ -57,13 +62,26 @@ class Child:
                 raise AnalysisError("the decoder fails", code="internal")
             if film.startswith(b"bad"):
                 raise RefusedVideoError("no video", code="not_a_video")
-            return {"probe": PROBE}
+            return {"probe": PROBE | {"browser": self.browser}}
+        if task == "pick_frames":
+            Path(payload["pixels"]).write_bytes(b"pixels")
+            return {"frames": [0, 1], "candidates": 2, "versions": {"deeplabcut": "3"}}
         nonce = os.urandom(8).hex()
+        if task == "pack_frames":
+            for name in ("labeled-data.zip", "frames.pkg.slp", "coco.zip"):
+                (Path(payload["out"]) / name).write_text(f"packed {nonce}")
+            return {"versions": {"sleap-io": "0.9"}}
         if task == "export":
             if b"poison" in Path(payload["poses"]).read_bytes():
                 raise ChildDiedError("the child process was killed")
             Path(payload["out"]).write_text(f"exported {nonce}")
             return {"versions": {"pynwb": "4"}}
+        if task == "compare":
+            Path(payload["out"]).write_bytes(_compared(payload).to_json())
+            return {"versions": {"numpy": "2"}}
+        if task == "copy_film":
+            Path(payload["out"]).write_text(f"copied {nonce}")
+            return {"frames": 2}
         (Path(payload["out"]).parent / "run.log").write_text(f"log {nonce}")
         if task == "render":
             (Path(payload["out"]) / "pose.mp4").write_text(f"drawn {nonce}")
@@ -71,6 +89,24 @@ class Child:
         (Path(payload["out"]) / _left(task, payload["analysis"])).write_text(f"poses {nonce}")
         counts = {"frames_expected": 2, "frames_decoded": 2, "rows": 2}
         return {**counts, "missing": [], "timings": {}, "versions": {}, "details": DETAILS}
+
+
+def _compared(payload: dict[str, Any]) -> Comparison:
+    """Return a comparison that has found nothing."""
+    a, b = (
+        ComparedRun(
+            analysis_id=payload[each]["analysis_id"],
+            pcutoff=payload[each]["pcutoff"],
+            frames=2,
+            individuals=["id_0"],
+            only=[],
+        )
+        for each in "ab"
+    )
+    total = Distances(positions=0, only_a=0, only_b=0, both_sure=0, disagree=0)
+    return Comparison(
+        a=a, b=b, frames=2, matched="one", total=total, keypoints=[], worst=[], worst_sure=[]
+    )
 
 
 #: Files have their long names.
@@ -110,6 +146,7 @@ class WorkerContext:
     cpu: Child = field(default_factory=Child)
     gpu: Child = field(default_factory=Child)
     tables_child: Child = field(default_factory=Child)
+    cpu_tables: Child = field(default_factory=Child)
     closing: bool = False
 
     def __post_init__(self) -> None:
@@ -142,6 +179,15 @@ class Frozen:
         """Let it go on, and wait for its end."""
         self.gate.woken.set()
         self.thread.join()
+
+
+@cache
+def new_index() -> bytes:
+    """Return the file of an index without a row; its migrations take longer than many a test."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "index.sqlite"
+        Index(file).close()
+        return file.read_bytes()
 
 
 class World:
@@ -183,10 +229,13 @@ class World:
 
     def open(self) -> None:
         """Start the handlers, on whatever index there is."""
+        file = self.folder / "index.sqlite"
+        if not file.exists():
+            file.write_bytes(new_index())
         self.context = Context(
             self.settings,
             self.storage,
-            Index(self.folder / "index.sqlite"),
+            Index(file),
             self.broker,
             clock=self._handlers_clock,
             metrics=Metrics(self._handlers_clock()),
@@ -229,13 +278,14 @@ class World:
         self._worker += 1
         name = f"worker-{self._worker}"
         cache = Cache(self.settings.scratch_dir / "cache", self.cache_bytes)
-        children = self.child, self.child, self.child
+        children = (self.child,) * 4
         context: Any = WorkerContext(
             self.settings, self.storage, self.broker, name, cache, *children
         )
         does: dict[str, Callable[..., None]] = {
             "ingest": ingest,
             "infer": infer,
+            "finish": finish,
             "render": render,
             "derive": derive,
         }

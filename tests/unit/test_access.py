@@ -105,6 +105,26 @@ def test_whatever_else_is_sent_is_no_token(with_token: int, header: bytes) -> No
 
 
 @pytest.mark.parametrize(
+    ("headers", "scheme"),
+    [
+        ([b"User-Agent: Mozilla/5.0", b"Accept: text/html,*/*;q=0.8"], b"Basic"),
+        ([b"User-Agent: Mozilla/5.0", b"Accept: */*"], b"Bearer"),
+        ([b"User-Agent: Mozilla/5.0"], b"Bearer"),
+        ([b"User-Agent: curl/8.7.1", b"Accept: */*"], b"Basic"),
+        ([b"Authorization: Bearer old"], b"Bearer"),
+        ([], b"Basic"),
+    ],
+)
+def test_a_browser_asks_a_person_for_the_token_where_a_page_is_opened_alone(
+    with_token: int, headers: list[bytes], scheme: bytes
+) -> None:
+    """Not for each request of a page's script: the page has words of its own for that."""
+    answer = send(with_token, *headers, first=b"GET /runs HTTP/1.1").lower()
+    assert b" 401 " in answer
+    assert b"www-authenticate: " + scheme.lower() in answer
+
+
+@pytest.mark.parametrize(
     ("host", "origin", "expected"),
     [
         (b"127.0.0.1:80", None, 200),

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from handlers.app import create_app
 from posedrop import logs
-from posedrop.buckets.records import Request
+from posedrop.buckets.records.requests import Request
 from posedrop.buckets.storage import Storage
 from posedrop.index.index import Index
 from posedrop.settings import Settings
@@ -52,8 +52,8 @@ def nested(body: bytes, deep: int) -> bytes:
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
-        ("/analyse", rb'{"file_id": "\ud800", "analysis": "dummy"}', 404),
-        ("/analyse", rb'{"file_id": "x", "analysis": "\ud800"}', 404),
+        ("/analyse", rb'{"file_id": "\ud800", "analysis": "dummy"}', 422),
+        ("/analyse", rb'{"file_id": "x", "analysis": "\ud800"}', 422),
         ("/analyse", rb'{"file_id": "x", "analysis": "dummy", "\ud800": 1}', 422),
         ("/upload", rb'{"filename": "\ud800.mp4"}', 422),
         ("/upload", '{"filename": "a.mp4", "content_type": "vidéo/mp4"}'.encode(), 422),
@@ -275,12 +275,19 @@ def test_what_was_put_by_a_tool_is_a_line_with_the_stores_user(
     assert len(lines[1]["who"]) == 200
 
 
-def test_runs_are_listed_in_order_of_quality(api: httpx.Client, settings: Settings) -> None:
+def test_runs_are_listed_in_order_of_quality(settings: Settings) -> None:
     """Page by page, the worst first, with the reasons; the cursor of another order is refused."""
     index = Index(settings.index_file)
     for number, score in enumerate((90, None, 12.5, 61.3)):
         index.analysis_finished(judged(result_of(number), score), run_of(number))
     index.close()
+    # A sweep of a bucket that is not there removes no rows.
+    own = settings.model_copy(update={"results_bucket": "never-made"})
+    with serving(create_app(own, queue.connect("stub://"))) as url:
+        check_order_of_quality(httpx.Client(base_url=url, timeout=30))
+
+
+def check_order_of_quality(api: httpx.Client) -> None:
     asked: dict[str, Any] = {"order": "quality", "limit": 3}
     first = api.get("/analyses", params=asked).json()
     assert [item["quality"] for item in first["items"]] == [12.5, 61.3, 90]

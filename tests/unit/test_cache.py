@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from posedrop.buckets.records import Model, ModelFile
+from posedrop.buckets.records.models import Model, ModelFile
 from posedrop.errors import ModelError
 from worker import room
 from worker.cache import Cache

@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from posedrop.buckets.records import Progress
+from posedrop.buckets.records.attempts import Progress
 from posedrop.errors import (
     AnalysisError,
     CancelledRunError,
@@ -442,9 +443,12 @@ def test_unforeseen_error(child: Child, scratch: Path, how: str, code: str, word
     ("how", "code"), [("store", "internal"), ("cancelled", "cancelled"), ("disk", "disk_full")]
 )
 def test_what_only_the_parent_can_know_is_not_believed(
-    child: Child, scratch: Path, how: str, code: str
+    child: Child, scratch: Path, how: str, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No child holds a run up by saying that the store is away, the disk full, or an end wanted."""
+    # Whatever the disk of this machine holds.
+    half_full = SimpleNamespace(total=2 * 10**9, used=10**9, free=10**9)
+    monkeypatch.setattr("worker.room.shutil.disk_usage", lambda _: half_full)
     with pytest.raises(AnalysisError) as caught:
         call(child, "fail", scratch, payload={"how": how})
     assert type(caught.value) is AnalysisError

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from posedrop.buckets.layout import Run
-from posedrop.buckets.records import Attempt, RunError, Task
+from posedrop.buckets.records.attempts import Attempt
+from posedrop.buckets.records.runs import RunError, Task
 from posedrop.buckets.storage import Storage
 from worker.jobs import claim
 from worker.jobs.claim import Busy, Claim, Exhausted, Over

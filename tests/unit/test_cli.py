@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple
 def test_every_command_has_help_with_an_example(tmp_path: Path, words: tuple[str, ...]) -> None:
     result = call(tmp_path, *words, "--help")
     assert result.exit_code == 0
-    if words != ("models",):
+    if words not in {("models",), ("notify",)}:
         assert f"  posedrop {' '.join(words)}" in result.output
 
 
@@ -152,7 +153,13 @@ def test_the_examples_of_a_help_text_are_true(
     monkeypatch.chdir(tmp_path)
     for film in ("film.mp4", "mouse.mp4"):
         (tmp_path / film).touch()
-    for folder in ("my-project", "~/dlc/openfield-2026", "~/zoo"):
+    for folder in (
+        "my-project",
+        "~/dlc/openfield-2026",
+        "~/zoo",
+        "~/recordings/day1",
+        "recordings",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     lines = call(tmp_path, *words, "--help").output.splitlines()
     for line in (line.strip() for line in lines if line.startswith("  posedrop ")):
@@ -327,6 +334,21 @@ def test_quality_is_shown_and_asked_for(tmp_path: Path, api: Api) -> None:
     told = call(tmp_path, "show", RUN_ID).output
     assert "quality 61 of 100\n    the film is " in told
     assert "\x1b" not in told
+
+
+def test_a_dry_run_says_what_it_would_cost(tmp_path: Path, api: Api) -> None:
+    """In words, or as the API says it; and it goes to the server as one, so that nothing starts."""
+    started = {"analysis_id": RUN_ID, "file_id": FILE_ID, "status": "new"}
+    asked = ("analyse", FILE_ID, "--analysis", "dummy", "--dry-run", "--wait")
+    for cost, words in (
+        ({"network": False, "seconds": 4.2}, "new without the network, about 4 s of work"),
+        ({"network": True, "seconds": None}, "new with the network"),
+        (None, "new"),
+    ):
+        api.answers["POST /analyse"] = {**started, "cost": cost}
+        assert call(tmp_path, *asked).output == f"{RUN_ID} {words}\n"
+        assert json.loads(call(tmp_path, *asked, "--json").output)["cost"] == cost
+    assert all(body["dry_run"] for body in api.bodies("POST", "/analyse"))
 
 
 def test_analyse_reads_args_as_json_or_text_and_names_a_video_by_key(
@@ -715,6 +737,17 @@ def test_keys_are_private_and_kept(tmp_path: Path) -> None:
 )
 def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_explore_without_its_extra_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Datasette is no part of a plain installation: its command says so, without a traceback."""
+    monkeypatch.setitem(sys.modules, "datasette", None)
+    told = call(tmp_path, "explore")
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert "pip install 'posedrop[explore]'" in told.stderr
+    assert "Traceback" not in told.stderr
 
 
 def test_mean_error_of_the_demo(tmp_path: Path) -> None:

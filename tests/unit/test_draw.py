@@ -49,7 +49,10 @@ def walk(frames: int, keypoints: int = 2) -> np.ndarray:
     return values
 
 
-def drawn(tmp_path: Path, source: Path, table: Path, **changes: Any) -> dict[str, Any]:
+def drawn(
+    tmp_path: Path, source: Path, table: Path, *, plots: bool = False, **changes: Any
+) -> dict[str, Any]:
+    """Draw the film; the plots, which take longer than that, where the test is about them."""
     style = {"dotsize": 4, "trail": 0, "skeleton": False, "colormap": "rainbow"}
     payload = {
         "video": str(source),
@@ -64,7 +67,11 @@ def drawn(tmp_path: Path, source: Path, table: Path, **changes: Any) -> dict[str
         "stride": 1,
         **changes,
     }
-    return draw.render(payload, lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        if not plots:
+            patch.setattr(draw, "plot_trajectory", lambda *_: None)
+            patch.setattr(draw, "plot_likelihood", lambda *_: None)
+        return draw.render(payload, lambda *_: None)
 
 
 def frames_of(tmp_path: Path) -> list[np.ndarray]:
@@ -173,7 +180,7 @@ def test_keypoints_that_are_unsure_or_nowhere_are_not_drawn(
     values = walk(30)
     values[:, 0] = bad
     style = {"trail": 10, "skeleton": True}
-    answer = drawn(tmp_path, plain, poses(tmp_path / "poses.h5", values), style=style)
+    answer = drawn(tmp_path, plain, poses(tmp_path / "poses.h5", values), plots=True, style=style)
     assert answer["frames"] == 30
     for index, frame in enumerate(frames_of(tmp_path)):
         assert not is_coloured(frame, 40, 30, rainbow(0))
@@ -226,7 +233,8 @@ def test_several_animals(plain: Path, tmp_path: Path) -> None:
     """Each animal's keypoints are drawn, coloured by bodypart; bones stay within an animal."""
     table = poses(tmp_path / "poses.h5", walk(30, 4), individuals=["one", "two"])
     # Large dots have thick bones: a line of one pixel is the encoder's to blur.
-    answer = drawn(tmp_path, plain, table, style={"skeleton": True, "dotsize": 9})
+    style = {"skeleton": True, "dotsize": 9}
+    answer = drawn(tmp_path, plain, table, plots=True, style=style)
     assert answer["frames"] == 30
     frame = frames_of(tmp_path)[10]
     assert is_coloured(frame, 40, 30, rainbow(0))
@@ -239,7 +247,8 @@ def test_several_animals(plain: Path, tmp_path: Path) -> None:
 def test_plots_are_pictures_with_every_colour(plain: Path, tmp_path: Path) -> None:
     """Both PNGs show each keypoint in its colour; names that look like formulas do no harm."""
     parts = ["_a", "$\\frac{", "ear\u00e9", "<b>"]
-    drawn(tmp_path, plain, poses(tmp_path / "poses.h5", walk(30, 4), parts=parts), skeleton=[])
+    table = poses(tmp_path / "poses.h5", walk(30, 4), parts=parts)
+    drawn(tmp_path, plain, table, plots=True, skeleton=[])
     colours = np.rint(matplotlib.colormaps["rainbow"](np.linspace(0, 1, 4))[:, :3] * 255)
     for name in ("trajectory.png", "likelihood.png"):
         picture = cv2.imread(str(tmp_path / name))[..., ::-1].reshape(-1, 3).astype(int)

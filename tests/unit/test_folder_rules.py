@@ -14,6 +14,7 @@ RULE = {
     "existing": False,
     "exports": ["nwb"],
     "keep": True,
+    "notify": ["lab"],
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from posedrop.buckets.records import EXPORTS
+from posedrop.buckets.records.derived import EXPORTS
 from posedrop.errors import AnalysisError
 from worker.child.tasks import function
 
@@ -231,3 +231,14 @@ def test_tables_go_through_the_walls_of_a_child(tmp_path: Path) -> None:
     finally:
         child.close()
     assert {path.name for path in (folder / "out").iterdir()} == {*EXPORTS.values()}
+
+
+@pytest.mark.parametrize("what", ["slp", "coco"])
+def test_more_poses_than_memory_holds_are_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Before anything is made of them; the message names the formats that take any number."""
+    monkeypatch.setattr("worker.poses.formats.MOST_INSTANCES", ROWS)
+    with pytest.raises(AnalysisError, match="take nwb, nc or parquet") as refused:
+        Made(tmp_path, ["m1", "m2"]).export(what)
+    assert refused.value.code == "too_many_poses"

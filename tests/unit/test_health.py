@@ -20,7 +20,9 @@ from prometheus_client import generate_latest
 
 from handlers.app import create_app
 from handlers.metrics import Metrics
-from posedrop.buckets.records import Refusal, Result, RunError, VideoRecord, VideoRef
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.runs import RunError
+from posedrop.buckets.records.videos import Refusal, VideoRecord, VideoRef
 from posedrop.buckets.storage import Storage
 from posedrop.errors import ConfigurationError
 from posedrop.index.index import Index

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
+from collections.abc import Iterator
 from random import Random
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from posedrop.buckets.records import VideoRef
+from posedrop.buckets.records.batches import BatchFilm, BatchFilms
+from posedrop.buckets.records.models import ModelRef
+from posedrop.buckets.records.videos import VideoRef
 from posedrop.errors import BadRequestError
 from posedrop.index import pages as pages_module
 from posedrop.index import search
@@ -73,6 +76,37 @@ def test_broken_cursor_is_a_bad_request(index: Index, cursor: str) -> None:
     with pytest.raises(BadRequestError) as caught:
         index.files(cursor=cursor)
     assert caught.value.field == "cursor"
+
+
+def test_runs_of_a_batch(index: Index) -> None:
+    """A batch has the runs that it made or found, whatever else is asked of them at once."""
+    for number in range(8):
+        index.file_ingested(video_record(number))
+        index.analysis_requested(request_of(number), run_of(number))
+    for number in (2, 3):
+        index.analysis_finished(result_of(number, "failed"), run_of(number))
+    films = [
+        BatchFilm(file_id="f", key="k", run_id=request_of(number).analysis_id)
+        for number in (1, 2, 3, 5)
+    ]
+    films += [BatchFilm(file_id="f", key="k", run_id=None), films[0]]
+    index.batch_films_added("mine", 0, BatchFilms(films=films, after=None))
+
+    def numbers(**asked: Any) -> list[int]:
+        found: list[str] = []
+        page = index.analyses(batch="mine", limit=2, **asked)
+        while True:
+            found += [row.analysis_id for row in page.rows]
+            if page.cursor is None:
+                return [int(name.removeprefix("run")) for name in found]
+            page = index.analyses(batch="mine", limit=2, cursor=page.cursor, **asked)
+
+    assert numbers() == [5, 3, 2, 1]
+    assert numbers(order="name") == [1, 2, 3, 5]
+    assert sorted(numbers(order="quality")) == [1, 2, 3, 5]
+    assert numbers(state="failed") == [3, 2]
+    assert numbers(state="failed", prefix="day1/mouse_3") == numbers(query="mouse_3") == [3]
+    assert index.analyses(batch="another").rows == []
 
 
 def test_filters(index: Index) -> None:
@@ -299,3 +333,106 @@ def test_a_cursor_is_of_one_order(index: Index) -> None:
     ):
         with pytest.raises(BadRequestError):
             index.analyses(order=order, cursor=cursor)
+
+
+_FILTERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "state": st.sampled_from(["succeeded", "failed", "queued"]),
+        "analysis": st.sampled_from(["deeplabcut_2d", "dummy"]),
+        "model": st.sampled_from(["mice", "rats"]),
+        "asked_by": st.sampled_from(["api", "folder"]),
+        "prefix": st.sampled_from(["day", "day1/", "day1/mouse_1", "é"]),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def various(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    """An index of runs that differ in all that they can be filtered by."""
+    index = Index(tmp_path_factory.mktemp("various") / "index.sqlite")
+    random = Random(7)
+    for number in range(60):
+        request = request_of(number)
+        model = ModelRef(name=random.choice(["mice", "rats"]), digest="d" * 16)
+        key = f"day{number % 3}/mouse_{random.randrange(30)}.mp4"
+        changes = {
+            "analysis": random.choice(["deeplabcut_2d", "dummy"]),
+            "video": request.video.model_copy(update={"key": key}),
+            "model": model,
+        }
+        asked = random.choice(["api", "folder"])
+        index.file_ingested(video_record(number).model_copy(update={"video": changes["video"]}))
+        index.analysis_requested(request.model_copy(update={**changes, "asked_by": asked}), key)
+        if number % 5:
+            state = random.choice(["succeeded", "failed"])
+            ended = judged(result_of(number, state), random.choice([None, 50, 70.5]))
+            index.analysis_finished(ended.model_copy(update=changes), key)
+    yield index
+    index.close()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(_FILTERS, st.sampled_from(get_args(Order)), st.integers(1, 9), st.integers(1, 70))
+def test_any_filters_in_any_order_give_each_run_once(
+    various: Index, filters: dict[str, str], order: Order, limit: int, walked: int
+) -> None:
+    """Page by page, however few rows a page looks at, and whether a prefix is rare or common."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pages_module, "MAX_WALKED", walked)
+        patch.setattr(pages_module, "_FEW", walked)
+        seen, cursor = [], None
+        while True:
+            page = various.analyses(order=order, limit=limit, cursor=cursor, **filters)
+            assert len(page.rows) <= limit
+            seen += page.rows
+            cursor = page.cursor
+            if cursor is None:
+                break
+    prefix = filters.pop("prefix", "")
+    wanted = [
+        row
+        for row in various.analyses(limit=1000).rows
+        if row.key.startswith(prefix)
+        and all(getattr(row, name) == value for name, value in filters.items())
+    ]
+    if order == "quality":
+        wanted.sort(key=lambda row: -1 if row.quality is None else 100 - row.quality, reverse=True)
+    elif order == "name":
+        wanted.sort(key=lambda row: (row.key, row.created_at))
+    assert [row.analysis_id for row in seen] == [row.analysis_id for row in wanted]
+
+
+def test_files_by_name(index: Index) -> None:
+    """As the store sorts keys, page by page, of one state or all."""
+    for number in range(30):
+        index.file_ingested(video_record(number, refused=number % 3 == 0))
+    keys = sorted(row.key for row in index.files(limit=100).rows)
+    for state, prefix in ((None, ""), (None, "day1/mouse_1"), ("refused", None)):
+        seen, cursor = [], None
+        while True:
+            page = index.files(order="name", state=state, prefix=prefix, limit=4, cursor=cursor)
+            seen += [row.key for row in page.rows]
+            cursor = page.cursor
+            if cursor is None:
+                break
+        refused = {video_record(n).video.key for n in range(0, 30, 3)}
+        assert seen == [
+            key
+            for key in keys
+            if key.startswith(prefix or "") and (state is None or key in refused)
+        ]
+
+
+def test_models_are_counted_by_their_runs(index: Index) -> None:
+    """Runs count for the version that they used; a removed run does not, nor one without model."""
+    for number, digest in enumerate(["old", "new", "new", None]):
+        request = request_of(number)
+        model = ModelRef(name="mice", digest=digest) if digest is not None else None
+        index.analysis_requested(request.model_copy(update={"model": model}), f"runs/{number}")
+    assert index.models_used() == {
+        "old": (1, request_of(0).created_at),
+        "new": (2, request_of(2).created_at),
+    }
+    index.analysis_removed(request_of(2).analysis_id)
+    assert index.models_used()["new"] == (1, request_of(1).created_at)

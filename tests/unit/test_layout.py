@@ -95,8 +95,27 @@ def test_a_file_name_is_only_a_name(name: str) -> None:
     assert "\\" not in safe
     assert safe not in {"", ".", ".."}
     assert len(safe.encode()) <= 200
-    file_id = layout.make_id(name)
+    file_id = layout.new_file_id(layout.make_id(name))
     assert layout.file_id_of("videos", layout.upload_key(file_id, name)) == file_id
+
+
+_ID_LIKE = st.text("abcdefghijklmnopqrstuvwxyz234567", min_size=16, max_size=16)
+
+
+@given(_ID_LIKE | st.just("openfieldsession"), _ID_LIKE, KEYS)
+def test_a_folder_named_like_a_file_id_is_none(folder: str, unique: str, name: str) -> None:
+    """Two films below it have two ids, unless the name checks itself; those of letters never do."""
+    own = layout.new_file_id(unique)
+    assert layout.new_file_id(own) == own
+    assert layout.is_id(own)
+    assert not own.isalpha()
+    for key in (f"uploads/{folder}/x.mp4", f"{folder}/{name}", f"a/uploads/{own}/x.mp4"):
+        if layout.new_file_id(folder) == folder:
+            return  # one in a million
+        assert layout.file_id_of("videos", key) == layout.make_id("videos", key)
+    assert layout.file_id_of("videos", f"uploads/{own}/x.mp4") == own
+    assert layout.former_file_id(f"uploads/{own}/x.mp4") is None
+    assert layout.former_file_id(f"uploads/{folder}/x.mp4") == folder
 
 
 @pytest.mark.parametrize(

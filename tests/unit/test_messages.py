@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from posedrop import errors
 from posedrop.bounded import MAX_DEPTH, MAX_VALUES, bounded
-from posedrop.buckets.records import Inference
+from posedrop.buckets.records.inference import Inference
 from posedrop.errors import AnalysisError, PosedropError
 from worker.child import messages
 from worker.child.messages import (
@@ -102,7 +102,9 @@ def test_any_line_is_a_message_or_no_message(said: bytes | dict[str, Any]) -> No
         [
             RunAnalysis(analysis="dummy", out="out", args={}, video="video"),
             ProbeVideo(video="video", thumbnail="t.jpg", max_pixels=100, max_frames=100),
-            RenderVideo(video="video", poses="poses.h5", out="out", pcutoff=0.6),
+            RenderVideo(
+                video="video", frame_size=(64, 48), poses="poses.h5", out="out", pcutoff=0.6
+            ),
         ]
     ),
     st.dictionaries(

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from posedrop.buckets.records import Model, ModelFile, ModelRef
+from posedrop.buckets.records.models import Model, ModelFile, ModelRef
 from posedrop.errors import BadRequestError, ModelError
 from posedrop.models import catalog, packing
 from posedrop.models.fetch import fetch

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from posedrop.buckets import names
 from posedrop.buckets.names import Naming
 from posedrop.buckets.presigned import content_disposition
-from posedrop.buckets.records import Artefact
+from posedrop.buckets.records.runs import Artefact
 
 SCORER = "DLC_Resnet18_openfieldOct30shuffle1_snapshot_010"
 DLC_NAMES = sorted(name for name, role in names.ROLES.items() if role in names.DEEPLABCUTS)

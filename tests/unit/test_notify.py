@@ -19,16 +19,11 @@ from hypothesis import strategies as st
 from handlers.context import Context
 from handlers.events import follow, notify
 from posedrop.buckets import layout
-from posedrop.buckets.records import (
-    PendingRequest,
-    Record,
-    Refusal,
-    Request,
-    Result,
-    VideoRecord,
-    VideoRef,
-    WorkerRecord,
-)
+from posedrop.buckets.records.record import Record
+from posedrop.buckets.records.requests import PendingRequest, Request
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.videos import Refusal, VideoRecord, VideoRef
+from posedrop.buckets.records.workers import WorkerRecord
 from posedrop.buckets.storage import ObjectInfo
 from posedrop.index.index import Index
 from posedrop.settings import load

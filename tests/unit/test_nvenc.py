@@ -42,7 +42,8 @@ class Pretended:
             return self._real(container, first, encoder, options)
         assert options["gpu"] == "1"
         self.opened += 1
-        stream = self._real(container, first, canvas.X264, canvas._options(canvas.X264, 23, 0))
+        of_x264 = canvas._options(canvas.X264, 23, 0, None)
+        stream = self._real(container, first, canvas.X264, of_x264)
         return _Stream(self, stream)
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from posedrop.buckets import layout
-from posedrop.buckets.records import ModelRef, Progress, WorkerRecord
+from posedrop.buckets.records.attempts import Progress
+from posedrop.buckets.records.models import ModelRef
+from posedrop.buckets.records.workers import WorkerRecord
 from posedrop.errors import StorageError
 from posedrop.settings import Settings, load
 from tests.support.memory_storage import RESULTS, Clock, MemoryStorage
@@ -77,7 +79,7 @@ def test_it_says_what_the_worker_is_at_and_goes_with_it(
     with own.at(held, "day1/a.mp4", RUN):
         held.progress(Progress(stage="infer", done=7, total=9, frames_per_second=3.5))
         own.runs_on("cuda:0")
-        own.measured("deeplabcut_2d", model, (640, 480), 900, 10.0)
+        own.measured("deeplabcut_2d", model, (640, 480), "network", 900, 10.0)
         logging.getLogger("worker.jobs.lifecycle").warning("attempt begins\nand has two lines")
         until(lambda: told(storage)[0].jobs and told(storage)[0].speeds, "the job")
         until(lambda: "two lines" in told(storage)[0].log_tail, "the log")
@@ -104,7 +106,7 @@ def test_it_is_bounded_whatever_is_logged_and_measured(
     own = OwnRecord(storage, settings, "h" * 1000, storage.clock)
     own.start({"cpu", "gpu"})
     for number in range(1000):
-        own.measured("deeplabcut_2d", None, (number, 1), 1000, 10.0)
+        own.measured("deeplabcut_2d", None, (number, 1), "network", 1000, 10.0)
     for _ in range(150):
         error = ValueError('"\\\x00\udcff' * 200)
         logging.getLogger("worker.child.child").error("\u2028" * 1000, exc_info=error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from posedrop.buckets.records import Progress
+from posedrop.buckets.records.attempts import Progress
 from worker.child.patience import QUIET_SECONDS, Patience
 
 DAY = 86400.0

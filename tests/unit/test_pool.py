@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from posedrop.buckets.records import Progress
+from posedrop.buckets.records.attempts import Progress
 from posedrop.errors import CancelledRunError, ChildDiedError
 from worker.child.child import Child
 from worker.child.pool import ChildPool

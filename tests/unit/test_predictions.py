@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from posedrop.buckets.layout import PREDICTIONS
-from posedrop.buckets.records import Quality
+from posedrop.buckets.records.quality import Quality
 from posedrop.errors import AnalysisError
 from worker.poses import predictions, tables
 from worker.poses.predictions import Predictions

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from posedrop.buckets.records import Quality
+from posedrop.buckets.records.quality import Quality
 from worker.poses import quality
 from worker.poses.quality import Poses
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from posedrop.buckets.records import Probe
+from posedrop.buckets.records.videos import Probe
 from posedrop.errors import RefusedVideoError
 from tests.support import videos
 from worker.video import canvas, containers, decode, numbering, preflight

@@ -70,6 +70,8 @@ def finish_analysis(payload: dict[str, Any], report: Reporter) -> dict[str, Any]
         version=analysis.version,
         fps=task.fps,
         frame_size=task.frame_size,
+        is_own=task.is_own,
+        pcutoff=task.pcutoff,
     )
     result: dict[str, Any] = function(analysis.finish)(job)
     return result

@@ -25,7 +25,7 @@ from typing import Any
 
 import posedrop
 import worker
-from posedrop.buckets.records import Progress
+from posedrop.buckets.records.attempts import Progress
 from posedrop.errors import AnalysisError, CancelledRunError, ChildDiedError
 from worker import room
 from worker.child import handover, messages

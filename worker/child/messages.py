@@ -14,18 +14,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from posedrop import errors
 from posedrop.analyses import DEFAULT_MODEL_BYTES
-from posedrop.buckets.records import (
-    Count,
-    Details,
-    Encoded,
-    ExportFormat,
-    FrameRange,
-    Probe,
-    Progress,
-    Quality,
-    Record,
-    Seconds,
-)
+from posedrop.analyses.outliers import MOST_FRAMES
+from posedrop.buckets.records.attempts import Progress
+from posedrop.buckets.records.derived import ExportFormat
+from posedrop.buckets.records.fields import Count, Details, Seconds
+from posedrop.buckets.records.inference import Encoded
+from posedrop.buckets.records.quality import Quality
+from posedrop.buckets.records.record import Record
+from posedrop.buckets.records.runs import FrameRange
+from posedrop.buckets.records.videos import Probe
 from posedrop.errors import AnalysisError, PosedropError
 
 #: Bytes of one line. A child gone mad must not fill its parent's memory, and as objects of Python
@@ -260,6 +257,10 @@ class FinishAnalysis(_Analyse):
     frame_size: tuple[int, int] | None = Field(
         default=None, description="width and height of the film's frames, in pixels"
     )
+    is_own: bool = Field(
+        default=True, description="false: the predictions are another run's, by the same network"
+    )
+    pcutoff: float | None = Field(default=None, description="the model's own; null: not known")
 
 
 class RenderVideo(Task[RenderOutput]):
@@ -268,7 +269,8 @@ class RenderVideo(Task[RenderOutput]):
     NAME = "render"
     OUTPUT = RenderOutput
 
-    video: str
+    video: str | None = Field(description="null: none is to be drawn, the plots alone")
+    frame_size: tuple[int, int] = Field(description="width and height, in pixels")
     poses: str = Field(description="DeepLabCut's table, HDF5")
     poses_filtered: str | None = None
     out: str
@@ -294,7 +296,7 @@ class ExportPoses(Task[ExportOutput]):
     NAME = "export"
     OUTPUT = ExportOutput
 
-    format: ExportFormat
+    format: ExportFormat | Literal["viewer"]
     poses: str = Field(description="poses.csv")
     timestamps: str | None = Field(default=None, description="timestamps.csv")
     out: str = Field(description="the file to write")
@@ -308,6 +310,103 @@ class ExportPoses(Task[ExportOutput]):
     frames: int = Field(description="of the film")
     width: int = Field(description="pixels")
     height: int = Field(description="pixels")
+    skeleton: list[list[str]] = Field(default_factory=list)
+    pcutoff: float = 0.6
+    missing: list[tuple[int, int]] = Field(
+        default_factory=list, description="ranges of lost frames, both ends included"
+    )
+
+
+class CopyOutput(Record):
+    """How many frames a copy of a film has."""
+
+    frames: Count
+
+
+class CopyFilm(Task[CopyOutput]):
+    """Make a copy of a film that browsers play, with the frames that were analysed."""
+
+    NAME = "copy_film"
+    OUTPUT = CopyOutput
+
+    video: str
+    out: str = Field(description="an MP4 to write")
+    frames: int = Field(description="of the film")
+    start: int = 0
+    stop: int | None = None
+    stride: int = 1
+
+
+class PosesToCompare(Record):
+    """One of two runs whose poses are compared."""
+
+    analysis_id: str
+    poses: str = Field(description="poses.csv")
+    model: str | None = None
+    pcutoff: float
+
+
+class ComparePoses(Task[ExportOutput]):
+    """Compare the tables of poses of two runs of one film; there is no film."""
+
+    NAME = "compare"
+    OUTPUT = ExportOutput
+
+    a: PosesToCompare
+    b: PosesToCompare
+    by_name: bool = Field(description="animals of one name are the same one")
+    timestamps: str | None = Field(default=None, description="timestamps.csv of the first run")
+    fps: float = Field(gt=0, description="frames a second, on average")
+    out: str = Field(description="the file to write")
+
+
+class PickOutput(Record):
+    """Which frames of a film are worth correcting."""
+
+    frames: list[Count] = Field(max_length=MOST_FRAMES, description="their numbers, ascending")
+    candidates: Count = Field(description="frames of which they were chosen")
+    words: list[Annotated[str, _cut_to(MAX_WORDS)]] = Field(default_factory=list, max_length=10)
+    versions: dict[Name, Name] = Field(default_factory=dict, max_length=_MAX_ENTRIES)
+
+
+class PickFrames(Task[PickOutput]):
+    """Pick the frames of a film that are worth correcting, and leave their pixels."""
+
+    NAME = "pick_frames"
+    OUTPUT = PickOutput
+
+    video: str
+    poses: str = Field(description="poses.csv of a run on it")
+    pixels: str = Field(description="a file to write: NumPy, uint8 (frames, height, width, 3), RGB")
+    args: dict[str, Any] = Field(description="posedrop.analyses.outliers.OutlierArgs")
+    width: int = Field(description="pixels")
+    height: int = Field(description="pixels")
+
+    def _check(self, output: PickOutput) -> None:
+        if not output.frames or output.frames != sorted(set(output.frames)):
+            raise self._bad("its frames can't be")
+
+
+class PackOutput(Record):
+    """Which libraries wrote the files."""
+
+    versions: dict[Name, Name] = Field(max_length=_MAX_ENTRIES)
+
+
+class PackFrames(Task[PackOutput]):
+    """Write frames and their poses as other tools take them for correction; there is no film."""
+
+    NAME = "pack_frames"
+    OUTPUT = PackOutput
+
+    poses: str = Field(description="poses.csv")
+    pixels: str = Field(description="as PickFrames has left them")
+    frames: list[int] = Field(description="their numbers in the film, ascending")
+    out: str = Field(description="an empty folder for the files")
+    video: str = Field(description="the film's key")
+    film_frames: int = Field(description="of the film, which says how long the images' names are")
+    fps: float = Field(gt=0, description="frames a second, on average")
+    iteration: int = Field(ge=0, description="of the DeepLabCut project that the poses are of")
     skeleton: list[list[str]] = Field(default_factory=list)
 
 

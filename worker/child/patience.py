@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from posedrop.buckets.records import Progress
+from posedrop.buckets.records.attempts import Progress
 
 #: Seconds that a child may always be silent: it loads a model, compiles, times its ways, finds out
 #: about a film's first frames; or its accelerator is another program's for a while.

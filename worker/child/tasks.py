@@ -20,6 +20,10 @@ TASKS = {
     "finish_analysis": "worker.child.analysis:finish_analysis",
     "render": "worker.video.draw:render",
     "export": "worker.poses.formats:export",
+    "pick_frames": "worker.poses.outliers:pick",
+    "pack_frames": "worker.poses.frames:pack",
+    "compare": "worker.poses.compare:compare",
+    "copy_film": "worker.video.draw:copy_film",
 }
 #: Child -> modules that it imports while it waits for its first call.
 WARM = {

@@ -90,6 +90,32 @@ def kept(
     return state
 
 
+def without_twins(
+    boxes: npt.NDArray[np.float32],
+    merits: npt.NDArray[np.float64],
+    exist: npt.NDArray[np.bool_],
+    noise: float,
+) -> npt.NDArray[np.intp]:
+    """Return the places of boxes that are no twin of a better one, ascending.
+
+    Twins lie in the same place, and noise decides which of them is the better one. It drops the
+    other, and whichever is left is the same box: detectors find one from several sizes of anchors,
+    or from several that the picture's edges cut to the same.
+
+    Args:
+        boxes: (n, 4), the best first.
+        merits: (n,), descending.
+        exist: (n,): whether a box is one at all in any case.
+        noise: by which the difference of two merits may be off.
+    """
+    if not len(boxes):
+        return np.arange(0)
+    _, first, which = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
+    best = first[which.reshape(-1)]
+    twins = (best != np.arange(len(boxes))) & (merits[best] - merits <= noise) & exist[best]
+    return np.flatnonzero(~twins)
+
+
 def slack_of(boxes: npt.NDArray[np.float32], error: float) -> npt.NDArray[np.float64]:
     """Return by how much the overlaps of boxes may be off whose edges are off by ``error``.
 

@@ -45,7 +45,7 @@ def predictor_for(
     Raises:
         AnalysisError: codes ``bad_dynamic``, ``bad_track_method``: arguments that are not for it.
     """
-    pcutoff = min(pcutoff_of(args, loaded.network), loaded.network.pcutoff)
+    pcutoff = watched_pcutoff(args, loaded.network)
     dynamic = _dynamic(args, loaded.network)
     tracking = _tracks_itself(args, loaded.network)
     crop = topdown.crop_of(loaded)
@@ -121,6 +121,11 @@ def _dynamic(args: PoseArgs, model: Network) -> DynamicCropper | None:
             field="args.dynamic",
         )
     return DynamicCropper(args.dynamic.threshold, args.dynamic.margin)
+
+
+def watched_pcutoff(args: PoseArgs, model: Network) -> float:
+    """Return the likelihood of keypoints that fewer bits must not move: that or more."""
+    return min(pcutoff_of(args, model), model.pcutoff)
 
 
 def pcutoff_of(args: PoseArgs, model: Network) -> float:

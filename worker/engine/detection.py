@@ -82,7 +82,7 @@ class Detector:
 
     def modules(self) -> list[Any]:
         """Return all that was made of the network."""
-        return [self.runner.model, *([] if self._quick is None else [self._quick.fast])]
+        return [self.runner.model, *([] if self._quick is None else self._quick.modules())]
 
     def _made(self) -> QuickDetector | None:
         if self.device.type != "cpu" or self.runner.inference_cfg.autocast.enabled:

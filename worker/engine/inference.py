@@ -34,7 +34,7 @@ from worker import hardware
 from worker.child.messages import MAX_RANGES
 from worker.cpu.winograd_transforms import kernels
 from worker.engine import network
-from worker.engine.choice import Learning, pcutoff_of, predictor_for
+from worker.engine.choice import Learning, pcutoff_of, predictor_for, watched_pcutoff
 from worker.engine.detection import Detector, only_normalises
 from worker.engine.loaded import LoadedModel, is_short, released
 from worker.engine.network import Network
@@ -48,9 +48,9 @@ from worker.poses.checkpoint import Checkpoint, PredictionBuffer
 from worker.poses.predictions import Predictions
 from worker.precision import paf
 from worker.precision.guard import UnfaithfulError
+from worker.precision.heads import watches_of
 from worker.precision.tuning import Memory
 from worker.precision.variants import ModelVariants
-from worker.precision.watch import watches_of
 from worker.video import containers, decode
 from worker.video.cuda_decode import Card, DecodedOtherwiseError
 from worker.video.numbering import Reading
@@ -194,6 +194,7 @@ def _about(job: Job, model: Network, answer: dict[str, Any]) -> dict[str, Any]:
         "bodyparts": model.bodyparts,
         "unique_bodyparts": several.unique_bodyparts if several else [],
         "individuals": model.individuals,
+        "pcutoff": model.pcutoff,
         "crop": details["crop"],
         "setup": {**{name: details[name] for name in setup}, "versions": answer["versions"]},
         "herd": asdict(several) if several else None,
@@ -295,6 +296,7 @@ class _Inference:
             )
         summary = predictor.summary()
         summary["precision"]["asked"] = args.precision
+        summary["precision"]["pcutoff"] = watched_pcutoff(args, self._loaded.network)
         return found, reading, {**summary, "decode": card.summary()}
 
     def details(self, summary: dict[str, Any]) -> dict[str, Any]:

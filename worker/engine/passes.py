@@ -32,9 +32,9 @@ from worker.precision.guard import (
     PrecisionGuard,
     PrecisionStats,
 )
+from worker.precision.heads import watches_of
 from worker.precision.tuning import Memory, Tuned, Way
 from worker.precision.variants import Precision
-from worker.precision.watch import watches_of
 from worker.video import decode
 
 Frame = npt.NDArray[np.uint8]

@@ -15,6 +15,8 @@ detected again by DeepLabCut's detector as it is:
 * Of the boxes that come out, as many count as the model has individuals. Each of them and all that
   could take their place have to be certain, their order too, and no side of what is cut out may be
   so near to the middle of two pixels that noise decides which of them it is rounded to.
+* Of a thousand proposals few can be among those boxes. Where the processor multiplies bf16 faster,
+  all are judged in bf16 first, and in fp32 only those that are, by the noise of that, good enough.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import clip_boxes_to_image
 from torchvision.ops.poolers import MultiScaleRoIAlign
 
+from worker import hardware
 from worker.cpu import fused
 from worker.engine import boxes
 from worker.precision.variants import fold
@@ -54,6 +57,8 @@ LEAST_STEP = 2e-7
 MOST_NOISE = 0.02, 0.1
 #: Regions that are judged at once: they stay in the processor's caches.
 REGIONS = 256
+#: And of those that were picked, which are few.
+PICKED = 64
 #: Of so many boxes the noise is measured whatever their scores.
 LIKELIEST = 20
 #: Proposals beyond the last that counts, which noise might put before it.
@@ -71,6 +76,8 @@ class Noise:
     """Of a score's logarithmic odds."""
     box: float = 0.0
     """Pixels of the detector's own picture."""
+    rough: float = 0.0
+    """Of the odds in bf16, to those in fp32; 0: not known."""
 
     @property
     def is_little(self) -> bool:
@@ -112,6 +119,17 @@ class _Judged:
     """(r,), float64: logarithmic odds."""
 
 
+@dataclass(frozen=True)
+class _Picked:
+    """What of a picture may be boxes that count."""
+
+    judged: _Judged
+    exist: npt.NDArray[np.bool_]
+    """(r,), which of it exists in any case."""
+    others: float = -math.inf
+    """The logarithmic odds that nothing else exceeds."""
+
+
 class QuickDetector(ABC):
     """A detector of torchvision's in its faster form, on a CPU."""
 
@@ -142,24 +160,24 @@ class QuickDetector(ABC):
             fused.fuse(made)
         return made
 
+    def modules(self) -> list[Any]:
+        """Return all that was made of the detector."""
+        return [self.fast]
+
     def found(self, x: Tensor, noise: Noise) -> list[FoundBoxes]:
         """Return what is in each of some pictures; x (n, 3, height, width)."""
         images = self._images(x)
-        judged = self._all_judged(self.fast, images, noise)
+        picked = self._picked(images, noise)
         sizes = images.image_sizes, [tuple(x.shape[-2:])] * len(x)
-        return [
-            self._verdict(*one, noise, *size) for one, *size in zip(judged, *sizes, strict=True)
-        ]
+        return [self._verdict(one, noise, *size) for one, *size in zip(picked, *sizes, strict=True)]
 
     @abstractmethod
     def measured(self, x: Tensor) -> Noise:
         """Return the noise on some pictures, without the safety."""
 
     @abstractmethod
-    def _all_judged(
-        self, network: Any, images: ImageList, noise: Noise
-    ) -> list[tuple[_Judged, npt.NDArray[np.bool_]]]:
-        """Return of each picture what may be boxes, and which of it exists in any case."""
+    def _picked(self, images: ImageList, noise: Noise) -> list[_Picked]:
+        """Return of each picture what may be boxes that count."""
 
     @property
     @abstractmethod
@@ -182,8 +200,7 @@ class QuickDetector(ABC):
 
     def _verdict(
         self,
-        judged: _Judged,
-        exist: npt.NDArray[np.bool_],
+        picked: _Picked,
         noise: Noise,
         size: tuple[int, int],
         whole: tuple[int, int],
@@ -191,12 +208,15 @@ class QuickDetector(ABC):
         """Return the boxes that count, and whether they would be the same without the noise."""
         least, limit, count, side = self._limits
         floor = _odds(least)
+        judged = picked.judged
         order = judged.merits.argsort(descending=True, stable=True)
         order = order[judged.merits[order] > floor - noise.merit]
         odds = judged.merits[order].numpy()
         found = clip_boxes_to_image(judged.boxes[order], size)
+        exist = picked.exist[order.numpy()] & (odds > floor + noise.merit)
+        single = boxes.without_twins(found.numpy(), odds, exist, noise.merit)
+        odds, exist, found = odds[single], exist[single], found[torch.from_numpy(single)]
         array = found.numpy()
-        exist = exist[order.numpy()] & (odds > floor + noise.merit)
         wide = (array[:, 2:] - array[:, :2]).min(axis=1, initial=np.inf)
         exist &= wide > side + 2 * LEAST_ERROR
         slack = boxes.slack_of(array, max(noise.box, LEAST_ERROR))
@@ -205,7 +225,8 @@ class QuickDetector(ABC):
         left = np.flatnonzero(state)
         rows = left[state[left] == boxes.KEPT][: min(self._most, count)]
         # Whatever comes before the last that counts, or might, has to be certain, its order too.
-        last = int(rows[-1]) if len(rows) == min(self._most, count) else len(odds) - 1
+        full = len(rows) == min(self._most, count)
+        last = int(rows[-1]) if full else len(odds) - 1
         near = left[odds[left] >= odds[last] - noise.merit] if len(odds) else left
         likely = 1 / (1 + np.exp(-odds[near]))
         certain = (
@@ -213,6 +234,7 @@ class QuickDetector(ABC):
             and bool((state[near] == boxes.KEPT).all())
             and bool((np.diff(-odds[near]) > noise.merit).all())
             and bool((np.diff(-likely) > LEAST_STEP).all())
+            and picked.others < (odds[last] if full else floor) - noise.merit
         )
         return FoundBoxes(
             resize_boxes(found[rows], list(size), list(whole)),
@@ -249,13 +271,11 @@ class QuickSSD(QuickDetector):
             found.append(_Judged(decoded, merit))
         return found
 
-    def _all_judged(
-        self, network: Any, images: ImageList, noise: Noise
-    ) -> list[tuple[_Judged, npt.NDArray[np.bool_]]]:
+    def _picked(self, images: ImageList, noise: Noise) -> list[_Picked]:
         found = []
-        for one in self._looked(network, images):
+        for one in self._looked(self.fast, images):
             places, exist = _best(one.merits, self.plain.topk_candidates, noise.merit)
-            found.append((_Judged(one.boxes[places], one.merits[places]), exist))
+            found.append(_Picked(_Judged(one.boxes[places], one.merits[places]), exist))
         return found
 
 
@@ -270,6 +290,15 @@ class _Seen:
 
 class QuickRCNN(QuickDetector):
     """torchvision's ``FasterRCNN``."""
+
+    def __init__(self, plain: Any, label: int, most: int) -> None:
+        """Prepare ``plain``, which stays as it is; of its boxes the first ``most`` count."""
+        super().__init__(plain, label, most)
+        self._rough = _rough_of(plain.roi_heads)
+
+    def modules(self) -> list[Any]:
+        """Return all that was made of the detector."""
+        return [*super().modules(), *([] if self._rough is None else [self._rough])]
 
     @property
     def _limits(self) -> tuple[float, float, int, float]:
@@ -286,21 +315,69 @@ class QuickRCNN(QuickDetector):
             there = self._proposals(fast, images, row, noise)
             boxes_ = self._decoded(exact, images, row, there.places)
             noise.proposal = max(noise.proposal, float(_largest(boxes_ - there.boxes)))
-            [true_] = self._judged(self.plain, exact, images, [(row, boxes_)])
-            [other_] = self._judged(self.fast, fast, images, [(row, there.boxes)])
+            [true_] = self._judged(self.plain.roi_heads, exact, images, [(row, boxes_)])
+            regions = [(row, there.boxes)]
+            [other_] = self._judged(self.fast.roi_heads, fast, images, regions)
             noise.grow(_difference(true_, other_, self._limits[0]))
+            if self._rough is not None:
+                [rough] = self._judged(self._rough, fast, images, regions)
+                found = _difference(other_, rough, self._limits[0])
+                noise.rough = max(noise.rough, found.merit)
         return noise
 
-    def _all_judged(
-        self, network: Any, images: ImageList, noise: Noise
-    ) -> list[tuple[_Judged, npt.NDArray[np.bool_]]]:
-        seen = self._seen(network, images)
+    def _picked(self, images: ImageList, noise: Noise) -> list[_Picked]:
+        seen = self._seen(self.fast, images)
         proposals = [
             self._proposals(seen, images, row, noise) for row in range(len(images.image_sizes))
         ]
         regions = [(row, one.boxes) for row, one in enumerate(proposals)]
-        judged = self._judged(network, seen, images, regions)
-        return [(one, there.exist) for one, there in zip(judged, proposals, strict=True)]
+        if self._rough is None or not noise.rough:
+            judged = self._judged(self.fast.roi_heads, seen, images, regions)
+            return [_Picked(one, there.exist) for one, there in zip(judged, proposals, strict=True)]
+        rough = self._judged(self._rough, seen, images, regions)
+        return [
+            self._judged_again(seen, images, row, there, one, noise)
+            for row, (there, one) in enumerate(zip(proposals, rough, strict=True))
+        ]
+
+    def _judged_again(
+        self,
+        seen: _Seen,
+        images: ImageList,
+        row: int,
+        there: _Proposals,
+        rough: _Judged,
+        noise: Noise,
+    ) -> _Picked:
+        """Judge in fp32 which of a picture's proposals may be boxes that count, going by bf16."""
+        merits = rough.merits.numpy()
+        chosen = np.flatnonzero(merits >= self._least_that_counts(rough, row, images, noise))
+        places = torch.from_numpy(chosen)
+        [judged] = self._judged(
+            self.fast.roi_heads, seen, images, [(row, there.boxes[places])], PICKED
+        )
+        others = float(np.delete(merits, chosen).max(initial=-math.inf)) + noise.rough
+        if _largest(judged.merits - rough.merits[places]) > noise.rough:
+            others = math.inf  # the noise is more than was known
+        return _Picked(judged, there.exist[chosen], others)
+
+    def _least_that_counts(
+        self, rough: _Judged, row: int, images: ImageList, noise: Noise
+    ) -> float:
+        """Return the odds in bf16 that a box has to have, to be perhaps one of those that count."""
+        least, limit, count, _ = self._limits
+        order = rough.merits.argsort(descending=True, stable=True)
+        found = clip_boxes_to_image(rough.boxes[order], images.image_sizes[row]).numpy()
+        odds = rough.merits[order].numpy()
+        n = len(odds)
+        state = boxes.kept(
+            found, odds, np.zeros(n, np.int64), np.ones(n, np.bool_), limit, 0.0, np.zeros(n)
+        )
+        kept = odds[state == boxes.KEPT][: min(self._most, count)]
+        full = len(kept) == min(self._most, count)
+        worst = max(float(kept[-1]), _odds(least)) if full else _odds(least)
+        # Both may be off, the worst that counts and what might take its place.
+        return worst - 2 * (noise.rough + noise.merit)
 
     def _seen(self, network: Any, images: ImageList) -> _Seen:
         features = network.backbone(images.tensors)
@@ -392,26 +469,32 @@ class QuickRCNN(QuickDetector):
         return certain
 
     def _judged(
-        self, network: Any, seen: _Seen, images: ImageList, regions: list[tuple[int, Tensor]]
+        self,
+        heads: Any,
+        seen: _Seen,
+        images: ImageList,
+        regions: list[tuple[int, Tensor]],
+        at_once: int = REGIONS,
     ) -> list[_Judged]:
-        heads = network.roi_heads
+        """Return what heads say of regions, by picture: each its row, and boxes (r, 4)."""
+        dtype = heads.box_predictor.cls_score.weight.dtype
         all_ = torch.cat([found for _, found in regions])
         rows = torch.cat([torch.full((len(found), 1), float(row)) for row, found in regions])
         merits, moves = [], []
-        for whole in torch.split(torch.cat([rows, all_], dim=1), REGIONS):
-            features = heads.box_head(self._pooled(seen, images, whole))
+        for whole in torch.split(torch.cat([rows, all_], dim=1), at_once):
+            features = heads.box_head(self._pooled(seen, images, whole, at_once).to(dtype))
             logits, deltas = heads.box_predictor(features[: len(whole)])
             merits.append(_merits(logits, self._label))
-            moves.append(deltas)
+            moves.append(deltas.float())
         merit, deltas = torch.cat(merits), torch.cat(moves)
         label = slice(4 * self._label, 4 * self._label + 4)
-        decoded = heads.box_coder.decode_single(deltas[:, label], all_)
+        decoded = self.plain.roi_heads.box_coder.decode_single(deltas[:, label], all_)
         counts = [len(found) for _, found in regions]
         both = zip(torch.split(decoded, counts), torch.split(merit, counts), strict=True)
         return [_Judged(*one) for one in both]
 
-    def _pooled(self, seen: _Seen, images: ImageList, regions: Tensor) -> Tensor:
-        """Return what torchvision's ``MultiScaleRoIAlign`` does of ``REGIONS``; some are none."""
+    def _pooled(self, seen: _Seen, images: ImageList, regions: Tensor, at_once: int) -> Tensor:
+        """Return what torchvision's ``MultiScaleRoIAlign`` does, ``at_once``; some are none."""
         pool = self.plain.roi_heads.box_roi_pool
         levels = [value for name, value in seen.features.items() if name in pool.featmap_names]
         if pool.scales is None or pool.map_levels is None:
@@ -419,7 +502,7 @@ class QuickRCNN(QuickDetector):
         which = pool.map_levels([regions[:, 1:]]) if len(levels) > 1 else torch.zeros(len(regions))
         side = pool.output_size[0]
         # Always as many, for whose number weights are laid out.
-        out = torch.zeros((REGIONS, side, side, levels[0].shape[1])).permute(0, 3, 1, 2)
+        out = torch.zeros((at_once, side, side, levels[0].shape[1])).permute(0, 3, 1, 2)
         for number, (level, scale) in enumerate(zip(levels, pool.scales, strict=True)):
             places = (which == number).nonzero().flatten()
             boxes.pooled(level, regions[places], out, places, scale, pool.sampling_ratio)
@@ -448,6 +531,20 @@ def quick_of(model: Any, most: int) -> QuickDetector | None:
     except (AttributeError, TypeError, RuntimeError, ValueError) as error:
         log.info("the detector stays as it is: %s", error)
     return None
+
+
+def _rough_of(heads: Any) -> nn.Module | None:
+    """Return a detector's last layers in the 16-bit numbers of the processor; None: it has none."""
+    dtype = hardware.native_dtype(torch.device("cpu"))
+    if dtype is None:
+        return None
+    made = nn.ModuleDict(
+        {name: copy.deepcopy(getattr(heads, name)) for name in ("box_head", "box_predictor")}
+    )
+    fold(made)
+    made.to(dtype).to(memory_format=torch.channels_last)
+    fused.fuse(made)
+    return made
 
 
 def _is_plain_rcnn(plain: Any, filtered: bool) -> bool:

@@ -16,7 +16,12 @@ from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.layout import RUN_LOG, Run
 from posedrop.buckets.names import Naming
-from posedrop.buckets.records import DerivedRequest, Inference, Model, Request, RunError
+from posedrop.buckets.records.derived import DerivedRequest
+from posedrop.buckets.records.inference import Inference
+from posedrop.buckets.records.models import Model
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.runs import RunError
+from posedrop.buckets.records.workers import Step
 from posedrop.errors import AnalysisError, CancelledRunError, ObjectChangedError, PosedropError
 from posedrop.transport.queue import QueueError
 from worker import room
@@ -73,6 +78,8 @@ class RunAttempt:
     request: Request
     claim: Claim
     folders: Folders
+    actor: str
+    """By which message it came."""
 
     @property
     def bucket(self) -> str:
@@ -101,6 +108,13 @@ class RunAttempt:
         """Tell whether :meth:`check` would end this attempt."""
         return self.claim.cancelled or self.claim.lost or self.context.closing
 
+    @property
+    def next_actor(self) -> str:
+        """Who goes on with this half of the run: with predictions, none that has a network."""
+        published = {artefact.plain_name for artefact in self.claim.artefacts}
+        is_found = self.claim.task == "infer" and layout.PREDICTIONS in published
+        return "finish" if is_found else self.actor
+
     # -- what comes from the store
 
     def fetch_video(self) -> Path:
@@ -111,36 +125,13 @@ class RunAttempt:
             RefusedVideoError: code ``no_room``: it is too large for the disk.
         """
         self.claim.stage("fetch")
-        context, video = self.context, self.request.video
         local = self.folders.film / "video"
-        there = context.storage.head(video.bucket, video.key)
-        if there is None or there.etag != video.etag:
-            raise ObjectChangedError(f"{video.key} was replaced or removed since it was planned")
-        sha256 = self.request.sha256
-        if context.cache.link_video(sha256, local):
-            return local
-        room.check_fits(video.size, context.settings.scratch_dir)
-        if not room.fetch_with_room(
-            context.cache,
-            lambda: self._download(video.bucket, video.key, local, sha256, video.etag),
-        ):
-            raise ObjectChangedError(f"{video.key} has other content than when it was planned")
-        context.cache.keep_video(sha256, local)
+        fetch_film(self.context, self.request, local)
         return local
 
     def fetch(self, key: str, path: Path, sha256: str) -> bool:
         """Fetch an object of the results bucket; return whether it has this content."""
-        return self._download(self.bucket, key, path, sha256)
-
-    def _download(
-        self, bucket: str, key: str, path: Path, sha256: str, etag: str | None = None
-    ) -> bool:
-        """Fetch an object; False if its content is wrong twice: once may be the network's fault."""
-        for _ in range(2):
-            if self.context.storage.download(bucket, key, path, etag)["sha256"] == sha256:
-                return True
-            log.warning("%s came with another sha256", key)
-        return False
+        return _download(self.context, self.bucket, key, path, sha256)
 
     def model(self) -> Model | None:
         """Return the record of the run's model; None: it has none, or the record is gone."""
@@ -151,6 +142,18 @@ class RunAttempt:
         return self.context.storage.read_whole_record(bucket, key, Model)
 
     # -- what children are asked for, and leave
+
+    @property
+    def tables_child(self) -> Child:
+        """The child that makes tables: each queue has its own, so that neither waits for long."""
+        context = self.context
+        return context.tables_child if self.actor == "infer" else context.cpu_tables
+
+    def measured(self, step: Step, frames: int, seconds: float) -> None:
+        """Note how long a step of the run took."""
+        request, record = self.request, self.context.record
+        size = request.frame_size
+        record.measured(request.analysis, request.model, size, step, frames, seconds)
 
     def unless_tried(self, by: str) -> str:
         """Return the setting for decoding or encoding; ``cpu`` once an attempt has failed.
@@ -245,10 +248,14 @@ class RunAttempt:
 
     def error(self, error: PosedropError) -> RunError:
         """Return an error as a record tells it, with the stage and the end of the log."""
+        at = stage_of(self.claim.at, self.claim.task)
+        return claim.run_error(error, at, self.log_tail())
+
+    def log_tail(self) -> str | None:
+        """Return the last lines that a child has logged by now, None if there are none."""
         folders = self.folders
         tail = _end_of_log(folders.tables, _TAIL_BYTES) or _end_of_log(folders.film, _TAIL_BYTES)
-        words = tail.decode(errors="replace") or None
-        return claim.run_error(error, stage_of(self.claim.at, self.claim.task), words)
+        return tail.decode(errors="replace") or None
 
     def succeed(self, inference: Inference, timings: dict[str, float]) -> None:
         """End the run with its poses: ``partial`` where frames are missing.
@@ -290,6 +297,39 @@ class RunAttempt:
     def clear_checkpoints(self) -> None:
         """Delete the run's checkpoints, which nobody needs any more."""
         checkpoints.clear(self.context.storage, self.bucket, self.run)
+
+
+def fetch_film(context: Context, request: Request, local: Path) -> None:
+    """Put a run's film at a path, from the cache or the store.
+
+    Raises:
+        ObjectChangedError: the object is gone, or has other content than when it was planned.
+        RefusedVideoError: code ``no_room``: it is too large for the disk.
+    """
+    video, sha256 = request.video, request.sha256
+    there = context.storage.head(video.bucket, video.key)
+    if there is None or there.etag != video.etag:
+        raise ObjectChangedError(f"{video.key} was replaced or removed since it was planned")
+    if context.cache.link_video(sha256, local):
+        return
+    room.check_fits(video.size, context.settings.scratch_dir)
+    if not room.fetch_with_room(
+        context.cache,
+        lambda: _download(context, video.bucket, video.key, local, sha256, video.etag),
+    ):
+        raise ObjectChangedError(f"{video.key} has other content than when it was planned")
+    context.cache.keep_video(sha256, local)
+
+
+def _download(
+    context: Context, bucket: str, key: str, path: Path, sha256: str, etag: str | None = None
+) -> bool:
+    """Fetch an object; False if its content is wrong twice: once may be the network's fault."""
+    for _ in range(2):
+        if context.storage.download(bucket, key, path, etag)["sha256"] == sha256:
+            return True
+        log.warning("%s came with another sha256", key)
+    return False
 
 
 def stage_of(at: str, task: str) -> str:

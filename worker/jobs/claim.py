@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
 from posedrop import metrics
 from posedrop.buckets import layout
 from posedrop.buckets.layout import Run
-from posedrop.buckets.records import Artefact, Attempt, Progress, RunError, Task
+from posedrop.buckets.records.attempts import Attempt, Progress
+from posedrop.buckets.records.runs import Artefact, RunError, Task
 from posedrop.buckets.storage import Listing, Storage
 from posedrop.errors import PosedropError, RecordError, StorageError
 
@@ -42,6 +43,11 @@ class History:
         """Tell whether a worker holds the last attempt, or did until less than a lease ago."""
         unfinished = bool(self.attempts) and self.attempts[-1].outcome is None
         return unfinished and self.silent < lease_seconds
+
+    def after(self, number: int) -> History:
+        """Return the history without the attempts up to one, which count no more."""
+        left = [attempt for attempt in self.attempts if attempt.number > number]
+        return replace(self, attempts=left)
 
     def spent(self, *outcomes: str | None) -> list[Attempt]:
         """Return the attempts with one of these outcomes; None: their worker died unheard."""
@@ -149,6 +155,13 @@ class Exhausted:
     artefacts: list[Artefact]
     """What the last attempt published that has told of any."""
 
+    def error(self, what: str, stage: str) -> RunError:
+        """Return why no further attempt is made at something, such as ``this run``."""
+        words = f"worker {self.last.worker} was killed or lost while it was at {what}"
+        known = self.last.error or RunError(code="worker_died", message=words, stage=stage)
+        words = f"given up after {self.counted} attempts; the last: {known.message}"
+        return known.model_copy(update={"message": words})
+
 
 def take(
     storage: Storage,
@@ -168,8 +181,29 @@ def take(
     listing = storage.listing(bucket, run.folder)
     if run.result in {found.key for found in listing.objects}:
         return Over()
-    folder = run.attempts
-    before = _history(storage, bucket, folder, task, listing)
+    before = _history(storage, bucket, run.attempts, task, listing)
+    record = begin_unless_spent(
+        storage, bucket, run.attempts, before, task, worker, lease_seconds, max_attempts, now
+    )
+    if not isinstance(record, Attempt):
+        return record
+    spent = [a for a in before.spent(None, "failed") if a.task == task]
+    is_last = len(spent) + 1 >= max_attempts
+    return Claim(storage, bucket, run, record, is_last=is_last, is_first=not spent)
+
+
+def begin_unless_spent(
+    storage: Storage,
+    bucket: str,
+    folder: str,
+    before: History,
+    task: Task,
+    worker: str,
+    lease_seconds: float,
+    max_attempts: int,
+    now: datetime,
+) -> Attempt | Busy | Exhausted:
+    """Create the attempt after ``before``, if there is to be one and no other worker has it."""
     if before.is_busy(lease_seconds):
         return Busy()
     spent = [a for a in before.spent(None, "failed") if a.task == task]
@@ -178,11 +212,7 @@ def take(
         ended = sorted([*spent, *refused], key=lambda a: a.number)
         told = (a.artefacts for a in reversed(ended) if a.artefacts)
         return Exhausted(len(before.attempts), len(ended), ended[-1], next(told, []))
-    record = begin(storage, bucket, folder, before, task, worker, now=now)
-    if record is None:
-        return Busy()
-    is_last = len(spent) + 1 >= max_attempts
-    return Claim(storage, bucket, run, record, is_last=is_last, is_first=not spent)
+    return begin(storage, bucket, folder, before, task, worker, now=now) or Busy()
 
 
 class Held:
@@ -198,6 +228,8 @@ class Held:
         self._writing = threading.Lock()
         """Held while the record changes, and until the store has it: heartbeats come from a thread
         of their own, and one that is slow must not write over how the attempt ended."""
+        self.log_tail: Callable[[], str | None] = lambda: None
+        """Returns the end of the job's log, for the heartbeat to tell."""
 
     @property
     def number(self) -> int:
@@ -273,6 +305,7 @@ class Held:
     def _write(self, **changes: Any) -> None:
         with self._writing:
             changes |= {"beat": self._record.beat + 1, "progress": self._progress}
+            changes["log_tail"] = self.log_tail()
             self._record = self._record.model_copy(update=changes)
             key = _key(self._folder, self.number)
             self._storage.write(self._bucket, key, self._record.to_json())

@@ -12,15 +12,19 @@ from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.layout import RUN_LOG
 from posedrop.buckets.names import Naming
-from posedrop.buckets.records import Artefact, Inference, PosesOf, Progress, Request
-from posedrop.errors import AnalysisError, CancelledRunError
+from posedrop.buckets.records.attempts import NeedsNetwork, Progress
+from posedrop.buckets.records.inference import Inference
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.runs import Artefact
+from posedrop.buckets.records.workers import Step
+from posedrop.errors import AnalysisError, CancelledRunError, RecordError
 from posedrop.models.fetch import fetch
 from worker import room, tuning_memory
 from worker.child import messages, pool
 from worker.child.messages import AnalysisOutput
 from worker.child.patience import QUIET_SECONDS, Patience
 from worker.context import Context
-from worker.jobs import artefacts, earlier
+from worker.jobs import artefacts, earlier, outliers
 from worker.jobs.artefacts import NotTakenError
 from worker.jobs.attempt import POSES, RunAttempt, bad_answer, walls
 from worker.jobs.checkpoints import Checkpoints
@@ -28,6 +32,8 @@ from worker.jobs.lifecycle import perform
 
 log = logging.getLogger(__name__)
 
+#: Errors about predictions that the network can find anew.
+NOT_TAKEN = frozenset({"damaged_predictions", "not_covered"})
 #: Seconds a frame within which a child has made the tables; a filter by arima takes minutes to
 #: hours, and tells of nothing meanwhile.
 TABLES_A_FRAME, ARIMA_A_FRAME = 0.2, 5.0
@@ -38,43 +44,84 @@ def infer(context: Context, run: str) -> None:
     perform(context, run, "infer", _infer)
 
 
+def finish(context: Context, run: str) -> None:
+    """Make the poses of a run of what the network found before, and pass it on to render.
+
+    What can't be made so is left to :func:`infer`.
+    """
+    perform(context, run, "infer", _finish, actor="finish")
+
+
 def _infer(attempt: RunAttempt) -> None:
-    started = time.monotonic()
-    known = earlier.poses(attempt)
-    if known is not None:
-        _publish_inference(attempt, known, time.monotonic() - started)
+    if attempt.request.poses_of is not None:
+        outliers.find(attempt)
         return
-    found = _from_predictions(attempt) or _from_the_network(attempt)
-    output, fetch_seconds = found
+    lacking: list[str] = []
+    if _made_of_earlier(attempt, lacking):
+        return
+    output, fetch_seconds = _from_the_network(attempt)
     details = {**output.details, "walls": walls(attempt.context.gpu)}
-    output = output.model_copy(update={"details": details})
-    _publish_inference(attempt, output, fetch_seconds)
-    request = attempt.request
-    record = PosesOf(analysis_id=request.analysis_id, run=attempt.run.prefix)
-    key = layout.poses_record(analyses.poses_id(request))
-    attempt.context.storage.write(attempt.bucket, key, record.to_json())
+    if lacking:
+        details["not_taken"] = lacking
+    _publish_inference(attempt, output.model_copy(update={"details": details}), fetch_seconds)
 
 
-def _from_predictions(attempt: RunAttempt) -> tuple[AnalysisOutput, float] | None:
-    """Make the tables from the predictions of an earlier attempt, or of an earlier run.
+def _finish(attempt: RunAttempt) -> None:
+    if attempt.request.poses_of is not None:
+        outliers.find(attempt)
+        return
+    lacking: list[str] = []
+    if not _made_of_earlier(attempt, lacking):
+        _leave_to_the_network(attempt, lacking)
+
+
+def _leave_to_the_network(attempt: RunAttempt, lacking: list[str]) -> None:
+    """Note that a run needs the network, and end this attempt: the handlers see to its turn."""
+    context = attempt.context
+    why = "; ".join(lacking)[:1000] or f"there is no {layout.PREDICTIONS}"
+    log.warning("left to the network: %s", why, extra={"run": attempt.run.prefix})
+    note = NeedsNetwork(worker=context.name, why=why)
+    context.storage.write(attempt.bucket, attempt.run.needs_network, note.to_json())
+    attempt.claim.gives_way = True
+    raise CancelledRunError(f"the network has to find the poses: {why}")
+
+
+# -- what there was before -------------------------------------------------------------------------
+
+
+def _made_of_earlier(attempt: RunAttempt, lacking: list[str]) -> bool:
+    """Make the poses of what earlier attempts and runs left, without the network.
 
     Returns:
-        The answer, and the seconds to fetch the predictions; None: there are none that can be
-        read.
+        Whether that was possible; if not, ``lacking`` has words about what could not be taken.
     """
+    if analyses.get(attempt.request.analysis).finish is None:
+        return False
     started = time.monotonic()
-    for place in earlier.predictions(attempt):
+    output = earlier.poses(attempt)
+    if output is not None:
+        _publish_inference(attempt, output, time.monotonic() - started)
+        return True
+    for each in earlier.predictions(attempt, lacking):
         fetch_seconds = time.monotonic() - started
         attempt.check()
         try:
-            return _make_tables(attempt), fetch_seconds
+            output = _make_tables(attempt, is_own=each.run == attempt.run)
         except AnalysisError as error:
-            if error.code != "damaged_predictions":
+            if error.code not in NOT_TAKEN:
                 raise
-            log.warning("%s: %s", place, error)
+            words = f"{layout.PREDICTIONS} of run {each.request.analysis_id}: {error}"
+            log.warning("%s", words, extra={"run": attempt.run.prefix})
+            lacking.append(words[:1000])
             attempt.claim.withdraw(layout.PREDICTIONS)
             (attempt.folders.kept / layout.PREDICTIONS).unlink()
-    return None
+            continue
+        if each.run != attempt.run:
+            details = {**output.details, "predictions_of": each.request.analysis_id}
+            output = output.model_copy(update={"details": details})
+        _publish_inference(attempt, output, fetch_seconds)
+        return True
+    return False
 
 
 # -- the network -----------------------------------------------------------------------------------
@@ -165,7 +212,7 @@ def _ask_the_network(
 ) -> AnalysisOutput:
     """Have a child run the analysis, and keep its checkpoints and what it learned of its speed."""
     context, request, held = attempt.context, attempt.request, attempt.claim
-    size = _frame_size(request)
+    size = request.frame_size
     patience = _patience(attempt, size)
 
     def on_progress(progress: Progress) -> None:
@@ -185,21 +232,13 @@ def _ask_the_network(
     finally:
         parts.send()
     frames, seconds = patience.measured
-    context.record.measured(request.analysis, request.model, size, frames, seconds)
+    context.record.measured(request.analysis, request.model, size, "network", frames, seconds)
     device = output.details.get("device")
     if isinstance(device, str) and device.isprintable():
         context.record.runs_on(device)
     if (digest := _digest(request)) is not None:
         tuning_memory.keep(context.storage, attempt.bucket, digest, output.tuning)
     return output
-
-
-def _frame_size(request: Request) -> tuple[int, int]:
-    """Return the width and height, in pixels, of what goes through the network."""
-    crop = request.args.get("crop")
-    if crop:
-        return crop["x2"] - crop["x1"], crop["y2"] - crop["y1"]
-    return request.probe.width, request.probe.height
 
 
 def _patience(attempt: RunAttempt, size: tuple[int, int]) -> Patience:
@@ -219,8 +258,17 @@ def _patience(attempt: RunAttempt, size: tuple[int, int]) -> Patience:
 # -- the tables ------------------------------------------------------------------------------------
 
 
-def _make_tables(attempt: RunAttempt) -> AnalysisOutput:
-    """Have the tables made of the predictions, by a child that never has a film near it."""
+def _make_tables(attempt: RunAttempt, *, is_own: bool = True) -> AnalysisOutput:
+    """Have the tables made of the predictions, by a child that never has a film near it.
+
+    Args:
+        attempt: it has the predictions in ``kept``.
+        is_own: whether they are this run's own.
+
+    Raises:
+        AnalysisError: codes of ``NOT_TAKEN``: the predictions are damaged, of another film or
+            model, or of too few bits for the run's pcutoff.
+    """
     attempt.claim.stage("write")
     request, folder = attempt.request, attempt.folders.tables
     if folder.exists():
@@ -236,15 +284,31 @@ def _make_tables(attempt: RunAttempt) -> AnalysisOutput:
         model_digest=_digest(request),
         fps=request.probe.fps,
         frame_size=(request.probe.width, request.probe.height),
+        is_own=is_own,
+        pcutoff=_pcutoff(attempt),
     )
     frames = request.probe.frames
     own = analyses.get(request.analysis).wall_seconds
-    a_frame = ARIMA_A_FRAME if request.args.get("filter") == "arima" else TABLES_A_FRAME
+    step: Step = "arima" if request.args.get("filter") == "arima" else "tables"
+    a_frame = ARIMA_A_FRAME if step == "arima" else TABLES_A_FRAME
     seconds = own(request.args, frames) if own else QUIET_SECONDS + a_frame * frames
     options = attempt.call_options(folder)
-    output = messages.ask(attempt.context.tables_child.call, task, wall_seconds=seconds, **options)
+    child = attempt.tables_child
+    output = messages.ask(child.call, task, wall_seconds=seconds, **options)
+    # As the child tells: it may have waited for another run's, or have been started for this.
+    took = sum(output.timings.get(name, 0.0) for name in ("track", "write", "filter"))
+    attempt.measured(step, output.rows, took)
     attempt.take_tables()
     return output
+
+
+def _pcutoff(attempt: RunAttempt) -> float | None:
+    """Return the model's own cutoff; None: that is not known, as its record is gone."""
+    try:
+        model = attempt.model()
+    except RecordError:
+        return None
+    return model.pcutoff if model is not None else None
 
 
 # -- inference.json --------------------------------------------------------------------------------

@@ -8,16 +8,16 @@ A full disk, a store that is away and a worker that is stopped are not the film'
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
+from typing import TypeGuard
 
 from posedrop.buckets import layout
-from posedrop.buckets.records import (
+from posedrop.buckets.records.runs import RunError
+from posedrop.buckets.records.videos import (
     INGEST_VERSION,
     Duplicate,
     Probe,
     Refusal,
-    RunError,
     VideoRecord,
     VideoRef,
 )
@@ -38,6 +38,7 @@ from worker.child import messages
 from worker.context import Context
 from worker.jobs import artefacts, claim
 from worker.jobs.claim import Held, History
+from worker.jobs.work import is_left, work_on
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,7 @@ _NOT_THE_FILM = (StorageError, QueueError)
 
 def ingest(context: Context, bucket: str, key: str, etag: str) -> None:
     """Write the video.json of an object, unless it is gone, replaced or ingested already."""
-    if context.closing:
-        _hand_back(context, bucket, key, etag)
+    if is_left(context, "ingest", bucket=bucket, key=key, etag=etag):
         return
     results = context.settings.results_bucket
     found = context.storage.head(bucket, key)
@@ -84,7 +84,7 @@ def ingest(context: Context, bucket: str, key: str, etag: str) -> None:
         record = None
     now = context.storage.head(bucket, key)
     if now is None:
-        _clear(context, prefix, layout.file_id_of(bucket, key), etag)
+        _clear(context, prefix, context.storage.file_id(results, bucket, key), etag)
     elif record is not None and now.etag == etag:
         context.storage.write(results, layout.video_record(prefix), record.to_json())
         log.info(
@@ -109,12 +109,6 @@ def _is_known(context: Context, prefix: str, etag: str) -> bool:
         context.storage.report(error)
         return True
     return known is not None and known.video.etag == etag
-
-
-def _hand_back(context: Context, bucket: str, key: str, etag: str) -> None:
-    """Leave an ingest to another worker; this process ends."""
-    context.send("ingest", bucket=bucket, key=key, etag=etag)
-    time.sleep(1.0)  # as in worker.jobs.lifecycle: kept from taking it again
 
 
 def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> VideoRecord | None:
@@ -164,7 +158,7 @@ def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> V
 def _begun_record(context: Context, bucket: str, found: ObjectInfo) -> VideoRecord:
     """Return the record of a video of which nothing but its object is known."""
     video = VideoRef(
-        file_id=layout.file_id_of(bucket, found.key),
+        file_id=context.storage.file_id(context.settings.results_bucket, bucket, found.key),
         bucket=bucket,
         key=found.key,
         etag=found.etag,
@@ -185,25 +179,32 @@ def _decode(
     """Have a child probe the video at ``local``; return its record, as :func:`_examine` does."""
     sha256 = str(record.sha256)
     thumbnail = local.with_name("thumbnail.jpg")
-    try:
-        told = context.record.at(held, record.video.key)
-        with told, held.beating(context.settings.heartbeat_seconds):
-            probe = _probe(context, held, local, thumbnail)
+    probes: list[Probe] = []
+
+    def work() -> None:
+        probes.append(_probe(context, held, local, thumbnail))
         held.end("done")
-    except RefusedVideoError as error:
-        if error.code == DECODER_FAILED:  # once says little: memory may have been short
-            return _failed(context, held, before, record, local, prefix, error)
+
+    error = work_on(
+        context,
+        held,
+        record.video.key,
+        work,
+        check_fault=lambda error: _check_fault(context, held, error, local),
+        tell=lambda error: _told(error, local),
+    )
+    if error is not None and _is_verdict(error):
         held.end("done")
         context.cache.forget_video(sha256)
         return _refused(record, error)
-    except Exception as error:
+    if error is not None:
         return _failed(context, held, before, record, local, prefix, error)
     context.cache.keep_video(sha256, local)
     if (picture := _picture(thumbnail)) is not None:
         name = layout.thumbnail(prefix)
         context.storage.write(context.settings.results_bucket, name, picture, "image/jpeg")
     duplicate = _first_of_its_content(context, sha256, record.video)
-    return record.model_copy(update={"probe": probe, "duplicate_of": duplicate})
+    return record.model_copy(update={"probe": probes[-1], "duplicate_of": duplicate})
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -251,22 +252,12 @@ def _failed(
     prefix: str,
     error: Exception,
 ) -> VideoRecord | None:
-    """Count an attempt that failed by the film's fault, and have it tried again or refuse it.
-
-    Raises:
-        Exception: ``error``, or what else the machine or the store has: the film is not to blame.
-    """
+    """Count an attempt that failed by the film's fault, and have it tried again or refuse it."""
     video = record.video
-    if context.closing and isinstance(error, CancelledRunError | ChildDiedError):
+    if _is_ending(context, error):
         held.end("handed_back")
-        _hand_back(context, video.bucket, video.key, video.etag)
+        is_left(context, "ingest", bucket=video.bucket, key=video.key, etag=video.etag)
         return None
-    try:
-        _check_fault(error, local)
-        held.look()
-    except Exception as fault:
-        held.end("handed_back", _told(fault, local))
-        raise
     if held.lost:  # it was deleted, or taken over: what comes of it is not ours to say
         return None
     log.warning("ingest failed: %s", error, extra={"file_id": video.file_id})
@@ -288,11 +279,23 @@ def _failed(
     return _refused(record, why)
 
 
-def _check_fault(error: Exception, local: Path) -> None:
+def _is_verdict(error: Exception) -> TypeGuard[RefusedVideoError]:
+    """Tell whether a film is refused at once; a decoder that fails once says little of it."""
+    return isinstance(error, RefusedVideoError) and error.code != DECODER_FAILED
+
+
+def _is_ending(context: Context, error: Exception) -> bool:
+    """Tell whether an attempt was cut short because this process ends."""
+    return context.closing and isinstance(error, CancelledRunError | ChildDiedError)
+
+
+def _check_fault(context: Context, held: Held, error: Exception, local: Path) -> None:
     """Raise ``error``, or what is the matter, unless it can only be the film's fault.
 
     It is where the film itself can be read and the disk takes what is written.
     """
+    if _is_verdict(error) or _is_ending(context, error):
+        return
     if isinstance(error, _NOT_THE_FILM):
         raise error
     if isinstance(error, ChildDiedError) and error.code == "not_started":
@@ -306,6 +309,7 @@ def _check_fault(error: Exception, local: Path) -> None:
     except OSError as gone:
         raise StorageError(f"can't read {local} ({gone})", code=UNREADABLE) from gone
     room.check_room(local.parent)
+    held.look()
 
 
 def _told(error: Exception, local: Path) -> RunError:

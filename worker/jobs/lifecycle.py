@@ -6,41 +6,36 @@ Whatever happens, a run ends: with what it was asked for, or with an error that 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.layout import Run
-from posedrop.buckets.records import Artefact, Inference, NeedsNewer, Request, RunError, Task
+from posedrop.buckets.records.attempts import NeedsNewer
+from posedrop.buckets.records.inference import Inference
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.runs import Artefact, RunError, Task
 from posedrop.errors import (
-    AnalysisError,
-    BadRequestError,
     CancelledRunError,
     ChildDiedError,
-    ObjectChangedError,
     PosedropError,
     RecordError,
-    RefusedVideoError,
     StorageError,
 )
-from posedrop.transport.queue import QueueError
-from worker import room
 from worker.context import Context
 from worker.jobs import checkpoints, claim, publish
 from worker.jobs.attempt import Folders, RunAttempt, stage_of
 from worker.jobs.claim import Claim
+from worker.jobs.work import FINAL_ERRORS, check_machine, in_words, is_left, work_on
 
 log = logging.getLogger(__name__)
-
-#: What no further attempt can mend.
-FINAL_ERRORS = (AnalysisError, BadRequestError, RefusedVideoError, ObjectChangedError)
 
 Work = Callable[[RunAttempt], None]
 
 
-def perform(context: Context, prefix: str, task: Task, work: Work) -> None:
+def perform(
+    context: Context, prefix: str, task: Task, work: Work, *, actor: str | None = None
+) -> None:
     """Claim the next attempt at a half of a run, do it, and record how it ended.
 
     Args:
@@ -48,15 +43,12 @@ def perform(context: Context, prefix: str, task: Task, work: Work) -> None:
         prefix: the run's folder, as its message has it.
         task: which half.
         work: does it; what it raises is recorded.
+        actor: which message has called for it; None: that of the half's name.
 
     Raises:
         Exception: the store, the broker or the disk is away; the message is to come again.
     """
-    if context.closing:
-        # Two threads take messages: what the one hands back is not for the other of a process that
-        # ends. It is kept from taking it again, until somebody else has.
-        context.send(task, run=prefix)
-        time.sleep(1.0)
+    if is_left(context, actor or task, run=prefix):
         return
     bucket, run = context.settings.results_bucket, Run(prefix)
     try:
@@ -83,7 +75,8 @@ def perform(context: Context, prefix: str, task: Task, work: Work) -> None:
         _give_up(context, run, request, held)
     elif isinstance(held, Claim):
         with context.scratch_dir() as scratch:
-            _make(RunAttempt(context, run, request, held, Folders(scratch)), work)
+            folders = Folders(scratch)
+            _make(RunAttempt(context, run, request, held, folders, actor or task), work)
 
 
 def _is_too_new(context: Context, run: Run, request: Request) -> bool:
@@ -117,53 +110,35 @@ def _make(attempt: RunAttempt, work: Work) -> None:
     context, request, held = attempt.context, attempt.request, attempt.claim
     ids = {"analysis_id": request.analysis_id, "attempt": held.number, "task": held.task}
     log.info("attempt begins", extra=ids)
-    try:
+
+    def begin() -> None:
         attempt.check(look=True)
-        told = context.record.at(held, request.video.key, attempt.run.prefix)
-        with told, held.beating(context.settings.heartbeat_seconds):
-            work(attempt)
-    except CancelledRunError as error:
+        held.log_tail = attempt.log_tail
+        work(attempt)
+
+    error = work_on(
+        context,
+        held,
+        request.video.key,
+        begin,
+        run=attempt.run.prefix,
+        check_fault=lambda error: check_machine(error, attempt.folders.kept),
+        tell=lambda error: attempt.error(in_words(error)),
+    )
+    if isinstance(error, CancelledRunError):
         _stopped(attempt, error)
-    except FINAL_ERRORS as error:
+    elif isinstance(error, FINAL_ERRORS):
         failure = attempt.error(error)
         _leave(attempt)
         held.end("failed", failure)
         _fail(context, attempt.run, request, held.number, failure, held.artefacts)
-    except ChildDiedError as error:
-        log.warning("attempt failed: %s", error, extra=ids)
-        _try_again(attempt, error)
-    except Exception as error:
-        if _is_of_the_machine(error, attempt.folders.kept):
-            # The attempt does not count, and Dramatiq tries the message again.
-            held.end("handed_back", attempt.error(_in_words(error)))
-            raise
-        log.exception("attempt failed", extra=ids)
-        _try_again(attempt, _in_words(error))
+    elif error is not None:
+        trace = None if isinstance(error, ChildDiedError) else error
+        log.warning("attempt failed: %s", error, extra=ids, exc_info=trace)
+        _try_again(attempt, in_words(error))
 
 
 # -- how an attempt ends ---------------------------------------------------------------------------
-
-
-def _is_of_the_machine(error: Exception, folder: Path) -> bool:
-    """Tell whether the store or the broker is away, or the disk full: no run is to blame."""
-    if isinstance(error, RecordError):
-        # A damaged one stays so: that counts. A newer one is for a newer worker.
-        return error.code == "newer_record"
-    if isinstance(error, StorageError | QueueError):
-        return True
-    try:
-        room.check_room(folder)
-    except StorageError:
-        return True
-    return False
-
-
-def _in_words(error: Exception) -> PosedropError:
-    """Return an error that nobody foresaw as one with words."""
-    if isinstance(error, PosedropError):
-        return error
-    words = f"posedrop itself failed: {error!r}"[:1000]
-    return AnalysisError(words.encode(errors="replace").decode(), code="internal")
 
 
 def _try_again(attempt: RunAttempt, error: PosedropError) -> None:
@@ -175,7 +150,7 @@ def _try_again(attempt: RunAttempt, error: PosedropError) -> None:
     if held.is_last:
         _leave(attempt)
     held.end("failed", attempt.error(error))
-    attempt.context.send(held.task, run=attempt.run.prefix)
+    attempt.context.send(attempt.next_actor, run=attempt.run.prefix)
 
 
 def _leave(attempt: RunAttempt) -> None:
@@ -221,7 +196,7 @@ def _stopped(attempt: RunAttempt, error: CancelledRunError) -> None:
 def _hand_back(attempt: RunAttempt) -> None:
     """Let another worker go on at once, instead of after this one's lease."""
     attempt.claim.end("handed_back")
-    attempt.context.send(attempt.claim.task, run=attempt.run.prefix)
+    attempt.context.send(attempt.next_actor, run=attempt.run.prefix)
 
 
 # -- how a run fails -------------------------------------------------------------------------------
@@ -229,13 +204,7 @@ def _hand_back(attempt: RunAttempt) -> None:
 
 def _give_up(context: Context, run: Run, request: Request, spent: claim.Exhausted) -> None:
     last = spent.last
-    known = last.error or RunError(
-        code="worker_died",
-        message=f"worker {last.worker} was killed or lost while it was at this run",
-        stage=stage_of(last.progress.stage, last.task),
-    )
-    message = f"given up after {spent.counted} attempts; the last: {known.message}"
-    error = known.model_copy(update={"message": message})
+    error = spent.error("this run", stage_of(last.progress.stage, last.task))
     _fail(context, run, request, spent.attempts, error, spent.artefacts)
 
 

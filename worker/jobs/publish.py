@@ -15,7 +15,10 @@ from pathlib import Path
 from posedrop.analyses import UNFINISHED
 from posedrop.buckets.layout import Run
 from posedrop.buckets.names import ROLES, Naming
-from posedrop.buckets.records import Artefact, FinalState, Inference, Request, Result, RunError
+from posedrop.buckets.records.inference import Inference
+from posedrop.buckets.records.requests import Request
+from posedrop.buckets.records.results import Result
+from posedrop.buckets.records.runs import Artefact, FinalState, RunError
 from posedrop.buckets.storage import Storage
 from posedrop.hashing import sha256_of
 
@@ -32,6 +35,7 @@ _TYPES = {
     ".nwb": "application/x-hdf5",
     ".slp": "application/x-hdf5",
     ".nc": "application/x-netcdf",
+    ".zip": "application/zip",
     ".parquet": "application/vnd.apache.parquet",
 }
 

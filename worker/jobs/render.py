@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from posedrop.buckets import layout
 from posedrop.buckets.layout import RUN_LOG
 from posedrop.buckets.names import Naming
-from posedrop.buckets.records import Inference, Model
-from posedrop.errors import AnalysisError, RecordError
+from posedrop.buckets.records.inference import Inference
+from posedrop.buckets.records.models import Model
+from posedrop.errors import AnalysisError, ChildDiedError, RecordError
 from worker.child import messages
 from worker.child.patience import Patience
 from worker.context import Context
@@ -28,8 +30,12 @@ def render(context: Context, run: str) -> None:
 
 def _render(attempt: RunAttempt) -> None:
     context, claim, folders = attempt.context, attempt.claim, attempt.folders
+    if context.cpu_tables.pid is None:
+        with suppress(ChildDiedError):  # who needs it will tell
+            context.cpu_tables.start()  # ready, with its imports, for who tunes these poses again
     inference = _read_inference(attempt)
-    video = attempt.fetch_video()
+    is_drawn = attempt.request.args.get("style", {}).get("video", True)
+    video = attempt.fetch_video() if is_drawn else None
     poses = _fetch_poses(attempt, inference)
     out = folders.film / "out"
     out.mkdir()
@@ -41,10 +47,12 @@ def _render(attempt: RunAttempt) -> None:
         wall_seconds=Patience(attempt.request.probe.frames, SLOWEST_FRAME),
         **attempt.call_options(folders.film),
     )
+    if video is not None:
+        attempt.measured("drawing", inference.rows, sum(output.timings.values()))
     claim.stage("publish")
     attempt.take(out, layout.DRAWN)
     naming = Naming.of(attempt.request.video.key, inference.details, task.pcutoff)
-    attempt.publish_kept("render", layout.DRAWN[0], naming=naming)
+    attempt.publish_kept("render", layout.DRAWN[0 if is_drawn else 1], naming=naming)
     details = {**inference.details, "render_walls": walls(context.cpu)}
     if output.encode is not None:
         details["encode"] = output.encode.model_dump()
@@ -100,7 +108,7 @@ def _fetch_poses(attempt: RunAttempt, inference: Inference) -> Path:
 
 
 def _task(
-    attempt: RunAttempt, model: Model | None, video: Path, poses: Path, out: Path
+    attempt: RunAttempt, model: Model | None, video: Path | None, poses: Path, out: Path
 ) -> messages.RenderVideo:
     settings, args = attempt.context.settings, attempt.request.args
     filtered = poses / POSES_FILTERED
@@ -108,7 +116,8 @@ def _task(
     if pcutoff is None:
         pcutoff = model.pcutoff if model else DEFAULT_PCUTOFF
     return messages.RenderVideo(
-        video=str(video),
+        video=str(video) if video is not None else None,
+        frame_size=(attempt.request.probe.width, attempt.request.probe.height),
         poses=str(poses / POSES),
         poses_filtered=str(filtered) if filtered.is_file() else None,
         out=str(out),

@@ -1,12 +1,13 @@
 """A table of poses in the formats of other tools, each by its own library.
 
-movement makes NetCDF, pynwb with ndx-pose NWB, sleap-io SLEAP's files and COCO, Arrow Parquet.
+movement makes NetCDF, pynwb with ndx-pose NWB, sleap-io SLEAP's files and COCO, Arrow Parquet; what
+the page of a run reads is posedrop's own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from posedrop.errors import AnalysisError
 from worker.child.messages import ExportPoses
-from worker.poses import table
+from worker.poses import table, viewer
 from worker.poses.table import PoseTable
 
 #: What else lies beside the series of a PoseEstimation, or beside those in the module.
@@ -36,6 +38,10 @@ _TAKEN = frozenset(
         "source_video",
     }
 )
+#: Formats whose libraries make objects of each pose of an animal, some 2 KB a pose; and how many
+#: poses are made such.
+_OF_OBJECTS = frozenset({"slp", "coco"})
+MOST_INSTANCES = 2_000_000
 _ANY_ANIMAL = "http://purl.obolibrary.org/obo/NCBITaxon_33208"
 
 
@@ -50,10 +56,14 @@ class _Export:
     @property
     def edges(self) -> list[tuple[int, int]]:
         """The skeleton as pairs of places in ``poses.bodyparts``."""
-        names = self.poses.bodyparts
-        pairs = (pair for pair in self.task.skeleton if len(pair) == 2 and {*pair} <= {*names})
-        found = ((names.index(a), names.index(b)) for a, b in pairs if a != b)
-        return list(dict.fromkeys(found))
+        return edges_of(self.task.skeleton, self.poses.bodyparts)
+
+
+def edges_of(skeleton: list[list[str]], bodyparts: list[str]) -> list[tuple[int, int]]:
+    """Return a skeleton as pairs of places in ``bodyparts``."""
+    pairs = (pair for pair in skeleton if len(pair) == 2 and {*pair} <= {*bodyparts})
+    found = ((bodyparts.index(a), bodyparts.index(b)) for a, b in pairs if a != b)
+    return list(dict.fromkeys(found))
 
 
 def export(payload: dict[str, Any], report: Callable[..., None]) -> dict[str, Any]:
@@ -72,11 +82,27 @@ def export(payload: dict[str, Any], report: Callable[..., None]) -> dict[str, An
     task = ExportPoses.model_validate(payload)
     poses = table.read(Path(task.poses))
     times = Path(task.timestamps) if task.timestamps else None
+    _check_size(task.format, poses)
     report("write", 0, len(poses.frames))
     write, libraries = _WRITERS[task.format]
     write(_Export(poses, table.read_times(times, poses.frames, task.fps), task), Path(task.out))
     report("write", len(poses.frames), len(poses.frames))
     return {"versions": {name: version(name) for name in libraries}}
+
+
+def _check_size(format_: str, poses: PoseTable) -> None:
+    """Refuse what would fill the memory before it fills it.
+
+    Raises:
+        AnalysisError: code ``too_many_poses``.
+    """
+    count = int(np.isfinite(poses.values[..., 0]).any(axis=-1).sum())
+    if format_ in _OF_OBJECTS and count > MOST_INSTANCES:
+        words = (
+            f"the run has {count:,} poses of an animal, and this format's library holds each in "
+            f"memory, {MOST_INSTANCES:,} at most: take nwb, nc or parquet"
+        )
+        raise AnalysisError(words, code="too_many_poses")
 
 
 def dataset(poses: PoseTable, seconds: npt.NDArray[np.float64], fps: float) -> Any:
@@ -130,6 +156,32 @@ def _parquet(wanted: _Export, out: Path) -> None:
     ).to_parquet(out, engine="pyarrow", index=False)
 
 
+def _viewer(wanted: _Export, out: Path) -> None:
+    """Write the poses for the page of a run."""
+    poses, task = wanted.poses, wanted.task
+    animals, parts = np.nonzero(poses.tracked)
+    unnamed = poses.individuals == [table.UNNAMED]
+    lost = np.zeros(len(poses.frames), np.bool_)
+    for first, last in task.missing:
+        lost |= (poses.frames >= first) & (poses.frames <= last)
+    viewer.write(
+        viewer.View(
+            frames=poses.frames,
+            seconds=wanted.seconds,
+            decoded=~lost,
+            values=poses.values[:, animals, parts],
+            columns=[
+                ("" if unnamed else poses.individuals[animal], poses.bodyparts[part])
+                for animal, part in zip(animals, parts, strict=True)
+            ],
+            size=(task.width, task.height),
+            pcutoff=task.pcutoff,
+            skeleton=[(bone[0], bone[1]) for bone in task.skeleton if len(bone) == 2],
+        ),
+        out,
+    )
+
+
 def _nwb(wanted: _Export, out: Path) -> None:
     """Write one NWB file: a ``PoseEstimation`` of ndx-pose for each animal, by its name."""
     import ndx_pose
@@ -163,26 +215,11 @@ def _nwb(wanted: _Export, out: Path) -> None:
             nodes=poses.bodyparts,
             edges=edges,
         )
-        series: list[Any] = []
-        for part in np.flatnonzero(poses.tracked[index]):
-            values = poses.values[:, index, part]
-            series.append(
-                ndx_pose.PoseEstimationSeries(
-                    name=parts[part],
-                    description=f"{poses.bodyparts[part]} of {poses.individuals[index]}",
-                    data=_packed(values[:, :2]),
-                    unit="pixels",
-                    reference_frame="(0, 0) is the centre of the top left pixel; y grows downwards",
-                    timestamps=series[0] if series else _packed(wanted.seconds),
-                    confidence=_packed(values[:, 2]),
-                    confidence_definition="DeepLabCut's likelihood",
-                )
-            )
         skeletons.append(skeleton)
         estimations.append(
             ndx_pose.PoseEstimation(
                 name=animal,
-                pose_estimation_series=series,
+                pose_estimation_series=_series(wanted, index, parts),
                 description=f"Poses of {poses.individuals[index]} in {task.video}",
                 # As source_video it would have to lie beside this file.
                 original_videos=[task.video],
@@ -199,6 +236,29 @@ def _nwb(wanted: _Export, out: Path) -> None:
         behavior.add(estimation)
     with pynwb.NWBHDF5IO(out, mode="w") as io:
         io.write(file)
+
+
+def _series(wanted: _Export, index: int, parts: list[str]) -> list[Any]:
+    """Return a ``PoseEstimationSeries`` for each bodypart of an animal; they share the times."""
+    import ndx_pose
+
+    poses = wanted.poses
+    series: list[Any] = []
+    for part in np.flatnonzero(poses.tracked[index]):
+        values = poses.values[:, index, part]
+        series.append(
+            ndx_pose.PoseEstimationSeries(
+                name=parts[part],
+                description=f"{poses.bodyparts[part]} of {poses.individuals[index]}",
+                data=_packed(values[:, :2]),
+                unit="pixels",
+                reference_frame="(0, 0) is the centre of the top left pixel; y grows downwards",
+                timestamps=series[0] if series else _packed(wanted.seconds),
+                confidence=_packed(values[:, 2]),
+                confidence_definition="DeepLabCut's likelihood",
+            )
+        )
+    return series
 
 
 def _packed(values: npt.NDArray[np.float64]) -> Any:
@@ -221,19 +281,35 @@ def _plain(names: list[str]) -> list[str]:
 
 
 def _labels(wanted: _Export) -> Any:
-    """Return sleap-io's labels: predicted instances of those frames in which there are any."""
     import sleap_io
 
     poses, task = wanted.poses, wanted.task
-    nodes = [sleap_io.Node(name) for name in poses.bodyparts]
-    edges = [sleap_io.Edge(nodes[a], nodes[b]) for a, b in wanted.edges]
-    skeleton = sleap_io.Skeleton(nodes, edges, name="animal")
-    tracks = [sleap_io.Track(name) for name in poses.individuals]
     frames = int(max(poses.frames.max(initial=-1) + 1, task.frames))
     shape = [frames, task.height, task.width, 3]
     video = sleap_io.Video(
         filename=task.video, open_backend=False, backend_metadata={"shape": shape}
     )
+    return labels(poses, wanted.edges, video)
+
+
+def labels(
+    poses: PoseTable, edges: Iterable[tuple[int, int]], video: Any, *, empty: bool = False
+) -> Any:
+    """Return sleap-io's labels: predicted instances of those frames in which there are any.
+
+    Args:
+        poses: of the frames.
+        edges: pairs of places in ``poses.bodyparts``.
+        video: sleap-io's, of the frames.
+        empty: whether frames without an instance are among them, too.
+    """
+    import sleap_io
+
+    nodes = [sleap_io.Node(name) for name in poses.bodyparts]
+    skeleton = sleap_io.Skeleton(
+        nodes, [sleap_io.Edge(nodes[a], nodes[b]) for a, b in edges], name="animal"
+    )
+    tracks = [sleap_io.Track(name) for name in poses.individuals]
     found: Any = np.isfinite(poses.values).all(axis=-1)
     likelihoods = np.where(found, poses.values[..., 2], 0.0)
     scores = likelihoods.sum(axis=-1) / np.maximum(found.sum(axis=-1), 1)
@@ -252,7 +328,7 @@ def _labels(wanted: _Export) -> Any:
                 for animal in np.flatnonzero(found[row].any(axis=-1))
             ],
         )
-        for row in np.flatnonzero(found.any(axis=(1, 2)))
+        for row in np.flatnonzero(found.any(axis=(1, 2)) | empty)
     ]
     return sleap_io.Labels(labelled, videos=[video], skeletons=[skeleton], tracks=tracks)
 
@@ -264,20 +340,28 @@ def _slp(wanted: _Export, out: Path) -> None:
 
 
 def _coco(wanted: _Export, out: Path) -> None:
-    """Write COCO's keypoints; ``keypoint_scores``, which it has no field for, are likelihoods."""
-    from sleap_io.io import coco
+    with out.open("w", encoding="utf-8") as file:
+        json.dump(coco(_labels(wanted)), file)
 
-    labels = _labels(wanted)
-    found = coco.convert_labels(labels)
-    instances = [each for frame in labels.labeled_frames for each in frame.instances]
+
+def coco(labelled: Any, images: list[str] | None = None) -> dict[str, Any]:
+    """Return COCO's keypoints; ``keypoint_scores``, which it has no field for, are likelihoods.
+
+    Args:
+        labelled: sleap-io's labels, of predicted instances.
+        images: the files of its frames; None: by the video's name.
+    """
+    from sleap_io.io.coco import convert_labels
+
+    found: dict[str, Any] = convert_labels(labelled, images)
+    instances = [each for frame in labelled.labeled_frames for each in frame.instances]
     for entry, instance in zip(found["annotations"], instances, strict=True):
         entry["score"] = float(instance.score)
         entry["keypoint_scores"] = instance.points["score"].tolist()
         entry["attributes"]["name"] = instance.track.name
-    for image, frame in zip(found["images"], labels.labeled_frames, strict=True):
+    for image, frame in zip(found["images"], labelled.labeled_frames, strict=True):
         image["frame"] = int(frame.frame_idx)
-    with out.open("w", encoding="utf-8") as file:
-        json.dump(found, file)
+    return found
 
 
 _Writer = Callable[[_Export, Path], None]
@@ -288,4 +372,5 @@ _WRITERS: dict[str, tuple[_Writer, tuple[str, ...]]] = {
     "nc": (_netcdf, ("movement", "h5netcdf")),
     "parquet": (_parquet, ("pyarrow",)),
     "coco": (_coco, ("sleap-io",)),
+    "viewer": (_viewer, ()),
 }

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 from pydantic import Field
 
-from posedrop.buckets.records import Details, Record
+from posedrop.buckets.records.fields import Details
+from posedrop.buckets.records.record import Record
 from posedrop.errors import AnalysisError
 from worker.poses.checkpoint import Values, write_arrays
 
@@ -65,6 +66,9 @@ class About(Record):
     crop: dict[Literal["x1", "x2", "y1", "y2"], Annotated[int, Field(ge=0, lt=2**31)]] | None
     herd: MultiAnimalAbout | None
     answer: Details
+    pcutoff: float | None = Field(
+        default=None, ge=0, le=1, description="the model's own; null: not known"
+    )
     dtypes: dict[str, Literal["float16", "float32", "float64"]]
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from posedrop.buckets.records import (
+from posedrop.buckets.records.quality import (
     MOST_QUALITIES,
     BodypartQuality,
     BoneQuality,

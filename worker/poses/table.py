@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from posedrop.errors import AnalysisError
 
 #: What the animal of a table without names is called, as movement calls it.
 UNNAMED = "id_0"
+#: Cells of a table that are in memory at a time, where it is read part by part.
+CELLS = 2_000_000
 _COORDS = ("x", "y", "likelihood")
 _LEVELS = ("scorer", "individuals", "bodyparts", "coords")
 
@@ -46,38 +49,78 @@ def read(path: Path) -> PoseTable:
     Raises:
         AnalysisError: code ``damaged_poses``: it is no table of DeepLabCut's.
     """
+    parts = read_parts(path)
+    head = next(parts)
+    most = max(lines(path), len(head.frames))
+    frames, values = np.empty(most, np.int64), np.empty((most, *head.values.shape[1:]))
+    rows = 0
+    for part in chain([head], parts):
+        end = rows + len(part.frames)
+        frames[rows:end], values[rows:end] = part.frames, part.values
+        rows = end
+    return replace(head, frames=frames[:rows], values=values[:rows])
+
+
+def lines(path: Path) -> int:
+    """Return how many lines a file has, at least as many as it has rows."""
+    with path.open("rb") as file:
+        return 1 + sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+
+
+def read_parts(path: Path, cells: int = CELLS) -> Iterator[PoseTable]:
+    """Read ``poses.csv`` part by part, of so many cells at most; one without rows has one part.
+
+    Raises:
+        AnalysisError: code ``damaged_poses``: it is no table of DeepLabCut's.
+    """
     try:
-        return _read(path)
+        yield from _read_parts(path, cells)
     except (ValueError, KeyError, IndexError, csv.Error) as error:
         words = f"the run's poses.csv can't be read as DeepLabCut's table: {error}"[:500]
         raise AnalysisError(words, code="damaged_poses") from error
 
 
-def _read(path: Path) -> PoseTable:
+def _read_parts(path: Path, cells: int) -> Iterator[PoseTable]:
     with path.open(encoding="utf-8", newline="") as file:
         head = {row[0]: row[1:] for row in islice(csv.reader(file), len(_LEVELS)) if row}
     levels = [name for name in _LEVELS if name in head]
     if levels[-1:] != ["coords"] or "bodyparts" not in head:
         raise ValueError("it has no rows 'bodyparts' and 'coords' at its top")
-    try:
-        cells: Any = pd.read_csv(
-            path, header=None, skiprows=len(levels), float_precision="round_trip", dtype=np.float64
-        ).to_numpy()
-    except pd.errors.EmptyDataError:  # a table without rows
-        cells = np.empty((0, 1 + len(head["coords"])))
     parts, coords = head["bodyparts"], head["coords"]
     animals = head.get("individuals", [UNNAMED] * len(parts))
     individuals, bodyparts = list(dict.fromkeys(animals)), list(dict.fromkeys(parts))
-    shape = (len(cells), len(individuals), len(bodyparts), len(_COORDS))
-    values = np.full(shape, np.nan)
-    tracked = np.zeros(shape[1:3], bool)
-    for column, (animal, part, coord) in enumerate(zip(animals, parts, coords, strict=True), 1):
-        place = individuals.index(animal), bodyparts.index(part)
-        values[:, *place, _COORDS.index(coord)] = cells[:, column]
-        tracked[place] = True
-    values[values[..., 2] < 0] = np.nan
+    places = [
+        (individuals.index(animal), bodyparts.index(part), _COORDS.index(coord))
+        for animal, part, coord in zip(animals, parts, coords, strict=True)
+    ]
+    tracked = np.zeros((len(individuals), len(bodyparts)), bool)
+    for animal, part, _ in places:
+        tracked[animal, part] = True
     scorer = next(iter(head.get("scorer", [])), "")
-    return PoseTable(cells[:, 0].astype(np.int64), individuals, bodyparts, values, tracked, scorer)
+    for found in _numbers(path, len(levels), 1 + len(coords), cells):
+        values = np.full((len(found), *tracked.shape, len(_COORDS)), np.nan)
+        for column, place in enumerate(places, 1):
+            values[:, *place] = found[:, column]
+        values[values[..., 2] < 0] = np.nan
+        frames = found[:, 0].astype(np.int64)
+        yield PoseTable(frames, individuals, bodyparts, values, tracked, scorer)
+
+
+def _numbers(path: Path, head: int, columns: int, cells: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Yield the rows below the head of a table, so many cells of them at a time."""
+    try:
+        with pd.read_csv(
+            path,
+            header=None,
+            skiprows=head,
+            float_precision="round_trip",
+            dtype=np.float64,
+            chunksize=max(1, cells // columns),
+        ) as reader:
+            for found in reader:
+                yield found.to_numpy()
+    except pd.errors.EmptyDataError:  # a table without rows
+        yield np.empty((0, columns))
 
 
 def read_times(path: Path | None, frames: npt.NDArray[np.int64], fps: float) -> Any:

@@ -17,13 +17,13 @@ import pandas as pd
 from scipy import signal
 from tables.exceptions import HDF5ExtError
 
-from posedrop.analyses import UNFINISHED, Job
+from posedrop.analyses import UNFINISHED, Job, is_covered
 from posedrop.analyses.deeplabcut_2d import Crop, DeepLabCut2D, PoseArgs
 from posedrop.analyses.superanimal import SuperAnimalArgs
 from posedrop.buckets import layout
-from posedrop.buckets.records import Quality
+from posedrop.buckets.records.quality import Quality
 from posedrop.errors import AnalysisError
-from worker.poses import predictions, quality
+from worker.poses import predictions, quality, viewer
 from worker.poses.predictions import Predictions
 
 #: DeepLabCut's, of a project that says nothing.
@@ -58,13 +58,7 @@ def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
     started = time.monotonic()
     found = predictions.read(job.out / layout.PREDICTIONS)
     about = found.about
-    for name, wanted in (("video_sha256", job.sha256), ("model_digest", job.model_digest)):
-        if wanted and about[name] and about[name] != wanted:
-            raise AnalysisError(
-                f"predictions.npz is of another {name}: {about[name]}; ask with --force (API: "
-                '"force": true), and the network finds the poses anew',
-                code="damaged_predictions",
-            )
+    pcutoff = _checked_pcutoff(about, args, job)
     rows = len(found.frames)
     _write_times(found, job.out / TIMESTAMPS)
     table, tracks = _tabulated(found, args, job)
@@ -73,6 +67,7 @@ def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
     job.report("write", rows, rows)
     whole = _with_the_lost(table, found)
     _write(whole, job.out / "poses")
+    _write_view(whole, found, pcutoff, job)
     written = time.monotonic()
     if args.filter != "none":
         job.report("filter", rows, rows)
@@ -81,27 +76,89 @@ def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
         job.report("write", rows, rows)
         _write(_with_the_lost(smooth, found), job.out / "poses_filtered")
     answer = about["answer"]
-    judged = _judged(whole, found, args, job, is_followed="track_method" in tracks)
+    judged = _judged(whole, found, pcutoff, job, is_followed="track_method" in tracks)
     timings = {
         "track": round(tabulated - started, 3),
         "write": round(written - tabulated, 3),
         "filter": round(time.monotonic() - written, 3),
     }
+    asked = {"model": args.model, "filter": args.filter, "pcutoff": pcutoff}
     return {
         **answer,
         "rows": len(whole),
         "quality": judged.model_dump(mode="json"),
-        "timings": {**answer["timings"], **timings},
-        "details": {**answer["details"], **tracks},
+        # Of another run, the network's seconds are that one's.
+        "timings": {**(answer["timings"] if job.is_own else {}), **timings},
+        "details": {**answer["details"], **asked, **tracks},
     }
+
+
+def _checked_pcutoff(about: dict[str, Any], args: PoseArgs, job: Job) -> float:
+    """Return the cutoff of a run whose predictions are those of its film and its model.
+
+    Raises:
+        AnalysisError: codes ``damaged_predictions``: they are not; ``not_covered``: the network
+            was not watched for what is asked for.
+    """
+    for name, wanted in (("video_sha256", job.sha256), ("model_digest", job.model_digest)):
+        if wanted and about[name] and about[name] != wanted:
+            raise AnalysisError(
+                f"predictions.npz is of another {name}: {about[name]}; ask with --force (API: "
+                '"force": true), and the network finds the poses anew',
+                code="damaged_predictions",
+            )
+    told = about["answer"].get("details", {})
+    models = job.pcutoff if about["pcutoff"] is None else about["pcutoff"]
+    if not job.is_own and not is_covered(told, args.pcutoff, models):
+        raise AnalysisError(
+            "the network computed them in fewer bits, watched for a higher pcutoff than is asked "
+            "for now",
+            code="not_covered",
+        )
+    return _pcutoff(args, models, told)
+
+
+def _pcutoff(args: PoseArgs, models: float | None, told: dict[str, Any]) -> float:
+    """Return the cutoff of a run: its own, else the model's; of that, a film's child has told."""
+    if args.pcutoff is not None:
+        return args.pcutoff
+    known = told.get("pcutoff") if models is None else models
+    is_one = isinstance(known, int | float) and 0 <= known <= 1
+    return float(known) if is_one else DEFAULT_PCUTOFF  # type: ignore[arg-type]
 
 
 def _with_the_lost(table: pd.DataFrame, found: Predictions) -> pd.DataFrame:
     return table if found.decoded.all() else table.reindex(found.frames)
 
 
+def _write_view(table: pd.DataFrame, found: Predictions, pcutoff: float, job: Job) -> None:
+    """Write the poses for the page of the run, unless the size of a frame is not known."""
+    if job.frame_size is None:
+        return
+    names = table.columns[::3]
+    several = "individuals" in names.names
+    view = viewer.View(
+        frames=found.frames,
+        seconds=found.seconds,
+        decoded=found.decoded,
+        values=table.to_numpy().reshape((len(table), len(names), 3)),
+        columns=[
+            (str(animal), str(part))
+            for animal, part in zip(
+                names.get_level_values("individuals") if several else [""] * len(names),
+                names.get_level_values("bodyparts"),
+                strict=True,
+            )
+        ],
+        size=job.frame_size,
+        pcutoff=pcutoff,
+        skeleton=_skeleton(found.about["answer"]["details"]),
+    )
+    viewer.write(view, job.out / layout.VIEWER)
+
+
 def _judged(
-    table: pd.DataFrame, found: Predictions, args: PoseArgs, job: Job, *, is_followed: bool
+    table: pd.DataFrame, found: Predictions, pcutoff: float, job: Job, *, is_followed: bool
 ) -> Quality:
     """Return how good the poses are; the table has a row for each frame that was asked for."""
     names = table.columns[::3]
@@ -111,7 +168,6 @@ def _judged(
         of = names.get_level_values("individuals")
         animals = [None if name == "single" else str(name) for name in of]
     several = len(set(animals) - {None}) > 1
-    pcutoff, skeleton = _set_up(found.about["answer"]["details"])
     return quality.assess(
         quality.Poses(
             values=table.to_numpy().reshape((len(table), len(names), 3)),
@@ -121,9 +177,9 @@ def _judged(
             seconds=found.seconds,
             decoded=found.decoded,
             brightness=found.brightness,
-            pcutoff=pcutoff if args.pcutoff is None else args.pcutoff,
+            pcutoff=pcutoff,
             size=job.frame_size,
-            skeleton=skeleton,
+            skeleton=_skeleton(found.about["answer"]["details"]),
             # Of the model zoo's animals it is only known that there are no more.
             expected=len(set(animals) - {None}) if several and is_followed else None,
             tracked=is_followed or not several,
@@ -131,17 +187,14 @@ def _judged(
     )
 
 
-def _set_up(details: dict[str, Any]) -> tuple[float, list[tuple[str, str]]]:
-    """Return cutoff and skeleton of a model, as far as the child of a film told of them."""
-    pcutoff, skeleton = details.get("pcutoff"), details.get("skeleton")
-    if not isinstance(pcutoff, int | float) or not 0 <= pcutoff <= 1:
-        pcutoff = DEFAULT_PCUTOFF
-    bones = [
+def _skeleton(details: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the bones of a model, as far as the child of a film told of them."""
+    skeleton = details.get("skeleton")
+    return [
         (bone[0], bone[1])
         for bone in (skeleton if isinstance(skeleton, list) else [])
         if isinstance(bone, list) and len(bone) == 2 and all(isinstance(end, str) for end in bone)
     ]
-    return float(pcutoff), bones
 
 
 def _write_times(found: Predictions, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A faster arithmetic errs a little. Of each kind of head that DeepLabCut reads keypoints from, a
 watch here knows which of its numbers decide, and by how much they may be off before a keypoint
-goes elsewhere. Heads of a kind that is not known are computed exactly (:func:`watches_of`).
+goes elsewhere. Heads of an unknown kind are computed exactly (:mod:`worker.precision.heads`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,6 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from deeplabcut.pose_estimation_pytorch.models.predictors import (
-    HeatmapPredictor,
-    PartAffinityFieldPredictor,
-    SimCCPredictor,
-)
 from torch import Tensor
 
 #: Cells that rival a peak reach this share of its height.
@@ -148,31 +143,6 @@ class HeatmapWatch(Watch):
             y = y + refined[:, :, 1] * self.predictor.locref_std
         across = _apart(x.expand_as(heat), rivals)
         return torch.hypot(across, _apart(y.expand_as(heat), rivals))
-
-
-def watches_of(model: Any, pcutoff: float) -> dict[str, Watch] | None:
-    """Return a watch for each of a model's heads by its name; None: one is of no known kind.
-
-    Args:
-        model: DeepLabCut's PoseModel.
-        pcutoff: likelihood below which nobody uses a keypoint.
-    """
-    from worker.precision.paf import PafWatch
-    from worker.precision.simcc import SimCCWatch
-
-    # No subclasses of DeepLabCut's predictors: what else they do is unknown.
-    known: dict[type[Any], type[Watch]] = {
-        HeatmapPredictor: HeatmapWatch,
-        PartAffinityFieldPredictor: PafWatch,
-        SimCCPredictor: SimCCWatch,
-    }
-    watches = {}
-    for name, head in model.heads.items():
-        kind = known.get(type(head.predictor))
-        if kind is None or not kind.knows(head.predictor):
-            return None
-        watches[name] = kind(model, name, pcutoff)
-    return watches
 
 
 def _top(outputs: Named) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from itertools import starmap
@@ -45,6 +45,7 @@ def frames(
     start: int = 0,
     stop: int | None = None,
     stride: int = 1,
+    only: Collection[int] | None = None,
     order: Order = "rgb",
     threads: int = 1,
     reading: Reading | None = None,
@@ -61,6 +62,7 @@ def frames(
         start: the first frame to yield, counted from 0.
         stop: the frame after the last, None: to the end.
         stride: yield every n-th frame from ``start`` on.
+        only: of these, yield those with these numbers, and convert no others.
         order: of a pixel's bytes; or ``planes``, for who converts them: BGR where that can't be.
         threads: how many convert to RGB, which takes longer than to decode; each has a frame or
             two in memory.
@@ -77,7 +79,11 @@ def frames(
     conversion = _Conversion(path, order, reading or Reading())
     shown = pictures(path, start, stop, stride, conversion.reading, card)
     with closing(conversion), closing(shown):
-        begun = ((picture, conversion.begin(picture)) for picture in shown)
+        begun = (
+            (picture, conversion.begin(picture))
+            for picture in shown
+            if only is None or picture.index in only
+        )
         if threads == 1:
             yield from starmap(conversion.finish, begun)
         else:

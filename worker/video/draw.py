@@ -35,6 +35,8 @@ Colour = tuple[float, float, float]
 
 #: Frames decoded ahead of the drawing.
 AHEAD = 4
+#: Frames from one key frame to the next of a copy, any of which a person may step to.
+GROUP = 24
 #: A plot has not more points a keypoint than this: every n-th frame of a longer video.
 PLOT_POINTS = 20_000
 #: Bits behind the binary point of a coordinate, as OpenCV draws it.
@@ -52,10 +54,11 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
     drawn.
 
     Args:
-        payload: ``video``, ``poses`` and ``poses_filtered`` (paths; DeepLabCut's HDF5 tables of one
-            or several animals, x and y in pixels; the filtered one, which may be None, is drawn
-            where there is one), ``out`` (an existing folder), ``pcutoff`` (0 to 1), ``style``
-            (``dotsize``: radius in pixels or None, ``trail``: frames, ``skeleton``: bool,
+        payload: ``video`` (None: it is left out, and ``frame_size`` says how wide and high its
+            frames are, in pixels), ``poses`` and ``poses_filtered`` (paths; DeepLabCut's HDF5
+            tables of one or several animals, x and y in pixels; the filtered one may be None and
+            is drawn where there is one), ``out`` (an existing folder), ``pcutoff`` (0 to 1),
+            ``style`` (``dotsize``: radius in pixels or None, ``trail``: frames, ``skeleton``: bool,
             ``colormap``: matplotlib's name), ``skeleton`` (pairs of bodyparts), ``start``, ``stop``
             and ``stride`` (the frames that were analysed); ``encode`` (``auto``, ``cpu``, ``cuda``)
             and ``device`` (where networks run, as torch names it), if a card may encode.
@@ -63,7 +66,7 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
 
     Returns:
         ``{"frames": drawn, "timings": {"video": seconds, "plots": seconds}}``, and in ``encode``
-        what :class:`posedrop.buckets.records.Encoded` has.
+        what :class:`posedrop.buckets.records.inference.Encoded` has.
 
     Raises:
         RefusedVideoError: the video can't be decoded.
@@ -78,11 +81,15 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         poses, colours, bones, payload["pcutoff"], style.get("dotsize"), style.get("trail", 0)
     )
     started = time.monotonic()
-    unfinished = out / f"pose{UNFINISHED}"
-    drawn, encoded = _encoded(payload, painter, unfinished, report)
-    if not drawn:
-        raise AnalysisError("the video has no frame in this range", code="no_frames")
-    unfinished.rename(out / "pose.mp4")
+    drawn, encoded = 0, None
+    if payload["video"] is not None:
+        unfinished = out / f"pose{UNFINISHED}"
+        drawn, encoded = _encoded(payload, painter, unfinished, report)
+        if not drawn:
+            raise AnalysisError("the video has no frame in this range", code="no_frames")
+        unfinished.rename(out / "pose.mp4")
+    else:
+        painter.size = payload["frame_size"]
     at = time.monotonic()
     plot_trajectory(out / "trajectory.png", poses, colours, payload["pcutoff"], painter.size)
     plot_likelihood(out / "likelihood.png", poses, colours, payload["pcutoff"])
@@ -94,6 +101,43 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         },
         "encode": encoded,
     }
+
+
+def copy_film(payload: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Write a copy of a film that browsers play, and any frame of which is reached soon.
+
+    Its frames, size and timing are those of the labelled video; nothing is drawn on them.
+
+    Args:
+        payload: ``video`` and ``out`` (paths), ``start``, ``stop`` and ``stride`` (the frames that
+            were analysed), ``frames`` (of the film).
+        report: ``report(stage, frames_done, frames_total)``.
+
+    Returns:
+        ``{"frames": written}``.
+
+    Raises:
+        RefusedVideoError: the video can't be decoded.
+        AnalysisError: code ``no_frames``: it has none in this range.
+    """
+    start, stop, stride = payload["start"], payload["stop"], payload["stride"]
+    end = payload["frames"] if stop is None else min(stop, payload["frames"])
+    total = max(1, -(-(end - start) // stride))
+
+    def told(canvases: Iterator[Canvas]) -> Generator[Canvas]:
+        for done, canvas in enumerate(canvases, 1):
+            yield canvas
+            report("copy", done, max(done, total))
+
+    out = Path(payload["out"])
+    unfinished = out.with_suffix(UNFINISHED)
+    canvases = open_canvases(Path(payload["video"]), start=start, stop=stop, stride=stride)
+    with closing(decode.ahead(canvases, AHEAD)) as ready:
+        written = encode(unfinished, told(ready), group=GROUP)
+    if not written:
+        raise AnalysisError("the video has no frame in this range", code="no_frames")
+    unfinished.rename(out)
+    return {"frames": written}
 
 
 def _encoded(

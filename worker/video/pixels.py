@@ -72,7 +72,7 @@ def rotation_of(frame: VideoFrame) -> int:
     if not frame.rotation:
         return 0
     # PyAV cuts the fraction off, and OpenCV rounds.
-    matrix = np.frombuffer(bytes(_side_data(frame)["DISPLAYMATRIX"]), np.int32)
+    matrix = np.frombuffer(bytes(side_data_of(frame)["DISPLAYMATRIX"]), np.int32)
     across, down = np.hypot(matrix[[0, 1]], matrix[[3, 4]].astype(float))
     if not (across and down):  # it would squeeze the frame to nothing; OpenCV turns none then
         return 0
@@ -135,10 +135,11 @@ def tells_screen_colours(frame: VideoFrame) -> bool:
     """
     if frame.color_trc not in _HIGH_RANGE and frame.color_primaries in _NARROW:
         return False
-    return bool(_side_data(frame).keys() & {"MASTERING_DISPLAY_METADATA", "DYNAMIC_HDR_PLUS"})
+    return bool(side_data_of(frame).keys() & {"MASTERING_DISPLAY_METADATA", "DYNAMIC_HDR_PLUS"})
 
 
-def _side_data(frame: VideoFrame) -> dict[str, Any]:
+def side_data_of(frame: VideoFrame) -> dict[str, Any]:
+    """Return what goes with a frame, by the name of its kind: its turns, HDR metadata."""
     every: Any = frame.side_data  # no mapping, whatever PyAV's types say
     return {side.type.name: side for side in every}
 

@@ -16,9 +16,9 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from posedrop.buckets.records import Probe
+from posedrop.buckets.records.videos import Probe
 from posedrop.errors import RefusedVideoError
-from worker.video import containers, numbering, pixels
+from worker.video import browsers, containers, numbering, pixels
 from worker.video.numbering import Reading
 from worker.video.pixels import Picture
 from worker.video.times import Clock
@@ -42,7 +42,7 @@ def probe(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         report: ``report(stage, frames_done, frames_total)``.
 
     Returns:
-        ``{"probe": posedrop.buckets.records.Probe as JSON}``.
+        ``{"probe": posedrop.buckets.records.videos.Probe as JSON}``.
 
     Raises:
         RefusedVideoError: it can't be analysed; the code says why.
@@ -75,7 +75,8 @@ def examine(path: Path, *, max_pixels: int, max_frames: int) -> Probe:
         raise containers.unreadable(path)
     with containers.opened(path, max_pixels) as (container, stream):
         _check_side(stream.width, stream.height, max_pixels)
-        listed = _read_packets(container, stream, max_frames)
+        packets = browsers.Packets()
+        listed = _read_packets(container, stream, max_frames, packets)
         if containers.ends_early(path, stream):
             raise containers.truncated()
         counts, codec = "mov" in container.format.name, stream.codec_context.name
@@ -96,6 +97,8 @@ def examine(path: Path, *, max_pixels: int, max_frames: int) -> Probe:
             total, counts, ticks = reading.end, True, reading.ticks
     _check_count(total, max_frames)
     found = _Times(ticks, reading)
+    with containers.opened(path, max_pixels) as (container, stream):
+        plays = browsers.plays_as(path, container, stream, packets, first.frame, found.clock)
     upright = first.turns % 2 == 0
     return Probe(
         codec=codec,
@@ -108,6 +111,7 @@ def examine(path: Path, *, max_pixels: int, max_frames: int) -> Probe:
         duration=found.duration or total / found.rate,
         rotation=pixels.rotation_of(first.frame),
         variable_frame_rate=found.uneven,
+        browser=plays,
     )
 
 
@@ -136,12 +140,16 @@ def _check_count(frames_: int, max_frames: int) -> None:
         )
 
 
-def _read_packets(container: InputContainer, stream: VideoStream, max_frames: int) -> array[int]:
+def _read_packets(
+    container: InputContainer, stream: VideoStream, max_frames: int, told: browsers.Packets
+) -> array[int]:
     """Return when the packets' frames are shown, in ticks, in about that order."""
     ticks = array("q")
     waiting: list[int] = []
     for packet in containers.packets(container, stream):
-        if not containers.is_shown(packet):
+        is_shown = containers.is_shown(packet)
+        told.add(is_shown, packet.is_keyframe, packet.pts)
+        if not is_shown:
             continue
         heapq.heappush(waiting, numbering.NO_TIME if packet.pts is None else packet.pts)
         _check_count(len(ticks) + len(waiting), max_frames)
@@ -156,7 +164,7 @@ class _Times:
     """What the times of a film's frames tell."""
 
     def __init__(self, ticks: array[int], reading: Reading) -> None:
-        clock = Clock(float(reading.base), float(1 / reading.rate))
+        self.clock = clock = Clock(float(reading.base), float(1 / reading.rate))
         known = ((None if time == numbering.NO_TIME else time, None) for time in ticks)
         shortest, longest, last, frames = float("inf"), 0.0, 0.0, 0
         for frames, (time, _) in enumerate(clock.run(known), 1):

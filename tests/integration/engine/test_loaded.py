@@ -14,7 +14,7 @@ import torch
 
 from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
-from posedrop.buckets.records import Progress
+from posedrop.buckets.records.attempts import Progress
 from tests.support.analysed import (
     TOLERANCE,
     Ours,

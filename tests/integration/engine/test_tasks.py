@@ -27,6 +27,10 @@ def test_each_message_has_its_task_and_each_child_its_modules() -> None:
         messages.FinishAnalysis,
         messages.RenderVideo,
         messages.ExportPoses,
+        messages.ComparePoses,
+        messages.CopyFilm,
+        messages.PickFrames,
+        messages.PackFrames,
     )
     assert {task.NAME for task in asked} == set(tasks.TASKS)
     for module in sum(tasks.WARM.values(), ()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -30,7 +31,7 @@ from worker.engine import inference, network
 from worker.engine.detection import Detections, Detector, edges_of
 from worker.engine.quick_detector import Noise, QuickDetector, QuickRCNN, QuickSSD
 from worker.engine.state import ENGINE
-from worker.precision.watch import watches_of
+from worker.precision.heads import watches_of
 from worker.video import decode
 
 #: Boxes in a frame of the film: none at its beginning, in its middle and at its end, too.
@@ -302,18 +303,25 @@ def pictures(count: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "most"),
+    ("name", "kind", "most", "twins"),
     [
-        ("ssdlite320_mobilenet_v3_large", QuickSSD, 10),
-        ("fasterrcnn_mobilenet_v3_large_320_fpn", QuickRCNN, 3),
+        ("ssdlite320_mobilenet_v3_large", QuickSSD, 10, False),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", QuickRCNN, 3, False),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", QuickRCNN, 10, True),
     ],
 )
 @torch.inference_mode()
 def test_boxes_that_are_certain_are_those_of_torchvision(
-    name: str, kind: type[QuickDetector], most: int
+    name: str, kind: type[QuickDetector], most: int, twins: bool
 ) -> None:
-    """Whatever the faster detector is certain of is what torchvision's finds, in its order."""
+    """Whatever the faster detector is certain of is what torchvision's finds, in its order.
+
+    Nor do boxes make it uncertain that lie in one place, so that it is all the same which is best.
+    """
     plain = settled(name)
+    if twins:  # anchors stay where they are, of which several levels have the same
+        torch.nn.init.zeros_(plain.rpn.head.bbox_pred.weight)
+        torch.nn.init.zeros_(plain.rpn.head.bbox_pred.bias)
     quick = kind(plain, 1, most)
     noise = Noise()
     for seed in range(2):
@@ -333,6 +341,22 @@ def test_boxes_that_are_certain_are_those_of_torchvision(
         torch.testing.assert_close(one.scores, true["scores"][:most], rtol=0, atol=1e-3)
         assert edges_of(one.boxes.double().numpy(), crop).shape == (len(expected), 4)
     assert certain > 0
+
+
+@torch.inference_mode()
+def test_a_first_look_that_errs_more_than_was_known_makes_no_box_certain() -> None:
+    """What it put behind the others might be the best: the frame is detected again."""
+    plain = settled("fasterrcnn_mobilenet_v3_large_320_fpn")
+    quick = QuickRCNN(plain, 1, 3)
+    noise = quick.measured(pictures(1, 0))
+    noise = Noise(4 * noise.objectness, 4 * noise.proposal, 4 * noise.merit, 4 * noise.box, 0.05)
+    heads = plain.roi_heads
+    quick._rough = torch.nn.ModuleDict(
+        {"box_head": heads.box_head, "box_predictor": copy.deepcopy(heads.box_predictor)}
+    )
+    assert any(one.certain for one in quick.found(pictures(12, 9), noise))
+    quick._rough["box_predictor"].cls_score.weight.mul_(-1)
+    assert not any(one.certain for one in quick.found(pictures(12, 9), noise))
 
 
 # -- RTMPose's heads ----

@@ -1,0 +1,166 @@
+// What is dropped or chosen: looked at before it goes up, so that a person sees what comes of it.
+
+import { call } from "./api.js";
+import { choiceNow } from "./chosen.js";
+import { byId, element, ofSize } from "./dom.js";
+import { complain } from "./say.js";
+import { filesOfDrop, filesOfInput } from "./tree.js";
+import { patiently } from "./upload_parts.js";
+import { enqueue, work } from "./upload_queue.js";
+
+/** @typedef {import("./tree.js").Found} Found */
+/** @typedef {{path: string, key: string | null, state: "new" | "exists" | "passed over" | "refused", why: string | null,
+ *   rule: string | null, runs: string | null}} Checked */
+
+const RULE = /(^|\/)posedrop\.json$/;
+const CHECKED_AT_ONCE = 400;
+const SHOWN = 200;
+const MOST_OF_RULE = 65536;
+
+const folder = byId("to", HTMLInputElement);
+const preview = byId("preview");
+const words = byId("preview-words");
+let looking = new AbortController();
+
+/**
+ * Look at files, and say where that fails.
+ * @param {Promise<Found[]> | Found[]} files
+ */
+async function lookAt(files) {
+  try {
+    const found = await files;
+    if (found.length > 0) await look(found);
+  } catch (error) {
+    if (error instanceof DOMException && error.name === "AbortError") return; // it is not wanted any more
+    close();
+    complain(error);
+  }
+}
+
+/** Take the preview away, words and all. */
+function close() {
+  looking.abort();
+  preview.hidden = true;
+  words.textContent = "";
+}
+
+/** @param {Found[]} found */
+async function look(found) {
+  const to = folder.value.trim();
+  /** @type {{analysis?: string, args?: Record<string, any>}} */
+  const choice = choiceNow() ?? {};
+  const rules = found.filter(({ path }) => RULE.test(path));
+  const films = found.filter(({ path }) => !RULE.test(path));
+  preview.hidden = false;
+  words.textContent = `Looking at ${found.length} files…`;
+  byId("preview-list").replaceChildren();
+  byId("start", HTMLButtonElement).hidden = true;
+  const toAsk = async (/** @type {Found} */ { file, path }) => ({
+    path,
+    size: file.size,
+    ...(RULE.test(path) && file.size <= MOST_OF_RULE ? { content: await file.text() } : {}),
+  });
+  const asked = await Promise.all(rules.map(toAsk));
+  looking.abort(); // at what was dropped before
+  looking = new AbortController();
+  const { signal } = looking;
+  const away = (/** @type {string} */ why) => { words.textContent = why ? `Waits: ${why}` : `Looking at ${found.length} files…`; };
+  /** @type {Map<string, Checked>} */
+  const answers = new Map();
+  for (let start = 0; start === 0 || start < films.length; start += CHECKED_AT_ONCE) {
+    const some = await Promise.all(films.slice(start, start + CHECKED_AT_ONCE).map(toAsk));
+    const request = { to, files: [...asked, ...some], ...(choice.analysis ? { analysis: choice.analysis } : {}) };
+    const { items } = await patiently({ sent: () => {}, away, signal }, () => call("POST", "/uploads/check", request));
+    for (const item of items) answers.set(item.path, item);
+  }
+  offer([...rules, ...films], answers, to, choice);
+}
+
+/**
+ * Show what would become of the files, and let them be sent.
+ * @param {Found[]} found rules first
+ * @param {Map<string, Checked>} answers by path
+ * @param {string} to
+ * @param {Record<string, unknown>} choice
+ */
+function offer(found, answers, to, choice) {
+  const checked = found.flatMap(({ path }) => answers.get(path) ?? []);
+  const of = (/** @type {string} */ state) => checked.filter((each) => each.state === state);
+  const fresh = of("new");
+  const going = fresh.filter((each) => !RULE.test(each.path));
+  const bytes = found.filter(({ path }) => answers.get(path)?.state === "new").reduce((sum, { file }) => sum + file.size, 0);
+  const running = going.filter((each) => each.runs !== null).length;
+  words.textContent = `${fresh.length} go up (${ofSize(bytes)}), an analysis runs on ${running}; `
+    + `${of("exists").length} are there already, ${of("refused").length} are refused, `
+    + `${of("passed over").length} are passed over.`;
+  // What is refused comes first: that is what a person can do something about.
+  const rank = ["refused", "new", "exists", "passed over"];
+  const shown = [...checked].sort((a, b) => rank.indexOf(a.state) - rank.indexOf(b.state)).slice(0, SHOWN);
+  byId("preview-list").replaceChildren(
+    ...shown.map((each) => element("li", {},
+      element("span", { class: `state ${each.state === "refused" ? "refused" : ""}` }, each.state),
+      ` ${each.key ?? each.path} `,
+      element("span", { class: each.state === "refused" ? "why" : "small" }, describe(each)))),
+    checked.length > SHOWN ? element("li", { class: "small" }, `and ${checked.length - SHOWN} more`) : "");
+  const start = byId("start", HTMLButtonElement);
+  start.hidden = fresh.length === 0;
+  start.onclick = () => {
+    for (const { file, path } of found) {
+      if (answers.get(path)?.state === "new") {
+        enqueue(file, path, { path, size: file.size, ...(to ? { to } : {}), ...(RULE.test(path) ? {} : choice) });
+      }
+    }
+    close();
+    work();
+  };
+  if (!start.hidden) start.focus();
+}
+
+/** @param {Checked} each */
+function describe(each) {
+  if (each.why) return each.why;
+  if (each.state !== "new" || RULE.test(each.path)) return "";
+  const by = each.rule ? ` (${each.rule})` : "";
+  return each.runs ? `${each.runs} runs${by}` : `nothing runs${by}`;
+}
+
+/** Offer the folders that there are below the one that is typed. */
+async function folders() {
+  const under = folder.value.slice(0, folder.value.lastIndexOf("/") + 1);
+  const { items } = await call("GET", `/uploads/folders?under=${encodeURIComponent(under)}`);
+  byId("folders").replaceChildren(...items.map((/** @type {string} */ name) => element("option", { value: name })));
+}
+
+/** Begin: take what is dropped and chosen. */
+function start() {
+  folder.onfocus = folder.oninput = () => { folders().catch(() => {}); };
+  byId("forget", HTMLButtonElement).onclick = close;
+
+  const drop = byId("drop");
+  drop.ondragover = (event) => { event.preventDefault(); drop.classList.add("over"); };
+  drop.ondragleave = () => drop.classList.remove("over");
+  drop.ondrop = (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    if (event.dataTransfer) lookAt(filesOfDrop(event.dataTransfer));
+  };
+  // Beside it a drop is no drop: the browser would leave the page for the film.
+  for (const name of /** @type {const} */ (["dragover", "drop"])) {
+    addEventListener(name, (event) => {
+      if (event.defaultPrevented || !event.dataTransfer?.types.includes("Files")) return;
+      event.preventDefault();
+      event.dataTransfer.dropEffect = "none";
+    });
+  }
+  for (const id of ["choose", "choose-folder"]) {
+    const input = byId(id, HTMLInputElement);
+    input.onchange = () => {
+      const found = filesOfInput(input);
+      input.value = ""; // the same may be chosen again
+      lookAt(found);
+    };
+    if (input.files?.length) input.onchange(new Event("change")); // chosen before this script came
+  }
+}
+
+start();

@@ -1,0 +1,1 @@
+"""Telling people and programs that runs and batches are over: mail, chat, webhooks."""

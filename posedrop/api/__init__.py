@@ -1,0 +1,1 @@
+"""The requests and answers of the HTTP API, by subject, for the handlers and the client."""

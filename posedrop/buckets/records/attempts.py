@@ -1,0 +1,65 @@
+"""Attempts: a worker's claim on a run, how far it is, and why it left the run to another."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from posedrop.buckets.records.fields import Count, Finite, Moment
+from posedrop.buckets.records.record import Record, Versioned
+from posedrop.buckets.records.runs import Artefact, RunError, Task
+
+
+class Progress(Record):
+    """How far a run is."""
+
+    stage: str = Field(description="fetch, wait (for the network), load, infer, render...")
+    done: Count = Field(default=0, description="frames")
+    total: Count | None = Field(default=None, description="frames")
+    frames_per_second: Finite | None = None
+
+
+class Attempt(Versioned):
+    """``N.json``: the claim of one worker on one run or ingest, and its heartbeat."""
+
+    number: Count
+    task: Task
+    worker: str
+    started_at: Moment
+    beat: Count = Field(default=0, description="how often this worker has said that it lives")
+    progress: Progress
+    outcome: Literal["done", "handed_back", "failed"] | None = Field(
+        default=None, description="null: at work, or dead if its heartbeat has stopped"
+    )
+    error: RunError | None = None
+    sha256: str | None = Field(default=None, description="of an ingest: what was downloaded")
+    sha1: str | None = None
+    artefacts: list[Artefact] = Field(
+        default_factory=list,
+        description="what it has published: a run that fails lists it",
+    )
+    log_tail: str | None = Field(
+        default=None, max_length=8000, description="the end of run.log, as it is now"
+    )
+
+    @property
+    def is_unpublished(self) -> bool:
+        """Whether the attempt was handed back because the store did not take its files."""
+        return self.error is not None and self.progress.stage == "publish"
+
+
+class NeedsNewer(Versioned):
+    """``attempts/needs-newer.json``: a worker left a run to those that have a newer analysis."""
+
+    worker: str
+    analysis: str
+    has: str = Field(description="the analysis version that this worker has")
+    needs: str = Field(description="the one that was asked for")
+
+
+class NeedsNetwork(Versioned):
+    """``attempts/needs-network.json``: no predictions are left that the run could be made of."""
+
+    worker: str
+    why: str = Field(max_length=1000)

@@ -1,0 +1,287 @@
+"""A film sent in parts, gone on with where an earlier try was interrupted, each part checked.
+
+Nothing is kept on this machine: which parts are there, the store says, and this file's own are
+compared with them. So whoever was killed goes on by doing the same again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from zlib import crc32
+
+from posedrop.api.uploads import (
+    CompleteRequest,
+    PartsRequest,
+    PartsTicket,
+    SignAnswer,
+    SignRequest,
+    Uploaded,
+    WantedPart,
+)
+from posedrop.buckets.parts import composite, part_length
+from posedrop.client.transfers import OnBytes, Transfers, store_refused
+from posedrop.errors import PosedropError, StorageError
+
+T = TypeVar("T")
+
+#: So many parts are on their way at a time.
+AT_ONCE = 4
+_CHUNK = 1 << 20
+#: An upload begins anew so many times, where the store has other parts than were sent.
+_ROUNDS = 3
+#: Seconds between two tries: doubled each time, up to the second figure.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
+#: Codes of errors after which the same may be asked again.
+_AWAY = frozenset({"unreachable", "storage", "busy", "internal"})
+_AGAIN = frozenset({403, 408, 429, 500, 502, 503, 504})
+#: What a store says of a part that is not what its checksum says: bytes changed on the way.
+_CHANGED_ON_THE_WAY = ("BadDigest", "XAmzContentChecksumMismatch")
+
+
+class Server(Protocol):
+    """The API's calls for an upload in parts."""
+
+    def begin_parts(self, wanted: PartsRequest) -> PartsTicket:
+        """Begin, or go on."""
+
+    def sign_parts(self, wanted: SignRequest) -> SignAnswer:
+        """Return presigned PUTs."""
+
+    def complete_parts(self, wanted: CompleteRequest) -> Uploaded:
+        """Make the parts an object."""
+
+
+class Patience:
+    """How long nothing may succeed before an upload is given up, in seconds; threads share it."""
+
+    def __init__(self, seconds: float) -> None:
+        """Begin to count now."""
+        self._seconds = seconds
+        self._since = time.monotonic()
+        self.given_up = threading.Event()
+
+    def succeeded(self) -> None:
+        """Begin to count anew."""
+        self._since = time.monotonic()
+
+    def pause(self, attempt: int, error: PosedropError) -> None:
+        """Wait before try ``attempt`` + 1.
+
+        Raises:
+            PosedropError: ``error``, where nothing has succeeded for too long.
+        """
+        if time.monotonic() - self._since > self._seconds:
+            raise error
+        if self.given_up.wait(min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE)):
+            raise error
+
+
+def send(
+    server: Server,
+    store: Transfers,
+    path: Path,
+    wanted: PartsRequest,
+    on_bytes: OnBytes,
+    patience: Patience,
+) -> PartsTicket:
+    """Send a film; return at once if it is there.
+
+    Args:
+        server: the API.
+        store: takes the parts.
+        path: of the film.
+        wanted: where it goes, and its size as it was when it was looked at.
+        on_bytes: called with the bytes that went, or were found there, since the last call.
+        patience: how long the network may be away.
+
+    Raises:
+        PosedropError: another film is under this name, the file changes while it is sent, or the
+            network was away for too long; what was sent stays, and the next try goes on.
+    """
+    before = _seen(path)
+    if before[0] != wanted.size:
+        raise _changes(path)
+    counted = 0
+
+    def count(number: int) -> None:
+        nonlocal counted
+        counted += number
+        on_bytes(number)
+
+    for _ in range(_ROUNDS):
+        ticket = until_there(patience, lambda: server.begin_parts(wanted))
+        if ticket.state == "exists":
+            _compare(path, ticket)
+            count(wanted.size - counted)
+            return ticket
+        crcs = _Sending(server, store, path, ticket, count, patience).send()
+        if _seen(path) != before:
+            raise _changes(path)
+        asked = CompleteRequest(**_of(ticket), crc32=crcs)
+        try:
+            until_there(patience, partial(server.complete_parts, asked))
+        except PosedropError as error:
+            if error.code not in {"parts_missing", "parts_differ", "no_upload"}:
+                raise
+            last = error
+            count(-counted)
+            continue
+        return ticket
+    raise last
+
+
+def _seen(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _changes(path: Path) -> StorageError:
+    return StorageError(
+        f"{path.name} changes while it is sent: is it still being recorded?", code="changes"
+    )
+
+
+def _of(ticket: PartsTicket) -> dict[str, Any]:
+    return {
+        "key": ticket.key,
+        "upload_id": ticket.upload_id,
+        "size": ticket.size,
+        "part_bytes": ticket.part_bytes,
+    }
+
+
+def until_there(patience: Patience, ask: Callable[[], T]) -> T:
+    """Return an answer of the API, asked for again while it or its store is away.
+
+    Raises:
+        PosedropError: it was refused, or nothing answered for too long.
+    """
+    attempt = 0
+    while True:
+        try:
+            answer = ask()
+        except PosedropError as error:
+            if error.code not in _AWAY:
+                raise
+            patience.pause(attempt, error)
+            attempt += 1
+        else:
+            patience.succeeded()
+            return answer
+
+
+def _compare(path: Path, ticket: PartsTicket) -> None:
+    """Compare a film with the object of its size that is there, where its store tells a checksum.
+
+    Raises:
+        PosedropError: it is another one.
+    """
+    count = -(-ticket.size // ticket.part_bytes) if ticket.part_bytes else 0
+    if ticket.crc32 is None or not ticket.crc32.endswith(f"-{count}"):
+        return
+    numbers = range(1, count + 1)
+    if composite([_digests(path, ticket, number)[0] for number in numbers]) != ticket.crc32:
+        raise PosedropError(
+            f"{ticket.key} is there, as large as {path.name}, with other content; nothing is "
+            "replaced: choose another folder or name, or delete that one first",
+            code="exists",
+        )
+
+
+def _digests(path: Path, ticket: PartsTicket, number: int) -> tuple[str, str]:
+    """Return the CRC32 and the MD5 of a part of a file, hexadecimal."""
+    left = part_length(number, ticket.size, ticket.part_bytes)
+    crc, md5 = 0, hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        file.seek((number - 1) * ticket.part_bytes)
+        while left > 0:
+            chunk = file.read(min(_CHUNK, left))
+            if not chunk:
+                raise _changes(path)
+            crc = crc32(chunk, crc)
+            md5.update(chunk)
+            left -= len(chunk)
+    return f"{crc:08x}", md5.hexdigest()
+
+
+class _Sending:
+    """The parts of one film on their way."""
+
+    def __init__(
+        self,
+        server: Server,
+        store: Transfers,
+        path: Path,
+        ticket: PartsTicket,
+        on_bytes: OnBytes,
+        patience: Patience,
+    ) -> None:
+        self._server = server
+        self._store = store
+        self._path = path
+        self._ticket = ticket
+        self._on_bytes = on_bytes
+        self._patience = patience
+        self._there = {part.number: part for part in ticket.parts}
+
+    def send(self) -> list[str]:
+        """Send the parts that the store lacks, or has otherwise; return the CRC32 of all."""
+        count = -(-self._ticket.size // self._ticket.part_bytes)
+        with ThreadPoolExecutor(AT_ONCE, "part") as threads:
+            parts = [threads.submit(self._send, number) for number in range(1, count + 1)]
+            try:
+                done, _ = wait(parts, return_when=FIRST_EXCEPTION)
+                for each in done:
+                    each.result()  # raises what went wrong
+                return [each.result() for each in parts]
+            except BaseException:
+                self._patience.given_up.set()
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _send(self, number: int) -> str:
+        attempt = 0
+        while True:
+            crc, md5 = _digests(self._path, self._ticket, number)
+            if attempt == 0 and self._is_there(number, crc, md5):
+                self._on_bytes(part_length(number, self._ticket.size, self._ticket.part_bytes))
+                return crc
+            error = self._put(number, crc)
+            if error is None:
+                self._patience.succeeded()
+                return crc
+            self._patience.pause(attempt, error)
+            attempt += 1
+
+    def _is_there(self, number: int, crc: str, md5: str) -> bool:
+        part = self._there.get(number)
+        # Where the store tells no checksum, its ETag of a part is the MD5, or else nobody knows.
+        return part is not None and (part.crc32 == crc or part.etag == md5)
+
+    def _put(self, number: int, crc: str) -> StorageError | None:
+        """Put a part, signed now; return why it is to be tried again, None if it is there."""
+        part = WantedPart(number=number, crc32=crc)
+        asked = SignRequest(**_of(self._ticket), parts=[part])
+        signed = until_there(self._patience, lambda: self._server.sign_parts(asked)).items[0]
+        start = (number - 1) * self._ticket.part_bytes
+        length = part_length(number, self._ticket.size, self._ticket.part_bytes)
+        answer = self._store.try_put_slice(
+            self._path, start, length, signed.url, signed.headers, self._on_bytes
+        )
+        if answer is None:
+            return StorageError(f"the object store can't be reached for {self._path.name}")
+        if answer.is_success:
+            return None
+        error = store_refused(self._path.name, answer)
+        if answer.status_code in _AGAIN or any(x in answer.text for x in _CHANGED_ON_THE_WAY):
+            return error
+        if answer.status_code == 404:  # given up meanwhile: it begins anew
+            raise StorageError(error.message, code="no_upload")
+        raise error

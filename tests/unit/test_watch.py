@@ -1,0 +1,148 @@
+"""Which films of a watched folder go up, and under which names, on any system."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posedrop.api.uploads import PartsTicket
+from posedrop.buckets import targets
+from posedrop.client import Client, trees, watch
+from posedrop.errors import PosedropError
+
+LOOKS = st.dictionaries(
+    st.sampled_from(["a.mp4", "b/ü.avi"]), st.tuples(st.integers(0, 2), st.integers(0, 2))
+)
+
+
+@given(st.lists(st.tuples(LOOKS, st.integers(0, 20)), max_size=12))
+def test_a_film_is_settled_when_it_was_the_same_for_long_enough(
+    rounds: list[tuple[dict[str, tuple[int, int]], int]],
+) -> None:
+    """Neither while it grows or is written to, nor empty, nor before the time since it is over."""
+    settling, now, same = watch.Settling(10), 0.0, dict[str, tuple[tuple[int, int], float]]()
+    for looks, passed in rounds:
+        now += passed
+        same = {
+            name: same[name] if name in same and same[name][0] == look else (look, now)
+            for name, look in looks.items()
+        }
+        expected = {n for n, (look, since) in same.items() if look[0] and now - since >= 10}
+        assert set(settling.settled(looks, now)) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "root"),
+    [
+        (PureWindowsPath(r"D:\Aufnahmen\Tag 1\maus+1%.avi"), PureWindowsPath(r"D:\Aufnahmen")),
+        (PureWindowsPath(r"\\nas\lab\Tag 1\maus+1%.avi"), PureWindowsPath(r"\\nas\lab")),
+        (PureWindowsPath(r"c:\rec\Tag 1\maus+1%.avi"), PureWindowsPath(r"C:\REC")),
+        (PurePosixPath("/data/Tag 1/maus+1%.avi"), PurePosixPath("/data")),
+    ],
+)
+def test_a_name_is_the_same_on_every_system(path: PurePath, root: PurePath) -> None:
+    """A drive, a share and either slash leave no trace in the key."""
+    name = trees.name_below(path, root)
+    assert targets.key_in(targets.check_folder("cohort3\\"), name) == "cohort3/Tag 1/maus+1%.avi"
+
+
+def test_the_memory_is_another_for_each_server_and_target() -> None:
+    """Two recorders on one machine do not take each other's films for sent."""
+    roots = (PureWindowsPath(r"D:\a"), PureWindowsPath(r"D:\b"))
+    paths = {
+        watch.memory_path(root, url, to, Path("home"))
+        for root in roots
+        for url in ("http://a", "http://b")
+        for to in ("x", "y")
+    }
+    assert len(paths) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "goes"),
+    [
+        ("mouse.MP4", True),
+        ("a/b/film.h264", True),
+        ("posedrop.json", True),
+        ("day1/posedrop.json", True),
+        ("._mouse.mp4", False),
+        (".mp4", False),
+        ("a/@eaDir/mouse.mp4", False),
+        ("$RECYCLE.BIN/mouse.avi", False),
+        ("mouse.mp4.part", False),
+        ("mouse.csv", False),
+        ("Thumbs.db", False),
+    ],
+)
+def test_films_and_rules_go_up_and_nothing_else(name: str, goes: bool) -> None:
+    """Neither tables nor what systems and downloads leave in a folder."""
+    assert trees.is_wanted(name) is goes
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"a": 3}', b'{"a": [1]}', b"\xff"])
+def test_a_damaged_memory_is_an_empty_one(tmp_path: Path, damage: bytes) -> None:
+    """All is asked about again; it is written anew, and read by the next start."""
+    path = tmp_path / "of" / "watched.json"
+    path.parent.mkdir()
+    path.write_bytes(damage)
+    memory = watch.Memory(path)
+    assert not memory.has("a", (3, 4))
+    memory.add("a", (3, 4))
+    again = watch.Memory(path)
+    assert again.has("a", (3, 4))
+    assert not again.has("a", (3, 5))
+    again.keep(["b"])
+    assert not watch.Memory(path).has("a", (3, 4))
+
+
+class Away(Client):
+    """A server that is away, is there, or takes no film, in turns."""
+
+    def __init__(self, turns: list[str]) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self.turns = turns
+        self.asked: list[str] = []
+
+    def upload_into(self, path: Path, to: str, name: str | None = None, **_: object) -> object:  # type: ignore[override]
+        self.asked.append(str(name))
+        code = self.turns.pop(0)
+        if code:
+            raise PosedropError("it is so", code=code)
+        size = path.stat().st_size
+        return PartsTicket(file_id="x", bucket="videos", key=f"{to}/{name}", size=size, state="new")
+
+
+def test_each_film_goes_up_once_whatever_happens(tmp_path: Path) -> None:
+    """Over restarts; a network that is away ends a round; a refused film waits for a change."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (folder / name).write_bytes(b"film")
+    said: list[str] = []
+    asked: list[str] = []
+
+    def look(*turns: str) -> watch.Round:
+        with Away(list(turns)) as client:  # a new one each time: it was started anew
+            memory = watch.Memory(tmp_path / "memory.json")
+            watcher = watch.Watcher(client, folder, "to", settle=0, memory=memory, say=said.append)
+            done = watcher.look()
+            if done.away is None and "changes" not in turns:
+                assert watcher.look() == watch.Round()  # neither sent nor refused again
+            asked[:] = client.asked
+            return done
+
+    done = look("", "unreachable")
+    assert (done.sent, done.away is not None, asked) == (1, True, ["a.mp4", "b.mp4"])
+    done = look("", "exists")
+    assert (done.sent, done.refused, asked) == (1, 1, ["b.mp4", "c.mp4"])
+    assert "c.mp4 is not taken: it is so" in said
+    (folder / "a.mp4").write_bytes(b"another")
+    done = look("changes", "")
+    assert (done.sent, asked) == (1, ["a.mp4", "c.mp4"])
+    done = look("")
+    assert (done.sent, asked) == (1, ["a.mp4"])
+    assert (look().sent, asked) == (0, [])
+    assert {path.name for path in folder.iterdir()} == {"a.mp4", "b.mp4", "c.mp4"}
