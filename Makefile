@@ -5,6 +5,8 @@ READY := .venv/.ready
 DATA ?= posedrop-data
 NEWEST := .venv-newest
 JOBS ?= 2
+# So many times a test that failed is run again, by make test; it is named at the end.
+RERUNS ?=
 # The types of the page's JavaScript; nothing of it is committed or served.
 TYPESCRIPT := typescript@7.0.2
 TSC := .venv/$(TYPESCRIPT)/node_modules/.bin/tsc
@@ -34,7 +36,7 @@ up: $(READY)  ## Start the stack and leave it running
 
 # Of two processes, torch's threads that wait would spin and keep the others from the processors.
 test: $(READY)  ## Run all tests, those of JOBS files at the same time: most of them wait for servers
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) $(if $(RERUNS),--reruns $(RERUNS) -raR)
 
 unit: $(READY)  ## Run the tests that need no torch, no server and no child process
 	$(BIN)/python -m pytest -n $(JOBS) -p tests.support.no_torch -m "$(UNIT)" tests/unit tests/test_docs.py

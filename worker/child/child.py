@@ -62,8 +62,10 @@ FIXED = {
     "HF_HUB_OFFLINE": "1",
     "LOGNAME": "posedrop",
     "MPLBACKEND": "Agg",
-    # A thread that waits for work sleeps; where it would spin, it keeps others from the processor:
-    # of this process (worker.cpu.winograd), and those that render.
+    # A thread that waits for work soon sleeps; where it would spin, it keeps others from the
+    # processor: of this process (worker.cpu.winograd), and those that render. Not at once: from one
+    # operator of a network to the next it takes microseconds, which to sleep and be woken exceeds.
+    "GOMP_SPINCOUNT": "10000",
     "OMP_WAIT_POLICY": "passive",
     "NO_ALBUMENTATIONS_UPDATE": "1",  # it asks PyPI for its newest version when imported
     "PYTHONUNBUFFERED": "1",
