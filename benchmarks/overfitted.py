@@ -473,11 +473,12 @@ def learnt(config: dict[str, Any], pictures: Pictures, trained: Path | None = No
     steps, rate = (STEPS, 2e-3) if trained is None else (STEPS // 3, 5e-4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    has_bf16 = torch.cpu._is_avx512_bf16_supported()  # elsewhere it is slower than fp32
     for step in range(steps):
         if step == int(SETTLED * steps):
             settle(model, [batch()[0] for _ in range(6)])
         x, labels = batch()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16):
             features = model.backbone(x)
         outputs = {name: head(features.float()) for name, head in model.heads.items()}
         targets = model.get_target(outputs, labels)

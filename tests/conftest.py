@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator, Iterator
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Browser
 from xdist.scheduler import LoadFileScheduling
@@ -19,6 +20,15 @@ from tests.support.tools import find_free_port, used
 def no_persons_tokens(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Have stacks leave their tokens elsewhere than in the home of whoever runs the tests."""
     os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> None:
+    """Have what asks without a limit of its own wait longer than httpx's five seconds for answers.
+
+    A machine with much to do is slow, and nothing is wrong with what it runs.
+    """
+    httpx._config.DEFAULT_TIMEOUT_CONFIG.read = 60.0
 
 
 @pytest.fixture

@@ -42,6 +42,11 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
+def begin(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
+    """Be a child's first task, without a network to make ready."""
+    return {"accelerated": False}
+
+
 def _hang() -> None:
     # In C, with the interpreter's lock held, as a decoder does.
     ctypes.PyDLL(None).pause()

@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 #: What a child says that it is at; the other stages are steps of this process.
 STAGES = frozenset({"infer", "track", "filter", "write", "render"})
 POSES, POSES_FILTERED = "poses.h5", "poses_filtered.h5"
-_TAIL_BYTES = 2000
+_END_BYTES, _TAIL_BYTES = 64 << 10, 2000
+#: How Python's last line begins when it crashes: hundreds of names, before which all else is lost.
+_NO_NEWS = b"Extension modules: "
 
 
 @dataclass(frozen=True)
@@ -254,8 +256,9 @@ class RunAttempt:
     def log_tail(self) -> str | None:
         """Return the last lines that a child has logged by now, None if there are none."""
         folders = self.folders
-        tail = _end_of_log(folders.tables, _TAIL_BYTES) or _end_of_log(folders.film, _TAIL_BYTES)
-        return tail.decode(errors="replace") or None
+        end = _end_of_log(folders.tables, _END_BYTES) or _end_of_log(folders.film, _END_BYTES)
+        lines = [line for line in end.splitlines(True) if not line.startswith(_NO_NEWS)]
+        return b"".join(lines)[-_TAIL_BYTES:].decode(errors="replace") or None
 
     def succeed(self, inference: Inference, timings: dict[str, float]) -> None:
         """End the run with its poses: ``partial`` where frames are missing.

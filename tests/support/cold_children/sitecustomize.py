@@ -6,3 +6,4 @@ Python imports this at the start of each process that has this folder on its PYT
 from worker.child import tasks
 
 tasks.WARM |= {"gpu": (), "tables": ()}
+tasks.TASKS["begin"] = "tests.support.faulty:begin"
