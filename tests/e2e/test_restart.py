@@ -115,7 +115,7 @@ def test_a_killed_inference_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         lab.posedrop("models", "push", str(mouse.model), "--name", "mouse")
         lab.s3().upload_file(str(mouse.film), "videos", "a.mp4")
         file_id = lab.file("a.mp4")["file_id"]
-        args = {"model": "mouse", "precision": "fp32", "batch_size": 2, "stop": 60}
+        args = {"model": "mouse", "precision": "fp32", "batch_size": 2, "stop": 30}
         killed = lab.ask(file_id, "deeplabcut_2d", args).json()["analysis_id"]
         parts = lab.until(lambda: parts_of(lab), "a checkpoint", 300)
         network = subprocess.run(

@@ -47,6 +47,12 @@ def begin(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG0
     return {"accelerated": False}
 
 
+def _segfault() -> None:
+    # As Python says of a child that has imported DeepLabCut.
+    print("Extension modules:", "scipy.linalg._fblas, " * 1000, flush=True)
+    ctypes.string_at(0)
+
+
 def _hang() -> None:
     # In C, with the interpreter's lock held, as a decoder does.
     ctypes.PyDLL(None).pause()
@@ -64,7 +70,7 @@ def _raise() -> None:
 _FAULTS = {
     "work": lambda: None,
     "hang": _hang,
-    "segfault": lambda: ctypes.string_at(0),
+    "segfault": _segfault,
     "exit": lambda: os._exit(7),
     "memory": _swallow_memory,
     "raise": _raise,
