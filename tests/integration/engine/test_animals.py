@@ -121,11 +121,21 @@ def cold() -> Iterator[None]:
     ENGINE.models.clear()
 
 
-def same(ours: pd.DataFrame, stock: pd.DataFrame) -> None:
-    """Assert the same table; a row that stock leaves out after its last track is empty."""
+def same(ours: pd.DataFrame, stock: pd.DataFrame, *, ties: float = 0.0) -> None:
+    """Assert the same table; a row that stock leaves out after its last track is empty.
+
+    Args:
+        ties: the share of numbers that may be a quarter of a cell apart, which is less than 0.1
+            pixels: without training, which neighbour of a peak is the higher one is a matter of
+            the last bit, and so of the processor.
+    """
     assert ours.columns.equals(stock.columns)
-    whole = stock.set_axis(ours.index[: len(stock)], axis="index").reindex(ours.index)
-    np.testing.assert_allclose(ours.to_numpy(), whole.to_numpy(), rtol=0, atol=TOLERANCE)
+    whole = stock.set_axis(ours.index[: len(stock)], axis="index").reindex(ours.index).to_numpy()
+    apart = np.abs(ours.to_numpy() - whole) > TOLERANCE
+    assert apart.mean() <= ties
+    np.testing.assert_allclose(
+        ours.to_numpy(), whole, rtol=0, atol=0.1 if ties else TOLERANCE, equal_nan=True
+    )
 
 
 # -- several animals ----
@@ -465,7 +475,7 @@ def test_superanimal_is_that_of_video_inference_superanimal(
     ours = pd.read_hdf(out / "poses.h5")
     assert isinstance(ours, pd.DataFrame)
     [stock] = results.values()
-    same(ours, stock)
+    same(ours, stock, ties=0.02)
     assert (ours.xs("likelihood", axis=1, level="coords") > -1).any().any()
     assert (answer["rows"], answer["details"]["individuals"]) == (frames, ["animal0", "animal1"])
 
