@@ -98,5 +98,5 @@ def test_a_way_of_a_plug_in_moves_no_keypoint(
         return
     toy.calls = 0
     monkeypatch.setattr(hardware, "native_dtype", NATIVE)
-    run(short.film, short.model, precision="bf16", batch_size=2)
+    run(short.film, short.model, precision="bf16", batch_size=2, stop=2)
     assert toy.calls == 0  # without a watch, none of them
