@@ -68,7 +68,7 @@ def predictor_for(
             batch = batch or loaded.network.batch_size
         bottom_up = _bottom_up(batch, loaded.conditions, plain, total, learning)
         return ConditionalPredictor(loaded, bottom_up, batch, plain, tracking=tracking)
-    if dynamic is not None or not loaded.normalises:
+    if dynamic is not None or loaded.padding is None:
         frames = args.batch_size or loaded.network.batch_size or 1
         return DeepLabCutPredictor(loaded, 1 if dynamic else frames, plain, dynamic)
     pictures = Pass(
@@ -82,7 +82,7 @@ def _bottom_up(
     batch: int | None, loaded: LoadedModel, precision: Precision, total: int, learning: Learning
 ) -> Predictor:
     """Return what finds the conditions of a conditional top-down model."""
-    if not loaded.normalises:
+    if loaded.padding is None:
         return DeepLabCutPredictor(loaded, batch or 1, precision, None)
     pictures = Pass(
         loaded, batch, precision, 0.0,  # all of a condition counts, whatever its likelihood

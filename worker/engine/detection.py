@@ -30,6 +30,7 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
 )
 from torch import Tensor
 
+from worker.engine.padding import padding_of
 from worker.engine.quick_detector import FoundBoxes, Noise, QuickDetector, quick_of
 from worker.gpu.staging import normalised
 from worker.memory import is_out_of_memory
@@ -63,7 +64,8 @@ class Detector:
         """Prepare DeepLabCut's DetectorInferenceRunner, which is on ``device``."""
         self.runner = runner
         self.device = torch.device(device)
-        self.normalises = only_normalises(runner, [LoadImage, AugmentImage, ToTensor, ToBatch])
+        self.padding = padding_of(runner, [LoadImage, AugmentImage, ToTensor, ToBatch])
+        """How frames are padded; None where DeepLabCut does more to them, but for normalising."""
         self._quick: QuickDetector | None = None
         self._quick_is_tried = False
         self.batches: dict[tuple[int, ...], int] = {}
@@ -276,7 +278,7 @@ class Detections:
         """Return frames as the detector takes them, (n, 3, height, width); as many as it wants."""
         size = self.batch if self._accelerated else len(frames)
         frames = frames + frames[-1:] * (size - len(frames))
-        if self._context is None or not self._detector.normalises:
+        if self._context is None or self._detector.padding is None:
             parts = []
             for frame in frames:
                 self._context = {}
@@ -285,7 +287,7 @@ class Detections:
                 parts.append(x)
             return torch.cat(parts).to(self._detector.device)
         pixels = torch.from_numpy(np.stack(frames)).to(self._detector.device)
-        return normalised(pixels)
+        return normalised(self._detector.padding.padded(pixels))
 
     def _boxes(self, found: dict[str, Any]) -> FrameContext:
         """Return what DeepLabCut's runner makes of what the detector returned for a frame."""
@@ -367,12 +369,3 @@ def edges_of(found: npt.NDArray[np.float64], crop: TopDownCrop) -> npt.NDArray[n
         ratio = crop.output_size[0] / crop.output_size[1]
         width, height = np.maximum(width, height * ratio), np.maximum(height, width / ratio)
     return np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=1)
-
-
-def only_normalises(runner: Any, kinds: list[type]) -> bool:
-    """Tell whether a runner's preprocessor is of these steps, the augmentation a mere Normalize."""
-    steps = runner.preprocessor.components
-    if [type(step) for step in steps] != kinds:
-        return False
-    transforms = list(steps[kinds.index(AugmentImage)].transform)
-    return [type(one).__name__ for one in transforms] == ["Normalize"]

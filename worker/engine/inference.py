@@ -23,6 +23,7 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
     AugmentImage,
     LoadImage,
     ToBatch,
+    TopDownCrop,
     ToTensor,
 )
 
@@ -35,9 +36,10 @@ from worker.child.messages import MAX_RANGES
 from worker.cpu.winograd_transforms import kernels
 from worker.engine import network
 from worker.engine.choice import Learning, pcutoff_of, predictor_for, watched_pcutoff
-from worker.engine.detection import Detector, only_normalises
+from worker.engine.detection import Detector
 from worker.engine.loaded import LoadedModel, is_short, released
 from worker.engine.network import Network
+from worker.engine.padding import padding_of
 from worker.engine.predictors import DeepLabCutPredictor, Prediction, Predictor
 from worker.engine.state import ENGINE
 from worker.gpu.staging import AnyFrame
@@ -232,10 +234,12 @@ def _prepared(model: Network) -> LoadedModel:
     if model.conditions is None and watches_of(variants.exact, model.pcutoff) is not None:
         variants.tiled()  # compiled and tried before the first frame waits for it
     steps = [LoadImage, AugmentImage, ToTensor, ToBatch]
-    normalises = model.detector is None and only_normalises(model.pose, steps)
+    if model.detector is not None:
+        steps = [LoadImage, TopDownCrop, AugmentImage, ToTensor]
+    padding = padding_of(model.pose, steps)
     detector = None if model.detector is None else Detector(model.detector, model.device)
     conditions = _prepared(model.conditions) if model.conditions is not None else None
-    return LoadedModel(model, variants, normalises, detector=detector, conditions=conditions)
+    return LoadedModel(model, variants, padding, detector=detector, conditions=conditions)
 
 
 # -- frames through the network --------------------------------------------------------------------

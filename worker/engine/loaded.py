@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from worker.cpu import fused
 from worker.engine.detection import Detector
 from worker.engine.network import Network
+from worker.engine.padding import Padding
 from worker.precision.variants import ModelVariants
 
 
@@ -24,8 +25,9 @@ class LoadedModel:
 
     network: Network
     variants: ModelVariants
-    normalises: bool
-    """Whether all that DeepLabCut does to a picture before the network is to normalise it."""
+    padding: Padding | None
+    """How a picture, or what is cut out for a top-down model, is padded, if that and normalising is
+    all that DeepLabCut does to it before the network; else None."""
     detector: Detector | None = None
     """Of a top-down model."""
     conditions: LoadedModel | None = None

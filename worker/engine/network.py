@@ -259,12 +259,33 @@ def tamed(config: Any) -> dict[str, Any]:
     inference["compile"] = {"enabled": False}  # would start a compiler
     inference["conditions"] = None  # ``find_conditions`` reads them, and follows none outside
     made["inference"] = inference
+    for part in (made, made.get("detector")):
+        if isinstance(part, dict) and "data" in part:
+            part["data"] = _padded_the_same_way(part.get("data"))
     detector = made.get("detector")
     if isinstance(detector, dict) and isinstance(detector.get("model"), dict):
         # Only where it is there: not every kind of detector knows it.
         off = {name: False for name in detector["model"] if name.startswith("pretrained")}
         detector["model"] = {**detector["model"], **off}
     return made
+
+
+def _padded_the_same_way(data: Any) -> Any:
+    """Return a config's ``data``, by which pictures are not padded by lot.
+
+    DeepLabCut draws for each picture anew on which sides it is padded for an HRNet, unless the
+    config says where it is to lie: its keypoints differ a little from run to run. Here such a
+    picture lies at the top left, one of the places that are drawn; so the same film has the same
+    poses, and an attempt that takes over has those of one go.
+    """
+    inference = data.get("inference") if isinstance(data, dict) else None
+    if not isinstance(inference, dict):
+        return data
+    padding = inference.get("auto_padding")
+    if not isinstance(padding, dict) or padding.get("position", "random") != "random":
+        return data
+    steady = {**padding, "position": "top_left"}
+    return {**data, "inference": {**inference, "auto_padding": steady}}
 
 
 def build(

@@ -125,6 +125,9 @@ class Pass:
             fills: whether the last batch is filled up too. (Of pictures whose batches don't begin
                 at the same ones in each attempt, the bits would else depend on it.)
         """
+        assert loaded.padding is not None  # noqa: S101  # else it is not for this way
+        self.padding = loaded.padding
+        """How pictures are padded before the network sees them."""
         self._loaded = loaded
         self._asked = batch
         self._precision = precision
@@ -324,7 +327,7 @@ class Pass:
             kinds = {one: [*its, *variants.others(one)] for one, its in kinds.items()}
         among = tuning.space(
             kinds,
-            (picture.shape[0], picture.shape[1]),
+            self.padding.padded_size((picture.shape[0], picture.shape[1])),
             self._asked,
             accelerated=self._accelerated,
             multiplies_tiles=torch.cpu._is_amx_tile_supported(),
@@ -392,7 +395,7 @@ class Pass:
         return mark
 
     def _pixels(self, images: list[AnyFrame]) -> torch.Tensor:
-        return staging.pixels(images, self._upload)
+        return self.padding.padded(staging.pixels(images, self._upload))
 
     def _collect(self, launched: InFlightBatch, mark: Mark | None) -> None:
         # What is computed only now has its place behind the batch that is at work.

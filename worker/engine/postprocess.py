@@ -19,17 +19,23 @@ Values = dict[str, npt.NDArray[Any]]
 Raw = dict[str, Values]
 """By head and name, what ``get_predictions`` returns: arrays with a row a picture."""
 
-#: A picture that was neither cropped nor scaled.
-_UNMOVED = {"offsets": (0.0, 0.0), "scales": (1.0, 1.0)}
+#: Pixels of a picture in one of what the network saw.
+_UNSCALED = (1.0, 1.0)
 
 
-def postprocessed(postprocessor: Any, raw: Raw, size: tuple[int, int]) -> list[Values]:
+def postprocessed(
+    postprocessor: Any,
+    raw: Raw,
+    size: tuple[int, int],
+    offsets: tuple[float, float] = (0.0, 0.0),
+) -> list[Values]:
     """Return what DeepLabCut's postprocessor makes of each picture of a batch.
 
     Args:
         postprocessor: DeepLabCut's, of a network that was shown whole pictures.
         raw: what the network's heads predict, as arrays with a row a picture.
         size: of each picture, (width, height) in pixels.
+        offsets: where in a picture, (x, y) in pixels, what the network saw of it begins.
 
     Returns:
         For each picture its arrays by name: ``bodyparts`` (individuals, bodyparts, 3 or more) and
@@ -40,13 +46,16 @@ def postprocessed(postprocessor: Any, raw: Raw, size: tuple[int, int]) -> list[V
     """
     pictures = len(next(iter(next(iter(raw.values())).values())))
     if not _is_known(postprocessor):
-        return [_one(postprocessor, raw, row, size) for row in range(pictures)]
+        return [_one(postprocessor, raw, row, size, offsets) for row in range(pictures)]
     first, *others = postprocessor.components
     values = {
         name: np.array(raw[head][key]) for name, (head, key) in first.keys_to_concatenate.items()
     }
     for part in others:
-        values = _STEPS[type(part)](part, values)
+        if type(part) is steps.RescaleAndOffset:
+            values = _moved(part, values, offsets)
+        else:
+            values = _STEPS[type(part)](part, values)
     return [{name: value[row] for name, value in values.items()} for row in range(pictures)]
 
 
@@ -58,29 +67,32 @@ def _is_known(postprocessor: Any) -> bool:
     if type(first) is not steps.ConcatenateOutputs:
         return False
     moves = [part for part in others if type(part) is steps.RescaleAndOffset]
-    return all(type(part) in _STEPS for part in others) and all(
+    return all(type(part) in _STEPS or part in moves for part in others) and all(
         part.mode is steps.RescaleAndOffset.Mode.KEYPOINT for part in moves
     )
 
 
-def _one(postprocessor: Any, raw: Raw, row: int, size: tuple[int, int]) -> Values:
+def _one(
+    postprocessor: Any, raw: Raw, row: int, size: tuple[int, int], offsets: tuple[float, float]
+) -> Values:
     mine = {
         head: {name: value[row] for name, value in named.items()} for head, named in raw.items()
     }
-    found, _ = postprocessor([mine], {"image_size": size, **_UNMOVED})
+    context = {"image_size": size, "offsets": offsets, "scales": _UNSCALED}
+    found, _ = postprocessor([mine], context)
     return dict(found)
 
 
 # -- DeepLabCut's steps, each on arrays with a row a picture ---------------------------------------
 
 
-def _rescaled(part: Any, values: Values) -> Values:
+def _moved(part: Any, values: Values, offsets: tuple[float, float]) -> Values:
     found = {}
     for name, value in values.items():
         found[name] = value.copy()
         if name in part.keys_to_rescale:
-            # Nothing is moved, but -0.0 becomes 0.0 and what is no number stays so.
-            moved = value[..., :2] * _UNMOVED["scales"] + _UNMOVED["offsets"]
+            # Where nothing is moved, -0.0 becomes 0.0 and what is no number stays so.
+            moved = value[..., :2] * _UNSCALED + offsets
             found[name][..., :2] = moved
     return found
 
@@ -131,7 +143,6 @@ def _assigned(part: Any, values: Values) -> Values:  # noqa: ARG001  # it reads 
 
 
 _STEPS: dict[type, Callable[[Any, Values], Values]] = {
-    steps.RescaleAndOffset: _rescaled,
     steps.PadOutputs: _padded,
     steps.TrimOutputs: _trimmed,
     steps.PredictKeypointIdentities: _with_identities,

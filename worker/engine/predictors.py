@@ -106,7 +106,7 @@ class DeepLabCutPredictor(Predictor):
 
 
 class BatchPredictor(Predictor):
-    """Frames that only need to be normalised: through the network as they are decoded."""
+    """Frames that need no more than padding: through the network as they are decoded."""
 
     def __init__(self, pictures: Pass, postprocessor: Any) -> None:
         """Send frames through ``pictures``, and what comes out through DeepLabCut's steps."""
@@ -148,7 +148,8 @@ class BatchPredictor(Predictor):
                 head: {name: rows[:count] for name, rows in named.items()}
                 for head, named in raw.items()
             }
-            found = postprocessed(self._postprocessor, its, size)
+            sides = self._pass.padding.sides((size[1], size[0]))
+            found = postprocessed(self._postprocessor, its, size, (-sides.left, -sides.top))
             predicted = [(numbers.popleft(), prediction) for prediction in found]
             yield PredictedBatch(predicted, complete=self._pass.is_empty)
 

@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 
 from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
     AugmentImage,
-    LoadImage,
     TopDownCrop,
-    ToTensor,
 )
 
-from worker.engine.detection import Detections, FrameContext, only_normalises
+from worker.engine.detection import Detections, FrameContext
 from worker.engine.loaded import LoadedModel
 from worker.engine.passes import Pass, Raw
 from worker.engine.predictors import PredictedBatch, Prediction, Predictor
@@ -130,11 +128,12 @@ class TopDownPredictor(Predictor):
         image, context = load(frame, context)
         cut, context = crop(image, context)
         n, height, width = cut.shape[:3]
-        # As by its next step, which normalises a crop, and moves nothing.
+        # As by its next step, which pads and normalises a crop.
         offsets: Any = (0, 0)
         scales: Any = (1, 1)
         if n:
-            whole = [(0.0, 0.0, width, height)] * n
+            sides = self._pass.padding.sides((height, width))
+            whole = [(sides.left, sides.top, width, height)] * n
             offsets, scales = AugmentImage.get_offsets_and_scales(height, width, whole)
             self._scale = max(self._scale, float(context["scales"].max()))
             self._pass.enlarge(self._scale)
@@ -143,10 +142,8 @@ class TopDownPredictor(Predictor):
 
 
 def crop_of(loaded: LoadedModel) -> TopDownCrop | None:
-    """Return how a model's pictures are cut out, if that and normalising is all; else None."""
-    if loaded.detector is None:
-        return None
-    if not only_normalises(loaded.network.pose, [LoadImage, TopDownCrop, AugmentImage, ToTensor]):
+    """Return how a model's pictures are cut out, if padding and normalising follow; else None."""
+    if loaded.detector is None or loaded.padding is None:
         return None
     crop: TopDownCrop = loaded.network.pose.preprocessor.components[1]
     return crop

@@ -112,7 +112,7 @@ def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
 def test_what_a_fused_network_takes_is_counted(tmp_path: Path) -> None:
     """The weights that oneDNN lays out for itself are within the bound of bytes too."""
     variants = ModelVariants(build(tmp_path, "resnet_50"), "cpu")
-    model = LoadedModel(NoDetector, variants, normalises=True)  # type: ignore[arg-type]
+    model = LoadedModel(NoDetector, variants, padding=None)  # type: ignore[arg-type]
     weights = 4 * sum(value.numel() for value in variants.exact.parameters())
     assert model.bytes == pytest.approx(weights, rel=0.02)
     with torch.inference_mode():
