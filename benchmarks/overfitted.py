@@ -45,6 +45,8 @@ PCUTOFF = 0.6
 LEARNT = 24
 #: Largest side of what is cut out of a frame to learn from, in pixels.
 CUT = 128
+#: What the sides of an HRNet's pictures have to be multiples of.
+EVEN = 32
 #: A network that has learnt too little takes keypoints that lie far apart for nearly equal.
 STEPS = 1000
 #: After this share of the steps batch normalisations keep their statistics.
@@ -461,7 +463,7 @@ def learnt(config: dict[str, Any], pictures: Pictures, trained: Path | None = No
     rng = np.random.default_rng(0)
     fixed = any("input_size" in head for head in config["heads"].values())
     whole = pictures.frames[0].shape[:2]
-    side = [size if fixed else min(CUT, size) for size in whole]
+    side = [size if fixed else min(CUT, size // EVEN * EVEN) for size in whole]
 
     def batch() -> tuple[Any, Any]:
         chosen = rng.integers(len(pictures.frames), size=8)
@@ -545,7 +547,8 @@ def stand_out(model: Any, pictures: Pictures) -> float:
                 [read(model(normalised(torch.from_numpy(frame[None])))) for frame in some]
             )
 
-    some = pictures.frames[::3]
+    height, width = (side // EVEN * EVEN for side in pictures.frames[0].shape[:2])
+    some = [np.ascontiguousarray(one[:height, :width]) for one in pictures.frames[::3]]
     head = model.heads["bodypart"]
     if not getattr(head.predictor, "apply_sigmoid", True):
         highest = found(lambda outputs: outputs["bodypart"]["heatmap"].flatten(2).amax(dim=2))
