@@ -32,7 +32,17 @@ import numpy as np
 import yaml
 
 from benchmarks.alone import Alive, our_inference, stock_inference
-from benchmarks.overfitted import BUILD, RECIPES, Size, cut_film, film_of, made
+from benchmarks.overfitted import (
+    BUILD,
+    FIRST,
+    RECIPES,
+    STEPS,
+    Size,
+    cut_film,
+    film_of,
+    made,
+    placed_film_of,
+)
 from tests.support.samples import REPOSITORY
 
 OUT = BUILD / "grid.json"
@@ -269,6 +279,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--project", type=Path, help="a project's folder instead")
     parser.add_argument("--bodyparts", type=int, help="of the networks that are made")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"that they learn ({STEPS})")
     parser.add_argument("--sizes", default=",".join(SIZES), help="WIDTHxHEIGHT,...")
     parser.add_argument("--pairs", type=int, default=3, help="paired runs (3)")
     parser.add_argument("--seconds-a-run", type=float, default=12.0, help="of stock (12)")
@@ -325,14 +336,16 @@ def measured(
     if given.project:
         source, animals = given.project, animals_of(given.project)
     else:
-        source, animals = made(name, (width, height), given.bodyparts), RECIPES[name].animals
+        source, animals = made(name, FIRST, given.bodyparts, given.steps), RECIPES[name].animals
     folder.mkdir()
     project = folder / "project"  # stock writes into it
     shutil.copytree(source, project, copy_function=shutil.copyfile)
     for path in (project, *project.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     whole = min(MOST, PIXELS // (width * height))
-    film = film_of((width, height), whole, animals)
+    # A detector scales what it gets, and so does what cuts out its boxes.
+    scaled = given.project or RECIPES[name].detector is not None
+    film = (film_of if scaled else placed_film_of)((width, height), whole, animals)
     try:
         cell = Cell(folder, project, film, given.seconds_a_run, sides[0], sides[1])
         return cell.measure(given.pairs, (width, height))

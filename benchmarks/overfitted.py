@@ -153,6 +153,50 @@ def film_of(size: Size, frames: int, animals: int = 1, source: Path | None = Non
     return target
 
 
+def placed_film_of(size: Size, frames: int, animals: int = 1) -> Path:
+    """Return a film of a size whose animals are as large as in one of ``FIRST``.
+
+    So one network knows them in films of all sizes: where such a film is smaller it follows the
+    first animal, where it is larger the other is in its middle.
+    """
+    target = FOLDER / f"placed_{size[0]}x{size[1]}_{animals}_{frames}.mp4"
+    if target.exists():
+        return target
+    source = film_of(FIRST, frames, animals)
+    _, poses = truth_of(FIRST, list(range(frames)), animals, None)
+    middles = poses[:, 0, :, :2].mean(axis=1)
+    part = target.with_suffix(".part.mp4")
+    command = [
+        "ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "bgr24",
+        "-s", f"{size[0]}x{size[1]}", "-r", "30", "-i", "-", "-pix_fmt", "yuv420p",
+        "-c:v", "libx264", "-bf", "0", "-preset", "veryfast", "-crf", "16", str(part),
+    ]  # fmt: skip
+    reader = cv2.VideoCapture(str(source))
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as encoder:
+        assert encoder.stdin is not None  # it was asked for
+        for middle in middles:
+            ok, frame = reader.read()
+            if not ok:
+                break
+            encoder.stdin.write(_placed(np.asarray(frame), middle, size).tobytes())
+    if encoder.returncode:
+        raise SystemExit(f"ffmpeg failed at {target}")
+    part.rename(target)
+    return target
+
+
+def _placed(frame: npt.NDArray[np.uint8], middle: Floats, size: Size) -> npt.NDArray[np.uint8]:
+    """Cut a frame of a size out around a place, or put it into the middle of a larger one."""
+    rows, columns = (
+        slice(begin := int(np.clip(at - wanted / 2, 0, max(0, there - wanted))), begin + wanted)
+        for at, wanted, there in zip(middle[::-1], size[::-1], frame.shape[:2], strict=True)
+    )
+    cut = frame[rows, columns]
+    down, across = size[1] - cut.shape[0], size[0] - cut.shape[1]
+    sides = down // 2, down - down // 2, across // 2, across - across // 2
+    return np.asarray(cv2.copyMakeBorder(cut, *sides, cv2.BORDER_REPLICATE), np.uint8)
+
+
 #: Seconds of the film by which one animal is ahead of the one beside it.
 APART = 3
 
@@ -271,13 +315,15 @@ EVERY = 4
 # -- projects ----
 
 
-def made(name: str, size: Size, bodyparts: int | None = None) -> Path:
+def made(name: str, size: Size, bodyparts: int | None = None, steps: int = STEPS) -> Path:
     """Return the folder of a project, as it is pushed; made if it is not there.
 
     Args:
         name: one of RECIPES.
         size: width and height of the films that it is for, in pixels.
         bodyparts: how many; None: as many as the sample's model has.
+        steps: of learning. Fewer will do where all is computed in fp32, in which no frame is
+            computed again, whatever is seen in it.
     """
     many = f"_{bodyparts}" if bodyparts else ""
     if RECIPES[name].detector is not None:
@@ -286,11 +332,13 @@ def made(name: str, size: Size, bodyparts: int | None = None) -> Path:
     if (target / "made.json").exists():
         return target
     shutil.rmtree(target, ignore_errors=True)
-    make(name, target, size, bodyparts)
+    make(name, target, size, bodyparts, steps)
     return target
 
 
-def make(name: str, target: Path, size: Size, bodyparts: int | None = None) -> None:
+def make(
+    name: str, target: Path, size: Size, bodyparts: int | None = None, steps: int = STEPS
+) -> None:
     """Make a project, and write into its made.json how well it finds the mouse."""
     import torch
 
@@ -311,14 +359,14 @@ def make(name: str, target: Path, size: Size, bodyparts: int | None = None) -> N
         pictures = pictures.cropped((crop["width"], crop["height"]))
     trained = None
     if size != FIRST and recipe.detector is None:
-        trained = next(made(name, FIRST, bodyparts).rglob("snapshot-*.pt"))
+        trained = next(made(name, FIRST, bodyparts, steps).rglob("snapshot-*.pt"))
     elif recipe.net_type == "demo":
         trained = next(MODEL.rglob("snapshot-*.pt"))
-    model = learnt(training, pictures, trained)
+    model = learnt(training, pictures, trained, steps)
     stood = stand_out(model, pictures)
     train = next(target.rglob("train"))
     torch.save({"model": model.state_dict(), "metadata": {"epoch": 1}}, train / "snapshot-001.pt")
-    told: dict[str, Any] = {"recipe": asdict(recipe), "over_pcutoff": stood}
+    told: dict[str, Any] = {"recipe": asdict(recipe), "steps": steps, "over_pcutoff": stood}
     if recipe.detector is not None:
         weights, told["boxes_found"] = detector_that_knows(
             config["detector"]["model"], Pictures(frames, poses)
@@ -386,6 +434,8 @@ def _project(target: Path, recipe: Recipe, bodyparts: list[str]) -> dict[str, An
                     for part in ("heatmap_config", "locref_config", "paf_config"):
                         if part in head:
                             head[part]["channels"][0] = recipe.channels
+    if padding := config["data"]["inference"].get("auto_padding"):
+        padding["position"] = "top_left"  # else stock draws by lot for each frame
     for part in (config, config.get("detector")):
         if part:
             part["model"] = {
@@ -430,7 +480,9 @@ def boxes_of(animals: Floats) -> Floats:
     return np.concatenate([low - about, high - low + 2 * about], axis=1)
 
 
-def learnt(config: dict[str, Any], pictures: Pictures, trained: Path | None = None) -> Any:
+def learnt(
+    config: dict[str, Any], pictures: Pictures, trained: Path | None = None, steps: int = STEPS
+) -> Any:
     """Return a model that has learnt pictures well enough.
 
     Pieces of the frames are learnt, so that it takes a minute whatever their size.
@@ -438,7 +490,8 @@ def learnt(config: dict[str, Any], pictures: Pictures, trained: Path | None = No
     Args:
         config: DeepLabCut's of the model.
         pictures: what to learn.
-        trained: a snapshot to begin with; None: random weights.
+        trained: a snapshot to begin with, and a third of the steps; None: random weights.
+        steps: of learning.
     """
     import torch
     from deeplabcut.pose_estimation_pytorch.models.model import PoseModel
@@ -472,7 +525,7 @@ def learnt(config: dict[str, Any], pictures: Pictures, trained: Path | None = No
         x = normalised(torch.from_numpy(np.stack(pixels)))
         return x, {"keypoints": torch.from_numpy(np.stack(poses))}
 
-    steps, rate = (STEPS, 2e-3) if trained is None else (STEPS // 3, 5e-4)
+    steps, rate = (steps, 2e-3) if trained is None else (steps // 3, 5e-4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     has_bf16 = torch.cpu._is_avx512_bf16_supported()  # elsewhere it is slower than fp32
@@ -696,11 +749,12 @@ def main() -> None:
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bodyparts", type=int)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of learning ({STEPS})")
     parser.add_argument("--size", default="640x480", help="of the films it is for (640x480)")
     given = parser.parse_args()
     width, height = map(int, given.size.split("x"))
     given.folder.parent.mkdir(parents=True, exist_ok=True)
-    make(given.name, given.folder, (width, height), given.bodyparts)
+    make(given.name, given.folder, (width, height), given.bodyparts, given.steps)
     print((given.folder / "made.json").read_text())
 
 
