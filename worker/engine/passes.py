@@ -429,11 +429,13 @@ class Pass:
         """Give up fewer bits where too many pictures have to be computed again."""
         guard = self._running
         state, choice = guard.state, guard.choice
-        if self._precision != "auto" or state.numbers == "fp32":
-            return
         if state.frames // LOOK_EVERY == self._looked:
             return
         self._looked = state.frames // LOOK_EVERY
+        if state.numbers == "fp32" and choice.exact == "winograd":
+            self._weigh_tiles()
+        if self._precision != "auto" or state.numbers == "fp32":
+            return
         if choice.seconds is None or choice.exact_seconds is None:
             # The film was too short to time it. What is known now counts for the rest of it.
             fast, exact = (known if known < float("inf") else None for known in self._took)
@@ -451,6 +453,15 @@ class Pass:
             guard.give_up()
             if self._asked is None and self._tuned is not None:
                 self.batch = tuning.fp32_batch(self._tuned.timings, choice.exact, self.batch)
+
+    def _weigh_tiles(self) -> None:
+        """Multiply all from now on where too many pictures have to be computed again by that."""
+        guard, tuned = self._running, self._tuned
+        assert tuned is not None  # noqa: S101  # a picture was seen
+        share = guard.state.untiled / (guard.state.frames + TAKEN)
+        if not tuning.is_tiling_worth(tuned.timings, self.batch, share):
+            guard.untile()
+            tuned.choice = guard.choice
 
     def _know(self, which: int, began: float, pictures: int) -> None:
         took = (time.perf_counter() - began) / pictures

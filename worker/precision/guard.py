@@ -18,7 +18,7 @@ on, whenever it was computed: so it makes no difference to a run whether it was 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -302,6 +302,13 @@ class PrecisionGuard:
         self.state.numbers = "fp32"
         self._fast = None
 
+    def untile(self) -> None:
+        """Compute all further pictures that are computed in fp32 with all multiplications."""
+        self._exact_kind = "direct"
+        self._exact = self._variants.form("fp32", "direct")
+        kind: Kind = "direct" if self.choice.numbers == "fp32" else self.choice.kind
+        self.choice = replace(self.choice, kind=kind, exact="direct")
+
     def _run(self, form: Any, x: Tensor) -> Outputs:
         return self._variants.graphs.run(form, x)
 
@@ -329,7 +336,10 @@ class PrecisionGuard:
             if unsure:
                 self.state.untiled += len(unsure)
                 rows = sorted(unsure)
-                _put(outputs, rows, self._variants.exact(x[rows]))
+                # A number of pictures that is new takes half a second to prepare: there are few.
+                filled = rows + rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
+                found = self._variants.exact(x[filled])
+                _put(outputs, rows, _of(found, list(range(len(rows)))))
         return outputs
 
     def _unsure(

@@ -49,8 +49,10 @@ FIRST_PIXELS, MOST_PIXELS = 4 * 640 * 480, 8 * 640 * 480
 MOST_BATCH, FIRST_BATCH, LAST_BATCH = 64, 8, 64
 #: Where fp32 was not timed, fewer bits are used if no larger share is taken to be computed again.
 MOST_AGAIN = 0.3
-#: Pixels from which on a picture is taken for large enough for Winograd's tiles.
-LARGE = 320 * 240
+#: Pixels of a batch from which on it is taken for large enough for Winograd's tiles.
+LARGE = 2 * 320 * 240
+#: What is computed with these is taken to be so many times as fast, where it was not timed.
+TILED_GAIN = 1.25
 #: How many ways a remembered tuning may hold: beyond, it is none of ours.
 MAX_WAYS = 200
 
@@ -130,9 +132,13 @@ def space(
         again: the share of them that is taken to be computed again after fewer bits.
     """
     pixels = max(1, size[0] * size[1])
+    most = min(_power(MOST_PIXELS / pixels), MOST_BATCH)
+    if pictures is not None:
+        most = min(most, _power(max(1, pictures / 8)))
+    first = min(_power(FIRST_PIXELS / pixels), most)
 
     def order(numbers: Numbers) -> list[Kind]:
-        tiled = pixels >= LARGE and not (numbers != "fp32" and multiplies_tiles)
+        tiled = (asked or first) * pixels >= LARGE and not (numbers != "fp32" and multiplies_tiles)
         tiled = tiled and again <= MOST_AGAIN  # after which pictures are computed again, too
         best: Kind = "winograd" if tiled else "direct"
         return sorted(kinds[numbers], key=lambda kind: (kind == "torch", kind != best))
@@ -142,10 +148,7 @@ def space(
         return Space(ordered, asked, asked, asked, again)
     if accelerated:
         return Space(ordered, FIRST_BATCH, 1, LAST_BATCH, again)
-    most = min(_power(MOST_PIXELS / pixels), MOST_BATCH)
-    if pictures is not None:
-        most = min(most, _power(max(1, pictures / 8)))
-    return Space(ordered, min(_power(FIRST_PIXELS / pixels), most), 1, most, again)
+    return Space(ordered, first, 1, most, again)
 
 
 def _power(number: float) -> int:
@@ -194,6 +197,18 @@ def fp32_batch(timings: Timings, kind: Kind, batch: int) -> int:
 def is_worth(seconds: float, exact: float, again: float) -> bool:
     """Tell whether fewer bits are faster, if ``again`` is the share of pictures done once more."""
     return seconds + (again + 1 / CHECK_EVERY) * exact < exact / GROWTH
+
+
+def is_tiling_worth(timings: Timings, batch: int, share: float) -> bool:
+    """Tell whether Winograd's convolutions are faster in fp32.
+
+    Args:
+        batch: pictures at once.
+        share: of the pictures, that are computed once more with all multiplications.
+    """
+    tiled, direct = (timings.get(Way("fp32", kind, batch)) for kind in ("winograd", "direct"))
+    gain = direct / tiled if tiled is not None and direct is not None else TILED_GAIN
+    return 1 + share * gain < gain
 
 
 def _best(timings: Timings, numbers: Numbers, among: Space) -> Way:

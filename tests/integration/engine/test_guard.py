@@ -108,6 +108,20 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
     assert furthest(ours.poses, expected.poses) == 0.0
 
 
+def test_saving_multiplications_is_given_up_where_it_does_not_pay(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all frames have to be computed again with all of them, they soon are at once."""
+    expected = run(short.film, short.model, stop=4)
+    monkeypatch.setattr(guard, "TILED_NOISE", 1.0)
+    ours = run(short.film, short.model, batch_size=2)
+    told = ours.answer["details"]
+    assert told["precision"]["frames_repeated_untiled"] == passes.LOOK_EVERY
+    assert told["tuning"]["convolutions_fp32"] == "direct"
+    assert len(ours.poses) == 12
+    assert furthest(ours.poses[:4], expected.poses) <= TOLERANCE
+
+
 # -- memory ----
 
 
