@@ -15,7 +15,11 @@ import torch
 from deeplabcut.pose_estimation_pytorch.data.preprocessor import AugmentImage
 from torch import Tensor
 
+from posedrop.errors import ModelError
+
 Size = tuple[int, int]
+#: Pixels that a picture may grow by on a side: networks want multiples of 32, or some fixed size.
+MOST = 4096
 
 
 class Sides(NamedTuple):
@@ -35,11 +39,28 @@ class Padding:
         self._step = step
 
     def sides(self, size: Size) -> Sides:
-        """Return by how many pixels a picture of this height and width grows on each side."""
+        """Return by how many pixels a picture of this height and width grows on each side.
+
+        Raises:
+            ModelError: the config asks for what is no picture, or a giant one.
+        """
         if self._step is None:
             return Sides(0, 0, 0, 0)
-        told = self._step.update_params({}, image=np.broadcast_to(np.uint8(0), (*size, 3)))
-        return Sides(*(int(told[f"pad_{side}"]) for side in Sides._fields))
+        try:
+            told = self._step.update_params({}, image=np.broadcast_to(np.uint8(0), (*size, 3)))
+            sides = Sides(*(int(told[f"pad_{side}"]) for side in Sides._fields))
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"auto_padding in the model's pytorch_config.yaml can't be followed: {error}",
+                code="model_damaged",
+            ) from error
+        if max(sides) > MOST or min(sides) < 0:
+            raise ModelError(
+                "auto_padding in the model's pytorch_config.yaml adds "
+                f"{max(sides, key=abs)} pixels to a frame of {size[1]}x{size[0]}: {MOST} at most",
+                code="model_damaged",
+            )
+        return sides
 
     def padded_size(self, size: Size) -> Size:
         """Return the height and width that the network sees of a picture of this size."""

@@ -15,6 +15,7 @@ from deeplabcut.pose_estimation_pytorch.data.transforms import build_auto_paddin
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posedrop.errors import ModelError
 from tests.integration.engine.test_animals import analysed as animals_analysed
 from tests.integration.engine.test_animals import same
 from tests.support.analysed import TOLERANCE, Ours, analysed, copied, furthest
@@ -87,6 +88,19 @@ def test_crops_of_a_top_down_model_are_padded(run: Callable[..., Ours], tmp_path
     ours = run(film, model)
     same(ours.poses, expected.poses)
     assert ours.answer["details"]["detector"]["used"]
+
+
+@pytest.mark.parametrize("divisor", [0, 10**9, "many"])
+def test_what_can_not_be_padded_is_said(
+    folder: Path, run: Callable[..., Ours], tmp_path: Path, divisor: Any
+) -> None:
+    """A config of a stranger's, whatever it asks for."""
+    mouse = sample(folder, 4)
+    model = copied(mouse.model, tmp_path / "model")
+    pad(model, {"pad_width_divisor": divisor, "pad_height_divisor": 32})
+    with pytest.raises(ModelError, match="auto_padding") as refusal:
+        run(mouse.film, model)
+    assert refusal.value.code == "model_damaged"
 
 
 def pad(model: Path, asked: dict[str, Any]) -> None:
