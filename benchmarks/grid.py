@@ -86,7 +86,7 @@ class Cell:
         for _ in range(pairs):
             theirs, theirs_at = self._stock(film)
             times["stock"].append(theirs)
-            if best is not None:
+            if best is not None and not times["best"]:  # beside it only: once tells enough
                 times["best"].append(self._stock(film, best)[0])
             mine, told, mine_at = self._ours(film)
             times["posedrop"].append(mine)

@@ -74,8 +74,9 @@ def packed(weight: Tensor, x: Tensor, dilation: int) -> Tensor:
     """Return weights (out, in, 3, 3) as :func:`convolved` wants them for frames of x's size."""
     out, channels = weight.shape[:2]
     g = torch.tensor(_G, dtype=torch.float64)
-    groups = torch.einsum("ai,ocij,bj->aboc", g, weight.detach().double(), g)
-    groups = groups.reshape(-1, channels, 1, 1).to(x.dtype)
+    # As one product of matrices: einsum takes three times as long, most of a second of an HRNet.
+    groups = torch.kron(g, g) @ weight.detach().reshape(out * channels, -1).double().t()
+    groups = groups.to(x.dtype).reshape(-1, channels, 1, 1)
     tiles = _band(x, out, dilation) * _across(x.shape[3], dilation)
     shape = [1, IN * IN * channels, 1, tiles]
     found: Tensor = torch.ops.mkldnn._reorder_convolution_weight(groups, *_MULTIPLY, shape)

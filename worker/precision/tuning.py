@@ -50,7 +50,7 @@ MOST_BATCH, FIRST_BATCH, LAST_BATCH = 64, 8, 64
 #: Where fp32 was not timed, fewer bits are used if no larger share is taken to be computed again.
 MOST_AGAIN = 0.3
 #: Pixels of a batch from which on it is taken for large enough for Winograd's tiles.
-LARGE = 2 * 320 * 240
+LARGE = 3 * 320 * 240
 #: What is computed with these is taken to be so many times as fast, where it was not timed.
 TILED_GAIN = 1.25
 #: How many ways a remembered tuning may hold: beyond, it is none of ours.
@@ -128,13 +128,13 @@ def space(
         accelerated: whether the device is something beside the processor.
         multiplies_tiles: whether the processor has instructions (AMX) for products of 16-bit
             matrices, beside which saving multiplications saves nothing.
-        pictures: of the film, as far as it is known; a batch is at most an eighth of them.
+        pictures: of the film, as far as it is known; a batch is at most a quarter of them.
         again: the share of them that is taken to be computed again after fewer bits.
     """
     pixels = max(1, size[0] * size[1])
     most = min(_power(MOST_PIXELS / pixels), MOST_BATCH)
     if pictures is not None:
-        most = min(most, _power(max(1, pictures / 8)))
+        most = min(most, _power(max(1, pictures / 4)))
     first = min(_power(FIRST_PIXELS / pixels), most)
 
     def order(numbers: Numbers) -> list[Kind]:
