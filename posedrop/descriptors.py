@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 from contextlib import suppress
+
+try:
+    import resource
+except ImportError:  # on Windows, where the commands are that send films, and no server
+    resource = None  # type: ignore[assignment]
 
 #: More than are needed, and few enough that whoever walks through all of them is soon done.
 _ENOUGH = 16_384
@@ -15,6 +19,8 @@ def raise_limit() -> int:
     Many systems begin with 1,024, for programs that know no better; a store's event, a film and a
     page's stream are a descriptor each.
     """
+    if resource is None:
+        return _ENOUGH
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -11,6 +11,12 @@ from filelock import FileLock, Timeout
 from posedrop.errors import ConfigurationError
 
 
+def user_id() -> int:
+    """Return this user's number; on Windows 0, which is there the owner of every file."""
+    # Elsewhere it is there; who sends films from a Windows PC needs no owners.
+    return os.getuid() if hasattr(os, "getuid") else 0
+
+
 class FolderLock:
     """A folder that belongs to one process at a time; the kernel gives it back when that ends."""
 
@@ -56,7 +62,7 @@ def make_private(folder: Path, own: bool, *files: str) -> None:
     paths = [path for each in files for path in folder.glob(each) if not path.is_symlink()]
     for path in [*paths, *([folder] if own else [])]:
         status = path.stat()
-        if status.st_uid == os.getuid() and status.st_mode & 0o077:
+        if status.st_uid == user_id() and status.st_mode & 0o077:
             path.chmod(status.st_mode & 0o700)
 
 
@@ -79,7 +85,7 @@ def check_own_file(path: Path) -> None:
         FileNotFoundError: there is none.
     """
     owner = path.lstat().st_uid
-    if os.getuid() != 0 and owner not in {0, os.getuid()}:
+    if user_id() != 0 and owner not in {0, user_id()}:
         raise ConfigurationError(
             f"{path} belongs to another user (uid {owner}), who may have put it there: use a data "
             "directory of your own, with --data-dir"
@@ -102,7 +108,7 @@ def own_folder(path: Path) -> None:
         ) from error
     if not stat.S_ISDIR(status.st_mode):
         raise ConfigurationError(f"{path} is a link: name the folder itself")
-    if status.st_uid != os.getuid():
+    if status.st_uid != user_id():
         raise ConfigurationError(
             f"{path} belongs to another user (uid {status.st_uid}), who could read and replace "
             "what is put there: name a folder of your own"

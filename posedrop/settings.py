@@ -5,10 +5,11 @@ A wrong value stops the start with its name; nothing reads the environment later
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from posedrop.errors import ConfigurationError
-from posedrop.folders import check_own_file
+from posedrop.folders import check_own_file, user_id
 
 #: Where ``posedrop up`` leaves the settings of its own stack, inside its data directory.
 ENV_FILE = "posedrop.env"
@@ -25,6 +26,8 @@ SECRETS_DIR = Path("/run/secrets")
 DEFAULT_DATA_DIR = Path("posedrop-data")
 #: A token as a header can carry it.
 _SENDABLE = re.compile("[!-~]+")
+#: A value that needs no quotes in a file of variables.
+_BARE = re.compile("[A-Za-z0-9_./:@%+,-]*")
 _ALIAS = re.compile("[a-z0-9][a-z0-9_-]{0,39}")
 _SIGNED = re.compile("#whsec_[A-Za-z0-9+/]{32,88}={0,2}$")
 _MAKE_ONE = "make one with `openssl rand -hex 20`"
@@ -35,28 +38,38 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="POSEDROP_", frozen=True, extra="ignore")
 
-    data_dir: Path = DEFAULT_DATA_DIR
+    data_dir: Path = Field(
+        default=DEFAULT_DATA_DIR,
+        description="folder of `posedrop up`; a posedrop.env in it is read",
+    )
     scratch_dir: Path = Field(
-        default_factory=lambda: Path(tempfile.gettempdir()) / f"posedrop-{os.getuid()}",
+        default_factory=lambda: Path(tempfile.gettempdir()) / f"posedrop-{user_id()}",
         description="local files of running jobs; emptied at start",
     )
 
-    s3_endpoint: str | None = Field(default=None, description="None: AWS")
+    s3_endpoint: str | None = Field(default=None, description="unset: AWS")
     s3_public_endpoint: str | None = Field(
         default=None, description="as clients reach it: presigned URLs are made for this one"
     )
-    s3_region: str = "us-east-1"
-    s3_access_key: str | None = Field(default=None, description="None: boto3's own search")
-    s3_secret_key: SecretStr | None = None
+    s3_region: str = Field(default="us-east-1", description="of the store; MinIO takes any")
+    s3_access_key: str | None = Field(default=None, description="unset: boto3's own search")
+    s3_secret_key: SecretStr | None = Field(default=None, description="goes with the access key")
     presign_access_key: str | None = Field(
         default=None, description="a key that can only put videos"
     )
-    presign_secret_key: SecretStr | None = None
-    videos_bucket: str = "videos"
-    results_bucket: str = "results"
-    models_bucket: str = "models"
+    presign_secret_key: SecretStr | None = Field(
+        default=None, description="goes with the key that can only put videos"
+    )
+    videos_bucket: str = Field(default="videos", description="films are put here")
+    results_bucket: str = Field(default="results", description="what comes of them")
+    models_bucket: str = Field(default="models", description="models that were pushed")
 
-    broker_url: str = Field(default="stub://", pattern=r"^(stub|redis|rediss|amqp|amqps)://")
+    broker_url: str = Field(
+        default="stub://",
+        pattern=r"^(stub|redis|rediss|amqp|amqps)://",
+        description="the queue: redis://, rediss://, amqp://, amqps://; stub:// is within "
+        "`posedrop up`",
+    )
     index_path: Path | None = Field(default=None, description="SQLite; default: in data_dir")
 
     index_timeout_seconds: float = Field(
@@ -66,7 +79,7 @@ class Settings(BaseSettings):
     sqs_queue_url: str | None = Field(
         default=None, description="AWS: the queue that S3 notifies, polled by the handlers"
     )
-    sqs_endpoint: str | None = Field(default=None, description="None: AWS")
+    sqs_endpoint: str | None = Field(default=None, description="unset: AWS")
 
     events_token: SecretStr | None = Field(default=None, description="bearer token of POST /events")
     api_token: SecretStr | None = Field(
@@ -79,14 +92,16 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=65535,
-        description="a worker's own metrics; None: none. On loopback alone without metrics_token",
+        description="a worker's own metrics; unset: none. On loopback alone without metrics_token",
     )
     url: str = Field(default="http://127.0.0.1:8080", description="the API, for the command line")
 
     default_analysis: str | None = Field(
         default=None, description="for videos about which nobody said anything"
     )
-    default_args: dict[str, Any] = Field(default_factory=dict)
+    default_args: dict[str, Any] = Field(
+        default_factory=dict, description="its arguments (JSON), the model for one"
+    )
 
     notify_urls: dict[str, SecretStr] = Field(
         default_factory=dict,
@@ -104,31 +119,48 @@ class Settings(BaseSettings):
         default=10.0, gt=0, description="the first pause after a notice failed; each is thrice"
     )
 
-    max_video_bytes: int = Field(default=200 * 2**30, gt=0)
-    max_pixels: int = Field(default=4096 * 4096, gt=0, description="pixels a frame")
-    max_frames: int = Field(default=20_000_000, gt=0)
-    presign_seconds: int = Field(default=900, ge=1, le=7 * 86400)
+    max_video_bytes: int = Field(
+        default=200 * 2**30, gt=0, description="of a film; a larger one is refused"
+    )
+    max_pixels: int = Field(
+        default=4096 * 4096, gt=0, description="of a frame; larger ones are refused"
+    )
+    max_frames: int = Field(
+        default=20_000_000, gt=0, description="of a film; a longer one is refused"
+    )
+    presign_seconds: int = Field(
+        default=900, ge=1, le=7 * 86400, description="for which a presigned URL is good"
+    )
     multipart_bytes: int = Field(
         default=64 * 2**20, ge=5 * 2**20, description="files above this go up in parts of this size"
     )
 
-    heartbeat_seconds: float = Field(default=2.0, gt=0)
+    heartbeat_seconds: float = Field(
+        default=2.0, gt=0, description="between two signs of life of a worker at work"
+    )
     lease_seconds: float = Field(
         default=60.0, gt=0, description="a worker silent for longer is taken for dead"
     )
-    max_attempts: int = Field(default=3, ge=1)
+    max_attempts: int = Field(
+        default=3, ge=1, description="of a run whose workers die; then it has failed"
+    )
     turn_seconds: float = Field(
         default=1800.0,
         gt=0,
         description="a run that has had the network for longer lets another group go first, at its "
         "next checkpoint, if one waits",
     )
-    reconcile_seconds: float = Field(default=60.0, gt=0)
+    reconcile_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="between two rounds that compare buckets, index and queue: 20,000 objects "
+        "each at most",
+    )
     retention_days: float | None = Field(
         default=None,
         gt=0,
         description="films older than this, by the store's clock, go with their results; "
-        "None: never",
+        "unset: never",
     )
     orphans: Literal["keep", "delete"] = Field(
         default="keep", description="what becomes of the results of films that an S3 tool removed"
@@ -137,10 +169,10 @@ class Settings(BaseSettings):
         default=None,
         gt=0,
         description="of videos and results: above it the films finished first go, then results; "
-        "None: never",
+        "unset: never",
     )
     low_water_bytes: int | None = Field(
-        default=None, gt=0, description="down to which they go then; None: 90 % of the other"
+        default=None, gt=0, description="down to which they go then; unset: 90 % of the other"
     )
     expire_share: float = Field(
         default=0.25,
@@ -166,19 +198,19 @@ class Settings(BaseSettings):
         default=None,
         ge=2**29,
         description="what the child that probes and draws may have of memory (RLIMIT_DATA); "
-        "None: half of the machine's, or of its cgroup's",
+        "unset: half of the machine's, or of its cgroup's",
     )
     child_file_bytes: int | None = Field(
         default=None,
         gt=0,
         description="the largest file that it may write (RLIMIT_FSIZE), pose.mp4 for one; "
-        "None: half of the disk of scratch_dir",
+        "unset: half of the disk of scratch_dir",
     )
     network_memory_bytes: int | None = Field(
         default=None,
         ge=2**29,
         description="what a child that runs networks may have of memory, with all that it starts; "
-        "None: nine tenths of the machine's, or of its cgroup's",
+        "unset: nine tenths of the machine's, or of its cgroup's",
     )
     child_reads: list[Path] = Field(
         default_factory=list,
@@ -272,6 +304,42 @@ class Settings(BaseSettings):
     def index_file(self) -> Path:
         """Where the SQLite index is."""
         return self.index_path or self.data_dir / "index.sqlite"
+
+
+def as_env(configured: Settings) -> Iterator[str]:
+    """Yield all that can be set as the lines of a file of variables: what it is, and its value.
+
+    What is as it comes is commented out; a secret is not told.
+    """
+    for name, about in Settings.model_fields.items():
+        value = getattr(configured, name)
+        default = about.get_default(call_default_factory=True)
+        yield f"# {about.description}"
+        variable = f"POSEDROP_{name.upper()}"
+        if value == default:
+            yield f"#{variable}={'' if value is None else _as_text(value)}"
+        elif _is_secret(value):
+            yield f"#{variable}=(set, and not shown)"
+        else:
+            yield f"{variable}={_as_text(value)}"
+
+
+def _is_secret(value: Any) -> bool:
+    # A URL may have a password in it, as a broker's does.
+    if isinstance(value, dict):
+        return any(_is_secret(each) for each in value.values())
+    return isinstance(value, SecretStr) or (isinstance(value, str) and "@" in value)
+
+
+def _as_text(value: Any) -> str:
+    text = str(value)
+    if isinstance(value, dict | list):
+        text = json.dumps(value, default=str).replace("'", r"\u0027")
+    return (
+        text
+        if _BARE.fullmatch(text)
+        else "'" + text.replace("\\", "\\\\").replace("'", r"\'") + "'"
+    )
 
 
 def stack_scratch(configured: Settings) -> Path:

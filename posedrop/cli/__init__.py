@@ -119,6 +119,7 @@ for _command in (
     models.models_group,
     operate.bootstrap,
     operate.doctor,
+    operate.settings_,
     explore.explore,
     operate.reconcile,
     operate.reindex,

@@ -1,4 +1,4 @@
-"""Keeping it running: bootstrap, doctor, reconcile, reindex, reingest, expire, dead letters."""
+"""Keeping it running: bootstrap, doctor, settings, reconcile, reindex, expire and others."""
 
 from __future__ import annotations
 
@@ -77,6 +77,23 @@ def doctor(options: Options, as_json: bool) -> None:
     else:
         checks.show(findings, say)
     sys.exit(1 if any(finding.state == checks.FAIL for finding in findings) else 0)
+
+
+@click.command("settings")
+@click.pass_obj
+def settings_(options: Options) -> None:
+    """List all that can be set, and how it is set here; as a file of variables.
+
+    Lines of it go into the data directory's posedrop.env (`posedrop up`), into infra/posedrop.env
+    (compose), or into the environment. What begins with # is as it comes.
+
+    \b
+    posedrop settings
+    """
+    from posedrop import settings
+
+    for line in settings.as_env(options.settings):
+        say(line)
 
 
 @click.command()

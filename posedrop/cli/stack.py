@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 
 from posedrop.cli.options import Options
 from posedrop.embedded import stack
+from posedrop.errors import ConfigurationError
 
 
 @click.command()
@@ -31,6 +33,7 @@ def up(options: Options, data_dir: Path | None, host: str, port: int, s3_port: i
     posedrop up
     posedrop up --data-dir /data/lab --host 0.0.0.0
     """
+    _refuse_windows()
     stack.up(data_dir or options.data_dir, host, port, s3_port)
 
 
@@ -56,6 +59,15 @@ def demo(data_dir: Path, frames: int, leave: bool) -> None:
     posedrop demo
     posedrop demo --exit --frames 100
     """
+    _refuse_windows()
     from posedrop.cli.demo import run
 
     sys.exit(0 if run(data_dir, frames=frames, leave=leave) else 1)
+
+
+def _refuse_windows() -> None:
+    if os.name == "nt":
+        raise ConfigurationError(
+            "it runs on Linux and macOS, and here in WSL (`wsl --install`); Windows itself sends "
+            "films: posedrop upload, posedrop watch"
+        )

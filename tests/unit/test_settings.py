@@ -53,6 +53,30 @@ def test_secrets_are_not_printed(tmp_path: Path) -> None:
     assert "quiet" not in repr(loaded)
 
 
+def test_what_is_listed_can_be_set(tmp_path: Path) -> None:
+    """As a file of variables it gives the same settings again, but for secrets, which it hides."""
+    ours = {
+        "api_token": "hush",
+        "broker_url": "redis://:hush@broker:6379/0",
+        "notify_urls": {"lab": "mailto://me:hush@lab.example"},
+        "default_analysis": "deeplabcut_2d",
+        "default_args": {"model": "it's #1 \\ ü", "crop": [0, 1]},
+        "child_reads": [Path("/opt/weights of mine's"), Path("/b")],
+        "index_path": Path("C:\\lab's #2/index"),
+        "retention_days": 1.5,
+        "notify_allow_private": True,
+    }
+    listed = list(settings.as_env(settings.load(tmp_path, ours)))
+    assert not [line for line in listed if "hush" in line]
+    assert all(line.startswith(("#", "POSEDROP_")) for line in listed)
+    assert len(listed) == 2 * len(settings.Settings.model_fields)
+    assert "# None" not in listed  # each says what it is
+    (tmp_path / settings.ENV_FILE).write_text("\n".join(listed), encoding="utf-8")
+    again = settings.load(tmp_path)
+    for name, value in ours.items():
+        assert (getattr(again, name) == value) is ("hush" not in str(value)), name
+
+
 def test_handlers_without_a_token_do_not_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
