@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from deeplabcut.pose_estimation_pytorch.models.heads import DLCRNetHead, HeatmapHead
 from deeplabcut.pose_estimation_pytorch.models.modules.csp import CSPConvModule
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -35,12 +34,6 @@ _AFTER: dict[After, tuple[str, list[float]]] = {
     "hardswish": ("hardswish", []),
     "relu6": ("hardtanh", [0.0, 6.0]),
     "swish": ("swish", []),
-}
-#: The same by torch, in place, for who has only sums and ReLUs.
-_LATER: dict[After, Callable[[Tensor], Tensor]] = {
-    "hardswish": lambda x: F.hardswish(x, inplace=True),
-    "relu6": lambda x: F.relu6(x, inplace=True),
-    "swish": lambda x: F.silu(x, inplace=True),
 }
 _ACTIVATIONS: dict[type, After] = {
     nn.ReLU: "relu",
@@ -107,7 +100,10 @@ class Convolution(nn.Module):
 
 
 class Tiled(Convolution):
-    """A convolution of 3x3 with a quarter of the multiplications (:mod:`worker.cpu.winograd`)."""
+    """A convolution of 3x3 with a quarter of the multiplications (:mod:`worker.cpu.winograd`).
+
+    What comes after it is a ReLU or nothing.
+    """
 
     def __init__(self, plain: nn.Conv2d, after: After) -> None:
         """Compute what ``plain`` does, by the same weights, and what comes ``after``."""
@@ -131,8 +127,7 @@ class Tiled(Convolution):
         """Return what the convolution makes of x, after the ReLU if there is one."""
         if not winograd.pays(x, self._dilation):
             return super().forward(x)
-        made = self._tiled(x, None, relu=self._after == "relu")
-        return _LATER[self._after](made) if self._after in _LATER else made
+        return self._tiled(x, None, relu=self._after == "relu")
 
     def added_to(self, other: Tensor, x: Tensor, *, inplace: bool) -> Tensor:
         """Return the sum of ``other`` and the convolution of x, after a ReLU."""

@@ -119,8 +119,8 @@ def without_twins(
 def slack_of(boxes: npt.NDArray[np.float32], error: float) -> npt.NDArray[np.float64]:
     """Return by how much the overlaps of boxes may be off whose edges are off by ``error``.
 
-    Of two boxes the larger one counts: intersection and union change by at most the error times
-    the edges, each.
+    Of two boxes the larger of both figures counts: intersection and union change by at most the
+    error times the edges, each.
     """
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-3).astype(np.float64)
     found: npt.NDArray[np.float64] = 8 * error * (1 / sides).sum(axis=1)
@@ -131,7 +131,8 @@ def slack_of(boxes: npt.NDArray[np.float32], error: float) -> npt.NDArray[np.flo
 def _kernels() -> Kernels:
     """Compile the loops, which takes a second.
 
-    They are functions in here, as long as they are: numba compiles them with the types around them.
+    They stand inside of this function, though it is long, as numba compiles them with the types
+    that are made here, when they are first needed.
     """
     floats = [types.Array(types.float32, count, "C") for count in range(5)]
     words, doubles, bytes_ = (

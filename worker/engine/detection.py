@@ -34,7 +34,6 @@ from worker.engine.padding import padding_of
 from worker.engine.quick_detector import FoundBoxes, Noise, QuickDetector, quick_of
 from worker.gpu.staging import normalised
 from worker.memory import is_out_of_memory
-from worker.precision.guard import UnfaithfulError
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +46,20 @@ FrameContext = dict[str, Any]
 CHECK_EVERY = 256
 #: The largest difference of all frames may be so many times that of the frames checked.
 SAFETY = 4.0
-#: Frames at once on an accelerator to begin with, and at most without and with one, where it is
-#: found out; by how much more has to be faster, and how many calls it takes to know.
-FIRST_BATCH, LAST_BATCH = 8, {False: 8, True: 64}
+#: Frames at once on an accelerator, to begin with. (A CPU begins with one.)
+FIRST_BATCH = 8
+#: Frames at once, at most: without (False) and with an accelerator.
+LAST_BATCH = {False: 8, True: 64}
+#: A larger batch has to be so many times as fast, a frame, of so many calls.
 GROWTH, CALLS = 1.05, 3
-#: Seconds of a call, on a CPU, from which on more frames at once aren't tried.
+#: Where a call takes so many seconds on a CPU, no more frames at once are tried.
 LONG = 0.15
-#: Fewer frames aren't worth measuring noise.
+#: In films of fewer frames the noise is not measured: the detector runs as it is.
 WORTH_FRAMES = 8
+
+
+class UnfaithfulDetectorError(Exception):
+    """The faster detector found another box and did not notice: begin again, it is gone."""
 
 
 class Detector:
@@ -106,6 +111,8 @@ class Detected:
     """Whether the faster form is of use."""
     seen: bool = False
     """Whether the noise was measured on a frame that has a box."""
+    tiled: bool = True
+    """Whether it was measured with most multiplications of 3x3 convolutions saved."""
 
 
 class Detections:
@@ -149,6 +156,9 @@ class Detections:
             known = state["known"]
             self.known = Detected(**{**known, "noise": Noise(**known["noise"])})
             self.batch = int(state["batch"])
+            quick = self._detector.make_quick()
+            if quick is not None and quick.is_tiled and not self.known.tiled:
+                quick.untile()  # else it would err by more than is known
 
     def summary(self) -> dict[str, Any]:
         """Return what result.json says of the detector."""
@@ -164,7 +174,7 @@ class Detections:
         """Yield frames with the boxes in them: number, frame (BGR), and DeepLabCut's context.
 
         Raises:
-            UnfaithfulError: the faster detector came to another box unnoticed; begin again.
+            UnfaithfulDetectorError: the faster detector came to another box unnoticed; begin again.
         """
         waiting: deque[tuple[int, Frame]] = deque()
         flying: deque[tuple[list[tuple[int, Frame]], list[Any]]] = deque()
@@ -201,7 +211,7 @@ class Detections:
                 yield (*one, context)
 
     def _know(self, frame: Frame) -> None:
-        """Take the batch that was found for frames of this size before."""
+        """Learn the frames' size from the first one, and take the batch that was best for it."""
         if not self._size:
             self._size = frame.shape
             if self._asked is None:
@@ -226,50 +236,47 @@ class Detections:
         quick = self._detector.make_quick()
         assert quick is not None  # noqa: S101  # else it is not of use
         first = self.known.frames
-        checked = [row for row in range(len(x)) if (first + row) % CHECK_EVERY == 0]
+        checked = {row for row in range(len(x)) if (first + row) % CHECK_EVERY == 0}
         for row in checked:
             self._measure(quick, x[row : row + 1])
+        began = time.perf_counter()
+        seen = quick.found(x, self.known.noise) if self.known.quick else []
+        seconds = time.perf_counter() - began
+        with_box = next((row for row, one in enumerate(seen) if len(one.boxes)), None)
+        if with_box is not None and not self.known.seen:
+            # Of frames with nothing in them, the noise tells little: all are judged once more.
+            self.known.seen = True
+            checked.add(with_box)
+            self._measure(quick, x[with_box : with_box + 1])
+            seen = quick.found(x, self.known.noise)
         if not self.known.quick:
             return [self._boxes(one) for one in self._runner.predict(x)]
-        began = time.perf_counter()
-        seen = quick.found(x, self.known.noise)
-        seconds = time.perf_counter() - began
         self._learn(len(frames), seconds)
         self._fast = seconds / len(frames)
         contexts = [
-            self._settled(quick, x, row, one, row in checked) for row, one in enumerate(seen)
+            self._settled(x[row : row + 1], one, row in checked) for row, one in enumerate(seen)
         ]
         self._weigh(len(frames))
         return contexts
 
-    def _settled(
-        self, quick: QuickDetector, x: Tensor, row: int, one: FoundBoxes, checked: bool
-    ) -> FrameContext:
+    def _settled(self, x: Tensor, one: FoundBoxes, checked: bool) -> FrameContext:
         """Return the boxes of a picture, detected again where they are uncertain or checked.
 
         Args:
-            quick: the faster detector.
-            x: the pictures of the batch.
-            row: of the picture.
+            x: the picture, (1, 3, height, width).
             one: what the faster detector found in it.
             checked: whether it is computed both ways in any case.
         """
-        if len(one.boxes) and not self.known.seen:
-            # Of frames with nothing in them, the noise tells little.
-            self.known.seen = True
-            self._measure(quick, x[row : row + 1])
-            [one] = quick.found(x[row : row + 1], self.known.noise)
-            checked = True
         raw = {"bboxes": one.boxes.numpy(), "scores": one.scores.numpy()}
         context = self._boxes({"detection": raw})
         certain = one.certain and self._is_certain(context["bboxes"], one.error)
         if not certain or checked:
             began = time.perf_counter()
-            exact = self._boxes(self._runner.predict(x[row : row + 1])[0])
+            exact = self._boxes(self._runner.predict(x)[0])
             self._slow = time.perf_counter() - began
             if certain and not self._same(context, exact):
                 self._detector.forget_quick()
-                raise UnfaithfulError("the faster detector found another box unnoticed")
+                raise UnfaithfulDetectorError("the faster detector found another box unnoticed")
             context = exact
         self.known.again += not certain
         return context
@@ -303,6 +310,7 @@ class Detections:
         if not noise.is_little:
             log.info("the detector stays as it is: %s", noise)
             self.known.quick = False
+        self.known.tiled = quick.is_tiled
         self.known.noise.grow(
             Noise(**{name: SAFETY * value for name, value in asdict(noise).items()})
         )
@@ -355,7 +363,28 @@ class Detections:
         return bool((np.rint(edges[0]) == np.rint(edges[1])).all())
 
 
-def edges_of(found: npt.NDArray[np.float64], crop: TopDownCrop) -> npt.NDArray[np.float64]:
+def can_be_cut(
+    found: npt.NDArray[Any], crop: TopDownCrop, size: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """Tell of which boxes DeepLabCut's ``top_down_crop`` can make a picture: it fails at others.
+
+    Args:
+        found: (n, 4): boxes inside of the frame, left, top, width, height, as they were detected.
+        crop: DeepLabCut's step.
+        size: height and width of the frame.
+    """
+    edges = np.rint(edges_of(found, crop))
+    if not crop.with_context:
+        edges = np.clip(edges, 0, [size[1], size[0]] * 2)
+    across, down = (edges[:, 2:] - edges[:, :2]).T
+    there: npt.NDArray[np.bool_] = (down > 0) & (across > 0)
+    if not crop.with_context:
+        # It fills them up to the sides' ratio: what has no width gets one, from two rows on.
+        there |= (across == 0) & (down > 1)
+    return there
+
+
+def edges_of(found: npt.NDArray[Any], crop: TopDownCrop) -> npt.NDArray[Any]:
     """Return left, top, right, bottom of what DeepLabCut's ``top_down_crop`` cuts out, unrounded.
 
     Args:

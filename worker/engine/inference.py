@@ -36,7 +36,7 @@ from worker.child.messages import MAX_RANGES
 from worker.cpu.winograd_transforms import kernels
 from worker.engine import network
 from worker.engine.choice import Learning, pcutoff_of, predictor_for, watched_pcutoff
-from worker.engine.detection import Detector
+from worker.engine.detection import Detector, UnfaithfulDetectorError
 from worker.engine.loaded import LoadedModel, is_short, released
 from worker.engine.network import Network
 from worker.engine.padding import padding_of
@@ -282,6 +282,9 @@ class _Inference:
                     args, self._loaded, precision, self._total, self._learning
                 )
                 found, reading = self._attempt(predictor, card)
+            except UnfaithfulDetectorError as error:
+                print(f"{error}: once more without it")
+                card = card.afresh()
             except UnfaithfulError as error:
                 print(f"{error}: once more in fp32")
                 precision = "fp32"

@@ -2,11 +2,12 @@
 
 How they are computed is found by timing on the first of them (``precision.tuning``); pictures that
 are to be computed once more in fp32 (``precision.guard``) are gathered over several batches
-and computed together, so that every call of the network has one of two shapes.
+and computed together: a size of batch that is new takes a network up to a second to prepare.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -43,11 +44,12 @@ Raw = dict[str, dict[str, npt.NDArray[Any]]]
 
 #: Batches at work at the same time on a GPU: it computes one while another is read.
 IN_FLIGHT = 2
-#: Pictures at once that are computed once more in fp32; half a batch, if that is more.
+#: So many pictures are computed once more in fp32 together; half a batch of them, if that is more.
 AGAIN_BATCH = 8
-#: Pictures after which what they say of the fast arithmetic's worth counts, and again after each.
+#: Each time that so many pictures more are done, it is asked whether the way still pays.
 LOOK_EVERY = 8
-#: So many pictures weighs what is taken of films before they are seen.
+#: The share of pictures to be computed again is taken for that of other films at first: that weighs
+#: as much as so many pictures of this one.
 TAKEN = 16
 
 
@@ -73,8 +75,6 @@ class _Work:
     def __init__(self) -> None:
         self.more = True
         """Whether the pictures have not come to their end."""
-        self.flushes = False
-        """Whether all that came is to be given before the next picture is asked for."""
         self.waiting: deque[AnyFrame] = deque()
         """Pictures of which no batch was made yet."""
         self.group: list[AnyFrame] = []
@@ -83,11 +83,6 @@ class _Work:
         """Batches at work: their pictures, the batch, and where the device is when it is done."""
         self.began = 0.0
         """When the last batch was begun, by ``time.perf_counter``."""
-
-    @property
-    def ends(self) -> bool:
-        """Whether no picture comes before all that waits is given."""
-        return self.flushes or not self.more
 
     def take_back(self) -> None:
         """Put all that was begun back to the front of the queue, in its order."""
@@ -144,6 +139,7 @@ class Pass:
         self.order: decode.Order = "planes" if self._accelerated else "bgr"
         """Of the bytes of a pixel that it takes."""
         self._watches = watches_of(loaded.variants.exact, pcutoff)
+        self._strict = watches_of(loaded.variants.exact, -math.inf)
         self._again = max((watch.again for watch in (self._watches or {}).values()), default=0.0)
         self._numbers = loaded.variants.numbers_for(precision, watched=self._watches is not None)
         self._guard: PrecisionGuard | None = None
@@ -201,8 +197,9 @@ class Pass:
 
     def enlarge(self, scale: float) -> None:
         """Let a pixel of a picture be so many of a frame, from now on, if that is more."""
-        for watch in (self._watches or {}).values():
-            watch.scale = max(watch.scale, scale)
+        for watches in (self._watches or {}, self._strict or {}):
+            for watch in watches.values():
+                watch.scale = max(watch.scale, scale)
 
     def summary(self) -> dict[str, Any]:
         """Return what result.json says: ``precision``, ``batch_size``, ``tuning``."""
@@ -214,7 +211,7 @@ class Pass:
             **({"graphs": self._graphs.summary(self._replays)} if self._cuda is not None else {}),
         }
 
-    def outputs(self, pictures: Iterator[AnyFrame | None]) -> Iterator[Raw]:
+    def outputs(self, pictures: Iterator[AnyFrame]) -> Iterator[Raw]:
         """Yield predictions picture by picture, of the same pictures as :meth:`batches`."""
         for found, count in self.batches(pictures):
             for row in range(count):
@@ -224,12 +221,11 @@ class Pass:
                 }
 
     @torch.inference_mode()
-    def batches(self, pictures: Iterator[AnyFrame | None]) -> Iterator[tuple[Raw, int]]:
+    def batches(self, pictures: Iterator[AnyFrame]) -> Iterator[tuple[Raw, int]]:
         """Yield predictions by batches: arrays with a row a picture, and how many rows count.
 
         Args:
-            pictures: (height, width, 3), BGR, or planes of that shape. None among them: all that
-                came before is given before the next one is asked for.
+            pictures: (height, width, 3), BGR, or planes of that shape.
 
         Raises:
             UnfaithfulError: the fast arithmetic moved a keypoint; begin again in fp32.
@@ -251,17 +247,13 @@ class Pass:
             while self._done and not self._done[0].open:
                 batch = self._done.popleft()
                 yield batch.found, batch.count
-            if work.flushes and not (work.waiting or work.flying or self._done):
-                work.flushes = False
 
-    def _take_in(self, pictures: Iterator[AnyFrame | None], work: _Work) -> None:
+    def _take_in(self, pictures: Iterator[AnyFrame], work: _Work) -> None:
         """Take pictures for the next batch, as far as there are more."""
-        while work.more and not work.flushes and len(work.waiting) < self._wanted:
-            picture = next(pictures, _END)
-            if picture is _END:
+        while work.more and len(work.waiting) < self._wanted:
+            picture = next(pictures, None)
+            if picture is None:
                 work.more = False
-            elif picture is None:
-                work.flushes = True
             else:
                 work.waiting.append(picture)
                 if self._guard is None:
@@ -270,23 +262,22 @@ class Pass:
     def _begins_another(self, work: _Work) -> bool:
         """Begin a batch, if one is due; return whether another is to be begun before one ends."""
         # At rest, a batch that is not full waits for more pictures.
-        if not work.waiting or (self.rests and not work.ends):
+        if not work.waiting or (self.rests and work.more):
             return False
-        begun = sum(len(group) for group, *_ in work.flying)
-        self._settle_before(self._running.state.frames + begun)
         count = min(self._wanted, len(work.waiting))
         work.group = [work.waiting.popleft() for _ in range(count)]
         work.began = time.perf_counter()
-        launched = self._launch(work.group, fills=work.flushes or self._fills)
+        launched = self._launch(work.group, fills=self._fills)
         work.flying.append((work.group, launched, self._marked()))
         work.group = []
         in_flight = IN_FLIGHT if self._accelerated else 1
-        return len(work.flying) < in_flight and not work.ends and not self.rests
+        return len(work.flying) < in_flight and work.more and not self.rests
 
     def _finish_one(self, work: _Work) -> None:
         """Collect the batch that was begun first, and compute again what is due."""
         if work.flying:
             group, launched, mark = work.flying[0]
+            self._settle_before(launched.first + launched.count - 1)
             self._collect(launched, mark)
             work.flying.popleft()
             if launched.fast and launched.outputs is not None and not self._accelerated:
@@ -294,7 +285,7 @@ class Pass:
             self._settle(self._again_batch - 1)
             self._look()
         at_rest = self.rests and not work.flying
-        if (work.ends and not work.waiting and not work.flying) or at_rest:
+        if (not work.more and not work.waiting and not work.flying) or at_rest:
             self._settle(0)
 
     @property
@@ -351,7 +342,9 @@ class Pass:
         self._guard = self._new_guard(choice, None)
 
     def _new_guard(self, choice: Choice, state: PrecisionStats | None) -> PrecisionGuard:
-        return PrecisionGuard(self._loaded.variants, self._precision, self._watches, choice, state)
+        return PrecisionGuard(
+            self._loaded.variants, self._precision, self._watches, self._strict, choice, state
+        )
 
     def _timed(self, way: Way, picture: AnyFrame) -> float:
         """Return the seconds that a picture takes in a way; infinity if memory does not suffice."""
@@ -408,7 +401,7 @@ class Pass:
         self._doubts += [(doubt, batch) for doubt in doubts]
 
     def _settle_before(self, index: int) -> None:
-        """Settle all whose noise could count for the picture of this number."""
+        """Settle all whose noise could count for pictures up to this number."""
         if self._doubts and self._doubts[0][0].index // WINDOW + 2 <= index // WINDOW:
             self._settle(0)
 
@@ -470,8 +463,9 @@ class Pass:
     def _halve(self) -> None:
         self._running.back()
         if self._tuned is not None and self._key:
-            choice = self._running.choice
-            self._tuned.timings[Way(choice.numbers, choice.kind, self.batch)] = float("inf")
+            choice, numbers = self._running.choice, self._running.state.numbers
+            kind = choice.kind if numbers == choice.numbers else choice.exact
+            self._tuned.timings[Way(numbers, kind, self.batch)] = float("inf")
             self._memory.learn(self._key, self._tuned.timings)
         self.batch = max(1, self.batch // 2)
         print(f"out of memory: {self.batch} pictures at once from now on")
@@ -481,9 +475,6 @@ class Pass:
         self._graphs.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-_END: Any = object()
 
 
 def _ways() -> dict[str, Any]:

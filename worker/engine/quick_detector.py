@@ -11,7 +11,7 @@ detected again by DeepLabCut's detector as it is:
   which noise may grow.
 * A proposal is certain if neither the noise of a score nor that of an overlap decides whether
   non-maximum suppression keeps it, and it is judged by features of the same level in any case.
-  What is uncertain is judged as well.
+  What is uncertain is judged as well, as far as it comes near to the others.
 * Of the boxes that come out, as many count as the model has individuals. Each of them and all that
   could take their place have to be certain, their order too, and no side of what is cut out may be
   so near to the middle of two pixels that noise decides which of them it is rounded to.
@@ -51,13 +51,13 @@ log = logging.getLogger(__name__)
 #: Pixels that an edge is off in any case: torchvision shifts boxes to suppress those of each kind
 #: by themselves, and rounds them by it.
 LEAST_ERROR = 1e-3
-#: A difference of two fp32 likelihoods that may be none.
+#: Two likelihoods that differ by less may be the same in fp32.
 LEAST_STEP = 2e-7
 #: More noise than this is no noise: of a score's logarithmic odds, and of a box's edge in pixels.
 MOST_NOISE = 0.02, 0.1
 #: Regions that are judged at once: they stay in the processor's caches.
 REGIONS = 256
-#: And of those that were picked, which are few.
+#: The same of the few that a first look in bf16 has left.
 PICKED = 64
 #: Of so many boxes the noise is measured whatever their scores.
 LIKELIEST = 20
@@ -67,7 +67,10 @@ BEYOND = 32
 
 @dataclass
 class Noise:
-    """The largest differences of the faster detector to the exact one, with the safety."""
+    """The largest differences of the faster detector to the exact one.
+
+    As they were measured, or, where boxes are judged by them, times ``detection.SAFETY``.
+    """
 
     objectness: float = 0.0
     proposal: float = 0.0

@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
     AugmentImage,
     TopDownCrop,
 )
 
-from worker.engine.detection import Detections, FrameContext
+from worker.engine.detection import Detections, FrameContext, can_be_cut
 from worker.engine.loaded import LoadedModel
 from worker.engine.passes import Pass, Raw
 from worker.engine.predictors import PredictedBatch, Prediction, Predictor
@@ -24,6 +25,8 @@ from worker.video.planes import Planes
 
 #: Frames that wait for their poses, at most: most of them have no animal.
 MOST_WAITING = 512
+#: What of a frame's context has a row a box.
+_OF_BOXES = ("bboxes", "bbox_scores")
 
 
 class _Waiting(NamedTuple):
@@ -81,9 +84,10 @@ class TopDownPredictor(Predictor):
                 if held is not None:
                     yield PredictedBatch([held], complete=False)
                 held = one
-            self._rests = False
             if held is not None:
                 yield PredictedBatch([held])
+            # A checkpoint was due until then: an attempt that goes on from it knows of no rest.
+            self._rests = False
             held = None
 
     def _is_over(self, found: Iterator[tuple[int, Frame, FrameContext]]) -> bool:
@@ -126,6 +130,10 @@ class TopDownPredictor(Predictor):
         """Return what is cut out, (n, height, width, 3), and where it is; DeepLabCut's steps."""
         load, crop, _, _ = self._pose.preprocessor.components
         image, context = load(frame, context)
+        boxes = np.asarray(context["bboxes"])
+        whole_pixels = can_be_cut(boxes.reshape(-1, 4), crop, image.shape[:2])
+        if not whole_pixels.all():
+            context = {**context, **{name: context[name][whole_pixels] for name in _OF_BOXES}}
         cut, context = crop(image, context)
         n, height, width = cut.shape[:3]
         # As by its next step, which pads and normalises a crop.

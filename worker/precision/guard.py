@@ -12,7 +12,12 @@ heatmap that nearly tie may change places, by which a keypoint jumps. So ``auto`
   that was not caught moves by more than ``TOLERANCE``, the fast way is given up for all the video.
 
 What such a check finds of the noise counts from the second window of ``WINDOW`` pictures behind it
-on, whenever it was computed: so it makes no difference to a run whether it was interrupted.
+on, whenever it was computed: so it makes no difference to a run whether it was interrupted. For
+that, whoever collects a batch has settled all that counts for one of its pictures.
+
+fp32 itself saves multiplications (:mod:`worker.cpu.winograd`), which errs by millionths. A picture
+in which these could put a keypoint elsewhere is computed with all of them, however unlikely the
+keypoint is.
 """
 
 from __future__ import annotations
@@ -46,7 +51,7 @@ MAX_SPREAD = 0.4
 TOLERANCE = 0.5
 #: The samples are few: the largest difference of all pictures may be so many times theirs.
 SAFETY = 1.5
-#: Pixels by which a keypoint may be uncertain for it.
+#: Pixels by which a keypoint may be uncertain for the multiplications that fp32 saves.
 TILED_SPREAD = 0.005
 
 
@@ -62,7 +67,7 @@ class Choice:
     kind: Kind
     """Of the convolutions in these numbers."""
     exact: Kind
-    """Of those in fp32, where that is something else."""
+    """Of the convolutions in fp32, by which pictures are computed again."""
     batch: int
     """Pictures at once."""
     seconds: float | None = None
@@ -152,6 +157,7 @@ class PrecisionGuard:
         variants: ModelVariants,
         wanted: Precision,
         watches: dict[str, Watch] | None,
+        strict: dict[str, Watch] | None,
         choice: Choice,
         state: PrecisionStats | None = None,
     ) -> None:
@@ -161,12 +167,14 @@ class PrecisionGuard:
             variants: the network.
             wanted: ``auto`` computes again where that could change a keypoint.
             watches: of its heads; None: they are of kinds that nobody knows how to watch.
+            strict: the same, of keypoints of any likelihood.
             choice: how to compute.
             state: of an earlier attempt.
         """
         self._variants = variants
         self._wanted = wanted
         self._watches = watches
+        self._strict = strict
         self.choice = choice
         self.state = state or PrecisionStats(choice.numbers)
         self._fast: Any = None
@@ -196,7 +204,7 @@ class PrecisionGuard:
         first = self._launched
         outputs = None
         if not self.learns:
-            outputs = self._exactly(x) if self._fast is None else self._run(self._fast, x)
+            outputs = self._exactly(x, count) if self._fast is None else self._run(self._fast, x)
         self._launched += count
         return InFlightBatch(x, outputs, self._fast is not None, first, count)
 
@@ -237,7 +245,7 @@ class PrecisionGuard:
         if len(x) < size:
             x = torch.cat([x, x[-1:].expand(size - len(x), -1, -1, -1)])
         x = x.contiguous(memory_format=torch.channels_last)
-        outputs = self._exactly(x)
+        outputs = self._exactly(x, len(doubts))
         exact = self._predictions(outputs)
         for row, doubt in enumerate(doubts):
             if doubt.outputs is None or doubt.predictions is None:
@@ -263,14 +271,16 @@ class PrecisionGuard:
             noises = [self.state.noise_for(index) for index in numbers]
             noises += noises[-1:] * (len(batch.x) - batch.count)
             noise = SAFETY * torch.tensor(noises, device=batch.x.device)
-            unsure = self._unsure(batch.outputs, lambda _watch, _outputs: noise, MAX_SPREAD)
+            unsure = _unsure(
+                self._watches, batch.outputs, lambda _watch, _outputs: noise, MAX_SPREAD
+            )
         rows = [row for row in sorted(checked | unsure) if row < batch.count]
         self.state.again += sum(row in unsure and row not in checked for row in rows)
         return fast, [
             Doubt(
                 row,
                 batch.first + row,
-                batch.x[row],
+                batch.x[row].clone(),  # or it would hold the whole batch in memory
                 row in unsure,
                 _of(batch.outputs, [row]) if row in checked else None,
                 _of(fast, [row]) if row in checked else None,
@@ -280,7 +290,7 @@ class PrecisionGuard:
 
     def _both(self, x: Tensor, count: int) -> HeadPredictions:
         """Compute a batch in fp32 and, where it shows a keypoint, the fast way too."""
-        outputs = self._exactly(x)
+        outputs = self._exactly(x, count)
         exact = self._predictions(outputs)
         shown = [row for row in self._shown(exact) if row < count]
         if self._fast is None or not shown:
@@ -326,32 +336,24 @@ class PrecisionGuard:
         rows: list[int] = torch.stack(shown).any(dim=0).nonzero().flatten().tolist()
         return rows
 
-    def _exactly(self, x: Tensor) -> Outputs:
-        """Compute a batch in fp32."""
+    def _exactly(self, x: Tensor, count: int) -> Outputs:
+        """Compute a batch in fp32, of which the first ``count`` rows are pictures."""
         outputs = self._run(self._exact, x)
         if self._exact_kind == "winograd":
-            unsure = self._unsure(
-                outputs, lambda watch, named: TILED_NOISE * watch.largest(named), TILED_SPREAD
+            unsure = _unsure(
+                self._strict,
+                outputs,
+                lambda watch, named: TILED_NOISE * watch.largest(named),
+                TILED_SPREAD,
             )
-            if unsure:
-                self.state.untiled += len(unsure)
-                rows = sorted(unsure)
+            rows = [row for row in sorted(unsure) if row < count]
+            if rows:
+                self.state.untiled += len(rows)
                 # A number of pictures that is new takes half a second to prepare: there are few.
                 filled = rows + rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
                 found = self._variants.exact(x[filled])
                 _put(outputs, rows, _of(found, list(range(len(rows)))))
         return outputs
-
-    def _unsure(
-        self, outputs: Outputs, noise_of: Callable[[Watch, Named], Tensor], spread: float
-    ) -> set[int]:
-        """Return the rows in which noise could move a keypoint by more than ``spread`` pixels."""
-        found: set[int] = set()
-        for name, watch in (self._watches or {}).items():
-            noise = noise_of(watch, outputs[name])
-            rows = watch.unsure(outputs[name], noise, spread)
-            found.update(rows.nonzero().flatten().tolist())
-        return found
 
     def _compare(
         self,
@@ -374,12 +376,28 @@ class PrecisionGuard:
                 noise = max(noise, watch.noise(exact_outputs[name], fast_outputs[name]))
             if not noticed:
                 moved = float(watch.moved(exact[name], fast[name]).max())
-                self.state.deviation = max(self.state.deviation, moved)
+                if not moved <= self.state.deviation:  # nor if it is not a number
+                    self.state.deviation = moved
         if self._wanted == "auto" and not self.state.deviation <= TOLERANCE:
             raise UnfaithfulError(
                 f"a keypoint moved by {self.state.deviation:.2f} pixels unnoticed"
             )
         return noise
+
+
+def _unsure(
+    watches: dict[str, Watch] | None,
+    outputs: Outputs,
+    noise_of: Callable[[Watch, Named], Tensor],
+    spread: float,
+) -> set[int]:
+    """Return the rows in which noise could move a keypoint by more than ``spread`` pixels."""
+    found: set[int] = set()
+    for name, watch in (watches or {}).items():
+        noise = noise_of(watch, outputs[name])
+        rows = watch.unsure(outputs[name], noise, spread)
+        found.update(rows.nonzero().flatten().tolist())
+    return found
 
 
 def _of(values: dict[str, dict[str, Tensor]], rows: list[int]) -> dict[str, dict[str, Tensor]]:

@@ -1,7 +1,7 @@
 """Which way of computing a network is fastest: found by timing a few, and remembered.
 
 How many pictures at once, in which numbers, by which kind of convolutions: no rule tells for all
-networks, sizes of pictures and processors. So ways are timed on the first pictures of a film,
+networks, sizes of pictures and processors. So ways are timed on the first picture of a film,
 within a small share of the work that the film is, the most promising first. What was timed is
 remembered for films of the same size by the same model on the same kind of device
 (:func:`signature`), and a later film goes on from there.
@@ -35,7 +35,7 @@ SHARE = 0.04
 SECONDS, MOST_SHARE = 0.4, 0.12
 #: For the first two ways, that tell whether fewer bits are worth it at all, this one.
 FIRST_SHARE = 0.2
-#: Calls of the network that timing a way takes: one that prepares, and those that count.
+#: Calls of the network that timing a way is taken to need: the first, which prepares, is slower.
 CALLS = 3
 #: The one that counts is the fastest of so many; fewer where one takes longer than ``LONG``.
 TIMES, LONG = 3, 0.15

@@ -187,7 +187,8 @@ def test_what_a_card_decoded_before_a_kill_is_kept_if_it_is_the_cpus(
     film, parts = tmp_path / "film.mp4", tmp_path / "parts"
     _in_420(long.film, film)
     parts.mkdir()
-    args = deeplabcut_2d.normalise({"model": "m", "precision": "fp32", "crop": CROP})
+    given = {"model": "m", "precision": "fp32", "crop": CROP, "batch_size": 4}
+    args = deeplabcut_2d.normalise(given)
     begun: list[int] = []
 
     def job(name: str, decode: str, report: Callable[..., None]) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import threading
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,11 +24,12 @@ from tests.support.analysed import (
     read,
 )
 from tests.support.samples import Sample
+from worker import hardware
 from worker.child import pool
 from worker.engine import inference, network, passes
 from worker.engine.state import ENGINE
 from worker.poses import tables
-from worker.precision import guard, tuning
+from worker.precision import guard, tuning, variants
 
 
 def beside(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
@@ -157,6 +160,45 @@ def test_model_that_has_no_room_is_loaded_in_its_turn(
 
 
 # -- checkpoints ----
+
+
+def test_an_interrupted_run_repeats_the_same_frames(
+    short: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a check finds of the noise counts within a batch, too, with checkpoints and without."""
+
+    def stretched(self: variants.ModelVariants, *_: Any) -> Any:
+        model = copy.deepcopy(self.plain)
+        head, times = model.heads["bodypart"].heatmap_head, iter([1.0001, 1.5, 1.0001])
+        forward = head.forward
+
+        # Of three batches; in the second one 6 is checked.
+        monkeypatch.setattr(head, "forward", lambda x: forward(x) * next(times))
+        return model
+
+    def found(part_seconds: float | None) -> tuple[bytes, dict[str, Any]]:
+        ENGINE.models.clear()
+        out = tmp_path / f"{part_seconds}"
+        (out / "parts").mkdir(parents=True)
+        args = deeplabcut_2d.normalise({"model": "m", "batch_size": 4})
+        job = Job(
+            short.film, out, args, short.model, "d" * 64, lambda *_: None, "cpu",
+            parts=None if part_seconds is None else out / "parts", part_seconds=part_seconds or 0.0,
+        )  # fmt: skip
+        answer = inference.run(job)
+        with np.load(out / "predictions.npz") as content:
+            return content["bodyparts"].tobytes(), answer["details"]["precision"]
+
+    monkeypatch.setattr(variants.ModelVariants, "fast", stretched)
+    monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
+    for name, value in {"SAMPLES": 1, "CHECK_EVERY": 3, "EARLY": 0, "WINDOW": 2}.items():
+        monkeypatch.setattr(guard, name, value)
+    monkeypatch.setattr(passes, "WINDOW", 2)
+    monkeypatch.setattr(passes, "LOOK_EVERY", 1000)
+    whole, told = found(None)
+    assert told["used"] == "bf16"
+    assert told["frames_repeated_in_fp32"] >= 2  # 10 and 11, by what 6 has shown
+    assert found(0.0) == (whole, told)
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -178,7 +178,7 @@ def seen(film: Path) -> Any:
 
 def test_parts_of_another_version_are_not_mixed(short: Sample, tmp_path: Path) -> None:
     """A newer engine begins anew beside the older one's parts, and goes on from its own."""
-    args = deeplabcut_2d.normalise({"model": "mouse", "precision": "fp32"})
+    args = deeplabcut_2d.normalise({"model": "mouse", "precision": "fp32", "batch_size": 1})
     folder = tmp_path / "parts"
     folder.mkdir()
 

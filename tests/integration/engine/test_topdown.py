@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +22,8 @@ from deeplabcut.pose_estimation_pytorch.models import DETECTORS
 from deeplabcut.pose_estimation_pytorch.models.backbones.base import BACKBONES
 from deeplabcut.pose_estimation_pytorch.models.detectors.base import BaseDetector
 from deeplabcut.pose_estimation_pytorch.models.predictors import SimCCPredictor
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision.models import get_model
 
 from posedrop.analyses import Job
@@ -28,8 +31,8 @@ from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from tests.integration.engine.test_animals import analysed
 from tests.support.animals import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
 from worker.engine import inference, network
-from worker.engine.detection import Detections, Detector, edges_of
-from worker.engine.quick_detector import Noise, QuickDetector, QuickRCNN, QuickSSD
+from worker.engine.detection import SAFETY, Detections, Detector, can_be_cut, edges_of
+from worker.engine.quick_detector import FoundBoxes, Noise, QuickDetector, QuickRCNN, QuickSSD
 from worker.engine.state import ENGINE
 from worker.precision.heads import watches_of
 from worker.video import decode
@@ -270,7 +273,144 @@ def test_an_interrupted_run_goes_on(run: Run, tmp_path: Path) -> None:
     assert found.tobytes() == expected.tobytes()
 
 
+sides = st.one_of(st.just(0.0), st.floats(0, 2), st.floats(0, 400))
+
+
+@given(
+    places=st.tuples(st.floats(0, 127), st.floats(0, 95), sides, sides),
+    margin=st.sampled_from([0, 1, 25]),
+    output=st.sampled_from([(256, 256), (192, 256), (256, 100)]),
+    context=st.booleans(),
+)
+def test_boxes_that_deeplabcut_fails_at_are_known(
+    places: tuple[float, ...], margin: int, output: tuple[int, int], context: bool
+) -> None:
+    """A box that it makes a picture of is kept; one without a whole pixel fails no film."""
+    frame, box = np.zeros((96, 128, 3), np.uint8), np.array([places], np.float32)
+    crop = TopDownCrop(output, margin=margin, with_context=context)
+    [possible] = can_be_cut(box, crop, frame.shape[:2])
+    with np.errstate(all="ignore"):
+        try:
+            crop(frame, {"bboxes": box})
+        except (cv2.error, ValueError, ZeroDivisionError):
+            assert not possible
+        else:
+            assert possible
+
+
+def test_a_box_without_a_pixel_is_left_out(
+    run: Run, stock: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have their poses, and the film its result."""
+    whole = Bars.forward
+
+    def flat(self: Bars, x: torch.Tensor, targets: Any = None) -> Any:
+        losses, found = whole(self, x, targets)
+        for each in found:
+            each["boxes"] = torch.cat([torch.tensor([[9.0, 9.0, 9.0, 9.0]]), each["boxes"]])[:10]
+            each["scores"] = torch.cat([torch.tensor([0.95]), each["scores"]])[:10]
+        return losses, found
+
+    monkeypatch.setattr(Bars, "forward", flat)
+    _, found = run(batch_size=4, stop=3)
+    assert sum(Calls.pose) == 4  # one frame with one animal, in a batch that is filled
+    np.testing.assert_allclose(found[2, :1], stock[2, :1], rtol=0, atol=0.01)
+
+
 # -- the faster form of torchvision's detectors ----
+
+
+class Hasty:
+    """A faster detector that is a pixel off where there is a box, and a frame's mean says where."""
+
+    is_tiled = True
+
+    def untile(self) -> None:
+        self.is_tiled = False
+
+    def measured(self, x: torch.Tensor) -> Noise:
+        return Noise(box=0.05 if float(x.mean()) > 0 else 1e-6)
+
+    def found(self, x: torch.Tensor, noise: Noise) -> list[FoundBoxes]:
+        sure = noise.box < SAFETY * 0.05
+        return [FoundBoxes(boxes + 1.0, scores, sure) for boxes, scores in map(Hasty.boxes_of, x)]
+
+    @staticmethod
+    def boxes_of(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        count = int(float(picture.mean()) > 0)
+        return torch.tensor([[10.0, 10, 40, 50]])[:count], torch.tensor([0.9])[:count]
+
+
+def hasty() -> tuple[Any, Hasty]:
+    """Return a detector of a model, and its faster form."""
+
+    def predict(x: torch.Tensor) -> list[dict[str, Any]]:
+        found = [Hasty.boxes_of(picture) for picture in x]
+        return [
+            {"detection": {"bboxes": boxes.numpy(), "scores": scores.numpy()}}
+            for boxes, scores in found
+        ]
+
+    def context_of(found: list[dict[str, Any]], context: dict[str, Any]) -> Any:
+        [one] = found
+        return {**context, **one["detection"]}, None
+
+    quick = Hasty()
+    runner = SimpleNamespace(
+        predict=predict,
+        postprocessor=context_of,
+        preprocessor=lambda frame, context: (
+            torch.from_numpy(frame).permute(2, 0, 1)[None] - 100.0,
+            context,
+        ),
+    )
+    detector = SimpleNamespace(
+        runner=runner, device=torch.device("cpu"), padding=None, batches={},
+        make_quick=lambda: quick, forget_quick=lambda: None,
+    )  # fmt: skip
+    return detector, quick
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_no_box_is_certain_by_the_noise_of_empty_frames(batch: int) -> None:
+    """Where animals come into a film's frames, all of them are judged by the noise of boxes."""
+    detector, _ = hasty()
+    frames = [np.full((96, 128, 3), 50 if n < 2 else 150, np.uint8) for n in range(12)]
+    found = Detections(detector, TopDownCrop((256, 256)), batch, None).found(
+        iter(enumerate(frames))
+    )
+    boxes = [context["bboxes"].tolist() for _, _, context in found]
+    assert boxes == [[]] * 2 + [[[10, 10, 40, 50]]] * 10
+
+
+def test_a_faster_detector_that_is_wrong_is_given_up(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The video begins again without it; the precision of poses stays what was asked for."""
+
+    class Wrong(Hasty):
+        def modules(self) -> list[Any]:
+            return []
+
+        def found(self, x: torch.Tensor, noise: Noise) -> list[FoundBoxes]:  # noqa: ARG002
+            return [FoundBoxes(torch.ones(1, 4), torch.ones(1), certain=True) for _ in x]
+
+    monkeypatch.setattr(Detector, "_made", lambda _: Wrong())
+    answer, found = run(batch_size=4, precision="bf16")
+    assert answer["details"]["detector"]["used"] == "as it is"
+    assert answer["details"]["precision"]["used"] == "bf16"
+    assert [(frame >= 0).all(axis=(1, 2)).sum() for frame in found] == BOXES
+
+
+def test_what_a_detector_errs_goes_with_how_it_is_computed() -> None:
+    """An attempt that goes on with less noise multiplies as often as the one that measured it."""
+    detector, quick = hasty()
+    first = Detections(detector, TopDownCrop((256, 256)), 1, None)
+    quick.untile()
+    list(first.found(iter([(0, np.full((96, 128, 3), 150, np.uint8))])))
+    other, fresh = hasty()
+    Detections(other, TopDownCrop((256, 256)), 1, None).resume(first.state())
+    assert not fresh.is_tiled
 
 
 def settled(name: str) -> Any:
