@@ -399,7 +399,7 @@ def test_a_faster_detector_that_is_wrong_is_given_up(
     answer, found = run(batch_size=4, precision="bf16")
     assert answer["details"]["detector"]["used"] == "as it is"
     assert answer["details"]["precision"]["used"] == "bf16"
-    assert [(frame >= 0).all(axis=(1, 2)).sum() for frame in found] == BOXES
+    assert [(frame >= 0).any(axis=(1, 2)).sum() for frame in found] == BOXES
 
 
 def test_what_a_detector_errs_goes_with_how_it_is_computed() -> None:
