@@ -219,7 +219,7 @@ def test_the_readmes_lines_for_the_aws_cli_run_where_the_films_are(
     environment = clean_environment() | lab.aws_environment()
     environment["PATH"] = f"{BIN}:{environment['PATH']}"
     run("sh", "-ec", asked, env=environment, cwd=tmp_path)
-    over = lab.over(lab.run_of(lab.file(f"day1/{name}")["file_id"]))
+    over = lab.over(lab.run_of(lab.file(f"cohort3/day1/{name}")["file_id"]))
     run("sh", "-ec", fetch, env=environment, cwd=tmp_path)
     assert (tmp_path / "day1" / name).read_bytes() == clip.read_bytes()
     assert list(tmp_path.glob(f"results/day1/{name}/*/result.json")), over
