@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -103,8 +102,12 @@ class Context:
 
     @contextmanager
     def scratch_dir(self) -> Iterator[Path]:
-        """Give an empty folder for one job, gone afterwards."""
-        folder = Path(tempfile.mkdtemp(prefix=room.JOB, dir=self._scratch))
+        """Give an empty folder for one job, on a disk that takes something, gone afterwards.
+
+        Raises:
+            StorageError: code ``scratch_unwritable``: it takes nothing, though the cache gave way.
+        """
+        folder = room.fetch_with_room(self.cache, lambda: room.folder_in(self._scratch))
         try:
             yield folder
         finally:

@@ -129,7 +129,7 @@ MOST_FILES = 200_000
 DEEPEST = 64
 
 
-def exceeded(limits: Limits, session: int, folder: Path) -> tuple[str, str] | None:
+def exceeded(limits: Limits, session: int, folder: Path, log: Path) -> tuple[str, str] | None:
     """Tell whether a child takes more of this machine than it may, with all that it has started.
 
     Limits that the kernel sets are those of one process, and count neither memory that several
@@ -139,6 +139,7 @@ def exceeded(limits: Limits, session: int, folder: Path) -> tuple[str, str] | No
         limits: what it may.
         session: of processes, which no child can leave (``worker.child.walls``).
         folder: its own.
+        log: what it writes to while it is idle.
 
     Returns:
         A code (``out_of_memory``, ``file_too_large``, ``too_many_processes``) and words, or None.
@@ -150,6 +151,8 @@ def exceeded(limits: Limits, session: int, folder: Path) -> tuple[str, str] | No
         return "out_of_memory", f"took more than {limits.resident:,} bytes of memory"
     if limits.disk:
         files, deepest, taken = _taken(folder, processes)
+        with suppress(OSError):
+            taken += log.stat(follow_symlinks=False).st_blocks * 512
         if files > MOST_FILES or deepest > DEEPEST:
             words = f"made more than {MOST_FILES:,} files, or folders more than {DEEPEST} deep"
             return "file_too_large", words

@@ -94,10 +94,27 @@ def check_room(folder: Path) -> None:
             file.write(bytes(_ROOM))
             file.flush()
     except OSError as error:
-        raise StorageError(
-            f"can't write to {folder} ({error}): is the disk of POSEDROP_SCRATCH_DIR full?",
-            code="scratch_unwritable",
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"can't write to {folder} ({error}): is the disk of POSEDROP_SCRATCH_DIR full?",
+        code="scratch_unwritable",
+    )
+
+
+def folder_in(scratch: Path) -> Path:
+    """Make a folder for a job, where the disk takes something.
+
+    Raises:
+        StorageError: code ``scratch_unwritable``: it takes nothing.
+    """
+    check_room(scratch)
+    try:
+        return Path(tempfile.mkdtemp(prefix=JOB, dir=scratch))
+    except OSError as error:
+        raise _unwritable(scratch, error) from error
 
 
 def check_child(scratch: Path) -> None:

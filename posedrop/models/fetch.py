@@ -55,12 +55,14 @@ def _download(
 ) -> None:
     path = partial / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        hashes = storage.download(bucket, f"{prefix}/{file.path}", path)
-    except ObjectChangedError as error:
-        raise _damaged(ref, f"{file.path} is gone") from error
-    if hashes["sha256"] != file.sha256:
-        raise _damaged(ref, f"{file.path} has other content than was pushed")
+    for _ in range(2):  # once may be the network's fault
+        try:
+            hashes = storage.download(bucket, f"{prefix}/{file.path}", path)
+        except ObjectChangedError as error:
+            raise _damaged(ref, f"{file.path} is gone") from error
+        if hashes["sha256"] == file.sha256:
+            return
+    raise _damaged(ref, f"{file.path} has other content than was pushed")
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
@@ -70,6 +72,8 @@ def _put_in_place(partial: Path, target: Path) -> None:
         if _is_whole(target):  # another worker of this machine was faster
             return
         shutil.rmtree(target, ignore_errors=True)
+        if not target.is_dir():
+            target.unlink(missing_ok=True)  # a file or a link of that name is nobody's
         partial.rename(target)
 
 

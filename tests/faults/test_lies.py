@@ -19,12 +19,12 @@ from posedrop.buckets import layout
 from posedrop.buckets.names import Naming
 from posedrop.buckets.records.results import Result
 from posedrop.buckets.records.videos import VideoRecord
-from posedrop.errors import StorageError
+from posedrop.errors import ChildDiedError, StorageError
 from tests.support.memory_storage import RESULTS, VIDEOS
 from tests.support.world import DETAILS, Child, World
 from worker.jobs import artefacts
 from worker.jobs.checkpoints import Checkpoints
-from worker.jobs.claim import MAX_UNPUBLISHED
+from worker.jobs.claim import MAX_UNLUCKY
 
 LIAR, HONEST = "liar.mp4", "honest.mp4"
 SECRET = b"a secret of the parent's"
@@ -235,7 +235,89 @@ def test_what_the_store_does_not_take_is_not_computed_for_ever(
     assert row.state == "failed"
     assert row.error is not None
     assert "EntityTooLarge" in row.error.message
-    assert liar.asked == MAX_UNPUBLISHED
+    assert liar.asked == MAX_UNLUCKY
+
+
+@pytest.mark.parametrize("times", [MAX_UNLUCKY - 1, 100])
+def test_a_machine_that_starts_no_child_is_no_fault_of_a_run(world: World, times: int) -> None:
+    """It has its result from a machine that does, or, where none ever does, an end in words."""
+    left = [1] * times
+
+    class Unstarted(Child):
+        def call(self, task: str, payload: dict[str, Any], **more: Any) -> dict[str, Any]:
+            if left and task == RUN:
+                left.pop()
+                raise ChildDiedError("gpu: the child process did not start", code="not_started")
+            return super().call(task, payload, **more)
+
+    world.child = Unstarted()
+    world.storage.put(VIDEOS, HONEST, HONEST.encode())
+    for _ in range(2 * MAX_UNLUCKY):
+        try:
+            world.settle()
+        except ChildDiedError:  # for Dramatiq, which comes again
+            world.clock.pass_(1000)
+            world.reconciler.round()
+    (row,) = world.context.index.analyses().rows
+    assert row.state == ("succeeded" if times < MAX_UNLUCKY else "failed")
+    assert times < MAX_UNLUCKY or "did not start" in str(row.error)
+
+
+def test_a_store_that_goes_away_in_the_middle_counts_as_no_attempt(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five times it takes no file, and for a while no word either: the run succeeds."""
+    outages, silent, write = [1] * 5, 0, world.storage.write
+    upload = world.storage.upload_new
+
+    def uploads(*args: Any) -> bool:
+        nonlocal silent
+        if outages:
+            outages.pop()
+            silent = 3
+            raise StorageError("the store is away")
+        return upload(*args)
+
+    def writes(bucket: str, key: str, data: bytes, *args: Any, **more: Any) -> Any:
+        nonlocal silent
+        if silent and "/attempts/" in key:
+            silent -= 1
+            raise StorageError("the store is away")
+        return write(bucket, key, data, *args, **more)
+
+    monkeypatch.setattr(world.storage, "upload_new", uploads)
+    monkeypatch.setattr(world.storage, "write", writes)
+    world.storage.put(VIDEOS, HONEST, HONEST.encode())
+    world.settle()
+    (row,) = world.context.index.analyses().rows
+    assert row.state == "succeeded"
+    assert not outages
+
+
+def test_checkpoints_of_an_infer_that_was_killed_at_its_end_are_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is over leaves none, whoever wrote them."""
+    dummy = replace(analyses.get("dummy"), renders=True, finish="x:y", artefacts=analyses.POSES)
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: {"dummy": dummy})
+
+    class Late(Child):
+        def call(self, task: str, payload: dict[str, Any], **more: Any) -> dict[str, Any]:
+            if task == RENDER:
+                (inference,) = (
+                    key for key in world.storage.buckets[RESULTS] if key.endswith("/inference.json")
+                )
+                part = inference.replace("inference.json", "parts/000001.npz")
+                world.storage.put(RESULTS, part, b"a part")
+            return super().call(task, payload, **more)
+
+    world.child = Late()
+    world.storage.put(VIDEOS, HONEST, HONEST.encode())
+    world.settle()
+    (row,) = world.context.index.analyses().rows
+    assert row.state == "succeeded"
+    assert not [key for key in world.storage.buckets[RESULTS] if "/parts/" in key]
 
 
 # -- records of anybody ----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from posedrop.errors import RefusedVideoError
 from tests.support import films, videos
 from tests.support.films import Film
-from worker.video import canvas, decode, preflight
+from worker.video import canvas, decode, numbering, preflight
 from worker.video.times import Clock
 
 
@@ -38,6 +38,18 @@ def test_any_film_is_read_as_opencv_reads_it(film: Film) -> None:
             assume(False)
         assume(films.is_read(path))
         films.check(path, film)
+
+
+def test_frames_on_the_way_to_those_wanted_are_told_of(tmp_path: Path) -> None:
+    """Who waits for a long film's later frames hears that it goes on, in the network and drawn."""
+    path = films.make(tmp_path / "film", Film("libx264", (), "mp4", 200, 16, Fraction(30)))
+    heard: list[int] = []
+    reading = numbering.Reading(passed=heard.append)
+    assert [number for number, _ in decode.frames(path, start=198, reading=reading)] == [198, 199]
+    assert heard == [0, 64, 128, 192]
+    drawn = canvas.open_canvases(path, start=198, passed=heard.append)
+    assert [each.index for each in drawn] == [198, 199]
+    assert heard == 2 * [0, 64, 128, 192]
 
 
 X264 = (("bf", "3"), ("b-pyramid", "normal"))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -145,6 +146,29 @@ def test_fetch_does_not_believe_what_was_changed(
     wrong = hashlib.sha256(b"WEIGHTS").hexdigest()
     if again:
         record.write_text(record.read_text().replace(model.files[0].sha256, wrong))
+    assert (fetch(storage, MODELS, ref(model), tmp_path) / "w.pt").read_bytes() == b"weights"
+
+
+def test_fetch_asks_once_more_for_what_came_wrong(
+    storage: MemoryStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that the network has damaged on its way is no damaged model."""
+    model = put_model(storage, "reach", b"weights", 1)
+    whole, wrong = storage.download, [b"WEIGHTS"]
+
+    def download(bucket: str, key: str, path: Path, *args: Any, **more: Any) -> Any:
+        found = whole(bucket, key, path, *args, **more)
+        return {**found, "sha256": hashlib.sha256(wrong.pop()).hexdigest()} if wrong else found
+
+    monkeypatch.setattr(storage, "download", download)
+    assert (fetch(storage, MODELS, ref(model), tmp_path) / "w.pt").read_bytes() == b"weights"
+    assert not wrong
+
+
+def test_fetch_puts_a_model_in_the_place_of_a_file(storage: MemoryStorage, tmp_path: Path) -> None:
+    """Whatever lies under a model's name in the cache, it does not keep the model away."""
+    model = put_model(storage, "reach", b"weights", 1)
+    (tmp_path / model.digest).touch()
     assert (fetch(storage, MODELS, ref(model), tmp_path) / "w.pt").read_bytes() == b"weights"
 
 

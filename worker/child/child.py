@@ -103,7 +103,7 @@ class Child:
             cards: whether it may use the machine's accelerators.
         """
         self._name = name
-        self._scratch = scratch
+        self._idle_log = scratch / f"{name}.log"
         self._folder = scratch / name
         self._warm = tuple(warm)
         self._limits = limits or Limits()
@@ -196,7 +196,7 @@ class Child:
             return answer.result or {}
         error = answer.error.as_error()
         if isinstance(error, AnalysisError) and error.code == "disk_full":
-            room.check_child(self._scratch.parent)
+            room.check_child(self._idle_log.parent.parent)
         raise error
 
     def kill(self) -> None:
@@ -253,7 +253,11 @@ class Child:
             return
         # Linux kills a child with the *thread* that started it (PR_SET_PDEATHSIG), and the caller's
         # may end before the process does.
-        _spawner().submit(self._spawn).result()
+        try:
+            _spawner().submit(self._spawn).result()
+        except OSError as error:  # of processes, descriptors, memory
+            words = f"{self._name}: no child process could be started: {error}"
+            raise ChildDiedError(words, code="not_started") from error
         try:
             hello = self._wait_for_hello()
         except BaseException as error:
@@ -276,7 +280,7 @@ class Child:
         self._status, child_tells = os.pipe()
         passed = (child_reads, child_writes, child_tells)
         try:
-            with (self._scratch / f"{self._name}.log").open("wb") as idle_log:
+            with self._idle_log.open("wb") as idle_log:
                 self._process = subprocess.Popen(
                     self._command(*passed),
                     stdin=subprocess.DEVNULL,
@@ -316,7 +320,7 @@ class Child:
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """End a process that takes more of the machine than it may, at work or idle."""
         while self._process is process and process.returncode is None:
-            found = exceeded(self._limits, process.pid, self._folder / OWN)
+            found = exceeded(self._limits, process.pid, self._folder / OWN, self._idle_log)
             if found is not None:
                 code, words = found
                 words = f"{self._name}: the child process {words}, killed"

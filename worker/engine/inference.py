@@ -340,7 +340,9 @@ class _Inference:
             card.goes_on(state.pop("decode", {}))
             predictor.resume(state)
             print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
-        reading = Reading(brightness={})
+        reading = Reading(
+            brightness={}, passed=lambda number: job.report("decode", number, self._total)
+        )
         # From the first frame on all the same: frames have their numbers by being decoded.
         frames = decode.frames(
             job.video,
@@ -359,7 +361,7 @@ class _Inference:
                 job.report("infer", len(found.indexes), self._total)
                 shown = _cropped_all(chain(early, ready), self._crop)
                 self._predict(predictor, shown, reading, found, setup, card)
-        card.confirm(job.video)
+        card.confirm(job.video, lambda number: job.report("decode", number, reading.end))
         return found, reading
 
     def _predict(

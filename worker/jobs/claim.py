@@ -24,9 +24,9 @@ from posedrop.errors import PosedropError, RecordError, StorageError
 
 log = logging.getLogger(__name__)
 
-#: Attempts of a run that are given up although the store was at fault each time: it took their
-#: claims, and not what they had made.
-MAX_UNPUBLISHED = 10
+#: A run is given up after so many attempts that the store or the machine cut short: it took their
+#: claims, and not what they had made, or started no child.
+MAX_UNLUCKY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +207,8 @@ def begin_unless_spent(
     if before.is_busy(lease_seconds):
         return Busy()
     spent = [a for a in before.spent(None, "failed") if a.task == task]
-    refused = [a for a in before.spent("handed_back") if a.task == task and a.is_unpublished]
-    if len(spent) >= max_attempts or len(refused) >= MAX_UNPUBLISHED:
+    refused = [a for a in before.spent("handed_back") if a.task == task and a.is_unlucky]
+    if len(spent) >= max_attempts or len(refused) >= MAX_UNLUCKY:
         ended = sorted([*spent, *refused], key=lambda a: a.number)
         told = (a.artefacts for a in reversed(ended) if a.artefacts)
         return Exhausted(len(before.attempts), len(ended), ended[-1], next(told, []))

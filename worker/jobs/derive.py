@@ -89,43 +89,43 @@ def derive(context: Context, run: str, what: str) -> None:
         return
     job = _Job(context, place, what, name, asked, request, result)
     folder = place.derived_attempts(what)
-    attempt = claim.begin_unless_spent(
-        storage,
-        bucket,
-        folder,
-        claim.history(storage, bucket, folder, "derive").after(asked.after),
-        "derive",
-        context.name,
-        context.settings.lease_seconds,
-        context.settings.max_attempts,
-        context.clock(),
-    )
-    if isinstance(attempt, Exhausted):
-        _tell(job, error=attempt.error("it", "derive"))
-    elif isinstance(attempt, Attempt):
-        _attempt(job, Held(storage, bucket, folder, attempt))
+    with context.scratch_dir() as scratch:  # a full disk makes no attempt fail
+        attempt = claim.begin_unless_spent(
+            storage,
+            bucket,
+            folder,
+            claim.history(storage, bucket, folder, "derive").after(asked.after),
+            "derive",
+            context.name,
+            context.settings.lease_seconds,
+            context.settings.max_attempts,
+            context.clock(),
+        )
+        if isinstance(attempt, Exhausted):
+            _tell(job, error=attempt.error("it", "derive"))
+        elif isinstance(attempt, Attempt):
+            _attempt(job, Held(storage, bucket, folder, attempt), scratch)
 
 
-def _attempt(job: _Job, held: Held) -> None:
+def _attempt(job: _Job, held: Held, scratch: Path) -> None:
     """Make it, and record how that ended."""
     context = job.context
-    with context.scratch_dir() as scratch:
 
-        def work() -> None:
-            versions = _make(job, held, scratch)
-            artefact = _publish(job, held, scratch / job.name)
-            held.end("done")
-            _tell(job, artefact=artefact, versions=versions)
+    def work() -> None:
+        versions = _make(job, held, scratch)
+        artefact = _publish(job, held, scratch / job.name)
+        held.end("done")
+        _tell(job, artefact=artefact, versions=versions)
 
-        error = work_on(
-            context,
-            held,
-            job.request.video.key,
-            work,
-            run=job.run.prefix,
-            check_fault=lambda error: check_machine(error, scratch),
-            tell=lambda error: claim.run_error(in_words(error), "derive"),
-        )
+    error = work_on(
+        context,
+        held,
+        job.request.video.key,
+        work,
+        run=job.run.prefix,
+        check_fault=lambda error: check_machine(error, scratch),
+        tell=lambda error: claim.run_error(in_words(error), "derive"),
+    )
     if error is None:
         return
     if isinstance(error, FINAL_ERRORS):

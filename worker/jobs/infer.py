@@ -173,7 +173,7 @@ def _fetch_model(attempt: RunAttempt) -> Path | None:
         room.check_model_fits(record, context.settings.scratch_dir)
     bucket, kept = context.settings.models_bucket, context.cache.models
     whole = room.fetch_with_room(context.cache, lambda: fetch(context.storage, bucket, model, kept))
-    whole.touch()
+    os.utime(whole)  # not touch: where it was trimmed meanwhile, that would make a file of its name
     # As links of its own: what the child reads is what it was handed, and no other model.
     linked = shutil.copytree(whole, attempt.folders.film / "model", copy_function=os.link)
     context.cache.trim_models()

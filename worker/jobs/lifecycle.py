@@ -61,21 +61,22 @@ def perform(
         return
     if _is_too_new(context, run, request):
         return
-    held = claim.take(
-        context.storage,
-        bucket,
-        run,
-        task,
-        worker=context.name,
-        lease_seconds=context.settings.lease_seconds,
-        max_attempts=context.settings.max_attempts,
-        now=context.clock(),
-    )
-    if isinstance(held, claim.Exhausted):
-        _give_up(context, run, request, held)
-    elif isinstance(held, Claim):
-        with context.scratch_dir() as scratch:
-            folders = Folders(scratch)
+    # What would make any attempt fail, such as a full disk, makes none.
+    with context.scratch_dir() as scratch:
+        folders = Folders(scratch)
+        held = claim.take(
+            context.storage,
+            bucket,
+            run,
+            task,
+            worker=context.name,
+            lease_seconds=context.settings.lease_seconds,
+            max_attempts=context.settings.max_attempts,
+            now=context.clock(),
+        )
+        if isinstance(held, claim.Exhausted):
+            _give_up(context, run, request, held)
+        elif isinstance(held, Claim):
             _make(RunAttempt(context, run, request, held, folders, actor or task), work)
 
 

@@ -8,6 +8,7 @@ has a film makes files of them, as some of these are HDF5.
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def _fetch_poses(attempt: RunAttempt, source: Result, folder: Path) -> Path:
         if publish.fetch_if_there(storage, attempt.bucket, key, path) == artefact.sha256:
             tables = attempt.folders.tables
             (tables / "out").mkdir(parents=True)
-            (tables / _POSES).write_bytes(path.read_bytes())
+            shutil.copyfile(path, tables / _POSES)
             return path
     words = f"{artefact.name} of run {source.analysis_id} is gone, or not what was published"
     raise AnalysisError(f"{words}: run it anew with --force", code="damaged_poses")

@@ -8,6 +8,7 @@ writer wrote, whoever else was at work.
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -59,7 +60,8 @@ def upload_artefacts(
     artefacts = []
     for path in sorted(paths):
         # No links: a child that somebody has taken over would have us publish our secrets.
-        if path.is_symlink() or not path.is_file() or path.suffix == UNFINISHED:
+        # (What is gone, with its folder, fails the publication: it is no file to be left out.)
+        if not stat.S_ISREG(path.lstat().st_mode) or path.suffix == UNFINISHED:
             continue
         content_type = content_type_of(path.name)
         sha256 = sha256_of(path)

@@ -61,6 +61,7 @@ def _render(attempt: RunAttempt) -> None:
     claim.end("done")
     changes = {"details": details, "artefacts": kept + claim.artefacts}
     attempt.succeed(inference.model_copy(update=changes), timings)
+    attempt.clear_checkpoints()  # of an infer that was killed behind its inference.json
 
 
 def _read_inference(attempt: RunAttempt) -> Inference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,9 @@ from worker import room
 from worker.context import Context
 from worker.jobs.claim import Held
 
+log = logging.getLogger(__name__)
+#: How often it is tried to hand an attempt back, within a lease, while the store is away.
+_TRIES = 15
 #: What no further attempt can mend.
 FINAL_ERRORS = (AnalysisError, BadRequestError, RefusedVideoError, ObjectChangedError)
 
@@ -71,10 +75,26 @@ def work_on(
         try:
             check_fault(error)
         except Exception as fault:
-            held.end("handed_back", tell(fault))
+            _hand_back(context, held, tell(fault))
             raise
         return error
     return None
+
+
+def _hand_back(context: Context, held: Held, error: RunError) -> None:
+    """Record that an attempt did not count, for a lease's time if the store is away.
+
+    After that others take this worker for dead, and the attempt counts.
+    """
+    for _ in range(_TRIES):
+        try:
+            held.end("handed_back", error)
+        except StorageError as away:
+            log.warning("attempt %s can't be handed back now: %s", held.number, away)
+            if context.is_closed_within(context.settings.lease_seconds / _TRIES):
+                return
+        else:
+            return
 
 
 def check_machine(error: Exception, folder: Path) -> None:
@@ -84,6 +104,8 @@ def check_machine(error: Exception, folder: Path) -> None:
         error: what cut an attempt short.
         folder: on the disk that was written to.
     """
+    if isinstance(error, ChildDiedError) and error.code == "not_started":
+        raise error  # of a machine that is too busy, or out of processes
     if isinstance(error, (CancelledRunError, ChildDiedError, *FINAL_ERRORS)):
         return
     if isinstance(error, RecordError) and error.code != "newer_record":

@@ -79,11 +79,17 @@ class Canvas:
 
 
 def open_canvases(
-    path: Path, *, start: int = 0, stop: int | None = None, stride: int = 1
+    path: Path,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    stride: int = 1,
+    passed: Callable[[int], None] | None = None,
 ) -> Generator[Canvas]:
     """Decode a video into canvases; frames, arguments and errors are those of :func:`frames`.
 
-    They are shown when ``Reading.seconds`` says, to a millionth of a second.
+    They are shown when ``Reading.seconds`` says, to a millionth of a second. ``passed`` is told the
+    numbers of frames before ``start``, now and then.
     """
     with containers.opened(path) as (_, stream):
         base, rate = stream.time_base or Fraction(1, 90_000), containers.rate_of(stream)
@@ -92,7 +98,7 @@ def open_canvases(
         aspect = Fraction(1)
     clock = Clock(float(base), float(1 / rate))
     tick = _tick(base, rate)
-    reading = Reading()
+    reading = Reading(passed=passed)
     reformatter = VideoReformatter()
 
     def drawn_on(picture: Picture) -> Canvas:
@@ -109,6 +115,8 @@ def open_canvases(
                 for ticks in reading.ticks[behind : picture.index]:  # of lost ones
                     yield None if ticks == numbering.NO_TIME else ticks, None
                 behind = picture.index + 1
+                if picture.index < start:
+                    reading.passes(picture.index)
                 if stop is not None and picture.index >= stop + AHEAD:
                     return
                 is_asked = picture.index >= start and (picture.index - start) % stride == 0

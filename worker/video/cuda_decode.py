@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
@@ -210,8 +210,12 @@ class Card:
         if known:
             self._before = int(known["frame"]), int(known["ticks"])
 
-    def confirm(self, path: Path) -> None:
+    def confirm(self, path: Path, passed: Callable[[int], None] | None = None) -> None:
         """Compare the card's last frame, and the count of all, with the CPU's; its frames are used.
+
+        Args:
+            path: of the film.
+            passed: told the numbers of frames that are decoded for it, now and then.
 
         Raises:
             DecodedOtherwiseError: they differ.
@@ -223,9 +227,11 @@ class Card:
             return
         # From the start: the film can't be entered there, or its packets don't tell the count.
         end = 0
-        with closing(numbering.numbered(path, Reading())) as shown:
+        reading = Reading(passed=passed)
+        with closing(numbering.numbered(path, reading)) as shown:
             for picture in shown:
                 end = picture.index + 1
+                reading.passes(picture.index)
                 if picture.index == self._last.index:
                     self._confirm(_same(self._last, picture))
                     if not self._missing:

@@ -194,8 +194,11 @@ def pictures(
     card: Card | None = None,
 ) -> Generator[Picture]:
     """Yield the decoded frames ``start``, ``start + stride``, ... before ``stop``."""
-    with closing(numbered(path, reading or Reading(), card=card)) as shown:
+    reading = reading or Reading()
+    with closing(numbered(path, reading, card=card)) as shown:
         for picture in shown:
+            if picture.index < start:
+                reading.passes(picture.index)
             if stop is not None and picture.index >= stop:
                 return
             if picture.index >= start and (picture.index - start) % stride == 0:

@@ -131,7 +131,13 @@ def copy_film(payload: dict[str, Any], report: Report) -> dict[str, Any]:
 
     out = Path(payload["out"])
     unfinished = out.with_suffix(UNFINISHED)
-    canvases = open_canvases(Path(payload["video"]), start=start, stop=stop, stride=stride)
+    canvases = open_canvases(
+        Path(payload["video"]),
+        start=start,
+        stop=stop,
+        stride=stride,
+        passed=lambda number: report("decode", number, start),
+    )
     with closing(decode.ahead(canvases, AHEAD)) as ready:
         written = encode(unfinished, told(ready), group=GROUP)
     if not written:
@@ -153,6 +159,7 @@ def _encoded(
             start=payload["start"],
             stop=payload["stop"],
             stride=payload["stride"],
+            passed=lambda number: report("decode", number, payload["start"]),
         )
         with closing(decode.ahead(canvases, AHEAD)) as ready:
             drawn = _drawn(ready, painter, report)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 REORDERED = 64
 #: Frames that a decoder with threads has in hand at most.
 _IN_FLIGHT = 17
+#: Of the frames that are passed over, each of so many is told of.
+_TELLING = 64
 #: Stands for a time that a container doesn't tell.
 NO_TIME = -(2**63)
 
@@ -59,6 +61,14 @@ class Reading:
     brightness: dict[int, tuple[float, float]] | None = None
     """By number, of the frames that were given and that nobody has taken out: mean and standard
     deviation of their brightness (``planes.brightness_of``). None: nobody asks."""
+    passed: Callable[[int], None] | None = None
+    """Told the numbers of frames that are decoded on the way to those that are wanted, now and
+    then: of a long film they may take hours, in which somebody waits for a sign of life."""
+
+    def passes(self, number: int) -> None:
+        """Note that a frame was decoded that nobody is given."""
+        if self.passed is not None and number % _TELLING == 0:
+            self.passed(number)
 
     def seconds(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], str]:
         """Return when frames are shown, and where these times come from.
@@ -103,6 +113,8 @@ def numbered(
                 if picture.index >= given:
                     given = picture.index + 1
                     yield picture
+                else:
+                    reading.passes(picture.index)
             return
         # Once more from the start: it all comes again, but for what is wrong.
         reading.lost, reading.ticks = array("q"), array("q")

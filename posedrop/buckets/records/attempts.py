@@ -44,9 +44,14 @@ class Attempt(Versioned):
     )
 
     @property
-    def is_unpublished(self) -> bool:
-        """Whether the attempt was handed back because the store did not take its files."""
-        return self.error is not None and self.progress.stage == "publish"
+    def is_unlucky(self) -> bool:
+        """Whether the machine or the store cut the attempt short, and may do so again.
+
+        The store did not take its files, or no child process could be started.
+        """
+        if self.error is None:
+            return False
+        return self.progress.stage == "publish" or self.error.code == "not_started"
 
 
 class NeedsNewer(Versioned):
