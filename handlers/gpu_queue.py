@@ -21,8 +21,8 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from handlers.apart import apart
 from handlers.context import Context
-from handlers.upkeep.apart import apart
 from posedrop.buckets import layout
 from posedrop.buckets.records.attempts import Attempt
 from posedrop.buckets.records.requests import Request

@@ -15,10 +15,10 @@ from datetime import datetime, timedelta
 from itertools import chain
 
 from handlers import changes, upload
+from handlers.apart import apart
 from handlers.context import Context
 from handlers.events import follow
 from handlers.runs import copies, results, rules
-from handlers.upkeep.apart import apart
 from handlers.upkeep.rows import all_analyses, all_files, all_places
 from posedrop.api.retention import DUE_SHOWN, DueKind, Expired, ExpireRequest, Expiry
 from posedrop.api.retention import Due as DueAnswer
