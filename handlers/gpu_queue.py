@@ -5,7 +5,8 @@ others wait in the index, so that a thousand films of one lab hold up no film of
 has its predictions, the next one is chosen: the groups (first folders of the videos' keys) go
 round, and of a group the oldest run goes first. What the index says is looked up in the bucket
 before a message is sent; so a run that somebody is at, or that is over, is sent to nobody. One
-whose predictions are there, its own or another run's, goes to the cpu workers at once.
+whose predictions are there, its own or another run's, goes to the cpu workers at once. One of which
+the store does not give a record is set aside for a while: the others have their turns.
 
 The event of those predictions goes past all that waits to be followed: once recorded, it wakes a
 thread of its own (``Chooser``), which looks whether they are there and sends the next run. If that
@@ -20,6 +21,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from handlers.apart import apart
 from handlers.context import Context
 from posedrop.buckets import layout
 from posedrop.buckets.records.attempts import Attempt
@@ -200,6 +202,13 @@ def _send(context: Context, analysis_id: str, run: str, now: datetime) -> None:
     The message first, then the index: if this process dies in between, the run is sent twice, and
     who takes the second message finds it claimed.
     """
+    with apart(context, f"{run} is sent later") as trial:
+        _send_what_is_due(context, analysis_id, run, now)
+    if trial.failed:  # else it would be the next one for good, and nobody's run be sent
+        park(context, analysis_id, now)
+
+
+def _send_what_is_due(context: Context, analysis_id: str, run: str, now: datetime) -> None:
     seen = look(context, run)
     is_found = not FOUND.isdisjoint(seen.names)
     if layout.RESULT in seen.names or layout.REQUEST not in seen.names or (is_found and seen.alive):
@@ -248,7 +257,7 @@ def go_on(context: Context, analysis_id: str, run: str, names: Collection[str]) 
 
 
 def park(context: Context, analysis_id: str, now: datetime) -> None:
-    """Set a run aside for the time of a lease: the workers that have seen it are too old for it."""
+    """Set a run aside for the time of a lease: it can't be read, or workers are too old for it."""
     until = now + timedelta(seconds=context.settings.lease_seconds)
     context.index.gpu_parked(analysis_id, until)
 
@@ -271,9 +280,13 @@ def _let_others_go_first(context: Context, now: datetime) -> None:
         return
     choosing.looked_at = now
     under_way = [*asked, *index.gpu_under_way("sent", now)]
-    seen = {row.analysis_id: look(context, row.run) for row in under_way}
+    seen: dict[str, Seen] = {}
+    for row in under_way:
+        with apart(context, f"{row.run} is asked for nothing"):
+            seen[row.analysis_id] = look(context, row.run)
+    under_way = [row for row in under_way if row.analysis_id in seen]
     for row in asked:
-        if seen[row.analysis_id].handed_back:
+        if row.analysis_id in seen and seen[row.analysis_id].handed_back:
             index.gpu_waits(row.analysis_id, now)
     computing = [row for row in under_way if seen[row.analysis_id].computes]
     # Who was sent just now has the network in a moment, or what is before it ends.

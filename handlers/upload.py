@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import mimetypes
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from posedrop.api.files import File, RunName
 from posedrop.api.rules import WrongRule
 from posedrop.api.uploads import Ticket, UploadRequest
 from posedrop.buckets import layout
-from posedrop.buckets.storage import Presigned, PresignedParts
+from posedrop.buckets.storage import ObjectInfo, Presigned, PresignedParts
 from posedrop.errors import BadRequestError, NotFoundError, RecordError
 from posedrop.index.index import FileRow, RuleRow
 
@@ -250,6 +250,37 @@ def delete(context: Context, file_id: str) -> None:
         NotFoundError: there is none.
         StorageError: what another name has to keep can't be copied to it now; nothing is removed.
     """
+    _delete_if(context, file_id, lambda _: True)
+
+
+def delete_if_unchanged(context: Context, file_id: str, seen: ObjectInfo | None) -> bool:
+    """Remove a file as :func:`delete` does, unless another film has come to its key meanwhile.
+
+    What its other names have to keep is copied first, which may take minutes.
+
+    Args:
+        context: the handlers' tools.
+        file_id: of the file.
+        seen: its object as the store told of it when it was due; None: it was gone.
+
+    Returns:
+        Whether it was removed.
+
+    Raises:
+        NotFoundError: there is none.
+        StorageError: what another name has to keep can't be copied to it now; nothing is removed.
+    """
+    # A copy of the same content has the same ETag, and somebody wants it from now on.
+    was = None if seen is None else (seen.etag, seen.last_modified)
+
+    def is_due(row: FileRow) -> bool:
+        there = context.storage.head(context.settings.videos_bucket, row.key)
+        return there is None or (there.etag, there.last_modified) == was
+
+    return _delete_if(context, file_id, is_due)
+
+
+def _delete_if(context: Context, file_id: str, is_due: Callable[[FileRow], bool]) -> bool:
     row = context.index.file(file_id)
     if row is None:
         raise NotFoundError(f"there is no file {file_id}")
@@ -258,7 +289,7 @@ def delete(context: Context, file_id: str) -> None:
         for other in context.index.files_with_content(row.sha256):
             _finish_planning(context, other)
     with context.copying:
-        _delete(context, row)
+        return _delete(context, row, is_due)
 
 
 def _finish_planning(context: Context, file: FileRow) -> None:
@@ -268,7 +299,7 @@ def _finish_planning(context: Context, file: FileRow) -> None:
         context.storage.report(error)
 
 
-def _delete(context: Context, row: FileRow) -> None:
+def _delete(context: Context, row: FileRow, is_due: Callable[[FileRow], bool]) -> bool:
     results = context.settings.results_bucket
     below = _made_of(context, row)
     runs = [key.removesuffix(f"/{layout.REQUEST}") for key in below if _is_request(key)]
@@ -277,9 +308,14 @@ def _delete(context: Context, row: FileRow) -> None:
     # what is left of a deletion that was cut short must not read as a whole one.
     first = (f"/{layout.REQUEST}", f"/{layout.RESULT}")
     below.sort(key=lambda key: [not key.endswith(name) for name in first])
+    # Right before the first of it goes: what was made of another film has the same keys.
+    if not is_due(row):
+        return False
     if row.state == "refused":
         # Before its film: nobody would look for what is left of it.
         _delete_made(context, row, below)
+        if not is_due(row):
+            return False
     context.storage.delete(context.settings.videos_bucket, [row.key])
     # Before the results: else they would be missed, and not made, when the video comes again.
     planned = layout.planned(row.file_id)
@@ -293,6 +329,7 @@ def _delete(context: Context, row: FileRow) -> None:
     for pending in context.index.pending_of_file(row.file_id):
         context.index.pending_removed(pending.pending_id)
     context.index.file_removed(row.file_id)
+    return True
 
 
 def _delete_made(context: Context, row: FileRow, below: list[str]) -> None:

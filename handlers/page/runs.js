@@ -133,7 +133,7 @@ function buttons(run) {
   if (!OVER.has(run.status)) {
     return [attempts, element("button", {
       "aria-label": `cancel ${name}`,
-      onclick: told(async () => { await call("DELETE", `/analyse/${run.analysis_id}`); say(`${name} is being cancelled.`); }),
+      onclick: told(async () => { await call("DELETE", `/analyse/${run.analysis_id}?only=cancel`); say(`${name} is being cancelled.`); }),
     }, "cancel")];
   }
   const made = [attempts];

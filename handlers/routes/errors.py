@@ -33,6 +33,7 @@ def add_handlers(app: FastAPI) -> None:
         **upload_parts.STATUSES,
         NotFoundError: 404,
         results.GoneError: 410,
+        results.OverError: 409,
         upload.LengthRequiredError: 411,
         UnderWayError: 409,
         UnfinishedRunError: 409,

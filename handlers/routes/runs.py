@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Body, FastAPI, Query, Response
 from fastapi.responses import RedirectResponse
@@ -13,6 +13,7 @@ from handlers.routes import telling
 from handlers.routes.callers import Callers
 from handlers.runs import batches, compare, cost, pending, results, summary, viewer
 from posedrop.api.batches import BatchStarted, DryRun
+from posedrop.api.errors import ErrorAnswer
 from posedrop.api.runs import AnalyseRequest, Attempts, ComparisonAnswer, RunAnswer, Started
 from posedrop.api.viewer import View
 from posedrop.buckets.records.runs import FINAL
@@ -93,12 +94,24 @@ def add_routes(app: FastAPI, callers: Callers) -> None:
     @app.delete(
         "/analyse/{analysis_id}",
         status_code=202,
-        responses={204: {"description": "Its results are deleted"}, **_GONE},
+        responses={
+            204: {"description": "Its results are deleted"},
+            409: {"model": ErrorAnswer, "description": "It is over, and was only to be cancelled"},
+            **_GONE,
+        },
         summary="Cancel a run, or delete its results",
     )
     @callers.changing
-    def delete_analyse(analysis_id: str, response: Response) -> dict[str, str] | None:
-        status = results.cancel_or_delete(callers.patient_context, analysis_id)
+    def delete_analyse(
+        analysis_id: str,
+        response: Response,
+        only: Annotated[
+            Literal["cancel"] | None, Query(description="delete no results of a run that is over")
+        ] = None,
+    ) -> dict[str, str] | None:
+        status = results.cancel_or_delete(
+            callers.patient_context, analysis_id, only_cancel=only == "cancel"
+        )
         changes.note(status, analysis_id=analysis_id)
         if status == "deleted":
             response.status_code = 204

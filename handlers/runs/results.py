@@ -25,6 +25,12 @@ class GoneError(PosedropError):
     code = "gone"
 
 
+class OverError(PosedropError):
+    """A run that was to be cancelled, and has ended before."""
+
+    code = "over"
+
+
 def read(context: Context, analysis_id: str) -> RunAnswer:
     """Return how far a run is, or what it made.
 
@@ -258,14 +264,21 @@ def resolved(context: Context, analysis_id: str) -> str:
     return pending.analysis_id if pending and pending.analysis_id else analysis_id
 
 
-def cancel_or_delete(context: Context, analysis_id: str) -> str:
+def cancel_or_delete(context: Context, analysis_id: str, *, only_cancel: bool = False) -> str:
     """Stop a run that goes on, delete the results of one that is over.
+
+    Args:
+        context: the handlers' tools.
+        analysis_id: the run.
+        only_cancel: delete no results: who asks has seen a run that goes on, and it may have ended
+            since.
 
     Returns:
         ``"cancelling"``, ``"cancelled"`` or ``"deleted"``.
 
     Raises:
         NotFoundError: there is no such run.
+        OverError: it is over, and was only to be cancelled.
     """
     analysis_id = resolved(context, analysis_id)
     row = context.index.analysis(analysis_id)
@@ -274,13 +287,21 @@ def cancel_or_delete(context: Context, analysis_id: str) -> str:
         pending = context.index.pending(analysis_id)
         if pending is None:
             raise NotFoundError(f"there is no analysis {analysis_id}")
+        if only_cancel and pending.error is not None:
+            raise _over_already(analysis_id)
         withdraw(context, analysis_id, pending.file_id)
         return "deleted"
     stopped = stop(context, row)
     if stopped is None:
+        if only_cancel:
+            raise _over_already(analysis_id)
         _delete(context, row)
         return "deleted"
     return stopped
+
+
+def _over_already(analysis_id: str) -> OverError:
+    return OverError(f"{analysis_id} is over already: nothing was cancelled, its results are kept")
 
 
 def stop(context: Context, row: AnalysisRow) -> Literal["cancelling", "cancelled"] | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from handlers.apart import apart
 from handlers.context import Context
-from handlers.upkeep.apart import apart
 from handlers.upkeep.repairs import Repairs
 
 #: How long an upload in parts is left alone, and how often is looked for older ones.

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
+from handlers.apart import apart
 from handlers.context import Context
 from handlers.telling import teller
-from handlers.upkeep.apart import apart
 from handlers.upkeep.repairs import Repairs
 from posedrop.buckets import layout
 from posedrop.buckets.storage import ObjectInfo

@@ -8,9 +8,9 @@ and what is lost on the way is found by the reconciler.
 from __future__ import annotations
 
 from handlers import changes
+from handlers.apart import apart
 from handlers.context import Context
 from handlers.runs import pending
-from handlers.upkeep.apart import apart
 from posedrop.api.files import Reingested, ReingestedPage, ReingestRequest
 from posedrop.buckets import layout
 from posedrop.buckets.records.videos import INGEST_VERSION, VideoRecord

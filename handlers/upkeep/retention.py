@@ -15,10 +15,10 @@ from datetime import datetime, timedelta
 from itertools import chain
 
 from handlers import changes, upload
+from handlers.apart import apart
 from handlers.context import Context
 from handlers.events import follow
 from handlers.runs import copies, results, rules
-from handlers.upkeep.apart import apart
 from handlers.upkeep.rows import all_analyses, all_files, all_places
 from posedrop.api.retention import DUE_SHOWN, DueKind, Expired, ExpireRequest, Expiry
 from posedrop.api.retention import Due as DueAnswer
@@ -353,10 +353,9 @@ def _remove_film(context: Context, due: Due) -> bool:
     if context.storage.time(settings.results_bucket) - there.last_modified <= patience:
         return False
     try:
-        upload.delete(context, due.id)
+        return upload.delete_if_unchanged(context, due.id, there)
     except NotFoundError:
         return False
-    return True
 
 
 def _remove_orphan(context: Context, row: FileRow, due: Due) -> bool:
@@ -366,8 +365,7 @@ def _remove_orphan(context: Context, row: FileRow, due: Due) -> bool:
     is_old = days is not None and now - since > timedelta(days=days)
     if not is_old and context.settings.orphans == "keep":
         return False
-    upload.delete(context, due.id)
-    return True
+    return upload.delete_if_unchanged(context, due.id, None)
 
 
 def _remove_results(context: Context, due: Due) -> bool:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from handlers import gpu_queue, workers
+from handlers.apart import apart
 from handlers.context import Context
 from handlers.events import follow
 from handlers.runs import damaged, plan, waiting
-from handlers.upkeep.apart import apart
 from handlers.upkeep.repairs import Repairs
 from handlers.upkeep.rows import all_files
 from posedrop.buckets import layout

@@ -12,12 +12,12 @@ from datetime import timedelta
 from itertools import chain, islice
 
 from handlers import gpu_queue
+from handlers.apart import apart
 from handlers.context import Context
 from handlers.events import follow
 from handlers.runs import copies, damaged, derived, record_kinds, rules, waiting
 from handlers.runs.record_kinds import RecordKind
 from handlers.upkeep import retention
-from handlers.upkeep.apart import apart
 from handlers.upkeep.old_records import OldRecords
 from handlers.upkeep.repairs import Repairs
 from handlers.upkeep.rows import PAGE, all_analyses, all_files, all_places

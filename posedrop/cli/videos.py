@@ -486,7 +486,7 @@ def rm(options: Options, id_: str) -> None:
         elif not found.over:
             raise PosedropError(f"{id_} is {found.status}; `posedrop cancel {id_}` stops it first")
         else:
-            say(f"{id_} {client.cancel(found.analysis_id)}")
+            say(f"{id_} {client.delete_run(found.analysis_id)}")
 
 
 @click.command()

@@ -435,8 +435,19 @@ class Client:
         return self._pages(RunRow, "/analyses", **filters)
 
     def cancel(self, analysis_id: str) -> str:
-        """Stop a run, or delete the results of one that is over; return what happened."""
-        answer = self._request("DELETE", f"/analyse/{analysis_id}")
+        """Stop a run, and return what happened; no results of one that is over are deleted.
+
+        Raises:
+            PosedropError: it is over (``over``), or there is none.
+        """
+        return self._delete_run(analysis_id, only="cancel")
+
+    def delete_run(self, analysis_id: str) -> str:
+        """Delete the results of a run that is over, or stop it; return what happened."""
+        return self._delete_run(analysis_id)
+
+    def _delete_run(self, analysis_id: str, **params: str) -> str:
+        answer = self._request("DELETE", f"/analyse/{analysis_id}", params=params)
         return "deleted" if answer.status_code == 204 else str(answer.json()["status"])
 
     def analysis_types(self) -> list[dict[str, Any]]:

@@ -335,6 +335,9 @@ def test_delete_leaves_nothing_behind(lab: Lab, clip: Path) -> None:
     file_id = lab.file("gone/away.mp4")["file_id"]
     analysis_id = lab.ask(file_id, "dummy", {"seconds": 0.17}).json()["analysis_id"]
     lab.over(analysis_id)
+    too_late = lab.http.delete(f"/analyse/{analysis_id}", params={"only": "cancel"})
+    assert (too_late.status_code, too_late.json()["error"]["code"]) == (409, "over")
+    assert lab.get(f"/results/{analysis_id}")["status"] == "succeeded"
     assert lab.http.delete(f"/analyse/{analysis_id}").status_code == 204
     assert lab.http.get(f"/results/{analysis_id}").status_code == 410
     assert lab.http.delete(f"/upload/{file_id}").status_code == 204

@@ -303,6 +303,36 @@ def test_posedrop_up_sends_anew_what_its_broker_forgot(world: World) -> None:
     assert len(sent(world)) == 2
 
 
+def test_a_run_whose_request_cannot_be_read_holds_up_no_group(world: World) -> None:
+    """The store answers, for all but this one object: it has its turn once that can be read."""
+    put(world, "alice/1.mp4", "alice/2.mp4", "ann/1.mp4", "ann/2.mp4", "bob/1.mp4")
+    runs = {row.key: layout.Run(row.run) for row in world.context.index.analyses().rows}
+    world.storage.unreadable.add((RESULTS, runs["ann/1.mp4"].request))
+    assert worked_off(world) == ["alice/1.mp4", "alice/2.mp4", "ann/2.mp4", "bob/1.mp4"]
+    world.storage.unreadable.clear()
+    world.settle()
+    assert states(world) == {"succeeded"}
+
+
+def test_a_run_under_way_whose_attempt_cannot_be_read_holds_up_nobody(world: World) -> None:
+    """Nor does it once it has had the network for long: whether it computes is not known."""
+    put(world, "alice/1.mp4", "alice/2.mp4", "bob/1.mp4")
+    first, _ = sent(world)
+    run = layout.Run(first.kwargs["run"])
+    elsewhere = claim.take(
+        world.storage, RESULTS, run, "infer",
+        worker="two", lease_seconds=60, max_attempts=3, now=world.clock(),
+    )  # fmt: skip
+    assert isinstance(elsewhere, Claim)
+    world.clock.pass_(1801)
+    elsewhere.progress(Progress(stage="infer", done=1))
+    elsewhere._write()
+    world.storage.unreadable.add((RESULTS, run.attempt(1)))
+    serve(world, "one", "two")
+    gpu_queue.send_next(world.context)
+    assert keys(sent(world)) == ["bob/1.mp4"]
+
+
 def test_runs_that_only_newer_workers_can_do_are_set_aside(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,33 @@ def test_nothing_that_cannot_be_deleted_or_read_stops_a_round(make: Make, bucket
     assert world.context.index.file(file_id) is not None
 
 
+@pytest.mark.parametrize("new", [b"film a.mp4", b"another film"])
+@pytest.mark.parametrize("old", ["analysed", "refused", "gone"])
+def test_a_film_that_comes_while_the_old_one_is_removed_stays(
+    make: Make, monkeypatch: pytest.MonkeyPatch, old: str, new: bytes
+) -> None:
+    """Between the check of its age and its removal lie minutes, where results are handed over."""
+    world = make(**OLD_LAB)
+    fill(world, "a.mp4", size=2000 if old == "refused" else 0, pause=91 * DAY)
+    if old == "gone":
+        world.storage.remove(VIDEOS, "a.mp4")
+        world.tell(world.storage.events)
+    objects = world.storage.objects
+    came = []
+
+    def listed(bucket: str, prefix: str = "") -> Iterator[Any]:
+        if (bucket, prefix) == (RESULTS, "a.mp4/") and not came:
+            came.append(world.storage.put(VIDEOS, "a.mp4", new))
+        return objects(bucket, prefix)
+
+    monkeypatch.setattr(world.storage, "objects", listed)
+    assert world.reconciler.round().expired == 0
+    assert came
+    world.settle()
+    assert world.storage.buckets[VIDEOS]["a.mp4"].data == new
+    assert analysed(world) == {"a.mp4"}
+
+
 def test_an_old_refusal_that_is_locked_stops_no_round(make: Make) -> None:
     """It can't be taken back, and the others are looked at anew."""
     world = make()

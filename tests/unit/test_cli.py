@@ -571,6 +571,8 @@ def test_cancel_does_not_delete_what_is_over(tmp_path: Path, api: Api) -> None:
     api.answers[f"GET /results/{RUN_ID}"] = run_json("running")
     api.answers[f"DELETE /analyse/{RUN_ID}"] = {"status": "cancelling"}
     assert call(tmp_path, "cancel", RUN_ID).output == f"{RUN_ID} cancelling\n"
+    # It may end between the two requests.
+    assert api.asked[-1].url.query == b"only=cancel"
     assert "posedrop cancel" in call(tmp_path, "rm", RUN_ID).stderr
 
 
@@ -581,6 +583,7 @@ def test_rm_takes_files_and_runs(tmp_path: Path, api: Api) -> None:
     api.answers[f"GET /results/{RUN_ID}"] = run_json()
     api.answers[f"DELETE /analyse/{RUN_ID}"] = lambda _: httpx.Response(204)
     assert call(tmp_path, "rm", RUN_ID).output == f"{RUN_ID} deleted\n"
+    assert api.asked[-1].url.query == b""
 
 
 def test_show(tmp_path: Path, api: Api) -> None:
