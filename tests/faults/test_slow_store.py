@@ -108,3 +108,15 @@ def test_events_are_followed_while_a_caller_asks_about_many_files(
     caller.join()
     follower.join()
     assert not was_held_up
+
+
+def test_a_film_many_folders_deep_costs_a_bounded_number_of_looks(world: World) -> None:
+    """It goes by the rules of the folders further up."""
+    folders = "a/" * 500
+    world.storage.put(VIDEOS, "a/a/posedrop.json", b'{"analysis": null}')
+    world.storage.put(VIDEOS, f"{folders}x.mp4", b"film")
+    tell(world)
+    looked = {key for _, key in world.storage.asked if layout.is_folder_rule(key)}
+    assert 2 < len(looked) < 40
+    assert {row.state for row in world.context.index.files().rows} == {"ready"}
+    assert not world.context.index.analyses().rows
