@@ -22,6 +22,8 @@ from posedrop.transport import queue
 
 #: A store under load takes tens of milliseconds to answer, nearly all of them spent waiting.
 _LOOKERS = 16
+#: Callers have threads of their own: however many files they ask about, events don't wait for them.
+_LOOKERS_OF_CALLERS = 8
 #: How long a caller's look-up waits for the store, in seconds, each of two times; then it is 503.
 LOOK_SECONDS = 5.0
 
@@ -63,8 +65,8 @@ class Choosing:
     looked_at: datetime | None = None
 
 
-def _lookers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_LOOKERS, "look")
+def _lookers(threads: int = _LOOKERS) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "look")
 
 
 def _now() -> datetime:
@@ -112,6 +114,7 @@ class Context:
         return replace(
             self,
             storage=Storage(self.settings, read_seconds=LOOK_SECONDS, attempts=2),
+            lookers=_lookers(_LOOKERS_OF_CALLERS),
             creating=Turn(self.creating, LOOK_SECONDS),
             following=Turn(self.following, LOOK_SECONDS),
         )

@@ -15,7 +15,7 @@ from handlers import gpu_queue
 from handlers.context import Context
 from handlers.runs import copies, plan, record_kinds, waiting
 from handlers.runs.follow_ups import CheckRule, FollowUp, ForgetPlan, Ingest, MoveRun, PlanRuns
-from handlers.runs.record_kinds import FilmGone, StoreState
+from handlers.runs.record_kinds import FilmGone, FilmNow, StoreState
 from posedrop.buckets import layout
 from posedrop.buckets.records.videos import VideoRecord
 from posedrop.buckets.storage import ObjectInfo
@@ -166,9 +166,9 @@ def _handle_together(context: Context, batch: list[EventRow]) -> None:
 
 def _may_grow(context: Context, event: EventRow, found: StoreState) -> bool:
     """Tell whether an event is of an object that is empty and was written just now."""
-    if event.bucket != context.settings.videos_bucket or not isinstance(found, ObjectInfo):
+    if event.bucket != context.settings.videos_bucket or not isinstance(found, FilmNow):
         return False
-    if found.size > 0 or event.kind != "created" or layout.is_folder_rule(event.key):
+    if found.info is None or found.info.size > 0 or event.kind != "created":
         return False
     return context.clock() < event.received_at + timedelta(seconds=EMPTY_SECONDS)
 
@@ -201,14 +201,19 @@ def _look(context: Context, batch: list[EventRow]) -> dict[tuple[str, str], Stor
 def _look_at(context: Context, bucket: str, key: str) -> StoreState:
     """Return what is under a key now, None if there is nothing, or nothing to be indexed."""
     if bucket == context.settings.videos_bucket:
-        return None if layout.is_folder_rule(key) else context.storage.head(bucket, key)
+        if layout.is_folder_rule(key):
+            return None
+        return FilmNow(context.file_id(key), context.storage.head(bucket, key))
     parts = layout.parse_result_key(key)
     kind = record_kinds.kind_of(parts)
     return kind.look(context, parts, key) if kind is not None and kind.look is not None else None
 
 
 def _tell(context: Context, bucket: str, key: str, kind: str, found: StoreState) -> FollowUp | None:
-    """Tell the index of an object as it was found; return what has to follow. Nothing is slow."""
+    """Tell the index of an object as it was found; return what has to follow.
+
+    Nothing is slow, and no store is asked: whoever writes the index waits meanwhile.
+    """
     if bucket == context.settings.videos_bucket:
         return _tell_of_film(context, key, kind, found)
     parts = layout.parse_result_key(key)
@@ -223,12 +228,12 @@ def _tell(context: Context, bucket: str, key: str, kind: str, found: StoreState)
 
 
 def _tell_of_film(context: Context, key: str, kind: str, found: StoreState) -> FollowUp | None:
-    if layout.is_folder_rule(key):
+    if not isinstance(found, FilmNow):  # a rule, which is read when it is its turn
         return CheckRule(key)
-    file_id = context.file_id(key)
+    file_id = found.file_id
     _forget_former(context, key, file_id)
-    if isinstance(found, ObjectInfo):
-        return _tell_video(context, file_id, found) if kind == "created" else None
+    if found.info is not None:
+        return _tell_video(context, file_id, found.info) if kind == "created" else None
     if kind == "removed":
         context.index.file_removed(file_id)
         return ForgetPlan(file_id, key)

@@ -27,20 +27,40 @@ from posedrop.errors import RecordError
 
 
 @dataclass(frozen=True)
+class FilmNow:
+    """A film of the videos bucket as it is now, None if it is gone, and its file_id.
+
+    The store may have to be asked for that, which nobody does in a transaction.
+    """
+
+    file_id: str
+    info: ObjectInfo | None
+
+
+@dataclass(frozen=True)
 class FilmGone:
     """A video.json whose film is not there any more."""
 
     record: VideoRecord
 
 
+@dataclass(frozen=True)
+class RunOver:
+    """How a run ended, and its request, if that can be read and the index lacks it."""
+
+    result: Result
+    request: Request | None
+
+
 StoreState = (
     ObjectInfo
     | VideoRecord
+    | FilmNow
     | FilmGone
     | PendingRequest
     | Planned
     | Request
-    | Result
+    | RunOver
     | BatchRequest
     | BatchFilms
     | BatchOver
@@ -61,7 +81,10 @@ class RecordKind:
     """A kind of object in the results bucket. Its functions get the object's key in parts."""
 
     is_there: Callable[[Context, Any, Any], FollowUp | None]
-    """Tell the index of the object, with what ``look`` returned; return what has to follow."""
+    """Tell the index of the object, with what ``look`` returned; return what has to follow.
+
+    The index is written meanwhile, and others wait: whatever the store knows, ``look`` has asked.
+    """
     look: Callable[[Context, Any, str], StoreState] | None = None
     """Return what is under the key now, None if that is nothing; no function: the key says all."""
     is_gone: Callable[[Context, Any], FollowUp | None] = _nothing
@@ -82,13 +105,11 @@ def _video_now(context: Context, _: layout.VideoObject, key: str) -> StoreState:
     return record if record is None else _unless_old(context, record)
 
 
-def _unless_old(
-    context: Context, record: VideoRecord
-) -> VideoRecord | ObjectInfo | FilmGone | None:
+def _unless_old(context: Context, record: VideoRecord) -> VideoRecord | FilmNow | FilmGone | None:
     """Return a record unless it is of a video that is gone or replaced: it is not ready then.
 
     Where the index knows a newer one already, a worker that woke up late has written over that:
-    then return the object, to be looked at again.
+    then return the film, to be looked at again.
     """
     video = record.video
     row = context.index.file(video.file_id)
@@ -101,7 +122,9 @@ def _unless_old(
         return FilmGone(record)
     if there is None or row is None or row.key != video.key:
         return None
-    return there if row.etag == there.etag and row.state in {"ready", "refused"} else None
+    if row.etag != there.etag or row.state not in {"ready", "refused"}:
+        return None
+    return FilmNow(context.file_id(there.key), there)
 
 
 def has_results(record: VideoRecord) -> bool:
@@ -110,11 +133,11 @@ def has_results(record: VideoRecord) -> bool:
 
 
 def _video_is_there(
-    context: Context, key: layout.VideoObject, found: VideoRecord | ObjectInfo | FilmGone
-) -> FollowUp:
-    if isinstance(found, ObjectInfo):
-        file_id = context.file_id(found.key)
-        return Ingest(file_id, found.etag, found.key)
+    context: Context, key: layout.VideoObject, found: VideoRecord | FilmNow | FilmGone
+) -> FollowUp | None:
+    if isinstance(found, FilmNow):
+        film = found.info
+        return Ingest(found.file_id, film.etag, film.key) if film is not None else None
     if isinstance(found, FilmGone):
         video = found.record.video
         return ForgetPlan(video.file_id, video.key)
@@ -194,21 +217,26 @@ def _request_is_news(context: Context, key: layout.RunObject) -> bool:
 
 def _result_now(context: Context, key: layout.RunObject, _: str) -> StoreState:
     # One without a request is what a deletion has left, or a worker that woke up after it.
-    request = layout.Run(key.run).request
-    is_run = context.storage.head(context.settings.results_bucket, request) is not None
-    return damaged.read_result(context, key.run) if is_run else None
-
-
-def _result_is_there(context: Context, key: layout.RunObject, found: Result) -> FollowUp | None:
+    bucket, where = context.settings.results_bucket, layout.Run(key.run).request
+    is_run = context.storage.head(bucket, where) is not None
+    result = damaged.read_result(context, key.run) if is_run else None
+    if result is None:
+        return None
+    request = None
     if context.index.place(key.analysis_id, key.run) is None:
-        # The event of its request was lost: the request alone has who asked, and who is to be told.
+        # The event of its request may be lost: that alone has who asked, and who is to be told.
         with suppress(RecordError):
-            request = _request_now(context, key, layout.Run(key.run).request)
-            if isinstance(request, Request):
-                context.index.analysis_requested(request, key.run)
-    context.index.analysis_finished(found, key.run)
+            request = context.storage.read_record(bucket, where, Request)
+    return RunOver(result, request)
+
+
+def _result_is_there(context: Context, key: layout.RunObject, found: RunOver) -> FollowUp | None:
+    place = context.index.place(key.analysis_id, key.run)
+    if found.request is not None and place is None:
+        context.index.analysis_requested(found.request, key.run)
+    context.index.analysis_finished(found.result, key.run)
     context.to_copy.set()
-    row = context.index.analysis(found.analysis_id)
+    row = context.index.analysis(found.result.analysis_id)
     is_made_elsewhere = row is not None and row.run != key.run and row.finished_at is None
     return MoveRun(row, key.run) if row is not None and is_made_elsewhere else None
 

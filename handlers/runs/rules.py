@@ -50,6 +50,8 @@ class Rule:
 def nearest(context: Context, key: str, seen: dict[str, str | None]) -> Rule | None:
     """Return the rule of the nearest folder that says what is run on a video, wrong or not.
 
+    Of those folders that ``layout.folder_rules`` names: of a key of hundreds, the upper ones.
+
     Args:
         key: of the video.
         seen: gets the ETags of the rules that were looked for, None where there was none.

@@ -287,7 +287,8 @@ class Pins:
 
     def keep(self, key: str) -> bool:
         """Tell whether a film is kept: the nearest rule that says so or otherwise decides."""
-        for rule in layout.folder_rules(key):
+        # However deep: what a person has pinned is not removed, whatever that costs to find out.
+        for rule in layout.folder_rules(key, deepest=None):
             if rule not in self._rules:
                 if len(self._rules) >= _REMEMBERED:
                     self._rules.clear()

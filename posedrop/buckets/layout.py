@@ -87,6 +87,8 @@ INFERENCE = "inference.json"
 PREDICTIONS = "predictions.npz"
 VIEWER = "viewer.bin"
 FOLDER_RULES = "posedrop.json"
+#: Rules are looked for in so many folders of a key, from the bucket on, and in the bucket itself.
+RULES_DEPTH = 32
 RUN_LOG = "run.log"
 _ATTEMPTS = "attempts"
 #: A worker's note that it is too old for the run.
@@ -549,10 +551,17 @@ def is_upload(key: str, file_id: str) -> bool:
     return upload is not None and upload[1] == file_id
 
 
-def folder_rules(key: str) -> list[str]:
-    """Return the keys of the posedrop.json files that can rule a video, the nearest first."""
+def folder_rules(key: str, deepest: int | None = RULES_DEPTH) -> list[str]:
+    """Return the keys of the posedrop.json files that can rule a video, the nearest first.
+
+    Each is looked for in the store while other films wait, so those of the upper ``deepest``
+    folders count, and a film further down goes by them; None: those of all folders.
+    """
     folders = key.split("/")[:-1]
-    rules = ("/".join([*folders[:depth], FOLDER_RULES]) for depth in range(len(folders), -1, -1))
+    rules = (
+        "/".join([*folders[:depth], FOLDER_RULES])
+        for depth in range(len(folders[:deepest]), -1, -1)
+    )
     # No store has a longer one, and asked for it some answer that as an error.
     return [rule for rule in rules if len(rule.encode()) <= 1024]
 

@@ -34,7 +34,8 @@ T = TypeVar("T")
 #: So many parts are on their way at a time.
 AT_ONCE = 4
 _CHUNK = 1 << 20
-#: An upload begins anew so many times, where the store has other parts than were sent.
+#: So many rounds an upload has: it begins anew where the store has other parts than were sent, or
+#: has given it up meanwhile.
 _ROUNDS = 3
 #: Seconds between two tries: doubled each time, up to the second figure.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
@@ -121,17 +122,19 @@ def send(
             _compare(path, ticket)
             count(wanted.size - counted)
             return ticket
-        crcs = _Sending(server, store, path, ticket, count, patience).send()
-        if _seen(path) != before:
-            raise _changes(path)
-        asked = CompleteRequest(**_of(ticket), crc32=crcs)
         try:
+            crcs = _Sending(server, store, path, ticket, count, patience).send()
+            if _seen(path) != before:
+                raise _changes(path)
+            asked = CompleteRequest(**_of(ticket), crc32=crcs)
             until_there(patience, partial(server.complete_parts, asked))
         except PosedropError as error:
             if error.code not in {"parts_missing", "parts_differ", "no_upload"}:
                 raise
             last = error
             count(-counted)
+            # Its threads have ended; those of the next round may wait again.
+            patience.given_up.clear()
             continue
         return ticket
     raise last

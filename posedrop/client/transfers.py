@@ -170,8 +170,13 @@ class Transfers:
             partial = path.with_name(f"{sha256}.part")
         for attempt in range(1, _TRIES + 1):
             try:
-                self._continue(locate, path, partial, size, on_bytes)
+                busy = self._continue(locate, path, partial, size, on_bytes)
             except httpx.TransportError:
+                _pause(attempt)
+                continue
+            if busy is not None:
+                if attempt == _TRIES:
+                    raise busy
                 _pause(attempt)
                 continue
             if sha256_of(partial) == sha256:
@@ -184,11 +189,12 @@ class Transfers:
 
     def _continue(
         self, locate: Callable[[], str], path: Path, partial: Path, size: int, on_bytes: OnBytes
-    ) -> None:
+    ) -> StorageError | None:
+        """Fetch what is lacking; return what a store said that is busy and may be asked again."""
         have = partial.stat().st_size if partial.is_file() else 0
         if have >= size > 0:
             on_bytes(have)
-            return
+            return None
         headers = {"Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
@@ -197,7 +203,10 @@ class Transfers:
             with self._store.stream("GET", locate(), headers=headers) as answer:
                 if not answer.is_success:
                     answer.read()
-                    raise store_refused(path.name, answer)
+                    refused = store_refused(path.name, answer)
+                    if answer.status_code in _RETRY_STATUSES:
+                        return refused
+                    raise refused
                 # A store that does not know ranges sends all of it.
                 mode = "ab" if answer.status_code == 206 else "wb"
                 counted = have if mode == "ab" else 0
@@ -210,6 +219,7 @@ class Transfers:
         except httpx.TransportError:
             on_bytes(-counted)  # what arrived counts when it goes on
             raise
+        return None
 
 
 class _FileSlice:

@@ -416,6 +416,17 @@ def test_what_is_pinned_stays(make: Make, rules: dict[str, Any], kept: set[str])
     assert there == analysed(world) == kept
 
 
+def test_what_is_pinned_stays_however_deep_it_lies(make: Make) -> None:
+    """Of so many folders no rule says what is run; what a person keeps is kept all the same."""
+    world = make(expire_share=1)
+    folder = "a/" * (layout.RULES_DEPTH + 8)
+    fill(world, "a.mp4", f"{folder}a.mp4")
+    world.storage.put(VIDEOS, f"{folder}posedrop.json", b'{"keep": true}')
+    world.clock.pass_(91 * DAY)
+    world.reconciler.round()
+    assert {key for key in films(world) if not layout.is_folder_rule(key)} == {f"{folder}a.mp4"}
+
+
 def test_a_rule_that_keeps_says_nothing_of_analyses(make: Make) -> None:
     """New films below are analysed as the folder above says, or the default; unless it says."""
     world = make()

@@ -11,6 +11,7 @@ import pytest
 
 from posedrop.client import transfers
 from posedrop.client.transfers import Transfers
+from posedrop.errors import StorageError
 
 POSES = b"scorer,x\n1,2\n"
 
@@ -56,3 +57,37 @@ def test_bytes_are_counted_once(
     line.fetch(lambda: "http://store/get?sig=1", path, len(POSES), sha256, counts.append)
     assert path.read_bytes() == POSES
     assert sum(counts) == len(POSES)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize(("busy", "comes"), [(2, True), (99, False)])
+def test_a_store_that_is_busy_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, busy: int, comes: bool
+) -> None:
+    """One SlowDown ends no download of thousands of files; a store that stays so is told of."""
+    monkeypatch.setattr(transfers.time, "sleep", lambda _: None)
+    asked: list[str] = []
+
+    def store(request: httpx.Request) -> httpx.Response:
+        asked.append(request.headers["Range"])
+        if len(asked) <= busy:
+            return httpx.Response(status, text="<Error><Code>SlowDown</Code></Error>")
+        return httpx.Response(206, content=POSES[2:])
+
+    path = tmp_path / "poses.csv"
+    path.with_name("poses.csv.part").write_bytes(POSES[:2])
+    counts: list[int] = []
+    line = Transfers(httpx.Timeout(5.0), httpx.MockTransport(store))
+
+    def fetch() -> None:
+        sha256 = hashlib.sha256(POSES).hexdigest()
+        line.fetch(lambda: "http://store/get?sig=1", path, len(POSES), sha256, counts.append)
+
+    if comes:
+        fetch()
+        assert path.read_bytes() == POSES
+        assert sum(counts) == len(POSES)
+    else:
+        with pytest.raises(StorageError, match="SlowDown"):
+            fetch()
+        assert 2 < len(asked) < 10
