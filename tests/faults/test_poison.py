@@ -27,7 +27,7 @@ from worker.jobs import infer
         ("segfault", {}, 3, "child_died", "SIGSEGV"),
         ("exit", {}, 3, "child_died", "exit code 7"),
         ("kill_worker", {}, 3, "child_died", "child process"),
-        ("hang", {"wall_seconds": 1}, 3, "timeout", "no answer within 1 s"),
+        ("hang", {"wall_seconds": 8}, 3, "timeout", "no answer within 8 s"),
         ("memory", {}, 1, "out_of_memory", "MemoryError"),
         ("raise", {}, 1, "faulty", "never works"),
     ],
