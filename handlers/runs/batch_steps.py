@@ -17,7 +17,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from handlers.context import Context
-from handlers.runs import batches, damaged, pending, results, start, validation
+from handlers.runs import batches, damaged, pending, results, start, stopping, validation
 from handlers.runs.batches import UNFINISHED
 from handlers.runs.start import RunHandle
 from handlers.runs.validation import ValidRequest, analysis_id_of
@@ -240,6 +240,11 @@ class _Asking:
             batch=batch.batch_id,
             notify=tuple(batch.notify),
         )
+        if not handle.existed and _is_cancelled(context, batch, row.key):
+            # Since it was looked at above: what is younger than the batch that stops is passed by.
+            if handle.status == "waiting":
+                results.withdraw(context, handle.analysis_id, row.file_id)
+            return self._stopped(row, wanted)
         return _film(row, handle.analysis_id, existed=_existed(context, batch, handle))
 
     def _known(self, row: FileRow, wanted: ValidRequest) -> AnalysisRow | None:
@@ -269,7 +274,7 @@ class _Asking:
         if known is None or known.batch != self._batch.batch_id:
             return nothing
         if known.finished_at is None:
-            results.stop(context, known)
+            stopping.stop(context, known)
         return _film(row, analysis_id, existed=False)
 
 
@@ -289,11 +294,7 @@ def _with_model(
 
 def _is_cancelled(context: Context, batch: BatchRequest, key: str) -> bool:
     """Tell whether a batch that stops runs was asked for later, and reaches this film."""
-    return any(
-        row.request.of_batch == batch.batch_id
-        or (row.request.prefix is not None and key.startswith(row.request.prefix))
-        for row in context.index.batches_that_cancel(batch.created_at)
-    )
+    return batches.is_cancelled(context, batch.created_at, key, batch.batch_id)
 
 
 # -- cancel ----------------------------------------------------------------------------------------
@@ -329,7 +330,7 @@ def _stop_one(context: Context, batch: BatchRequest, row: _Run) -> BatchFilm | N
     if context.index.is_of_batch(row.analysis_id, batch.batch_id):
         return None  # it was met before, as one that was queued, and is being stopped
     row = damaged.up_to_date(context, row) or row
-    if row.finished_at is not None or results.stop(context, row) is None:
+    if row.finished_at is not None or stopping.stop(context, row) is None:
         return None
     return BatchFilm(file_id=row.file_id, key=row.key, run_id=row.analysis_id)
 
@@ -390,7 +391,7 @@ def _over_runs(
 ) -> BatchFilms | None:
     """Do with the next runs, below a prefix or of a batch, what a batch asks for.
 
-    Runs that were asked for later than the batch are none of its. A state at a time, in the order
+    Below a prefix, runs that were asked for later than the batch are none of its. A state at a time, in the order
     in which runs pass through them: what passes on meanwhile is met in the next one.
     """
     place = _Place.of(after, states[0])
@@ -399,7 +400,7 @@ def _over_runs(
     for _, row in rows:
         if stop.is_set():
             return None
-        if row.created_at <= batch.created_at:
+        if batch.of_batch is not None or row.created_at <= batch.created_at:
             film = _apart(context, row.file_id, row.key, partial(act, context, batch, row))
             films += [film] if film is not None else []
     if len(rows) == BATCH_FILMS:

@@ -121,6 +121,16 @@ def cancel(context: Context, wanted: CancelRequest) -> BatchStarted | DryRun:
     return _begin(context, asked, None)
 
 
+def is_cancelled(context: Context, since: datetime, key: str, batch_id: str | None) -> bool:
+    """Tell whether what was asked for, for a film or in a batch, was stopped by a batch since."""
+    return any(
+        row.request.of_batch == batch_id
+        if row.request.of_batch is not None
+        else key.startswith(row.request.prefix or "")
+        for row in context.index.batches_that_cancel(since)
+    )
+
+
 def retry(context: Context, wanted: RetryRequest, notify: tuple[str, ...]) -> BatchStarted | DryRun:
     """Carry out POST /retry: make anew what failed.
 

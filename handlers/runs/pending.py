@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from handlers.context import Context
-from handlers.runs import cost, record_kinds, start, validation
+from handlers.runs import batches, cost, record_kinds, start, stopping, validation
 from handlers.runs.poses_of import UnfinishedRunError
 from handlers.runs.start import RunHandle
 from handlers.runs.validation import ValidRequest, canonical
@@ -219,6 +219,10 @@ def _outcome(context: Context, video: VideoRecord, pending: PendingRow) -> Plann
         reason = video.refusal.message if video.refusal else "it has no frames"
         refused = RunError(code=_REFUSED, message=reason, stage="ingest")
         return planned_record(context, video, BY_REQUEST, None, refused)
+    if _is_cancelled(context, pending):
+        words = "cancelled before its film was looked at"
+        stopped = RunError(code="cancelled", message=words, stage="plan")
+        return planned_record(context, video, BY_REQUEST, None, stopped)
     try:
         wanted = validation.validate(context, pending.analysis, pending.args)
         started = start.start_run(
@@ -233,7 +237,16 @@ def _outcome(context: Context, video: VideoRecord, pending: PendingRow) -> Plann
         )
     except BadRequestError as error:
         return planned_record(context, video, BY_REQUEST, None, error_of(error))
+    if not started.existed and _is_cancelled(context, pending):
+        # Since it was looked at above: the run is younger than what stops those there were.
+        row = context.index.analysis(started.analysis_id)
+        if row is not None:
+            stopping.stop(context, row)
     return planned_record(context, video, BY_REQUEST, started.analysis_id)
+
+
+def _is_cancelled(context: Context, pending: PendingRow) -> bool:
+    return batches.is_cancelled(context, pending.created_at, pending.key, pending.batch)
 
 
 def reopen_refused(context: Context, prefix: str, etag: str) -> None:

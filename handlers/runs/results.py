@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
 from urllib.parse import quote
 
 from handlers.context import Context
-from handlers.runs import copies, damaged, derived, plan
+from handlers.runs import copies, damaged, derived, plan, stopping
 from posedrop.api.runs import ResultFile, RunAnswer
 from posedrop.buckets import layout, names
-from posedrop.buckets.records.attempts import Attempt, NeedsNewer, Progress
+from posedrop.buckets.records.attempts import Attempt, Progress
 from posedrop.buckets.records.inference import Inference
-from posedrop.buckets.records.requests import Request
 from posedrop.buckets.records.results import Result
 from posedrop.buckets.records.runs import Artefact, RunError
 from posedrop.errors import NotFoundError, PosedropError
@@ -54,7 +52,7 @@ def read(context: Context, analysis_id: str) -> RunAnswer:
         bad = bad or answer
     if bad is not None:
         return bad
-    attempt, needs_newer = _attempts(context, row.run)
+    attempt, needs_newer = stopping.last_attempt(context, row.run)
     live = attempt is not None and attempt.outcome is None
     progress = attempt.progress if attempt is not None and live else None
     if needs_newer is not None and not live:
@@ -151,21 +149,6 @@ def download_path(analysis_id: str, name: str) -> str:
     return f"/download/{analysis_id}/{quote(name)}"
 
 
-def _attempts(context: Context, run: str) -> tuple[Attempt | None, NeedsNewer | None]:
-    """Return a run's last attempt, and the note of a worker that was too old for it."""
-    bucket, keys = context.settings.results_bucket, layout.Run(run)
-    found = context.storage.objects(bucket, f"{keys.attempts}/")
-    names = [keys.name(each.key) for each in found]
-    numbers = [number for name in names if (number := layout.attempt_number(name)) is not None]
-    attempt = needs_newer = None
-    if numbers:
-        key = keys.attempt(max(numbers))
-        attempt = context.storage.read_whole_record(bucket, key, Attempt)
-    if layout.NEEDS_NEWER in names:
-        needs_newer = context.storage.read_whole_record(bucket, keys.needs_newer, NeedsNewer)
-    return attempt, needs_newer
-
-
 def row_to_read(context: Context, analysis_id: str) -> AnalysisRow:
     """Return a run by the folder where its files are to be read.
 
@@ -221,7 +204,7 @@ def download_url(context: Context, analysis_id: str, name: str) -> str:
     if name not in {layout.RESULT, layout.REQUEST}:
         artefacts = row.artefacts
         if row.finished_at is None:
-            artefacts = tuple(_found(context, row.run, _attempts(context, row.run)[0]))
+            artefacts = tuple(_found(context, row.run, stopping.last_attempt(context, row.run)[0]))
         artefact = names.find(artefacts, name)
         if artefact is None and derived.can_be_made(row, name):
             artefact = derived.find(context, row, name)
@@ -291,7 +274,7 @@ def cancel_or_delete(context: Context, analysis_id: str, *, only_cancel: bool = 
             raise _over_already(analysis_id)
         withdraw(context, analysis_id, pending.file_id)
         return "deleted"
-    stopped = stop(context, row)
+    stopped = stopping.stop(context, row)
     if stopped is None:
         if only_cancel:
             raise _over_already(analysis_id)
@@ -302,19 +285,6 @@ def cancel_or_delete(context: Context, analysis_id: str, *, only_cancel: bool = 
 
 def _over_already(analysis_id: str) -> OverError:
     return OverError(f"{analysis_id} is over already: nothing was cancelled, its results are kept")
-
-
-def stop(context: Context, row: AnalysisRow) -> Literal["cancelling", "cancelled"] | None:
-    """Stop a run that waits or goes on; None: it is over, and nothing is done."""
-    bucket = context.settings.results_bucket
-    if context.storage.head(bucket, layout.Run(row.run).result) is not None:
-        return None
-    context.storage.write(bucket, layout.Run(row.run).cancel, b"", "application/octet-stream")
-    attempt, _ = _attempts(context, row.run)
-    if attempt is not None and attempt.outcome is None:
-        return "cancelling"
-    _cancel_queued(context, row, attempt)
-    return "cancelled"
 
 
 def withdraw(context: Context, pending_id: str, file_id: str) -> None:
@@ -347,20 +317,3 @@ def _delete(context: Context, row: AnalysisRow) -> None:
         copies.forget(context, row.analysis_id, [place.run for place in reversed(places)])
     context.index.analysis_removed(row.analysis_id)
     derived.forget_comparisons(context, row.sha256, row.analysis_id)
-
-
-def _cancel_queued(context: Context, row: AnalysisRow, last: Attempt | None) -> None:
-    """End a run that no worker has: its result is written here, once, like any other."""
-    bucket = context.settings.results_bucket
-    request = context.storage.read_record(bucket, layout.Run(row.run).request, Request)
-    if request is None:
-        return
-    result = Result.of(
-        request,
-        "cancelled",
-        finished_at=context.clock(),
-        artefacts=last.artefacts if last else [],
-        error=RunError(code="cancelled", message="cancelled before its turn"),
-    )
-    if context.storage.create(bucket, layout.Run(row.run).result, result.to_json()):
-        context.index.analysis_finished(result, row.run)

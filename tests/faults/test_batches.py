@@ -173,6 +173,38 @@ def test_cancel_stops_what_a_batch_has_begun_and_what_it_has_not_and_deletes_not
     assert batches.read(world.context, second.batch_id).counts == {"succeeded": 7}
 
 
+@pytest.mark.parametrize("of", ["prefix", "batch_id"])
+def test_cancel_reaches_films_that_are_looked_at_while_it_is_carried_out(
+    tmp_path: Path, of: str
+) -> None:
+    """Their requests become runs that are younger than it."""
+    world = world_with(tmp_path, {})
+    for key, content in films_of(9).items():
+        world.storage.put(VIDEOS, key, content)
+    world.tell(world.storage.events)
+    started = ask(world, prefix="day1/")
+    while batch_steps.go_on(world.context):
+        pass
+    assert world.context.index.batch_counts(started.batch_id) == {"waiting": 9}
+    world.clock.pass_(1)
+    wanted = {"prefix": "day1/"} if of == "prefix" else {"batch_id": started.batch_id}
+    batches.cancel(world.context, CancelRequest.model_validate(wanted))
+    world.clock.pass_(1)
+    batch_steps.go_on(world.context)  # the first four
+    for message in world.messages():
+        if message.actor_name == "ingest":
+            world.work(message)
+    world.tell(world.storage.events)
+    go_on(world)
+    assert batches.read(world.context, started.batch_id).counts == {"cancelled": 9}
+    assert all(world.context.index.runs_count(state, "") == 0 for state in batches.UNFINISHED)
+    # And what is asked for afterwards is not stopped by it.
+    world.clock.pass_(1)
+    again = ask(world, prefix="day1/")
+    go_on(world)
+    assert batches.read(world.context, again.batch_id).counts == {"succeeded": 9}
+
+
 def test_a_run_that_begins_while_it_is_cancelled_is_counted_once(tmp_path: Path) -> None:
     """Met as one that is queued, and once more as one that is running: its event came late."""
     world = world_with(tmp_path, films_of(1))
