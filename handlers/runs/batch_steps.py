@@ -391,8 +391,8 @@ def _over_runs(
 ) -> BatchFilms | None:
     """Do with the next runs, below a prefix or of a batch, what a batch asks for.
 
-    Below a prefix, runs that were asked for later than the batch are none of its. A state at a time, in the order
-    in which runs pass through them: what passes on meanwhile is met in the next one.
+    Below a prefix, runs that were asked for later than the batch are none of its. A state at a
+    time, in the order in which runs pass through them: what passes on meanwhile is met in the next.
     """
     place = _Place.of(after, states[0])
     films: list[BatchFilm] = []

@@ -411,14 +411,19 @@ def hand_over(context: Context, file: FileRow, runs: Iterable[str]) -> None:
         StorageError: it can't be copied now: delete nothing.
     """
     for run in runs:
-        left = [p for p in places(context, file.sha256, run) if p.file_id != file.file_id]
-        left = [place for place in left if _is_requested(context, place.run)]
-        over = next(
-            (place for place in left if _is_whole(place) and _is_over(context, place)), None
-        )
-        if left and over is None:
+        others = [p for p in places(context, file.sha256, run) if p.file_id != file.file_id]
+        # The first that has it is enough: a content may have thousands of names.
+        if any(
+            _is_whole(place) and _is_requested(context, place.run) and _is_over(context, place)
+            for place in others
+        ):
+            continue
+        left = [place for place in others if _is_requested(context, place.run)]
+        if left:
             if layout.RESULT in (names := _below(context, run)):
-                over = next((p for p in left if _copied_now(context, run, p)), None)
+                for place in left:  # to one, if it can be
+                    if _copied_now(context, run, place):
+                        break
             else:
                 _hand_over_unfinished(context, run, names, left)
 

@@ -102,6 +102,11 @@ def _key(folder: str) -> str:
     """Return the key of a folder's posedrop.json."""
     name = folder.rstrip("/") + "/" if folder else ""
     parts = name.split("/")[:-1]
+    if len(parts) > layout.RULES_DEPTH:
+        raise BadRequestError(
+            f"rules count in the upper {layout.RULES_DEPTH} folders of a key: keep one further up",
+            field="folder",
+        )
     if (
         not name.isprintable()
         or any(part in {"", ".", ".."} for part in parts)

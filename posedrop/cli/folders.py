@@ -65,6 +65,7 @@ def upload_into(
     problems = [f"{each.path}: {each.why}" for each in checked if each.state == "refused"]
     total = sum(file.size for file, _ in going)
     sent: list[tuple[Path, str]] = []
+    was_away = False
     with display.progress_bar(f"{len(going)} files", total, as_json) as on_bytes:
         for file, _ in going:
             asked = None if layout.is_folder_rule(file.name) else analysis
@@ -78,10 +79,13 @@ def upload_into(
                     on_bytes=on_bytes,
                 )
             except PosedropError as error:
-                if error.code in {"unreachable", "storage"}:
+                if error.code == "unreachable" or (was_away and error.code == "storage"):
                     raise  # what was sent stays: the same command goes on
+                # A store may take no film of this name; where it takes none at all, the next tells.
+                was_away = error.code == "storage"
                 problems.append(f"{file.path}: {error.message}")
                 continue
+            was_away = False
             if not layout.is_folder_rule(file.name):
                 sent.append((file.path, ticket.file_id))
             if not as_json:

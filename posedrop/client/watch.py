@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -33,9 +33,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
 #: Seconds for which one try waits for a network that goes away: then all of the folder waits.
 _PATIENCE = 20.0
 #: Codes of errors that are the network's or the server's, and no film's.
-_AWAY = frozenset({"unreachable", "storage", "busy", "internal", "unauthorized", "error"})
-#: A film that was not taken is tried again after so many seconds, in case somebody mended it.
+_AWAY = frozenset({"unreachable", "unauthorized"})
+#: Those that may be a film's own too, as where a store has no room for its name: the next tells.
+_MAYBE_AWAY = frozenset({"storage", "busy", "internal", "error"})
+#: A film that was not taken is tried again after so many seconds, in case somebody mended it; one
+#: that the store alone did not take, for the first time and at last.
 _REFUSED_SECONDS = 3600.0
+_FIRST_HELD_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,14 @@ class Round:
     away: PosedropError | None = None
 
 
+class _Refusal(NamedTuple):
+    """A film that was not taken, as it looked; from when, and for how many seconds, it waits."""
+
+    look: Look
+    since: float
+    seconds: float
+
+
 class Watcher:
     """A folder whose films go up; one thread calls :meth:`look` again and again."""
 
@@ -171,7 +183,7 @@ class Watcher:
         self._settling = Settling(settle)
         self._memory = memory
         self._say = say
-        self._refused: dict[str, tuple[Look, float]] = {}
+        self._refused: dict[str, _Refusal] = {}
 
     def look(self) -> Round:
         """Send what is settled and not there; stop at once where the network is away."""
@@ -189,32 +201,51 @@ class Watcher:
             files[file.name] = file
         settled = set(self._settling.settled(looks, time.monotonic()))
         self._memory.keep(looks)
-        for name, file in files.items():
-            if name not in settled or self._memory.has(name, looks[name]):
+        doubtful: str | None = None
+        # Who was not taken before comes last: whether others are tells whose fault it was.
+        for name in sorted(files, key=lambda name: name in self._refused):
+            file, look = files[name], looks[name]
+            if name not in settled or self._memory.has(name, look):
                 continue
-            if self._waits(name, looks[name]) or not can_be_opened(file.path):
+            if self._waits(name, look) or not can_be_opened(file.path):
                 continue
             try:
-                self._send(file, looks[name], done)
+                self._send(file, look, done)
             except PosedropError as error:
-                if error.code in _AWAY:
+                if error.code in _AWAY or (error.code in _MAYBE_AWAY and doubtful is not None):
                     done.away = error
                     return done
+                if error.code in _MAYBE_AWAY:
+                    doubtful, done.away = name, error
+                    continue
                 if error.code == "changes":  # it settles anew
                     continue
                 done.refused += 1
-                self._refused[name] = (looks[name], time.monotonic())
+                self._refused[name] = _Refusal(look, time.monotonic(), _REFUSED_SECONDS)
                 self._say(f"{name} is not taken: {error.message}")
             except OSError as error:
                 self._say(f"{name} can't be read now: {error}")
+            else:
+                if doubtful is not None and done.away is not None:
+                    self._hold(doubtful, looks[doubtful], done.away)
+                    doubtful = done.away = None
         return done
+
+    def _hold(self, name: str, look: Look, error: PosedropError) -> None:
+        """Try a film later of which the store alone takes nothing, while it takes others."""
+        before = self._refused.get(name)
+        seconds = _FIRST_HELD_SECONDS
+        if before is not None and before.look == look:
+            seconds = min(2 * before.seconds, _REFUSED_SECONDS)
+        self._refused[name] = _Refusal(look, time.monotonic(), seconds)
+        self._say(f"{name} is not taken, as others are; again in {seconds:.0f} s: {error.message}")
 
     def _waits(self, name: str, look: Look) -> bool:
         known = self._refused.get(name)
         return (
             known is not None
-            and known[0] == look
-            and time.monotonic() - known[1] < _REFUSED_SECONDS
+            and known.look == look
+            and time.monotonic() - known.since < known.seconds
         )
 
     def _send(self, file: LocalFile, look: Look, done: Round) -> None:

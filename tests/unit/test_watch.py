@@ -146,3 +146,25 @@ def test_each_film_goes_up_once_whatever_happens(tmp_path: Path) -> None:
     assert (done.sent, asked) == (1, ["a.mp4"])
     assert (look().sent, asked) == (0, [])
     assert {path.name for path in folder.iterdir()} == {"a.mp4", "b.mp4", "c.mp4"}
+
+
+def test_a_film_that_the_store_alone_refuses_holds_up_no_other(tmp_path: Path) -> None:
+    """As one whose key lies below an object's name. Where two are not taken, the store is away."""
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes(b"film")
+    said: list[str] = []
+    memory = watch.Memory(tmp_path / "memory.json")
+    turns = ["storage", "", "", "storage", "storage"]
+    with Away(turns) as client:
+        watcher = watch.Watcher(client, tmp_path, "to", settle=0, memory=memory, say=said.append)
+        done = watcher.look()
+        assert (done.sent, done.away, client.asked) == (2, None, ["a.mp4", "b.mp4", "c.mp4"])
+        assert said[-2:] == [
+            "a.mp4 is not taken, as others are; again in 60 s: it is so",
+            "c.mp4 is sent: to/c.mp4",
+        ]
+        for name in ("d.mp4", "e.mp4", "f.mp4"):
+            (tmp_path / name).write_bytes(b"film")
+        done = watcher.look()
+        assert (done.sent, done.away is None) == (0, False)
+        assert client.asked[3:] == ["d.mp4", "e.mp4"]

@@ -161,7 +161,8 @@ class Child:
             task: a name of :data:`worker.child.tasks.TASKS`, or ``package.module:function``.
             payload: JSON types.
             on_progress: called in this thread; what it raises ends the child.
-            should_stop: asked at least every 0.25 s, from when the call has to wait for another.
+            should_stop: asked every 0.25 s, from when the call has to wait for another; while
+                ``on_progress`` is at something, not.
             wall_seconds: the task may last no longer, but for waiting for its permit; None: any
                 time. A :class:`Patience` is told of the progress, and goes by it.
             log: everything that the task and its libraries print is appended to this file of
