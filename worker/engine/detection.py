@@ -137,7 +137,7 @@ class Detections:
         self._context: FrameContext | None = None
         self._size: tuple[int, ...] = ()
         self._seconds: dict[int, list[float]] = {}
-        self._slow = self._fast = 0.0
+        self._slow = self._fast = math.inf
         there = detector.make_quick() is not None
         worth = frames is None or frames >= WORTH_FRAMES
         self.known = Detected(Noise(), quick=worth and there)
@@ -244,15 +244,17 @@ class Detections:
         seconds = time.perf_counter() - began
         with_box = next((row for row, one in enumerate(seen) if len(one.boxes)), None)
         if with_box is not None and not self.known.seen:
-            # Of frames with nothing in them, the noise tells little: all are judged once more.
             self.known.seen = True
-            checked.add(with_box)
-            self._measure(quick, x[with_box : with_box + 1])
-            seen = quick.found(x, self.known.noise)
+            if with_box not in checked:
+                # Of frames with nothing in them, the noise tells little: all are judged once more.
+                checked.add(with_box)
+                self._measure(quick, x[with_box : with_box + 1])
+                seen = quick.found(x, self.known.noise)
         if not self.known.quick:
             return [self._boxes(one) for one in self._runner.predict(x)]
         self._learn(len(frames), seconds)
-        self._fast = seconds / len(frames)
+        # The least of each: what else a machine does makes one call or another slow.
+        self._fast = min(self._fast, seconds / len(frames))
         contexts = [
             self._settled(x[row : row + 1], one, row in checked) for row, one in enumerate(seen)
         ]
@@ -273,7 +275,7 @@ class Detections:
         if not certain or checked:
             began = time.perf_counter()
             exact = self._boxes(self._runner.predict(x)[0])
-            self._slow = time.perf_counter() - began
+            self._slow = min(self._slow, time.perf_counter() - began)
             if certain and not self._same(context, exact):
                 self._detector.forget_quick()
                 raise UnfaithfulDetectorError("the faster detector found another box unnoticed")
@@ -319,7 +321,8 @@ class Detections:
         """Drop the faster form where too many frames have to be detected again."""
         done = self.known.frames + frames
         share = self.known.again / done
-        if done >= WORTH_FRAMES and self._fast + share * self._slow > self._slow / GROWTH > 0:
+        slow = self._slow if self._slow < math.inf else 0.0
+        if done >= WORTH_FRAMES and self._fast + share * slow > slow / GROWTH > 0:
             log.info("the detector as it is, from now on: %s of %s again", self.known.again, done)
             self.known.quick = False
 
