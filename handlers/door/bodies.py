@@ -60,7 +60,8 @@ class Reader:
 class Bodies:
     """The middleware that refuses what is too large or too deep, before anything is made of it.
 
-    Forms (``POST /upload``) have bounds of their own, and of a PUT nothing here reads the body.
+    Forms (``POST /upload``) have bounds of their own, and of a ``PUT /upload`` nothing here reads
+    the body.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -115,7 +116,7 @@ async def _too_large(scope: Scope, receive: Receive, send: Send) -> None:
 
 def _is_streamed(scope: Scope) -> bool:
     if scope["method"] == "PUT":
-        return True
+        return bool(scope["path"].startswith("/upload"))
     is_form = _header(scope, b"content-type").startswith(b"multipart/form-data")
     return bool(scope["method"] == "POST" and scope["path"] == "/upload" and is_form)
 

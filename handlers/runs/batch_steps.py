@@ -17,7 +17,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from handlers.context import Context
-from handlers.runs import batches, damaged, pending, results, start, stopping, validation
+from handlers.runs import batches, damaged, pending, start, stopping, validation
 from handlers.runs.batches import UNFINISHED
 from handlers.runs.start import RunHandle
 from handlers.runs.validation import ValidRequest, analysis_id_of
@@ -243,7 +243,7 @@ class _Asking:
         if not handle.existed and _is_cancelled(context, batch, row.key):
             # Since it was looked at above: what is younger than the batch that stops is passed by.
             if handle.status == "waiting":
-                results.withdraw(context, handle.analysis_id, row.file_id)
+                pending.withdraw(context, handle.analysis_id, row.file_id)
             return self._stopped(row, wanted)
         return _film(row, handle.analysis_id, existed=_existed(context, batch, handle))
 
@@ -324,7 +324,7 @@ def _cancel(
 
 def _stop_one(context: Context, batch: BatchRequest, row: _Run) -> BatchFilm | None:
     if isinstance(row, PendingRow):
-        results.withdraw(context, row.pending_id, row.file_id)
+        pending.withdraw(context, row.pending_id, row.file_id)
         error = RunError(code="cancelled", message="cancelled before its film was looked at")
         return BatchFilm(file_id=row.file_id, key=row.key, run_id=None, error=error)
     if context.index.is_of_batch(row.analysis_id, batch.batch_id):

@@ -197,7 +197,11 @@ def _begin(context: Context, asked: _Asked, key: str | None) -> BatchStarted:
             if ended is not None:
                 context.index.batch_over(batch_id, ended)
                 row = context.index.batch(batch_id)
-        if key is not None or (row is not None and row.over is None):
+        # What stops or repeats runs reaches those that were there: once it has met them all, the
+        # same is another one, though it may take days until all of these are over.
+        goes_on = row is not None and row.over is None
+        is_met = row is not None and row.walked and asked.kind != "analyse"
+        if key is not None or (goes_on and not is_met):
             return BatchStarted(batch_id=batch_id, existed=True)
     raise BadRequestError("this was asked too often: say an idempotency_key", code="too_often")
 

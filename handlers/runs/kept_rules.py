@@ -75,6 +75,8 @@ def keep(context: Context, folder: str, wanted: FolderRuleRequest, etag: str | N
     data = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="replace")
     folder_rules.check_size(len(data))
     rule = folder_rules.parse(data)  # as it will be read
+    read = rules.Rule(key, "", None, analysis=rule.analysis, args=rule.args)
+    validation.validate_rule(context, read)
     if validation.validate(context, asked.analysis.name, rule.args).args != asked.args:
         raise BadRequestError("these args can't be kept in a file as they are", field="args")
     films, more = _waiting(context, key) if wanted.existing else ([], False)

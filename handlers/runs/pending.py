@@ -208,10 +208,30 @@ def start_all(context: Context, video: VideoRecord) -> None:
             continue
         key = layout.pending_outcome(prefix, pending.pending_id)
         done = context.storage.read_whole_record(bucket, key, Planned)
+        if done is None and _is_cancelled(context, pending):
+            # As if it was taken back in time: what no request decides, the film's rule does.
+            withdraw(context, pending.pending_id, pending.file_id)
+            continue
         if done is None:
             done = _outcome(context, video, pending)
             context.storage.create(bucket, key, done.to_json())
         record_kinds.note_outcome(context, pending.pending_id, done)
+
+
+def withdraw(context: Context, pending_id: str, file_id: str) -> None:
+    """Take back a request whose video was not ingested yet."""
+    file = context.index.file(file_id)
+    if file is not None:
+        prefix = context.video_prefix(file.bucket, file.key)
+        context.storage.delete(context.settings.results_bucket, keys_of(prefix, pending_id))
+    error = RunError(code="cancelled", message="withdrawn before its video was ingested")
+    context.index.pending_failed(pending_id, error)
+
+
+def keys_of(prefix: str, pending_id: str) -> list[str]:
+    """Return the keys of a pending request, in the order in which they may go."""
+    # The outcome goes last: without it the request would be taken for a new one.
+    return [layout.pending_request(prefix, pending_id), layout.pending_outcome(prefix, pending_id)]
 
 
 def _outcome(context: Context, video: VideoRecord, pending: PendingRow) -> Planned:
@@ -219,10 +239,6 @@ def _outcome(context: Context, video: VideoRecord, pending: PendingRow) -> Plann
         reason = video.refusal.message if video.refusal else "it has no frames"
         refused = RunError(code=_REFUSED, message=reason, stage="ingest")
         return planned_record(context, video, BY_REQUEST, None, refused)
-    if _is_cancelled(context, pending):
-        words = "cancelled before its film was looked at"
-        stopped = RunError(code="cancelled", message=words, stage="plan")
-        return planned_record(context, video, BY_REQUEST, None, stopped)
     try:
         wanted = validation.validate(context, pending.analysis, pending.args)
         started = start.start_run(

@@ -6,12 +6,13 @@ from urllib.parse import quote
 
 from handlers.context import Context
 from handlers.runs import copies, damaged, derived, plan, stopping
+from handlers.runs import pending as pending_requests
 from posedrop.api.runs import ResultFile, RunAnswer
 from posedrop.buckets import layout, names
 from posedrop.buckets.records.attempts import Attempt, Progress
 from posedrop.buckets.records.inference import Inference
 from posedrop.buckets.records.results import Result
-from posedrop.buckets.records.runs import Artefact, RunError
+from posedrop.buckets.records.runs import Artefact
 from posedrop.errors import NotFoundError, PosedropError
 from posedrop.index.index import AnalysisRow
 from posedrop.index.rows import DAMAGED
@@ -272,7 +273,7 @@ def cancel_or_delete(context: Context, analysis_id: str, *, only_cancel: bool = 
             raise NotFoundError(f"there is no analysis {analysis_id}")
         if only_cancel and pending.error is not None:
             raise _over_already(analysis_id)
-        withdraw(context, analysis_id, pending.file_id)
+        pending_requests.withdraw(context, analysis_id, pending.file_id)
         return "deleted"
     stopped = stopping.stop(context, row)
     if stopped is None:
@@ -287,30 +288,14 @@ def _over_already(analysis_id: str) -> OverError:
     return OverError(f"{analysis_id} is over already: nothing was cancelled, its results are kept")
 
 
-def withdraw(context: Context, pending_id: str, file_id: str) -> None:
-    """Take back a request whose video was not ingested yet."""
-    file = context.index.file(file_id)
-    if file is not None:
-        prefix = context.video_prefix(file.bucket, file.key)
-        context.storage.delete(
-            context.settings.results_bucket, _keys_of_pending(prefix, pending_id)
-        )
-    error = RunError(code="cancelled", message="withdrawn before its video was ingested")
-    context.index.pending_failed(pending_id, error)
-
-
-def _keys_of_pending(prefix: str, pending_id: str) -> list[str]:
-    # The outcome goes last: without it the request would be taken for a new one.
-    return [layout.pending_request(prefix, pending_id), layout.pending_outcome(prefix, pending_id)]
-
-
 def _delete(context: Context, row: AnalysisRow) -> None:
     """Delete a run under every name of its content; where it is read, last."""
     for place in copies.places(context, row.sha256, row.run):
         plan.finish_planning(context, place.file_id)
     keys: list[str] = []
     for pending in context.index.pending_of_analysis(row.analysis_id):
-        keys += _keys_of_pending(context.video_prefix(row.bucket, pending.key), pending.pending_id)
+        prefix = context.video_prefix(row.bucket, pending.key)
+        keys += pending_requests.keys_of(prefix, pending.pending_id)
     context.storage.delete(context.settings.results_bucket, keys)
     with context.copying:
         places = context.index.places(row.analysis_id)

@@ -7,8 +7,8 @@ again when the index is made anew. Each alias has a thread and a process of its 
 slow or away holds up no other.
 
 Programs (webhooks) are told of each run, and of each batch. People (apprise) are told of a batch
-at its end; of the runs outside of batches once no other of the same folder is under way: one
-digest. What is in a digest is a record before it is sent.
+at its end; of runs that are in none, or in one that does not name them, once no other of the same
+folder is under way: one digest. What is in a digest is a record before it is sent.
 """
 
 from __future__ import annotations
@@ -220,11 +220,17 @@ def _by_folder(
     found: dict[str, list[tuple[TellingRow, AnalysisRow]]] = {}
     for row in rows:
         run = context.index.analysis(row.subject)
-        if run is None or run.finished_at is None or run.batch is not None:
+        if run is None or run.finished_at is None or _is_in_batch(context, run, row.alias):
             context.index.telling_over([row.told_id])
             continue
         found.setdefault(folder_of(run.key), []).append((row, run))
     return found
+
+
+def _is_in_batch(context: Context, run: AnalysisRow, alias: str) -> bool:
+    """Tell whether an alias is told of a run by the end of its batch; of some none was named."""
+    batch = context.index.batch(run.batch) if run.batch is not None else None
+    return run.batch is not None and (batch is None or alias in batch.request.notify)
 
 
 def folder_of(key: str) -> str:
@@ -246,9 +252,11 @@ def _tell_together(
     if begun:
         digest_id = begun[0][0].digest or ""
     else:
+        if not _is_through(context, alias, folder, group):
+            return None
         # What is in a digest already, by the bucket: the index was made anew.
         group = [pair for pair in group if not _is_in_digest(context, pair[0])]
-        if not group or not _is_through(context, alias, folder, group):
+        if not group:
             return None
         digest_id = layout.make_id("digest", group[0][0].told_id)
     digest = _digest(context, alias, digest_id, [run.analysis_id for _, run in group])

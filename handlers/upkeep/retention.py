@@ -27,6 +27,7 @@ from posedrop.buckets.folder_rules import Keep
 from posedrop.buckets.records.videos import FileState
 from posedrop.errors import BadRequestError, NotFoundError, StorageError
 from posedrop.index.index import AnalysisRow, FileRow
+from posedrop.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def find(
     """
     settings = context.settings
     # Without a retention the refused are all that may be due; a person is told of all.
-    ages = settings.retention_days is not None or settings.orphans == "delete"
+    ages = settings.retention_days is not None or _orphans_go(settings)
     few = not ages and bytes_there is not None
     state: FileState | None = "refused" if few and settings.high_water_bytes is None else None
     plan = Plan(context.storage.time(settings.results_bucket), stuck)
@@ -173,10 +174,15 @@ def _due_by_age(context: Context, row: FileRow, now: datetime) -> Due | None:
         why = f"older than {days:g} days: {since}"
         kind: DueKind = "orphan" if row.state == "film gone" else "age"
         return Due(kind, row.file_id, row.key, size if kind == "age" else 0, why, row.etag)
-    if row.state == "film gone" and settings.orphans == "delete":
+    if row.state == "film gone" and _orphans_go(settings):
         why = "the film is not in the bucket any more"
         return Due("orphan", row.file_id, row.key, 0, why, row.etag)
     return None
+
+
+def _orphans_go(settings: Settings) -> bool:
+    # Films that have gone for want of space are not told from others, and leave their results.
+    return settings.orphans == "delete" and settings.high_water_bytes is None
 
 
 def _is_film(row: FileRow) -> bool:
@@ -364,7 +370,7 @@ def _remove_orphan(context: Context, row: FileRow, due: Due) -> bool:
     days, now = context.settings.retention_days, context.storage.time(row.bucket)
     since = row.last_modified or now
     is_old = days is not None and now - since > timedelta(days=days)
-    if not is_old and context.settings.orphans == "keep":
+    if not is_old and not _orphans_go(context.settings):
         return False
     return upload.delete_if_unchanged(context, due.id, None)
 

@@ -86,7 +86,9 @@ class Keep:
         self._names = frozenset(wanted)
         folders = {name.rstrip("/") for name in wanted}
         self._folders = tuple("" if name in {"", "."} else f"{name}/" for name in folders)
-        self._patterns = [name for name in wanted if "*" in name or "?" in name]
+        # A name may have brackets, of which a pattern would make something else.
+        patterns = (name for name in wanted if "*" in name or "?" in name)
+        self._patterns = [pattern.replace("[", "[[]") for pattern in patterns]
 
     def of(self, key: str) -> bool | None:
         """Tell whether a video is kept; None: the rule does not say."""

@@ -294,8 +294,13 @@ def newer_file(old: FileRow, new: FileRow) -> FileRow:
 
 
 def _arrived(old: FileRow, new: FileRow) -> FileRow:
-    if old.state == new.state:
-        return min(old, new, key=lambda row: row.created_at)
+    if old.state == new.state:  # expected, and perhaps to be analysed otherwise by now
+        return replace(
+            new,
+            created_at=min(old.created_at, new.created_at),
+            metadata=new.metadata if new.metadata is not None else old.metadata,
+            size=new.size if new.size is not None else old.size,
+        )
     return old if new.state == "expected" else new
 
 

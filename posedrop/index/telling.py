@@ -47,7 +47,7 @@ class Telling(IndexFile):
         )
 
     def is_to_be_told(self, alias: str, folder: str) -> bool:
-        """Tell whether a run is under way, outside of batches, of whose end an alias is told.
+        """Tell whether a run is under way of whose end an alias is told, not by that of a batch.
 
         Of films below ``folder``; empty: of those in no folder.
         """
@@ -57,9 +57,11 @@ class Telling(IndexFile):
                 self._value(
                     "SELECT count(*) FROM (SELECT 1 FROM analysis"  # noqa: S608
                     " WHERE state IN ('waiting', 'queued', 'running')"
-                    f" AND {below} AND batch IS NULL"
+                    f" AND {below} AND NOT EXISTS (SELECT 1"
+                    " FROM batch AS b, json_each(b.request, '$.notify') AS named"
+                    " WHERE b.batch_id = analysis.batch AND named.value = ?)"
                     " AND EXISTS (SELECT 1 FROM json_each(notify) WHERE value = ?) LIMIT 1)",
-                    (folder, f"{folder}{LAST_CHARACTER}", alias),
+                    (folder, f"{folder}{LAST_CHARACTER}", alias, alias),
                 )
             )
             > 0

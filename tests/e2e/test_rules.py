@@ -128,6 +128,9 @@ def test_a_rule_is_kept_by_the_api(lab: Lab, clip: Path) -> None:
         ["args", "seconds"],
         ["args", "x"],
     ]
+    poseless = put({"analysis": "outliers"}, If_None_Match="*")
+    assert (poseless.status_code, poseless.json()["error"]["code"]) == (422, "takes_poses")
+    assert put({**wanted, "x": "x" * 2**20}, If_None_Match="*").status_code == 413
     assert put(wanted, If_Match='"0123"').status_code == 412
     assert not below(s3, "kept/", "posedrop.json")
     kept = put(wanted, If_None_Match="*").json()

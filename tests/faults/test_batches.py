@@ -205,6 +205,58 @@ def test_cancel_reaches_films_that_are_looked_at_while_it_is_carried_out(
     assert batches.read(world.context, again.batch_id).counts == {"succeeded": 9}
 
 
+def test_a_film_whose_request_was_cancelled_follows_its_rule(tmp_path: Path) -> None:
+    """Whenever its ingest was: before the cancelling batch met it, or after."""
+    world = world_with(tmp_path, {})
+    rule = b'{"analysis": "dummy", "args": {"seconds": 0.5}}'
+    world.storage.put(VIDEOS, "day1/posedrop.json", rule)
+    for key, content in films_of(9).items():
+        world.storage.put(VIDEOS, key, content)
+    world.tell(world.storage.events)
+    ask(world, prefix="day1/")
+    while batch_steps.go_on(world.context):
+        pass
+    world.clock.pass_(1)
+    batches.cancel(world.context, CancelRequest(prefix="day1/"))
+    batch_steps.go_on(world.context)  # the first four
+    world.settle()
+    go_on(world)
+    assert sorted((each.video.key, each.args["seconds"]) for each in requests(world)) == [
+        (key, 0.5) for key in films_of(9)
+    ]
+
+
+def test_what_comes_after_a_cancel_is_stopped_by_the_next_though_the_first_goes_on(
+    tmp_path: Path,
+) -> None:
+    """The first waits for a run whose worker is away, and may do so for days."""
+    world = world_with(tmp_path, films_of(2))
+    ask(world, file_ids=[layout.file_id_of(VIDEOS, "day1/0000.mp4")])
+    batch_steps.go_on(world.context)
+    message = next(each for each in world.messages() if each.actor_name == "infer")
+    at = 1
+    while not any(key.endswith("/attempts/1.json") for key in world.storage.buckets[RESULTS]):
+        world.work(message, Gate(at))
+        at += 1
+    first = batches.cancel(world.context, CancelRequest(prefix="day1/"))
+    while batch_steps.go_on(world.context):
+        pass
+    world.clock.pass_(1)
+    other = pending.ask(
+        world.context, layout.file_id_of(VIDEOS, "day1/0001.mp4"), "dummy", ARGS, force=False
+    )
+    world.clock.pass_(1)
+    second = batches.cancel(world.context, CancelRequest(prefix="day1/"))
+    assert isinstance(first, BatchStarted)
+    assert isinstance(second, BatchStarted)
+    assert second.batch_id != first.batch_id
+    while batch_steps.go_on(world.context):
+        pass
+    row = world.context.index.analysis(other.analysis_id)
+    assert row is not None
+    assert row.state == "cancelled"
+
+
 def test_a_run_that_begins_while_it_is_cancelled_is_counted_once(tmp_path: Path) -> None:
     """Met as one that is queued, and once more as one that is running: its event came late."""
     world = world_with(tmp_path, films_of(1))

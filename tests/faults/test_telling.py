@@ -12,8 +12,9 @@ from standardwebhooks import Webhook
 
 from handlers.runs import batch_steps, batches
 from handlers.telling import teller
-from posedrop.api.batches import BatchStarted
+from posedrop.api.batches import BatchStarted, RetryRequest
 from posedrop.api.runs import AnalyseRequest
+from posedrop.buckets.records.results import Result
 from posedrop.buckets.records.telling import Told
 from tests.support import labs
 from tests.support.full_size import size
@@ -133,6 +134,32 @@ def test_a_batch_is_told_once_to_people_and_its_runs_are_not(tmp_path: Path) -> 
     assert title == "posedrop: day1/: over"
     assert body.startswith("3 done\n")
     assert started.batch_id in body
+
+
+def test_people_are_told_of_what_is_made_anew_by_a_batch_that_names_nobody(
+    tmp_path: Path,
+) -> None:
+    """By the folder's rule, which has named them: once, of all three."""
+    world = world_at(tmp_path)
+    hook, lab = Told_(is_webhook=True), Told_(is_webhook=False)
+    world.settle()
+    tell(world, hook, lab)
+    before = len(lab)
+    bucket = world.storage.buckets[RESULTS]
+    for key in [each for each in bucket if each.endswith("/result.json")]:
+        result = Result.model_validate_json(bucket[key].data)
+        failed = result.model_copy(update={"state": "failed"})
+        world.storage.put(RESULTS, key, failed.to_json())
+    world.lose_index()
+    world.settle()
+    world.clock.pass_(1)
+    batches.retry(world.context, RetryRequest(prefix="day1/"), ())
+    for _ in range(3):
+        while batch_steps.go_on(world.context):
+            pass
+        world.settle()
+    tell(world, hook, lab)
+    assert [body.partition("\n")[0] for _, _, body in lab[before:]] == ["3 done"]
 
 
 def test_what_is_killed_at_any_call_is_told_under_the_ids_that_it_had(tmp_path: Path) -> None:

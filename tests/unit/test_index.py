@@ -36,6 +36,20 @@ from tests.support.samples import PROBE
 # --- files
 
 
+def test_a_file_that_is_expected_twice_is_expected_as_it_was_asked_for_last(index: Index) -> None:
+    """An upload in parts goes on by what is known of it."""
+    key = "c3/big.mp4"
+    index.expect_file("a" * 16, BUCKET, key, at(-60), size=7, metadata={})
+    index.expect_file("a" * 16, BUCKET, key, at(0), size=7, metadata={"analysis": "x"})
+    row = index.file("a" * 16)
+    assert row is not None
+    assert (row.metadata, row.size, row.created_at) == ({"analysis": "x"}, 7, at(-60))
+    index.expect_file("a" * 16, BUCKET, key, at(9))
+    again = index.file("a" * 16)
+    assert again is not None
+    assert (again.metadata, again.size) == (row.metadata, 7)
+
+
 def test_way_of_a_file(index: Index) -> None:
     """A file is expected, received and ready, and keeps what each step told."""
     video = video_record()

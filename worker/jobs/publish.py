@@ -1,8 +1,8 @@
 """Results: artefacts first, result.json last and once.
 
-No artefact of a run is ever replaced by another attempt. A worker that wakes up long after its run was taken over may
-still upload, and may even be the one that ends the run: what a result.json names is what its own
-writer wrote, whoever else was at work.
+No artefact of a run is ever replaced by another attempt. A worker that wakes up long after its run
+was taken over may still upload, and may even be the one that ends the run: what a result.json names
+is what its own writer wrote, whoever else was at work.
 """
 
 from __future__ import annotations
