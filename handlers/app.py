@@ -36,7 +36,7 @@ from handlers.routes import (
 from handlers.routes.callers import Callers
 from handlers.runs import batch_steps, copies
 from handlers.telling import teller
-from handlers.upkeep import reconcile
+from handlers.upkeep import reconcile, sweep
 from posedrop import __version__, metrics
 from posedrop.buckets.storage import Storage
 from posedrop.index.index import Index
@@ -63,7 +63,7 @@ def create_app(
     reconciler = reconcile.Reconciler(context)
     copier = copies.Copier(context)
     chooser = gpu_queue.Chooser(context)
-    batcher = batch_steps.Batcher(context)
+    batcher = batch_steps.Batcher(context, sweep.find_videos)
     tells = teller.Teller(context)
     watched = Health(context, follower, reconciler)
     metrics.DISKS.watch("index", settings.index_file.parent)

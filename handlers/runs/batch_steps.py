@@ -33,7 +33,7 @@ from posedrop.buckets.records.requests import Request
 from posedrop.buckets.records.runs import RunError
 from posedrop.errors import BadRequestError, PosedropError, RecordError, StorageError
 from posedrop.index.index import IndexBusyError
-from posedrop.index.rows import AnalysisRow, BatchRow, FileRow, PendingRow
+from posedrop.index.rows import AnalysisRow, BatchFilmRow, BatchRow, FileRow, PendingRow
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +48,24 @@ _TRIES, _TRY_SECONDS = 3, 0.2
 _BAD = frozenset({"failed", "cancelled"})
 #: In a walk over runs, before those: requests that wait for their film.
 PENDING = "pending"
-_Run = AnalysisRow | PendingRow
+#: Behind those: films of a batch for which no run could be asked.
+UNASKED = "unasked"
+#: How many films are indexed in a step, of those that no event has told of yet.
+_FOUND = 500
+_Run = AnalysisRow | PendingRow | BatchFilmRow
 _F = TypeVar("_F", BatchFilm, BatchFilm | None)
+
+
+#: Indexes films below a prefix of which no event has told, so many at most; whether there are more.
+FindVideos = Callable[[Context, str, int], bool]
 
 
 class Batcher:
     """The thread that does what batches ask for."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, find_videos: FindVideos) -> None:
         self._context = context
+        self._find_videos = find_videos
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
 
@@ -75,7 +84,7 @@ class Batcher:
         looked = _Looked()
         while not self._stop.is_set():
             try:
-                more = go_on(self._context, looked, self._stop)
+                more = go_on(self._context, looked, self._stop, self._find_videos)
             except Exception:
                 log.exception("batches go on later")
                 more = False
@@ -99,7 +108,10 @@ class _Looked:
 
 
 def go_on(
-    context: Context, looked: _Looked | None = None, stop: threading.Event | None = None
+    context: Context,
+    looked: _Looked | None = None,
+    stop: threading.Event | None = None,
+    find_videos: FindVideos = lambda *_: False,
 ) -> bool:
     """Take one step of each batch that is not over; return whether there is more to do at once.
 
@@ -113,6 +125,8 @@ def go_on(
         try:
             if row.walked:
                 _end(context, row, looked)
+            elif row.chunks == 0 and _has_more(context, row.request, find_videos):
+                more = True
             else:
                 more |= _step(context, row, stop)
         except IndexBusyError:
@@ -124,6 +138,13 @@ def go_on(
         except Exception:
             log.exception("the batch %s goes on later", row.batch_id)
     return more
+
+
+def _has_more(context: Context, batch: BatchRequest, find_videos: FindVideos) -> bool:
+    """Tell whether films were just indexed that are a batch's, and there may be more."""
+    # By an event a film is known a moment after it was put; without, at the next sweep.
+    is_of_films = batch.kind == "analyse" and batch.prefix is not None
+    return is_of_films and find_videos(context, batch.prefix or "", _FOUND)
 
 
 def _step(context: Context, row: BatchRow, stop: threading.Event) -> bool:
@@ -200,10 +221,11 @@ def _analyse(
 class _Asking:
     """What the films of one step have in common."""
 
-    def __init__(self, context: Context, batch: BatchRequest) -> None:
+    def __init__(self, context: Context, batch: BatchRequest, forced_by: str = "") -> None:
+        """Read what a batch asks for; ``forced_by``: the batch whose runs are of their own."""
         self._context = context
         self._batch = batch
-        self._token = f"batch:{batch.batch_id}" if batch.force else None
+        self._token = f"batch:{forced_by or batch.batch_id}" if batch.force else None
         self._wanted: ValidRequest | PosedropError
         try:
             self._wanted = _valid(context, batch)
@@ -220,9 +242,14 @@ class _Asking:
         Raises:
             StorageError: the store is away.
         """
-        return _apart(self._context, row.file_id, row.key, lambda: self._ask(row))
+        return _apart(self._context, row.file_id, row.key, lambda: self.ask(row))
 
-    def _ask(self, row: FileRow) -> BatchFilm:
+    def ask(self, row: FileRow) -> BatchFilm:
+        """Ask for the run of one film.
+
+        Raises:
+            PosedropError: it can't be asked for.
+        """
         context, batch, wanted = self._context, self._batch, self._wanted
         if isinstance(wanted, PosedropError):
             raise wanted
@@ -323,6 +350,8 @@ def _cancel(
 
 
 def _stop_one(context: Context, batch: BatchRequest, row: _Run) -> BatchFilm | None:
+    if isinstance(row, BatchFilmRow):
+        return None
     if isinstance(row, PendingRow):
         pending.withdraw(context, row.pending_id, row.file_id)
         error = RunError(code="cancelled", message="cancelled before its film was looked at")
@@ -342,12 +371,20 @@ def _retry(
     context: Context, batch: BatchRequest, after: str | None, stop: threading.Event
 ) -> BatchFilms | None:
     """Make anew the next runs that failed; None: interrupted."""
-    states = ("failed", "cancelled") if batch.cancelled else ("failed",)
+    states = _again(batch)
+    if batch.of_batch is not None:
+        states += (UNASKED,)
     return _over_runs(context, batch, after, stop, states, _make_anew)
+
+
+def _again(batch: BatchRequest) -> tuple[str, ...]:
+    return ("failed", "cancelled") if batch.cancelled else ("failed",)
 
 
 def _make_anew(context: Context, batch: BatchRequest, row: _Run) -> BatchFilm | None:
     """Start the run that is made for one that failed, as that was asked for."""
+    if isinstance(row, BatchFilmRow):
+        return _ask_again(context, batch, row)
     if isinstance(row, PendingRow):
         return None
     bucket = context.settings.results_bucket
@@ -378,6 +415,26 @@ def _make_anew(context: Context, batch: BatchRequest, row: _Run) -> BatchFilm | 
     return BatchFilm(file_id=row.file_id, key=row.key, run_id=handle.analysis_id, existed=existed)
 
 
+def _ask_again(context: Context, batch: BatchRequest, film: BatchFilmRow) -> BatchFilm | None:
+    """Ask for the run of a film for which an earlier batch could not, as that had asked for it."""
+    first = context.index.batch(batch.of_batch or "")
+    if first is None or first.request.kind != "analyse":
+        return None
+    if film.run_id is not None and context.index.analysis(film.run_id) is not None:
+        return None  # it was met before, as a run
+    file = context.index.file(film.file_id)
+    if file is None:
+        raise BadRequestError("its film is gone: upload it again", code="film_gone")
+    asked = first.request.model_copy(
+        update={
+            "batch_id": batch.batch_id,
+            "created_at": batch.created_at,
+            "notify": batch.notify or first.request.notify,
+        }
+    )
+    return _Asking(context, asked, forced_by=first.batch_id).ask(file)
+
+
 # -- runs, one after the other ---------------------------------------------------------------------
 
 
@@ -400,7 +457,11 @@ def _over_runs(
     for _, row in rows:
         if stop.is_set():
             return None
-        if batch.of_batch is not None or row.created_at <= batch.created_at:
+        if (
+            isinstance(row, BatchFilmRow)
+            or batch.of_batch is not None
+            or row.created_at <= batch.created_at
+        ):
             film = _apart(context, row.file_id, row.key, partial(act, context, batch, row))
             films += [film] if film is not None else []
     if len(rows) == BATCH_FILMS:
@@ -420,6 +481,9 @@ def _next_runs(
         if state == PENDING:
             waiting = index.pending_of_batch(batch.of_batch, number, BATCH_FILMS)
             return [(_Place(state, str(n)), row) for n, row in waiting]
+        if state == UNASKED:
+            films = index.batch_films(batch.of_batch, number, BATCH_FILMS, _again(batch))
+            return [(_Place(state, str(film.place)), film) for film in films]
         runs = index.runs_of_batch(batch.of_batch, state, number, BATCH_FILMS)
         return [(_Place(state, str(n)), row) for n, row in runs]
     if state == PENDING:

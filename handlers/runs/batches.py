@@ -116,6 +116,8 @@ def cancel(context: Context, wanted: CancelRequest) -> BatchStarted | DryRun:
     _check_which(context, wanted.prefix, wanted.batch_id)
     if wanted.dry_run:
         n = _count(context, wanted.prefix, wanted.batch_id, UNFINISHED)
+        if wanted.prefix is not None:
+            n += context.index.pending_count(wanted.prefix)
         return DryRun(films=n, stop=n)
     asked = _Asked("cancel", prefix=wanted.prefix, of_batch=wanted.batch_id)
     return _begin(context, asked, None)

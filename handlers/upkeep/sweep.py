@@ -111,7 +111,7 @@ class Sweep:
             row = self._context.index.file(self._context.file_id(found.key))
             if not _is_known(row, found):
                 with apart(self._context, f"{found.key} is not indexed") as trial:
-                    self._index_video(found.key)
+                    self._repairs.uploads_found += _index_video(self._context, found.key)
                 self._repairs.damaged += trial.failed
 
     def _look_at_rule(self, key: str) -> None:
@@ -122,20 +122,6 @@ class Sweep:
             log.warning("%s is looked at later: %s", key, error)
         else:
             self._repairs.rules_found += 1
-
-    def _index_video(self, key: str) -> None:
-        bucket = self._context.settings.videos_bucket
-        file_id = self._context.file_id(key)
-        # The page of the listing may be older than what the index has been told since.
-        there = self._context.storage.head(bucket, key)
-        row = self._context.index.file(file_id)
-        if there is None or _is_known(row, there) or _is_new_and_empty(self._context, there):
-            return
-        if row is not None and row.key == key and row.state != "expected":
-            # What is there now counts, even where it is older than what was (a restored backup).
-            self._context.index.file_removed(file_id)
-        follow.video_arrived(self._context, key)
-        self._repairs.uploads_found += 1
 
     def _results(self) -> Iterator[None]:
         """Find records that were never indexed."""
@@ -381,6 +367,49 @@ class Sweep:
         wanted = _fingerprint(name)
         place = bisect_left(self._seen, wanted)
         return place < len(self._seen) and self._seen[place] == wanted
+
+
+def find_videos(context: Context, prefix: str, most: int) -> bool:
+    """Index videos below a prefix whose event never came, or was not followed yet.
+
+    Args:
+        context: the handlers' tools.
+        prefix: of their keys.
+        most: how many of them.
+
+    Returns:
+        Whether there may be more, and it is worth asking again.
+
+    Raises:
+        StorageError: the store is away.
+    """
+    tried = indexed = 0
+    for found in context.storage.objects(context.settings.videos_bucket, prefix):
+        if found.key.endswith("/") or layout.is_folder_rule(found.key):
+            continue
+        if _is_known(context.index.file(context.file_id(found.key)), found):
+            continue
+        if tried == most:
+            return indexed > 0
+        tried += 1
+        with apart(context, f"{found.key} is not indexed"):
+            indexed += _index_video(context, found.key)
+    return False
+
+
+def _index_video(context: Context, key: str) -> bool:
+    bucket = context.settings.videos_bucket
+    file_id = context.file_id(key)
+    # The page of the listing may be older than what the index has been told since.
+    there = context.storage.head(bucket, key)
+    row = context.index.file(file_id)
+    if there is None or _is_known(row, there) or _is_new_and_empty(context, there):
+        return False
+    if row is not None and row.key == key and row.state != "expected":
+        # What is there now counts, even where it is older than what was (a restored backup).
+        context.index.file_removed(file_id)
+    follow.video_arrived(context, key)
+    return True
 
 
 def _fingerprint(name: str) -> int:

@@ -292,6 +292,14 @@ class Batches(IndexFile):
         sql = "SELECT count(*) FROM analysis WHERE state = ? AND key >= ? AND key < ?"
         return int(self._value(sql, (state, prefix, f"{prefix}{LAST_CHARACTER}")))
 
+    def pending_count(self, prefix: str) -> int:
+        """Return how many requests are pending, of videos whose keys begin with ``prefix``."""
+        sql = (
+            "SELECT count(*) FROM pending WHERE created_at IS NOT NULL AND analysis_id IS NULL"
+            " AND error IS NULL AND key >= ? AND key < ?"
+        )
+        return int(self._value(sql, (prefix, f"{prefix}{LAST_CHARACTER}")))
+
     def pending_below(self, prefix: str, after: tuple[str, str], limit: int) -> list[PendingRow]:
         """Return requests that are pending, by the keys of their videos, behind ``after``."""
         return self._rows(

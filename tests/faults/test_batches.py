@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from handlers.context import Context
 from handlers.runs import batch_steps, batches, pending
+from handlers.runs.start import RunHandle
+from handlers.upkeep import sweep
 from posedrop.api.batches import BatchStarted, CancelRequest, DryRun, RetryRequest
 from posedrop.api.runs import AnalyseRequest
 from posedrop.buckets import layout
 from posedrop.buckets.records.requests import Request
 from posedrop.buckets.records.results import Result
-from posedrop.errors import NotFoundError
+from posedrop.errors import BadRequestError, NotFoundError
+from posedrop.index.rows import FileRow
 from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
 from tests.support.world import World
 
@@ -316,6 +321,52 @@ def test_retry_makes_anew_what_failed_once_with_its_own_request(tmp_path: Path) 
     assert batches.read(world.context, again.batch_id).line == "no films"
 
 
+def test_retry_asks_for_what_could_not_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model was away for two films; and one was stopped before its film was looked at."""
+    world = world_with(tmp_path, films_of(4))
+    ask_for = pending.ask_for
+
+    def moody(context: Context, file: FileRow, *args: Any, **more: Any) -> RunHandle:
+        if file.key in {"day1/0001.mp4", "day1/0002.mp4"}:
+            raise BadRequestError("the model was removed")
+        return ask_for(context, file, *args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pending, "ask_for", moody)
+        started = ask(world, prefix="day1/")
+        go_on(world)
+    assert batches.read(world.context, started.batch_id).counts == {"succeeded": 2, "failed": 2}
+    world.clock.pass_(1)
+    wanted = RetryRequest(batch_id=started.batch_id, dry_run=True)
+    would = batches.retry(world.context, wanted, ())
+    assert isinstance(would, DryRun)
+    anew = batches.retry(world.context, wanted.model_copy(update={"dry_run": False}), ())
+    assert isinstance(anew, BatchStarted)
+    go_on(world)
+    assert batches.read(world.context, anew.batch_id).counts == {"succeeded": would.again}
+    assert len(requests(world)) == 4
+
+    world.storage.put(VIDEOS, "day2/new.mp4", b"new")
+    world.tell(world.storage.events)
+    waits = ask(world, prefix="day2/")
+    while batch_steps.go_on(world.context):
+        pass
+    world.clock.pass_(1)
+    stops = batches.cancel(world.context, CancelRequest(prefix="day2/", dry_run=True))
+    assert isinstance(stops, DryRun)
+    assert stops.stop == 1
+    batches.cancel(world.context, CancelRequest(prefix="day2/"))
+    go_on(world)
+    world.clock.pass_(1)
+    asked = RetryRequest(batch_id=waits.batch_id, cancelled=True)
+    again = batches.retry(world.context, asked, ())
+    assert isinstance(again, BatchStarted)
+    go_on(world)
+    assert batches.read(world.context, again.batch_id).counts == {"succeeded": 1}
+
+
 def _end(world: World, request: Request, state: str, message: str) -> None:
     prefix = layout.video_prefix(VIDEOS, request.video.key)
     run = layout.Run(layout.run_prefix(prefix, request.analysis, request.analysis_id))
@@ -363,6 +414,22 @@ def test_a_batch_ends_in_words_for_films_that_are_not_there_or_were_removed(
     for odd in (["\ud800"], ["a" * 101], ["a"] * 10_001, []):  # no record could hold it
         with pytest.raises(ValidationError):
             ask(world, file_ids=odd)
+
+
+def test_a_batch_has_the_films_of_which_no_event_has_told_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for right behind an upload, or where a store tells of nothing."""
+    monkeypatch.setattr(batch_steps, "_FOUND", 3)
+    world = world_with(tmp_path, {})
+    for key, content in (films_of(7) | {"day2/other.mp4": b"other"}).items():
+        world.storage.put(VIDEOS, key, content)
+    started = ask(world, prefix="day1/")
+    while batch_steps.go_on(world.context, find_videos=sweep.find_videos):
+        pass
+    assert world.context.index.batch_counts(started.batch_id) == {"waiting": 7}
+    go_on(world)
+    assert batches.read(world.context, started.batch_id).counts == {"succeeded": 7}
 
 
 def test_a_prefix_is_letters_and_nothing_else(tmp_path: Path) -> None:
