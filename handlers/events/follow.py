@@ -14,7 +14,15 @@ from datetime import timedelta
 from handlers import gpu_queue
 from handlers.context import Context
 from handlers.runs import copies, plan, record_kinds, waiting
-from handlers.runs.follow_ups import CheckRule, FollowUp, ForgetPlan, Ingest, MoveRun, PlanRuns
+from handlers.runs.follow_ups import (
+    CheckRule,
+    FollowUp,
+    ForgetPlan,
+    Ingest,
+    MoveRun,
+    PlanAnew,
+    PlanRuns,
+)
 from handlers.runs.record_kinds import FilmGone, FilmNow, StoreState
 from posedrop.buckets import layout
 from posedrop.buckets.records.videos import VideoRecord
@@ -250,7 +258,7 @@ def _forget_former(context: Context, key: str, file_id: str) -> None:
         context.index.file_removed(row.file_id)
 
 
-def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | None:
+def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | PlanAnew | None:
     row = context.index.file(file_id)
     if row is not None and row.state == "film gone":  # it is back: its rules are followed again
         context.index.file_removed(file_id)
@@ -264,7 +272,10 @@ def _tell_video(context: Context, file_id: str, found: ObjectInfo) -> Ingest | N
         last_modified=found.last_modified,
     )
     if after.state != "received":
-        return None
+        asked = layout.user_metadata(found.metadata)
+        is_anew = after.state == "ready" and "analysis" in asked and asked != after.metadata
+        is_anew &= after.etag == found.etag and after.last_modified == found.last_modified
+        return PlanAnew(file_id, found.key, found) if is_anew else None
     if before is None or before.etag != found.etag or after.enqueued_at is None:
         return Ingest(file_id, found.etag, found.key)
     return None
@@ -283,6 +294,8 @@ def _act(context: Context, then: FollowUp) -> None:
                 video = context.storage.read_record(results, record, VideoRecord)
             if video is not None:
                 plan.plan_runs(context, video)
+        case PlanAnew(key=key, found=info):
+            plan.plan_anew(context, key, info)
         case CheckRule(key=key):
             waiting.rule_changed(context, key)
         case MoveRun(row=row, before=before):

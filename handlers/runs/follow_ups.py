@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from posedrop.buckets.records.videos import VideoRecord
+from posedrop.buckets.storage import ObjectInfo
 from posedrop.index.rows import AnalysisRow
 
 
@@ -34,6 +35,19 @@ class PlanRuns(NamedTuple):
     def name(self) -> tuple[str, str]:
         """What two events have in common that need one planning."""
         return self.prefix, ""
+
+
+class PlanAnew(NamedTuple):
+    """Follow-up: plan a video that was put again as it is, with metadata that ask for a run."""
+
+    file_id: str
+    key: str
+    found: ObjectInfo
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """What two events have in common that need one planning."""
+        return self.file_id, "anew"
 
 
 class ForgetPlan(NamedTuple):
@@ -74,4 +88,4 @@ class MoveRun(NamedTuple):
         return self.row.run, "moved"
 
 
-FollowUp = Ingest | PlanRuns | ForgetPlan | CheckRule | MoveRun
+FollowUp = Ingest | PlanRuns | PlanAnew | ForgetPlan | CheckRule | MoveRun

@@ -3,9 +3,10 @@
 A video follows one rule, and the bucket says which (``_planned/``). A request that is
 pending at the first plan becomes a run of what is ingested first, and the video then needs no rule.
 So neither a reindex nor a rule that is changed later starts anything: deleted results come back
-when somebody asks again or uploads again, not when an index is lost. What followed no rule is open
-to one that comes into its folders, unless it has a run by then. Where the rule is wrong
-the video waits (handlers/runs/waiting.py). What was cut short is planned again, from its beginning.
+when somebody asks again, or puts the film again with other metadata that ask, not when an index is
+lost. What followed no rule is open to one that comes into its folders, unless it has a run by then.
+Where the rule is wrong the video waits (handlers/runs/waiting.py). What was cut short is planned
+again, from its beginning.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from posedrop.buckets.records.planned import Followed, Planned
 from posedrop.buckets.records.requests import Request
 from posedrop.buckets.records.results import Result
 from posedrop.buckets.records.videos import VideoRecord
+from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import BadRequestError, PosedropError
 from posedrop.index.rows import FileRow
 
@@ -40,6 +42,31 @@ def plan_runs(context: Context, video: VideoRecord) -> None:
         return
     with context.following:
         _follow(context, video, file)
+
+
+def plan_anew(context: Context, key: str, found: ObjectInfo) -> None:
+    """Plan a video that was put again, byte for byte, with metadata that ask for another run.
+
+    Args:
+        context: the handlers' tools.
+        key: of the video.
+        found: the object as it is now.
+    """
+    bucket, results = context.settings.videos_bucket, context.settings.results_bucket
+    video = context.video_record(bucket, key)
+    if video is None or video.probe is None or video.video.etag != found.etag:
+        return
+    # Cut short anywhere, it is done again: the index, by which that is seen, comes last.
+    context.storage.delete(results, [layout.planned(video.video.file_id)])
+    metadata = layout.user_metadata(found.metadata)
+    update = {"metadata": metadata, "last_modified": found.last_modified}
+    video = video.model_copy(update=update)
+    record = layout.video_record(context.video_prefix(bucket, key))
+    context.storage.write(results, record, video.to_json())
+    with context.index.together():
+        context.index.file_ingested(video)
+        context.index.file_unplanned(video.video.file_id)
+    plan_runs(context, video)
 
 
 def _is_planned(file: FileRow) -> bool:

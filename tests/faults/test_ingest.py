@@ -515,3 +515,27 @@ def test_what_is_too_large_is_not_downloaded(world: World) -> None:
     (row,) = world.context.index.files().rows
     assert (row.state, row.refusal_reason) == ("refused", "too_many_bytes")
     assert world.storage.downloads == []
+
+
+@pytest.mark.parametrize("cut", [0, *range(1, 12)])
+def test_a_film_put_again_with_metadata_runs_as_they_ask(tmp_path: Path, cut: int) -> None:
+    """The same bytes, which nobody looks at again; whatever is killed on the way."""
+    world = World(tmp_path, default_analysis=None)
+    world.storage.put(VIDEOS, "again.mp4", b"again")
+    world.tell(world.storage.events)
+    world.settle()
+    assert world.context.index.analyses(limit=9).rows == []
+    world.clock.pass_(2)
+    metadata = {"analysis": "dummy", "args": '{"seconds": 0.25}'}
+    world.storage.put(VIDEOS, "again.mp4", b"again", metadata=metadata)
+    gate = Gate(cut) if cut else None
+    for _ in range(2):
+        world.tell(world.storage.events[-1:], gate)
+        gate = None
+    world.settle()
+    (run,) = world.context.index.analyses(limit=9).rows
+    assert (run.state, run.args["seconds"], run.asked_by) == ("succeeded", 0.25, "metadata")
+    world.lose_index()
+    world.settle()
+    (same,) = world.context.index.analyses(limit=9).rows
+    assert same.analysis_id == run.analysis_id
