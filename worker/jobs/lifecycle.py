@@ -159,11 +159,13 @@ def _leave(attempt: RunAttempt) -> None:
     try:
         if attempt.claim.task == "render":
             attempt.take(attempt.folders.film / "out", layout.DRAWN)
-        elif layout.PREDICTIONS in {artefact.name for artefact in attempt.claim.artefacts}:
+        elif attempt.folders.predictions.exists():
             # What an analysis leaves by the way, before its predictions, need not be whole.
             attempt.take_tables()
         attempt.keep_log()
-        attempt.publish(attempt.folders.kept.iterdir())
+        # Predictions of another run, which may not be good for this one, go where no attempt finds
+        # them; its own are there by now.
+        attempt.publish(attempt.folders.kept.iterdir(), apart={layout.PREDICTIONS})
     except (OSError, StorageError) as error:
         # The predictions are safe: all else can be made of them again.
         run = attempt.run.prefix
