@@ -155,17 +155,21 @@ def _try_again(attempt: RunAttempt, error: PosedropError) -> None:
 
 
 def _leave(attempt: RunAttempt) -> None:
-    """Publish what an attempt that fails has made: its log, and whole files, if any may be."""
+    """Publish what an attempt that fails has made: its log, and whole files, if any may be.
+
+    Its heartbeat goes on: who took it for dead meanwhile would give the run up, in other words.
+    """
     try:
-        if attempt.claim.task == "render":
-            attempt.take(attempt.folders.film / "out", layout.DRAWN)
-        elif attempt.folders.predictions.exists():
-            # What an analysis leaves by the way, before its predictions, need not be whole.
-            attempt.take_tables()
-        attempt.keep_log()
-        # Predictions of another run, which may not be good for this one, go where no attempt finds
-        # them; its own are there by now.
-        attempt.publish(attempt.folders.kept.iterdir(), apart={layout.PREDICTIONS})
+        with attempt.claim.beating(attempt.context.settings.heartbeat_seconds):
+            if attempt.claim.task == "render":
+                attempt.take(attempt.folders.film / "out", layout.DRAWN)
+            elif attempt.folders.predictions.exists():
+                # What an analysis leaves by the way, before its predictions, need not be whole.
+                attempt.take_tables()
+            attempt.keep_log()
+            # Predictions of another run, which may not be good for this one, go where no attempt
+            # finds them; its own are there by now.
+            attempt.publish(attempt.folders.kept.iterdir(), apart={layout.PREDICTIONS})
     except (OSError, StorageError) as error:
         # The predictions are safe: all else can be made of them again.
         run = attempt.run.prefix
