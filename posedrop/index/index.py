@@ -2,10 +2,10 @@
 
 It is a projection. It may be deleted and is filled again from the buckets: of films, runs and
 batches nothing is known here alone. (Events that were not carried out yet, and dead letters, are;
-what they told of, the sweep finds.) Everything told to it may be told twice, late and in any order: rows only ever move on (an
-older version of a video never follows a newer one, a finished run never runs again). What the index
-can't know by itself, that an object is gone, it has to be told by ``file_removed`` and
-``analysis_removed``.
+what they told of, the sweep finds.) Everything told to it may be told twice, late and in any order:
+rows only ever move on (an older version of a video never follows a newer one, a finished run never
+runs again). What the index can't know by itself, that an object is gone, it has to be told by
+``file_removed`` and ``analysis_removed``.
 """
 
 from __future__ import annotations

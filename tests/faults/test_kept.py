@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from handlers import upload
 from handlers.runs import pending, results, start
 from posedrop import analyses
 from posedrop.analyses import Analysis
@@ -203,6 +204,36 @@ def test_a_run_that_fails_serves_what_there_is_and_is_made_anew(
         lab.lose_index()
     lab.settle()
     assert lab.ask() == (again.analysis_id, "succeeded", True)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("half", ["infer", "render"])
+def test_a_run_that_is_deleted_while_it_is_made_leaves_nothing(tmp_path: Path, half: str) -> None:
+    """Its worker is frozen at each of its calls, and goes on when all is deleted: the same film
+    under the same key is computed, and has nothing of what was."""
+    for at in itertools.count(1):
+        lab = Lab(tmp_path / f"{at}")
+        lab.ask()
+        (message,) = lab.messages()
+        if half == "render":
+            lab.work(message)
+            (message,) = lab.messages()
+        frozen = lab.freeze(message, at)
+        if frozen is None:
+            lab.end()
+            break
+        upload.delete(lab.context, FILE_ID)
+        frozen.wake()
+        lab.settle()
+        assert not [key for key in lab.storage.buckets[RESULTS] if key.startswith(FILM)], at
+        lab.poser.calls.clear()
+        lab.storage.put(VIDEOS, FILM, b"a film")
+        lab.settle()
+        done = lab.over(lab.ask().analysis_id)
+        assert (done.status, names(done)) == ("succeeded", WHOLE)
+        assert lab.poser.calls == [NETWORK, TABLES, DRAWING]
+        lab.end()
+    assert at > 10
 
 
 @pytest.mark.parametrize(("error", "attempts"), [(WRONG, 1), (DIED, 3)])
