@@ -41,8 +41,12 @@ class Cache:
             os.link(kept, target)
         except OSError:
             return False
-        if sha256_of(target) != sha256:
-            log.warning("a kept video had changed on disk: fetched again")
+        try:
+            found = sha256_of(target)
+        except OSError as error:  # of a bad sector below it
+            found = str(error)
+        if found != sha256:
+            log.warning("a kept video had changed on disk (%s): fetched again", found)
             kept.unlink(missing_ok=True)
             target.unlink()
             return False

@@ -170,6 +170,29 @@ def test_others_go_first(world: World) -> None:
     assert found.probe is not None
 
 
+def test_a_film_that_was_replaced_leaves_no_thumbnail(world: World) -> None:
+    """Its probe ends after the new one's ingest: the picture is that of the film that is there."""
+
+    class Drawing(Child):
+        def call(self, task: str, payload: dict[str, Any], **more: Any) -> dict[str, Any]:
+            if task == "probe":
+                film = Path(payload["video"]).read_bytes()
+                if film == b"the old film":
+                    world.storage.put(VIDEOS, "a.mp4", b"the new film")
+                    world.settle()
+                Path(payload["thumbnail"]).write_bytes(b"\xff\xd8\xff" + film)
+            return super().call(task, payload, **more)
+
+    world.child = Drawing()
+    world.storage.put(VIDEOS, "a.mp4", b"the old film")
+    world.settle()
+    found = record(world, "a.mp4")
+    assert found is not None
+    assert found.video.etag == world.storage.buckets[VIDEOS]["a.mp4"].info.etag
+    picture = layout.thumbnail(layout.video_prefix(VIDEOS, "a.mp4"))
+    assert world.storage.buckets[RESULTS][picture].data.endswith(b"the new film")
+
+
 def test_a_refusal_is_no_failure(world: World) -> None:
     """What the decoder refuses itself is decoded once, and keeps its own reason."""
     world.cache_bytes = 2**20

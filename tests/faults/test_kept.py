@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,13 +14,14 @@ from typing import Any
 
 import pytest
 
+from handlers import upload
 from handlers.runs import pending, results, start
 from posedrop import analyses
 from posedrop.analyses import Analysis
 from posedrop.buckets import layout
 from posedrop.buckets.records.attempts import Progress
 from posedrop.buckets.records.results import Result
-from posedrop.errors import AnalysisError, ChildDiedError
+from posedrop.errors import AnalysisError, ChildDiedError, PosedropError
 from tests.support.index_rows import judged, result_of
 from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
 from tests.support.world import DETAILS, PROBE, Child, World
@@ -202,6 +204,94 @@ def test_a_run_that_fails_serves_what_there_is_and_is_made_anew(
         lab.lose_index()
     lab.settle()
     assert lab.ask() == (again.analysis_id, "succeeded", True)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("half", ["infer", "render"])
+def test_a_run_that_is_deleted_while_it_is_made_leaves_nothing(tmp_path: Path, half: str) -> None:
+    """Its worker is frozen at each of its calls, and goes on when all is deleted: the same film
+    under the same key is computed, and has nothing of what was."""
+    for at in itertools.count(1):
+        lab = Lab(tmp_path / f"{at}")
+        lab.ask()
+        (message,) = lab.messages()
+        if half == "render":
+            lab.work(message)
+            (message,) = lab.messages()
+        frozen = lab.freeze(message, at)
+        if frozen is None:
+            lab.end()
+            break
+        upload.delete(lab.context, FILE_ID)
+        frozen.wake()
+        lab.settle()
+        assert not [key for key in lab.storage.buckets[RESULTS] if key.startswith(FILM)], at
+        lab.poser.calls.clear()
+        lab.storage.put(VIDEOS, FILM, b"a film")
+        lab.settle()
+        done = lab.over(lab.ask().analysis_id)
+        assert (done.status, names(done)) == ("succeeded", WHOLE)
+        assert lab.poser.calls == [NETWORK, TABLES, DRAWING]
+        lab.end()
+    assert at > 10
+
+
+@pytest.mark.parametrize(("error", "attempts"), [(WRONG, 1), (DIED, 3)])
+def test_a_failure_that_is_long_in_publishing_is_not_taken_for_dead(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, error: PosedropError, attempts: int
+) -> None:
+    """Its upload takes longer than a lease, and its message comes a second time meanwhile."""
+    lab.settings = lab.settings.model_copy(update={"heartbeat_seconds": 0.005})
+    upload_new = lab.storage.upload_new
+
+    def slow(bucket: str, key: str, path: Path, *more: str) -> bool:
+        if path.name == "poses.h5":
+            monkeypatch.setattr(lab.storage, "upload_new", upload_new)
+            lab.clock.pass_(100)
+            claim = f"{key.rpartition('/')[0]}/attempts/{attempts}.json"
+            for _ in range(400):
+                if lab.storage.buckets[RESULTS][claim].info.last_modified == lab.clock():
+                    break
+                time.sleep(0.005)
+            lab.reconciler.round()
+            for message in [*lab.messages(), sent]:
+                lab.work(message)
+        return upload_new(bucket, key, path, *more)
+
+    monkeypatch.setattr(lab.storage, "upload_new", slow)
+    lab.poser.fails[TABLES] = ("track", error)
+    first = lab.ask().analysis_id
+    (sent,) = lab.messages()
+    lab.put_back([sent])
+    failed = lab.over(first)
+    assert failed.error is not None
+    assert failed.result is not None
+    assert (failed.error.code, failed.result.attempts) == (error.code, attempts)
+    assert "poses.h5" in names(failed)
+
+
+def test_a_checkpoint_that_goes_while_it_is_fetched_ends_no_run(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was listed, and is gone when its turn comes; the one behind it is fetched."""
+    first = lab.ask().analysis_id
+    row = lab.context.index.analysis(first)
+    assert row is not None
+    gone, left = (f"{layout.Run(row.run).parts}{number:06}.npz" for number in (1, 2))
+    for key in (gone, left):
+        lab.storage.put(RESULTS, key, b"a part")
+    download = lab.storage.download
+
+    def late(bucket: str, key: str, *more: Any) -> dict[str, str]:
+        if key == gone:
+            lab.storage.remove(bucket, key)
+        return download(bucket, key, *more)
+
+    monkeypatch.setattr(lab.storage, "download", late)
+    done = lab.over(first)
+    assert done.result is not None
+    assert (done.status, done.result.attempts) == ("succeeded", 2)
+    assert (RESULTS, left) in lab.storage.downloads
 
 
 def test_files_are_served_before_their_event(lab: Lab) -> None:

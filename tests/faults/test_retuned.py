@@ -54,6 +54,8 @@ class Poser(Child):
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fails: dict[str, Exception] = {}
+        #: What of it works when it is tried again.
+        self.once: set[str] = set()
         #: What the network says of its arithmetic.
         self.precision: dict[str, Any] = {"used": "fp32"}
         self._numbers = itertools.count()
@@ -72,7 +74,7 @@ class Poser(Child):
             details = self._tabulate(out, payload)
         if task in self.fails:
             options["on_progress"](Progress(stage="track"))
-            raise self.fails[task]
+            raise self.fails.pop(task) if task in self.once else self.fails[task]
         if task == DRAWING:
             names = ["trajectory.png", *(["pose.mp4"] if payload["video"] else [])]
             for name in names:
@@ -387,6 +389,43 @@ def test_fewer_bits_serve_no_lower_cutoff(
     # Whoever asks for the next one is told of the arithmetic of then.
     assert over.result is not None
     assert over.result.details["precision"] == precision
+
+
+@pytest.mark.parametrize("is_sent_anew", [False, True])
+def test_what_does_not_serve_is_never_taken_for_its_own(lab: Lab, is_sent_anew: bool) -> None:
+    """The network died, once, of the run that refused another's: it is asked again, by whoever is
+    sent the run next."""
+    lab.poser.precision = {"used": "bf16", "pcutoff": 0.6}
+    first = lab.made()
+    lab.poser.fails[NETWORK] = ChildDiedError("gone")
+    lab.poser.once = {NETWORK}
+    lab.calls()
+    asked = lab.ask(pcutoff=0.1).analysis_id
+    (message,) = lab.messages()
+    lab.work(message)
+    assert lab.calls() == [TABLES, NETWORK]
+    if is_sent_anew:
+        lab.messages()
+        lab.lose_index()
+    over = lab.over(asked)
+    assert lab.calls() == [TABLES, *WHOLE]
+    assert lab.data(over, layout.PREDICTIONS) != lab.data(first, layout.PREDICTIONS)
+    assert json.loads(lab.data(over, "poses.h5"))[0] == 2  # the first, the one that died, this
+
+
+def test_a_failure_of_borrowed_predictions_lists_them_apart(lab: Lab) -> None:
+    """They may not be good for the run that failed: none of its attempts finds them as its own."""
+    first = lab.made()
+    lab.poser.fails[TABLES] = AnalysisError("no", code="no_tracks")
+    failed = lab.made(filter="none")
+    assert failed.status == "failed"
+    assert failed.result is not None
+    (found,) = [file for file in failed.result.artefacts if file.name == layout.PREDICTIONS]
+    assert found.place == f"attempts/1/{layout.PREDICTIONS}"
+    deleted(lab, first)
+    lab.poser.fails.clear()
+    lab.calls()
+    assert (lab.made(filter="arima").status, lab.calls()) == ("succeeded", RETUNED)
 
 
 @pytest.mark.parametrize("error", [AnalysisError("no", code="no_tracks"), ChildDiedError("gone")])

@@ -137,8 +137,7 @@ ALLOWED = {
             for action in (*WRITES, *ABORT, "copy from videos")
             for part in PARTS
         ),
-        "delete results/.../parts/",
-        "delete results/.../derived/",
+        *(f"delete results/{part}" for part in PARTS if part != "parts/"),
         *(f"{action} results" for action in LISTS),
     },
     "ANONYMOUS": set(),

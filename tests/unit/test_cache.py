@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
+import worker.cache
 from posedrop.buckets.records.models import Model, ModelFile
 from posedrop.errors import ModelError
 from worker import room
@@ -40,6 +42,22 @@ def test_what_has_changed_on_disk_is_not_believed(tmp_path: Path) -> None:
     assert not cache.link_video(sha256, tmp_path / "job")
     assert not (tmp_path / "job").exists()
     assert not (tmp_path / "cache/videos" / sha256).exists()
+
+
+def test_what_the_disk_can_not_read_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector costs the kept file, not the run."""
+    cache = Cache(tmp_path / "cache", 1000)
+    sha256 = kept(cache, tmp_path, b"film")
+
+    def fails(_: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(worker.cache, "sha256_of", fails)
+    assert not cache.link_video(sha256, tmp_path / "job")
+    assert not (tmp_path / "job").exists()
+    assert cache.videos() == []
 
 
 def test_the_oldest_make_room_and_stay_in_the_hands_of_their_jobs(tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ class Folders:
         """What is published, and no child writes to."""
         return self.scratch / "kept"
 
+    @property
+    def predictions(self) -> Path:
+        """The file in ``kept`` of what a network found, for this run or for another."""
+        return self.kept / layout.PREDICTIONS
+
 
 @dataclass(frozen=True)
 class RunAttempt:
@@ -113,8 +118,7 @@ class RunAttempt:
     @property
     def next_actor(self) -> str:
         """Who goes on with this half of the run: with predictions, none that has a network."""
-        published = {artefact.plain_name for artefact in self.claim.artefacts}
-        is_found = self.claim.task == "infer" and layout.PREDICTIONS in published
+        is_found = self.claim.task == "infer" and self.folders.predictions.exists()
         return "finish" if is_found else self.actor
 
     # -- what comes from the store

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from posedrop.buckets.layout import Run
 from posedrop.buckets.storage import Storage
-from posedrop.errors import StorageError
+from posedrop.errors import ObjectChangedError, StorageError
 from worker.jobs import artefacts
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,19 @@ class Checkpoints:
         folder.mkdir()
 
     def fetch(self) -> int:
-        """Fetch the parts that an earlier attempt left; return how many."""
+        """Fetch the parts that an earlier attempt left; return how many.
+
+        One that goes meanwhile is left out. The child goes on behind the last number, from where
+        those that are left follow one another.
+        """
         for part in islice(self._storage.objects(self._bucket, self._prefix), MAX_PARTS):
             name = part.key.removeprefix(self._prefix)
             if part.size <= MAX_PART_BYTES and _NAME.fullmatch(name):
-                self._storage.download(self._bucket, part.key, self.folder / name, part.etag)
+                try:
+                    self._storage.download(self._bucket, part.key, self.folder / name, part.etag)
+                except ObjectChangedError as error:
+                    log.warning("a checkpoint went meanwhile: %s", error)
+                    continue
                 self._sent.add(name)
                 self._bytes += part.size
         return len(self._sent)

@@ -38,13 +38,14 @@ class Earlier(NamedTuple):
 def predictions(attempt: RunAttempt, lacking: list[str]) -> Iterator[Earlier]:
     """Yield the runs whose predictions this one may use, each time put into ``kept``.
 
-    They are then among what this attempt has published.
+    Those of another run are not published yet: what lies in this run's folder is taken for its own,
+    and the next attempt would ask no more whether they are good for it.
 
     Args:
         attempt: this one.
         lacking: gets words about runs that had none.
     """
-    path = attempt.folders.kept / layout.PREDICTIONS
+    path = attempt.folders.predictions
     for each in _runs_before(attempt, lacking):
         if each.run == attempt.run:
             sha256 = _sha256_if_there(attempt, each.run, path)
@@ -56,7 +57,6 @@ def predictions(attempt: RunAttempt, lacking: list[str]) -> Iterator[Earlier]:
             if why is not None:
                 lacking.append(f"{layout.PREDICTIONS} of run {each.request.analysis_id} {why}")
                 continue
-            attempt.publish([path])
         yield each
 
 

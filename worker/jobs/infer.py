@@ -114,7 +114,7 @@ def _made_of_earlier(attempt: RunAttempt, lacking: list[str]) -> bool:
             log.warning("%s", words, extra={"run": attempt.run.prefix})
             lacking.append(words[:1000])
             attempt.claim.withdraw(layout.PREDICTIONS)
-            (attempt.folders.kept / layout.PREDICTIONS).unlink()
+            attempt.folders.predictions.unlink()
             continue
         if each.run != attempt.run:
             details = {**output.details, "predictions_of": each.request.analysis_id}
@@ -146,15 +146,15 @@ def _from_the_network(attempt: RunAttempt) -> tuple[AnalysisOutput, float]:
     if analysis.finish is None:
         attempt.take(out, artefacts.names_of(analysis, opens_film=True))
         return output, fetch_seconds
-    predictions = folders.kept / layout.PREDICTIONS
-    try:
-        artefacts.copy(out / layout.PREDICTIONS, predictions, attempt.most_bytes)
-    except (NotTakenError, FileNotFoundError) as error:
-        raise bad_answer(analysis.name, f"{layout.PREDICTIONS}: {error}") from error
-    # From here on no attempt needs the network again, whatever becomes of the tables.
     attempt.claim.stage("publish")
     attempt.check(look=True)
-    attempt.publish([predictions])
+    try:
+        artefacts.copy(out / layout.PREDICTIONS, folders.predictions, attempt.most_bytes)
+    except (NotTakenError, FileNotFoundError) as error:
+        folders.predictions.unlink(missing_ok=True)  # of one that grows, its beginning
+        raise bad_answer(analysis.name, f"{layout.PREDICTIONS}: {error}") from error
+    # From here on no attempt needs the network again, whatever becomes of the tables.
+    attempt.publish([folders.predictions])
     return _make_tables(attempt), fetch_seconds
 
 
@@ -275,7 +275,7 @@ def _make_tables(attempt: RunAttempt, *, is_own: bool = True) -> AnalysisOutput:
         shutil.rmtree(folder)
     out = folder / "out"
     out.mkdir(parents=True)
-    shutil.copyfile(attempt.folders.kept / layout.PREDICTIONS, out / layout.PREDICTIONS)
+    shutil.copyfile(attempt.folders.predictions, out / layout.PREDICTIONS)
     task = messages.FinishAnalysis(
         analysis=request.analysis,
         out=str(out),

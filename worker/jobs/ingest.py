@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from posedrop.buckets import layout
 from posedrop.buckets.records.runs import RunError
@@ -65,6 +65,13 @@ _CHUNK = 1 << 20
 _NOT_THE_FILM = (StorageError, QueueError)
 
 
+class Examined(NamedTuple):
+    """What an ingest says of a video, to be written if no other has come to its key meanwhile."""
+
+    record: VideoRecord
+    thumbnail: bytes | None = None
+
+
 def ingest(context: Context, bucket: str, key: str, etag: str) -> None:
     """Write the video.json of an object, unless it is gone, replaced or ingested already."""
     if is_left(context, "ingest", bucket=bucket, key=key, etag=etag):
@@ -78,14 +85,17 @@ def ingest(context: Context, bucket: str, key: str, etag: str) -> None:
     if _is_known(context, prefix, etag):
         return
     try:
-        record = _examine(context, bucket, found, prefix)
+        examined = _examine(context, bucket, found, prefix)
     except ObjectChangedError:
         log.info("replaced during its ingest", extra={"key": key})
-        record = None
+        examined = None
     now = context.storage.head(bucket, key)
     if now is None:
         _clear(context, prefix, context.storage.file_id(results, bucket, key), etag)
-    elif record is not None and now.etag == etag:
+    elif examined is not None and now.etag == etag:
+        record, picture = examined
+        if picture is not None:
+            context.storage.write(results, layout.thumbnail(prefix), picture, "image/jpeg")
         context.storage.write(results, layout.video_record(prefix), record.to_json())
         log.info(
             "ingested", extra={"file_id": record.video.file_id, "refused": bool(record.refusal)}
@@ -111,8 +121,8 @@ def _is_known(context: Context, prefix: str, etag: str) -> bool:
     return known is not None and known.video.etag == etag
 
 
-def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> VideoRecord | None:
-    """Return the record of a video after one more attempt, if the video needs one.
+def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> Examined | None:
+    """Return what is known of a video after one more attempt, if the video needs one.
 
     Returns:
         None where that is for another worker, or for a later attempt, to say.
@@ -175,8 +185,8 @@ def _begun_record(context: Context, bucket: str, found: ObjectInfo) -> VideoReco
 
 def _decode(
     context: Context, held: Held, before: History, record: VideoRecord, local: Path, prefix: str
-) -> VideoRecord | None:
-    """Have a child probe the video at ``local``; return its record, as :func:`_examine` does."""
+) -> Examined | None:
+    """Have a child probe the video at ``local``; return what :func:`_examine` does."""
     sha256 = str(record.sha256)
     thumbnail = local.with_name("thumbnail.jpg")
     probes: list[Probe] = []
@@ -200,11 +210,9 @@ def _decode(
     if error is not None:
         return _failed(context, held, before, record, local, prefix, error)
     context.cache.keep_video(sha256, local)
-    if (picture := _picture(thumbnail)) is not None:
-        name = layout.thumbnail(prefix)
-        context.storage.write(context.settings.results_bucket, name, picture, "image/jpeg")
     duplicate = _first_of_its_content(context, sha256, record.video)
-    return record.model_copy(update={"probe": probes[-1], "duplicate_of": duplicate})
+    known = record.model_copy(update={"probe": probes[-1], "duplicate_of": duplicate})
+    return Examined(known, _picture(thumbnail))
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -218,9 +226,9 @@ def _check_size(size: int, limit: int) -> None:
         )
 
 
-def _refused(record: VideoRecord, error: RefusedVideoError) -> VideoRecord:
+def _refused(record: VideoRecord, error: RefusedVideoError) -> Examined:
     refusal = Refusal(reason=error.code, message=error.message)
-    return record.model_copy(update={"refusal": refusal})
+    return Examined(record.model_copy(update={"refusal": refusal}))
 
 
 def _hashes(before: History) -> dict[str, str]:
@@ -251,7 +259,7 @@ def _failed(
     local: Path,
     prefix: str,
     error: Exception,
-) -> VideoRecord | None:
+) -> Examined | None:
     """Count an attempt that failed by the film's fault, and have it tried again or refuse it."""
     video = record.video
     if _is_ending(context, error):

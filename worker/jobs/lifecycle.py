@@ -78,6 +78,8 @@ def perform(
             _give_up(context, run, request, held)
         elif isinstance(held, Claim):
             _make(RunAttempt(context, run, request, held, folders, actor or task), work)
+        # Last: none of what an attempt writes at its end asks whether the run is still there.
+        publish.clear_if_deleted(context.storage, bucket, run)
 
 
 def _is_too_new(context: Context, run: Run, request: Request) -> bool:
@@ -155,15 +157,21 @@ def _try_again(attempt: RunAttempt, error: PosedropError) -> None:
 
 
 def _leave(attempt: RunAttempt) -> None:
-    """Publish what an attempt that fails has made: its log, and whole files, if any may be."""
+    """Publish what an attempt that fails has made: its log, and whole files, if any may be.
+
+    Its heartbeat goes on: who took it for dead meanwhile would give the run up, in other words.
+    """
     try:
-        if attempt.claim.task == "render":
-            attempt.take(attempt.folders.film / "out", layout.DRAWN)
-        elif layout.PREDICTIONS in {artefact.name for artefact in attempt.claim.artefacts}:
-            # What an analysis leaves by the way, before its predictions, need not be whole.
-            attempt.take_tables()
-        attempt.keep_log()
-        attempt.publish(attempt.folders.kept.iterdir())
+        with attempt.claim.beating(attempt.context.settings.heartbeat_seconds):
+            if attempt.claim.task == "render":
+                attempt.take(attempt.folders.film / "out", layout.DRAWN)
+            elif attempt.folders.predictions.exists():
+                # What an analysis leaves by the way, before its predictions, need not be whole.
+                attempt.take_tables()
+            attempt.keep_log()
+            # Predictions of another run, which may not be good for this one, go where no attempt
+            # finds them; its own are there by now.
+            attempt.publish(attempt.folders.kept.iterdir(), apart={layout.PREDICTIONS})
     except (OSError, StorageError) as error:
         # The predictions are safe: all else can be made of them again.
         run = attempt.run.prefix

@@ -21,6 +21,7 @@ from posedrop.buckets.records.requests import Request
 from posedrop.buckets.records.results import Result
 from posedrop.buckets.records.runs import Artefact, FinalState, RunError
 from posedrop.buckets.storage import Storage
+from posedrop.errors import StorageError
 from posedrop.hashing import sha256_of
 
 log = logging.getLogger(__name__)
@@ -143,3 +144,17 @@ def finish(
         extra={"analysis_id": request.analysis_id, "state": state, "attempt": attempts},
     )
     return written
+
+
+def clear_if_deleted(storage: Storage, bucket: str, run: Run) -> None:
+    """Delete what an attempt wrote of a run that was deleted meanwhile.
+
+    The same film under the same key has the same run: it would be over at once, with files that are
+    gone. Whoever deletes a run begins with its request.
+    """
+    try:
+        if storage.head(bucket, run.request) is None:
+            log.info("deleted meanwhile", extra={"run": run.prefix})
+            storage.delete(bucket, [found.key for found in storage.objects(bucket, run.folder)])
+    except StorageError as error:
+        log.warning("%s: what was written of it stays, if it was deleted: %s", run.prefix, error)
