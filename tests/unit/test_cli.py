@@ -316,8 +316,28 @@ def test_ls_analyses(tmp_path: Path, api: Api) -> None:
     row = run_row_json()
     api.answers["GET /analyses"] = {"items": [row], "next": None}
     assert call(tmp_path, "ls", "--analyses").output == (
-        f"{RUN_ID}  succeeded  -  dummy  2026-01-02T03:04:05  day1/film.mp4\n"
+        f"{RUN_ID}  succeeded  -  dummy  2026-01-02T03:04:05Z  day1/film.mp4\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 KB"),
+        (999_499, "999 KB"),
+        (999_600, "1 MB"),
+        (1_500_000_000_000, "1.5 TB"),
+    ],
+)
+def test_a_size_is_shown_in_the_unit_in_which_it_is_short(
+    tmp_path: Path, api: Api, size: int, shown: str
+) -> None:
+    """Also where rounding makes a thousand of it."""
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json(size=size)
+    first = call(tmp_path, "show", FILE_ID).output.splitlines()[0]
+    assert first == f"day1/film.mp4: ready, {shown}"
 
 
 def test_quality_is_shown_and_asked_for(tmp_path: Path, api: Api) -> None:
