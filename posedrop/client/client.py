@@ -50,6 +50,8 @@ A = TypeVar("A")
 
 #: Seconds for which the network may be away while a folder goes up.
 PATIENCE = 300.0
+#: What a proxy answers itself while the API behind it does not.
+_GATEWAY_STATUSES = frozenset({502, 503, 504})
 
 
 class UnreachableError(PosedropError):
@@ -366,9 +368,9 @@ class Client:
         self, batch_id: str, *, on_progress: Callable[[Batch], None] | None = None
     ) -> Batch:
         """Return a batch once all of its runs are over."""
-        started = time.monotonic()
+        started, waits = time.monotonic(), parts.Patience(PATIENCE)
         while True:
-            batch = self.batch(batch_id)
+            batch = parts.until_there(waits, functools.partial(self.batch, batch_id))
             if on_progress is not None:
                 on_progress(batch)
             if batch.over:
@@ -391,9 +393,9 @@ class Client:
         Raises:
             PosedropError: it was not over after ``seconds``.
         """
-        started = time.monotonic()
+        started, waits = time.monotonic(), parts.Patience(min(PATIENCE, seconds))
         while True:
-            run = self.run(analysis_id)
+            run = parts.until_there(waits, functools.partial(self.run, analysis_id))
             if on_progress is not None:
                 on_progress(run)
             if run.over:
@@ -409,9 +411,9 @@ class Client:
         Raises:
             PosedropError: that took longer than ``seconds``.
         """
-        deadline = time.monotonic() + seconds
+        deadline, waits = time.monotonic() + seconds, parts.Patience(min(PATIENCE, seconds))
         while True:
-            file = self.file(file_id)
+            file = parts.until_there(waits, functools.partial(self.file, file_id))
             if file.state in {"ready", "refused", "film gone"}:
                 return file
             if time.monotonic() > deadline:
@@ -601,10 +603,10 @@ class Client:
 
     def _made(self, ask: Callable[[], A], seconds: float) -> A:
         """Ask until what is made when it is asked for is there; return the answer."""
-        started = time.monotonic()
+        started, waits = time.monotonic(), parts.Patience(min(PATIENCE, seconds))
         while True:
             try:
-                return ask()
+                return parts.until_there(waits, ask)
             except PosedropError as error:
                 waited = time.monotonic() - started
                 if error.code != "being_made" or waited > seconds:
@@ -645,9 +647,12 @@ class Client:
         Raises:
             StorageError: it can't be had whole.
         """
-        self._store.fetch(
-            functools.partial(self._location, file.url), path, file.size, file.sha256, on_bytes
-        )
+        ask = functools.partial(self._location, file.url)
+
+        def locate() -> str:
+            return parts.until_there(parts.Patience(PATIENCE), ask)
+
+        self._store.fetch(locate, path, file.size, file.sha256, on_bytes)
 
     def _location(self, url: str) -> str:
         """Return the presigned URL that one of the API's redirects to."""
@@ -713,7 +718,10 @@ def _refused(answer: httpx.Response) -> PosedropError:
     try:
         error = ErrorAnswer.model_validate_json(answer.content).error
     except ValidationError:
-        return PosedropError(f"{answer.request.url} answered {answer.status_code}")
+        said = f"{answer.request.url} answered {answer.status_code}"
+        if answer.status_code in _GATEWAY_STATUSES:
+            return UnreachableError(f"{said}: the API behind it is away")
+        return PosedropError(said)
     message = error.message
     if answer.status_code == 401:
         message = f"{message} (name the URL that `posedrop up` printed, or set POSEDROP_API_TOKEN)"

@@ -585,6 +585,67 @@ def test_download_never_leaves_its_folder(tmp_path: Path, api: Api) -> None:
     assert (tmp_path / "a" / "b" / "poses.csv").is_file()
 
 
+def in_turn(*answers: httpx.Response | Exception) -> Callable[[httpx.Request], httpx.Response]:
+    """Answer by one after the other, and by the last for ever."""
+    left = list(answers)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        now = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(now, Exception):
+            raise now
+        return now
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "away",
+    [
+        httpx.ConnectError("refused"),
+        httpx.Response(502, text="<html>Bad Gateway</html>"),
+        httpx.Response(503, json={"error": {"code": "storage", "message": "the store is away"}}),
+    ],
+    ids=["no answer", "a proxy's answer", "no store"],
+)
+def test_an_api_that_starts_anew_ends_no_download_and_no_wait(
+    tmp_path: Path, api: Api, away: httpx.Response | Exception
+) -> None:
+    download_answers(api)
+    there = httpx.Response(307, headers={"Location": "http://store/get?sig=1"})
+    url, run = f"GET /download/{RUN_ID}/poses.csv", f"GET /results/{RUN_ID}"
+    batch = {
+        "batch_id": "b",
+        "kind": "cancel",
+        "status": "over",
+        "films": 0,
+        "counts": {},
+        "line": "nothing",
+        "created_at": "2026-01-02T03:04:05Z",
+    }
+    api.answers[url] = in_turn(away, there)
+    assert call(tmp_path, "download", RUN_ID, "--to", str(tmp_path / "out")).exit_code == 0
+    api.answers[run] = in_turn(away, httpx.Response(200, json=run_json()))
+    api.answers[f"GET /upload/{FILE_ID}"] = in_turn(away, httpx.Response(200, json=file_json()))
+    api.answers["GET /batches/b"] = in_turn(away, httpx.Response(200, json=batch))
+    with Client("http://api", transport=httpx.MockTransport(api)) as asking:
+        assert asking.wait(RUN_ID).over
+        assert asking.wait_for_file(FILE_ID).state == "ready"
+        assert asking.wait_for_batch("b").over
+        api.answers[url] = in_turn(away, there)
+        assert asking.export(RUN_ID, "poses.csv", tmp_path / "exported").is_file()
+
+
+def test_a_download_that_is_refused_ends_at_once(tmp_path: Path, api: Api) -> None:
+    """As one whose files are gone."""
+    download_answers(api)
+    url = f"GET /download/{RUN_ID}/poses.csv"
+    gone = {"code": "gone", "message": "its files were removed"}
+    api.answers[url] = in_turn(httpx.Response(410, json={"error": gone}))
+    result = call(tmp_path, "download", RUN_ID, "--to", str(tmp_path / "out"))
+    assert (result.exit_code, "its files were removed" in result.stderr) == (1, True)
+    assert sum(f"{each.method} {each.url.path}" == url for each in api.asked) == 1
+
+
 def test_cancel_does_not_delete_what_is_over(tmp_path: Path, api: Api) -> None:
     api.answers[f"GET /results/{RUN_ID}"] = run_json()
     assert "is over" in call(tmp_path, "cancel", RUN_ID).stderr
