@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from zlib import crc32
 
@@ -31,12 +32,14 @@ class Api:
     def __init__(self, forgets: int) -> None:
         self.forgets = forgets
         self.begun = 0
+        self.file_ids: list[str | None] = []
         self.busy = 1
         self.stored: dict[str, bytes] = {}
         self.completed: list[CompleteRequest] = []
 
     def begin_parts(self, wanted: PartsRequest) -> PartsTicket:
         self.begun += 1
+        self.file_ids.append(wanted.file_id)
         return PartsTicket(
             file_id="f",
             bucket="videos",
@@ -91,6 +94,7 @@ def test_an_upload_that_the_store_has_given_up_begins_anew(tmp_path: Path) -> No
         FILM[PART : 2 * PART],
         FILM[2 * PART :],
     ]
+    assert api.file_ids == [None, "f"]  # the same film, where it has no folder
     (completed,) = api.completed
     assert completed.crc32[2] == f"{crc32(b'c'):08x}"
     assert sum(counts) == len(FILM)
@@ -103,3 +107,16 @@ def test_one_that_the_store_always_gives_up_ends(tmp_path: Path) -> None:
         send(api, tmp_path / "x.mp4", [])
     assert 1 < api.begun < 5
     assert not api.completed
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_film_that_the_store_alone_refuses_is_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """One of a store that is away is."""
+    patience = parts.Patience(300, lambda: there)
+    patience.pause(0, StorageError("it is so"))
+    later = parts.time.monotonic() + 60
+    monkeypatch.setattr(parts.time, "monotonic", lambda: later)
+    with pytest.raises(StorageError) if there else nullcontext():
+        patience.pause(0, StorageError("it is so"))
