@@ -289,7 +289,13 @@ class _Sending:
         start = (number - 1) * self._ticket.part_bytes
         length = part_length(number, self._ticket.size, self._ticket.part_bytes)
         answer = self._store.try_put_slice(
-            self._path, start, length, signed.url, signed.headers, self._on_bytes
+            self._path,
+            start,
+            length,
+            signed.url,
+            signed.headers,
+            self._on_bytes,
+            self._patience.given_up,
         )
         if answer is None:
             why = f"the object store can't be reached for {self._path.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -71,9 +72,14 @@ class Transfers:
         url: str,
         headers: Mapping[str, str],
         on_bytes: OnBytes,
+        given_up: threading.Event,
     ) -> httpx.Response | None:
-        """Put bytes of a file once; return the store's answer, None if the line broke."""
-        body = _FileSlice(path, start, length, on_bytes)
+        """Put bytes of a file once; return the store's answer, None if the line broke.
+
+        Raises:
+            StorageError: it was given up meanwhile.
+        """
+        body = _FileSlice(path, start, length, on_bytes, given_up)
         answer = self._try_put(url, body, {**headers, "Content-Length": str(length)})
         if answer is None or not answer.is_success:
             body.take_back()
@@ -167,17 +173,27 @@ class Transfers:
 class _FileSlice:
     """A part of a file as a request's body; it counts what was sent."""
 
-    def __init__(self, path: Path, start: int, length: int, on_bytes: OnBytes) -> None:
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        length: int,
+        on_bytes: OnBytes,
+        given_up: threading.Event | None = None,
+    ) -> None:
         self.path = path
         self._start = start
         self.length = length
         self._on_bytes = on_bytes
+        self._given_up = given_up
         self._sent = 0
 
     def __iter__(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
             file.seek(self._start)
             while self._sent < self.length:
+                if self._given_up is not None and self._given_up.is_set():
+                    raise StorageError(f"{self.path} was given up while it was sent")
                 chunk = file.read(min(_CHUNK, self.length - self._sent))
                 if not chunk:
                     raise StorageError(f"{self.path} became shorter while it was sent")

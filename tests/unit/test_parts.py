@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from zlib import crc32
@@ -107,6 +108,31 @@ def test_one_that_the_store_always_gives_up_ends(tmp_path: Path) -> None:
         send(api, tmp_path / "x.mp4", [])
     assert 1 < api.begun < 5
     assert not api.completed
+
+
+def test_parts_on_their_way_end_when_the_upload_is_given_up(tmp_path: Path) -> None:
+    """Whoever ends the command, or has one part refused, waits for no others to go up."""
+    path, sent = tmp_path / "x.mp4", dict[str, int]()
+    path.write_bytes(FILM)
+    all_go, patience = threading.Barrier(3), parts.Patience(30)
+
+    class Store(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            number = request.url.path[-1]
+            all_go.wait(30)
+            if number == "3":
+                return httpx.Response(400)
+            assert patience.given_up.wait(30)
+            assert isinstance(request.stream, httpx.SyncByteStream)
+            for chunk in request.stream:
+                sent[number] = sent.get(number, 0) + len(chunk)
+            return httpx.Response(200)
+
+    wanted = PartsRequest(path=path.name, size=len(FILM), to="day1")
+    line = Transfers(httpx.Timeout(5.0), Store())
+    with pytest.raises(StorageError, match="400"):
+        parts.send(Api(0), line, path, wanted, lambda _: None, patience)
+    assert sent == {}
 
 
 @pytest.mark.parametrize("there", [True, False])
