@@ -184,7 +184,7 @@ def watch_(options: Options, folder: Path, to: str, settle: float, every: float)
     root = folder.resolve()
     with options.client() as client:
         place = watch.memory_path(root, client.url, to, watch.state_folder())
-        memory = watch.Memory(place)
+        memory = watch.Memory(place, say)
         watcher = watch.Watcher(client, root, to, settle=settle, memory=memory, say=say)
         say(f"{root} is watched; its films go to {to}/")
         watch.run(watcher, every, say)

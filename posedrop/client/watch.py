@@ -82,9 +82,11 @@ class Memory:
     It may be lost: then all is asked about again, and nothing is sent twice.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the file; a damaged one counts as lost."""
+    def __init__(self, path: Path, say: Say) -> None:
+        """Read the file; a damaged one counts as lost. ``say`` is told if it can't be written."""
         self._path = path
+        self._say = say
+        self._told = False
         self._known: dict[str, Look] = {}
         try:
             read: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -109,10 +111,15 @@ class Memory:
             self._write()
 
     def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         new = self._path.with_name(f"{self._path.name}.new")
-        new.write_text(json.dumps(self._known), encoding="utf-8")
-        new.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(json.dumps(self._known), encoding="utf-8")
+            new.replace(self._path)
+        except OSError as error:
+            if not self._told:
+                self._say(f"what is sent is asked about again after a restart: {error}")
+            self._told = True
 
 
 def memory_path(folder: PurePath, url: str, to: str, home: Path) -> Path:
@@ -200,7 +207,8 @@ class Watcher:
             looks[file.name] = (stat.st_size, stat.st_mtime_ns)
             files[file.name] = file
         settled = set(self._settling.settled(looks, time.monotonic()))
-        self._memory.keep(looks)
+        if looks:  # else it may be a disk that is not mounted
+            self._memory.keep(looks)
         for name, file in files.items():
             look = looks[name]
             if name not in settled or self._memory.has(name, look):

@@ -94,14 +94,14 @@ def test_a_damaged_memory_is_an_empty_one(tmp_path: Path, damage: bytes) -> None
     path = tmp_path / "of" / "watched.json"
     path.parent.mkdir()
     path.write_bytes(damage)
-    memory = watch.Memory(path)
+    memory = watch.Memory(path, print)
     assert not memory.has("a", (3, 4))
     memory.add("a", (3, 4))
-    again = watch.Memory(path)
+    again = watch.Memory(path, print)
     assert again.has("a", (3, 4))
     assert not again.has("a", (3, 5))
     again.keep(["b"])
-    assert not watch.Memory(path).has("a", (3, 4))
+    assert not watch.Memory(path, print).has("a", (3, 4))
 
 
 class Away(Client):
@@ -136,7 +136,7 @@ def test_each_film_goes_up_once_whatever_happens(tmp_path: Path) -> None:
 
     def look(*turns: str) -> watch.Round:
         with Away(list(turns)) as client:  # a new one each time: it was started anew
-            memory = watch.Memory(tmp_path / "memory.json")
+            memory = watch.Memory(tmp_path / "memory.json", said.append)
             watcher = watch.Watcher(client, folder, "to", settle=0, memory=memory, say=said.append)
             done = watcher.look()
             if done.away is None and "changes" not in turns:
@@ -158,12 +158,34 @@ def test_each_film_goes_up_once_whatever_happens(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"a.mp4", "b.mp4", "c.mp4"}
 
 
+def test_what_is_sent_is_known_though_it_can_not_be_written_down(tmp_path: Path) -> None:
+    """On a full disk; that is said once. Nor is it forgotten while the folder is not mounted."""
+    (tmp_path / "no folder").write_bytes(b"")
+    memory_path, folder = tmp_path / "memory.json", tmp_path / "films"
+    folder.mkdir()
+    for place in (tmp_path / "no folder" / "memory.json", memory_path):
+        said: list[str] = []
+        for name in ("a.mp4", "b.mp4"):
+            (folder / name).write_bytes(b"film")
+        with Away(["", ""]) as client:
+            memory = watch.Memory(place, said.append)
+            watcher = watch.Watcher(client, folder, "to", settle=0, memory=memory, say=said.append)
+            assert watcher.look().sent == 2
+            assert sum("asked about again" in line for line in said) == (place != memory_path)
+            for each in folder.iterdir():
+                each.rename(tmp_path / each.name)
+            assert watcher.look() == watch.Round()
+            for name in ("a.mp4", "b.mp4"):
+                (tmp_path / name).rename(folder / name)
+            assert watcher.look() == watch.Round()
+
+
 def test_films_that_the_store_alone_refuses_hold_up_no_other(tmp_path: Path) -> None:
     """As those whose keys lie below an object's name; where the store is away, all wait."""
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         (tmp_path / name).write_bytes(b"film")
     said: list[str] = []
-    memory = watch.Memory(tmp_path / "memory.json")
+    memory = watch.Memory(tmp_path / "memory.json", said.append)
     with Away(["storage", "storage", "", "storage", ""]) as client:
         watcher = watch.Watcher(client, tmp_path, "to", settle=0, memory=memory, say=said.append)
         done = watcher.look()
