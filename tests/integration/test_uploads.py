@@ -33,6 +33,18 @@ from tests.support.uploads import (
     upload_lab,
 )
 
+#: Has the page wait before it reads a part of a film, until ``window.release()``.
+HOLD_READING = """() => {
+    const stream = Blob.prototype.stream;
+    const released = new Promise((resolve) => { window.release = resolve; });
+    window.held = 0;
+    Blob.prototype.stream = function () {
+        const reader = stream.call(this).getReader();
+        const read = async () => { window.held++; await released; return reader.read(); };
+        return { getReader: () => ({ read }) };
+    };
+}"""
+
 
 @pytest.fixture(scope="module")
 def lab(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UploadLab]:
@@ -288,8 +300,13 @@ def test_what_is_paused_stays_paused_and_a_reload_goes_on(
         page.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
         page.reload()
         assert asked == ["beforeunload"]
+        page.evaluate(HOLD_READING)
         page.locator("#choose").set_input_files(film)
         page.get_by_role("button", name="upload", exact=True).press("Enter")
+        until(lambda: page.evaluate("window.held"))
+        for name in ("pause", "go on"):  # while the parts that are there are compared
+            page.get_by_role("button", name=name, exact=True).press("Enter")
+        page.evaluate("window.release()")
         until(lambda: len(lab.watched.signed) > signed)
         axe.check(page, "an upload that goes on")
         expect(page.locator("#sent-words")).to_contain_text("1 of 1 there", timeout=60_000)
