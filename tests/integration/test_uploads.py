@@ -131,6 +131,20 @@ def test_the_command_line_goes_on_after_a_kill_and_a_store_that_was_killed(
     assert lab.unfinished(key) == 0
 
 
+def test_a_large_film_without_a_folder_goes_up_in_parts(lab: UploadLab, tmp_path: Path) -> None:
+    """Beside others of its name, and whole."""
+    sha256 = make_film(tmp_path / "large.mp4", 2 * PART + 3)
+    command = lab.command("upload", str(tmp_path / "large.mp4"))
+    environment = {**lab.environment, "POSEDROP_MULTIPART_BYTES": str(PART)}
+    lab.watched.signed.clear()
+    for _ in range(2):
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert sorted(lab.watched.signed) == [1, 1, 2, 2, 3, 3]
+    keys = {key for key in lab.keys("uploads/") if key.endswith("/large.mp4")}
+    assert [lab.sha256(key) for key in keys] == [sha256] * 2
+    assert lab.unfinished(*keys) == 0
+
+
 def test_a_watched_folder_sends_each_film_once(
     lab: UploadLab, webhook: Webhook, tmp_path: Path
 ) -> None:
