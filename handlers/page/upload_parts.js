@@ -91,6 +91,7 @@ async function sendParts(file, ticket, of, watching) {
  * @param {Watching} watching
  */
 async function sendPart(blob, number, known, of, watching) {
+  watching.signal.throwIfAborted();
   const sum = await readable(crc32(blob));
   // A store that tells no checksum compares them all when the upload is completed.
   if (known && known.size === blob.size && (known.crc32 === null || known.crc32 === sum)) {

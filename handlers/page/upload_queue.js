@@ -77,8 +77,8 @@ async function send(upload) {
     keep(name, undefined);
     refresh();
   } catch (error) {
-    if (error instanceof DOMException && error.name === "AbortError" && paused) {
-      upload.state = "waits";
+    if (error instanceof DOMException && error.name === "AbortError") {
+      upload.state = "waits"; // it was paused; whoever went on meanwhile has it taken again
       return;
     }
     upload.state = "failed";

@@ -142,7 +142,9 @@ def _show_dry_run(found: DryRun, as_json: bool) -> None:
 
 def show(client: Client, batch_id: str, *, wait: bool, as_json: bool) -> None:
     """Show a batch, with ``wait`` once it is over; then exit, with 1 if films of it failed."""
-    batch = _waited_for(client, batch_id, as_json) if wait else client.batch(batch_id)
+    batch = client.batch(batch_id)  # a server that isn't there is told of at once
+    if wait:
+        batch = _waited_for(client, batch_id, as_json)
     if as_json:
         display.print_json(display.plain(batch))
     else:

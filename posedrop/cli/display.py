@@ -131,7 +131,7 @@ def table(rows: Iterable[list[str]], indent: str = "") -> None:
 
 def describe_time(moment: datetime) -> str:
     """Return a time to the second, as the server tells it: in UTC."""
-    return f"{moment:%Y-%m-%dT%H:%M:%S}"
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def describe_size(size: int | None) -> str:
@@ -139,11 +139,11 @@ def describe_size(size: int | None) -> str:
     if size is None:
         return "-"
     amount = float(size)
-    for unit in ("B", "KB", "MB"):
-        if amount < 1000:
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if amount < 999.5:  # else three digits would show it as 1e+03
             return f"{amount:.3g} {unit}"
         amount /= 1000
-    return f"{amount:.3g} GB"
+    return f"{amount:.3g} PB"
 
 
 def plain(answer: Any) -> Any:

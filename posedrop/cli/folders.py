@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from posedrop.api.uploads import Checked
-from posedrop.buckets import layout
+from posedrop.buckets import layout, targets
 from posedrop.cli import display
 from posedrop.cli.options import Options
 from posedrop.client import Client, trees, watch
 from posedrop.client.client import PATIENCE
 from posedrop.client.trees import LocalFile
-from posedrop.errors import PosedropError
+from posedrop.errors import BadRequestError, PosedropError
 from posedrop.terminal import say
 
 
@@ -49,55 +50,80 @@ def upload_into(
     args: Mapping[str, Any],
     dry_run: bool,
     as_json: bool,
-) -> list[tuple[Path, str]]:
-    """Send files and folders into a folder of the bucket; return each path with its file_id.
+) -> tuple[list[tuple[Path, str]], bool]:
+    """Send files and folders into a folder of the bucket.
 
-    Ends the command with 1 after all others went up, if one was refused or did not.
+    Returns each path that went up with its file_id, and whether one was refused or did not.
     """
     files = collect(paths)
-    checked = client.check_uploads(
-        to, [file.to_check() for file in files], analysis, patience=PATIENCE
-    )
+    asked = [file.to_check() for file in files]
+    answers = client.check_uploads(to, asked, analysis, patience=PATIENCE)
+    checked = [_or_refused(to, file, each) for file, each in zip(files, answers, strict=True)]
     if dry_run:
         _show(checked, as_json)
         sys.exit(1 if any(each.state == "refused" for each in checked) else 0)
     going = [(file, each) for file, each in zip(files, checked, strict=True) if _goes(each)]
-    problems = [f"{each.path}: {each.why}" for each in checked if each.state == "refused"]
-    total = sum(file.size for file, _ in going)
     sent: list[tuple[Path, str]] = []
-    was_away = False
-    with display.progress_bar(f"{len(going)} files", total, as_json) as on_bytes:
-        for file, _ in going:
-            asked = None if layout.is_folder_rule(file.name) else analysis
-            try:
-                ticket = client.upload_into(
-                    file.path,
-                    to,
-                    file.name,
-                    analysis=asked,
-                    args=args if asked else None,
-                    on_bytes=on_bytes,
-                )
-            except PosedropError as error:
-                if error.code == "unreachable" or (was_away and error.code == "storage"):
-                    raise  # what was sent stays: the same command goes on
-                # A store may take no film of this name; where it takes none at all, the next tells.
-                was_away = error.code == "storage"
-                problems.append(f"{file.path}: {error.message}")
-                continue
-            was_away = False
-            if not layout.is_folder_rule(file.name):
-                sent.append((file.path, ticket.file_id))
-            if not as_json:
-                was = " was there" if ticket.state == "exists" else ""
-                say(f"{file.path}:{was} {ticket.key}")
-    for problem in problems:
-        say(problem, err=True)
+    with told_at_the_end() as problems:
+        problems += [f"{each.path}: {each.why}" for each in checked if each.state == "refused"]
+        total = sum(file.size for file, _ in going)
+        with display.progress_bar(f"{len(going)} files", total, as_json) as on_bytes:
+            for file, _ in going:
+                runs = None if layout.is_folder_rule(file.name) else analysis
+                try:
+                    ticket = client.upload_into(
+                        file.path,
+                        to,
+                        file.name,
+                        analysis=runs,
+                        args=args if runs else None,
+                        on_bytes=on_bytes,
+                    )
+                except (PosedropError, OSError) as error:
+                    problems.append(problem_of(client, file.path, error))
+                    continue
+                if not layout.is_folder_rule(file.name):
+                    sent.append((file.path, ticket.file_id))
+                if not as_json:
+                    was = " was there" if ticket.state == "exists" else ""
+                    say(f"{file.path}:{was} {ticket.key}")
     if not files:
         say("there is no film and no posedrop.json", err=True)
-    if problems:
-        sys.exit(1)
-    return sent
+    return sent, bool(problems)
+
+
+@contextmanager
+def told_at_the_end() -> Iterator[list[str]]:
+    """Have what is put into a list told to the person, though all ends with an error."""
+    problems: list[str] = []
+    try:
+        yield problems
+    finally:
+        for problem in problems:
+            say(problem, err=True)
+
+
+def problem_of(client: Client, path: Path, error: PosedropError | OSError) -> str:
+    """Return why one film did not go up, in words.
+
+    Raises:
+        PosedropError: ``error``, where no other film would go up either.
+    """
+    if isinstance(error, OSError):
+        return f"{path} can't be read: {error.strerror or error}"
+    away = error.code == "storage" and not client.has_store()
+    if away or error.code in {"unreachable", "unauthorized"}:
+        raise error  # what was sent stays: the same command goes on
+    return f"{path}: {error.message}"
+
+
+def _or_refused(to: str, file: LocalFile, checked: Checked) -> Checked:
+    """Return what was answered; but of a name that is no text the server was told another one."""
+    try:
+        targets.key_in(targets.check_folder(to), file.name)
+    except BadRequestError as error:
+        return Checked(path=checked.path, state="refused", why=error.message)
+    return checked
 
 
 def _goes(checked: Checked) -> bool:
@@ -158,7 +184,7 @@ def watch_(options: Options, folder: Path, to: str, settle: float, every: float)
     root = folder.resolve()
     with options.client() as client:
         place = watch.memory_path(root, client.url, to, watch.state_folder())
-        memory = watch.Memory(place)
+        memory = watch.Memory(place, say)
         watcher = watch.Watcher(client, root, to, settle=settle, memory=memory, say=say)
         say(f"{root} is watched; its films go to {to}/")
         watch.run(watcher, every, say)

@@ -66,18 +66,17 @@ def upload(
     """
     if to is None and (dry_run or any(path.is_dir() for path in files)):
         raise click.UsageError("say into which folder of the bucket: --to cohort3/day1")
-    failed = False
     with options.client() as client:
         if to is None:
-            sent = [(path, _upload(client, path, analysis, args, as_json)) for path in files]
+            sent, failed = _upload_each(client, files, analysis, args, as_json)
         else:
-            sent = folders.upload_into(
+            sent, failed = folders.upload_into(
                 client, files, to, analysis=analysis, args=args, dry_run=dry_run, as_json=as_json
             )
         if not wait:
             if as_json:
                 display.print_json([{"path": str(p), "file_id": file_id} for p, file_id in sent])
-            return
+            sys.exit(1 if failed else 0)
         outcomes = []
         for path, file_id in sent:
             file = client.wait_for_file(file_id)
@@ -92,6 +91,24 @@ def upload(
     if as_json:
         display.print_json(outcomes)
     sys.exit(1 if failed else 0)
+
+
+def _upload_each(
+    client: Client,
+    paths: Iterable[Path],
+    analysis: str | None,
+    args: Mapping[str, Any],
+    quiet: bool,
+) -> tuple[list[tuple[Path, str]], bool]:
+    """Return each path that went up with its file_id, and whether one did not."""
+    sent: list[tuple[Path, str]] = []
+    with folders.told_at_the_end() as problems:
+        for path in paths:
+            try:
+                sent.append((path, _upload(client, path, analysis, args, quiet)))
+            except (PosedropError, OSError) as error:
+                problems.append(folders.problem_of(client, path, error))
+    return sent, bool(problems)
 
 
 def _upload(

@@ -8,6 +8,7 @@ import mimetypes
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from posedrop.api.answer import Answer
 from posedrop.api.batches import Batch, BatchStarted, CancelRequest, DryRun, RetryRequest
 from posedrop.api.errors import ErrorAnswer
 from posedrop.api.files import File, ReingestedPage, ReingestRequest
+from posedrop.api.health import Ready
 from posedrop.api.letters import DeadLetter, Replayed, ReplayRequest
 from posedrop.api.retention import Expired, ExpireRequest, Expiry
 from posedrop.api.rules import WrongRule
@@ -25,6 +27,7 @@ from posedrop.api.runs import AnalyseRequest, ComparisonAnswer, ResultFile, Run,
 from posedrop.api.telling import NotifyAgain, NotifyAlias, NotifyRequest, NotifyTested
 from posedrop.api.uploads import (
     CHECKED_AT_ONCE,
+    AbortRequest,
     CheckAnswer,
     Checked,
     CheckedFile,
@@ -38,7 +41,7 @@ from posedrop.api.uploads import (
     Uploaded,
     UploadRequest,
 )
-from posedrop.buckets import layout, names
+from posedrop.buckets import layout, names, targets
 from posedrop.client import parts
 from posedrop.client.transfers import OnBytes, Transfers
 from posedrop.errors import BadRequestError, ConfigurationError, PosedropError
@@ -46,10 +49,13 @@ from posedrop.hashing import sha256_of
 from posedrop.proxies import ProxyTransport, proxy_of
 
 T = TypeVar("T", bound=Answer)
+B = TypeVar("B", bound=BaseModel)
 A = TypeVar("A")
 
 #: Seconds for which the network may be away while a folder goes up.
 PATIENCE = 300.0
+#: What a proxy answers itself while the API behind it does not.
+_GATEWAY_STATUSES = frozenset({502, 503, 504})
 
 
 class UnreachableError(PosedropError):
@@ -116,7 +122,7 @@ class Client:
         analysis: str | None = None,
         args: Mapping[str, Any] | None = None,
         on_bytes: OnBytes | None = None,
-    ) -> Ticket:
+    ) -> Ticket | PartsTicket:
         """Put a video into the bucket; the analysis, if any, starts once it is there.
 
         Args:
@@ -131,24 +137,35 @@ class Client:
             PosedropError: the API or the store refused, with its reason.
         """
         size = path.stat().st_size
-        in_parts = size > self._multipart_bytes
-        wanted = _body(
-            UploadRequest,
-            filename=path.name,
-            size=size,
-            sha256=None if in_parts else sha256_of(path),
-            content_type=mimetypes.guess_type(path.name)[0],
-            analysis=analysis,
-            args=dict(args or {}),
-            multipart=in_parts,
-        )
-        ticket = self._json(Ticket, "POST", "/upload", json=wanted)
         report = on_bytes or (lambda _: None)
-        if in_parts:
-            self._store.put_in_parts(path, size, ticket.upload, report)
-        else:
-            self._store.put(path, size, ticket.upload, report)
+        of: dict[str, Any] = {
+            "size": size,
+            "content_type": mimetypes.guess_type(path.name)[0],
+            "analysis": analysis,
+            "args": dict(args or {}),
+        }
+        if size > self._multipart_bytes:
+            return self._upload_in_parts(path, _checked(PartsRequest, path=path.name, **of), report)
+        wanted = _body(UploadRequest, filename=path.name, sha256=sha256_of(path), **of)
+        ticket = self._json(Ticket, "POST", "/upload", json=wanted)
+        self._store.put(path, size, ticket.upload, report)
         return ticket
+
+    def _upload_in_parts(self, path: Path, wanted: PartsRequest, report: OnBytes) -> PartsTicket:
+        begun: list[PartsTicket] = []
+        waits = parts.Patience(PATIENCE, self.has_store)
+        try:
+            return parts.send(self, self._store, path, wanted, report, waits, begun.append)
+        except BaseException:
+            # No later try would go on with these parts: they would lie in the store unseen.
+            for ticket in begun:
+                with suppress(PosedropError):
+                    self._abort_parts(ticket)
+            raise
+
+    def _abort_parts(self, ticket: PartsTicket) -> None:
+        wanted = _body(AbortRequest, key=ticket.key, upload_id=ticket.upload_id)
+        self._request("POST", "/uploads/parts/abort", json=wanted)
 
     def check_uploads(
         self,
@@ -211,8 +228,11 @@ class Client:
         Raises:
             PosedropError: it was refused, with the reason, or the network was away for too long.
         """
-        wanted = PartsRequest(
-            path=name or path.name,
+        name = name or path.name
+        targets.key_in(targets.check_folder(to), name)  # says why better than a field's bound does
+        wanted = _checked(
+            PartsRequest,
+            path=name,
             size=path.stat().st_size,
             to=to,
             content_type=mimetypes.guess_type(path.name)[0],
@@ -220,7 +240,17 @@ class Client:
             args=dict(args or {}),
         )
         report = on_bytes or (lambda _: None)
-        return parts.send(self, self._store, path, wanted, report, parts.Patience(patience))
+        waits = parts.Patience(patience, self.has_store)
+        return parts.send(self, self._store, path, wanted, report, waits)
+
+    def has_store(self) -> bool:
+        """Tell whether the server is there and can store films; else no film can go up now."""
+        try:
+            answer = self._api.get("/readyz")
+            of = Ready.model_validate_json(answer.content).parts
+        except (httpx.TransportError, ValidationError):
+            return False
+        return of.get("store") == of.get("disk") == "ok"
 
     def begin_parts(self, wanted: PartsRequest) -> PartsTicket:
         """Begin an upload in parts, or go on with one."""
@@ -366,9 +396,9 @@ class Client:
         self, batch_id: str, *, on_progress: Callable[[Batch], None] | None = None
     ) -> Batch:
         """Return a batch once all of its runs are over."""
-        started = time.monotonic()
+        started, waits = time.monotonic(), parts.Patience(PATIENCE)
         while True:
-            batch = self.batch(batch_id)
+            batch = parts.until_there(waits, functools.partial(self.batch, batch_id))
             if on_progress is not None:
                 on_progress(batch)
             if batch.over:
@@ -391,9 +421,9 @@ class Client:
         Raises:
             PosedropError: it was not over after ``seconds``.
         """
-        started = time.monotonic()
+        started, waits = time.monotonic(), parts.Patience(min(PATIENCE, seconds))
         while True:
-            run = self.run(analysis_id)
+            run = parts.until_there(waits, functools.partial(self.run, analysis_id))
             if on_progress is not None:
                 on_progress(run)
             if run.over:
@@ -409,9 +439,9 @@ class Client:
         Raises:
             PosedropError: that took longer than ``seconds``.
         """
-        deadline = time.monotonic() + seconds
+        deadline, waits = time.monotonic() + seconds, parts.Patience(min(PATIENCE, seconds))
         while True:
-            file = self.file(file_id)
+            file = parts.until_there(waits, functools.partial(self.file, file_id))
             if file.state in {"ready", "refused", "film gone"}:
                 return file
             if time.monotonic() > deadline:
@@ -601,10 +631,10 @@ class Client:
 
     def _made(self, ask: Callable[[], A], seconds: float) -> A:
         """Ask until what is made when it is asked for is there; return the answer."""
-        started = time.monotonic()
+        started, waits = time.monotonic(), parts.Patience(min(PATIENCE, seconds))
         while True:
             try:
-                return ask()
+                return parts.until_there(waits, ask)
             except PosedropError as error:
                 waited = time.monotonic() - started
                 if error.code != "being_made" or waited > seconds:
@@ -645,9 +675,12 @@ class Client:
         Raises:
             StorageError: it can't be had whole.
         """
-        self._store.fetch(
-            functools.partial(self._location, file.url), path, file.size, file.sha256, on_bytes
-        )
+        ask = functools.partial(self._location, file.url)
+
+        def locate() -> str:
+            return parts.until_there(parts.Patience(PATIENCE), ask)
+
+        self._store.fetch(locate, path, file.size, file.sha256, on_bytes)
 
     def _location(self, url: str) -> str:
         """Return the presigned URL that one of the API's redirects to."""
@@ -693,8 +726,13 @@ def _body(kind: type[BaseModel], **fields: Any) -> dict[str, Any]:
     Raises:
         BadRequestError: no server would take it.
     """
+    return _plain(_checked(kind, **fields))
+
+
+def _checked(kind: type[B], **fields: Any) -> B:
+    """Return a request; one that no server would take is a BadRequestError."""
     try:
-        return _plain(kind(**fields))
+        return kind(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -713,7 +751,10 @@ def _refused(answer: httpx.Response) -> PosedropError:
     try:
         error = ErrorAnswer.model_validate_json(answer.content).error
     except ValidationError:
-        return PosedropError(f"{answer.request.url} answered {answer.status_code}")
+        said = f"{answer.request.url} answered {answer.status_code}"
+        if answer.status_code in _GATEWAY_STATUSES:
+            return UnreachableError(f"{said}: the API behind it is away")
+        return PosedropError(said)
     message = error.message
     if answer.status_code == 401:
         message = f"{message} (name the URL that `posedrop up` printed, or set POSEDROP_API_TOKEN)"

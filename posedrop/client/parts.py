@@ -39,6 +39,8 @@ _CHUNK = 1 << 20
 _ROUNDS = 3
 #: Seconds between two tries: doubled each time, up to the second figure.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
+#: After so many seconds the store is asked whether it is there, and refuses this film alone.
+_DOUBT_SECONDS = 20.0
 #: Codes of errors after which the same may be asked again.
 _AWAY = frozenset({"unreachable", "storage", "busy", "internal"})
 _AGAIN = frozenset({403, 408, 429, 500, 502, 503, 504})
@@ -60,11 +62,15 @@ class Server(Protocol):
 
 
 class Patience:
-    """How long nothing may succeed before an upload is given up, in seconds; threads share it."""
+    """How long nothing may succeed before an upload is given up, in seconds; threads share it.
 
-    def __init__(self, seconds: float) -> None:
+    ``has_store`` tells whether a store that takes nothing of this film is there for others.
+    """
+
+    def __init__(self, seconds: float, has_store: Callable[[], bool] = lambda: False) -> None:
         """Begin to count now."""
         self._seconds = seconds
+        self._has_store = has_store
         self._since = time.monotonic()
         self.given_up = threading.Event()
 
@@ -78,7 +84,9 @@ class Patience:
         Raises:
             PosedropError: ``error``, where nothing has succeeded for too long.
         """
-        if time.monotonic() - self._since > self._seconds:
+        waited = time.monotonic() - self._since
+        is_its_own = waited > _DOUBT_SECONDS and error.code == "storage" and self._has_store()
+        if waited > self._seconds or is_its_own:
             raise error
         if self.given_up.wait(min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE)):
             raise error
@@ -91,6 +99,7 @@ def send(
     wanted: PartsRequest,
     on_bytes: OnBytes,
     patience: Patience,
+    on_begun: Callable[[PartsTicket], None] = lambda _: None,
 ) -> PartsTicket:
     """Send a film; return at once if it is there.
 
@@ -101,6 +110,7 @@ def send(
         wanted: where it goes, and its size as it was when it was looked at.
         on_bytes: called with the bytes that went, or were found there, since the last call.
         patience: how long the network may be away.
+        on_begun: called with each upload that is begun, or gone on with.
 
     Raises:
         PosedropError: another film is under this name, the file changes while it is sent, or the
@@ -117,11 +127,14 @@ def send(
         on_bytes(number)
 
     for _ in range(_ROUNDS):
-        ticket = until_there(patience, lambda: server.begin_parts(wanted))
+        ticket = until_there(patience, partial(server.begin_parts, wanted))
         if ticket.state == "exists":
             _compare(path, ticket)
             count(wanted.size - counted)
             return ticket
+        on_begun(ticket)
+        # Without a folder it is the same film then, if it begins anew.
+        wanted = wanted.model_copy(update={"file_id": ticket.file_id})
         try:
             crcs = _Sending(server, store, path, ticket, count, patience).send()
             if _seen(path) != before:
@@ -276,10 +289,17 @@ class _Sending:
         start = (number - 1) * self._ticket.part_bytes
         length = part_length(number, self._ticket.size, self._ticket.part_bytes)
         answer = self._store.try_put_slice(
-            self._path, start, length, signed.url, signed.headers, self._on_bytes
+            self._path,
+            start,
+            length,
+            signed.url,
+            signed.headers,
+            self._on_bytes,
+            self._patience.given_up,
         )
         if answer is None:
-            return StorageError(f"the object store can't be reached for {self._path.name}")
+            why = f"the object store can't be reached for {self._path.name}"
+            return StorageError(why, code="unreachable")
         if answer.is_success:
             return None
         error = store_refused(self._path.name, answer)

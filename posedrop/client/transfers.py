@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,56 +51,18 @@ class Transfers:
             StorageError: the store refused, with its reason, or the line broke at every try.
         """
         body = _FileSlice(path, 0, size, on_bytes)
-        if self._put_slice(body, upload["url"], upload["headers"], creates=True) is None:
-            raise StorageError(f"{path.name} did not go up in {_TRIES} tries; try again later")
-
-    def put_in_parts(
-        self, path: Path, size: int, upload: Mapping[str, Any], on_bytes: OnBytes
-    ) -> None:
-        """Put a file of ``size`` bytes in the ``parts`` of ``upload``, and ``complete`` it.
-
-        Raises:
-            StorageError: like :meth:`put`; nothing of it is left in the store then.
-        """
-        part_bytes: int = upload["part_bytes"]
-        etags = []
-        try:
-            for number, url in enumerate(upload["parts"]):
-                start = number * part_bytes
-                length = min(part_bytes, size - start)
-                etags.append(self._put_part(path, start, length, url, on_bytes))
-            self._complete(path, upload["complete"], etags)
-        except BaseException:
-            # Parts that nobody will complete would lie in the store unseen.
-            self._abort(upload["abort"])
-            raise
-
-    def _put_part(self, path: Path, start: int, length: int, url: str, on_bytes: OnBytes) -> str:
-        answer = self._put_slice(_FileSlice(path, start, length, on_bytes), url, {}, creates=False)
-        if answer is None:
-            raise StorageError(f"a part of {path.name} did not go up in {_TRIES} tries")
-        return answer.headers["ETag"]
-
-    def _put_slice(
-        self, body: _FileSlice, url: str, headers: Mapping[str, str], *, creates: bool
-    ) -> httpx.Response | None:
-        """Put a part of a file, in a few tries; None if the line broke at each of them.
-
-        ``creates``: the key is ours alone, so a later try that is told of an object there (412)
-        was preceded by one that had arrived, and whose answer had not.
-        """
-        headers = {**headers, "Content-Length": str(body.length)}
+        headers = {**upload["headers"], "Content-Length": str(size)}
         for attempt in range(1, _TRIES + 1):
-            answer = self._try_put(url, body, headers)
-            if answer is not None:
-                there = creates and answer.status_code == 412 and attempt > 1
-                if answer.is_success or there:
-                    return answer
+            answer = self._try_put(upload["url"], body, headers)
+            # The key is ours alone: an object there (412) is of a try whose answer was lost.
+            there = answer is not None and answer.status_code == 412 and attempt > 1
+            if answer is not None and (answer.is_success or there):
+                return
             body.take_back()
             if answer is not None and answer.status_code not in _RETRY_STATUSES:
-                raise store_refused(body.path.name, answer)
+                raise store_refused(path.name, answer)
             _pause(attempt)
-        return None
+        raise StorageError(f"{path.name} did not go up in {_TRIES} tries; try again later")
 
     def try_put_slice(
         self,
@@ -109,9 +72,14 @@ class Transfers:
         url: str,
         headers: Mapping[str, str],
         on_bytes: OnBytes,
+        given_up: threading.Event,
     ) -> httpx.Response | None:
-        """Put bytes of a file once; return the store's answer, None if the line broke."""
-        body = _FileSlice(path, start, length, on_bytes)
+        """Put bytes of a file once; return the store's answer, None if the line broke.
+
+        Raises:
+            StorageError: it was given up meanwhile.
+        """
+        body = _FileSlice(path, start, length, on_bytes, given_up)
         answer = self._try_put(url, body, {**headers, "Content-Length": str(length)})
         if answer is None or not answer.is_success:
             body.take_back()
@@ -124,26 +92,6 @@ class Transfers:
             return self._store.put(url, content=iter(body), headers=headers)
         except httpx.TransportError:
             return None
-
-    def _complete(self, path: Path, url: str, etags: Sequence[str]) -> None:
-        parts = "".join(
-            f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
-            for number, etag in enumerate(etags, start=1)
-        )
-        body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>"
-        try:
-            answer = self._store.post(url, content=body, timeout=httpx.Timeout(300.0))
-        except httpx.TransportError as error:
-            raise StorageError(f"{path.name} could not be completed: {error}") from error
-        # S3 may say 200 at once and what went wrong after it.
-        if not answer.is_success or b"<Error>" in answer.content:
-            raise store_refused(path.name, answer)
-
-    def _abort(self, url: str) -> None:
-        try:
-            self._store.delete(url)
-        except httpx.TransportError:
-            return  # the store forgets unfinished uploads by itself after a while
 
     # -- down --------------------------------------------------------------------------------------
 
@@ -225,17 +173,27 @@ class Transfers:
 class _FileSlice:
     """A part of a file as a request's body; it counts what was sent."""
 
-    def __init__(self, path: Path, start: int, length: int, on_bytes: OnBytes) -> None:
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        length: int,
+        on_bytes: OnBytes,
+        given_up: threading.Event | None = None,
+    ) -> None:
         self.path = path
         self._start = start
         self.length = length
         self._on_bytes = on_bytes
+        self._given_up = given_up
         self._sent = 0
 
     def __iter__(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
             file.seek(self._start)
             while self._sent < self.length:
+                if self._given_up is not None and self._given_up.is_set():
+                    raise StorageError(f"{self.path} was given up while it was sent")
                 chunk = file.read(min(_CHUNK, self.length - self._sent))
                 if not chunk:
                     raise StorageError(f"{self.path} became shorter while it was sent")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -26,7 +27,8 @@ class LocalFile:
         """Return what the server is asked of it before it goes up."""
         content = None
         if layout.is_folder_rule(self.name) and self.size <= _MOST_OF_RULE:
-            content = self.path.read_bytes().decode("utf-8-sig", errors="replace")
+            with suppress(OSError):  # it is told of when its turn comes to go up
+                content = self.path.read_bytes().decode("utf-8-sig", errors="replace")
         name = self.name.encode(errors="backslashreplace").decode()
         return CheckedFile(path=name, size=self.size, content=content)
 

@@ -34,10 +34,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
 _PATIENCE = 20.0
 #: Codes of errors that are the network's or the server's, and no film's.
 _AWAY = frozenset({"unreachable", "unauthorized"})
-#: Those that may be a film's own too, as where a store has no room for its name: the next tells.
+#: Those that may be a film's own too, as where a store has no room for its name.
 _MAYBE_AWAY = frozenset({"storage", "busy", "internal", "error"})
 #: A film that was not taken is tried again after so many seconds, in case somebody mended it; one
-#: that the store alone did not take, for the first time and at last.
+#: that the store alone did not take, after the second figure, doubled up to the first.
 _REFUSED_SECONDS = 3600.0
 _FIRST_HELD_SECONDS = 60.0
 
@@ -82,9 +82,11 @@ class Memory:
     It may be lost: then all is asked about again, and nothing is sent twice.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read the file; a damaged one counts as lost."""
+    def __init__(self, path: Path, say: Say) -> None:
+        """Read the file; a damaged one counts as lost. ``say`` is told if it can't be written."""
         self._path = path
+        self._say = say
+        self._told = False
         self._known: dict[str, Look] = {}
         try:
             read: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -109,10 +111,15 @@ class Memory:
             self._write()
 
     def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         new = self._path.with_name(f"{self._path.name}.new")
-        new.write_text(json.dumps(self._known), encoding="utf-8")
-        new.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(json.dumps(self._known), encoding="utf-8")
+            new.replace(self._path)
+        except OSError as error:
+            if not self._told:
+                self._say(f"what is sent is asked about again after a restart: {error}")
+            self._told = True
 
 
 def memory_path(folder: PurePath, url: str, to: str, home: Path) -> Path:
@@ -200,11 +207,10 @@ class Watcher:
             looks[file.name] = (stat.st_size, stat.st_mtime_ns)
             files[file.name] = file
         settled = set(self._settling.settled(looks, time.monotonic()))
-        self._memory.keep(looks)
-        doubtful: str | None = None
-        # Who was not taken before comes last: whether others are tells whose fault it was.
-        for name in sorted(files, key=lambda name: name in self._refused):
-            file, look = files[name], looks[name]
+        if looks:  # else it may be a disk that is not mounted
+            self._memory.keep(looks)
+        for name, file in files.items():
+            look = looks[name]
             if name not in settled or self._memory.has(name, look):
                 continue
             if self._waits(name, look) or not can_be_opened(file.path):
@@ -212,33 +218,25 @@ class Watcher:
             try:
                 self._send(file, look, done)
             except PosedropError as error:
-                if error.code in _AWAY or (error.code in _MAYBE_AWAY and doubtful is not None):
+                doubtful = error.code in _MAYBE_AWAY
+                if error.code in _AWAY or (doubtful and not self._client.has_store()):
                     done.away = error
                     return done
-                if error.code in _MAYBE_AWAY:
-                    doubtful, done.away = name, error
-                    continue
                 if error.code == "changes":  # it settles anew
                     continue
                 done.refused += 1
-                self._refused[name] = _Refusal(look, time.monotonic(), _REFUSED_SECONDS)
-                self._say(f"{name} is not taken: {error.message}")
+                self._hold(name, look, error, _FIRST_HELD_SECONDS if doubtful else _REFUSED_SECONDS)
             except OSError as error:
                 self._say(f"{name} can't be read now: {error}")
-            else:
-                if doubtful is not None and done.away is not None:
-                    self._hold(doubtful, looks[doubtful], done.away)
-                    doubtful = done.away = None
         return done
 
-    def _hold(self, name: str, look: Look, error: PosedropError) -> None:
-        """Try a film later of which the store alone takes nothing, while it takes others."""
+    def _hold(self, name: str, look: Look, error: PosedropError, seconds: float) -> None:
+        """Try a film later that is not taken; after a longer time than before."""
         before = self._refused.get(name)
-        seconds = _FIRST_HELD_SECONDS
         if before is not None and before.look == look:
             seconds = min(2 * before.seconds, _REFUSED_SECONDS)
         self._refused[name] = _Refusal(look, time.monotonic(), seconds)
-        self._say(f"{name} is not taken, as others are; again in {seconds:.0f} s: {error.message}")
+        self._say(f"{name} is not taken; again in {seconds:.0f} s: {error.message}")
 
     def _waits(self, name: str, look: Look) -> bool:
         known = self._refused.get(name)

@@ -23,6 +23,7 @@ from tests.support.tools import tool
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
 COMPOSE_FILE = INFRA / "docker-compose.yml"
+EXAMPLE = INFRA / ".env.example"
 COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_FILE.read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 DOCKERFILES = ("Dockerfile.handlers", "Dockerfile.worker")
@@ -129,6 +130,16 @@ def test_no_service_may_do_more_than_it_needs(name: str) -> None:
     assert service["logging"]["options"]["max-size"]
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_as_it_comes_it_starts_on_two_cpus(name: str) -> None:
+    """Docker refuses more than there are: with the example's ``.env``, and without its lines."""
+    given = str(SERVICES[name]["deploy"]["resources"]["limits"]["cpus"])
+    example = dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", EXAMPLE.read_text(), re.MULTILINE))
+    found = re.fullmatch(r"\$\{(\w+):-(\w+)\}", given)
+    for cpus in (example[found[1]], found[2]) if found else (given,):
+        assert 0 <= float(cpus) <= 2
+
+
 @pytest.mark.parametrize("name", LASTING)
 def test_what_runs_is_watched_and_started_again(name: str) -> None:
     service = SERVICES[name]
@@ -179,8 +190,7 @@ def test_only_store_and_bootstrap_see_the_root_key() -> None:
 
 
 def test_every_variable_is_explained() -> None:
-    example = (INFRA / ".env.example").read_text()
-    explained = set(re.findall(r"^([A-Z0-9_]+)=", example, re.MULTILINE))
+    explained = set(re.findall(r"^([A-Z0-9_]+)=", EXAMPLE.read_text(), re.MULTILINE))
     assert variables(COMPOSE_FILE.read_text()) == explained
 
 

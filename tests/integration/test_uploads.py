@@ -33,6 +33,18 @@ from tests.support.uploads import (
     upload_lab,
 )
 
+#: Has the page wait before it reads a part of a film, until ``window.release()``.
+HOLD_READING = """() => {
+    const stream = Blob.prototype.stream;
+    const released = new Promise((resolve) => { window.release = resolve; });
+    window.held = 0;
+    Blob.prototype.stream = function () {
+        const reader = stream.call(this).getReader();
+        const read = async () => { window.held++; await released; return reader.read(); };
+        return { getReader: () => ({ read }) };
+    };
+}"""
+
 
 @pytest.fixture(scope="module")
 def lab(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UploadLab]:
@@ -117,6 +129,20 @@ def test_the_command_line_goes_on_after_a_kill_and_a_store_that_was_killed(
     assert (done.returncode, lab.watched.signed) == (1, [])
     assert "with other content; nothing is replaced" in done.stderr
     assert lab.unfinished(key) == 0
+
+
+def test_a_large_film_without_a_folder_goes_up_in_parts(lab: UploadLab, tmp_path: Path) -> None:
+    """Beside others of its name, and whole."""
+    sha256 = make_film(tmp_path / "large.mp4", 2 * PART + 3)
+    command = lab.command("upload", str(tmp_path / "large.mp4"))
+    environment = {**lab.environment, "POSEDROP_MULTIPART_BYTES": str(PART)}
+    lab.watched.signed.clear()
+    for _ in range(2):
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert sorted(lab.watched.signed) == [1, 1, 2, 2, 3, 3]
+    keys = {key for key in lab.keys("uploads/") if key.endswith("/large.mp4")}
+    assert [lab.sha256(key) for key in keys] == [sha256] * 2
+    assert lab.unfinished(*keys) == 0
 
 
 def test_a_watched_folder_sends_each_film_once(
@@ -288,8 +314,13 @@ def test_what_is_paused_stays_paused_and_a_reload_goes_on(
         page.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
         page.reload()
         assert asked == ["beforeunload"]
+        page.evaluate(HOLD_READING)
         page.locator("#choose").set_input_files(film)
         page.get_by_role("button", name="upload", exact=True).press("Enter")
+        until(lambda: page.evaluate("window.held"))
+        for name in ("pause", "go on"):  # while the parts that are there are compared
+            page.get_by_role("button", name=name, exact=True).press("Enter")
+        page.evaluate("window.release()")
         until(lambda: len(lab.watched.signed) > signed)
         axe.check(page, "an upload that goes on")
         expect(page.locator("#sent-words")).to_contain_text("1 of 1 there", timeout=60_000)

@@ -9,9 +9,10 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import click
 import httpx
@@ -26,7 +27,7 @@ from posedrop.client import Client, client, tokens
 from posedrop.doctor import machine
 from posedrop.embedded.keyring import Secrets
 from posedrop.embedded.stack import Stack, log_to
-from posedrop.errors import ConfigurationError
+from posedrop.errors import BadRequestError, ConfigurationError
 from posedrop.folders import FolderLock
 from posedrop.index.index import Index
 from posedrop.settings import load
@@ -316,8 +317,28 @@ def test_ls_analyses(tmp_path: Path, api: Api) -> None:
     row = run_row_json()
     api.answers["GET /analyses"] = {"items": [row], "next": None}
     assert call(tmp_path, "ls", "--analyses").output == (
-        f"{RUN_ID}  succeeded  -  dummy  2026-01-02T03:04:05  day1/film.mp4\n"
+        f"{RUN_ID}  succeeded  -  dummy  2026-01-02T03:04:05Z  day1/film.mp4\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 KB"),
+        (999_499, "999 KB"),
+        (999_600, "1 MB"),
+        (1_500_000_000_000, "1.5 TB"),
+    ],
+)
+def test_a_size_is_shown_in_the_unit_in_which_it_is_short(
+    tmp_path: Path, api: Api, size: int, shown: str
+) -> None:
+    """Also where rounding makes a thousand of it."""
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json(size=size)
+    first = call(tmp_path, "show", FILE_ID).output.splitlines()[0]
+    assert first == f"day1/film.mp4: ready, {shown}"
 
 
 def test_quality_is_shown_and_asked_for(tmp_path: Path, api: Api) -> None:
@@ -422,55 +443,153 @@ def test_upload_that_the_store_refuses_says_why(tmp_path: Path, api: Api) -> Non
     assert "refused film.mp4: status 403, AccessDenied, expired" in result.stderr
 
 
-def multipart_answers(api: Api) -> None:
-    api.answers["POST /upload"] = {
-        "file_id": FILE_ID,
-        "bucket": "videos",
-        "key": "k",
-        "upload": {
+def parts_answers(api: Api, refused: Mapping[str, str] | None = None) -> None:
+    """Take uploads in parts, but for the films of some names: those with an error of this code."""
+
+    def check(request: httpx.Request) -> httpx.Response:
+        files = json.loads(request.content)["files"]
+        items = [{"path": each["path"], "state": "new"} for each in files]
+        return httpx.Response(200, json={"items": items})
+
+    def begin(request: httpx.Request) -> httpx.Response:
+        wanted = json.loads(request.content)
+        code = (refused or {}).get(wanted["path"])
+        if code is not None:
+            return httpx.Response(409, json={"error": {"code": code, "message": "it is so"}})
+        ticket = {
+            "file_id": FILE_ID,
+            "bucket": "videos",
+            "key": f"{wanted.get('to') or 'uploads'}/{wanted['path']}",
+            "size": wanted["size"],
+            "state": "new",
             "upload_id": "u",
             "part_bytes": 5 << 20,
-            "parts": ["http://store/part1", "http://store/part2"],
-            "complete": "http://store/complete",
-            "abort": "http://store/abort",
-        },
-        "expires_at": "2026-01-02T03:04:05Z",
-    }
+        }
+        return httpx.Response(200, json=ticket)
+
+    def sign(request: httpx.Request) -> httpx.Response:
+        parts = json.loads(request.content)["parts"]
+        items = [
+            {"number": n, "url": f"http://store/part{n}", "headers": {}}
+            for n in (part["number"] for part in parts)
+        ]
+        return httpx.Response(200, json={"items": items})
+
+    api.answers["POST /uploads/check"] = check
+    api.answers["POST /uploads/parts"] = begin
+    api.answers["POST /uploads/parts/sign"] = sign
+    api.answers["PUT /part1"] = api.answers["PUT /part2"] = lambda _: httpx.Response(200)
+    api.answers["POST /uploads/parts/complete"] = {"file_id": FILE_ID, "key": "k", "size": 1}
+    api.answers["POST /uploads/parts/abort"] = lambda _: httpx.Response(204)
 
 
-def test_large_upload_goes_in_parts_and_repeats_one(
-    tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def large_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a film of two parts."""
     monkeypatch.setenv("POSEDROP_MULTIPART_BYTES", str(5 << 20))
     film = tmp_path / "film.mp4"
     film.write_bytes(b"a" * (5 << 20) + b"end")
-    multipart_answers(api)
+    return film
+
+
+def test_large_upload_goes_in_parts_that_are_checked(
+    tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store takes no other bytes; a part that it does not take goes once more."""
+    film = large_film(tmp_path, monkeypatch)
+    parts_answers(api)
     tries = iter([500, 200])
-    api.answers["PUT /part1"] = lambda _: httpx.Response(200, headers={"ETag": '"one"'})
-    api.answers["PUT /part2"] = lambda _: httpx.Response(next(tries), headers={"ETag": '"two"'})
-    api.answers["POST /complete"] = lambda _: httpx.Response(200, text="<Complete/>")
-    assert call(tmp_path, "upload", str(film)).exit_code == 0
-    parts = [request.content for request in api.asked if request.url.path == "/part2"]
-    assert parts == [b"end", b"end"]
-    complete = next(request for request in api.asked if request.url.path == "/complete")
-    assert b'<PartNumber>2</PartNumber><ETag>"two"</ETag>' in complete.content
+    api.answers["PUT /part2"] = lambda _: httpx.Response(next(tries))
+    result = call(tmp_path, "upload", str(film), "--analysis", "dummy")
+    assert (result.exit_code, FILE_ID in result.stdout) == (0, True), result.output
+    (begun,) = api.bodies("POST", "/uploads/parts")
+    assert (begun["path"], begun["analysis"], "to" in begun) == ("film.mp4", "dummy", False)
+    puts = [request.content for request in api.asked if request.url.path == "/part2"]
+    assert puts == [b"end", b"end"]
+    (completed,) = api.bodies("POST", "/uploads/parts/complete")
+    assert completed["crc32"] == [f"{crc32(b'a' * (5 << 20)):08x}", f"{crc32(b'end'):08x}"]
 
 
-def test_large_upload_that_fails_is_aborted(
+def test_large_upload_of_a_film_that_changes_is_given_up(
     tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("POSEDROP_MULTIPART_BYTES", str(5 << 20))
-    film = tmp_path / "film.mp4"
-    film.write_bytes(b"a" * (5 << 20) + b"end")
-    multipart_answers(api)
-    for part in ("part1", "part2"):
-        api.answers[f"PUT /{part}"] = lambda _: httpx.Response(200, headers={"ETag": '"e"'})
-    error = "<Error><Code>InternalError</Code></Error>"
-    api.answers["POST /complete"] = lambda _: httpx.Response(200, text=error)
+    """Nobody would go on with it: its parts would lie in the store unseen."""
+    film = large_film(tmp_path, monkeypatch)
+    parts_answers(api)
+
+    def put(_: httpx.Request) -> httpx.Response:
+        with film.open("ab") as file:
+            file.write(b"more")
+        return httpx.Response(200)
+
+    api.answers["PUT /part2"] = put
     result = call(tmp_path, "upload", str(film))
-    assert result.exit_code == 1
-    assert "InternalError" in result.stderr
-    assert api.asked[-1].method == "DELETE"
+    assert (result.exit_code, "is it still being recorded?" in result.stderr) == (1, True)
+    assert not api.bodies("POST", "/uploads/parts/complete")
+    (given_up,) = api.bodies("POST", "/uploads/parts/abort")
+    assert given_up == {"key": "uploads/film.mp4", "upload_id": "u"}
+
+
+def test_one_film_that_does_not_go_up_holds_up_no_other(tmp_path: Path, api: Api) -> None:
+    """One is refused, one is gone by then; with a folder and without. A script has the rest."""
+    films = [tmp_path / "films" / name for name in ("a.mp4", "b.mp4", "c.mp4")]
+    films[0].parent.mkdir()
+    parts_answers(api, {"a.mp4": "taken"})
+    begins = api.answers["POST /uploads/parts"]
+
+    def begin(request: httpx.Request) -> httpx.Response:
+        films[1].unlink(missing_ok=True)
+        return begins(request)
+
+    api.answers["POST /uploads/parts"] = begin
+    ready = dict.fromkeys(("store", "disk"), "ok")
+    api.answers["GET /readyz"] = {"status": "ready", "parts": ready}
+    upload_answers(api, lambda _: httpx.Response(200))
+    takes = api.answers["POST /upload"]
+
+    def ask(request: httpx.Request) -> httpx.Response:
+        films[1].unlink(missing_ok=True)
+        if json.loads(request.content)["filename"] == "a.mp4":
+            no = {"code": "storage", "message": "it is so"}
+            return httpx.Response(503, json={"error": no})
+        return httpx.Response(200, json=takes)
+
+    api.answers["POST /upload"] = ask
+    for words in (["--to", "day1"], []):
+        for film in films:
+            film.write_bytes(b"film")
+        result = call(tmp_path, "upload", *map(str, films), *words, "--json")
+        assert result.exit_code == 1
+        assert [each["path"] for each in json.loads(result.stdout)] == [str(films[2])]
+        assert f"{films[0]}: it is so" in result.stderr
+        assert f"{films[1]} can't be read: No such file" in result.stderr
+    api.answers["GET /readyz"] = {"status": "not ready", "parts": ready | {"store": "storage"}}
+    films[1].write_bytes(b"film")
+    asked = len(api.asked)
+    assert call(tmp_path, "upload", *map(str, films)).exit_code == 1
+    assert [each.url.path for each in api.asked[asked:]] == ["/upload", "/readyz"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take no such name")
+def test_a_name_that_is_no_text_is_refused_in_words(tmp_path: Path, api: Api) -> None:
+    """The other films go up; looked at beforehand, it is not called new."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for name in (b"caf\xe9.mp4", b"b.mp4"):
+        (folder / os.fsdecode(name)).write_bytes(b"film")
+    parts_answers(api)
+    seen = call(tmp_path, "upload", str(folder), "--to", "day1", "--dry-run", "--json")
+    states = {each["path"]: each["state"] for each in json.loads(seen.stdout)}
+    assert states == {"b.mp4": "new", "caf\\udce9.mp4": "refused"}
+    result = call(tmp_path, "upload", str(folder), "--to", "day1")
+    assert (result.exit_code, "rename it" in result.stderr) == (1, True)
+    assert [each["path"] for each in api.bodies("POST", "/uploads/parts")] == ["b.mp4"]
+    with Client("http://api", transport=httpx.MockTransport(api)) as asking:
+        for wrong in ("caf\udce9.mp4", "a/" * 600 + "b.mp4"):
+            with pytest.raises(BadRequestError):
+                asking.upload_into(folder / "b.mp4", "day1", wrong)
+        (folder / "b.mp4").write_bytes(b"")
+        with pytest.raises(BadRequestError, match="size"):
+            asking.upload_into(folder / "b.mp4", "day1")
 
 
 def test_upload_waits_for_its_run(tmp_path: Path, api: Api) -> None:
@@ -563,6 +682,67 @@ def test_download_never_leaves_its_folder(tmp_path: Path, api: Api) -> None:
     api.answers[f"GET /results/{RUN_ID}"] = run
     assert call(tmp_path, "download", RUN_ID, "--to", str(tmp_path / "a" / "b")).exit_code == 0
     assert (tmp_path / "a" / "b" / "poses.csv").is_file()
+
+
+def in_turn(*answers: httpx.Response | Exception) -> Callable[[httpx.Request], httpx.Response]:
+    """Answer by one after the other, and by the last for ever."""
+    left = list(answers)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        now = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(now, Exception):
+            raise now
+        return now
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "away",
+    [
+        httpx.ConnectError("refused"),
+        httpx.Response(502, text="<html>Bad Gateway</html>"),
+        httpx.Response(503, json={"error": {"code": "storage", "message": "the store is away"}}),
+    ],
+    ids=["no answer", "a proxy's answer", "no store"],
+)
+def test_an_api_that_starts_anew_ends_no_download_and_no_wait(
+    tmp_path: Path, api: Api, away: httpx.Response | Exception
+) -> None:
+    download_answers(api)
+    there = httpx.Response(307, headers={"Location": "http://store/get?sig=1"})
+    url, run = f"GET /download/{RUN_ID}/poses.csv", f"GET /results/{RUN_ID}"
+    batch = {
+        "batch_id": "b",
+        "kind": "cancel",
+        "status": "over",
+        "films": 0,
+        "counts": {},
+        "line": "nothing",
+        "created_at": "2026-01-02T03:04:05Z",
+    }
+    api.answers[url] = in_turn(away, there)
+    assert call(tmp_path, "download", RUN_ID, "--to", str(tmp_path / "out")).exit_code == 0
+    api.answers[run] = in_turn(away, httpx.Response(200, json=run_json()))
+    api.answers[f"GET /upload/{FILE_ID}"] = in_turn(away, httpx.Response(200, json=file_json()))
+    api.answers["GET /batches/b"] = in_turn(away, httpx.Response(200, json=batch))
+    with Client("http://api", transport=httpx.MockTransport(api)) as asking:
+        assert asking.wait(RUN_ID).over
+        assert asking.wait_for_file(FILE_ID).state == "ready"
+        assert asking.wait_for_batch("b").over
+        api.answers[url] = in_turn(away, there)
+        assert asking.export(RUN_ID, "poses.csv", tmp_path / "exported").is_file()
+
+
+def test_a_download_that_is_refused_ends_at_once(tmp_path: Path, api: Api) -> None:
+    """As one whose files are gone."""
+    download_answers(api)
+    url = f"GET /download/{RUN_ID}/poses.csv"
+    gone = {"code": "gone", "message": "its files were removed"}
+    api.answers[url] = in_turn(httpx.Response(410, json={"error": gone}))
+    result = call(tmp_path, "download", RUN_ID, "--to", str(tmp_path / "out"))
+    assert (result.exit_code, "its files were removed" in result.stderr) == (1, True)
+    assert sum(f"{each.method} {each.url.path}" == url for each in api.asked) == 1
 
 
 def test_cancel_does_not_delete_what_is_over(tmp_path: Path, api: Api) -> None:

@@ -82,27 +82,34 @@ def test_films_and_rules_go_up_and_nothing_else(name: str, goes: bool) -> None:
     assert trees.is_wanted(name) is goes
 
 
+def test_a_rule_that_can_not_be_read_is_asked_about_all_the_same(tmp_path: Path) -> None:
+    """Its films are told of, and itself when it is to go up."""
+    gone = trees.LocalFile(tmp_path / "posedrop.json", "posedrop.json", 3)
+    assert gone.to_check().content is None
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"a": 3}', b'{"a": [1]}', b"\xff"])
 def test_a_damaged_memory_is_an_empty_one(tmp_path: Path, damage: bytes) -> None:
     """All is asked about again; it is written anew, and read by the next start."""
     path = tmp_path / "of" / "watched.json"
     path.parent.mkdir()
     path.write_bytes(damage)
-    memory = watch.Memory(path)
+    memory = watch.Memory(path, print)
     assert not memory.has("a", (3, 4))
     memory.add("a", (3, 4))
-    again = watch.Memory(path)
+    again = watch.Memory(path, print)
     assert again.has("a", (3, 4))
     assert not again.has("a", (3, 5))
     again.keep(["b"])
-    assert not watch.Memory(path).has("a", (3, 4))
+    assert not watch.Memory(path, print).has("a", (3, 4))
 
 
 class Away(Client):
     """A server that is away, is there, or takes no film, in turns."""
 
-    def __init__(self, turns: list[str]) -> None:
+    def __init__(self, turns: list[str], *, store: bool = True) -> None:
         super().__init__("http://127.0.0.1:9")
+        self.store = store
         self.turns = turns
         self.asked: list[str] = []
 
@@ -113,6 +120,9 @@ class Away(Client):
             raise PosedropError("it is so", code=code)
         size = path.stat().st_size
         return PartsTicket(file_id="x", bucket="videos", key=f"{to}/{name}", size=size, state="new")
+
+    def has_store(self) -> bool:
+        return self.store
 
 
 def test_each_film_goes_up_once_whatever_happens(tmp_path: Path) -> None:
@@ -126,7 +136,7 @@ def test_each_film_goes_up_once_whatever_happens(tmp_path: Path) -> None:
 
     def look(*turns: str) -> watch.Round:
         with Away(list(turns)) as client:  # a new one each time: it was started anew
-            memory = watch.Memory(tmp_path / "memory.json")
+            memory = watch.Memory(tmp_path / "memory.json", said.append)
             watcher = watch.Watcher(client, folder, "to", settle=0, memory=memory, say=said.append)
             done = watcher.look()
             if done.away is None and "changes" not in turns:
@@ -138,7 +148,7 @@ def test_each_film_goes_up_once_whatever_happens(tmp_path: Path) -> None:
     assert (done.sent, done.away is not None, asked) == (1, True, ["a.mp4", "b.mp4"])
     done = look("", "exists")
     assert (done.sent, done.refused, asked) == (1, 1, ["b.mp4", "c.mp4"])
-    assert "c.mp4 is not taken: it is so" in said
+    assert "c.mp4 is not taken; again in 3600 s: it is so" in said
     (folder / "a.mp4").write_bytes(b"another")
     done = look("changes", "")
     assert (done.sent, asked) == (1, ["a.mp4", "c.mp4"])
@@ -148,23 +158,46 @@ def test_each_film_goes_up_once_whatever_happens(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"a.mp4", "b.mp4", "c.mp4"}
 
 
-def test_a_film_that_the_store_alone_refuses_holds_up_no_other(tmp_path: Path) -> None:
-    """As one whose key lies below an object's name. Where two are not taken, the store is away."""
+def test_what_is_sent_is_known_though_it_can_not_be_written_down(tmp_path: Path) -> None:
+    """On a full disk; that is said once. Nor is it forgotten while the folder is not mounted."""
+    (tmp_path / "no folder").write_bytes(b"")
+    memory_path, folder = tmp_path / "memory.json", tmp_path / "films"
+    folder.mkdir()
+    for place in (tmp_path / "no folder" / "memory.json", memory_path):
+        said: list[str] = []
+        for name in ("a.mp4", "b.mp4"):
+            (folder / name).write_bytes(b"film")
+        with Away(["", ""]) as client:
+            memory = watch.Memory(place, said.append)
+            watcher = watch.Watcher(client, folder, "to", settle=0, memory=memory, say=said.append)
+            assert watcher.look().sent == 2
+            assert sum("asked about again" in line for line in said) == (place != memory_path)
+            for each in folder.iterdir():
+                each.rename(tmp_path / each.name)
+            assert watcher.look() == watch.Round()
+            for name in ("a.mp4", "b.mp4"):
+                (tmp_path / name).rename(folder / name)
+            assert watcher.look() == watch.Round()
+
+
+def test_films_that_the_store_alone_refuses_hold_up_no_other(tmp_path: Path) -> None:
+    """As those whose keys lie below an object's name; where the store is away, all wait."""
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         (tmp_path / name).write_bytes(b"film")
     said: list[str] = []
-    memory = watch.Memory(tmp_path / "memory.json")
-    turns = ["storage", "", "", "storage", "storage"]
-    with Away(turns) as client:
+    memory = watch.Memory(tmp_path / "memory.json", said.append)
+    with Away(["storage", "storage", "", "storage", ""]) as client:
         watcher = watch.Watcher(client, tmp_path, "to", settle=0, memory=memory, say=said.append)
         done = watcher.look()
-        assert (done.sent, done.away, client.asked) == (2, None, ["a.mp4", "b.mp4", "c.mp4"])
-        assert said[-2:] == [
-            "a.mp4 is not taken, as others are; again in 60 s: it is so",
+        assert (done.sent, done.refused, done.away) == (1, 2, None)
+        assert said == [
+            "a.mp4 is not taken; again in 60 s: it is so",
+            "b.mp4 is not taken; again in 60 s: it is so",
             "c.mp4 is sent: to/c.mp4",
         ]
-        for name in ("d.mp4", "e.mp4", "f.mp4"):
+        for name in ("d.mp4", "e.mp4"):
             (tmp_path / name).write_bytes(b"film")
+        client.store = False
         done = watcher.look()
-        assert (done.sent, done.away is None) == (0, False)
-        assert client.asked[3:] == ["d.mp4", "e.mp4"]
+        assert (done.sent, done.refused, done.away is None) == (0, 0, False)
+        assert client.asked[3:] == ["d.mp4"]
