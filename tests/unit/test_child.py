@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -637,6 +638,50 @@ Child("orphan", Path({str(scratch)!r})).call(
     parent.kill()
     parent.communicate()
     assert gone_within(pid, 5)
+
+
+@pytest.mark.parametrize("lacks", ["a spawner", "a descriptor", "a watcher"])
+def test_a_start_that_fails_half_way_leaves_nothing(
+    child: Child, scratch: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    """Out of threads or descriptors: no process, no pipe, no start on its own later; then it is."""
+    spawned: list[int] = []
+    start, pipe, popen = threading.Thread.start, os.pipe, subprocess.Popen
+    pipes = iter(range(100))
+
+    def starts(thread: threading.Thread) -> None:
+        if thread.name.startswith("child-spawner" if lacks == "a spawner" else "watch of"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def opens() -> tuple[int, int]:
+        if next(pipes) == 1:
+            raise OSError(errno.EMFILE, "too many open files")
+        return pipe()
+
+    def spawns(*args: Any, **options: Any) -> Any:
+        process = popen(*args, **options)
+        spawned.append(process.pid)
+        return process
+
+    child.start()  # what is opened once is open
+    child.close()
+    monkeypatch.setattr("worker.child.child._spawners", {})
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(subprocess, "Popen", spawns)
+    with monkeypatch.context() as patched:
+        if lacks == "a descriptor":
+            patched.setattr(os, "pipe", opens)
+        else:
+            patched.setattr(threading.Thread, "start", starts)
+        with pytest.raises(ChildDiedError) as caught:
+            call(child, "echo", scratch)
+    assert (caught.value.code, child.pid) == ("not_started", None)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(spawned) == (lacks == "a watcher")
+    assert not [pid for pid in spawned if of_session(pid)]
+    assert os.getsid(call(child, "echo", scratch)["pid"]) == child.pid
+    assert len(spawned) == 1 + (lacks == "a watcher")
 
 
 def test_warm_modules_that_fail_are_no_obstacle(scratch: Path) -> None:
