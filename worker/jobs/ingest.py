@@ -38,7 +38,7 @@ from worker.child import messages
 from worker.context import Context
 from worker.jobs import artefacts, claim
 from worker.jobs.claim import Held, History
-from worker.jobs.work import is_left, work_on
+from worker.jobs.work import check_processes, is_left, work_on
 
 log = logging.getLogger(__name__)
 
@@ -298,8 +298,7 @@ def _check_fault(context: Context, held: Held, error: Exception, local: Path) ->
         return
     if isinstance(error, _NOT_THE_FILM):
         raise error
-    if isinstance(error, ChildDiedError) and error.code == "not_started":
-        raise error
+    check_processes(error)
     try:
         with artefacts.opened(local, links=None) as file:
             while file.read(_CHUNK):

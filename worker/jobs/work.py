@@ -24,6 +24,7 @@ from posedrop.transport.queue import QueueError
 from worker import room
 from worker.context import Context
 from worker.jobs.claim import Held
+from worker.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 #: How often it is tried to hand an attempt back, within a lease, while the store is away.
@@ -104,8 +105,7 @@ def check_machine(error: Exception, folder: Path) -> None:
         error: what cut an attempt short.
         folder: on the disk that was written to.
     """
-    if isinstance(error, ChildDiedError) and error.code == "not_started":
-        raise error  # of a machine that is too busy, or out of processes
+    check_processes(error)
     if isinstance(error, (CancelledRunError, ChildDiedError, *FINAL_ERRORS)):
         return
     if isinstance(error, RecordError) and error.code != "newer_record":
@@ -113,6 +113,23 @@ def check_machine(error: Exception, folder: Path) -> None:
     if isinstance(error, StorageError | QueueError):
         raise error
     room.check_room(folder)
+
+
+def check_processes(error: Exception) -> None:
+    """Raise what is the matter, if this machine is too busy, or has no process or memory left.
+
+    Raises:
+        ChildDiedError: code ``not_started``.
+    """
+    if isinstance(error, ChildDiedError) and error.code == "not_started":
+        raise error
+    # What a child says of its own memory is a PosedropError, and says nothing of ours.
+    if not isinstance(error, PosedropError) and is_out_of_memory(error):
+        raise ChildDiedError(
+            f"this worker has no thread or memory left ({error}): may its machine, or its "
+            "container, have more processes (pids) and memory?",
+            code="not_started",
+        ) from error
 
 
 def in_words(error: Exception) -> PosedropError:
