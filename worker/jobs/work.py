@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from posedrop.buckets.records.attempts import STORE_AWAY
 from posedrop.buckets.records.runs import RunError
 from posedrop.errors import (
     AnalysisError,
@@ -85,13 +86,15 @@ def work_on(
 def _hand_back(context: Context, held: Held, error: RunError) -> None:
     """Record that an attempt did not count, for a lease's time if the store is away.
 
-    After that others take this worker for dead, and the attempt counts.
+    After that others take this worker for dead, and the attempt counts. A store that was away
+    altogether says nothing of this run, and counts for nothing.
     """
     for _ in range(_TRIES):
         try:
             held.end("handed_back", error)
         except StorageError as away:
             log.warning("attempt %s can't be handed back now: %s", held.number, away)
+            error = error.model_copy(update={"code": STORE_AWAY})
             if context.is_closed_within(context.settings.lease_seconds / _TRIES):
                 return
         else:
