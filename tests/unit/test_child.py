@@ -684,6 +684,19 @@ def test_a_start_that_fails_half_way_leaves_nothing(
     assert len(spawned) == 1 + (lacks == "a watcher")
 
 
+def test_nobody_waits_for_another_call_to_have_a_child_ready(child: Child, scratch: Path) -> None:
+    """Another's call may take hours, and starts it anyway."""
+    child.be_ready()
+    assert call(child, "echo", scratch)["pid"]
+    child.close()
+    with child._call:  # another thread's, which has not started it yet
+        other = threading.Thread(target=child.be_ready, daemon=True)
+        other.start()
+        other.join(30)
+        assert not other.is_alive()
+    assert child.pid is None
+
+
 def test_warm_modules_that_fail_are_no_obstacle(scratch: Path) -> None:
     """A module that can't be imported ahead of time is a line in the idle log."""
     child = Child("warm", scratch, warm=["json", "no_such_module"])

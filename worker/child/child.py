@@ -143,6 +143,18 @@ class Child:
         with self._call:
             self._ensure_started()
 
+    def be_ready(self) -> None:
+        """Start the process if there is none, and nobody is at it, who would start it himself.
+
+        Raises:
+            ChildDiedError: as :meth:`start` does.
+        """
+        if self._call.acquire(blocking=False):
+            try:
+                self._ensure_started()
+            finally:
+                self._call.release()
+
     def call(
         self,
         task: str,
