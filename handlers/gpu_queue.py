@@ -45,7 +45,7 @@ _LOOK = timedelta(seconds=5)
 #: A group that has waited for a smaller share of a turn asks nobody to stop.
 _WAITED = 1 / 30
 #: Stages of a run before its network computes.
-_MADE_READY = frozenset({"claimed", "fetch the model", "fetch", "load", "wait"})
+_MADE_READY = frozenset({"claimed", "fetch the model", "fetch", "load", "wait", "decode"})
 #: One that was asked has so long to come to its next checkpoint, then another is asked.
 _PATIENCE = timedelta(minutes=10)
 

@@ -16,9 +16,9 @@ from posedrop.buckets.records.models import ModelRef
 from posedrop.buckets.records.workers import Speed, Step
 
 #: Stages of a run before its network has begun.
-_BEFORE = frozenset({"claimed", "fetch the model", "fetch", "load", "wait"})
+_BEFORE = frozenset({"claimed", "fetch the model", "fetch", "load", "wait", "decode"})
 #: Stages of a run that has had its network.
-_AFTER = frozenset({"track", "filter", "write", "publish"})
+_AFTER = frozenset({"confirm", "track", "filter", "write", "publish"})
 
 Model = tuple[str, ModelRef | None]
 """An analysis, and the model that it is done with."""
@@ -124,7 +124,7 @@ def render_left(speeds: Speeds, job: AtWork) -> float | None:
     progress = job.progress
     if progress.stage == "publish":
         return 0.0
-    if progress.total and progress.frames_per_second:
+    if progress.total and progress.frames_per_second and progress.stage not in _BEFORE:
         return max(0, progress.total - progress.done) / progress.frames_per_second
     return speeds.seconds(job.work, "drawing") if job.work is not None else None
 

@@ -16,6 +16,7 @@ from posedrop.buckets.records.rules import FolderRules
 from posedrop.errors import BadRequestError, NotFoundError
 from tests.support.memory_storage import RESULTS, VIDEOS, Gate
 from tests.support.world import World
+from worker.jobs.claim import MAX_UNLUCKY
 
 FILM = "day1/a.mp4"
 #: An export calls the store some fifteen times.
@@ -124,6 +125,24 @@ def test_what_kills_its_child_is_given_up_in_words(lab: Lab) -> None:
     with pytest.raises(BadRequestError, match=r"given up after 3 attempts.*killed"):
         lab.ask()
     assert not lab.messages()
+
+
+def test_a_table_that_the_store_does_not_give_ends_in_words(lab: Lab) -> None:
+    """Ten attempts, however long it lasts; once it is given, it is made when asked for again."""
+    lab.ask()
+    result = results.read(lab.context, lab.id).result
+    assert result is not None
+    table = names.find(result.artefacts, "poses.csv")
+    assert table is not None
+    lab.storage.unreadable.add((RESULTS, lab.run.key(table.object_name)))
+    lab.settle()
+    with pytest.raises(BadRequestError, match=r"given up after 10 attempts.*AccessDenied.*mend"):
+        lab.ask()
+    assert len([name for name in lab.below() if name.startswith("nwb/")]) == MAX_UNLUCKY + 2
+    lab.storage.unreadable.clear()
+    assert results.make_again(lab.context, lab.id, "poses.nwb")
+    lab.settle()
+    lab.check_made("nwb")
 
 
 def test_a_table_that_was_changed_is_not_exported(lab: Lab) -> None:

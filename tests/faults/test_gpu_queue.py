@@ -333,6 +333,26 @@ def test_a_run_under_way_whose_attempt_cannot_be_read_holds_up_nobody(world: Wor
     assert keys(sent(world)) == ["bob/1.mp4"]
 
 
+@pytest.mark.parametrize(
+    ("stage", "computes"), [("wait", False), ("decode", False), ("infer", True)]
+)
+def test_a_run_that_is_made_ready_has_no_network_to_give_up(
+    world: World, stage: str, computes: bool
+) -> None:
+    """Nor does one that passes over the frames before its own."""
+    put(world, "alice/1.mp4")
+    (message,) = sent(world)
+    run = message.kwargs["run"]
+    held = claim.take(
+        world.storage, RESULTS, layout.Run(run), "infer",
+        worker="one", lease_seconds=60, max_attempts=3, now=world.clock(),
+    )  # fmt: skip
+    assert isinstance(held, Claim)
+    held.progress(Progress(stage=stage, done=1))
+    held._write()
+    assert gpu_queue.look(world.context, run).computes is computes
+
+
 def test_runs_that_only_newer_workers_can_do_are_set_aside(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -261,6 +263,39 @@ def test_a_machine_that_starts_no_child_is_no_fault_of_a_run(world: World, times
     (row,) = world.context.index.analyses().rows
     assert row.state == ("succeeded" if times < MAX_UNLUCKY else "failed")
     assert times < MAX_UNLUCKY or "did not start" in str(row.error)
+
+
+def test_a_machine_out_of_threads_fails_and_refuses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heartbeats that can't begin, of ingest, infer and render: what has to be done is done later.
+
+    Each half of the run has a few, and the ingest more than a film has attempts.
+    """
+    dummy = replace(analyses.get("dummy"), renders=True, finish="x:y", artefacts=analyses.POSES)
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: {"dummy": dummy})
+    tried: Counter[str] = Counter()
+    start = threading.Thread.start
+
+    def starts(thread: threading.Thread) -> None:
+        if thread.name.startswith("heartbeat"):
+            tried[thread.name] += 1
+            if tried[thread.name] % 5:  # infer and render share a name
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", starts)
+    world.storage.put(VIDEOS, HONEST, HONEST.encode())
+    for _ in range(20):
+        try:
+            world.settle()
+        except ChildDiedError:  # for Dramatiq, which comes again
+            world.clock.pass_(1000)
+            world.reconciler.round()
+    (film,), (row,) = world.context.index.files().rows, world.context.index.analyses().rows
+    assert (film.state, row.state) == ("ready", "succeeded")
+    assert sorted(tried.values()) == [5, 10]
 
 
 def test_a_store_that_goes_away_in_the_middle_counts_as_no_attempt(

@@ -147,6 +147,8 @@ class MemoryStorage(Storage):
         self, bucket: str, key: str, path: Path, etag: str | None = None
     ) -> dict[str, str]:
         with self._call():
+            if (bucket, key) in self.unreadable | self.away:
+                raise StorageError(f"can't download {bucket}/{key}: AccessDenied")
             found = self.buckets[bucket].get(key)
             if found is None or (etag is not None and found.info.etag != etag):
                 raise ObjectChangedError(f"{bucket}/{key} was replaced")

@@ -54,6 +54,9 @@ class Child:
     def start(self) -> None:
         """It is there."""
 
+    def be_ready(self) -> None:
+        """It is."""
+
     def call(self, task: str, payload: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Answer as the real child would."""
         if task == "probe":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -637,6 +639,69 @@ Child("orphan", Path({str(scratch)!r})).call(
     parent.kill()
     parent.communicate()
     assert gone_within(pid, 5)
+
+
+@pytest.mark.parametrize("lacks", ["a spawner", "a descriptor", "a watcher"])
+def test_a_start_that_fails_half_way_leaves_nothing(
+    child: Child, scratch: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    """Out of threads or descriptors: no process, no pipe, no start on its own later; then it is."""
+    spawned: list[int] = []
+    start, pipe, popen = threading.Thread.start, os.pipe, subprocess.Popen
+    pipes: list[os.stat_result] = []
+
+    def starts(thread: threading.Thread) -> None:
+        if thread.name.startswith("child-spawner" if lacks == "a spawner" else "watch of"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def opens() -> tuple[int, int]:
+        if lacks == "a descriptor" and pipes:
+            raise OSError(errno.EMFILE, "too many open files")
+        ends = pipe()
+        pipes.append(os.fstat(ends[0]))
+        return ends
+
+    def is_open(of: os.stat_result) -> bool:
+        for fd in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(fd.stat(), of):
+                    return True
+        return False
+
+    def spawns(*args: Any, **options: Any) -> Any:
+        process = popen(*args, **options)
+        spawned.append(process.pid)
+        return process
+
+    monkeypatch.setattr("worker.child.child._spawners", {})
+    monkeypatch.setattr(subprocess, "Popen", spawns)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pipe", opens)
+        if lacks != "a descriptor":
+            patched.setattr(threading.Thread, "start", starts)
+        with pytest.raises(ChildDiedError) as caught:
+            call(child, "echo", scratch)
+    assert (caught.value.code, child.pid) == ("not_started", None)
+    assert len(pipes) >= (lacks != "a spawner")
+    assert not [each for each in pipes if is_open(each)]
+    assert len(spawned) == (lacks == "a watcher")
+    assert all(gone_within(pid, 5) for pid in spawned)
+    assert os.getsid(call(child, "echo", scratch)["pid"]) == child.pid
+    assert len(spawned) == 1 + (lacks == "a watcher")
+
+
+def test_nobody_waits_for_another_call_to_have_a_child_ready(child: Child, scratch: Path) -> None:
+    """Another's call may take hours, and starts it anyway."""
+    child.be_ready()
+    assert call(child, "echo", scratch)["pid"]
+    child.close()
+    with child._call:  # another thread's, which has not started it yet
+        other = threading.Thread(target=child.be_ready, daemon=True)
+        other.start()
+        other.join(30)
+        assert not other.is_alive()
+    assert child.pid is None
 
 
 def test_warm_modules_that_fail_are_no_obstacle(scratch: Path) -> None:

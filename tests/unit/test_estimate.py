@@ -166,7 +166,7 @@ FAST = Speeds({"w": [speed_of(WORK, 100.0), speed_of(WORK, 1.0, "drawing")]})
 
 def at(stage: str, done: int = 0, rate: float | None = None, **more: float) -> AtWork:
     """Return a run at a stage; 1,000 frames from the network on."""
-    total = 1000 if stage in {"infer", "idle", "render"} else None
+    total = 1000 if stage in {"infer", "idle", "render", "decode", "confirm"} else None
     progress = Progress(stage=stage, done=done, total=total, frames_per_second=rate)
     return AtWork(stage, WORK, progress, elapsed=more.get("elapsed", 5.0))
 
@@ -176,6 +176,8 @@ def at(stage: str, done: int = 0, rate: float | None = None, **more: float) -> A
     [
         (at("claimed"), 10.0),
         (at("wait"), 10.0),
+        (at("decode", 400, rate=500.0), 10.0),  # what is passed over says nothing of the network
+        (at("confirm", 400, rate=500.0), 0.0),
         (at("infer", 500, rate=50.0), 10.0),
         (at("infer", 500), 5.0),
         (at("infer", 500, rate=0.0), 5.0),  # it hangs at this moment
@@ -207,6 +209,7 @@ def test_a_second_run_of_a_worker_waits_for_its_first() -> None:
     assert (found["wait"], found["write"], free) == (None, 1000.0, None)
     assert render_left(FAST, at("render", 900, rate=20.0)) == 5.0
     assert render_left(FAST, at("fetch")) == 1000.0
+    assert render_left(FAST, at("decode", 900, rate=500.0)) == 1000.0
     assert render_left(FAST, at("publish")) == 0.0
     assert render_left(Speeds(), at("fetch")) is None
 

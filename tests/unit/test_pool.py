@@ -192,6 +192,38 @@ def test_no_job_waits_for_imports_that_another_child_has_done(
     started.set()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("what", ["no thread", "an error"])
+def test_a_second_child_that_can_not_be_warmed_up_is_not_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Out of threads, or by an error that nobody foresaw: the next look has it."""
+    failed = threading.Event()
+    start, begun = threading.Thread.start, ChildPool._begun
+
+    def starts(thread: threading.Thread) -> None:
+        if "_warm_up" in thread.name and not failed.is_set():
+            failed.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def fails(self: ChildPool, child: Child) -> bool | None:
+        if "_warm_up" in threading.current_thread().name and not failed.is_set():
+            failed.set()
+            raise OSError("by chance")
+        return begun(self, child)
+
+    if what == "no thread":
+        monkeypatch.setattr(threading.Thread, "start", starts)
+    else:
+        monkeypatch.setattr(ChildPool, "_begun", fails)
+    first = bench.begin(waits=True).until("infer")
+    second = bench.begin().until("wait")
+    assert failed.is_set()
+    bench.let_go()
+    assert first.over()["pid"] != second.over()["pid"]
+
+
 @pytest.mark.parametrize("tasks", [("plain", "work", "plain"), ("work", "plain", "work")])
 def test_one_that_knows_no_permits_has_the_accelerator_from_its_start(
     bench: Bench, tasks: tuple[str, ...]

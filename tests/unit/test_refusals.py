@@ -13,8 +13,9 @@ from tests.support import videos
 from tests.support.samples import REPOSITORY
 from worker.video import preflight
 
-#: What ingest itself refuses: tests/faults/test_ingest.py and test_disk.py have films for it.
-BY_INGEST = {"decoder_failed", "no_room", "too_many_bytes"}
+#: What ingest itself refuses: test_ingest.py, test_not_given.py and test_disk.py of tests/faults
+#: have films for it.
+BY_INGEST = {"decoder_failed", "no_room", "not_given", "too_many_bytes"}
 
 
 def unknown_codec(path: Path) -> Path:

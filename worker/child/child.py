@@ -143,6 +143,18 @@ class Child:
         with self._call:
             self._ensure_started()
 
+    def be_ready(self) -> None:
+        """Start the process if there is none, and nobody is at it, who would start it himself.
+
+        Raises:
+            ChildDiedError: as :meth:`start` does.
+        """
+        if self._call.acquire(blocking=False):
+            try:
+                self._ensure_started()
+            finally:
+                self._call.release()
+
     def call(
         self,
         task: str,
@@ -256,19 +268,20 @@ class Child:
         # may end before the process does.
         try:
             _spawner().submit(self._spawn).result()
-        except OSError as error:  # of processes, descriptors, memory
-            words = f"{self._name}: no child process could be started: {error}"
-            raise ChildDiedError(words, code="not_started") from error
-        try:
             hello = self._wait_for_hello()
-        except BaseException as error:
+            name = f"watch of {self._name}"
+            threading.Thread(
+                target=self._watch, args=(self._process,), name=name, daemon=True
+            ).start()
+        except BaseException as error:  # a child that nobody watches is none
             self._end()
             if isinstance(error, ChildDiedError):
                 raise ChildDiedError(error.message, code="not_started") from error
+            if isinstance(error, OSError | RuntimeError):  # of processes, threads, descriptors
+                words = f"{self._name}: no child process could be started: {error}"
+                raise ChildDiedError(words, code="not_started") from error
             raise
         self._walls = _walls_of(hello)
-        watch = threading.Thread(target=self._watch, args=(self._process,), daemon=True)
-        watch.start()
 
     def _spawn(self) -> None:
         _compile()
@@ -276,11 +289,14 @@ class Child:
         self._verdict = None
         self._group = new_group(self._limits.resident) if self._limits.resident else ""
         home = self._folder / OWN
-        child_reads, self._requests = os.pipe()
-        self._answers, child_writes = os.pipe()
-        self._status, child_tells = os.pipe()
-        passed = (child_reads, child_writes, child_tells)
+        passed: list[int] = []
         try:
+            child_reads, self._requests = os.pipe()
+            passed.append(child_reads)
+            self._answers, child_writes = os.pipe()
+            passed.append(child_writes)
+            self._status, child_tells = os.pipe()
+            passed.append(child_tells)
             with self._idle_log.open("wb") as idle_log:
                 self._process = subprocess.Popen(
                     self._command(*passed),
@@ -292,9 +308,6 @@ class Child:
                     pass_fds=passed,
                     start_new_session=True,
                 )
-        except BaseException:
-            self._close_pipes()
-            raise
         finally:
             for fd in passed:
                 os.close(fd)
@@ -518,6 +531,10 @@ def _spawner() -> ThreadPoolExecutor:
     with _spawners_lock:
         # By process, because a fork has the dictionary but not the thread.
         if os.getpid() not in _spawners:
+            spawner = ThreadPoolExecutor(1, thread_name_prefix="child-spawner")
+            # One whose thread can't be started keeps what it was asked, and does it later, for
+            # nobody: it is asked for nothing, and forgotten.
+            spawner.submit(os.getpid)
             _spawners.clear()
-            _spawners[os.getpid()] = ThreadPoolExecutor(1, thread_name_prefix="child-spawner")
+            _spawners[os.getpid()] = spawner
         return _spawners[os.getpid()]

@@ -131,7 +131,10 @@ class ChildPool:
             return (warm or self._idle)[0]
         if self._idle and self._accelerated:
             cold = self._idle.pop()
-            threading.Thread(target=self._warm_up, args=(cold,), daemon=True).start()
+            try:
+                threading.Thread(target=self._warm_up, args=(cold,), daemon=True).start()
+            except RuntimeError:  # out of threads: whoever waits looks again in a moment
+                self._idle.append(cold)
         return None
 
     def _be_ready(self) -> None:
@@ -148,8 +151,10 @@ class ChildPool:
             self._changed.notify_all()
 
     def _warm_up(self, child: Child) -> None:
-        self._begun(child)
-        self._let_go(child)
+        try:
+            self._begun(child)
+        finally:
+            self._let_go(child)
 
     def _begun(self, child: Child) -> bool | None:
         """Have a child do its first task, after its imports; None: it failed, as others may not."""

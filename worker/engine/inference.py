@@ -55,7 +55,7 @@ from worker.precision.tuning import Memory
 from worker.precision.variants import ModelVariants
 from worker.video import containers, decode
 from worker.video.cuda_decode import Card, DecodedOtherwiseError
-from worker.video.numbering import Reading
+from worker.video.numbering import Reading, passing
 from worker.video.planes import ROWS, Planes
 
 #: Frames decoded ahead of the network, beside a batch.
@@ -340,9 +340,7 @@ class _Inference:
             card.goes_on(state.pop("decode", {}))
             predictor.resume(state)
             print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
-        reading = Reading(
-            brightness={}, passed=lambda number: job.report("decode", number, self._total)
-        )
+        reading = Reading(brightness={}, passed=passing(job.report, begin))
         # From the first frame on all the same: frames have their numbers by being decoded.
         frames = decode.frames(
             job.video,
@@ -361,7 +359,7 @@ class _Inference:
                 job.report("infer", len(found.indexes), self._total)
                 shown = _cropped_all(chain(early, ready), self._crop)
                 self._predict(predictor, shown, reading, found, setup, card)
-        card.confirm(job.video, lambda number: job.report("decode", number, reading.end))
+        card.confirm(job.video, lambda number: job.report("confirm", number, reading.end))
         return found, reading
 
     def _predict(

@@ -25,8 +25,12 @@ from posedrop.errors import PosedropError, RecordError, StorageError
 log = logging.getLogger(__name__)
 
 #: A run is given up after so many attempts that the store or the machine cut short: it took their
-#: claims, and not what they had made, or started no child.
+#: claims, and did not give the film, or take what they had made, or started no child.
 MAX_UNLUCKY = 10
+_ADVICE = (
+    "if it is archived or damaged, or denied to the worker's key, mend that in the store; then ask "
+    "again"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,8 @@ class Exhausted:
         words = f"worker {self.last.worker} was killed or lost while it was at {what}"
         known = self.last.error or RunError(code="worker_died", message=words, stage=stage)
         words = f"given up after {self.counted} attempts; the last: {known.message}"
+        if known.code == StorageError.code:
+            words += f" ({_ADVICE})"
         return known.model_copy(update={"message": words})
 
 

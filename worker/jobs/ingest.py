@@ -2,7 +2,8 @@
 
 A decoder may die, hang or fail of a film. Each attempt to decode one is a record of its own, and
 after the third that failed the film is refused: whatever is put into the bucket, its ingest ends.
-A full disk, a store that is away and a worker that is stopped are not the film's fault.
+A full disk, a store that is away and a worker that is stopped are not the film's fault. A film that
+the store has, and does not give, is refused after ten attempts.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from worker.child import messages
 from worker.context import Context
 from worker.jobs import artefacts, claim
 from worker.jobs.claim import Held, History
-from worker.jobs.work import is_left, work_on
+from worker.jobs.work import check_processes, is_left, work_on
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ RETRY_SECONDS = 2.0
 MAX_THUMBNAIL_BYTES = 2**20
 #: The reason of a refusal by attempts that failed.
 DECODER_FAILED = "decoder_failed"
+#: The reason of a refusal by a store that has the film, and does not give it.
+NOT_GIVEN = "not_given"
 #: What an attempt ended with that had no film to read any more: a disk's fault, or its child's.
 UNREADABLE = "scratch_unreadable"
 _JPEG = b"\xff\xd8\xff"
@@ -144,7 +147,11 @@ def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> E
         return _refused(record.model_copy(update=_hashes(before)), why)
     with context.scratch_dir() as scratch:
         local = scratch / "video"
-        hashes = _fetch(context, video, before, local)
+        try:
+            hashes = _fetch(context, video, before, local)
+        except StorageError as error:
+            _note_if_not_given(context, video, before, error)
+            raise
         record = record.model_copy(update=hashes)
         # What would make any attempt fail makes none.
         room.fetch_with_room(context.cache, lambda: room.check_room(scratch))
@@ -248,6 +255,29 @@ def _fetch(context: Context, video: VideoRef, before: History, local: Path) -> d
     )
 
 
+def _note_if_not_given(
+    context: Context, video: VideoRef, before: History, error: StorageError
+) -> None:
+    """Count an attempt for which the store did not give the film, though it has it.
+
+    Raises:
+        StorageError: the store is away, which says nothing of the film.
+    """
+    if error.code != StorageError.code:  # it was replaced, or the disk is full
+        return
+    there = context.storage.head(video.bucket, video.key)
+    if there is None or there.etag != video.etag:
+        return
+    results, folder = context.settings.results_bucket, layout.ingest(video.file_id, video.etag)
+    attempt = claim.begin(
+        context.storage, results, folder, before, "ingest", context.name, now=context.clock()
+    )
+    if attempt is not None:
+        held = Held(context.storage, results, folder, attempt)
+        held.stage("fetch")
+        held.end("handed_back", claim.run_error(error, "fetch"))
+
+
 # -- how an attempt ends ---------------------------------------------------------------------------
 
 
@@ -306,8 +336,7 @@ def _check_fault(context: Context, held: Held, error: Exception, local: Path) ->
         return
     if isinstance(error, _NOT_THE_FILM):
         raise error
-    if isinstance(error, ChildDiedError) and error.code == "not_started":
-        raise error
+    check_processes(error)
     try:
         with artefacts.opened(local, links=None) as file:
             while file.read(_CHUNK):
@@ -333,6 +362,14 @@ def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | Non
     failed, died = before.spent("failed"), before.spent(None)
     back = before.spent("handed_back")
     unreadable = [a for a in back if a.error is not None and a.error.code == UNREADABLE]
+    not_given = [a.error for a in back if a.error is not None and a.error.stage == "fetch"]
+    if len(not_given) >= claim.MAX_UNLUCKY:
+        return RefusedVideoError(
+            f"the store has this file, and gave it in none of {len(not_given)} attempts; the last "
+            f"time: {not_given[-1].message[:1000]} (restore it if it is archived or damaged, or "
+            "let the worker's key read it; then `posedrop reingest` it)",
+            code=NOT_GIVEN,
+        )
     if len(failed) >= settings.max_attempts:
         said = failed[-1].error
         what = f"failed {len(failed)} times; the last time: {said.message if said else '?'}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from posedrop import analyses
 from posedrop.buckets import layout
@@ -30,6 +31,7 @@ from worker.jobs.work import FINAL_ERRORS, check_machine, in_words, is_left, wor
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Work = Callable[[RunAttempt], None]
 
 
@@ -227,11 +229,16 @@ def _fail(
 ) -> None:
     """End a run that failed, with all that was made of it: poses that can't be drawn are poses."""
     bucket = context.settings.results_bucket
-    inference = context.storage.read_whole_record(bucket, run.inference, Inference)
+    inference = _if_given(
+        context,
+        run.inference,
+        lambda: context.storage.read_whole_record(bucket, run.inference, Inference),
+    )
     drawn_from = inference.artefacts if inference is not None else []
     found = {artefact.plain_name: artefact for artefact in (*drawn_from, *left)}
-    if layout.PREDICTIONS not in found and (there := _published_predictions(context, run)):
-        found[there.name] = there
+    if layout.PREDICTIONS not in found:
+        there = _if_given(context, run.predictions, lambda: _published_predictions(context, run))
+        found |= {there.name: there} if there is not None else {}
     publish.finish(
         context.storage,
         bucket,
@@ -245,6 +252,22 @@ def _fail(
         error=error,
     )
     checkpoints.clear(context.storage, bucket, run)
+
+
+def _if_given(context: Context, key: str, read: Callable[[], T | None]) -> T | None:
+    """Return what is read of an object; None: there is none, or the store has it and gives it not.
+
+    Raises:
+        StorageError: the store is away, the disk is full, or the record is for a newer worker.
+    """
+    try:
+        return read()
+    except StorageError as error:
+        if error.code != StorageError.code:
+            raise
+        context.storage.head(context.settings.results_bucket, key)
+        log.warning("the run ends without it: %s", error)
+        return None
 
 
 def _published_predictions(context: Context, run: Run) -> Artefact | None:

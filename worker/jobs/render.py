@@ -30,9 +30,8 @@ def render(context: Context, run: str) -> None:
 
 def _render(attempt: RunAttempt) -> None:
     context, claim, folders = attempt.context, attempt.claim, attempt.folders
-    if context.cpu_tables.pid is None:
-        with suppress(ChildDiedError):  # who needs it will tell
-            context.cpu_tables.start()  # ready, with its imports, for who tunes these poses again
+    with suppress(ChildDiedError):  # who needs it will tell
+        context.cpu_tables.be_ready()  # with its imports, for who tunes these poses again
     inference = _read_inference(attempt)
     is_drawn = attempt.request.args.get("style", {}).get("video", True)
     video = attempt.fetch_video() if is_drawn else None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from posedrop.buckets.records.attempts import STORE_AWAY
 from posedrop.buckets.records.runs import RunError
 from posedrop.errors import (
     AnalysisError,
@@ -24,6 +25,7 @@ from posedrop.transport.queue import QueueError
 from worker import room
 from worker.context import Context
 from worker.jobs.claim import Held
+from worker.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 #: How often it is tried to hand an attempt back, within a lease, while the store is away.
@@ -84,13 +86,15 @@ def work_on(
 def _hand_back(context: Context, held: Held, error: RunError) -> None:
     """Record that an attempt did not count, for a lease's time if the store is away.
 
-    After that others take this worker for dead, and the attempt counts.
+    After that others take this worker for dead, and the attempt counts. A store that was away
+    altogether says nothing of this run, and counts for nothing.
     """
     for _ in range(_TRIES):
         try:
             held.end("handed_back", error)
         except StorageError as away:
             log.warning("attempt %s can't be handed back now: %s", held.number, away)
+            error = error.model_copy(update={"code": STORE_AWAY})
             if context.is_closed_within(context.settings.lease_seconds / _TRIES):
                 return
         else:
@@ -104,8 +108,7 @@ def check_machine(error: Exception, folder: Path) -> None:
         error: what cut an attempt short.
         folder: on the disk that was written to.
     """
-    if isinstance(error, ChildDiedError) and error.code == "not_started":
-        raise error  # of a machine that is too busy, or out of processes
+    check_processes(error)
     if isinstance(error, (CancelledRunError, ChildDiedError, *FINAL_ERRORS)):
         return
     if isinstance(error, RecordError) and error.code != "newer_record":
@@ -113,6 +116,23 @@ def check_machine(error: Exception, folder: Path) -> None:
     if isinstance(error, StorageError | QueueError):
         raise error
     room.check_room(folder)
+
+
+def check_processes(error: Exception) -> None:
+    """Raise what is the matter, if this machine is too busy, or has no process or memory left.
+
+    Raises:
+        ChildDiedError: code ``not_started``.
+    """
+    if isinstance(error, ChildDiedError) and error.code == "not_started":
+        raise error
+    # What a child says of its own memory is a PosedropError, and says nothing of ours.
+    if not isinstance(error, PosedropError) and is_out_of_memory(error):
+        raise ChildDiedError(
+            f"this worker has no thread or memory left ({error}): may its machine, or its "
+            "container, have more processes (pids) and memory?",
+            code="not_started",
+        ) from error
 
 
 def in_words(error: Exception) -> PosedropError:

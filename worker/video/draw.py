@@ -28,6 +28,7 @@ from posedrop.analyses import UNFINISHED
 from posedrop.errors import AnalysisError
 from worker.video import decode, nvenc, pixels
 from worker.video.canvas import X264, Canvas, Encoder, encode, open_canvases
+from worker.video.numbering import passing
 
 Report = Callable[[str, int, int | None], None]
 Floats = npt.NDArray[np.float32]
@@ -136,7 +137,7 @@ def copy_film(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         start=start,
         stop=stop,
         stride=stride,
-        passed=lambda number: report("decode", number, start),
+        passed=passing(report, start),
     )
     with closing(decode.ahead(canvases, AHEAD)) as ready:
         written = encode(unfinished, told(ready), group=GROUP)
@@ -159,7 +160,7 @@ def _encoded(
             start=payload["start"],
             stop=payload["stop"],
             stride=payload["stride"],
-            passed=lambda number: report("decode", number, payload["start"]),
+            passed=passing(report, payload["start"]),
         )
         with closing(decode.ahead(canvases, AHEAD)) as ready:
             drawn = _drawn(ready, painter, report)

@@ -40,6 +40,14 @@ _TELLING = 64
 NO_TIME = -(2**63)
 
 
+def passing(report: Callable[[str, int, int | None], None], begin: int) -> Callable[[int], None]:
+    """Return what reports the frames that are decoded on the way to the frame ``begin``.
+
+    Those behind it are decoded once more where a film is damaged; up to where is not known.
+    """
+    return lambda number: report("decode", number, begin if number < begin else None)
+
+
 @dataclass(slots=True)
 class Reading:
     """What one passage over a film finds out; complete once its frames are used up."""

@@ -10,6 +10,12 @@ from posedrop.buckets.records.fields import Count, Finite, Moment
 from posedrop.buckets.records.record import Record, Versioned
 from posedrop.buckets.records.runs import Artefact, RunError, Task
 
+#: The code of an error that the store as a whole was to blame for: it took no word of it either.
+STORE_AWAY = "store_away"
+#: Codes of errors that come of no run: the store or the broker was away, or a record is for a newer
+#: worker.
+_OF_NO_RUN = frozenset({STORE_AWAY, "queue", "newer_record"})
+
 
 class Progress(Record):
     """How far a run is."""
@@ -47,11 +53,14 @@ class Attempt(Versioned):
     def is_unlucky(self) -> bool:
         """Whether the machine or the store cut the attempt short, and may do so again.
 
-        The store did not take its files, or no child process could be started.
+        The store did not give or take its files, the disk had no room for them, or no child process
+        could be started. One that was given back for no error, by a worker that ends or gives way,
+        is none.
         """
-        if self.error is None:
+        if self.outcome != "handed_back" or self.error is None:
             return False
-        return self.progress.stage == "publish" or self.error.code == "not_started"
+        # What the network found is at stake: that is not computed for ever, whatever is away.
+        return self.progress.stage == "publish" or self.error.code not in _OF_NO_RUN
 
 
 class NeedsNewer(Versioned):

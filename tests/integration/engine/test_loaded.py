@@ -23,7 +23,7 @@ from tests.support.analysed import (
     furthest,
     read,
 )
-from tests.support.samples import Sample
+from tests.support.samples import Sample, sample
 from worker import hardware
 from worker.child import pool
 from worker.engine import inference, network, passes
@@ -199,6 +199,20 @@ def test_an_interrupted_run_repeats_the_same_frames(
     assert told["used"] == "bf16"
     assert told["frames_repeated_in_fp32"] >= 2  # 10 and 11, by what 6 has shown
     assert found(0.0) == (whole, told)
+
+
+def test_nothing_tells_of_more_frames_than_there_are(tmp_path: Path) -> None:
+    """Of a run that begins late: those that are passed over are as many as lie before it."""
+    film = sample(tmp_path, 70)
+    args = deeplabcut_2d.normalise({"model": "mouse", "precision": "fp32", "start": 66})
+    told: list[tuple[str, int, int | None]] = []
+    out = tmp_path / "out"
+    out.mkdir()
+    inference.run(
+        Job(film.film, out, args, film.model, "d" * 64, lambda *each: told.append(each), "cpu")
+    )
+    assert ("decode", 64, 66) in told
+    assert all(total is None or done <= total for _, done, total in told)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
