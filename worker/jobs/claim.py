@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 #: A run is given up after so many attempts that the store or the machine cut short: it took their
 #: claims, and did not give the film, or take what they had made, or started no child.
 MAX_UNLUCKY = 10
+#: Where a disk had no room, not before so many seconds: what others leave there goes in time, and a
+#: queue of films must not be through with its attempts in minutes.
+_DISK_SECONDS = 3600.0
 _ADVICE = (
     "if it is archived or damaged, or denied to the worker's key, mend that in the store; then ask "
     "again"
@@ -214,11 +217,17 @@ def begin_unless_spent(
         return Busy()
     spent = [a for a in before.spent(None, "failed") if a.task == task]
     refused = [a for a in before.spent("handed_back") if a.task == task and a.is_unlucky]
-    if len(spent) >= max_attempts or len(refused) >= MAX_UNLUCKY:
+    if len(spent) >= max_attempts or (len(refused) >= MAX_UNLUCKY and not _may_pass(refused)):
         ended = sorted([*spent, *refused], key=lambda a: a.number)
         told = (a.artefacts for a in reversed(ended) if a.artefacts)
         return Exhausted(len(before.attempts), len(ended), ended[-1], next(told, []))
     return begin(storage, bucket, folder, before, task, worker, now=now) or Busy()
+
+
+def _may_pass(refused: list[Attempt]) -> bool:
+    first, last = refused[0], refused[-1]
+    is_of_disk = last.error is not None and last.error.code == "scratch_unwritable"
+    return is_of_disk and (last.started_at - first.started_at).total_seconds() < _DISK_SECONDS
 
 
 class Held:
