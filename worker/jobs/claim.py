@@ -188,7 +188,8 @@ def take(
     Of many callers at the same time exactly one gets the :class:`Claim`.
     """
     listing = storage.listing(bucket, run.folder)
-    if run.result in {found.key for found in listing.objects}:
+    there = {found.key: found.etag for found in listing.objects}
+    if run.result in there:
         return Over()
     before = _history(storage, bucket, run.attempts, task, listing)
     record = begin_unless_spent(
@@ -198,7 +199,8 @@ def take(
         return record
     spent = [a for a in before.spent(None, "failed") if a.task == task]
     is_last = len(spent) + 1 >= max_attempts
-    return Claim(storage, bucket, run, record, is_last=is_last, is_first=not spent)
+    asked = there.get(run.request)
+    return Claim(storage, bucket, run, record, asked, is_last=is_last, is_first=not spent)
 
 
 def begin_unless_spent(
@@ -335,6 +337,7 @@ class Claim(Held):
         bucket: str,
         run: Run,
         record: Attempt,
+        asked: str | None,
         *,
         is_last: bool,
         is_first: bool = True,
@@ -349,6 +352,8 @@ class Claim(Held):
         self.gives_way = False
         """Whether this attempt ends for another group's sake."""
         self._run = run
+        self._asked = asked
+        """The ETag of the request: it is another one where the run was deleted, and asked anew."""
         self._cancelled = threading.Event()
 
     @property
@@ -377,12 +382,14 @@ class Claim(Held):
     def look(self) -> None:
         """Ask the store whether the run was cancelled, or is no longer ours."""
         run = self._run
-        keys = {found.key for found in self._storage.listing(self._bucket, run.folder).objects}
-        if run.cancel in keys:
+        listing = self._storage.listing(self._bucket, run.folder)
+        there = {found.key: found.etag for found in listing.objects}
+        if run.cancel in there:
             self._cancelled.set()
-        if run.hand_back(self.number) in keys:
+        if run.hand_back(self.number) in there:
             self.asked_back = True
-        if run.attempt(self.number + 1) in keys or run.result in keys or run.request not in keys:
+        is_ours = there.get(run.request) == self._asked
+        if run.attempt(self.number + 1) in there or run.result in there or not is_ours:
             self._lost.set()
 
 

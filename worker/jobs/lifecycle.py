@@ -81,7 +81,7 @@ def perform(
         elif isinstance(held, Claim):
             _make(RunAttempt(context, run, request, held, folders, actor or task), work)
         # Last: none of what an attempt writes at its end asks whether the run is still there.
-        publish.clear_if_deleted(context.storage, bucket, run)
+        publish.clear_if_deleted(context.storage, bucket, run, request)
 
 
 def _is_too_new(context: Context, run: Run, request: Request) -> bool:

@@ -146,15 +146,29 @@ def finish(
     return written
 
 
-def clear_if_deleted(storage: Storage, bucket: str, run: Run) -> None:
+def clear_if_deleted(storage: Storage, bucket: str, run: Run, request: Request) -> None:
     """Delete what an attempt wrote of a run that was deleted meanwhile.
 
     The same film under the same key has the same run: it would be over at once, with files that are
-    gone. Whoever deletes a run begins with its request.
+    gone. Whoever deletes a run begins with its request. Where it was asked for anew by then, what
+    another worker has begun of it may go as well, and is done again.
+
+    Args:
+        storage: the object store.
+        bucket: of results.
+        run: its keys.
+        request: the one that the attempt was made for.
     """
     try:
-        if storage.head(bucket, run.request) is None:
-            log.info("deleted meanwhile", extra={"run": run.prefix})
-            storage.delete(bucket, [found.key for found in storage.objects(bucket, run.folder)])
+        now = storage.read_whole_record(bucket, run.request, Request)
+        if now is not None and now.created_at == request.created_at:
+            return
+        over = storage.read_whole_record(bucket, run.result, Result)
+        if now is not None and over is not None and over.created_at == now.created_at:
+            return
+        log.info("deleted meanwhile", extra={"run": run.prefix})
+        left = {found.key for found in storage.objects(bucket, run.folder)}
+        # It may have been asked for that very moment.
+        storage.delete(bucket, sorted(left - {run.request}))
     except StorageError as error:
         log.warning("%s: what was written of it stays, if it was deleted: %s", run.prefix, error)
