@@ -208,23 +208,22 @@ def _about(job: Job, model: Network, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kept(job: Job, part: str, load: Callable[[str], Network]) -> LoadedModel:
-    device = network.device_of(job.device)
-    if job.model_digest is None:  # nothing says that the same folder holds the same files
-        return _prepared(load(device))
-    key = (job.model_digest, part, device)
-
-    def prepare() -> LoadedModel:
-        return _prepared(load(device))
+    def get() -> LoadedModel:
+        device = network.device_of(job.device)
+        if job.model_digest is None:  # nothing says that the same folder holds the same files
+            return _prepared(load(device))
+        key = (job.model_digest, part, device)
+        return ENGINE.models.get(key, lambda: _prepared(load(device)), job.model_bytes)
 
     try:
-        return ENGINE.models.get(key, prepare, job.model_bytes)
+        return get()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     # The accelerator is full of what others need: once more, when it is this one's turn.
     with job.permit():
         ENGINE.models.clear()
-        return ENGINE.models.get(key, prepare, job.model_bytes)
+        return get()
 
 
 def _prepared(model: Network) -> LoadedModel:

@@ -28,6 +28,7 @@ from worker import hardware
 from worker.child import pool
 from worker.engine import inference, network, passes
 from worker.engine.state import ENGINE
+from worker.memory import is_out_of_memory
 from worker.poses import tables
 from worker.precision import guard, tuning, variants
 
@@ -143,20 +144,50 @@ def test_models_stay_loaded_within_a_bound(short: Sample, run: Callable[..., Our
     assert digests() == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (torch, "empty"),  # asks whether there is the device
+        (torch, "load"),
+        (network, "get_pose_inference_runner"),
+        (variants, "_conditions_of"),  # tries a form of the network
+    ],
+)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: out of memory")], ids=repr
+)
 def test_model_that_has_no_room_is_loaded_in_its_turn(
-    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch, module: Any,
+    name: str, error: Exception,
+) -> None:  # fmt: skip
     """What another video takes of an accelerator's memory fails no job that waits for it."""
-    load, full = network.load, ["full"]
+    usual, full = getattr(module, name), [error]
 
-    def crowded(folder: Path, snapshot: str | None, device: str) -> network.Network:
+    def crowded(*args: Any, **options: Any) -> Any:
         if full:
-            raise torch.OutOfMemoryError(full.pop())
-        return load(folder, snapshot, device)
+            raise full.pop()
+        return usual(*args, **options)
 
-    monkeypatch.setattr(network, "load", crowded)
+    monkeypatch.setattr(module, name, crowded)
     assert len(run(short.film, short.model, stop=1).poses) == 1
     assert not full
+    [loaded] = ENGINE.models.models()
+    assert loaded.variants.exact is not loaded.variants.plain  # what was full is not remembered
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MPS backend out of memory (MPS allocated: 17.9 GB, other allocations: 1.2 GB)",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_memory_that_does_not_suffice_is_known_by_its_words(text: str) -> None:
+    """Few of torch's errors of this kind have a class of their own."""
+    assert is_out_of_memory(RuntimeError(text))
 
 
 # -- checkpoints ----
