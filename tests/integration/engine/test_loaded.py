@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,44 @@ def test_interrupted_inference_goes_on(
     for details in (ours.answer["details"], expected.answer["details"]):
         del details["inference_began_at"], details["inference_ended_at"]
     assert ours.answer["details"] == expected.answer["details"]
+
+
+def test_another_kind_of_device_goes_on_in_numbers_of_its_own(
+    short: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU had found stays; the CPU that takes over computes the rest as suits a CPU."""
+    native: list[torch.dtype | None] = [torch.float16]
+    monkeypatch.setattr(hardware, "native_dtype", lambda _: native[0])
+    monkeypatch.setattr(variants.ModelVariants, "fast", lambda self, *_: self.plain)
+    monkeypatch.setattr(passes, "LOOK_EVERY", 1000)
+    monkeypatch.setattr(tuning, "is_worth", lambda *_: True)
+    small = {"x1": 120, "x2": 184, "y1": 80, "y2": 144}
+    args = deeplabcut_2d.normalise({"model": "mouse", "batch_size": 2, "crop": small, "pcutoff": 0})
+    parts = tmp_path / "parts"
+    parts.mkdir()
+
+    def job(name: str, report: Callable[..., None]) -> Job:
+        out = tmp_path / name
+        out.mkdir()
+        made = Job(short.film, out, args, short.model, "d" * 64, report, "cpu", part_seconds=0.0)
+        return replace(made, parts=parts)
+
+    def die(stage: str, done: int, _: int | None) -> None:
+        if stage == "infer" and done == 7:
+            raise KeyboardInterrupt
+
+    def computed(*how: Any) -> Any:
+        pytest.fail(f"computed in {how[1:]}")
+
+    with pytest.raises(KeyboardInterrupt):
+        inference.run(job("first", die))
+    ENGINE.models.clear()
+    native[0] = None
+    monkeypatch.setattr(variants.ModelVariants, "fast", computed)
+    begun: list[int] = []
+    second = job("second", lambda stage, done, _: begun.append(done) if stage == "infer" else None)
+    answer = inference.run(second)
+    assert begun[0] > 0
+    assert answer["frames_decoded"] == 12
+    assert answer["details"]["precision"]["used"] == "fp32"
+    assert answer["details"]["precision"]["frames_checked_in_fp32"] >= guard.SAMPLES
