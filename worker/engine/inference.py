@@ -379,7 +379,7 @@ class _Inference:
                     brightness = np.array((reading.brightness or {}).pop(number), np.float32)
                     found.add(number, {**_slim(prediction), "brightness": brightness})
                     self._job.report("infer", len(found.indexes), self._total)
-                if self._checkpoint.due(found):
+                if self._checkpoint.due(found) and card.can_tell:
                     predictor.rest()
                     decoded = card.checkpoint(self._job.video) if batch.complete else None
                     if decoded is not None:
