@@ -122,6 +122,35 @@ def test_saving_multiplications_is_given_up_where_it_does_not_pay(
     assert furthest(ours.poses[:4], expected.poses) <= TOLERANCE
 
 
+def test_a_first_frame_with_a_tie_does_not_decide_for_the_film(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saving multiplications is timed without what is computed again of that one frame."""
+    timed: list[tuning.Way] = []
+    again: list[int] = []
+    timing, put = passes.Pass._timed, guard._put
+
+    def counted(its: passes.Pass, way: tuning.Way, picture: Any) -> float:
+        before = len(again)
+        took = timing(its, way, picture)
+        assert len(again) == before, way
+        timed.append(way)
+        return took
+
+    def repeated(target: Any, rows: list[int], values: Any) -> Any:
+        again.extend(rows)
+        return put(target, rows, values)
+
+    monkeypatch.setattr(passes.Pass, "_timed", counted)
+    monkeypatch.setattr(guard, "_put", repeated)
+    monkeypatch.setattr(guard, "_unsure", lambda *_: {0, 1})
+    monkeypatch.setattr(tuning, "_allowed", lambda _: float("inf"))
+    monkeypatch.setattr(tuning, "FIRST_SHARE", 100.0)
+    small = {"x1": 120, "x2": 184, "y1": 80, "y2": 144}
+    run(short.film, short.model, batch_size=2, stop=4, crop=small)
+    assert "winograd" in {way.kind for way in timed}
+
+
 # -- memory ----
 
 
