@@ -321,6 +321,7 @@ class Pass:
     def _begin(self, picture: AnyFrame) -> None:
         """Choose how to compute, by timing it on a film's first picture."""
         variants = self._loaded.variants
+        variants.rest()
         numbers = list(dict.fromkeys([self._numbers, "fp32"]))
         if self._precision != "auto":
             numbers = numbers[:1]

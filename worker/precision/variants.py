@@ -137,6 +137,11 @@ class ModelVariants:
         if ("fp32", "winograd") not in used and self._tiled not in {None, self.exact}:
             fused.forget(self._tiled)
 
+    def rest(self) -> None:
+        """Drop what other films' sizes have left behind; a film begins."""
+        for form in self.forms():
+            fused.forget(form, fused.STAY)
+
     def forms(self) -> list[Any]:
         """Return all variants made so far; they share what they can."""
         tiled = [] if self._tiled is None else [self._tiled]
