@@ -37,6 +37,7 @@ from posedrop.models.projects import (
     what_is_set,
     wiped_model_config,
 )
+from worker import hardware
 from worker.engine.detectors import nothing_downloaded
 from worker.memory import is_out_of_memory
 from worker.poses.animals import INFERENCE_CONFIG, MultiAnimalConfig, multi_animal_config
@@ -73,7 +74,10 @@ class Network:
 def device_of(wanted: str) -> str:
     """Return a device as it was asked for, if this machine has it."""
     if wanted == "auto":
-        return "auto"
+        found = hardware.automatic()
+        if found != "auto":
+            print(f"{found}: the first card is none that this torch has kernels for")
+        return found
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:

@@ -145,6 +145,26 @@ def test_models_stay_loaded_within_a_bound(short: Sample, run: Callable[..., Our
     assert digests() == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        ([(6, 1)], "cpu"), ([(6, 1), (8, 9)], "cuda:1"), ([(7, 5)], "auto"), ([(12, 1)], "auto"),
+        ([(9, 1)], "cpu"), ([], "auto"),
+    ],
+)  # fmt: skip
+def test_auto_passes_over_cards_that_torch_has_no_kernels_for(
+    cards: list[tuple[int, int]], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees such a card all the same, and fails at the first kernel."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: cards[number])
+    names = ["sm_75", "sm_80", "sm_86", "sm_90a", "compute_120"]
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: names)
+    assert network.device_of("auto") == expected
+    assert hardware.accelerates("auto") == (bool(cards) and expected != "cpu")
+
+
 def test_films_of_many_lengths_leave_little_behind(short: Sample, run: Callable[..., Ours]) -> None:
     """The last batch of each film has a size of its own, for which weights are laid out."""
     small = {"x1": 120, "x2": 184, "y1": 80, "y2": 144}
