@@ -337,6 +337,8 @@ class _Inference:
         if found.indexes and state is not None:
             begin = found.indexes[-1] + args.stride
             card.goes_on(state.pop("decode", {}))
+            if crop := state.pop("crop", None):  # there may be no frame left to fit one to
+                self._crop = Crop.model_validate(crop)
             predictor.resume(state)
             print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
         reading = Reading(
@@ -358,6 +360,10 @@ class _Inference:
             early = list(islice(ready, 1))
             with self.use.of(job):
                 job.report("infer", len(found.indexes), self._total)
+                asked = args.crop or self._loaded.network.crop
+                if early and asked is not None:
+                    height, width = early[0][1].shape[:2]
+                    self._crop = fitted(asked, width, height, clips=args.crop is None)
                 shown = _cropped_all(chain(early, ready), self._crop)
                 self._predict(predictor, shown, reading, found, setup, card)
         card.confirm(job.video, lambda number: job.report("decode", number, reading.end))
@@ -384,6 +390,8 @@ class _Inference:
                     decoded = card.checkpoint(self._job.video) if batch.complete else None
                     if decoded is not None:
                         state = {**predictor.state(), **({"decode": decoded} if decoded else {})}
+                        if self._crop is not None:
+                            state["crop"] = self._crop.model_dump()
                         self._checkpoint.keep(found, setup, state)
         except BaseException:
             if isinstance(predictor, DeepLabCutPredictor):
@@ -400,6 +408,48 @@ def _slim(prediction: Prediction) -> Prediction:
     }
 
 
+def fitted(crop: Crop, width: int, height: int, *, clips: bool) -> Crop:
+    """Return a crop as DeepLabCut's reader cuts it, which keeps it as shares of a frame's sides.
+
+    Args:
+        crop: as it was asked for.
+        width: of the frames, like ``height``.
+        clips: whether one that is larger than the frame is cut down, as DeepLabCut does.
+
+    Raises:
+        AnalysisError: code ``bad_crop``: it is larger than the frame, or beside it.
+    """
+    if crop.x1 >= width or crop.y1 >= height or (not clips and _is_beyond(crop, width, height)):
+        raise _bad_crop(crop, width, height)
+    if _is_beyond(crop, width, height):
+        print(f"the crop of the model's project is cut down to the frame, {width} x {height}")
+
+    def cut(place: int, side: int) -> int:
+        return int(side * min(1, place / side))  # one less than ``place``, for some of them
+
+    x1, x2, y1, y2 = (
+        cut(crop.x1, width),
+        cut(crop.x2, width),
+        cut(crop.y1, height),
+        cut(crop.y2, height),
+    )
+    # Where nothing would be left DeepLabCut fails.
+    return Crop(x1=x1, x2=max(x2, x1 + 1), y1=y1, y2=max(y2, y1 + 1))
+
+
+def _is_beyond(crop: Crop, width: int, height: int) -> bool:
+    return crop.x2 > width or crop.y2 > height
+
+
+def _bad_crop(crop: Crop, width: int, height: int) -> AnalysisError:
+    return AnalysisError(
+        f"the crop reaches from ({crop.x1}, {crop.y1}) to ({crop.x2}, {crop.y2}), the frame only "
+        f"to ({width}, {height}): give a smaller crop",
+        code="bad_crop",
+        field="args.crop",
+    )
+
+
 def _cropped_all(
     frames: Iterator[tuple[int, AnyFrame]], crop: Crop | None
 ) -> Iterator[tuple[int, AnyFrame]]:
@@ -411,12 +461,8 @@ def _cropped(frame: AnyFrame, crop: Crop | None) -> AnyFrame:
     if crop is None:
         return frame
     height, width = frame.shape[:2]
-    if crop.x2 > width or crop.y2 > height:
-        raise AnalysisError(
-            f"the crop reaches to ({crop.x2}, {crop.y2}), the frame only to ({width}, {height})",
-            code="bad_crop",
-            field="args.crop",
-        )
+    if _is_beyond(crop, width, height):  # a film may change its size
+        raise _bad_crop(crop, width, height)
     if isinstance(frame, Planes):
         return frame.cropped(crop.x1, crop.y1, crop.x2, crop.y2)
     return np.ascontiguousarray(frame[crop.y1 : crop.y2, crop.x1 : crop.x2])
