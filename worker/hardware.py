@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
+
+#: A kind of card that torch was compiled for: machine code (sm) or an assembly that later ones
+#: translate (compute), its version, and a letter where no other card may run it.
+_ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
 
 
 def native_dtype(device: torch.device) -> torch.dtype | None:
@@ -19,10 +24,30 @@ def native_dtype(device: torch.device) -> torch.dtype | None:
     return None
 
 
+def has_kernels(number: int) -> bool:
+    """Tell whether the installed torch was compiled for an NVIDIA card, or for all of its kind."""
+    card = torch.cuda.get_device_capability(number)
+    known = [_ARCHITECTURE.fullmatch(name) for name in torch.cuda.get_arch_list()]
+    there = [(found[1], (int(found[2]), int(found[3])), found[4]) for found in known if found]
+    return not there or any(  # AMD's have other names
+        card == its if only else card >= its and (kind == "compute" or card[0] == its[0])
+        for kind, its, only in there
+    )
+
+
+def automatic() -> str:
+    """Return what ``auto`` means: torch's own choice, past cards that it has no kernels for."""
+    if not torch.cuda.is_available() or has_kernels(0):
+        return "auto"
+    others = range(1, torch.cuda.device_count())
+    return next((f"cuda:{number}" for number in others if has_kernels(number)), "cpu")
+
+
 def accelerates(wanted: str) -> bool:
     """Tell whether networks have a device of their own: ``wanted``, or any if that is ``auto``."""
     if wanted == "auto":
-        return torch.cuda.is_available() or torch.backends.mps.is_available()
+        cards = torch.cuda.is_available() and automatic() != "cpu"
+        return cards or torch.backends.mps.is_available()
     return not wanted.startswith("cpu")
 
 
@@ -39,5 +64,7 @@ def described() -> dict[str, Any]:
         if name.startswith("cuda"):
             about = torch.cuda.get_device_properties(name)
             where = f"{about.name}, {about.total_memory / 2**30:.0f} GiB"
+            if not has_kernels(int(name.partition(":")[2])):
+                numbers = "passed over by auto: this torch has no kernels for it"
         devices[name] = ", ".join(part for part in (where, numbers) if part)
     return {"version": torch.__version__, "devices": devices}

@@ -43,6 +43,8 @@ _ACTIVATIONS: dict[type, After] = {
 }
 #: Weights are laid out for so many sizes at once: a detector's convolutions see five.
 SIZES = 8
+#: When a film begins, so many of those that were used last stay: its batches', most likely.
+STAY = 2
 
 
 class Convolution(nn.Module):
@@ -84,9 +86,9 @@ class Convolution(nn.Module):
             found = torch.ops.mkldnn._convolution_pointwise.binary(x, other, *how)
         return found
 
-    def forget(self) -> None:
-        """Drop the weights that were laid out; the next frame needs them anew."""
-        self._packed.clear()
+    def forget(self, stay: int = 0) -> None:
+        """Drop the weights that were laid out, but for the sizes that came last."""
+        _drop(self._packed, stay)
 
     def _laid_out(self, x: Tensor) -> Tensor:
         # How is best depends on the size of what comes: asked without one, oneDNN halves the speed.
@@ -118,10 +120,10 @@ class Tiled(Convolution):
         """Bytes that the weights take a second time."""
         return super().packed_bytes + sum(tiles.nbytes for tiles in self._tiles.values())
 
-    def forget(self) -> None:
-        """Drop the weights that were laid out; the next frame needs them anew."""
-        super().forget()
-        self._tiles.clear()
+    def forget(self, stay: int = 0) -> None:
+        """Drop the weights that were laid out, but for the sizes that came last."""
+        super().forget(stay)
+        _drop(self._tiles, stay)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the convolution makes of x, after the ReLU if there is one."""
@@ -301,11 +303,11 @@ def fuse_tiled(module: nn.Module) -> int:
     return sum(isinstance(part, Tiled) for part in module.modules())
 
 
-def forget(module: nn.Module) -> None:
-    """Drop all weights that were laid out for frames of some size."""
+def forget(module: nn.Module, stay: int = 0) -> None:
+    """Drop the weights that were laid out, but for the ``stay`` sizes of frames that came last."""
     for part in module.modules():
         if isinstance(part, Convolution):
-            part.forget()
+            part.forget(stay)
 
 
 def packed_bytes(module: nn.Module) -> int:
@@ -446,8 +448,14 @@ def _kept(
     laid_out: dict[tuple[int, ...], Tensor], size: tuple[int, ...], lay: Callable[[], Tensor]
 ) -> Tensor:
     """Return the weights laid out for a size, which are kept for the last few sizes."""
-    if size not in laid_out:
-        if len(laid_out) == SIZES:
-            del laid_out[next(iter(laid_out))]
-        laid_out[size] = lay()
-    return laid_out[size]
+    found = laid_out.pop(size, None)
+    if found is None:
+        _drop(laid_out, SIZES - 1)
+        found = lay()
+    laid_out[size] = found  # behind all others: it came last
+    return found
+
+
+def _drop(laid_out: dict[tuple[int, ...], Tensor], stay: int) -> None:
+    for size in list(laid_out)[: max(0, len(laid_out) - stay)]:
+        del laid_out[size]

@@ -208,23 +208,22 @@ def _about(job: Job, model: Network, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kept(job: Job, part: str, load: Callable[[str], Network]) -> LoadedModel:
-    device = network.device_of(job.device)
-    if job.model_digest is None:  # nothing says that the same folder holds the same files
-        return _prepared(load(device))
-    key = (job.model_digest, part, device)
-
-    def prepare() -> LoadedModel:
-        return _prepared(load(device))
+    def get() -> LoadedModel:
+        device = network.device_of(job.device)
+        if job.model_digest is None:  # nothing says that the same folder holds the same files
+            return _prepared(load(device))
+        key = (job.model_digest, part, device)
+        return ENGINE.models.get(key, lambda: _prepared(load(device)), job.model_bytes)
 
     try:
-        return ENGINE.models.get(key, prepare, job.model_bytes)
+        return get()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     # The accelerator is full of what others need: once more, when it is this one's turn.
     with job.permit():
         ENGINE.models.clear()
-        return ENGINE.models.get(key, prepare, job.model_bytes)
+        return get()
 
 
 def _prepared(model: Network) -> LoadedModel:
@@ -338,6 +337,8 @@ class _Inference:
         if found.indexes and state is not None:
             begin = found.indexes[-1] + args.stride
             card.goes_on(state.pop("decode", {}))
+            if crop := state.pop("crop", None):  # there may be no frame left to fit one to
+                self._crop = Crop.model_validate(crop)
             predictor.resume(state)
             print(f"goes on from frame {begin}, behind {len(found.indexes)} of an earlier attempt")
         reading = Reading(brightness={}, passed=passing(job.report, begin))
@@ -357,6 +358,10 @@ class _Inference:
             early = list(islice(ready, 1))
             with self.use.of(job):
                 job.report("infer", len(found.indexes), self._total)
+                asked = args.crop or self._loaded.network.crop
+                if early and asked is not None:
+                    height, width = early[0][1].shape[:2]
+                    self._crop = fitted(asked, width, height, clips=args.crop is None)
                 shown = _cropped_all(chain(early, ready), self._crop)
                 self._predict(predictor, shown, reading, found, setup, card)
         card.confirm(job.video, lambda number: job.report("confirm", number, reading.end))
@@ -378,11 +383,13 @@ class _Inference:
                     brightness = np.array((reading.brightness or {}).pop(number), np.float32)
                     found.add(number, {**_slim(prediction), "brightness": brightness})
                     self._job.report("infer", len(found.indexes), self._total)
-                if self._checkpoint.due(found):
+                if self._checkpoint.due(found) and card.can_tell:
                     predictor.rest()
                     decoded = card.checkpoint(self._job.video) if batch.complete else None
                     if decoded is not None:
                         state = {**predictor.state(), **({"decode": decoded} if decoded else {})}
+                        if self._crop is not None:
+                            state["crop"] = self._crop.model_dump()
                         self._checkpoint.keep(found, setup, state)
         except BaseException:
             if isinstance(predictor, DeepLabCutPredictor):
@@ -399,6 +406,48 @@ def _slim(prediction: Prediction) -> Prediction:
     }
 
 
+def fitted(crop: Crop, width: int, height: int, *, clips: bool) -> Crop:
+    """Return a crop as DeepLabCut's reader cuts it, which keeps it as shares of a frame's sides.
+
+    Args:
+        crop: as it was asked for.
+        width: of the frames, like ``height``.
+        clips: whether one that is larger than the frame is cut down, as DeepLabCut does.
+
+    Raises:
+        AnalysisError: code ``bad_crop``: it is larger than the frame, or beside it.
+    """
+    if crop.x1 >= width or crop.y1 >= height or (not clips and _is_beyond(crop, width, height)):
+        raise _bad_crop(crop, width, height)
+    if _is_beyond(crop, width, height):
+        print(f"the crop of the model's project is cut down to the frame, {width} x {height}")
+
+    def cut(place: int, side: int) -> int:
+        return int(side * min(1, place / side))  # one less than ``place``, for some of them
+
+    x1, x2, y1, y2 = (
+        cut(crop.x1, width),
+        cut(crop.x2, width),
+        cut(crop.y1, height),
+        cut(crop.y2, height),
+    )
+    # Where nothing would be left DeepLabCut fails.
+    return Crop(x1=x1, x2=max(x2, x1 + 1), y1=y1, y2=max(y2, y1 + 1))
+
+
+def _is_beyond(crop: Crop, width: int, height: int) -> bool:
+    return crop.x2 > width or crop.y2 > height
+
+
+def _bad_crop(crop: Crop, width: int, height: int) -> AnalysisError:
+    return AnalysisError(
+        f"the crop reaches from ({crop.x1}, {crop.y1}) to ({crop.x2}, {crop.y2}), the frame only "
+        f"to ({width}, {height}): give a smaller crop",
+        code="bad_crop",
+        field="args.crop",
+    )
+
+
 def _cropped_all(
     frames: Iterator[tuple[int, AnyFrame]], crop: Crop | None
 ) -> Iterator[tuple[int, AnyFrame]]:
@@ -410,12 +459,8 @@ def _cropped(frame: AnyFrame, crop: Crop | None) -> AnyFrame:
     if crop is None:
         return frame
     height, width = frame.shape[:2]
-    if crop.x2 > width or crop.y2 > height:
-        raise AnalysisError(
-            f"the crop reaches to ({crop.x2}, {crop.y2}), the frame only to ({width}, {height})",
-            code="bad_crop",
-            field="args.crop",
-        )
+    if _is_beyond(crop, width, height):  # a film may change its size
+        raise _bad_crop(crop, width, height)
     if isinstance(frame, Planes):
         return frame.cropped(crop.x1, crop.y1, crop.x2, crop.y2)
     return np.ascontiguousarray(frame[crop.y1 : crop.y2, crop.x1 : crop.x2])

@@ -37,7 +37,9 @@ from posedrop.models.projects import (
     what_is_set,
     wiped_model_config,
 )
+from worker import hardware
 from worker.engine.detectors import nothing_downloaded
+from worker.memory import is_out_of_memory
 from worker.poses.animals import INFERENCE_CONFIG, MultiAnimalConfig, multi_animal_config
 
 
@@ -72,10 +74,15 @@ class Network:
 def device_of(wanted: str) -> str:
     """Return a device as it was asked for, if this machine has it."""
     if wanted == "auto":
-        return "auto"
+        found = hardware.automatic()
+        if found != "auto":
+            print(f"{found}: the first card is none that this torch has kernels for")
+        return found
     try:
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):  # it is there, and full
+            raise
         raise AnalysisError(
             f"this worker has no device {wanted!r} (POSEDROP_DEVICE)", code="no_such_device"
         ) from error
@@ -323,9 +330,9 @@ def build(
             detector = _detector(config, detector_batch, chosen, people)
             whole = detector.model if people is None else detector.model.base_model
             whole.load_state_dict(detector_weights)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:  # a network of any description: torch raises whatever it runs into
+        if is_out_of_memory(error):
+            raise
         raise _bad_config(error) from error
     return Network(
         pose=pose,
@@ -423,6 +430,8 @@ def _read_weights(path: Path) -> Any:
             ) from error
         raise ModelError(f"{path.name} is damaged", code="model_damaged") from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         first = str(error).partition("\n")[0][:300]
         raise ModelError(f"{path.name} is damaged: {first}", code="model_damaged") from error
 

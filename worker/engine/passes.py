@@ -142,6 +142,12 @@ class Pass:
         self._strict = watches_of(loaded.variants.exact, -math.inf)
         self._again = max((watch.again for watch in (self._watches or {}).values()), default=0.0)
         self._numbers = loaded.variants.numbers_for(precision, watched=self._watches is not None)
+        self._kind_of_device = [
+            self._device.type,
+            loaded.variants.numbers_for("auto", watched=True),
+        ]
+        self._before: PrecisionStats | None = None
+        """What another kind of device had taught of this film."""
         self._guard: PrecisionGuard | None = None
         self._tuned: Tuned | None = None
         self._key: dict[str, Any] = {}
@@ -177,21 +183,27 @@ class Pass:
             "tuned": self._tuned.summary(),
             "batch": self.batch,
             "looked": self._looked,
+            "device": self._kind_of_device,
         }
 
     def resume(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state` returned in an earlier attempt."""
         if not state:
             return
-        self.batch, self._looked = int(state["batch"]), int(state["looked"])
+        known = state["arithmetic"]
+        known = PrecisionStats(
+            **{**known, "later": [(int(at), noise) for at, noise in known["later"]]}
+        )
+        self._looked = int(state["looked"])
+        if state.get("device") != self._kind_of_device:
+            # What was found stays; its numbers may be none that this one multiplies.
+            self._before = known
+            return
+        self.batch = int(state["batch"])
         choice = Choice(**state["choice"])
         timings = {Way.parse(way): ms / 1000 for way, ms in state["tuned"]["milliseconds"].items()}
         self._tuned = Tuned(
             choice, timings, int(state["tuned"]["remembered"]), state["tuned"]["seconds"]
-        )
-        known = state["arithmetic"]
-        known = PrecisionStats(
-            **{**known, "later": [(int(at), noise) for at, noise in known["later"]]}
         )
         self._guard = self._new_guard(choice, known)
 
@@ -309,6 +321,7 @@ class Pass:
     def _begin(self, picture: AnyFrame) -> None:
         """Choose how to compute, by timing it on a film's first picture."""
         variants = self._loaded.variants
+        variants.rest()
         numbers = list(dict.fromkeys([self._numbers, "fp32"]))
         if self._precision != "auto":
             numbers = numbers[:1]
@@ -339,7 +352,7 @@ class Pass:
         choice = self._tuned.choice
         variants.keep({(choice.numbers, choice.kind), ("fp32", choice.exact)})
         self.batch = choice.batch
-        self._guard = self._new_guard(choice, None)
+        self._guard = self._new_guard(choice, self._before and self._before.anew(choice.numbers))
 
     def _new_guard(self, choice: Choice, state: PrecisionStats | None) -> PrecisionGuard:
         return PrecisionGuard(
@@ -353,12 +366,15 @@ class Pass:
             way.numbers, way.kind, way.kind if way.numbers == "fp32" else "direct", way.batch
         )
         best = float("inf")
+        # In fp32 rows that do not count are looked at, but not computed again: here all would be,
+        # or none. How many pictures of the film are is weighed later.
+        count = 0 if way.numbers == "fp32" else way.batch
         try:
             guard = self._new_guard(choice, state)
             for call in range(1 + tuning.TIMES):
                 began = time.perf_counter()
                 pixels = self._pixels([picture] * way.batch)
-                found, _ = guard.collect(guard.launch(pixels, way.batch))
+                found, _ = guard.collect(guard.launch(pixels, count))
                 _here(found)
                 took = time.perf_counter() - began
                 if call:

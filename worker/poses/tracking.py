@@ -118,8 +118,10 @@ def _assemblies(
     pose_config = {"all_joints": [[n] for n in range(len(names))], "all_joints_names": names}
     full, assembled = folder / "full.pickle", folder / "assemblies.pickle"
     with full.open("wb") as file:
-        output = _generate_output_data(pose_config, list(predictions))
-        pickle.dump(output, file, pickle.HIGHEST_PROTOCOL)
+        # Not kept: of a long film it is large, and DeepLabCut reads all of it again.
+        pickle.dump(
+            _generate_output_data(pose_config, list(predictions)), file, pickle.HIGHEST_PROTOCOL
+        )
     _generate_assemblies_file(
         full, assembled, len(animals.bodyparts), len(animals.unique_bodyparts)
     )

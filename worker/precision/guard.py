@@ -99,6 +99,12 @@ class PrecisionStats:
     deviation: float = 0.0
     """Largest distance in pixels of a keypoint that would have been kept, of the checked ones."""
 
+    def anew(self, numbers: Numbers) -> PrecisionStats:
+        """Return what counts of it for another arithmetic: not the noise."""
+        fresh = PrecisionStats(numbers)
+        names = ("noise", "later", "samples", "blank")
+        return replace(self, numbers=numbers, **{name: getattr(fresh, name) for name in names})
+
     def noise_for(self, index: int) -> float:
         """Return the noise that counts for the picture of this number."""
         known = [noise for found, noise in self.later if found // WINDOW + 2 <= index // WINDOW]

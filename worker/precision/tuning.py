@@ -161,6 +161,11 @@ def next_way(timings: Timings, among: Space) -> Way | None:
     for way in among.ways(among.first):
         if way not in timings:
             return way
+    for numbers, kinds in among.kinds.items():
+        tried = [way for way in timings if way.numbers == numbers and way.kind in kinds]
+        batch = min(way.batch for way in tried) // 2
+        if batch >= among.least and all(timings[way] == float("inf") for way in tried):
+            return Way(numbers, kinds[0], batch)
     chosen = choose(timings, among)
     best = Way(chosen.numbers, chosen.kind, chosen.batch)
     for batch in (2 * best.batch, best.batch // 2):
@@ -228,12 +233,13 @@ def _best(timings: Timings, numbers: Numbers, among: Space) -> Way:
 
 def guess(timings: Timings, way: Way) -> float:
     """Return the seconds that a picture may take, as far as other ways tell."""
-    alike = [known for known in timings if known[:2] == way[:2]]
-    alike = alike or [known for known in timings if known.numbers == way.numbers]
+    there = [known for known, took in timings.items() if took < float("inf")]
+    alike = [known for known in there if known[:2] == way[:2]]
+    alike = alike or [known for known in there if known.numbers == way.numbers]
     if alike:
         return timings[min(alike, key=lambda known: abs(known.batch - way.batch))]
     times = 1.0 if way.numbers != "fp32" else 2.0
-    return times * min((seconds for seconds in timings.values()), default=0.0)
+    return times * min((timings[known] for known in there), default=0.0)
 
 
 def signature(device: torch.device, threads: int) -> dict[str, Any]:
@@ -278,19 +284,17 @@ class Memory:
             if content["key"] != dict(key) or len(content["seconds"]) > MAX_WAYS:
                 return {}
             timings = {
-                Way.parse(way): float("inf") if took is None else float(took)
+                Way.parse(way): float(took)
                 for way, took in content["seconds"].items()
+                if took is not None  # as an older posedrop wrote where memory had not sufficed
             }
         except (ValueError, KeyError, TypeError, AttributeError):
             return {}
         return {} if any(not took > 0 for took in timings.values()) else timings
 
     def learn(self, key: Mapping[str, Any], timings: Timings) -> None:
-        """Remember what was timed."""
-        seconds = {
-            str(way): timings[way] if timings[way] < float("inf") else None
-            for way in sorted(timings)
-        }
+        """Remember what was timed; not what failed, as memory may suffice the next time."""
+        seconds = {str(way): timings[way] for way in sorted(timings) if timings[way] < float("inf")}
         self.learned[name_of(key)] = json.dumps({"key": dict(key), "seconds": seconds})
 
 

@@ -26,6 +26,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from worker import hardware
 from worker.cpu import fused
 from worker.gpu.graphs import Graphs, recorder_of
+from worker.memory import is_out_of_memory
 from worker.precision import ways
 
 log = logging.getLogger(__name__)
@@ -66,10 +67,10 @@ class ModelVariants:
         The first call makes and tries it, which takes seconds.
         """
         if self._tiled is None:
-            self._tiled = self.exact
+            made = self.plain
             if self.exact is not self.plain:
                 made = _tried(self.plain, fused.fuse_tiled, TILED_NOISE)
-                self._tiled = self.exact if made is self.plain else made
+            self._tiled = self.exact if made is self.plain else made
         return self._tiled
 
     def others(self, numbers: Numbers) -> list[Kind]:
@@ -136,6 +137,11 @@ class ModelVariants:
         if ("fp32", "winograd") not in used and self._tiled not in {None, self.exact}:
             fused.forget(self._tiled)
 
+    def rest(self) -> None:
+        """Drop what other films' sizes have left behind; a film begins."""
+        for form in self.forms():
+            fused.forget(form, fused.STAY)
+
     def forms(self) -> list[Any]:
         """Return all variants made so far; they share what they can."""
         tiled = [] if self._tiled is None else [self._tiled]
@@ -201,7 +207,11 @@ def _tried(model: Any, change: Callable[[nn.Module], int], share: float = 1e-4) 
                 torch.testing.assert_close(
                     after[head][name], value, rtol=0, atol=share * scale + 1e-7
                 )
-    except (AssertionError, RuntimeError, ValueError, TypeError, AttributeError, LookupError):
+    except (
+        AssertionError, RuntimeError, ValueError, TypeError, AttributeError, LookupError,
+    ) as error:  # fmt: skip
+        if is_out_of_memory(error):  # it says nothing of the network, which stays loaded
+            raise
         log.info("the network stays as it is, without %s", change.__name__)
         return model
     fused.forget(changed)  # frames have another size, and the exact form seldom sees one

@@ -15,6 +15,8 @@ from torch import Tensor
 
 #: Cells that rival a peak reach this share of its height.
 LIKE = 0.9
+#: By such a share two sigmoids differ that are the same but for how they are rounded.
+TIED = 2.0**-22
 
 #: Of one head, by name: a tensor with a row a picture.
 Named = dict[str, Tensor]
@@ -94,7 +96,7 @@ class HeatmapWatch(Watch):
     def noise(self, exact: Named, fast: Named) -> float:
         """Return by how much the steps from peak to rivals differ, at most."""
         heat, top = exact["heatmap"], _top(exact)
-        rivals = heat >= LIKE * top[..., None, None]
+        rivals = heat >= (top - (1 - LIKE) * top.abs())[..., None, None]
         rivals &= (self._likelihood(top) >= self.pcutoff)[..., None, None]
         difference = fast["heatmap"] - heat
         peak = heat.flatten(2).argmax(dim=2, keepdim=True)
@@ -110,7 +112,7 @@ class HeatmapWatch(Watch):
         """Return where the cells that could be the highest are further apart than ``spread``."""
         top = _top(outputs)
         step = noise[:, None] if isinstance(noise, Tensor) else noise
-        rivals = outputs["heatmap"] >= (top - step)[..., None, None]
+        rivals = self._reaches(outputs["heatmap"], (top - step)[..., None, None])
         # What does not compare, because it is not a number, is unsure.
         counts = ~(self._likelihood(top) < self.pcutoff - step)
         open_ = (counts & (rivals.sum(dim=(2, 3)) != 1)).any(dim=1)
@@ -126,6 +128,13 @@ class HeatmapWatch(Watch):
         true, poses = exact["poses"][:, 0], fast["poses"][:, 0]
         moved: Tensor = (poses[..., :2] - true[..., :2]).norm(dim=-1) * self.scale
         return torch.where(true[..., 2] >= self.pcutoff, moved, 0.0).amax(dim=1)
+
+    def _reaches(self, heat: Tensor, least: Tensor) -> Tensor:
+        """Return which cells are no lower than ``least``, for all that DeepLabCut can tell."""
+        if not self.predictor.apply_sigmoid:
+            return heat >= least
+        # It compares sigmoids, which are equal for more and more cells the nearer they come to 1.
+        return (heat >= least) | (heat.sigmoid() >= (1 - TIED) * least.sigmoid())
 
     def _likelihood(self, top: Tensor) -> Tensor:
         return top.sigmoid() if self.predictor.apply_sigmoid else top

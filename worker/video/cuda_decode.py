@@ -100,6 +100,8 @@ class Card:
         self._confirmed = False
         self._before: tuple[int, int] | None = None
         """A frame's number and time, as an earlier attempt had them from a card."""
+        self._ask_from = 0
+        """No frame before it is looked for, to confirm it: that has failed, and takes long."""
         self._missing = 0
         self._distrusted = False
         if wanted == "auto" and not device.startswith("cuda"):
@@ -192,6 +194,14 @@ class Card:
         if picture.index >= self._last.index:
             self._confirm(picture.index == self._last.index and _same(self._last, picture))
 
+    @property
+    def can_tell(self) -> bool:
+        """Whether :meth:`checkpoint` is worth asking now."""
+        last = self._last
+        if last is None or self._confirmed:
+            return True
+        return self.used == "cuda" and last.index >= self._ask_from
+
     def checkpoint(self, path: Path) -> dict[str, Any] | None:
         """Return what a checkpoint has to know of the frames so far, JSON types.
 
@@ -203,6 +213,8 @@ class Card:
             return {}
         if self.used == "cuda" and self._is_seen_near(path, last):
             return {"frame": last.index, "ticks": last.frame.pts}
+        # There is no key frame near. The film may have more of them further on.
+        self._ask_from = 2 * (last.index + 1)
         return None
 
     def goes_on(self, known: dict[str, Any]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -505,3 +507,28 @@ def test_superanimal_of_other_weights(film: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         zoo.run(job)
     assert caught.value.code == "model_damaged"
+
+
+class Output(dict[str, Any]):
+    """What DeepLabCut makes of a film's predictions, and it is seen whether it is there."""
+
+
+def test_what_assemblies_are_made_of_is_in_memory_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepLabCut reads it from a file: ours is gone by then."""
+    made: list[weakref.ref[Output]] = []
+
+    def output(*_: Any) -> Output:
+        found = Output(frame0={})
+        made.append(weakref.ref(found))
+        return found
+
+    def assembled(full: Path, target: Path, *_: Any) -> None:
+        assert made[0]() is None
+        shutil.copyfile(full, target)
+
+    monkeypatch.setattr(tracking, "_generate_output_data", output)
+    monkeypatch.setattr(tracking, "_generate_assemblies_file", assembled)
+    animals: Any = SimpleNamespace(bodyparts=["snout"], unique_bodyparts=[])
+    assert tracking._assemblies([], animals, tmp_path) == {"frame0": {}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from worker.engine.state import ENGINE
 from worker.gpu.graphs import PROOFS, SEEN
 from worker.poses import tables
 from worker.precision import guard, variants
+from worker.video import cuda_decode
 
 BATCH = 4
 #: Small pictures: a processor has to do it all.
@@ -217,6 +219,33 @@ def test_what_a_card_decoded_before_a_kill_is_kept_if_it_is_the_cpus(
     assert (0 in begun) == (fault == "lacks one")  # and began anew where it was wrong to
     assert ours.poses.to_numpy().tobytes() == expected.poses.to_numpy().tobytes()
     assert ours.answer["details"]["decode"]["by_card"] == 0
+
+
+def test_a_card_is_seldom_asked_for_what_it_can_not_confirm(
+    long: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film with one key frame is not decoded from there again after each batch, for nothing."""
+    asked: list[int] = []
+    near = cuda_decode.Card._is_seen_near
+
+    def counted(its: cuda_decode.Card, path: Path, last: Any) -> bool:
+        asked.append(last.index)
+        return near(its, path, last)
+
+    monkeypatch.setattr(cuda_decode, "NEAR", 1)
+    monkeypatch.setattr(cuda_decode.Card, "_is_seen_near", counted)
+    monkeypatch.setattr(inference, "Card", pretended_cards.PretendedCard)
+    film, parts = tmp_path / "film.mp4", tmp_path / "parts"
+    _in_420(long.film, film)
+    parts.mkdir()
+    given = {"model": "m", "precision": "fp32", "crop": CROP, "batch_size": 1}
+    args = deeplabcut_2d.normalise(given)
+    job = Job(film, tmp_path, args, long.model, "d" * 64, lambda *_: None, "cpu", parts=parts)
+    inference.run(replace(job, decode="cuda", part_seconds=0.0))
+    *parts_of_it, end = asked
+    assert end == 59
+    assert all(after > 2 * before for before, after in pairwise(parts_of_it))
+    assert not list(parts.iterdir())
 
 
 def _in_420(film: Path, target: Path) -> None:

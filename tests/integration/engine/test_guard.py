@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from deeplabcut.pose_estimation_pytorch.models.predictors import HeatmapPredictor
 
 from tests.support.analysed import (
     TOLERANCE,
@@ -20,6 +22,8 @@ from tests.support.samples import Sample
 from worker import hardware
 from worker.engine import passes
 from worker.precision import guard, tuning, variants
+from worker.precision.heads import watches_of
+from worker.precision.watch import Watch
 
 
 def test_auto_moves_no_keypoint(
@@ -108,6 +112,36 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
     assert furthest(ours.poses, expected.poses) == 0.0
 
 
+def heatmaps(apply_sigmoid: bool, values: list[float]) -> tuple[Watch, dict[str, torch.Tensor]]:
+    """Return the watch over a head, and its heatmap of cells that are far apart."""
+    predictor = HeatmapPredictor(apply_sigmoid=apply_sigmoid, location_refinement=False)
+    head = SimpleNamespace(predictor=predictor)
+    model: Any = SimpleNamespace(heads={"bodypart": head}, get_stride=lambda _: 8)
+    watches = watches_of(model, 0.3)
+    assert watches is not None
+    heat = torch.full((1, 1, 9, 9), -20.0)
+    for place, value in enumerate(values):
+        heat[0, 0, 8 * place, 8 * place] = value
+    return watches["bodypart"], {"heatmap": heat}
+
+
+def test_cells_whose_sigmoids_tie_are_rivals() -> None:
+    """DeepLabCut takes the first of them, whatever went into the sigmoids: noise may decide."""
+    for apply_sigmoid, values, unsure in (
+        (True, [12.0, 12.003], True), (True, [2.0, 2.003], False), (False, [12.0, 12.003], False),
+    ):  # fmt: skip
+        watch, outputs = heatmaps(apply_sigmoid, values)
+        assert bool(watch.unsure(outputs, 2.4e-4, 0.4)) == unsure
+
+
+def test_noise_counts_below_one_half_too() -> None:
+    """What goes into a sigmoid is negative there."""
+    watch, exact = heatmaps(True, [-0.5, -0.52])
+    fast = {"heatmap": exact["heatmap"].clone()}
+    fast["heatmap"][0, 0, 8, 8] += 0.01
+    assert watch.noise(exact, fast) == pytest.approx(0.01, abs=1e-6)
+
+
 def test_saving_multiplications_is_given_up_where_it_does_not_pay(
     short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +154,35 @@ def test_saving_multiplications_is_given_up_where_it_does_not_pay(
     assert told["tuning"]["convolutions_fp32"] == "direct"
     assert len(ours.poses) == 12
     assert furthest(ours.poses[:4], expected.poses) <= TOLERANCE
+
+
+def test_a_first_frame_with_a_tie_does_not_decide_for_the_film(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saving multiplications is timed without what is computed again of that one frame."""
+    timed: list[tuning.Way] = []
+    again: list[int] = []
+    timing, put = passes.Pass._timed, guard._put
+
+    def counted(its: passes.Pass, way: tuning.Way, picture: Any) -> float:
+        before = len(again)
+        took = timing(its, way, picture)
+        assert len(again) == before, way
+        timed.append(way)
+        return took
+
+    def repeated(target: Any, rows: list[int], values: Any) -> Any:
+        again.extend(rows)
+        return put(target, rows, values)
+
+    monkeypatch.setattr(passes.Pass, "_timed", counted)
+    monkeypatch.setattr(guard, "_put", repeated)
+    monkeypatch.setattr(guard, "_unsure", lambda *_: {0, 1})
+    monkeypatch.setattr(tuning, "_allowed", lambda _: float("inf"))
+    monkeypatch.setattr(tuning, "FIRST_SHARE", 100.0)
+    small = {"x1": 120, "x2": 184, "y1": 80, "y2": 144}
+    run(short.film, short.model, batch_size=2, stop=4, crop=small)
+    assert "winograd" in {way.kind for way in timed}
 
 
 # -- memory ----

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from worker import hardware
 from worker.child import pool
 from worker.engine import inference, network, passes
 from worker.engine.state import ENGINE
+from worker.memory import is_out_of_memory
 from worker.poses import tables
 from worker.precision import guard, tuning, variants
 
@@ -143,20 +145,83 @@ def test_models_stay_loaded_within_a_bound(short: Sample, run: Callable[..., Our
     assert digests() == ["b"]
 
 
-def test_model_that_has_no_room_is_loaded_in_its_turn(
-    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("cards", "expected"),
+    [
+        ([(6, 1)], "cpu"), ([(6, 1), (8, 9)], "cuda:1"), ([(7, 5)], "auto"), ([(12, 1)], "auto"),
+        ([(9, 1)], "cpu"), ([], "auto"),
+    ],
+)  # fmt: skip
+def test_auto_passes_over_cards_that_torch_has_no_kernels_for(
+    cards: list[tuple[int, int]], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It sees such a card all the same, and fails at the first kernel."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: cards[number])
+    names = ["sm_75", "sm_80", "sm_86", "sm_90a", "compute_120"]
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: names)
+    assert network.device_of("auto") == expected
+    assert hardware.accelerates("auto") == (bool(cards) and expected != "cpu")
+
+
+def test_films_of_many_lengths_leave_little_behind(short: Sample, run: Callable[..., Ours]) -> None:
+    """The last batch of each film has a size of its own, for which weights are laid out."""
+    small = {"x1": 120, "x2": 184, "y1": 80, "y2": 144}
+    found = []
+    for stop in (8, 9, 10, 11, 12):
+        run(short.film, short.model, stop=stop, batch_size=8, crop=small)
+        [loaded] = ENGINE.models.models()
+        found.append(loaded.bytes)
+    one = found[1] - found[0]
+    assert one > 0
+    assert max(found) <= found[0] + 2 * one
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (torch, "empty"),  # asks whether there is the device
+        (torch, "load"),
+        (network, "get_pose_inference_runner"),
+        (variants, "_conditions_of"),  # tries a form of the network
+    ],
+)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: out of memory")], ids=repr
+)
+def test_model_that_has_no_room_is_loaded_in_its_turn(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch, module: Any,
+    name: str, error: Exception,
+) -> None:  # fmt: skip
     """What another video takes of an accelerator's memory fails no job that waits for it."""
-    load, full = network.load, ["full"]
+    usual, full = getattr(module, name), [error]
 
-    def crowded(folder: Path, snapshot: str | None, device: str) -> network.Network:
+    def crowded(*args: Any, **options: Any) -> Any:
         if full:
-            raise torch.OutOfMemoryError(full.pop())
-        return load(folder, snapshot, device)
+            raise full.pop()
+        return usual(*args, **options)
 
-    monkeypatch.setattr(network, "load", crowded)
+    monkeypatch.setattr(module, name, crowded)
     assert len(run(short.film, short.model, stop=1).poses) == 1
     assert not full
+    [loaded] = ENGINE.models.models()
+    assert loaded.variants.exact is not loaded.variants.plain  # what was full is not remembered
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MPS backend out of memory (MPS allocated: 17.9 GB, other allocations: 1.2 GB)",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_memory_that_does_not_suffice_is_known_by_its_words(text: str) -> None:
+    """Few of torch's errors of this kind have a class of their own."""
+    assert is_out_of_memory(RuntimeError(text))
 
 
 # -- checkpoints ----
@@ -262,3 +327,44 @@ def test_interrupted_inference_goes_on(
     for details in (ours.answer["details"], expected.answer["details"]):
         del details["inference_began_at"], details["inference_ended_at"]
     assert ours.answer["details"] == expected.answer["details"]
+
+
+def test_another_kind_of_device_goes_on_in_numbers_of_its_own(
+    short: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU had found stays; the CPU that takes over computes the rest as suits a CPU."""
+    native: list[torch.dtype | None] = [torch.float16]
+    monkeypatch.setattr(hardware, "native_dtype", lambda _: native[0])
+    monkeypatch.setattr(variants.ModelVariants, "fast", lambda self, *_: self.plain)
+    monkeypatch.setattr(passes, "LOOK_EVERY", 1000)
+    monkeypatch.setattr(tuning, "is_worth", lambda *_: True)
+    small = {"x1": 120, "x2": 184, "y1": 80, "y2": 144}
+    args = deeplabcut_2d.normalise({"model": "mouse", "batch_size": 2, "crop": small, "pcutoff": 0})
+    parts = tmp_path / "parts"
+    parts.mkdir()
+
+    def job(name: str, report: Callable[..., None]) -> Job:
+        out = tmp_path / name
+        out.mkdir()
+        made = Job(short.film, out, args, short.model, "d" * 64, report, "cpu", part_seconds=0.0)
+        return replace(made, parts=parts)
+
+    def die(stage: str, done: int, _: int | None) -> None:
+        if stage == "infer" and done == 7:
+            raise KeyboardInterrupt
+
+    def computed(*how: Any) -> Any:
+        pytest.fail(f"computed in {how[1:]}")
+
+    with pytest.raises(KeyboardInterrupt):
+        inference.run(job("first", die))
+    ENGINE.models.clear()
+    native[0] = None
+    monkeypatch.setattr(variants.ModelVariants, "fast", computed)
+    begun: list[int] = []
+    second = job("second", lambda stage, done, _: begun.append(done) if stage == "infer" else None)
+    answer = inference.run(second)
+    assert begun[0] > 0
+    assert answer["frames_decoded"] == 12
+    assert answer["details"]["precision"]["used"] == "fp32"
+    assert answer["details"]["precision"]["frames_checked_in_fp32"] >= guard.SAMPLES

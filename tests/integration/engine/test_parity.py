@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from deeplabcut.utils.auxfun_videos import VideoReader
+from hypothesis import given
+from hypothesis import strategies as st
 
-from posedrop.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
+from posedrop.analyses import Job
+from posedrop.analyses.deeplabcut_2d import Crop, DeepLabCut2D, deeplabcut_2d
 from posedrop.errors import AnalysisError
 from tests.support.analysed import (
     BATCH,
@@ -26,6 +31,7 @@ from tests.support.analysed import (
 )
 from tests.support.samples import Sample
 from worker.child.child import Child
+from worker.engine import inference
 from worker.poses import tables
 
 
@@ -177,3 +183,50 @@ def test_crop_beyond_the_frame(short: Sample, run: Callable[..., Ours]) -> None:
     with pytest.raises(AnalysisError) as caught:
         run(short.film, short.model, crop={"x1": 0, "x2": 5000, "y1": 0, "y2": 100})
     assert (caught.value.code, caught.value.field) == ("bad_crop", "args.crop")
+
+
+def test_crop_of_the_project_beyond_the_frame(
+    short: Sample, run: Callable[..., Ours], tmp_path: Path
+) -> None:
+    """It is for all of a project's films: of a smaller one it is cut down, as with DeepLabCut."""
+    model = copied(short.model, tmp_path / "model")
+    edit(model / "config.yaml", cropping=True, **{**CROP, "x2": 5000})
+    ours = run(short.film, model, stop=1)
+    width = VideoReader(str(short.film)).width
+    assert ours.answer["details"]["crop"] == {**CROP, "x2": width}
+
+
+@given(st.data())
+def test_crop_is_cut_as_deeplabcut_cuts_it(data: st.DataObject) -> None:
+    """Of 1080 rows, one that begins at row 39 begins at row 38 there."""
+    sides = [data.draw(st.one_of(st.just(1080), st.integers(2, 4000))) for _ in range(2)]
+    ends = []
+    for side in sides:
+        first = data.draw(st.integers(0, side - 2))
+        ends.append((first, data.draw(st.integers(first + 2, side + 99))))
+    (x1, x2), (y1, y2) = ends
+    stock = object.__new__(VideoReader)
+    stock._width, stock._height = sides
+    with warnings.catch_warnings(action="ignore"):
+        stock.set_bbox(x1, x2, y1, y2)
+    ours = inference.fitted(Crop(x1=x1, x2=x2, y1=y1, y2=y2), *sides, clips=True)
+    assert (ours.x1, ours.x2, ours.y1, ours.y2) == stock.get_bbox()
+    assert inference.fitted(Crop(x1=0, x2=9, y1=39, y2=99), 1920, 1080, clips=False).y1 == 38
+
+
+def test_crop_is_known_when_no_frame_is_left(
+    short: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that goes on behind the last frame counts from where the first one cut."""
+    (parts := tmp_path / "parts").mkdir()
+    small = {"x1": 120, "x2": 184, "y1": 80, "y2": 144}
+    args = deeplabcut_2d.normalise({"model": "m", "precision": "fp32", "crop": small, "stop": 2})
+    cut = Crop(x1=119, x2=184, y1=80, y2=144)
+    monkeypatch.setattr(inference, "fitted", lambda *_, **__: cut)
+    for _ in range(2):
+        job = Job(
+            short.film, tmp_path, args, short.model, "d" * 64, lambda *_: None, "cpu",
+            parts=parts, part_seconds=0.0,
+        )  # fmt: skip
+        assert inference.run(job)["details"]["crop"] == cut.model_dump()
+    assert list(parts.iterdir())

@@ -116,7 +116,28 @@ def test_what_memory_does_not_suffice_for_is_not_chosen() -> None:
     assert tuned.choice.batch == 8
     memory = Memory()
     memory.learn(KEY, tuned.timings)
-    assert memory.recall(KEY) == tuned.timings
+    known = memory.recall(KEY)
+    assert known == {way: took for way, took in tuned.timings.items() if took < float("inf")}
+
+
+@pytest.mark.parametrize("pictures", [None, 4000])
+def test_numbers_that_memory_did_not_suffice_for_once_are_tried_in_smaller_batches(
+    pictures: int | None,
+) -> None:
+    """Another program may have had it: fewer bits that are faster are not given up for it."""
+    kinds: dict[Numbers, list[Kind]] = {"fp16": ["direct"], "fp32": ["direct"]}
+    among = tuning.space(
+        kinds, (480, 640), None, accelerated=True, multiplies_tiles=False, pictures=pictures
+    )
+    seconds = {Way("fp16", "direct", 1 << n): 0.3 for n in range(7)}
+    full = {Way("fp16", "direct", 8): float("inf")}
+    processor = Processor(seconds)
+    tuned = tuning.tune(among, full, pictures, processor.time, processor.clock)
+    assert tuned.choice.numbers == "fp16"
+    assert tuned.choice.batch <= 4
+    name = tuning.name_of(KEY)
+    written = {"key": KEY, "seconds": {"fp16/direct/8": None, "fp32/direct/8": 1.0}}
+    assert Memory({name: json.dumps(written)}).recall(KEY) == {Way("fp32", "direct", 8): 1.0}
 
 
 def test_fewer_bits_that_are_repeated_too_often_are_not_worth_it() -> None:
