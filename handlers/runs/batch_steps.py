@@ -50,14 +50,15 @@ _BAD = frozenset({"failed", "cancelled"})
 PENDING = "pending"
 #: Behind those: films of a batch for which no run could be asked.
 UNASKED = "unasked"
-#: How many films are indexed in a step, of those that no event has told of yet.
-_FOUND = 500
+#: How many objects a step looks at, for films that no event has told of yet.
+_SEEN = 2000
 _Run = AnalysisRow | PendingRow | BatchFilmRow
 _F = TypeVar("_F", BatchFilm, BatchFilm | None)
 
 
-#: Indexes films below a prefix of which no event has told, so many at most; whether there are more.
-FindVideos = Callable[[Context, str, int], bool]
+#: Indexes films below a prefix of which no event has told, behind a key; looks at so many objects
+#: at most. Returns the key to go on behind, None at the end.
+FindVideos = Callable[[Context, str, str, int], str | None]
 
 
 class Batcher:
@@ -94,10 +95,14 @@ class Batcher:
 
 
 class _Looked:
-    """When runs were last looked for that the index does not know, by batch."""
+    """When runs were last looked for that the index does not know, by batch.
+
+    And up to which key films, before a batch's first step; None: all were.
+    """
 
     def __init__(self) -> None:
         self.at: dict[str, datetime] = {}
+        self.films: dict[str, str | None] = {}
 
     def is_due(self, batch_id: str, now: datetime) -> bool:
         before = self.at.setdefault(batch_id, now)
@@ -111,7 +116,7 @@ def go_on(
     context: Context,
     looked: _Looked | None = None,
     stop: threading.Event | None = None,
-    find_videos: FindVideos = lambda *_: False,
+    find_videos: FindVideos = lambda *_: None,
 ) -> bool:
     """Take one step of each batch that is not over; return whether there is more to do at once.
 
@@ -125,7 +130,7 @@ def go_on(
         try:
             if row.walked:
                 _end(context, row, looked)
-            elif row.chunks == 0 and _has_more(context, row.request, find_videos):
+            elif _finds_more(context, row, looked, find_videos):
                 more = True
             else:
                 more |= _step(context, row, stop)
@@ -140,11 +145,18 @@ def go_on(
     return more
 
 
-def _has_more(context: Context, batch: BatchRequest, find_videos: FindVideos) -> bool:
-    """Tell whether films were just indexed that are a batch's, and there may be more."""
+def _finds_more(context: Context, row: BatchRow, looked: _Looked, find_videos: FindVideos) -> bool:
+    """Index the next films of a batch that are not known yet; return whether there may be more."""
     # By an event a film is known a moment after it was put; without, at the next sweep.
-    is_of_films = batch.kind == "analyse" and batch.prefix is not None
-    return is_of_films and find_videos(context, batch.prefix or "", _FOUND)
+    prefix = row.request.prefix
+    if row.chunks or row.request.kind != "analyse" or prefix is None:
+        looked.films.pop(row.batch_id, None)
+        return False
+    after = looked.films.get(row.batch_id, "")
+    if after is None:
+        return False
+    after = looked.films[row.batch_id] = find_videos(context, prefix, after, _SEEN)
+    return after is not None
 
 
 def _step(context: Context, row: BatchRow, stop: threading.Event) -> bool:
@@ -175,6 +187,7 @@ def _end(context: Context, row: BatchRow, looked: _Looked) -> None:
         over = context.storage.read_record(bucket, key, BatchOver) or over
     context.index.batch_over(row.batch_id, over)
     looked.at.pop(row.batch_id, None)
+    looked.films.pop(row.batch_id, None)
     log.info("batch over", extra={"batch_id": row.batch_id, "counts": over.counts})
 
 

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 _ON_ITS_WAY = timedelta(days=1)
 #: Of so many steps of a sweep each removal takes the place, as it asks the store as often.
 _REMOVAL = 100
+#: A video that is to be indexed takes as long as to look at so many that are.
+_DEAR = 10
 
 
 class Sweep:
@@ -369,32 +371,33 @@ class Sweep:
         return place < len(self._seen) and self._seen[place] == wanted
 
 
-def find_videos(context: Context, prefix: str, most: int) -> bool:
+def find_videos(context: Context, prefix: str, after: str, most: int) -> str | None:
     """Index videos below a prefix whose event never came, or was not followed yet.
 
     Args:
         context: the handlers' tools.
         prefix: of their keys.
-        most: how many of them.
+        after: the key to begin behind.
+        most: how many objects are looked at.
 
     Returns:
-        Whether there may be more, and it is worth asking again.
+        The key to go on behind; None: there are no more.
 
     Raises:
         StorageError: the store is away.
     """
-    tried = indexed = 0
-    for found in context.storage.objects(context.settings.videos_bucket, prefix):
-        if found.key.endswith("/") or layout.is_folder_rule(found.key):
-            continue
-        if _is_known(context.index.file(context.file_id(found.key)), found):
-            continue
-        if tried == most:
-            return indexed > 0
-        tried += 1
-        with apart(context, f"{found.key} is not indexed"):
-            indexed += _index_video(context, found.key)
-    return False
+    seen = 0
+    for found in context.storage.objects(context.settings.videos_bucket, prefix, after):
+        seen += 1
+        if not found.key.endswith("/") and not layout.is_folder_rule(found.key):
+            row = context.index.file(context.file_id(found.key))
+            if not _is_known(row, found):
+                seen += _DEAR  # asked about, and told
+                with apart(context, f"{found.key} is not indexed"):
+                    _index_video(context, found.key)
+        if seen >= most:
+            return found.key
+    return None
 
 
 def _index_video(context: Context, key: str) -> bool:

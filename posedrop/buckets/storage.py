@@ -236,9 +236,9 @@ class Storage(Uploads, Presigning, PartUploads):
             raise StorageError(f"{bucket}/{key}: {got} of {answer['ContentLength']} bytes came")
         return {name: each.hexdigest() for name, each in hashes.items()}
 
-    def objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield every object below ``prefix``, in the order of their keys, page by page."""
-        for page in self._pages(bucket, prefix):
+    def objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects below ``prefix``, in the order of their keys, behind ``after``."""
+        for page in self._pages(bucket, prefix, after):
             yield from _objects(page)
 
     def folders(self, bucket: str, under: str) -> list[str]:
@@ -271,11 +271,13 @@ class Storage(Uploads, Presigning, PartUploads):
             )
         return found.now
 
-    def _pages(self, bucket: str, prefix: str) -> Iterator[Any]:
+    def _pages(self, bucket: str, prefix: str, after: str = "") -> Iterator[Any]:
+        pages = self._client.get_paginator("list_objects_v2")
         with translated(f"list {bucket}/{prefix}"):
-            yield from self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=bucket, Prefix=prefix
-            )
+            if after:
+                yield from pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=after)
+            else:
+                yield from pages.paginate(Bucket=bucket, Prefix=prefix)
 
     # -- writing ---------------------------------------------------------------------------------
 

@@ -95,6 +95,8 @@ def _compare_all(
         try:
             found[key] = client.compare(*pair)
         except PosedropError as error:
+            if error.code in {"unreachable", "unauthorized"}:
+                raise
             left_out[key] = error.message
     total = _sum(each.total for each in found.values())
     if as_json:

@@ -88,6 +88,7 @@ class Client:
         """
         self.url = url.rstrip("/")
         self._multipart_bytes = multipart_bytes
+        self._has_answered = False
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(60.0, connect=5.0)
         try:
@@ -132,6 +133,9 @@ class Client:
             on_bytes: called with the number of bytes that went up since the last call; negative
                 when some have to go up again.
 
+        Returns:
+            Whose ``file_id`` it has; of a large video, which went up in parts, a PartsTicket.
+
         Raises:
             UnreachableError: the API does not answer.
             PosedropError: the API or the store refused, with its reason.
@@ -153,7 +157,7 @@ class Client:
 
     def _upload_in_parts(self, path: Path, wanted: PartsRequest, report: OnBytes) -> PartsTicket:
         begun: list[PartsTicket] = []
-        waits = parts.Patience(PATIENCE, self.has_store)
+        waits = self._patience(PATIENCE)
         try:
             return parts.send(self, self._store, path, wanted, report, waits, begun.append)
         except BaseException:
@@ -184,7 +188,7 @@ class Client:
             patience: seconds for which the network may be away.
         """
         found: list[Checked] = []
-        waits = parts.Patience(patience)
+        waits = self._patience(patience)
         # A rule is looked at with the films that it is for.
         rules = [file for file in files if layout.is_folder_rule(file.path)]
         rest = [file for file in files if not layout.is_folder_rule(file.path)]
@@ -240,7 +244,7 @@ class Client:
             args=dict(args or {}),
         )
         report = on_bytes or (lambda _: None)
-        waits = parts.Patience(patience, self.has_store)
+        waits = self._patience(patience)
         return parts.send(self, self._store, path, wanted, report, waits)
 
     def has_store(self) -> bool:
@@ -396,7 +400,7 @@ class Client:
         self, batch_id: str, *, on_progress: Callable[[Batch], None] | None = None
     ) -> Batch:
         """Return a batch once all of its runs are over."""
-        started, waits = time.monotonic(), parts.Patience(PATIENCE)
+        started, waits = time.monotonic(), self._patience(PATIENCE)
         while True:
             batch = parts.until_there(waits, functools.partial(self.batch, batch_id))
             if on_progress is not None:
@@ -421,7 +425,7 @@ class Client:
         Raises:
             PosedropError: it was not over after ``seconds``.
         """
-        started, waits = time.monotonic(), parts.Patience(min(PATIENCE, seconds))
+        started, waits = time.monotonic(), self._patience(min(PATIENCE, seconds))
         while True:
             run = parts.until_there(waits, functools.partial(self.run, analysis_id))
             if on_progress is not None:
@@ -439,7 +443,7 @@ class Client:
         Raises:
             PosedropError: that took longer than ``seconds``.
         """
-        deadline, waits = time.monotonic() + seconds, parts.Patience(min(PATIENCE, seconds))
+        deadline, waits = time.monotonic() + seconds, self._patience(min(PATIENCE, seconds))
         while True:
             file = parts.until_there(waits, functools.partial(self.file, file_id))
             if file.state in {"ready", "refused", "film gone"}:
@@ -631,7 +635,7 @@ class Client:
 
     def _made(self, ask: Callable[[], A], seconds: float) -> A:
         """Ask until what is made when it is asked for is there; return the answer."""
-        started, waits = time.monotonic(), parts.Patience(min(PATIENCE, seconds))
+        started, waits = time.monotonic(), self._patience(min(PATIENCE, seconds))
         while True:
             try:
                 return parts.until_there(waits, ask)
@@ -639,6 +643,7 @@ class Client:
                 waited = time.monotonic() - started
                 if error.code != "being_made" or waited > seconds:
                     raise
+                waits.succeeded()  # it answers
                 time.sleep(pause(waited))
 
     def _fetch_one(self, run: Run, name: str, to: Path, on_bytes: OnBytes | None = None) -> Path:
@@ -678,7 +683,7 @@ class Client:
         ask = functools.partial(self._location, file.url)
 
         def locate() -> str:
-            return parts.until_there(parts.Patience(PATIENCE), ask)
+            return parts.until_there(self._patience(PATIENCE), ask)
 
         self._store.fetch(locate, path, file.size, file.sha256, on_bytes)
 
@@ -711,8 +716,14 @@ class Client:
                 "or say where it is with --url"
             ) from error
         if answer.status_code >= 400:
-            raise _refused(answer)
+            refused = _refused(answer)
+            self._has_answered |= refused.code != "unreachable"
+            raise refused
+        self._has_answered = True
         return answer
+
+    def _patience(self, seconds: float) -> parts.Patience:
+        return parts.Patience(seconds, self.has_store, lambda: self._has_answered)
 
 
 def _plain(request: BaseModel) -> dict[str, Any]:

@@ -39,7 +39,7 @@ _CHUNK = 1 << 20
 _ROUNDS = 3
 #: Seconds between two tries: doubled each time, up to the second figure.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 10.0
-#: After so many seconds the store is asked whether it is there, and refuses this film alone.
+#: A store that is there and takes nothing of a film for so many seconds refuses this film alone.
 _DOUBT_SECONDS = 20.0
 #: Codes of errors after which the same may be asked again.
 _AWAY = frozenset({"unreachable", "storage", "busy", "internal"})
@@ -62,34 +62,52 @@ class Server(Protocol):
 
 
 class Patience:
-    """How long nothing may succeed before an upload is given up, in seconds; threads share it.
+    """For how long all may fail before it is given up, in seconds; threads share it.
 
-    ``has_store`` tells whether a store that takes nothing of this film is there for others.
+    ``has_store`` tells whether a store that takes nothing of this film is there for others, and
+    ``is_known`` whether the server has answered at all: a wrong address is not waited for.
     """
 
-    def __init__(self, seconds: float, has_store: Callable[[], bool] = lambda: False) -> None:
-        """Begin to count now."""
+    def __init__(
+        self,
+        seconds: float,
+        has_store: Callable[[], bool] = lambda: False,
+        is_known: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Begin with nothing that has failed."""
         self._seconds = seconds
         self._has_store = has_store
-        self._since = time.monotonic()
+        self._is_known = is_known
+        self._fails_since: float | None = None
+        self._refused_since: float | None = None
         self.given_up = threading.Event()
 
     def succeeded(self) -> None:
-        """Begin to count anew."""
-        self._since = time.monotonic()
+        """Begin to count anew with the next failure."""
+        self._fails_since = self._refused_since = None
 
     def pause(self, attempt: int, error: PosedropError) -> None:
         """Wait before try ``attempt`` + 1.
 
         Raises:
-            PosedropError: ``error``, where nothing has succeeded for too long.
+            PosedropError: ``error``, where all has failed for too long.
         """
-        waited = time.monotonic() - self._since
-        is_its_own = waited > _DOUBT_SECONDS and error.code == "storage" and self._has_store()
-        if waited > self._seconds or is_its_own:
+        now = time.monotonic()
+        since = self._fails_since = self._fails_since or now
+        limit = self._seconds if self._is_known() else 0.0
+        if now - since > limit or self._is_its_own(error, now):
             raise error
-        if self.given_up.wait(min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE)):
+        doublings = min(attempt, 6)  # beyond, the longest pause counts
+        if self.given_up.wait(min(_FIRST_PAUSE * 2**doublings, _LONGEST_PAUSE)):
             raise error
+
+    def _is_its_own(self, error: PosedropError, now: float) -> bool:
+        """Tell whether the store was there for a while, and has refused this film all the time."""
+        if error.code != "storage" or not self._has_store():
+            self._refused_since = None
+            return False
+        since = self._refused_since = self._refused_since or now
+        return now - since > _DOUBT_SECONDS
 
 
 def send(
@@ -173,8 +191,10 @@ def _of(ticket: PartsTicket) -> dict[str, Any]:
     }
 
 
-def until_there(patience: Patience, ask: Callable[[], T]) -> T:
+def until_there(patience: Patience, ask: Callable[[], T], *, counts: bool = True) -> T:
     """Return an answer of the API, asked for again while it or its store is away.
+
+    ``counts``: whether to have it is what is wanted, and no mere step on the way there.
 
     Raises:
         PosedropError: it was refused, or nothing answered for too long.
@@ -189,7 +209,8 @@ def until_there(patience: Patience, ask: Callable[[], T]) -> T:
             patience.pause(attempt, error)
             attempt += 1
         else:
-            patience.succeeded()
+            if counts:
+                patience.succeeded()
             return answer
 
 
@@ -285,7 +306,8 @@ class _Sending:
         """Put a part, signed now; return why it is to be tried again, None if it is there."""
         part = WantedPart(number=number, crc32=crc)
         asked = SignRequest(**_of(self._ticket), parts=[part])
-        signed = until_there(self._patience, lambda: self._server.sign_parts(asked)).items[0]
+        sign = partial(self._server.sign_parts, asked)
+        signed = until_there(self._patience, sign, counts=False).items[0]
         start = (number - 1) * self._ticket.part_bytes
         length = part_length(number, self._ticket.size, self._ticket.part_bytes)
         answer = self._store.try_put_slice(

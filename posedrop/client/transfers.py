@@ -62,6 +62,9 @@ class Transfers:
             if answer is not None and answer.status_code not in _RETRY_STATUSES:
                 raise store_refused(path.name, answer)
             _pause(attempt)
+        if answer is None:
+            why = f"the object store can't be reached for {path.name}; try again later"
+            raise StorageError(why, code="unreachable")
         raise StorageError(f"{path.name} did not go up in {_TRIES} tries; try again later")
 
     def try_put_slice(

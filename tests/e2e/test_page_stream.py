@@ -159,7 +159,7 @@ def test_a_batch_is_a_line_that_leads_to_its_runs(server: PageServer, browser: B
     )
     with server.running() as index:
         index.batch_added(asked)
-        index.batch_films_added("ofbatch", 0, BatchFilms(films=films, after=None))
+        index.batch_films_added("ofbatch", 1, BatchFilms(films=films, after=None))
         fill(index, 9, waiting={4})
         with opened(browser, server.link) as page:
             line = page.locator("#batches li")

@@ -420,12 +420,12 @@ def test_a_batch_has_the_films_of_which_no_event_has_told_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked for right behind an upload, or where a store tells of nothing."""
-    monkeypatch.setattr(batch_steps, "_FOUND", 3)
+    monkeypatch.setattr(batch_steps, "_SEEN", 3)
     world = world_with(tmp_path, {})
     for key, content in (films_of(7) | {"day2/other.mp4": b"other"}).items():
         world.storage.put(VIDEOS, key, content)
-    started = ask(world, prefix="day1/")
-    while batch_steps.go_on(world.context, find_videos=sweep.find_videos):
+    started, looked = ask(world, prefix="day1/"), batch_steps._Looked()
+    while batch_steps.go_on(world.context, looked, find_videos=sweep.find_videos):
         pass
     assert world.context.index.batch_counts(started.batch_id) == {"waiting": 7}
     go_on(world)

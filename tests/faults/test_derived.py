@@ -128,7 +128,7 @@ def test_what_kills_its_child_is_given_up_in_words(lab: Lab) -> None:
 
 
 def test_a_table_that_the_store_does_not_give_ends_in_words(lab: Lab) -> None:
-    """Ten attempts, however long it lasts; once it is given, it is made when asked for again."""
+    """After an hour of attempts; once it is given, it is made when asked for again."""
     lab.ask()
     result = results.read(lab.context, lab.id).result
     assert result is not None
@@ -136,9 +136,10 @@ def test_a_table_that_the_store_does_not_give_ends_in_words(lab: Lab) -> None:
     assert table is not None
     lab.storage.unreadable.add((RESULTS, lab.run.key(table.object_name)))
     lab.settle()
-    with pytest.raises(BadRequestError, match=r"given up after 10 attempts.*AccessDenied.*mend"):
+    with pytest.raises(BadRequestError, match=r"given up after \d+ attempts.*AccessDenied.*mend"):
         lab.ask()
-    assert len([name for name in lab.below() if name.startswith("nwb/")]) == MAX_UNLUCKY + 2
+    made = len([name for name in lab.below() if name.startswith("nwb/")])
+    assert MAX_UNLUCKY + 2 < made < 100
     lab.storage.unreadable.clear()
     assert results.make_again(lab.context, lab.id, "poses.nwb")
     lab.settle()

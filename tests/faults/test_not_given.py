@@ -65,7 +65,7 @@ def ask(world: World) -> None:
 
 
 def test_a_film_that_is_not_given_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After ten attempts, in words; once it is given, looking anew has its run made."""
+    """After an hour of attempts, in words; once it is given, looking anew has its run made."""
     begin(world, monkeypatch)
     world.storage.unreadable.add((VIDEOS, FILM))
     world.settle()
@@ -75,7 +75,7 @@ def test_a_film_that_is_not_given_is_refused(world: World, monkeypatch: pytest.M
     assert f"{VIDEOS}/{FILM}: AccessDenied" in words
     assert "posedrop reingest" in words
     etag = world.storage.buckets[VIDEOS][FILM].info.etag
-    assert attempts(world, layout.ingest(refused.file_id, etag)) == MAX_UNLUCKY
+    assert MAX_UNLUCKY < attempts(world, layout.ingest(refused.file_id, etag)) < 100
     world.storage.unreadable.clear()
     reingest.reingest(world.context, ReingestRequest(prefix=FILM))
     world.settle()
@@ -95,7 +95,7 @@ def test_a_film_that_is_not_given_is_refused(world: World, monkeypatch: pytest.M
 def test_what_is_not_given_to_a_run_ends_it(
     world: World, monkeypatch: pytest.MonkeyPatch, done: list[str], name: str | None
 ) -> None:
-    """The film, or what the run itself has left: ten attempts, an end in words, then a new run."""
+    """The film, or what the run has left: an hour of attempts, an end in words, then a new run."""
     begin(world, monkeypatch)
     work(world, *done)
     world.reconciler.round()
@@ -111,7 +111,7 @@ def test_what_is_not_given_to_a_run_ends_it(
     assert failed.state == "failed"
     assert "/".join(lacks) in str(failed.error)
     assert "mend that in the store" in str(failed.error)
-    assert attempts(world, Run(folder).attempts) == before + MAX_UNLUCKY
+    assert before + MAX_UNLUCKY < attempts(world, Run(folder).attempts) < 100
     world.storage.unreadable.clear()
     ask(world)
     world.settle()

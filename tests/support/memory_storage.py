@@ -159,9 +159,9 @@ class MemoryStorage(Storage):
                 "sha1": hashlib.sha1(found.data, usedforsecurity=False).hexdigest(),
             }
 
-    def objects(self, bucket: str, prefix: str = "") -> Iterator[ObjectInfo]:
+    def objects(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
         with self._call():
-            found = self._below(bucket, prefix)
+            found = [info for info in self._below(bucket, prefix) if info.key > after]
         for info in found:
             yield replace(info, metadata={})
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from zlib import crc32
 
 import httpx
@@ -135,14 +135,69 @@ def test_parts_on_their_way_end_when_the_upload_is_given_up(tmp_path: Path) -> N
     assert sent == {}
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_film_that_the_store_alone_refuses_is_not_waited_for_long(
-    monkeypatch: pytest.MonkeyPatch, there: bool
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that have passed, for patience; its pauses take no time, and are counted."""
+    now = [1000.0]
+    monkeypatch.setattr(parts.time, "monotonic", lambda: now[0])
+
+    def wait(_: threading.Event, seconds: float | None = None) -> bool:
+        now[0] += seconds or 0.0
+        return False
+
+    event = type("Event", (threading.Event,), {"wait": wait})
+    monkeypatch.setattr(parts, "threading", SimpleNamespace(Event=event))
+    return now
+
+
+REFUSED = StorageError("it is so")
+AWAY = StorageError("nothing answers", code="unreachable")
+
+
+def waits_for(patience: parts.Patience, error: StorageError, clock: list[float]) -> float:
+    """Return for how many seconds the same error is put up with."""
+    began = clock[0]
+    for attempt in range(2000):
+        try:
+            patience.pause(attempt, error)
+        except StorageError:
+            return clock[0] - began
+    raise AssertionError("it has no end")
+
+
+@pytest.mark.parametrize(
+    ("error", "there", "known", "least", "most"),
+    [
+        (REFUSED, True, True, 20, 40),
+        (REFUSED, False, True, 300, 320),
+        (AWAY, True, True, 300, 320),
+        (AWAY, False, False, 0, 1),
+    ],
+    ids=["refused alone", "store away", "unreachable", "wrong address"],
+)
+def test_patience_is_as_long_as_there_is_hope(
+    clock: list[float], error: StorageError, there: bool, known: bool, least: float, most: float
 ) -> None:
-    """One of a store that is away is."""
-    patience = parts.Patience(300, lambda: there)
-    patience.pause(0, StorageError("it is so"))
-    later = parts.time.monotonic() + 60
-    monkeypatch.setattr(parts.time, "monotonic", lambda: later)
-    with pytest.raises(StorageError) if there else nullcontext():
-        patience.pause(0, StorageError("it is so"))
+    """Counted from the first failure in a row: before that a part may have gone up for minutes."""
+    patience = parts.Patience(300, lambda: there, lambda: known)
+    clock[0] += 500
+    if known:
+        patience.pause(0, error)
+        patience.succeeded()
+        clock[0] += 500
+    assert least <= waits_for(patience, error, clock) <= most
+
+
+@pytest.mark.usefixtures("clock")
+def test_to_sign_a_part_again_and_again_is_no_success(tmp_path: Path) -> None:
+    """The store can't be reached from here, though the API can."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(FILM)
+    wanted = PartsRequest(path=path.name, size=len(FILM), to="day1")
+
+    def broken(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("no way there", request=request)
+
+    line = Transfers(httpx.Timeout(5.0), httpx.MockTransport(broken))
+    with pytest.raises(StorageError, match="can't be reached"):
+        parts.send(Api(0), line, path, wanted, lambda _: None, parts.Patience(300))

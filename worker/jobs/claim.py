@@ -27,9 +27,12 @@ log = logging.getLogger(__name__)
 #: A run is given up after so many attempts that the store or the machine cut short: it took their
 #: claims, and did not give the film, or take what they had made, or started no child.
 MAX_UNLUCKY = 10
-#: Where a disk had no room, not before so many seconds: what others leave there goes in time, and a
-#: queue of films must not be through with its attempts in minutes.
-_DISK_SECONDS = 3600.0
+#: Where a disk had no room, or a store did not give what it has, not before so many seconds: either
+#: may pass, and a queue of films must not be through with its attempts in minutes.
+_GRACE_SECONDS = 3600.0
+#: What comes so long after the one before is another cause's; and so many are too many for any.
+_APART_SECONDS, _MOST_UNLUCKY = 900.0, 200
+_PASSING = frozenset({StorageError.code, "scratch_unwritable"})
 _ADVICE = (
     "if it is archived or damaged, or denied to the worker's key, mend that in the store; then ask "
     "again"
@@ -199,8 +202,9 @@ def take(
         return record
     spent = [a for a in before.spent(None, "failed") if a.task == task]
     is_last = len(spent) + 1 >= max_attempts
-    asked = there.get(run.request)
-    return Claim(storage, bucket, run, record, asked, is_last=is_last, is_first=not spent)
+    return Claim(
+        storage, bucket, run, record, there.get(run.request), is_last=is_last, is_first=not spent
+    )
 
 
 def begin_unless_spent(
@@ -219,17 +223,28 @@ def begin_unless_spent(
         return Busy()
     spent = [a for a in before.spent(None, "failed") if a.task == task]
     refused = [a for a in before.spent("handed_back") if a.task == task and a.is_unlucky]
-    if len(spent) >= max_attempts or (len(refused) >= MAX_UNLUCKY and not _may_pass(refused)):
+    if len(spent) >= max_attempts or are_too_many(refused):
         ended = sorted([*spent, *refused], key=lambda a: a.number)
         told = (a.artefacts for a in reversed(ended) if a.artefacts)
         return Exhausted(len(before.attempts), len(ended), ended[-1], next(told, []))
     return begin(storage, bucket, folder, before, task, worker, now=now) or Busy()
 
 
-def _may_pass(refused: list[Attempt]) -> bool:
-    first, last = refused[0], refused[-1]
-    is_of_disk = last.error is not None and last.error.code == "scratch_unwritable"
-    return is_of_disk and (last.started_at - first.started_at).total_seconds() < _DISK_SECONDS
+def are_too_many(unlucky: list[Attempt]) -> bool:
+    """Tell whether there is no use in another attempt after these, which were cut short."""
+    if len(unlucky) < MAX_UNLUCKY:
+        return False
+    last = unlucky[-1]
+    may_pass = last.error is not None and last.error.code in _PASSING
+    # One that can't publish has had the network, maybe.
+    if not may_pass or last.progress.stage == "publish" or len(unlucky) >= _MOST_UNLUCKY:
+        return True
+    since = last.started_at
+    for attempt in reversed(unlucky):
+        if (since - attempt.started_at).total_seconds() > _APART_SECONDS:
+            break
+        since = attempt.started_at
+    return (last.started_at - since).total_seconds() >= _GRACE_SECONDS
 
 
 class Held:
@@ -388,7 +403,8 @@ class Claim(Held):
             self._cancelled.set()
         if run.hand_back(self.number) in there:
             self.asked_back = True
-        is_ours = there.get(run.request) == self._asked
+        is_asked = run.request in there and there[run.request] == self._asked
+        is_ours = is_asked and run.attempt(self.number) in there
         if run.attempt(self.number + 1) in there or run.result in there or not is_ours:
             self._lost.set()
 

@@ -97,6 +97,9 @@ def ingest(context: Context, bucket: str, key: str, etag: str) -> None:
         _clear(context, prefix, context.storage.file_id(results, bucket, key), etag)
     elif examined is not None and now.etag == etag:
         record, picture = examined
+        # Put again as it is meanwhile, it is to be analysed as its newest metadata ask.
+        asked = {"metadata": layout.user_metadata(now.metadata), "last_modified": now.last_modified}
+        record = record.model_copy(update=asked)
         if picture is not None:
             context.storage.write(results, layout.thumbnail(prefix), picture, "image/jpeg")
         context.storage.write(results, layout.video_record(prefix), record.to_json())
@@ -362,12 +365,13 @@ def _is_given_up(before: History, settings: Settings) -> RefusedVideoError | Non
     failed, died = before.spent("failed"), before.spent(None)
     back = before.spent("handed_back")
     unreadable = [a for a in back if a.error is not None and a.error.code == UNREADABLE]
-    not_given = [a.error for a in back if a.error is not None and a.error.stage == "fetch"]
-    if len(not_given) >= claim.MAX_UNLUCKY:
+    not_given = [a for a in back if a.error is not None and a.error.stage == "fetch"]
+    if claim.are_too_many(not_given):
+        said = not_given[-1].error
         return RefusedVideoError(
             f"the store has this file, and gave it in none of {len(not_given)} attempts; the last "
-            f"time: {not_given[-1].message[:1000]} (restore it if it is archived or damaged, or "
-            "let the worker's key read it; then `posedrop reingest` it)",
+            f"time: {said.message[:1000] if said else '?'} (restore it if it is archived or "
+            "damaged, or let the worker's key read it; then `posedrop reingest` it)",
             code=NOT_GIVEN,
         )
     if len(failed) >= settings.max_attempts:

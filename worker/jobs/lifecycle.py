@@ -229,7 +229,8 @@ def _fail(
 ) -> None:
     """End a run that failed, with all that was made of it: poses that can't be drawn are poses."""
     bucket = context.settings.results_bucket
-    inference = _if_given(
+    given = _if_given if error.code == StorageError.code else _in_any_case
+    inference = given(
         context,
         run.inference,
         lambda: context.storage.read_whole_record(bucket, run.inference, Inference),
@@ -237,7 +238,7 @@ def _fail(
     drawn_from = inference.artefacts if inference is not None else []
     found = {artefact.plain_name: artefact for artefact in (*drawn_from, *left)}
     if layout.PREDICTIONS not in found:
-        there = _if_given(context, run.predictions, lambda: _published_predictions(context, run))
+        there = given(context, run.predictions, lambda: _published_predictions(context, run))
         found |= {there.name: there} if there is not None else {}
     publish.finish(
         context.storage,
@@ -252,6 +253,11 @@ def _fail(
         error=error,
     )
     checkpoints.clear(context.storage, bucket, run)
+
+
+def _in_any_case(_: Context, __: str, read: Callable[[], T | None]) -> T | None:
+    """Return what is read of an object; what the store does not give now is asked for again."""
+    return read()
 
 
 def _if_given(context: Context, key: str, read: Callable[[], T | None]) -> T | None:

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from posedrop.analyses import UNFINISHED
-from posedrop.buckets.layout import Run
+from posedrop.buckets.layout import REQUEST, Run
 from posedrop.buckets.names import ROLES, Naming
 from posedrop.buckets.records.inference import Inference
 from posedrop.buckets.records.requests import Request
@@ -150,8 +150,8 @@ def clear_if_deleted(storage: Storage, bucket: str, run: Run, request: Request) 
     """Delete what an attempt wrote of a run that was deleted meanwhile.
 
     The same film under the same key has the same run: it would be over at once, with files that are
-    gone. Whoever deletes a run begins with its request. Where it was asked for anew by then, what
-    another worker has begun of it may go as well, and is done again.
+    gone. Whoever deletes a run begins with its request. Where it was asked for anew by then, only
+    what says that something is there goes: the files are those that would be made again.
 
     Args:
         storage: the object store.
@@ -160,15 +160,28 @@ def clear_if_deleted(storage: Storage, bucket: str, run: Run, request: Request) 
         request: the one that the attempt was made for.
     """
     try:
-        now = storage.read_whole_record(bucket, run.request, Request)
+        now = storage.read_record(bucket, run.request, Request)
         if now is not None and now.created_at == request.created_at:
             return
-        over = storage.read_whole_record(bucket, run.result, Result)
-        if now is not None and over is not None and over.created_at == now.created_at:
-            return
         log.info("deleted meanwhile", extra={"run": run.prefix})
-        left = {found.key for found in storage.objects(bucket, run.folder)}
-        # It may have been asked for that very moment.
-        storage.delete(bucket, sorted(left - {run.request}))
+        there = {run.name(found.key) for found in storage.objects(bucket, run.folder)}
+        if now is not None or REQUEST in there:  # asked for anew, maybe that very moment
+            storage.delete(bucket, _untrue(storage, bucket, run, request, there))
+        else:
+            storage.delete(bucket, [run.key(name) for name in sorted(there)])
     except StorageError as error:
         log.warning("%s: what was written of it stays, if it was deleted: %s", run.prefix, error)
+
+
+def _untrue(
+    storage: Storage, bucket: str, run: Run, request: Request, there: Collection[str]
+) -> list[str]:
+    """Return the keys of records that tell of files which are gone, or end the request before."""
+    found = []
+    result = storage.read_record(bucket, run.result, Result)
+    if result is not None and result.created_at == request.created_at:
+        found.append(run.result)
+    inference = storage.read_record(bucket, run.inference, Inference)
+    if inference is not None and any(a.object_name not in there for a in inference.artefacts):
+        found.append(run.inference)
+    return found

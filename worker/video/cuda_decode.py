@@ -50,6 +50,8 @@ TRIAL = 64
 MOST_KINDS = 1000
 #: Frames from a key frame to the film's last one, within which that is looked for first.
 NEAR = 2000
+#: After one that is not found, it is looked for again within so many times as many frames.
+SELDOM = 20
 #: How FFmpeg is to come by a CUDA context: torch's own, which is current in a thread that has used
 #: it; the device's, if nobody has it yet; one of its own, which takes more memory.
 _CONTEXTS: tuple[dict[str, str], ...] = ({"current_ctx": "1"}, {"primary_ctx": "1"}, {})
@@ -214,7 +216,7 @@ class Card:
         if self.used == "cuda" and self._is_seen_near(path, last):
             return {"frame": last.index, "ticks": last.frame.pts}
         # There is no key frame near. The film may have more of them further on.
-        self._ask_from = 2 * (last.index + 1)
+        self._ask_from = last.index + 1 + min(last.index + 1, SELDOM * NEAR)
         return None
 
     def goes_on(self, known: dict[str, Any]) -> None:
