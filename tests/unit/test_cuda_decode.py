@@ -206,8 +206,10 @@ def test_auto_takes_who_is_faster(path: Path) -> None:
     kind = ("cuda:0", ("h264", 64, 48, "yuv420p"))
     for rates, used in (((100.0, 200.0), "cuda"), ((200.0, 100.0), "cpu")):
         by = card(wanted="auto", speeds={kind: rates})
+        PretendedCard.opened = 0
         same(made, by)
         assert by.used == used
+        assert bool(PretendedCard.opened) == (used == "cuda")  # it is not begun in vain
         assert "frames/s by the card" in by.why
     speeds: cuda_decode.DecodeSpeeds = {}
     same(made, card(wanted="auto", speeds=speeds))

@@ -57,7 +57,6 @@ def drawn(
     payload = {
         "video": str(source),
         "poses": str(table),
-        "poses_filtered": None,
         "out": str(tmp_path),
         "pcutoff": 0.6,
         "style": {**style, **changes.pop("style", {})},
@@ -219,14 +218,16 @@ def test_a_frame_without_poses_stays_bare(plain: Path, tmp_path: Path) -> None:
     assert not is_coloured(frames[3], 33, 30, rainbow(0))
 
 
-def test_filtered_poses_are_the_ones_drawn(plain: Path, tmp_path: Path) -> None:
-    """Where there are filtered poses, the dots are there."""
-    table = poses(tmp_path / "poses.h5", walk(30))
-    filtered = poses(tmp_path / "poses_filtered.h5", walk(30) + np.array([50, 20, 0]))
+def test_a_jump_of_one_frame_is_drawn(plain: Path, tmp_path: Path) -> None:
+    """The plain table is drawn, though the filtered one, in which the jump is gone, is there."""
+    jumps = walk(30)
+    jumps[12, 0, :2] += 40
+    table = poses(tmp_path / "poses.h5", jumps)
+    filtered = poses(tmp_path / "poses_filtered.h5", walk(30))
     drawn(tmp_path, plain, table, poses_filtered=str(filtered))
-    frame = frames_of(tmp_path)[0]
-    assert is_coloured(frame, 80, 50, rainbow(0))
-    assert not is_coloured(frame, 30, 30, rainbow(0))
+    frame = frames_of(tmp_path)[12]
+    assert is_coloured(frame, 82, 70, rainbow(0))
+    assert not is_coloured(frame, 42, 30, rainbow(0))
 
 
 def test_several_animals(plain: Path, tmp_path: Path) -> None:
@@ -263,7 +264,6 @@ def test_progress_is_reported(plain: Path, tmp_path: Path) -> None:
     payload = {
         "video": str(plain),
         "poses": str(table),
-        "poses_filtered": None,
         "out": str(tmp_path),
         "pcutoff": 0.6,
         "style": {},

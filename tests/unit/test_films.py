@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
-from posedrop.errors import RefusedVideoError
+from posedrop.errors import AnalysisError, RefusedVideoError
 from tests.support import films, videos
 from tests.support.films import Film
 from worker.video import canvas, decode, numbering, preflight
@@ -284,3 +284,82 @@ def _jpegs(width: int, height: int) -> Iterator[bytes]:
     kinds = [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)]
     for kind, picture in zip(kinds, videos.pictures(3, width, height), strict=True):
         yield cv2.imencode(".jpg", picture, kind)[1].tobytes()
+
+
+#: Films with seldom or odd ticks: suffix, codec, time base, and a film's times in its ticks.
+_ODD_TICKS = {
+    "of DirectShow, 30 a second": (".avi", "mjpeg", Fraction(333_333, 10**7), range(60)),
+    "of DirectShow, 29.97": (".avi", "mjpeg", Fraction(333_667, 10**7), range(60)),
+    "of DirectShow, 60": (".avi", "mjpeg", Fraction(166_667, 10**7), range(60)),
+    "NTSC": (".avi", "mjpeg", Fraction(1001, 30_000), range(140)),
+    "NTSC, 90 frames dropped": (
+        ".avi", "mjpeg", Fraction(1001, 30_000), [*range(20), *range(110, 140)]
+    ),
+    "a measured rate": (".avi", "mjpeg", Fraction(1000, 24_999), range(140)),
+    "raw": (".y4m", "wrapped_avframe", Fraction(1001, 30_000), range(70)),
+    "milliseconds": (".mkv", "mpeg4", Fraction(1, 1000), range(0, 5600, 40)),
+    "one frame a minute": (".mkv", "mpeg4", Fraction(1, 1000), range(0, 90 * 60_000, 60_000)),
+    "one a minute, and a pause": (
+        ".mkv", "mpeg4", Fraction(1, 1000),
+        [*range(0, 20 * 60_000, 60_000), *range(4_200_000, 5_400_000, 60_000)],
+    ),
+    "an hour between two": (".mp4", "mpeg4", Fraction(1, 600), range(0, 600 * 36_000, 600 * 3600)),
+    "ten a second, a pause": (
+        ".mp4", "mpeg4", Fraction(1, 600), [*range(0, 1200, 60), *range(31_200, 32_400, 60)]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stride", [1, 7, 40, 65])
+@pytest.mark.parametrize("kind", _ODD_TICKS)
+def test_a_labelled_video_has_the_films_times(kind: str, stride: int, tmp_path: Path) -> None:
+    """Whatever a container counts in, and however far what is drawn lies apart."""
+    suffix, codec, base, ticks = _ODD_TICKS[kind]
+    path = _ticking(tmp_path / f"film{suffix}", codec, base, list(ticks))
+    reading = numbering.Reading()
+    for _ in numbering.numbered(path, reading):
+        pass
+    shown, _ = reading.seconds(np.arange(0, reading.end, stride))
+    assert reading.end >= len(list(ticks))
+    out = tmp_path / "pose.mp4"
+    assert canvas.encode(out, canvas.open_canvases(path, stride=stride)) == len(shown)
+    atol = 2e-6 if stride == 1 and shown[1] < 1 else 1e-3
+    with av.open(str(out)) as container:
+        stream = container.streams.video[0]
+        found = sorted(float(p.pts * p.time_base) for p in container.demux(stream) if p.size)
+    np.testing.assert_allclose(np.array(found) - found[0], shown - shown[0], rtol=0, atol=atol)
+
+
+def _ticking(path: Path, codec: str, base: Fraction, ticks: list[int]) -> Path:
+    """Write a film of 64x48 whose frames are shown at these ticks."""
+    with av.open(str(path), "w") as container:
+        rate = 1 / base if base > Fraction(1, 600) else Fraction(25)
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height = 64, 48
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.time_base = stream.codec_context.time_base = base
+        for number, tick in enumerate(ticks):
+            level = np.full((48, 64, 3), 3 * number % 256, np.uint8)
+            frame = av.VideoFrame.from_ndarray(level, "rgb24").reformat(format=stream.pix_fmt)
+            frame.pts, frame.time_base = tick, base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("size", [(16_400, 64), (64, 16_400)])
+def test_what_is_too_large_for_h264_is_said_with_what_to_do(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    """Poses are there by then: the words say how to have them without a video."""
+    path = tmp_path / "wide.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = *size, "gray"
+        for _ in range(2):
+            frame = av.VideoFrame.from_ndarray(np.zeros(size[::-1], np.uint8), "gray")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(AnalysisError, match=r'16,384.*"style": \{"video": false\}') as caught:
+        canvas.encode(tmp_path / "pose.mp4", canvas.open_canvases(path))
+    assert caught.value.code == "too_large_to_draw"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count as counter
 from pathlib import Path
 
 import cv2
@@ -179,36 +178,3 @@ def test_preflight_probes_and_draws_a_thumbnail(path: Path) -> None:
     answer = preflight.probe(payload, lambda *_: None)
     assert Probe.model_validate(answer["probe"]) == probe(path)
     assert cv2.imread(str(thumbnail)).shape == (427, 320, 3)
-
-
-def test_ahead_keeps_order_and_hands_on_errors() -> None:
-    """Items come in order; an error of the producer comes behind the items before it."""
-
-    def items():
-        yield from range(5)
-        raise ValueError("at the end")
-
-    ahead = decode.ahead(items(), 2)
-    assert [next(ahead) for _ in range(5)] == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="at the end"):
-        next(ahead)
-
-
-def test_ahead_stops_its_source_when_closed() -> None:
-    """An endless producer ends with its consumer, and holds no more than it was allowed."""
-    made = []
-    closed = []
-
-    def items():
-        try:
-            for number in counter():
-                made.append(number)
-                yield number
-        finally:
-            closed.append(True)
-
-    ahead = decode.ahead(items(), 3)
-    assert next(ahead) == 0
-    ahead.close()
-    assert closed == [True]
-    assert len(made) <= 6

@@ -21,14 +21,23 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from posedrop.errors import AnalysisError
 from worker.video import containers, numbering, pixels
 from worker.video.numbering import Reading
 from worker.video.pixels import Image, Picture
-from worker.video.times import AHEAD, Clock
+from worker.video.times import AHEAD, LONGEST_INTERVAL, LONGEST_PAUSE, SELDOM, Clock
 
 Encoder = Literal["libx264", "h264_nvenc"]
 X264: Final = "libx264"
 NVENC: Final = "h264_nvenc"
+
+#: The longest side that an encoder of H.264 takes, in pixels.
+MOST_SIDE = 16_384
+#: Ticks a second that a labelled video may have, the finest first. FFmpeg makes no MP4 of fewer.
+_TICKS = (10**6, 10**5, 10**4)
+#: Ticks between two frames at most. An MP4 has 31 bits for them, and for how much later than it is
+#: decoded a frame is shown, which with B-frames is some frames.
+_MOST_TICKS = 2**29
 
 # As FFmpeg numbers colour spaces and ranges.
 _RGB = 0
@@ -88,16 +97,22 @@ def open_canvases(
 ) -> Generator[Canvas]:
     """Decode a video into canvases; frames, arguments and errors are those of :func:`frames`.
 
-    They are shown when ``Reading.seconds`` says, to a millionth of a second. ``passed`` is told the
-    numbers of frames before ``start``, now and then.
+    They are shown when ``Reading.seconds`` says, to a millionth of a second; to a thousandth, where
+    they are seldom or some are left out (``stride``). ``passed`` is told the numbers of frames
+    before ``start``, now and then.
+
+    Raises:
+        AnalysisError: code ``too_large_to_draw``: the encoder takes no such sides.
     """
     with containers.opened(path) as (_, stream):
         base, rate = stream.time_base or Fraction(1, 90_000), containers.rate_of(stream)
         aspect = stream.sample_aspect_ratio or Fraction(1)
+        size = stream.width, stream.height
     if not Fraction(1, 32) < aspect < 32:  # no pixel is like that
         aspect = Fraction(1)
+    _check_sides(size)
     clock = Clock(float(base), float(1 / rate))
-    tick = _tick(base, rate)
+    tick: Fraction | None = None
     reading = Reading(passed=passed)
     reformatter = VideoReformatter()
 
@@ -105,7 +120,7 @@ def open_canvases(
         frame = _even(_upright(_yuv420p(picture, reformatter), picture.turns))
         y, u, v = _planes(frame)
         turned = 1 / aspect if picture.turns % 2 else aspect
-        return Canvas(picture.index, y, u, v, 0, 0, tick, rate / stride, turned, frame)
+        return Canvas(picture.index, y, u, v, 0, 0, base, rate / stride, turned, frame)
 
     def timed() -> Generator[tuple[int | None, Canvas | None]]:
         # Every frame goes by, so that each has the time that it has in the table.
@@ -126,19 +141,44 @@ def open_canvases(
     with closing(clock.run(timed())) as run:
         for seconds, canvas in run:
             if canvas is not None:
+                # By now the clock has seen the first frames: it knows better than the header.
+                tick = tick or _tick(base, clock.interval, stride)
+                canvas.time_base = tick
                 canvas.pts = round(seconds / float(tick))
-                canvas.duration = max(1, round(clock.interval * stride / float(tick)))
+                canvas.duration = min(
+                    max(1, round(clock.interval * stride / float(tick))), _MOST_TICKS
+                )
                 yield canvas
 
 
-def _tick(base: Fraction, rate: Fraction) -> Fraction:
+def _check_sides(size: tuple[int, int]) -> None:
+    if max(size) > MOST_SIDE:
+        raise AnalysisError(
+            f"no video can be written of it: its frames have {size[0]} x {size[1]} pixels, and "
+            f"H.264 has no side over {MOST_SIDE:,}; its poses are there, and a run with "
+            '"style": {"video": false} has its plots too',
+            code="too_large_to_draw",
+            field="args.style.video",
+        )
+
+
+def _tick(base: Fraction, interval: float, stride: int) -> Fraction:
     """Return a time base, in seconds, that a frame's times have room in, and an MP4 too.
 
-    It is a part of the container's, so that a time that is not mended stays what it was, and fine
-    enough for those that are; and so coarse that 31 bits suffice for what is between two frames.
+    It is a whole part of a second: an MP4 counts in these, whatever the time base. Where it can,
+    it is one of the container's ticks too, so that a time that is not mended stays what it was. It
+    is fine enough for those that are, and so coarse that there is room for a pause between two
+    frames that are drawn.
+
+    Args:
+        base: of the container.
+        interval: between two frames of the film, in seconds.
+        stride: of so many frames one is drawn.
     """
-    fine = Fraction(1, 10**6) if rate > Fraction(1, 100) else Fraction(1, 1000)
-    return base / ceil(base / fine) if base > fine else fine
+    pause = stride * min(max(LONGEST_PAUSE, SELDOM * interval), LONGEST_INTERVAL)
+    wanted = next((n for n in _TICKS if 2 * n * pause <= _MOST_TICKS), _TICKS[-1])
+    ticks = base.denominator
+    return Fraction(1, ticks * ceil(wanted / ticks) if ticks <= 2 * wanted else wanted)
 
 
 def encode(
@@ -180,7 +220,7 @@ def encode(
                 begin = canvas.pts
                 last = -1
             # Each a tick behind the one before it at least, and within what an MP4 can say.
-            last = min(max(canvas.pts - begin, last + 1), last + 2**31 - 1)
+            last = min(max(canvas.pts - begin, last + 1), last + _MOST_TICKS)
             canvas.frame.pts = last
             canvas.frame.duration = canvas.duration
             canvas.frame.time_base = canvas.time_base

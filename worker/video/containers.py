@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 
 from posedrop.errors import RefusedVideoError
 from worker.video import endings
+from worker.video.fields import Fields, Part
 
 #: Demuxers that read one file and nothing else. Playlists (HLS, DASH, concat, SDP) and image
 #: patterns are absent: they open whatever path or address the file names.
@@ -174,10 +175,10 @@ def count(path: Path) -> int:
         RefusedVideoError: it is not a video that can be read.
     """
     with opened(path) as (container, stream):
-        index = stream.index_entries
-        if 0 < len(index) == stream.frames and stream.codec_context.name != "vp8":
+        index, shown = stream.index_entries, Shown(stream)
+        if 0 < len(index) == stream.frames and shown.one_a_packet:
             return sum(1 for entry in index if not entry.is_discard)
-        return sum(1 for packet in packets(container, stream) if is_shown(packet))
+        return sum(1 for packet in packets(container, stream) if shown.take(packet))
 
 
 def packets(
@@ -201,12 +202,36 @@ def packets(
         return
 
 
-def is_shown(packet: Packet[VideoStream]) -> bool:
-    """Tell a packet with a frame from what an edit list cuts away, and from hidden references."""
-    if not packet.size or packet.is_discard:
-        return False
-    # VP8 has packets that are only referred to, and says so in their first byte.
-    return packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
+class Shown:
+    """Tells which packets of a stream end a frame that is shown, and when that is.
+
+    Not shown is what an edit list cuts away, a reference that the codec hides, and a field alone.
+    Each packet has to be taken once, in the order of the stream.
+    """
+
+    def __init__(self, stream: VideoStream) -> None:
+        """Begin a stream at its start."""
+        self.ends = False
+        """Whether the last packet ends a frame that is shown."""
+        self.part: Part = "frame"
+        """What the last packet has."""
+        self.time: int | None = None
+        """When its frame is shown, in ticks: of two fields, the first one's time."""
+        self._hidden = False
+        self._fields = Fields(stream)
+        self._is_vp8 = stream.codec_context.name == "vp8"
+        self.one_a_packet = not self._is_vp8 and not self._fields.may_be()
+        """Whether each packet that no edit list cuts away shows a frame, as the header has it."""
+
+    def take(self, packet: Packet[VideoStream]) -> bool:
+        """Take the next packet; return whether it ends a frame that is shown."""
+        self.part = self._fields.part(packet)
+        if self.part != "second":
+            self.time = packet.pts
+            # VP8 has packets that are only referred to, and says so in their first byte.
+            self._hidden = packet.is_discard or (self._is_vp8 and not memoryview(packet)[0] & 0x10)
+        self.ends = self.part != "first" and not self._hidden
+        return self.ends
 
 
 def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:

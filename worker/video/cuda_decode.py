@@ -136,7 +136,6 @@ class Card:
         if self.wanted == "cpu" or elsewhere or self._distrusted:
             return False
         try:
-            self._find()
             self._try(path)
         except _UnfitError as unfit:
             self.why = str(unfit)
@@ -307,6 +306,9 @@ class Card:
             self._planar = first.format.name
             kind = (codec, first.width, first.height, first.format.name)
             known = self._speeds.get((self._device, kind))
+            if self.wanted == "auto" and known is not None:  # to begin with a card takes a while
+                self._weigh(known)
+            self._find()
             if self.wanted == "auto" and known is None:
                 mine.go_on()
         with containers.opened(path, hwaccel=self.accelerator()) as (film, stream):
@@ -325,6 +327,10 @@ class Card:
             if min(mine.count, its.count) < TRIAL:
                 raise _UnfitError(f"the film has not {TRIAL} frames to tell which is faster")
             known = self._speeds[self._device, kind] = (mine.rate, its.rate)
+        self._weigh(known)
+
+    def _weigh(self, known: tuple[float, float]) -> None:
+        """Leave a film to the processor where that is faster."""
         self.why = f"{known[1]:.0f} frames/s by the card, {known[0]:.0f} by the processor"
         if known[1] < known[0]:
             raise _UnfitError(self.why)
@@ -410,6 +416,7 @@ def _make_current(number: str) -> None:
     torch = sys.modules.get("torch")  # not ours to import: what decodes need not infer
     if torch is None or not torch.cuda.is_available():
         raise RuntimeError("torch has no CUDA here")
+    torch.cuda.set_device(int(number))
     torch.zeros(1, device=f"cuda:{number}").item()
 
 

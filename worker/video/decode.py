@@ -10,9 +10,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -140,24 +140,31 @@ def _in_threads(
             yield waiting.popleft().result()
 
 
-def ahead(items: Iterator[Item], size: int) -> Generator[Item]:
-    """Yield what ``items`` yields, made in a thread of its own and up to ``size`` items early.
+def ahead(items: Iterator[Item], size: Callable[[Item], int]) -> Generator[Item]:
+    """Yield what ``items`` yields, made in a thread of its own and early.
 
     An error of ``items`` is raised here, behind the items before it. Closing the generator ends the
     thread and closes ``items``.
+
+    Args:
+        items: what is made.
+        size: how many are made early, by what the first one is.
     """
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(size)
+    ready: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+    room = threading.Semaphore(1)
     stopped = threading.Event()
 
     def put(kind: bool, item: object) -> None:
         while not stopped.is_set():
-            with suppress(queue.Full):
-                ready.put((kind, item), timeout=0.1)
+            if room.acquire(timeout=0.1):
+                ready.put((kind, item))
                 return
 
     def produce() -> None:
         try:
-            for item in items:
+            for number, item in enumerate(items):
+                if number == 0 and (more := size(item) - 1) > 0:
+                    room.release(more)
                 put(True, item)
                 if stopped.is_set():
                     break
@@ -174,6 +181,7 @@ def ahead(items: Iterator[Item], size: int) -> Generator[Item]:
     try:
         while True:
             more, item = ready.get()
+            room.release()
             if more:
                 yield item
             elif item is not None:

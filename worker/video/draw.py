@@ -56,9 +56,9 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
 
     Args:
         payload: ``video`` (None: it is left out, and ``frame_size`` says how wide and high its
-            frames are, in pixels), ``poses`` and ``poses_filtered`` (paths; DeepLabCut's HDF5
-            tables of one or several animals, x and y in pixels; the filtered one may be None and
-            is drawn where there is one), ``out`` (an existing folder), ``pcutoff`` (0 to 1),
+            frames are, in pixels), ``poses`` (a path; DeepLabCut's HDF5 table of
+            one or several animals, x and y in pixels), ``out`` (an existing folder), ``pcutoff``
+            (0 to 1),
             ``style`` (``dotsize``: radius in pixels or None, ``trail``: frames, ``skeleton``: bool,
             ``colormap``: matplotlib's name), ``skeleton`` (pairs of bodyparts), ``start``, ``stop``
             and ``stride`` (the frames that were analysed); ``encode`` (``auto``, ``cpu``, ``cuda``)
@@ -73,7 +73,7 @@ def render(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         RefusedVideoError: the video can't be decoded.
         AnalysisError: code ``no_frames``: it has none in this range.
     """
-    poses = read_poses(Path(payload["poses_filtered"] or payload["poses"]))
+    poses = read_poses(Path(payload["poses"]))
     style = payload["style"]
     colours = colours_of(poses, style.get("colormap", "rainbow"))
     bones = _bones(poses, payload["skeleton"]) if style.get("skeleton") else []
@@ -139,7 +139,7 @@ def copy_film(payload: dict[str, Any], report: Report) -> dict[str, Any]:
         stride=stride,
         passed=passing(report, start),
     )
-    with closing(decode.ahead(canvases, AHEAD)) as ready:
+    with closing(decode.ahead(canvases, lambda _: AHEAD)) as ready:
         written = encode(unfinished, told(ready), group=GROUP)
     if not written:
         raise AnalysisError("the video has no frame in this range", code="no_frames")
@@ -162,7 +162,7 @@ def _encoded(
             stride=payload["stride"],
             passed=passing(report, payload["start"]),
         )
-        with closing(decode.ahead(canvases, AHEAD)) as ready:
+        with closing(decode.ahead(canvases, lambda _: AHEAD)) as ready:
             drawn = _drawn(ready, painter, report)
             return encode(path, drawn, encoder=encoder, gpu=nvenc.number_of(device))
 

@@ -23,7 +23,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from worker.video import endings
-from worker.video.containers import MAX_PIXELS, is_shown, opened, packets, rate_of
+from worker.video.containers import MAX_PIXELS, Shown, opened, packets, rate_of
 from worker.video.pixels import Picture, turns_of
 from worker.video.times import LONGEST_PAUSE, Clock
 
@@ -164,7 +164,7 @@ def _passage(
         made = _Pictures(reading, (stream.width, stream.height))
         gone = made.gone
         waiting: deque[int | None] = deque(maxlen=_IN_FLIGHT)
-        missing = 0
+        missing, shown = 0, Shown(stream)
 
         def on_damage() -> None:
             if not exact:
@@ -174,14 +174,14 @@ def _passage(
         broken = False
         for packet in packets(container, stream, on_damage):
             broken = packet.is_corrupt
-            if is_shown(packet):
+            if shown.take(packet):
                 missing += 1
-                waiting.append(packet.pts)
+                waiting.append(shown.time)
             found = _tried(decode, packet, exact)
             if found is None:
-                gone.add(packet.pts)
+                gone.add(shown)
                 continue
-            gone.goes_on(packet)
+            gone.goes_on(packet, shown)
             missing -= len(found)
             yield from map(made.picture, found)
         found = _tried(decode, None, exact) or []
@@ -263,17 +263,19 @@ class _Gone:
         self._last: int | None = None
         """The last frame's time."""
 
-    def add(self, time: int | None) -> None:
-        """Remember a packet that could not be decoded."""
+    def add(self, shown: Shown) -> None:
+        """Remember the last packet: it could not be decoded."""
         self._damaged = True
-        self._tail.append(time)
+        if not self._began_in_vain(shown):
+            self._tail.append(shown.time)
 
     def hides(self) -> None:
         """Remember that the container could not be read: it may hide one, or many."""
         self.hidden = True
 
-    def goes_on(self, packet: Packet[VideoStream]) -> None:
-        """Remember a packet that could be decoded."""
+    def goes_on(self, packet: Packet[VideoStream], shown: Shown) -> None:
+        """Remember a packet, the last one: it could be decoded."""
+        known = self._began_in_vain(shown)
         self._timeless += self.hidden
         self.hidden = False
         for time in self._tail:
@@ -282,11 +284,16 @@ class _Gone:
             else:
                 heapq.heappush(self._waiting, (time, True))
         self._tail.clear()
-        if packet.is_keyframe:
+        if packet.is_keyframe and shown.part != "second":
             self._damaged, self._key = False, packet.pts if self._damaged else None
-        early = self._key is not None and packet.pts is not None and packet.pts < self._key
-        if (self._damaged or early) and packet.pts is not None and is_shown(packet):
-            heapq.heappush(self._waiting, (packet.pts, False))
+        time = shown.time
+        early = self._key is not None and time is not None and time < self._key
+        if (self._damaged or early) and time is not None and shown.ends and not known:
+            heapq.heappush(self._waiting, (time, False))
+
+    def _began_in_vain(self, shown: Shown) -> bool:
+        """Tell whether a packet is the second field of a frame whose first could not be decoded."""
+        return shown.part == "second" and bool(self._tail)
 
     def at_the_end(self) -> bool:
         """Whether nothing could be decoded any more behind the last error."""

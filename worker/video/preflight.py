@@ -146,12 +146,15 @@ def _read_packets(
     """Return when the packets' frames are shown, in ticks, in about that order."""
     ticks = array("q")
     waiting: list[int] = []
+    shown = containers.Shown(stream)
     for packet in containers.packets(container, stream):
-        is_shown = containers.is_shown(packet)
-        told.add(is_shown, packet.is_keyframe, packet.pts)
-        if not is_shown:
+        shown.take(packet)
+        if shown.part == "first":
             continue
-        heapq.heappush(waiting, numbering.NO_TIME if packet.pts is None else packet.pts)
+        told.add(shown.ends, packet.is_keyframe, shown.time)
+        if not shown.ends:
+            continue
+        heapq.heappush(waiting, numbering.NO_TIME if shown.time is None else shown.time)
         _check_count(len(ticks) + len(waiting), max_frames)
         if len(waiting) > numbering.REORDERED:
             ticks.append(heapq.heappop(waiting))
