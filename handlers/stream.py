@@ -1,7 +1,9 @@
 """What an open page is told: ``GET /stream``, server-sent events, in place of asking every second.
 
 One task of the event loop gathers what has changed, looks it up once for all listeners, in one
-thread, and tells it to each. A listener is a queue in memory and a connection, never a thread.
+thread, and tells it to each. What the workers do takes the store: that is looked up in another
+thread, so that a slow store holds up no change. A listener is a queue in memory and a connection,
+never a thread.
 
 | event | data |
 |---|---|
@@ -75,7 +77,11 @@ class Stream:
     """Listeners, and what they are told."""
 
     def __init__(self, context: Context) -> None:
-        """Nobody listens yet; from now on the index tells what changes."""
+        """Nobody listens yet; from now on the index tells what changes.
+
+        Args:
+            context: that for callers, whose waits for the store are short.
+        """
         self._context = context
         self._boot = uuid.uuid4().hex[:12]
         self._number = 0
@@ -86,7 +92,8 @@ class Stream:
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._one = anyio.CapacityLimiter(1)
+        self._looking = anyio.CapacityLimiter(1)
+        self._working = anyio.CapacityLimiter(1)
         self._records = Records()
         self._works: dict[str, Work | None] = {}
         self._last: dict[str, str] = {}
@@ -186,31 +193,46 @@ class Stream:
 
     async def _run(self) -> None:
         worked_at = 0.0
-        while True:
-            # Without a listener, nothing is looked at.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), TICK_SECONDS if self._listeners else None)
-            await asyncio.sleep(GATHER_SECONDS)
-            self._wake.clear()
-            if not self._listeners:
-                continue
-            with self._lock:
-                changed, self._changed = self._changed, set()
-            if changed:
-                # At once: what the workers say needs the store.
-                await self._tell_all(partial(self._look, changed), [("fresh", {})])
-            if time.monotonic() - worked_at >= TICK_SECONDS or not self._last:
-                worked_at = time.monotonic()
-                await self._tell_all(lambda: self._work(self._context.clock()), [])
+        work: asyncio.Task[None] | None = None
+        try:
+            while True:
+                # Without a listener, nothing is looked at.
+                seconds = TICK_SECONDS if self._listeners else None
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), seconds)
+                await asyncio.sleep(GATHER_SECONDS)
+                self._wake.clear()
+                if not self._listeners:
+                    continue
+                with self._lock:
+                    changed, self._changed = self._changed, set()
+                if changed:
+                    look = partial(self._look, changed)
+                    await self._tell_all(look, [("fresh", {})], self._looking)
+                is_time = time.monotonic() - worked_at >= TICK_SECONDS or not self._last
+                if is_time and (work is None or work.done()):
+                    worked_at = time.monotonic()
+                    # Not waited for: it needs the store, and what changes does not.
+                    telling = self._tell_all(self._work, [], self._working)
+                    work = asyncio.create_task(telling, name="stream of work")
+        finally:
+            if work is not None:
+                work.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await work
 
-    async def _tell_all(self, look: Callable[[], _Events], otherwise: _Events) -> None:
+    async def _tell_all(
+        self, look: Callable[[], _Events], otherwise: _Events, limiter: anyio.CapacityLimiter
+    ) -> None:
         """Tell what a look finds, in a thread; what else, where that fails."""
         try:
-            told = await anyio.to_thread.run_sync(look, limiter=self._one)
+            told = await anyio.to_thread.run_sync(look, limiter=limiter)
         except Exception as error:
             known = isinstance(error, PosedropError)
             log.warning("not all is told to pages: %s", error, exc_info=None if known else error)
             told = otherwise
+        if not self._listeners:  # all have left meanwhile: it would be old for the next one
+            return
         for event, data in told:
             if event in {"progress", "queue"}:
                 text = json.dumps(data, separators=(",", ":"))
@@ -242,9 +264,10 @@ class Stream:
                 told.append(("files", {"items": items, "gone": gone}))
         return told
 
-    def _work(self, now: datetime) -> _Events:
+    def _work(self) -> _Events:
         """Return how far the runs are that are worked on, and who waits, with estimates."""
         context = self._context
+        now = context.clock()
         workers = self._records.read(context.storage, context.settings)
         speeds = Speeds({worker.worker_id: worker.speeds for worker, _ in workers})
         progress: list[dict[str, Any]] = []

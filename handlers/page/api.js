@@ -10,8 +10,10 @@ const ends = [];
 export const whenRefused = (act) => { ends.push(act); };
 
 /** What a person can do then: the server's own words are for who writes programs. */
-export const REFUSED = "posedrop does not let this page in any more: its token was changed, or too much time has passed. "
-  + "Open the link that posedrop printed last, then load this page anew.";
+const SHUT = "posedrop does not let this page in any more: its token was changed, or too much time has passed. Open the link that posedrop printed last";
+export const REFUSED = `${SHUT}, then load this page anew.`;
+/** The same where this page has what would be lost. */
+export const REFUSED_MIDWAY = `${SHUT} in another tab, then go on here.`;
 
 /** By how much the server's clock is ahead of this computer's, which may be wrong by hours; milliseconds. */
 let ahead = 0;

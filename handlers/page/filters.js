@@ -40,8 +40,10 @@ function keep() {
 async function offerModels() {
   const names = new Set((await call("GET", "/models")).items.map((/** @type {{name: string}} */ model) => model.name));
   const chosen = said("model");
-  for (const name of names) byId("model").append(element("option", { value: name }, name));
-  control("model").value = names.has(chosen) ? chosen : "";
+  if (chosen !== "") names.add(chosen); // it may be removed; its runs are there
+  byId("model").replaceChildren(element("option", { value: "" }, "all"),
+    ...[...names].map((name) => element("option", { value: name }, name)));
+  control("model").value = chosen;
 }
 
 /** @type {() => void} */

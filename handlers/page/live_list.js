@@ -29,6 +29,8 @@ export class LiveList {
   /** @type {string | null} */
   #next = null;
   #reading = false;
+  /** Pages behind the first that could not be read, one after the other. */
+  #failures = 0;
   #readAt = -PAUSE_MS;
   #timer = 0;
   /** Counts the questions that were asked anew: answers to older ones are of no use. */
@@ -139,8 +141,11 @@ export class LiveList {
       // Whoever has scrolled far is on the way to the end.
       const limit = cursor === null ? PAGE : Math.min(MOST, Math.max(PAGE, this.#items.length));
       const page = await this.#page(cursor, limit);
+      // Before it is shown: who waits at the end of the list asks for more by that.
+      this.#reading = false;
       if (turn !== this.#turn) return;
       if (cursor !== null) {
+        this.#failures = 0;
         const known = new Set(this.#items.map((item) => item[id]));
         this.#items = [...this.#items, ...page.items.filter((/** @type {Entry} */ item) => !known.has(item[id]))];
         this.#next = page.next;
@@ -152,9 +157,11 @@ export class LiveList {
       // A page may have nothing although there is more: the server has looked at many.
       if (page.items.length === 0 && page.next !== null) setTimeout(() => this.#more());
     } catch (error) {
-      if (turn === this.#turn) failed(error);
-    } finally {
       this.#reading = false;
+      if (turn !== this.#turn) return;
+      failed(error);
+      // Whoever waits at the end scrolls no further.
+      if (cursor !== null) setTimeout(() => this.view.draw(), PAUSE_MS * 2 ** Math.min(5, ++this.#failures));
     }
   }
 

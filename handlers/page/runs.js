@@ -31,6 +31,9 @@ import { hear, refresh } from "./stream.js";
 export const OVER = new Set(["succeeded", "partial", "failed", "cancelled"]);
 export const ASKED_BY = new Map([["api", "a person or program"], ["metadata", "the film's metadata"], ["folder", "its folder's rule"], ["default", "the server's default"]]);
 
+/** A video that fails sooner again than this has another reason than its link. */
+const RENEW_MS = 10_000;
+
 /** @type {Map<string, Progress>} of the runs that are worked on, by their ids */
 let progress = new Map();
 /** @type {Queue} */
@@ -153,14 +156,37 @@ function buttons(run) {
 }
 
 /**
+ * A video that plays on, however long it was paused: its address leads to the store by a link that ends.
+ * @param {string} src
+ * @param {string} poster
+ */
+export function player(src, poster) {
+  const video = element("video", { src, poster, controls: "", preload: "none" });
+  let has = false; // that it could be played
+  let renewed = -RENEW_MS;
+  video.addEventListener("loadedmetadata", () => { has = true; });
+  video.addEventListener("error", () => {
+    if (!has || performance.now() - renewed < RENEW_MS) return;
+    renewed = performance.now();
+    const { currentTime, paused } = video;
+    video.addEventListener("loadedmetadata", () => {
+      video.currentTime = currentTime;
+      if (!paused) video.play().catch(() => {}); // whoever looks has the button
+    }, { once: true });
+    video.preload = "metadata";
+    video.load(); // by the address, which gives a new link
+  });
+  return video;
+}
+
+/**
  * A run as a card.
  * @param {Run} run
  */
 export function runCard(run) {
   const card = element("article", { class: "card" });
   if (run.labelled_video) {
-    const poster = `/thumbnail/${run.file_id}`;
-    card.append(element("video", { src: url(run, run.labelled_video), poster, controls: "", preload: "none" }));
+    card.append(player(url(run, run.labelled_video), `/thumbnail/${run.file_id}`));
   } else {
     card.append(picture(run.file_id, { class: "poster", loading: "lazy" }));
   }

@@ -4,16 +4,20 @@ import { call } from "./api.js";
 import { choiceNow } from "./chosen.js";
 import { byId, element, ofSize } from "./dom.js";
 import { complain } from "./say.js";
-import { filesOfDrop, filesOfInput } from "./tree.js";
+import { filesOfDrop, filesOfInput, RULE } from "./tree.js";
 import { patiently } from "./upload_parts.js";
 import { enqueue, work } from "./upload_queue.js";
 
 /** @typedef {import("./tree.js").Found} Found */
+/** @typedef {import("./tree.js").Drop} Drop */
+/** @typedef {import("./tree.js").Unread} Unread */
 /** @typedef {{path: string, key: string | null, state: "new" | "exists" | "passed over" | "refused", why: string | null,
  *   rule: string | null, runs: string | null}} Checked */
 
-const RULE = /(^|\/)posedrop\.json$/;
-const CHECKED_AT_ONCE = 400;
+/** POST /uploads/check takes no more; the rules are told with all films. */
+const CHECKED_AT_ONCE = 500;
+/** ... or each film would cost a request of its own. */
+const RULES_AT_ONCE = 400;
 const SHOWN = 200;
 const MOST_OF_RULE = 65536;
 
@@ -24,12 +28,12 @@ let looking = new AbortController();
 
 /**
  * Look at files, and say where that fails.
- * @param {Promise<Found[]> | Found[]} files
+ * @param {Promise<Drop> | Drop} files
  */
 async function lookAt(files) {
   try {
-    const found = await files;
-    if (found.length > 0) await look(found);
+    const { found, unread } = await files;
+    if (found.length + unread.length > 0) await look(found, unread);
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") return; // it is not wanted any more
     close();
@@ -44,31 +48,90 @@ function close() {
   words.textContent = "";
 }
 
-/** @param {Found[]} found */
-async function look(found) {
-  const to = folder.value.trim();
+/**
+ * The text of a posedrop.json in the encodings that posedrop reads: PowerShell's `>` and Notepad may write UTF-16.
+ * @param {ArrayBuffer} data
+ */
+function textOf(data) {
+  const [one, two] = new Uint8Array(data);
+  // JSON begins with a character of ASCII: without a byte order mark, its other byte tells.
+  if ((one === 0xff && two === 0xfe) || two === 0) return new TextDecoder("utf-16le").decode(data);
+  if ((one === 0xfe && two === 0xff) || one === 0) return new TextDecoder("utf-16be").decode(data);
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(data);
+  } catch {
+    return new TextDecoder("windows-1252").decode(data);
+  }
+}
+
+/**
+ * The folder whose films would go up without their rule, as that could not be read; null: none.
+ * @param {Unread} unread
+ */
+const folderOf = ({ path, isFolder }) => (isFolder ? `${path}/` : RULE.test(path) ? path.replace(/[^/]*$/, "") : null);
+
+/** @param {Unread} unread @returns {Checked} */
+const refusalOf = ({ path, why }) => ({ path, key: null, state: "refused", why: `it can't be read: ${why}`, rule: null, runs: null });
+
+/**
+ * What rules say, by path.
+ * @param {Found[]} rules
+ * @param {Unread[]} unread gets those that can't be read
+ */
+async function contentsOf(rules, unread) {
+  /** @type {Map<string, string>} */
+  const said = new Map();
+  for (const { file, path } of rules) {
+    if (file.size > MOST_OF_RULE) continue; // the server says so
+    try {
+      said.set(path, textOf(await file.arrayBuffer()));
+    } catch (error) {
+      unread.push({ path, isFolder: false, why: /** @type {Error} */ (error).message });
+    }
+  }
+  return said;
+}
+
+/**
+ * @param {Found[]} all
+ * @param {Unread[]} unread
+ */
+async function look(all, unread) {
+  looking.abort(); // at what was dropped before
+  looking = new AbortController();
+  const { signal } = looking;
   /** @type {{analysis?: string, args?: Record<string, any>}} */
   const choice = choiceNow() ?? {};
+  const said = await contentsOf(all.filter(({ path }) => RULE.test(path)), unread);
+  signal.throwIfAborted();
+  const found = [];
+  /** @type {Map<string, Checked>} */
+  const answers = new Map(unread.map((each) => [each.path, refusalOf(each)]));
+  for (const each of all) {
+    if (answers.has(each.path)) continue;
+    // Where an analysis was chosen, no rule counts.
+    const lacks = choice.analysis ? undefined : unread.find((one) => each.path.startsWith(folderOf(one) ?? "\0"));
+    if (lacks) answers.set(each.path, { ...refusalOf({ ...lacks, path: each.path }), why: `${lacks.path} can't be read, and its rule may be there: mend that first` });
+    else found.push(each);
+  }
+  const to = folder.value.trim();
   const rules = found.filter(({ path }) => RULE.test(path));
   const films = found.filter(({ path }) => !RULE.test(path));
+  if (rules.length > RULES_AT_ONCE) throw new Error(`There are ${rules.length} posedrop.json: drop at most ${RULES_AT_ONCE} at a time.`);
   preview.hidden = false;
   words.textContent = `Looking at ${found.length} files…`;
   byId("preview-list").replaceChildren();
   byId("start", HTMLButtonElement).hidden = true;
-  const toAsk = async (/** @type {Found} */ { file, path }) => ({
+  const toAsk = (/** @type {Found} */ { file, path }) => ({
     path,
     size: file.size,
-    ...(RULE.test(path) && file.size <= MOST_OF_RULE ? { content: await file.text() } : {}),
+    ...(said.has(path) ? { content: said.get(path) } : {}),
   });
-  const asked = await Promise.all(rules.map(toAsk));
-  looking.abort(); // at what was dropped before
-  looking = new AbortController();
-  const { signal } = looking;
+  const asked = rules.map(toAsk);
   const away = (/** @type {string} */ why) => { words.textContent = why ? `Waits: ${why}` : `Looking at ${found.length} files…`; };
-  /** @type {Map<string, Checked>} */
-  const answers = new Map();
-  for (let start = 0; start === 0 || start < films.length; start += CHECKED_AT_ONCE) {
-    const some = await Promise.all(films.slice(start, start + CHECKED_AT_ONCE).map(toAsk));
+  const step = CHECKED_AT_ONCE - rules.length;
+  for (let start = 0; start < Math.max(films.length, Math.min(1, rules.length)); start += step) {
+    const some = films.slice(start, start + step).map(toAsk);
     const request = { to, files: [...asked, ...some], ...(choice.analysis ? { analysis: choice.analysis } : {}) };
     const { items } = await patiently({ sent: () => {}, away, signal }, () => call("POST", "/uploads/check", request));
     for (const item of items) answers.set(item.path, item);
@@ -84,7 +147,7 @@ async function look(found) {
  * @param {Record<string, unknown>} choice
  */
 function offer(found, answers, to, choice) {
-  const checked = found.flatMap(({ path }) => answers.get(path) ?? []);
+  const checked = [...answers.values()];
   const of = (/** @type {string} */ state) => checked.filter((each) => each.state === state);
   const fresh = of("new");
   const going = fresh.filter((each) => !RULE.test(each.path));

@@ -1,16 +1,29 @@
 // The uploads under way: one film after the other, with progress, pause, retry and a warning on leaving.
 
+import { ApiError, REFUSED_MIDWAY } from "./api.js";
 import { byId, element, ofSize } from "./dom.js";
 import { remember, remembered } from "./memory.js";
 import { refresh } from "./stream.js";
+import { RULE } from "./tree.js";
 import { sendInParts } from "./upload_parts.js";
 
-/** @typedef {{file: File, path: string, request: Record<string, unknown>, node: HTMLLIElement, bar: HTMLProgressElement,
- *   note: HTMLSpanElement, again: HTMLButtonElement, sent: number, state: "waits" | "goes" | "done" | "failed"}} Upload */
+/** @typedef {"waits" | "goes" | "done" | "failed"} State */
+/** @typedef {{file: File, path: string, request: Record<string, unknown>, place: number, bar: HTMLProgressElement,
+ *   note: HTMLSpanElement, again: HTMLButtonElement, sent: number, state: State}} Upload */
 
 const REMEMBERED = "posedrop-uploads";
 /** @type {Upload[]} */
 const uploads = [];
+/** Before this place of `uploads` none waits. */
+let first = 0;
+// Of all uploads; counted as they change, as thousands are too many to go through with each part that went.
+/** @type {Record<State, number>} */
+const counts = { waits: 0, goes: 0, done: 0, failed: 0 };
+let allBytes = 0;
+let sentBytes = 0;
+/** @type {Set<Upload>} to be drawn anew */
+const changed = new Set();
+let isDue = false;
 let stop = new AbortController();
 let paused = false;
 let working = false;
@@ -18,9 +31,16 @@ let working = false;
 const pauseButton = byId("pause", HTMLButtonElement);
 pauseButton.onclick = () => {
   paused = !paused;
+  byId("sent-why").textContent = "";
   if (paused) stop.abort(); // what was sent of the parts under way is sent again
   else work();
-  show();
+  showSoon();
+};
+
+const againButton = byId("retry-failed", HTMLButtonElement);
+againButton.onclick = () => {
+  for (const upload of uploads) if (upload.state === "failed") become(upload, "waits");
+  work();
 };
 
 /**
@@ -32,13 +52,39 @@ pauseButton.onclick = () => {
 export function enqueue(file, path, request) {
   const bar = element("progress", { max: file.size, value: 0, "aria-label": path });
   const note = element("span", { class: "small" });
-  const again = element("button", { type: "button", hidden: "", onclick: () => { upload.state = "waits"; work(); } }, "retry");
-  const node = element("li", {}, `${path} `, bar, " ", note, " ", again);
+  const again = element("button", { type: "button", hidden: "", onclick: () => { become(upload, "waits"); work(); } }, "retry");
   /** @type {Upload} */
-  const upload = { file, path, request, node, bar, note, again, sent: 0, state: "waits" };
+  const upload = { file, path, request, place: uploads.length, bar, note, again, sent: 0, state: "waits" };
   uploads.push(upload);
-  byId("uploads").append(node);
-  show();
+  counts.waits += 1;
+  allBytes += file.size;
+  byId("uploads").append(element("li", {}, `${path} `, bar, " ", note, " ", again));
+  showSoon();
+}
+
+/** Bytes of an upload that are there. @param {Upload} upload */
+const there = (upload) => (upload.state === "done" ? upload.file.size : upload.sent);
+
+/**
+ * @param {Upload} upload
+ * @param {State} state
+ * @param {number} [more] bytes of it that went since
+ */
+function become(upload, state, more = 0) {
+  counts[upload.state] -= 1;
+  sentBytes -= there(upload);
+  upload.state = state;
+  upload.sent += more;
+  counts[state] += 1;
+  sentBytes += there(upload);
+  if (state === "waits") first = Math.min(first, upload.place);
+  showSoon(upload);
+}
+
+/** The next one that waits; undefined: none does. */
+function next() {
+  while (first < uploads.length && uploads[first].state !== "waits") first += 1;
+  return uploads[first];
 }
 
 /** Send what waits, one film at a time: its parts are what goes side by side. */
@@ -47,22 +93,21 @@ export async function work() {
   working = true;
   try {
     for (;;) {
-      const upload = uploads.find((each) => each.state === "waits");
+      const upload = next();
       if (!upload || paused) return;
       await send(upload);
     }
   } finally {
     working = false;
-    show();
   }
 }
 
 /** @param {Upload} upload */
 async function send(upload) {
-  upload.state = "goes";
+  become(upload, "goes");
   stop = new AbortController();
   const watching = {
-    sent: (/** @type {number} */ bytes) => { upload.sent += bytes; show(); },
+    sent: (/** @type {number} */ bytes) => { become(upload, upload.state, bytes); },
     away: (/** @type {string} */ why) => tell(upload, why ? `waits: ${why}` : "", why !== ""),
     signal: stop.signal,
   };
@@ -72,19 +117,38 @@ async function send(upload) {
     const remembered = upload.request.to || upload.path.includes("/") ? undefined : memory()[name];
     const request = remembered ? { ...upload.request, file_id: remembered } : upload.request;
     const ticket = await sendInParts(upload.file, request, { ...watching, begun: (ticket) => keep(name, ticket.file_id) });
-    upload.state = "done";
+    become(upload, "done");
     tell(upload, ticket.state === "exists" ? "was there" : "is there", false);
     keep(name, undefined);
     refresh();
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") {
-      upload.state = "waits"; // it was paused; whoever went on meanwhile has it taken again
+      become(upload, "waits"); // it was paused; whoever went on meanwhile has it taken again
       return;
     }
-    upload.state = "failed";
+    if (error instanceof ApiError && error.status === 401) {
+      become(upload, "waits"); // as would each of the others: nobody is let in
+      paused = true;
+      byId("sent-why").textContent = REFUSED_MIDWAY;
+      return;
+    }
+    become(upload, "failed");
     tell(upload, /** @type {Error} */ (error).message, true);
-  } finally {
-    show();
+    if (RULE.test(upload.path)) hold(upload);
+  }
+}
+
+/**
+ * Have films wait for their rule, which did not go up: the next one further up was not meant for them.
+ * @param {Upload} rule
+ */
+function hold(rule) {
+  const folder = rule.path.replace(/[^/]*$/, "");
+  for (const each of uploads) {
+    if (each.state !== "waits" || each.request.analysis || RULE.test(each.path)) continue;
+    if (each.request.to !== rule.request.to || !each.path.startsWith(folder)) continue;
+    become(each, "failed");
+    tell(each, `${rule.path} did not go up: mend that first`, true);
   }
 }
 
@@ -117,29 +181,46 @@ function tell(upload, text, isWrong) {
   upload.note.textContent = text;
 }
 
-/** Show how far each is, and all of them. */
+/**
+ * Show how far all of them are, once in a frame of the screen.
+ * @param {Upload} [upload] this one too
+ */
+function showSoon(upload) {
+  if (upload) changed.add(upload);
+  if (isDue) return;
+  isDue = true;
+  requestAnimationFrame(show);
+}
+
+// An attribute that is set is a change to those who listen (focus.js), even where it says the same.
+/** @param {HTMLElement} node @param {boolean} isHidden */
+function hide(node, isHidden) {
+  if (node.hidden !== isHidden) node.hidden = isHidden;
+}
+
 function show() {
-  let total = 0;
-  let sent = 0;
-  for (const upload of uploads) {
-    upload.bar.value = upload.state === "done" ? upload.file.size : upload.sent;
-    upload.bar.hidden = upload.state === "done";
-    upload.again.hidden = upload.state !== "failed";
-    total += upload.file.size;
-    sent += upload.state === "done" ? upload.file.size : upload.sent;
+  isDue = false;
+  for (const upload of changed) {
+    upload.bar.value = there(upload);
+    hide(upload.bar, upload.state === "done");
+    hide(upload.again, upload.state !== "failed");
   }
-  const open = uploads.filter((each) => each.state === "waits" || each.state === "goes").length;
-  const failed = uploads.filter((each) => each.state === "failed").length;
-  byId("sending").hidden = uploads.length === 0;
+  changed.clear();
+  const { failed } = counts;
+  hide(byId("sending"), uploads.length === 0);
   const all = byId("all-sent", HTMLProgressElement);
-  all.max = total || 1;
-  all.value = sent;
-  byId("sent-words").textContent = `${uploads.length - open - failed} of ${uploads.length} there, `
-    + `${ofSize(sent)} of ${ofSize(total)}${failed ? `, ${failed} failed` : ""}${paused ? ", paused" : ""}`;
-  pauseButton.hidden = open === 0;
+  all.max = allBytes || 1;
+  all.value = sentBytes;
+  byId("sent-words").textContent = `${counts.done} of ${uploads.length} there, `
+    + `${ofSize(sentBytes)} of ${ofSize(allBytes)}${failed ? `, ${failed} failed` : ""}${paused ? ", paused" : ""}`;
+  hide(pauseButton, !isOpen());
+  hide(againButton, failed < 2);
   pauseButton.textContent = paused ? "go on" : "pause";
 }
 
+/** Whether any is not over. */
+const isOpen = () => counts.waits + counts.goes > 0;
+
 addEventListener("beforeunload", (event) => {
-  if (uploads.some((each) => each.state === "waits" || each.state === "goes")) event.preventDefault();
+  if (isOpen()) event.preventDefault();
 });

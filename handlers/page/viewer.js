@@ -4,7 +4,7 @@ import { ApiError, call } from "./api.js";
 import { byId, element, shortName } from "./dom.js";
 import { differences } from "./viewer_compare.js";
 import { wire } from "./viewer_controls.js";
-import { Film, TELLS } from "./viewer_film.js";
+import { Film, looked, TELLS } from "./viewer_film.js";
 import { draw } from "./viewer_overlay.js";
 import { Poses } from "./viewer_poses.js";
 import { plot } from "./viewer_plot.js";
@@ -36,6 +36,7 @@ async function ready(run, what, answer, copy = !TELLS) {
       ? `Browsers can't step through this film as it is; a copy of it is being made${far}. The poses are here.`
       : message);
     await new Promise((resolve) => { setTimeout(resolve, ASK_AGAIN_MS); });
+    if (what === "film") await looked(); // its URL would end while nobody looks
     found = await view(run, copy).catch((error) => {
       if (error instanceof ApiError && error.status < 500) throw error;
       return found; // the server will be there again
@@ -83,6 +84,8 @@ export class State {
     this.failures = 0;
     this.loading = false;
     this.loaded = 0;
+    /** Films that this browser did not play, before any that it did. */
+    this.unplayed = 0;
   }
 
   get poses() {
@@ -122,7 +125,9 @@ export class State {
       note(file.message);
       return;
     }
+    this.unplayed += this.loaded ? 0 : 1;
     await this.film.load(file.url, file.is_copy);
+    this.unplayed = 0;
     this.loaded = performance.now();
     const { size } = this.film;
     if (size) byId("stage").style.setProperty("--shape", String(size[0] / size[1]));
@@ -131,22 +136,29 @@ export class State {
     this.timer = setTimeout(() => this.renew(), 800 * file.seconds);
   }
 
-  /** Get a new URL, as the one before ends or has ended. */
-  async renew() {
+  /** Get a new URL, as there is none yet, or the one before ends or has ended. @param {any} [given] an answer of GET /view that is new */
+  async renew(given) {
     if (this.loading) return;
     this.loading = true;
     const copy = this.wantsCopy;
+    const { unplayed } = this;
     try {
-      const answer = await view(id, copy);
+      await looked(); // else the URL may have ended by the time that the film is loaded
+      const answer = given ?? await view(id, copy);
       if (answer.film.state === "making" && this.film.video?.error) this.film.drop();
       await this.show(await ready(id, "film", answer, copy));
     } catch (error) {
-      this.failures += 1;
-      this.wait(error.message);
+      if (this.unplayed > unplayed && !copy) {
+        // The store may have refused the URL, as it has ended: once more. Then this browser lacks the decoder.
+        if (this.unplayed > 1) this.wantsCopy = true;
+      } else {
+        this.failures += 1;
+        this.wait(error.message);
+      }
     } finally {
       this.loading = false;
     }
-    if (this.wantsCopy !== copy) await this.renew();
+    if (this.wantsCopy !== copy || (this.unplayed === 1 && unplayed === 0)) await this.renew();
   }
 
   /** Get the film anew once it has failed: at once, but not for ever. @param {string} why */
@@ -204,11 +216,7 @@ async function begin() {
     byId("viewer").hidden = false;
     wire(state, answer.quality);
     if (layers.length > 1) differences(state, id, /** @type {string} */ (other));
-    state.loading = true;
-    const film = await ready(id, "film", answer);
-    await state.show(film).catch(() => { state.wantsCopy = true; });
-    state.loading = false;
-    if (state.wantsCopy) await state.renew(); // this browser lacks its decoder, or shows other frames
+    await state.renew(document.hidden ? undefined : answer);
   } catch (error) {
     if (byId("about").textContent?.startsWith("Opening")) byId("about").textContent = id;
     const isAway = !answer && !(error instanceof ApiError && error.status < 500);

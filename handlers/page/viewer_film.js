@@ -274,7 +274,7 @@ export class Film {
 const pause = (/** @type {number} */ ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
 
 /** Wait until the page is looked at: on one that is not, browsers present no pictures. */
-async function looked() {
+export async function looked() {
   while (document.hidden) await new Promise((resolve) => { document.addEventListener("visibilitychange", resolve, { once: true }); });
 }
 

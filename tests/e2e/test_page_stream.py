@@ -124,7 +124,9 @@ def test_thousands_of_runs_are_scrolled_sorted_and_searched(
             page.get_by_role("button", name="table").click()
             rows = page.locator("#runs-rows tr[data-name]")
             expect(page.locator(row(RUNS - 1))).to_be_visible()
+            deadline = time.monotonic() + 120
             while page.locator("#runs-count").inner_text() != f"{RUNS:,}":
+                assert time.monotonic() < deadline, "the end of the list is not reached"
                 scroll_on(page)
                 assert rows.count() <= MOST_ROWS
             scroll_on(page)
@@ -140,6 +142,41 @@ def test_thousands_of_runs_are_scrolled_sorted_and_searched(
             page.get_by_role("button", name="cards").click()
             expect(page.locator("#runs article").first).to_be_visible()
             assert page.locator("#runs article").count() <= 3 * MOST_ROWS
+
+
+def test_whoever_waits_at_the_end_of_a_list_gets_more(server: PageServer, browser: Browser) -> None:
+    """Though its beginning was being read anew when the end was reached, and a page failed."""
+    held: list[Route] = []
+    asked = {"first": 0, "more": 0}
+
+    def answer(route: Route) -> None:
+        which = "more" if "cursor=" in route.request.url else "first"
+        asked[which] += 1
+        if (which, asked[which]) == ("first", 2):
+            held.append(route)
+        elif (which, asked[which]) == ("more", 1):
+            busy = {"error": {"code": "busy", "message": "too much is asked at once"}}
+            route.fulfill(status=503, json=busy)
+        else:
+            route.continue_()
+
+    with server.running() as index, browser.new_context() as context:
+        fill(index, 250)
+        page = context.new_page()
+        page.route("**/analyses?*", answer)
+        page.goto(server.link)
+        page.wait_for_url(server.url)
+        expect(page.locator("#runs article").first).to_be_visible()
+        deadline = time.monotonic() + 60
+        while not held:  # the stream has said that something may have been missed
+            assert time.monotonic() < deadline
+            page.wait_for_timeout(50)
+        scroll_on(page)
+        page.wait_for_timeout(500)
+        assert asked["more"] == 0
+        held[0].continue_()
+        expect(page.locator("#runs-count")).to_have_text("250")
+        assert asked["more"] == 2
 
 
 def test_a_batch_is_a_line_that_leads_to_its_runs(server: PageServer, browser: Browser) -> None:
@@ -179,6 +216,29 @@ def test_a_batch_is_a_line_that_leads_to_its_runs(server: PageServer, browser: B
             page.context.clear_cookies()
             page.locator("#folder").fill("day1/")
             expect(page.locator("#connection")).to_contain_text("Open the link")
+
+
+def test_the_filter_of_models_says_what_the_list_is_narrowed_to(
+    server: PageServer, browser: Browser
+) -> None:
+    """Also where that model was removed; one that is there is offered once."""
+    with server.running() as index:
+        fill(index, 3)
+        with opened(browser, server.link) as page:
+            models = {"items": [{"name": "mouse"}, {"name": "rat"}], "next": None}
+            page.route("**/models", lambda route: route.fulfill(json=models))
+            page.route("**/page/models.js", given(""))
+            for name, offered in (
+                ("gone", ["", "mouse", "rat", "gone"]),
+                ("rat", ["", "mouse", "rat"]),
+            ):
+                with page.expect_response("**/models"):
+                    page.goto(f"{server.url}?model={name}")
+                expect(page.locator("#model option[value=mouse]")).to_have_count(1)
+                values = "all => all.map((each) => each.value)"
+                assert page.locator("#model option").evaluate_all(values) == offered
+                assert page.locator("#model").input_value() == name
+                expect(page.locator("#clear")).to_be_visible()
 
 
 def given(body: str) -> Callable[[Route], None]:

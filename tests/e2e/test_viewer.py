@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route
 
 from posedrop.buckets.records.runs import RunError
 from tests.support import axe, viewing
@@ -307,29 +307,49 @@ def test_a_film_that_goes_while_it_is_watched_leaves_the_poses(
         assert abs(drawn[0] - pose(35)[0]) < 1.5
 
 
+#: Has a page be one that nobody looks at for its first second, with what browsers then do not do.
+NOT_LOOKED_AT = """let hidden = true;
+Object.defineProperty(document, "hidden", { get: () => hidden });
+const tells = HTMLVideoElement.prototype.requestVideoFrameCallback;
+HTMLVideoElement.prototype.requestVideoFrameCallback = function ask(call) {
+  return tells.call(this, (...told) => (hidden ? ask.call(this, call) : call(...told)));
+};
+setTimeout(() => {
+  hidden = false;
+  document.dispatchEvent(new Event("visibilitychange"));
+}, 1000);"""
+
+
 @once
+@pytest.mark.parametrize("is_refused", [False, True])
 def test_a_page_that_is_not_looked_at_asks_for_no_copy(
-    lab: Lab, browser: Browser, dots: tuple[str, Seen]
+    lab: Lab, browser: Browser, dots: tuple[str, Seen], is_refused: bool
 ) -> None:
-    """A browser presents no frames in a tab behind others: that is no reason to doubt the film."""
+    """A browser presents no frames in a tab behind others: that is no reason to doubt the film.
+
+    Nor is a first URL that the store refuses. One is asked for when the page is looked at.
+    """
     key, shown = dots
-    run = publish(lab, key, shown, number=40)
+    run = publish(lab, key, shown, number=40 + is_refused, view=_binary(columns=[("", "dot")]))
     with opened(browser, lab.link) as page:
-        page.add_init_script(
-            """let hidden = true;
-            Object.defineProperty(document, "hidden", { get: () => hidden });
-            const tells = HTMLVideoElement.prototype.requestVideoFrameCallback;
-            HTMLVideoElement.prototype.requestVideoFrameCallback = function ask(call) {
-              return tells.call(this, (...told) => (hidden ? ask.call(this, call) : call(...told)));
-            };
-            setTimeout(() => {
-              hidden = false;
-              document.dispatchEvent(new Event("visibilitychange"));
-            }, 1000);"""
-        )
-        copies: list[str] = []
-        page.on("request", lambda each: copies.append(each.url) if "copy=" in each.url else None)
+        page.add_init_script(NOT_LOOKED_AT)
+        views: list[str] = []
+        refused: list[str] = []
+        page.on("request", lambda each: views.append(each.url) if "/view/" in each.url else None)
+
+        def refuse_first(route: Route) -> None:
+            if refused:
+                route.continue_()
+            else:
+                refused.append(route.request.url)
+                route.fulfill(status=403)
+
+        if is_refused:
+            page.route("**/dots.mp4?*", refuse_first)
         viewer = Viewer(page, lab, run, shown)
         viewer.go(40)
         viewer.check(40)
-        assert not copies
+        assert not any("copy=" in url for url in views)
+        # One more where the page was hidden until the URL that came with the poses was old.
+        assert len(refused) == is_refused
+        assert len(views) - is_refused in {1, 2}

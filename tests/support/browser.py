@@ -7,9 +7,16 @@ as an error, and what it throws, fails the test that had it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Error,
+    Page,
+    PlaywrightContextManager,
+    sync_playwright,
+)
 
 from tests.support.tools import tool
 
@@ -24,16 +31,47 @@ _QUIET = [
 ]
 
 
+class Chromium:
+    """Gives a browser that lives: one that has ended fails one test, not all that follow."""
+
+    def __init__(self) -> None:
+        """Nothing is started yet."""
+        self._playwright: PlaywrightContextManager | None = None
+        self._browser: Browser | None = None
+
+    def alive(self) -> Browser:
+        """Return the browser; without one on this machine the test skips, and in CI fails."""
+        if self._browser is not None:
+            try:
+                self._browser.new_context().close()
+            except Error:
+                self.close()
+        if self._browser is None:
+            executable = tool("chromium")
+            self._playwright = sync_playwright()
+            launch = self._playwright.start().chromium.launch
+            self._browser = launch(executable_path=executable, args=_QUIET)
+        return self._browser
+
+    def close(self) -> None:
+        """End it, and what drives it."""
+        browser, self._browser = self._browser, None
+        playwright, self._playwright = self._playwright, None
+        if browser is not None:
+            with suppress(Error):
+                browser.close()
+        if playwright is not None:
+            playwright.__exit__()
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Yield a browser; without one on this machine the test skips, and in CI fails."""
-    executable = tool("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=_QUIET)
-        try:
-            yield browser
-        finally:
-            browser.close()
+    """Yield a browser, until the block ends."""
+    one = Chromium()
+    try:
+        yield one.alive()
+    finally:
+        one.close()
 
 
 @contextmanager

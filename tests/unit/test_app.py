@@ -138,6 +138,21 @@ def test_metadata_too_deep_to_read_is_answered_as_an_error(api: httpx.Client, ar
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_args")
 
 
+def test_a_rule_that_is_in_no_folder_is_refused_however_it_comes(api: httpx.Client) -> None:
+    """A posedrop.json sent as a film is, by JSON, curl or form, would count for nothing."""
+    for answer in (
+        api.post("/upload", json={"filename": r"C:\day1\posedrop.json"}),
+        api.put("/upload/posedrop.json", content=b"{}"),
+        api.post("/upload", files={"file": ("posedrop.json", b"{}")}),
+    ):
+        assert answer.status_code == 422
+        error = answer.json()["error"]
+        assert error["message"].startswith("a posedrop.json counts for a folder: say for which")
+    # Other tests' objects may be in the bucket.
+    there = api.get("/files").json()["items"]
+    assert not any(each["key"].endswith("posedrop.json") for each in there)
+
+
 def test_nothing_is_due_where_nothing_is_set(settings: Settings, bucket: str) -> None:
     """What is due is told, and no more removed than was seen."""
     names = {f"{kind}_bucket": f"{bucket}-{kind}" for kind in ("videos", "results")}
@@ -151,6 +166,31 @@ def test_nothing_is_due_where_nothing_is_set(settings: Settings, bucket: str) ->
         assert api.post("/expire", json={"due": 0}).json() == {"expired": 0, "undeletable": 0}
         for wrong in ({}, {"due": -1}, {"due": 2**63}, {"due": 1, "share": 1}):
             assert api.post("/expire", json=wrong).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "text/html"),
+        ("/run/abc", "text/html"),
+        ("/session", "text/html"),
+        ("/page/upload.js", "text/javascript"),
+        ("/page/page.css", "text/css"),
+    ],
+)
+def test_browsers_ask_whether_the_page_is_still_what_they_have(
+    api: httpx.Client, path: str, kind: str
+) -> None:
+    """Else they would run the one from before an upgrade for days; what they have is not sent."""
+    sent = api.get(path)
+    assert (sent.status_code, sent.headers["Cache-Control"]) == (200, "no-cache")
+    assert sent.headers["Content-Type"] == f"{kind}; charset=utf-8"
+    etag = sent.headers["ETag"]
+    for known in (etag, f'"older", W/{etag}'):  # a proxy that compresses makes it a weak one
+        again = api.get(path, headers={"If-None-Match": known})
+        assert (again.status_code, again.content) == (304, b"")
+        assert (again.headers["Cache-Control"], again.headers["ETag"]) == ("no-cache", etag)
+    assert api.get(path, headers={"If-None-Match": '"older"'}).content == sent.content
 
 
 def test_the_token_is_traded_for_a_cookie_that_pictures_and_streams_can_use(up: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -14,10 +15,11 @@ import pytest
 
 from handlers import stream as stream_module
 from handlers.app import create_app
+from handlers.context import LOOK_SECONDS
 from posedrop.buckets import layout
 from posedrop.buckets.records.attempts import Progress
 from posedrop.buckets.records.workers import Speed, WorkerJob, WorkerRecord
-from posedrop.buckets.storage import Storage
+from posedrop.buckets.storage import Listing, Storage
 from posedrop.index.index import Index
 from posedrop.settings import Settings
 from posedrop.transport import queue
@@ -167,6 +169,39 @@ def test_progress_of_all_runs_is_told_at_once_by_the_workers_records(live: Live)
         assert (told["gpu_workers"], [run["waits"] for run in told["runs"]].count(True)) == (1, 2)
         ahead = [datetime.fromisoformat(runs[name]["ends_at"]) for name in ids[1:]]
         assert [round((later - ends_at).total_seconds(), -1) for later in ahead] == [50, 100]
+
+
+def test_a_slow_store_holds_up_no_change(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What workers do waits for the store's answer, once and for no longer than a person would."""
+    answers, asked, listing = threading.Event(), threading.Event(), Storage.listing
+    waits: list[float] = []
+    late: list[str] = []
+
+    def slow(self: Storage, bucket: str, prefix: str) -> Listing:
+        # Those of the event loop: others of the handlers' threads look for workers, too, and a
+        # server of a test that failed before may still be there.
+        its = (bucket, prefix) == (live.settings.results_bucket, layout.WORKERS)
+        if its and threading.current_thread().name.startswith("AnyIO"):
+            waits.append(self._client.meta.config.read_timeout)
+            asked.set()
+            if not answers.wait(20):
+                late.append(prefix)
+        return listing(self, bucket, prefix)
+
+    monkeypatch.setattr(Storage, "listing", slow)
+    with listening(live.url) as events:
+        next(events)
+        try:
+            assert asked.wait(30)
+            for number in (21, 22, 23):
+                live.index.file_ingested(video_record(number))
+                (item,) = until(events, "files")[1]["items"]
+                assert item["key"] == f"day1/mouse_{number}.mp4"
+                assert (waits, late) == ([LOOK_SECONDS], [])
+                time.sleep(stream_module.TICK_SECONDS)
+        finally:
+            answers.set()
+        assert until(events, "queue")
 
 
 def test_a_listener_is_one_of_few_and_the_server_ends_with_it(
