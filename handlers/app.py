@@ -68,7 +68,8 @@ def create_app(
     watched = Health(context, follower, reconciler)
     metrics.DISKS.watch("index", settings.index_file.parent)
     queue_url = settings.sqs_queue_url
-    live = stream.Stream(context)
+    callers = Callers(context)
+    live = stream.Stream(callers.context)
     poller = sqs.Poller(context, follower, queue_url) if queue_url else None
 
     @asynccontextmanager
@@ -114,7 +115,6 @@ def create_app(
         metrics=context.metrics,
     )
     errors.add_handlers(app)
-    callers = Callers(context)
     uploads.add_routes(app, callers)
     runs.add_routes(app, callers)
     batches.add_routes(app, callers)

@@ -120,13 +120,14 @@ class Context:
         )
 
     def video_record(self, bucket: str, key: str) -> VideoRecord | None:
-        """Return what ingest wrote of an object of the videos bucket, None if nothing.
+        """Return what ingest wrote of an object of the videos bucket, None if nothing that is true.
 
         Raises:
             StorageError: the store is away, or what stands there is no such record.
         """
         record = layout.video_record(self.video_prefix(bucket, key))
-        return self.storage.read_record(self.settings.results_bucket, record, VideoRecord)
+        found = self.storage.read_record(self.settings.results_bucket, record, VideoRecord)
+        return found if found is None or found.has_its_id else None
 
     def file_id(self, key: str) -> str:
         """Return the file_id of an object of the videos bucket.

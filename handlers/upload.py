@@ -37,17 +37,34 @@ def new_file_id() -> str:
     return layout.new_file_id(base64.b32encode(secrets.token_bytes(10)).decode().lower())
 
 
+def upload_key(file_id: str, filename: str) -> str:
+    """Return the key of an upload that is in no folder.
+
+    Raises:
+        BadRequestError: it is a rule, which would count for nothing there.
+    """
+    key = layout.upload_key(file_id, filename)
+    if layout.is_folder_rule(key):
+        raise BadRequestError(
+            "a posedrop.json counts for a folder: say for which "
+            "(posedrop upload posedrop.json --to FOLDER)",
+            field="filename",
+        )
+    return key
+
+
 def presign(context: Context, wanted: UploadRequest) -> Ticket:
     """Choose a key and let the caller put one object there.
 
     Raises:
-        BadRequestError: the analysis or its arguments are wrong: better now than after the upload.
+        BadRequestError: the analysis, its arguments or the name are wrong: better now than after
+            the upload.
     """
     if wanted.size is not None:
         check_size(context, wanted.size, "size")
     metadata = metadata_of(context, wanted.analysis, wanted.args)
     file_id = new_file_id()
-    key = layout.upload_key(file_id, wanted.filename)
+    key = upload_key(file_id, wanted.filename)
     bucket = context.settings.videos_bucket
     content_type = wanted.content_type or guess_type(key)
     signed: Presigned | PresignedParts
@@ -99,7 +116,7 @@ def redirect(context: Context, filename: str, headers: Mapping[str, str]) -> str
         raise BadRequestError("a content type is plain ASCII", field="content-type")
     file_id = new_file_id()
     bucket = context.settings.videos_bucket
-    key = layout.upload_key(file_id, filename)
+    key = upload_key(file_id, filename)
     url = context.storage.presign_plain_put(
         bucket,
         key,

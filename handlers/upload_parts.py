@@ -40,6 +40,7 @@ from posedrop.buckets.parts import (
     part_length,
     part_size,
 )
+from posedrop.buckets.records.rules import FolderRules
 from posedrop.buckets.uploads import UnfinishedUpload
 from posedrop.errors import BadRequestError, PosedropError
 
@@ -62,12 +63,26 @@ class MissingPartsError(OtherPartsError):
 
 @dataclass(frozen=True)
 class _Drop:
-    """What goes up together: its folder, its own rules by key, and those that the bucket has."""
+    """What goes up together, and the rules that count for it.
+
+    ``dropped`` has, by key, those of its own rules that go up or are there already, and of those
+    that can't go up, why not; ``known`` those of the bucket. One that stands there is followed,
+    whatever was dropped.
+    """
 
     folder: str
     analysis: str | None
-    dropped: dict[str, str | None]
+    dropped: dict[str, FolderRules | BadRequestError | None]
     known: dict[str, rules.Rule | None]
+
+
+@dataclass(frozen=True)
+class _There:
+    """An object under a file's key; ``data`` of a rule that may be the same, else None."""
+
+    etag: str
+    size: int
+    data: bytes | None = None
 
 
 def check(context: Context, wanted: CheckRequest) -> CheckAnswer:
@@ -83,8 +98,8 @@ def check(context: Context, wanted: CheckRequest) -> CheckAnswer:
     # Its rules first: they count for all of its films.
     order = sorted(wanted.files, key=lambda file: not layout.is_folder_rule(file.path))
     answers: dict[str, Checked] = {}
-    heads = context.lookers.map(lambda file: _etag_and_size(context, drop, file), order)
-    for file, there in zip(order, heads, strict=True):
+    looks = context.lookers.map(lambda file: _look(context, drop, file), order)
+    for file, there in zip(order, looks, strict=True):
         if file.path in answers:
             continue
         try:
@@ -94,13 +109,22 @@ def check(context: Context, wanted: CheckRequest) -> CheckAnswer:
     return CheckAnswer(items=[answers[file.path] for file in wanted.files])
 
 
-def _etag_and_size(context: Context, drop: _Drop, file: CheckedFile) -> tuple[str, int] | None:
+def _look(context: Context, drop: _Drop, file: CheckedFile) -> _There | None:
     try:
         key = _key(drop.folder, file.path)
     except BadRequestError:
         return None
-    found = context.storage.head(context.settings.videos_bucket, key) if key is not None else None
-    return (found.etag, found.size) if found is not None else None
+    if _passed_over(file.path) is not None:
+        return None  # of these there may be a hundred thousand
+    bucket = context.settings.videos_bucket
+    found = context.storage.head(bucket, key) if key is not None else None
+    if found is None or key is None:
+        return None
+    data = None
+    may_be_same = layout.is_folder_rule(key) and file.content is not None
+    if may_be_same and found.size == file.size <= folder_rules.MAX_BYTES:
+        data = context.storage.read(bucket, key, found.etag)
+    return _There(found.etag, found.size, data)
 
 
 def _key(folder: str, path: str) -> str | None:
@@ -108,48 +132,103 @@ def _key(folder: str, path: str) -> str | None:
     return targets.key_in(folder, path) if folder or "/" in path else None
 
 
-def _check(
-    context: Context, drop: _Drop, file: CheckedFile, there: tuple[str, int] | None
-) -> Checked:
+def _check(context: Context, drop: _Drop, file: CheckedFile, there: _There | None) -> Checked:
     key = _key(drop.folder, file.path)
     is_rule = layout.is_folder_rule(file.path)
     answer = Checked(path=file.path, key=key, state="new")
-    if not is_rule and "/" in file.path and not targets.is_film(file.path):
-        return answer.model_copy(update={"state": "passed over", "why": "it is no film"})
+    passed_over = _passed_over(file.path)
+    if passed_over is not None:
+        return answer.model_copy(update={"state": "passed over", "why": passed_over})
     if is_rule:
-        _check_rule(drop, file, key)
+        _check_rule(drop, file, key, there)
     elif file.size == 0:
         raise BadRequestError("it is empty: is it still being recorded?")
     else:
         upload.check_size(context, file.size, "size")
     if there is not None:
-        etag, size = there
-        if size != file.size:
-            raise BadRequestError(
-                f"{key} is there with {size:,} bytes, and this one has {file.size:,}; nothing is "
-                "replaced: choose another folder or name, or delete that one first"
-            )
-        return answer.model_copy(update={"state": "exists", "etag": etag})
-    rule, runs = (None, None) if is_rule else _what_runs(context, drop, key)
+        _check_same(file, key, there)
+        return answer.model_copy(update={"state": "exists", "etag": there.etag})
+    rule, runs = (None, None) if is_rule else _what_runs(context, drop, file.path, key)
     return answer.model_copy(update={"rule": rule, "runs": runs})
 
 
-def _check_rule(drop: _Drop, file: CheckedFile, key: str | None) -> None:
+def _passed_over(path: str) -> str | None:
+    """Return why a file is none of those that go up of a folder, None if it is one."""
+    # The first folder is what a person dropped, whatever its name.
+    for folder in path.split("/")[1:-1]:
+        if targets.is_systems(folder):
+            return f"it is in {folder[:60]}, which a system keeps for itself"
+    if "/" in path and not layout.is_folder_rule(path) and not targets.is_film(path):
+        return "it is no film"
+    return None
+
+
+def _check_rule(drop: _Drop, file: CheckedFile, key: str | None, there: _There | None) -> None:
+    """Refuse a rule that can't go up, and note what those of its films are to go by."""
+    if there is not None:
+        _check_same(file, key, there)  # rather than what is wrong with one that does not go up
+    try:
+        parsed = _parsed(file, key)
+    except BadRequestError as error:
+        if there is None:
+            # The next rule further up was not meant for its films.
+            wrong = BadRequestError(f"mend {file.path} first: {error.message}")
+            drop.dropped[key or layout.FOLDER_RULES] = wrong
+        raise
+    if key is not None and (there is None or there.data is not None):
+        drop.dropped[key] = parsed  # one that is there says the same
+
+
+def _parsed(file: CheckedFile, key: str | None) -> FolderRules | None:
+    """Return a dropped rule, None if it is not told what it says."""
     if key is None:
         raise BadRequestError("a posedrop.json counts for a folder: say for which")
     folder_rules.check_size(file.size)
-    drop.dropped[key] = None
-    if file.content is not None:
-        drop.dropped[key] = folder_rules.parse(file.content.encode()).analysis
+    return folder_rules.parse(file.content.encode()) if file.content is not None else None
 
 
-def _what_runs(context: Context, drop: _Drop, key: str | None) -> tuple[str | None, str | None]:
-    """Return the key of the rule that counts for a film, if one does, and what is run on it."""
+def _check_same(file: CheckedFile, key: str | None, there: _There) -> None:
+    """Refuse a file under whose key the bucket has another one.
+
+    Films go by their size alone, rules by what they say: an edited one may be as long as before.
+    """
+    if there.size != file.size:
+        raise BadRequestError(
+            f"{key} is there with {there.size:,} bytes, and this one has {file.size:,}; nothing is "
+            "replaced: choose another folder or name, or delete that one first"
+        )
+    if there.data is None or file.content is None:
+        return
+    try:
+        is_same = folder_rules.decode(there.data) == file.content.lstrip("\ufeff")
+    except folder_rules.WrongRuleError:
+        is_same = False
+    if not is_same:
+        raise BadRequestError(
+            f"{key} is there, says something else, and is the one that counts; nothing is "
+            "replaced: choose another folder, or delete that one first"
+        )
+
+
+def _what_runs(
+    context: Context, drop: _Drop, path: str, key: str | None
+) -> tuple[str | None, str | None]:
+    """Return the key of the rule that counts for a film, if one does, and what is run on it.
+
+    Raises:
+        BadRequestError: the film's own rule can't go up with it.
+    """
     if drop.analysis is not None:
         return None, drop.analysis
-    for each in layout.folder_rules(key) if key is not None else []:
+    # A film without a folder gets one of its own, where no rule is.
+    for each in layout.folder_rules(key if key is not None else f"uploads/{path}"):
         if each in drop.dropped:
-            return each, drop.dropped[each]
+            dropped = drop.dropped[each]
+            if isinstance(dropped, BadRequestError):
+                raise dropped
+            if dropped is None or not dropped.is_silent:
+                return each, dropped.analysis if dropped is not None else None
+            continue
         if each not in drop.known:
             drop.known[each] = rules.read(context, each)
         rule = drop.known[each]
@@ -179,7 +258,7 @@ def begin(context: Context, wanted: PartsRequest) -> PartsTicket:
         if is_rule:
             raise BadRequestError("a posedrop.json counts for a folder: say for which", field="to")
         file_id = layout.new_file_id(wanted.file_id or upload.new_file_id())
-        key = layout.upload_key(file_id, wanted.path)
+        key = upload.upload_key(file_id, wanted.path)
     else:
         file_id = context.file_id(key)
     part_bytes = part_size(wanted.size, context.settings.multipart_bytes)

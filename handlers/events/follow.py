@@ -292,7 +292,7 @@ def _act(context: Context, then: FollowUp) -> None:
             if video is None:
                 record = layout.video_record(prefix)
                 video = context.storage.read_record(results, record, VideoRecord)
-            if video is not None:
+            if video is not None and video.has_its_id:
                 plan.plan_runs(context, video)
         case PlanAnew(key=key, found=info):
             plan.plan_anew(context, key, info)

@@ -29,7 +29,7 @@ from posedrop.api.uploads import (
     Uploaded,
     UploadRequest,
 )
-from posedrop.buckets import layout, targets
+from posedrop.buckets import targets
 
 #: What a form may have besides its file, bytes.
 _FORM_BYTES = 2**20
@@ -156,7 +156,7 @@ async def _receive_form(callers: Callers, request: Request, content_type: str) -
 
     def sink(filename: str, fields: dict[str, str], stream: io.RawIOBase) -> None:
         metadata = upload.check_metadata(context, fields.get("analysis"), fields.get("args"))
-        key = layout.upload_key(file_id, filename)
+        key = upload.upload_key(file_id, filename)
         bucket = context.settings.videos_bucket
         kind = upload.guess_type(key)
         callers.patient_context.storage.upload_stream(bucket, key, stream, most, kind, metadata)

@@ -234,11 +234,11 @@ def _analyse(
 class _Asking:
     """What the films of one step have in common."""
 
-    def __init__(self, context: Context, batch: BatchRequest, forced_by: str = "") -> None:
-        """Read what a batch asks for; ``forced_by``: the batch whose runs are of their own."""
+    def __init__(self, context: Context, batch: BatchRequest) -> None:
+        """Read what a batch asks for."""
         self._context = context
         self._batch = batch
-        self._token = f"batch:{forced_by or batch.batch_id}" if batch.force else None
+        self._token = batch.run_token
         self._wanted: ValidRequest | PosedropError
         try:
             self._wanted = _valid(context, batch)
@@ -441,11 +441,12 @@ def _ask_again(context: Context, batch: BatchRequest, film: BatchFilmRow) -> Bat
     asked = first.request.model_copy(
         update={
             "batch_id": batch.batch_id,
+            "token": first.request.token or first.batch_id,
             "created_at": batch.created_at,
             "notify": batch.notify or first.request.notify,
         }
     )
-    return _Asking(context, asked, forced_by=first.batch_id).ask(file)
+    return _Asking(context, asked).ask(file)
 
 
 # -- runs, one after the other ---------------------------------------------------------------------

@@ -180,11 +180,15 @@ def _begin(context: Context, asked: _Asked, key: str | None) -> BatchStarted:
         batch_id = layout.make_id("batch", what, each)
         row = context.index.batch(batch_id)
         if row is None:
+            now = context.clock()
+            # Once its record has gone by its age, an id may come again; forced runs must not.
+            token = layout.make_id("forced", batch_id, now.isoformat()) if asked.force else None
             record = BatchRequest(
                 batch_id=batch_id,
                 **asked._asdict() | {"file_ids": list(asked.file_ids)},
+                token=token,
                 films_until=_store_time(context),
-                created_at=context.clock(),
+                created_at=now,
             )
             if context.storage.create(bucket, layout.batch(batch_id), record.to_json()):
                 _added(context, record)

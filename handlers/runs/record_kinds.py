@@ -102,7 +102,7 @@ class RecordKind:
 
 def _video_now(context: Context, _: layout.VideoObject, key: str) -> StoreState:
     record = context.storage.read_record(context.settings.results_bucket, key, VideoRecord)
-    return record if record is None else _unless_old(context, record)
+    return None if record is None or not record.has_its_id else _unless_old(context, record)
 
 
 def _unless_old(context: Context, record: VideoRecord) -> VideoRecord | FilmNow | FilmGone | None:

@@ -17,14 +17,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from handlers.context import Context
 from handlers.telling import notices
 from handlers.telling.receiver import Child, Receiver
 from posedrop.buckets import layout
 from posedrop.buckets.records.telling import Digest, Told
-from posedrop.errors import PosedropError
+from posedrop.errors import PosedropError, StorageError
 from posedrop.index.rows import AnalysisRow, TellingRow
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ DIGEST_RUNS, _DIGEST_WAITS = 1000, timedelta(hours=6)
 #: A folder is taken to be through once none of its runs has ended for so long.
 _QUIET = timedelta(seconds=20)
 _PAUSE_SECONDS, _AT_ONCE = 2.0, 100
+#: A process that sends is ended once it has had nothing to send for so long: it holds some 45 MB.
+_IDLE_SECONDS = 60.0
 
 
 class Teller:
@@ -74,11 +76,15 @@ class Teller:
                 thread.join(timeout=5)
 
     def _run(self, alias: str) -> None:
-        failed = 0
+        failed, busy_at = 0, time.monotonic()
         while not self._stop.is_set():
             try:
                 told = go_on(self._context, alias, self._receivers[alias], self._stop)
                 failed = failed + 1 if told is False else 0
+                if told is not None:
+                    busy_at = time.monotonic()
+                elif time.monotonic() - busy_at > _IDLE_SECONDS:
+                    self._receivers[alias].close()
             except PosedropError as error:  # the store or the index is away
                 log.warning("%s is told later: %s", alias, error)
             except Exception:
@@ -103,6 +109,22 @@ def _known(context: Context) -> frozenset[str]:
     return frozenset(context.settings.notify_urls)
 
 
+def time_by_both(context: Context) -> datetime | None:
+    """Return the time by this machine's clock or the store's, whichever is behind.
+
+    What is old by it is not so because one of them runs ahead. None: the store does not tell.
+
+    Raises:
+        StorageError: the store is away.
+    """
+    try:
+        return min(context.clock(), context.storage.time(context.settings.results_bucket))
+    except StorageError as error:
+        if error.code != "no_date":
+            raise
+        return None
+
+
 def go_on(
     context: Context, alias: str, receiver: Receiver, stop: threading.Event | None = None
 ) -> bool | None:
@@ -116,8 +138,10 @@ def go_on(
     many = _AT_ONCE if receiver.is_webhook else 10_000
     rows = context.index.tellings_due(alias, now, many)
     if rows and now - rows[0].since > TOLD_WITHIN:
-        context.index.tellings_forgotten(now - TOLD_WITHIN)
-        rows = context.index.tellings_due(alias, now, many)
+        surely = time_by_both(context)
+        if surely is not None:
+            context.index.tellings_forgotten(surely - TOLD_WITHIN)
+            rows = context.index.tellings_due(alias, now, many)
     told: bool | None = None
     singly = [row for row in rows if receiver.is_webhook or row.event == "batch.over"]
     for row in singly:

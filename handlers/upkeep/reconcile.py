@@ -71,7 +71,7 @@ class Reconciler:
         """Reconcile all of buckets, index and queue, now."""
         with self._one_at_a_time:
             self._sweep = None
-            repairs = reconcile(self._context, self._forgotten_before, self._stuck)
+            repairs = reconcile(self._context, self._forgotten(), self._stuck)
             repairs.ingests_sent += self._old_refusals.go_on()
             self._parts.go_on(repairs)
             return self._succeeded(repairs)
@@ -87,7 +87,7 @@ class Reconciler:
         """Reconcile what the index knows, and the next slice; True at the end of a sweep."""
         with self._one_at_a_time:
             repairs = Repairs()
-            send_again(self._context, repairs, self._forgotten_before)
+            send_again(self._context, repairs, self._forgotten())
             repairs.ingests_sent += self._old_refusals.go_on()
             sweep, self._sweep = self._sweep or Sweep(self._context, self._stuck), None
             over = sweep.go_on(repairs, SLICE)
@@ -114,6 +114,15 @@ class Reconciler:
                     "the reconciler tries again later: %s", error, exc_info=None if known else error
                 )
             self._stop.wait(pause)
+
+    def _forgotten(self) -> datetime | None:
+        """Return before which time all messages are lost; never one that is still to come.
+
+        A clock set back behind this process' start would make all that it sends look lost.
+        """
+        if self._forgotten_before is not None:
+            self._forgotten_before = min(self._forgotten_before, self._context.clock())
+        return self._forgotten_before
 
     def _succeeded(self, repairs: Repairs) -> Repairs:
         self._succeeded_at = time.monotonic()

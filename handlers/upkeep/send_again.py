@@ -21,6 +21,8 @@ from posedrop.transport import queue
 
 #: An ingest reads the whole object: slower than this, in bytes a second, it is taken for lost.
 _SLOWEST_INGEST = 10e6
+#: The handlers' clock may be set back by so little without making what was sent look lost.
+_SET_BACK = timedelta(minutes=1)
 #: How long an event is kept, to know it when it comes again; MinIO retries for days.
 _REMEMBERED = timedelta(days=30)
 #: How many videos that wait for a rule are planned in a round; the follower does it between events.
@@ -33,19 +35,22 @@ def send_again(context: Context, repairs: Repairs, forgotten_before: datetime | 
     What is lost of the gpu queue waits for its group's turn again, and is sent with the others.
     Messages can't be asked for by what they are about. But when fewer wait in a queue than there is
     to do, some are lost, and as many are sent again: those first that were sent the longest ago.
-    One too many does no harm, it finds the run claimed or over.
+    One too many does no harm, it finds the run claimed or over. Of what was sent at a time that is
+    still to come, the clock having been set back since, nobody knows how long ago that was: it is
+    late at once.
     """
     _plan_forgotten(context, repairs)
     todo = [*_received(context), *_unfinished(context, repairs)]
     for name in (queue.CPU, queue.GPU):
         mine = [each for each in todo if each.queue == name]
+        now = context.clock()
         missing = len(mine) - (queue.ready(context.broker, name) if mine else 0)
         for each in sorted(mine, key=lambda each: each.created_at):
-            if each.is_lost_for_certain(forgotten_before):
+            if each.is_lost_for_certain(forgotten_before, now):
                 missing -= _try_to_send(context, repairs, each)
         for each in sorted(mine, key=lambda each: each.sent_at):
-            late = each.sent_at < context.clock() - each.patience
-            if missing > 0 and late and not each.is_lost_for_certain(forgotten_before):
+            lost = each.is_lost_for_certain(forgotten_before, now)
+            if missing > 0 and each.is_late(now) and not lost:
                 missing -= _try_to_send(context, repairs, each)
     gpu_queue.send_next(context)
     workers.sweep(context.storage, context.settings)
@@ -70,11 +75,22 @@ class ToDo:
         """When the last message for the work was sent."""
         return self.row.enqueued_at or self.row.created_at
 
-    def is_lost_for_certain(self, forgotten_before: datetime | None) -> bool:
-        """Tell whether no message can be there: none was sent, or all were forgotten since."""
-        if self.row.enqueued_at is None:
+    def is_late(self, now: datetime) -> bool:
+        """Tell whether the last message was sent so long ago that it may be lost."""
+        return not -_SET_BACK <= now - self.sent_at <= self.patience
+
+    def is_lost_for_certain(self, forgotten_before: datetime | None, now: datetime) -> bool:
+        """Tell whether no message can be there: none was sent, or all were forgotten since.
+
+        Where messages are forgotten with the process, one from a time that is still to come counts
+        as sent by an earlier process. Sent again, it has the time that it is now.
+        """
+        sent = self.row.enqueued_at
+        if sent is None:
             return True
-        return forgotten_before is not None and self.row.enqueued_at < forgotten_before
+        if forgotten_before is None:
+            return False
+        return sent < forgotten_before or sent > now + _SET_BACK
 
     def send(self, context: Context, repairs: Repairs) -> bool:
         """Send the message for the work; False if there is no need, as the bucket knows."""
@@ -116,7 +132,7 @@ def _was_ingested(context: Context, row: FileRow) -> bool:
     except RecordError as error:  # by a newer worker
         context.storage.report(error)
         return True
-    if record is None or record.video.etag != row.etag:
+    if record is None or record.video.etag != row.etag or not record.has_its_id:
         return False  # one that is damaged is written anew
     follow.result_arrived(context, key)
     return True

@@ -62,7 +62,7 @@ def load(data: bytes) -> dict[str, Any]:
     Raises:
         WrongRuleError: it is no JSON object, or one that no later step could write.
     """
-    value = _loads(_decode(data))
+    value = _loads(decode(data))
     if not isinstance(value, dict):
         raise WrongRuleError('it is not a JSON object like {"analysis": "deeplabcut_2d"}')
     _check(value)
@@ -104,6 +104,21 @@ def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def decode(data: bytes) -> str:
+    """Return the text of a posedrop.json, without its byte order mark; see :func:`parse`.
+
+    Raises:
+        WrongRuleError: it is not text.
+    """
+    encoding = json.detect_encoding(data)
+    for name in (encoding, "cp1252") if encoding.startswith("utf-8") else (encoding,):
+        try:
+            return data.decode(name).lstrip("\ufeff")
+        except UnicodeDecodeError:
+            continue
+    raise WrongRuleError("it is not text; save it as UTF-8")
+
+
 def check_size(size: int) -> None:
     """Refuse a posedrop.json by its size in bytes, before it is read.
 
@@ -112,16 +127,6 @@ def check_size(size: int) -> None:
     """
     if size > MAX_BYTES:
         raise WrongRuleError(f"it has {size:,} bytes, more than the {MAX_BYTES:,} of a rule")
-
-
-def _decode(data: bytes) -> str:
-    encoding = json.detect_encoding(data)
-    for name in (encoding, "cp1252") if encoding.startswith("utf-8") else (encoding,):
-        try:
-            return data.decode(name).lstrip("\ufeff")
-        except UnicodeDecodeError:
-            continue
-    raise WrongRuleError("it is not text; save it as UTF-8")
 
 
 def _loads(text: str) -> Any:

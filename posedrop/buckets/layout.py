@@ -183,6 +183,11 @@ def former_file_id(key: str) -> str | None:
     return None if upload is None or new_file_id(upload[1]) == upload[1] else upload[1]
 
 
+def may_be_id_of(file_id: str, bucket: str, key: str) -> bool:
+    """Tell whether an object has, or was given by an older posedrop, this file_id."""
+    return file_id in {file_id_of(bucket, key), former_file_id(key)}
+
+
 def former_video_record(key: str, file_id: str) -> str:
     """Return the key of the video.json of a film to which an older posedrop gave ``file_id``."""
     return video_record(key if _mirrors_plainly(key) else f"{_ODD_KEYS}/{file_id}")

@@ -75,6 +75,11 @@ def is_film(path: str) -> bool:
     return bool(stem) and not name.startswith(".") and f"{dot}{ending}".lower() in FILM_ENDINGS
 
 
+def is_systems(folder: str) -> bool:
+    """Tell by its name whether a folder is a system's own: .Trash-1000, @eaDir, $RECYCLE.BIN."""
+    return folder.startswith((".", "@", "$"))
+
+
 def _check_segment(segment: str, field: str) -> None:
     shown = segment[:60].encode(errors="backslashreplace").decode()
     if segment in {"", ".", ".."}:

@@ -118,12 +118,11 @@ class IndexFile:
             return db.conn.execute(sql, [storable(v) for v in values]).fetchone()[0]
 
     def _enqueued(self, table: str, identity: str, value: str, now: datetime) -> None:
-        moment = schema.to_text(now)
+        # Even where that is earlier than what is there: the clock was set back since.
         with self._write() as db:
             db.execute(
-                f"UPDATE {table} SET enqueued_at = max(coalesce(enqueued_at, ''), ?)"  # noqa: S608
-                f" WHERE {identity} = ?",
-                (moment, value),
+                f"UPDATE {table} SET enqueued_at = ? WHERE {identity} = ?",  # noqa: S608
+                (schema.to_text(now), value),
             )
 
 

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from handlers.context import Context
 from handlers.runs import batch_steps, batches, pending
 from handlers.runs.start import RunHandle
-from handlers.upkeep import sweep
+from handlers.upkeep import old_records, sweep
 from posedrop.api.batches import BatchStarted, CancelRequest, DryRun, RetryRequest
 from posedrop.api.runs import AnalyseRequest
 from posedrop.buckets import layout
+from posedrop.buckets.records.batches import BatchRequest
 from posedrop.buckets.records.requests import Request
 from posedrop.buckets.records.results import Result
 from posedrop.errors import BadRequestError, NotFoundError
@@ -107,6 +108,40 @@ def test_a_batch_runs_each_film_below_its_prefix_once_and_says_how_it_went(tmp_p
         again.batch_id,
         started.batch_id,
     ]
+
+
+def test_a_forced_batch_asked_again_after_its_records_are_gone_makes_new_runs(
+    tmp_path: Path,
+) -> None:
+    """The batch may have the id that the first had, its runs have not; asked at once, it is one."""
+    world = world_with(tmp_path, films_of(2))
+    seen: set[str] = set()
+    for made in (2, 4):
+        started = ask(world, prefix="day1/", force=True)
+        assert ask(world, prefix="day1/", force=True).batch_id == started.batch_id
+        world.lose_index()
+        world.reconciler.round()
+        go_on(world)
+        batch = batches.read(world.context, started.batch_id)
+        assert (batch.counts, batch.existed) == ({"succeeded": 2}, 0)
+        seen |= {each.analysis_id for each in requests(world)}
+        assert len(seen) == made
+        world.clock.pass_(old_records.KEPT.total_seconds() + 1)
+        world.settle()
+        assert batches.page(world.context, None, 10).items == []
+
+
+def test_a_forced_batch_of_an_older_posedrop_goes_on_with_its_runs(tmp_path: Path) -> None:
+    """A record without a token has the runs that its id makes."""
+    world = world_with(tmp_path, films_of(2))
+    batch_id = ask(world, prefix="day1/", force=True).batch_id
+    key = layout.batch(batch_id)
+    record = BatchRequest.model_validate_json(world.storage.buckets[RESULTS][key].data)
+    world.storage.put(RESULTS, key, record.model_copy(update={"token": None}).to_json())
+    world.lose_index()
+    world.reconciler.round()
+    go_on(world)
+    assert {each.force for each in requests(world)} == {f"batch:{batch_id}"}
 
 
 @pytest.mark.parametrize("after", [False, True])

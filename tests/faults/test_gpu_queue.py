@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from handlers import gpu_queue
 from handlers.events import follow, notify
-from handlers.runs import results
+from handlers.runs import results, stopping
 from posedrop.buckets import layout
 from posedrop.buckets.records.attempts import Progress
 from posedrop.buckets.records.requests import Request
@@ -506,6 +506,29 @@ def test_a_run_handed_back_is_sent_whatever_becomes_of_the_handlers(
     world.settle()
     assert states(world) == {"succeeded"}
     assert len(world.context.index.analyses().rows) == 3
+
+
+@pytest.mark.parametrize("by", ["handlers", "worker"])
+def test_a_long_run_that_is_cancelled_while_it_waits_leaves_no_checkpoints(
+    world: World, slow: Slow, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """The handlers delete them, or, where the store does not let them, who takes its message."""
+    slow.minutes = {"alice": 60}
+    put(world, "alice/1.mp4")
+    (first,) = sent(world)
+    slow.happens[5] = lambda: put(world, "bob/1.mp4", "bob/2.mp4")
+    world.work(first)
+    stored = world.storage.buckets[RESULTS]
+    run = first.kwargs["run"]
+    assert [key for key in stored if key.startswith(f"{run}/parts/")]
+    if by == "worker":
+        monkeypatch.setattr(stopping, "_clear_checkpoints", lambda *_: None)
+    (row,) = [row for row in world.context.index.analyses().rows if row.run == run]
+    results.cancel_or_delete(world.context, row.analysis_id, only_cancel=True)
+    if by == "worker":
+        world.work(first)
+    world.settle()
+    assert [key for key in stored if key.startswith(f"{run}/parts/")] == []
 
 
 def test_a_worker_of_an_older_posedrop_is_asked_in_vain(

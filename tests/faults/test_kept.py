@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from posedrop.analyses import Analysis
 from posedrop.buckets import layout
 from posedrop.buckets.records.attempts import Progress
 from posedrop.buckets.records.results import Result
-from posedrop.errors import AnalysisError, ChildDiedError, PosedropError
+from posedrop.errors import AnalysisError, ChildDiedError, PosedropError, StorageError
 from tests.support.index_rows import judged, result_of
 from tests.support.memory_storage import RESULTS, VIDEOS, Crash, Gate
 from tests.support.world import DETAILS, PROBE, Child, World
@@ -248,6 +249,42 @@ def test_a_run_that_is_deleted_while_it_is_made_leaves_nothing(
     assert at > 10
 
 
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("half", ["infer", "render"])
+def test_a_run_that_is_deleted_while_its_store_is_away_leaves_nothing(
+    tmp_path: Path, half: str
+) -> None:
+    """Its worker is frozen at each of its calls; all is deleted, and one of the next calls fails.
+
+    Whatever it writes down of that is gone when its message has come again.
+    """
+    for at in itertools.count(1):
+        lab = Lab(tmp_path / f"{at}")
+        lab.ask()
+        (message,) = lab.messages()
+        if half == "render":
+            lab.work(message)
+            (message,) = lab.messages()
+        frozen = lab.freeze(message, at)
+        if frozen is None:
+            lab.end()
+            break
+        upload.delete(lab.context, FILE_ID)
+        gate = frozen.gate
+        gate.left, gate.freeze, gate.raises = 1 + at % 4, False, StorageError
+        frozen.wake()
+        lab.messages()
+        lab.work(message)  # as Dramatiq has it
+        left = [key for key in lab.storage.buckets[RESULTS] if key.startswith(FILM)]
+        assert left == [], at
+        lab.storage.put(VIDEOS, FILM, b"a film")
+        lab.settle()
+        done = lab.over(lab.ask().analysis_id)
+        assert (done.status, names(done)) == ("succeeded", WHOLE)
+        lab.end()
+    assert at > 10
+
+
 @pytest.mark.parametrize(("error", "attempts"), [(WRONG, 1), (DIED, 3)])
 def test_a_failure_that_is_long_in_publishing_is_not_taken_for_dead(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, error: PosedropError, attempts: int
@@ -280,6 +317,49 @@ def test_a_failure_that_is_long_in_publishing_is_not_taken_for_dead(
     assert failed.result is not None
     assert (failed.error.code, failed.result.attempts) == (error.code, attempts)
     assert "poses.h5" in names(failed)
+
+
+@pytest.mark.parametrize("drawn_now", [True, False], ids=["drawn now", "handed back"])
+def test_a_run_that_is_cancelled_behind_its_poses_keeps_them(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, drawn_now: bool
+) -> None:
+    """Be it cancelled while it is drawn, or while it waits to be drawn once more."""
+    answer = lab.ask()
+    call = lab.poser.call
+
+    def cancelled(task: str, *payload: Any, **options: Any) -> dict[str, Any]:
+        if task == DRAWING:
+            results.cancel_or_delete(lab.context, answer.analysis_id, only_cancel=True)
+        return call(task, *payload, **options)
+
+    if drawn_now:
+        monkeypatch.setattr(lab.poser, "call", cancelled)
+    else:
+        lab.poser.fails[DRAWING] = ("render", StorageError("it is away"))
+        for _ in ("infer", "render"):
+            (message,) = lab.messages()
+            lab.work(message)
+        results.cancel_or_delete(lab.context, answer.analysis_id, only_cancel=True)
+    over = lab.over(answer.analysis_id)
+    assert over.status == "cancelled"
+    assert names(over) >= {layout.PREDICTIONS, "poses.h5"}
+
+
+def test_a_run_is_cancelled_though_its_poses_are_a_newer_workers(lab: Lab) -> None:
+    """After an upgrade that was taken back, cancelling is the way out."""
+    answer = lab.ask()
+    lab.poser.fails[DRAWING] = ("render", StorageError("it is away"))
+    for _ in ("infer", "render"):
+        (message,) = lab.messages()
+        lab.work(message)
+    row = lab.context.index.analysis(answer.analysis_id)
+    assert row is not None
+    key = layout.Run(row.run).inference
+    record = json.loads(lab.storage.buckets[RESULTS][key].data)
+    record["schema"] = 999
+    lab.storage.put(RESULTS, key, json.dumps(record).encode())
+    results.cancel_or_delete(lab.context, answer.analysis_id, only_cancel=True)
+    assert lab.over(answer.analysis_id).status == "cancelled"
 
 
 def test_a_checkpoint_that_goes_while_it_is_fetched_ends_no_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
 
@@ -124,6 +125,55 @@ def test_a_long_queue_is_not_sent_twice(world: World) -> None:
     world.put_back(waiting[:1])
     world.clock.pass_(61)
     assert world.reconciler.round().runs_sent == 1
+    world.settle()
+    assert {row.state for row in world.context.index.analyses().rows} == {"succeeded"}
+
+
+def sent_while_ahead(world: World) -> None:
+    """Have three runs and an ingest sent, as far as they are, by a clock two hours ahead."""
+    world.set_handlers_ahead(timedelta(hours=2))
+    world.close()
+    world.open()
+    for number in range(3):
+        world.storage.put(VIDEOS, f"{number}.mp4", b"film %d" % number)
+    world.reconciler.round()
+    for message in world.messages():
+        world.work(message)
+    world.reconciler.round()
+    world.storage.put(VIDEOS, "last.mp4", b"the last film")
+    world.reconciler.round()
+    world.set_handlers_ahead(timedelta())
+
+
+def test_a_clock_set_back_keeps_no_work_from_being_sent_again(world: World) -> None:
+    """What was sent two hours from now, by a process that is gone, is sent in the first round."""
+    sent_while_ahead(world)
+    lost = [message.actor_name for message in world.messages()]
+    assert lost == ["infer", "infer", "ingest"]
+    world.close()
+    world.open()
+    found = world.reconciler.round()
+    assert (found.ingests_sent, found.runs_sent) == (1, 2)
+    again = world.messages()
+    assert [message.actor_name for message in again] == lost
+    world.put_back(again)
+    assert world.reconciler.round().mended == 0
+    world.settle()
+    assert {row.state for row in world.context.index.analyses().rows} == {"succeeded"}
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_a_clock_set_back_sends_nothing_for_good(world: World, *, forgets: bool) -> None:
+    """A process that has started ahead sends each work once more at most, not in each round."""
+    sent_while_ahead(world)
+    if not forgets:  # a broker of its own keeps its messages: here they are missed
+        world.reconciler._forgotten_before = None
+        world.messages()
+    found = world.reconciler.round()
+    assert (found.ingests_sent, found.runs_sent) == (1, 2)
+    for _ in range(5):
+        world.clock.pass_(10)
+        assert world.reconciler.round().mended == 0
     world.settle()
     assert {row.state for row in world.context.index.analyses().rows} == {"succeeded"}
 

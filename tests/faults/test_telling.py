@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+from pydantic import SecretStr
 from standardwebhooks import Webhook
 
 from handlers.runs import batch_steps, batches
 from handlers.telling import teller
+from handlers.upkeep import sweep
+from handlers.upkeep.repairs import Repairs
 from posedrop.api.batches import BatchStarted, RetryRequest
 from posedrop.api.runs import AnalyseRequest
 from posedrop.buckets.records.results import Result
@@ -267,6 +273,79 @@ def test_old_records_go_with_nobody_told_again_and_no_batch_done_again(tmp_path:
         if not is_cut:
             return
     raise AssertionError("it was never cut behind its end")
+
+
+@pytest.mark.parametrize("wrong", ["store", "handlers"])
+def test_one_clock_ahead_forgets_nothing(tmp_path: Path, wrong: str) -> None:
+    """With either clock a year ahead no record goes, and who is to be told is told."""
+    world = world_at(tmp_path)
+    hook, lab = Told_(is_webhook=True), Told_(is_webhook=False)
+    world.settle()
+    tell(world, hook, lab)
+    run_batch(world, seconds=0.5)
+    kept = _records(world)
+    assert len(kept) > 5
+    year = timedelta(days=365)
+    if wrong == "store":
+        world.clock.pass_(year.total_seconds())
+        world.set_handlers_ahead(-year)
+    else:
+        world.set_handlers_ahead(year)
+    before = len(hook), len(lab)
+    world.reconciler.round()
+    assert _records(world) == kept
+    tell(world, hook, lab)
+    assert (len(hook) - before[0], len(lab) - before[1]) == (4, 1)
+
+
+def test_a_clock_that_is_set_back_while_a_sweep_goes_on_forgets_nothing(tmp_path: Path) -> None:
+    """What looked old when it was seen is not removed unless it still does."""
+    world = world_at(tmp_path)
+    world.settle()
+    tell(world, Told_(is_webhook=True), Told_(is_webhook=False))
+    run_batch(world, seconds=0.5)
+    kept, repairs = _records(world), Repairs()
+    now = world.clock.time
+    world.clock.time = now + timedelta(days=365)
+    begun = sweep.Sweep(world.context)
+    begun.go_on(repairs, len(world.storage.buckets[VIDEOS]) + len(world.storage.buckets[RESULTS]))
+    world.clock.time = now
+    assert begun.go_on(repairs, None)
+    assert _records(world) == kept
+
+
+def test_a_process_that_has_nothing_to_send_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its notices each alias keeps its process for a while only; another is started later."""
+    monkeypatch.setattr(teller, "_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(teller, "_PAUSE_SECONDS", 0.05)
+    world = world_at(tmp_path, films=1)
+    with receiver() as server:
+        hook = SecretStr(f"http://{server.address}/#{SECRET}")
+        update = {"notify_urls": {"hook": hook}, "notify_allow_private": True}
+        world.close()
+        world.settings = world.settings.model_copy(update=update)
+        world.open()
+        telling = teller.Teller(world.context)
+        child = telling._receivers["hook"]
+        telling.start()
+        try:
+            world.settle()
+            for told in (1, 2):
+                _until(lambda told=told: len(server.got) == told)
+                _until(lambda: child._process is None)
+                world.storage.put(VIDEOS, "day1/more.mp4", b"another film")
+                world.settle()
+        finally:
+            telling.stop()
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def _records(world: World) -> set[str]:

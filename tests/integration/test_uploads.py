@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import threading
@@ -42,6 +43,14 @@ HOLD_READING = """() => {
         const reader = stream.call(this).getReader();
         const read = async () => { window.held++; await released; return reader.read(); };
         return { getReader: () => ({ read }) };
+    };
+}"""
+
+
+#: The standard's Blob.text(); Chromium's looks for a byte order mark, that of others does not.
+TEXT_IS_UTF8 = """() => {
+    Blob.prototype.text = async function () {
+        return new TextDecoder().decode(await this.arrayBuffer());
     };
 }"""
 
@@ -143,6 +152,23 @@ def test_a_large_film_without_a_folder_goes_up_in_parts(lab: UploadLab, tmp_path
     keys = {key for key in lab.keys("uploads/") if key.endswith("/large.mp4")}
     assert [lab.sha256(key) for key in keys] == [sha256] * 2
     assert lab.unfinished(*keys) == 0
+
+
+def test_a_rule_goes_up_in_the_encoding_that_an_editor_gave_it(
+    lab: UploadLab, tmp_path: Path
+) -> None:
+    """PowerShell 5's ``>`` and Notepad's "Unicode" write UTF-16; its film follows it."""
+    rule = '{"analysis": "dummy"}\r\n'.encode("utf-16")
+    (tmp_path / "posedrop.json").write_bytes(rule)
+    make_film(tmp_path / "a.mp4", 100)
+    command = lab.command("upload", str(tmp_path), "--to", "utf16")
+    for state in ("new", "exists"):
+        asked = [*command, "--dry-run", "--json"]
+        said = subprocess.run(asked, env=lab.environment, check=True, capture_output=True).stdout
+        assert [item["state"] for item in json.loads(said)] == [state, state]
+        subprocess.run(command, env=lab.environment, check=True, capture_output=True)
+    sent = lab.store.s3("ROOT").get_object(Bucket="videos", Key="utf16/posedrop.json")
+    assert sent["Body"].read() == rule
 
 
 def test_a_watched_folder_sends_each_film_once(
@@ -347,6 +373,25 @@ def check_what_fails(page: Page, lab: UploadLab, folder: Path) -> None:
     page.get_by_role("button", name="retry", exact=True).press("Enter")
     expect(page.locator("#sent-words")).to_contain_text("2 of 2 there", timeout=60_000)
     assert any(key.endswith("/late.mp4") for key in lab.keys("uploads/"))
+
+
+def test_a_browser_sends_a_rule_in_any_encoding_that_is_read(
+    lab: UploadLab, browser: Browser, tmp_path: Path
+) -> None:
+    """PowerShell and old editors write UTF-16, or the code page of the machine."""
+    root, rule = tmp_path / "rules", '{"analysis": "dummy", "keep": ["mäuse"]}'
+    encodings = ("utf-16", "utf-16-le", "utf-16-be", "utf-8-sig", "cp1252")
+    for encoding in encodings:
+        make_film(root / encoding / "a.mp4", 100)
+        (root / encoding / "posedrop.json").write_bytes(rule.encode(encoding))
+    with opened(browser, lab.url) as page:
+        page.evaluate(TEXT_IS_UTF8)
+        said = begin(page, "encodings", root)
+        assert said.startswith("10 go up"), said
+        assert "runs on 5;" in said
+        expect(page.locator("#sent-words")).to_contain_text("10 of 10 there", timeout=60_000)
+    keys = {f"encodings/rules/{encoding}/posedrop.json" for encoding in encodings}
+    assert keys <= lab.keys("encodings/")
 
 
 def test_what_can_not_go_up_is_said_before_it_does(lab: UploadLab) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -143,8 +144,10 @@ REFUSED = {"AccessDenied", "403", "InvalidRequest"}
 
 def test_every_listener_is_on_loopback(weed: Weed) -> None:
     assert weed.pid is not None
-    open_files = Path(f"/proc/{weed.pid}/fd").iterdir()
-    inodes = {str(link.readlink()) for link in open_files}
+    inodes = set()
+    for link in Path(f"/proc/{weed.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it closes files, too
+            inodes.add(str(link.readlink()))
     ports = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{weed.pid}/net/{table}").read_text().splitlines()[1:]:

@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from posedrop.analyses import Analysis, Args, Job
@@ -19,6 +20,8 @@ class FaultyArgs(Args):
 
     how: Literal["work", "hang", "segfault", "exit", "memory", "raise", "kill_worker"] = "work"
     seconds: float = 0
+    #: A file that ends the seconds as soon as it is there.
+    until: str = ""
     wall_seconds: float = 600
 
 
@@ -28,7 +31,7 @@ def run(job: Job) -> dict[str, Any]:
     job.report("infer", 0, 10)
     print("about to", args.how, flush=True)
     _FAULTS[args.how]()
-    time.sleep(args.seconds)
+    _wait(args)
     (job.out / "poses.csv").write_text(f"made by {os.urandom(16).hex()}\n")
     (job.out / "same.csv").write_text("the same each time\n")
     return {
@@ -40,6 +43,16 @@ def run(job: Job) -> dict[str, Any]:
         "versions": {},
         "details": {},
     }
+
+
+def _wait(args: FaultyArgs) -> None:
+    if not args.until:
+        time.sleep(args.seconds)
+        return
+    # No wall keeps a child from asking whether a file is there.
+    ends = time.monotonic() + args.seconds
+    while not Path(args.until).exists() and time.monotonic() < ends:
+        time.sleep(0.05)
 
 
 def begin(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001

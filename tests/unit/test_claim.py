@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from posedrop.buckets.layout import Run
-from posedrop.buckets.records.attempts import Attempt
+from posedrop.buckets.records.attempts import Attempt, Progress
 from posedrop.buckets.records.runs import RunError, Task
 from posedrop.buckets.storage import Storage
 from worker.jobs import claim
@@ -156,3 +156,35 @@ def test_deleting_a_run_stops_its_worker(storage: Storage, bucket: str) -> None:
     attempt = held(take(storage, bucket))
     attempt.look()
     assert attempt.lost
+
+
+@pytest.mark.parametrize(
+    ("code", "every", "lasts", "count", "ends"),
+    [
+        ("not_started", 30, 0, 20, False),  # ten minutes without memory for a process
+        ("not_started", 60, 0, 62, True),
+        ("storage", 1000, 940, 11, True),  # a download that is cut at each quarter of an hour
+        ("storage", 36_000, 1200, 11, False),
+        ("storage", 1000, 0, 11, False),  # what failed at once, another time, had another cause
+        ("child_died", 30, 0, 10, True),
+    ],
+)
+def test_what_may_pass_has_an_hour(
+    code: str, every: float, lasts: float, count: int, ends: bool
+) -> None:
+    """What the machine or the store cuts short ends a run by how long, and why."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    unlucky = [
+        Attempt(
+            number=number,
+            task="render",
+            worker="w",
+            started_at=now + timedelta(seconds=number * every),
+            ended_at=now + timedelta(seconds=number * every + lasts),
+            progress=Progress(stage="fetch"),
+            outcome="handed_back",
+            error=RunError(code=code, message="no"),
+        )
+        for number in range(1, count + 1)
+    ]
+    assert claim.are_too_many(unlucky) == ends

@@ -34,6 +34,15 @@ def test_a_film_is_settled_when_it_was_the_same_for_long_enough(
         assert set(settling.settled(looks, now)) == expected
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+def test_what_a_rule_says_is_told_whatever_its_encoding(tmp_path: Path, encoding: str) -> None:
+    """The server has to read before it goes up what it will read once it is there."""
+    text = '{"analysis": "dummy", "by": "Jürgen"}'
+    (tmp_path / "posedrop.json").write_bytes(text.encode(encoding))
+    (rule,) = trees.walk(tmp_path)
+    assert rule.to_check().content == text
+
+
 @pytest.mark.parametrize(
     ("path", "root"),
     [

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 #: What a child says that it is at; the other stages are steps of this process.
 STAGES = frozenset({"infer", "track", "filter", "write", "render"})
-POSES, POSES_FILTERED = "poses.h5", "poses_filtered.h5"
+POSES = "poses.h5"
 _END_BYTES, _TAIL_BYTES = 64 << 10, 2000
 #: How Python's last line begins when it crashes: hundreds of names, before which all else is lost.
 _NO_NEWS = b"Extension modules: "

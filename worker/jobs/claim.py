@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from posedrop import metrics
@@ -27,12 +28,13 @@ log = logging.getLogger(__name__)
 #: A run is given up after so many attempts that the store or the machine cut short: it took their
 #: claims, and did not give the film, or take what they had made, or started no child.
 MAX_UNLUCKY = 10
-#: Where a disk had no room, or a store did not give what it has, not before so many seconds: either
-#: may pass, and a queue of films must not be through with its attempts in minutes.
+#: Where a disk had no room, a machine started no child, or a store did not give what it has, not
+#: before so many seconds: each may pass, and a queue of films must not be through with its attempts
+#: in minutes.
 _GRACE_SECONDS = 3600.0
 #: What comes so long after the one before is another cause's; and so many are too many for any.
 _APART_SECONDS, _MOST_UNLUCKY = 900.0, 200
-_PASSING = frozenset({StorageError.code, "scratch_unwritable"})
+_PASSING = frozenset({StorageError.code, "scratch_unwritable", "not_started"})
 _ADVICE = (
     "if it is archived or damaged, or denied to the worker's key, mend that in the store; then ask "
     "again"
@@ -241,7 +243,8 @@ def are_too_many(unlucky: list[Attempt]) -> bool:
         return True
     since = last.started_at
     for attempt in reversed(unlucky):
-        if (since - attempt.started_at).total_seconds() > _APART_SECONDS:
+        ended = attempt.ended_at or attempt.started_at
+        if (since - ended).total_seconds() > _APART_SECONDS:
             break
         since = attempt.started_at
     return (last.started_at - since).total_seconds() >= _GRACE_SECONDS
@@ -250,7 +253,16 @@ def are_too_many(unlucky: list[Attempt]) -> bool:
 class Held:
     """An attempt that this worker holds; :meth:`beating` keeps it alive."""
 
-    def __init__(self, storage: Storage, bucket: str, folder: str, record: Attempt) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        bucket: str,
+        folder: str,
+        record: Attempt,
+        began: float | None = None,
+    ) -> None:
+        """Hold what was begun; ``began``: at which ``time.monotonic``, None: now."""
+        self._began = time.monotonic() if began is None else began
         self._storage = storage
         self._bucket = bucket
         self._folder = folder
@@ -330,7 +342,9 @@ class Held:
         self, outcome: Literal["done", "handed_back", "failed"], error: RunError | None = None
     ) -> Attempt:
         """Record how this attempt ended, so that nobody waits for its heartbeat; return that."""
-        self._write(outcome=outcome, error=error)
+        # By the clock that began it, whose seconds nobody sets.
+        lasted = timedelta(seconds=time.monotonic() - self._began)
+        self._write(outcome=outcome, error=error, ended_at=self._record.started_at + lasted)
         metrics.ATTEMPTS.labels(self.task, outcome).inc()
         return self._record
 

@@ -9,6 +9,8 @@ the store has, and does not give, is refused after ten attempts.
 from __future__ import annotations
 
 import logging
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
@@ -124,7 +126,7 @@ def _is_known(context: Context, prefix: str, etag: str) -> bool:
     except RecordError as error:  # a newer worker's, which is not to be written over
         context.storage.report(error)
         return True
-    return known is not None and known.video.etag == etag
+    return known is not None and known.video.etag == etag and known.has_its_id
 
 
 def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> Examined | None:
@@ -150,10 +152,11 @@ def _examine(context: Context, bucket: str, found: ObjectInfo, prefix: str) -> E
         return _refused(record.model_copy(update=_hashes(before)), why)
     with context.scratch_dir() as scratch:
         local = scratch / "video"
+        began = context.clock(), time.monotonic()
         try:
             hashes = _fetch(context, video, before, local)
         except StorageError as error:
-            _note_if_not_given(context, video, before, error)
+            _note_if_not_given(context, video, before, error, *began)
             raise
         record = record.model_copy(update=hashes)
         # What would make any attempt fail makes none.
@@ -259,9 +262,17 @@ def _fetch(context: Context, video: VideoRef, before: History, local: Path) -> d
 
 
 def _note_if_not_given(
-    context: Context, video: VideoRef, before: History, error: StorageError
+    context: Context,
+    video: VideoRef,
+    before: History,
+    error: StorageError,
+    now: datetime,
+    began: float,
 ) -> None:
     """Count an attempt for which the store did not give the film, though it has it.
+
+    Args:
+        now: when it began; so ``began``, by ``time.monotonic``.
 
     Raises:
         StorageError: the store is away, which says nothing of the film.
@@ -272,11 +283,9 @@ def _note_if_not_given(
     if there is None or there.etag != video.etag:
         return
     results, folder = context.settings.results_bucket, layout.ingest(video.file_id, video.etag)
-    attempt = claim.begin(
-        context.storage, results, folder, before, "ingest", context.name, now=context.clock()
-    )
+    attempt = claim.begin(context.storage, results, folder, before, "ingest", context.name, now=now)
     if attempt is not None:
-        held = Held(context.storage, results, folder, attempt)
+        held = Held(context.storage, results, folder, attempt, began)
         held.stage("fetch")
         held.end("handed_back", claim.run_error(error, "fetch"))
 

@@ -13,7 +13,7 @@ from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.layout import Run
 from posedrop.buckets.records.attempts import NeedsNewer
-from posedrop.buckets.records.inference import Inference
+from posedrop.buckets.records.inference import Inference, with_files_of
 from posedrop.buckets.records.requests import Request
 from posedrop.buckets.records.runs import Artefact, RunError, Task
 from posedrop.errors import (
@@ -60,6 +60,8 @@ def perform(
         return
     if request is None:
         log.info("deleted before its turn", extra={"run": prefix})
+        # Or while an attempt was cut short, which may have left something.
+        publish.clear_if_deleted(context.storage, bucket, run, None)
         return
     if _is_too_new(context, run, request):
         return
@@ -76,12 +78,31 @@ def perform(
             max_attempts=context.settings.max_attempts,
             now=context.clock(),
         )
-        if isinstance(held, claim.Exhausted):
-            _give_up(context, run, request, held)
-        elif isinstance(held, Claim):
-            _make(RunAttempt(context, run, request, held, folders, actor or task), work)
+        try:
+            if isinstance(held, claim.Exhausted):
+                _give_up(context, run, request, held)
+            elif isinstance(held, Claim):
+                _make(RunAttempt(context, run, request, held, folders, actor or task), work)
+            else:  # another has it, or it is over: nothing was written
+                if isinstance(held, claim.Over):  # by the handlers, or the store was away then
+                    checkpoints.clear(context.storage, bucket, run)
+                return
+        except Exception:
+            _clear_though_it_failed(context, run, request)
+            raise
         # Last: none of what an attempt writes at its end asks whether the run is still there.
         publish.clear_if_deleted(context.storage, bucket, run, request)
+
+
+def _clear_though_it_failed(context: Context, run: Run, request: Request) -> None:
+    """Delete what an attempt that was cut short wrote of a run that was deleted meanwhile.
+
+    What can't be deleted now is when its message comes again.
+    """
+    try:
+        publish.clear_if_deleted(context.storage, context.settings.results_bucket, run, request)
+    except StorageError as error:  # the one that cut it short is the one to be told
+        log.warning("%s: what was written of it stays for now: %s", run.prefix, error)
 
 
 def _is_too_new(context: Context, run: Run, request: Request) -> bool:
@@ -193,7 +214,7 @@ def _stopped(attempt: RunAttempt, error: CancelledRunError) -> None:
             "cancelled",
             now=attempt.context.clock(),
             attempts=held.number,
-            artefacts=held.artefacts,
+            artefacts=with_files_of(_readable_inference(attempt), held.artefacts),
             error=claim.run_error(error, None),
         )
         attempt.clear_checkpoints()
@@ -230,13 +251,8 @@ def _fail(
     """End a run that failed, with all that was made of it: poses that can't be drawn are poses."""
     bucket = context.settings.results_bucket
     given = _if_given if error.code == StorageError.code else _in_any_case
-    inference = given(
-        context,
-        run.inference,
-        lambda: context.storage.read_whole_record(bucket, run.inference, Inference),
-    )
-    drawn_from = inference.artefacts if inference is not None else []
-    found = {artefact.plain_name: artefact for artefact in (*drawn_from, *left)}
+    inference = given(context, run.inference, lambda: _inference(context, run))
+    found = {artefact.plain_name: artefact for artefact in with_files_of(inference, left)}
     if layout.PREDICTIONS not in found:
         there = given(context, run.predictions, lambda: _published_predictions(context, run))
         found |= {there.name: there} if there is not None else {}
@@ -253,6 +269,20 @@ def _fail(
         error=error,
     )
     checkpoints.clear(context.storage, bucket, run)
+
+
+def _readable_inference(attempt: RunAttempt) -> Inference | None:
+    """Return what infer wrote, None too if that is for a newer worker: a cancelled run ends."""
+    try:
+        return _inference(attempt.context, attempt.run)
+    except RecordError as error:
+        attempt.context.storage.report(error)
+        return None
+
+
+def _inference(context: Context, run: Run) -> Inference | None:
+    bucket = context.settings.results_bucket
+    return context.storage.read_whole_record(bucket, run.inference, Inference)
 
 
 def _in_any_case(_: Context, __: str, read: Callable[[], T | None]) -> T | None:

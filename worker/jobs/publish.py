@@ -21,7 +21,6 @@ from posedrop.buckets.records.requests import Request
 from posedrop.buckets.records.results import Result
 from posedrop.buckets.records.runs import Artefact, FinalState, RunError
 from posedrop.buckets.storage import Storage
-from posedrop.errors import StorageError
 from posedrop.hashing import sha256_of
 
 log = logging.getLogger(__name__)
@@ -146,7 +145,7 @@ def finish(
     return written
 
 
-def clear_if_deleted(storage: Storage, bucket: str, run: Run, request: Request) -> None:
+def clear_if_deleted(storage: Storage, bucket: str, run: Run, request: Request | None) -> None:
     """Delete what an attempt wrote of a run that was deleted meanwhile.
 
     The same film under the same key has the same run: it would be over at once, with files that are
@@ -157,20 +156,20 @@ def clear_if_deleted(storage: Storage, bucket: str, run: Run, request: Request) 
         storage: the object store.
         bucket: of results.
         run: its keys.
-        request: the one that the attempt was made for.
+        request: the one that the attempt was made for; None: it was gone, and no attempt is made.
+
+    Raises:
+        StorageError: something may stay. When its message comes again, that is deleted.
     """
-    try:
-        now = storage.read_record(bucket, run.request, Request)
-        if now is not None and now.created_at == request.created_at:
-            return
-        log.info("deleted meanwhile", extra={"run": run.prefix})
-        there = {run.name(found.key) for found in storage.objects(bucket, run.folder)}
-        if now is not None or REQUEST in there:  # asked for anew, maybe that very moment
-            storage.delete(bucket, _untrue(storage, bucket, run, request, there))
-        else:
-            storage.delete(bucket, [run.key(name) for name in sorted(there)])
-    except StorageError as error:
-        log.warning("%s: what was written of it stays, if it was deleted: %s", run.prefix, error)
+    now = storage.read_record(bucket, run.request, Request)
+    if now is not None and (request is None or now.created_at == request.created_at):
+        return
+    there = {run.name(found.key) for found in storage.objects(bucket, run.folder)}
+    if now is None and REQUEST not in there:
+        storage.delete(bucket, [run.key(name) for name in sorted(there)])
+    elif request is not None:  # asked for anew, maybe that very moment
+        storage.delete(bucket, _untrue(storage, bucket, run, request, there))
+    log.info("deleted meanwhile", extra={"run": run.prefix})
 
 
 def _untrue(

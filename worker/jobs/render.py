@@ -14,7 +14,7 @@ from posedrop.errors import AnalysisError, ChildDiedError, RecordError
 from worker.child import messages
 from worker.child.patience import Patience
 from worker.context import Context
-from worker.jobs.attempt import POSES, POSES_FILTERED, RunAttempt, walls
+from worker.jobs.attempt import POSES, RunAttempt, walls
 from worker.jobs.lifecycle import perform
 
 #: Seconds that drawing a frame takes at most, on a slow processor.
@@ -39,7 +39,7 @@ def _render(attempt: RunAttempt) -> None:
     out = folders.film / "out"
     out.mkdir()
     attempt.check()
-    task = _task(attempt, attempt.model(), video, poses, out)
+    task = _task(attempt, attempt.model(), inference, video, poses, out)
     output = messages.ask(
         context.cpu.call,
         task,
@@ -84,23 +84,24 @@ def _read_inference(attempt: RunAttempt) -> Inference:
 
 
 def _fetch_poses(attempt: RunAttempt, inference: Inference) -> Path:
-    """Put the tables into ``film/poses``, and infer's log where the child goes on with it.
+    """Put the table into ``film/poses``, and infer's log where the child goes on with it.
+
+    The plain one: what DeepLabCut draws under the names that the files get is not filtered.
 
     Returns:
-        The folder of the tables.
+        The folder of the table.
 
     Raises:
-        AnalysisError: code ``damaged_poses``: a table has other content than infer wrote.
+        AnalysisError: code ``damaged_poses``: it has other content than infer wrote.
     """
     film = attempt.folders.film
     poses = film / "poses"
     poses.mkdir()
     by_name = {artefact.plain_name: artefact for artefact in inference.artefacts}
-    for name in (POSES, POSES_FILTERED):
-        if name in by_name:
-            key = attempt.run.key(by_name[name].object_name)
-            if not attempt.fetch(key, poses / name, by_name[name].sha256):
-                raise AnalysisError(f"{name} is not what infer wrote", code="damaged_poses")
+    if POSES in by_name:
+        key = attempt.run.key(by_name[POSES].object_name)
+        if not attempt.fetch(key, poses / POSES, by_name[POSES].sha256):
+            raise AnalysisError(f"{POSES} is not what infer wrote", code="damaged_poses")
     if RUN_LOG in by_name:
         key = attempt.run.key(by_name[RUN_LOG].object_name)
         attempt.context.storage.download(attempt.bucket, key, film / RUN_LOG)
@@ -108,18 +109,26 @@ def _fetch_poses(attempt: RunAttempt, inference: Inference) -> Path:
 
 
 def _task(
-    attempt: RunAttempt, model: Model | None, video: Path | None, poses: Path, out: Path
+    attempt: RunAttempt,
+    model: Model | None,
+    inference: Inference,
+    video: Path | None,
+    poses: Path,
+    out: Path,
 ) -> messages.RenderVideo:
     settings, args = attempt.context.settings, attempt.request.args
-    filtered = poses / POSES_FILTERED
     pcutoff = args.get("pcutoff")
     if pcutoff is None:
-        pcutoff = model.pcutoff if model else DEFAULT_PCUTOFF
+        # As the tables were judged: those of an earlier posedrop may have gone by another.
+        known = inference.details.get("pcutoff")
+        if isinstance(known, int | float) and 0 <= known <= 1:
+            pcutoff = known
+        else:
+            pcutoff = model.pcutoff if model else DEFAULT_PCUTOFF
     return messages.RenderVideo(
         video=str(video) if video is not None else None,
         frame_size=(attempt.request.probe.width, attempt.request.probe.height),
         poses=str(poses / POSES),
-        poses_filtered=str(filtered) if filtered.is_file() else None,
         out=str(out),
         pcutoff=pcutoff,
         style=args.get("style", {}),

@@ -33,6 +33,7 @@ class Attempt(Versioned):
     task: Task
     worker: str
     started_at: Moment
+    ended_at: Moment | None = Field(default=None, description="null: not known")
     beat: Count = Field(default=0, description="how often this worker has said that it lives")
     progress: Progress
     outcome: Literal["done", "handed_back", "failed"] | None = Field(

@@ -29,11 +29,19 @@ class BatchRequest(Versioned):
     args: Json = Field(default_factory=dict, description="normalised")
     model: ModelRef | None = Field(default=None, description="whatever is pushed meanwhile")
     force: bool = False
+    token: str | None = Field(
+        default=None, max_length=40, description="of forced runs; null: the batch's id"
+    )
     retry: bool = True
     cancelled: bool = Field(default=False, description="retry what was cancelled, too")
     notify: Aliases = Field(default_factory=list)
     films_until: Moment = Field(description="later films are none of its, by the store's clock")
     created_at: Moment
+
+    @property
+    def run_token(self) -> str | None:
+        """What makes its runs others than those that are there; None: they may be the same."""
+        return f"batch:{self.token or self.batch_id}" if self.force else None
 
 
 class BatchFilm(Record):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydantic import Field
 
 from posedrop.buckets.records.fields import Count, Details, Seconds
@@ -27,6 +29,13 @@ class Inference(Versioned):
     concealed: Count = Field(default=0, description="frames that the decoder gave, flagged corrupt")
     timestamps: str | None = Field(default=None, description="where timestamps.csv has its times")
     quality: Quality | None = Field(default=None, description="null: it was not looked at")
+
+
+def with_files_of(inference: Inference | None, left: Iterable[Artefact]) -> list[Artefact]:
+    """Return the files of a run's poses, and those that its last attempt left, one of a name."""
+    drawn_from = inference.artefacts if inference is not None else []
+    found = {artefact.plain_name: artefact for artefact in (*drawn_from, *left)}
+    return [found[name] for name in sorted(found)]
 
 
 class Encoded(Record):

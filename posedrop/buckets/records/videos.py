@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from posedrop.buckets import layout
 from posedrop.buckets.records.fields import Count, Finite, Moment, Pixels, Seconds
 from posedrop.buckets.records.record import Record, Versioned
 
@@ -78,3 +79,8 @@ class VideoRecord(Versioned):
     metadata: dict[str, str] = Field(
         default_factory=dict, description="analysis and args asked for"
     )
+
+    @property
+    def has_its_id(self) -> bool:
+        """Whether its file_id is its film's; else somebody has written over it: it says nothing."""
+        return layout.may_be_id_of(self.video.file_id, self.video.bucket, self.video.key)
