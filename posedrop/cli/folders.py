@@ -68,7 +68,11 @@ def upload_into(
         problems += [f"{each.path}: {each.why}" for each in checked if each.state == "refused"]
         total = sum(file.size for file, _ in going)
         with display.progress_bar(f"{len(going)} files", total, as_json) as on_bytes:
+            lacking: set[str] = set()  # rules that did not go up
             for file, _ in going:
+                if not analysis and (rule := _lacks(file, lacking)):
+                    problems.append(f"{file.path}: {rule} did not go up: mend that first")
+                    continue
                 runs = None if layout.is_folder_rule(file.name) else analysis
                 try:
                     ticket = client.upload_into(
@@ -81,6 +85,8 @@ def upload_into(
                     )
                 except (PosedropError, OSError) as error:
                     problems.append(problem_of(client, file.path, error))
+                    if layout.is_folder_rule(file.name):
+                        lacking.add(file.name)
                     continue
                 if not layout.is_folder_rule(file.name):
                     sent.append((file.path, ticket.file_id))
@@ -90,6 +96,16 @@ def upload_into(
     if not files:
         say("there is no film and no posedrop.json", err=True)
     return sent, bool(problems)
+
+
+def _lacks(file: trees.LocalFile, lacking: set[str]) -> str | None:
+    """Return which rule that did not go up is for a film: the next one further up is not."""
+    if layout.is_folder_rule(file.name):
+        return None
+    folders = (rule.rpartition("/")[0] for rule in lacking)
+    above = [folder for folder in folders if not folder or file.name.startswith(f"{folder}/")]
+    deepest = max(above, key=len, default=None)
+    return None if deepest is None else f"{deepest}/posedrop.json".lstrip("/")
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from posedrop.terminal import say
 @click.option(
     "--write-env",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Keep the keys in this file (0600) instead of printing the new ones; read first if there.",
+    help="Keep the keys in this file (0600) instead of printing the new ones; read first if there, "
+    "and its other lines are kept.",
 )
 @click.option("--rotate", is_flag=True, help="New secrets for the users whose secret is not set.")
 @click.pass_obj

@@ -104,12 +104,17 @@ def _frames(result: Mapping[str, Any], args: Mapping[str, Any]) -> str | None:
 
 
 def _tracking(args: Mapping[str, Any], details: Mapping[str, Any]) -> list[str]:
-    animals = details.get("individuals")
+    if (most := _whole(args.get("max_individuals"), 0)) > 1:  # a SuperAnimal's
+        return [f"Up to {most} animals were found in each frame, each frame by itself."]
     method = details.get("track_method") or args.get("track_method")
-    if not isinstance(animals, list) or len(animals) < 2:
+    named = details.get("individuals")
+    # What was asked for: an older result names the project's individuals all the same.
+    animals = _whole(args.get("animals"), 0) or (len(named) if isinstance(named, list) else 0)
+    if not method or animals < 1:
         return []
-    how = f" with DeepLabCut's {method} tracker" if method and method != "auto" else ""
-    return [f"{len(animals)} animals were followed{how}."]
+    what = "1 animal was" if animals == 1 else f"{animals} animals were"
+    how = f" with DeepLabCut's {method} tracker" if method != "auto" else ""
+    return [f"{what} followed{how}."]
 
 
 def _filtering(args: Mapping[str, Any]) -> list[str]:
@@ -129,7 +134,7 @@ def _citations(analysis: str, args: Mapping[str, Any], details: Mapping[str, Any
     if analysis not in {"deeplabcut_2d", "superanimal"}:
         return []
     wanted = ["deeplabcut", "protocol"]
-    if _tracking(args, details):
+    if analysis != "superanimal" and _tracking(args, details):
         wanted.append("several")
     if analysis == "superanimal":
         wanted.append("superanimal")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from posedrop.api.uploads import CheckedFile
-from posedrop.buckets import layout, targets
+from posedrop.buckets import folder_rules, layout, targets
 
 #: Of a posedrop.json so much is read; a larger one is refused by its size.
 _MOST_OF_RULE = 65536
@@ -27,10 +27,19 @@ class LocalFile:
         """Return what the server is asked of it before it goes up."""
         content = None
         if layout.is_folder_rule(self.name) and self.size <= _MOST_OF_RULE:
-            with suppress(OSError):  # it is told of when its turn comes to go up
-                content = self.path.read_bytes().decode("utf-8-sig", errors="replace")
+            # Unreadable, that is told when its turn comes to go up; no text, by the server.
+            with suppress(OSError):
+                content = _text(self.path.read_bytes())
         name = self.name.encode(errors="backslashreplace").decode()
         return CheckedFile(path=name, size=self.size, content=content)
+
+
+def _text(data: bytes) -> str:
+    """Return a posedrop.json's text, read as it will be once it is in the bucket."""
+    try:
+        return folder_rules.decode(data)
+    except folder_rules.WrongRuleError:
+        return data.decode(errors="replace")
 
 
 def name_below(path: PurePath, root: PurePath) -> str:
@@ -41,8 +50,8 @@ def name_below(path: PurePath, root: PurePath) -> str:
 def is_wanted(name: str) -> bool:
     """Tell whether a file of a folder goes up, by its name: a film, or a posedrop.json."""
     folders = name.split("/")[:-1]
-    if any(each.startswith((".", "@", "$")) for each in folders):
-        return False  # the system's own, such as .Trash, @eaDir, $RECYCLE.BIN
+    if any(targets.is_systems(each) for each in folders):
+        return False
     return layout.is_folder_rule(name) or targets.is_film(name)
 
 

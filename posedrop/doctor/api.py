@@ -8,8 +8,11 @@ import httpx
 
 from posedrop import __version__
 from posedrop.api.telling import NotifyChecked
-from posedrop.doctor.finding import FAIL, OK, WARN, Finding, ask, how_to_start
+from posedrop.doctor.finding import FAIL, HTTP_SECONDS, OK, WARN, Finding, ask, how_to_start
 from posedrop.settings import Settings
+
+#: How long the check of notices may take: it starts a process for each alias, and reads all rules.
+_NOTICES_SECONDS = 120.0
 
 
 def api(settings: Settings) -> Iterator[Finding]:
@@ -65,10 +68,16 @@ def notices(settings: Settings) -> Iterator[Finding]:
             "GET",
             f"{settings.url.rstrip('/')}/notify/check",
             headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(HTTP_SECONDS, read=_NOTICES_SECONDS),
         )
         if answer.status_code != 200:
             return  # an older one's, or another's token
         found = NotifyChecked.model_validate(answer.json())
+    except httpx.ReadTimeout:
+        words = f"whether all can be told was not found out within {_NOTICES_SECONDS:g} s"
+        todo = "`posedrop notify test ALIAS` says whether one is reached"
+        yield Finding("notices", WARN, words, todo)
+        return
     except (httpx.HTTPError, ValueError):
         return  # the check of the API has said so
     for each in found.items:

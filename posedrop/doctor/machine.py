@@ -26,6 +26,8 @@ _ADVICE = {
     "files": "a kernel of 5.13 or newer with Landlock among its security modules (lsm=...,landlock)"
     "; in a container, a runtime whose seccomp profile knows it",
     "tcp": "a kernel of 6.7 or newer",
+    "processes": "for a worker with a card, a system that lets a user mount /proc in namespaces of "
+    "his own (AppArmor's switch, as above; containers seldom do)",
     "signals": "a kernel of 6.12 or newer",
 }
 
@@ -38,7 +40,7 @@ def worker(settings: Settings) -> Iterator[Finding]:
     yield _codecs()
     yield _device(settings.device)
     yield _card(settings)
-    yield _isolation()
+    yield _isolation(settings.device)
 
 
 def _probe(check: str, *arguments: str) -> dict[str, Any] | str:
@@ -84,6 +86,13 @@ def _device(wanted: str) -> Finding:
     there = found["devices"]
     how = "; ".join(f"{name} ({what})" for name, what in there.items())
     message = f"torch {found['version']} has {how}"
+    if lost := _out_of_reach(there, wanted):
+        so_far = "posedrop computes on the processor" if wanted == "auto" else "runs fail"
+        todo = (
+            f"until then {so_far}: take the driver that NVIDIA gives for the card, and tell us its "
+            "version (nvidia-smi) with these lines"
+        )
+        return Finding("device", FAIL, f"{message}, but {lost}", todo)
     if wanted == "auto":
         return Finding("device", OK, f"{message}; POSEDROP_DEVICE=auto")
     if wanted in there or (wanted == "cuda" and "cuda:0" in there):
@@ -94,6 +103,20 @@ def _device(wanted: str) -> Finding:
         f"{message}, but POSEDROP_DEVICE={wanted}",
         "install the driver and a torch that fits it, or set POSEDROP_DEVICE=auto",
     )
+
+
+def _out_of_reach(there: dict[str, Any], wanted: str) -> str:
+    """Return what keeps the processes that compute from a card which others reach, empty: none."""
+    cards = {name for name in there if name.startswith("cuda")}
+    if wanted != "auto":
+        cards &= {"cuda:0" if wanted == "cuda" else wanted}
+    if not cards:
+        return ""
+    found = _probe("devices", "walls")
+    if isinstance(found, str):
+        return f"behind the walls around a child torch fails: {found}"
+    lost = ", ".join(sorted(cards - found["devices"].keys()))
+    return f"behind the walls around a child there is no {lost}" if lost else ""
 
 
 def _card(settings: Settings) -> Finding:
@@ -121,11 +144,11 @@ def _card(settings: Settings) -> Finding:
     return Finding("card", OK, "; ".join(parts))
 
 
-def _isolation() -> Finding:
+def _isolation(device: str) -> Finding:
     if not sys.platform.startswith("linux"):
         todo = "on Linux, the children that open videos have no network"
         return Finding("isolation", WARN, "children keep the network on this system", todo)
-    found = _probe("walls")
+    found = _probe("walls", device)
     if isinstance(found, str):
         return Finding("isolation", WARN, f"it can't be told which walls stand: {found}")
     stand = f"walls around what opens videos: {', '.join(found['stand']) or 'none'}"

@@ -296,7 +296,8 @@ def up(
     log_to(data_dir)
     try:
         stack.start()
-        for line in banner(stack.settings, data_dir):
+        others = None if reachable(host) == host else outside(host)
+        for line in banner(stack.settings, data_dir, others):
             say(line)
         stack.wait()
         say("stopping; press Ctrl-C again to stop at once")
@@ -341,13 +342,20 @@ def _unusable(data_dir: Path, error: OSError) -> ConfigurationError:
     )
 
 
-def banner(settings: Settings, data_dir: Path) -> list[str]:
-    """Return the lines that a person needs to try it, to be copied and pasted."""
+def banner(settings: Settings, data_dir: Path, others: str | None = None) -> list[str]:
+    """Return the lines that a person needs to try it, to be copied and pasted.
+
+    Args:
+        settings: of a stack that runs.
+        data_dir: its folder.
+        others: this machine's address for others, where that is another than in its own URL.
+    """
     store = settings.s3_public_endpoint or settings.s3_endpoint
     folder = str(data_dir if data_dir.is_absolute() else f"./{data_dir}")
     lines = [
         f"posedrop is up: {settings.url}",
         f"  page      {page_link(settings)}",
+        *([f"  elsewhere {page_link(settings, others)}"] if others else []),
         f"  S3        {store}",
         f"            videos go to {settings.videos_bucket}/, results come to "
         f"{settings.results_bucket}/",
@@ -378,9 +386,17 @@ def token_of(settings: Settings) -> str:
     return settings.api_token.get_secret_value()
 
 
-def page_link(settings: Settings) -> str:
-    """Return the link that lets a browser in: what is behind its # is sent to nobody."""
-    return f"{settings.url}/session#token={quote(token_of(settings), safe='')}"
+def page_link(settings: Settings, others: str | None = None) -> str:
+    """Return the link that lets a browser in: what is behind its # is sent to nobody.
+
+    Args:
+        settings: of a stack that runs.
+        others: this machine's address for others, to stand in place of its own.
+    """
+    url = settings.url
+    if others is not None:
+        url = f"http://{netloc(others, urlsplit(url).port or 80)}"
+    return f"{url}/session#token={quote(token_of(settings), safe='')}"
 
 
 # -- the API in a thread -------------------------------------------------------------------------

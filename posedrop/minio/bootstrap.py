@@ -8,6 +8,7 @@ at every deployment.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -374,10 +375,14 @@ def _write_variables(path: Path, users: list[User], say: Say) -> None:
             f"{path} was not written: the secrets of {', '.join(lacking)} were made before, and "
             "MinIO does not tell them. Set POSEDROP_..._SECRET_KEY, or make new ones with --rotate"
         )
-    lines = [f"{name}={value}\n" for user in users for name, value in user.variables.items()]
-    content = "".join(lines)
+    values = {name: value for user in users for name, value in user.variables.items()}
+    lines = [f"{name}={value}\n" for name, value in values.items()]
     try:
-        if path.is_file() and path.read_text() == content:
+        there = os.fsdecode(path.read_bytes()) if path.is_file() else None
+        # It may be the file of a person's settings.
+        own = [f"{line}\n" for line in (there or "").splitlines() if _name(line) not in values]
+        content = "".join(lines + own)
+        if there == content:
             path.chmod(0o600)
             say(f"{path}: nothing to do")
             return
@@ -385,6 +390,11 @@ def _write_variables(path: Path, users: list[User], say: Say) -> None:
     except OSError as error:
         raise ConfigurationError(f"can't write the keys to {path}: {error}") from error
     say(f"{path}: written")
+
+
+def _name(line: str) -> str:
+    """Return which variable a line of an env file sets, as it is read: in any case."""
+    return line.strip().removeprefix("export ").partition("=")[0].strip().upper()
 
 
 def _text(secret: SecretStr | None) -> str | None:

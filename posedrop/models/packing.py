@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from posedrop.buckets.records.models import Model, ModelFile
 from posedrop.errors import BadRequestError, ModelError
 from posedrop.hashing import sha256_of
@@ -28,7 +26,11 @@ from posedrop.models.projects import (
     check_parts,
     chosen_detector,
     chosen_snapshots,
+    dumped,
+    exported_pcutoff,
+    many,
     mapping,
+    number,
     read_yaml,
     shuffle_folder,
     stays_inside,
@@ -94,6 +96,9 @@ def _plan_project(
     files = _project_files(project, whole_config, folder, pytorch_config, snapshots)
     metadata = mapping(pytorch_config.get("metadata"))
     model_files = _described(files, project)
+    # Tracks are called as config.yaml has it, where it was edited since the training too.
+    own, trained = many(config, "individuals"), metadata.get("individuals")
+    several = bool(config.get("multianimalproject"))
     return (
         Model(
             name=name,
@@ -102,11 +107,11 @@ def _plan_project(
             task=str(config.get("Task", "")),
             scorer=str(config.get("scorer", "")),
             bodyparts=_texts(metadata.get("bodyparts") or config.get("bodyparts")),
-            individuals=_texts(metadata.get("individuals") or config.get("individuals")),
-            skeleton=[_texts(bone) for bone in config.get("skeleton") or []],
-            multianimal=bool(config.get("multianimalproject")),
+            individuals=_texts((own or trained) if several else (trained or own)),
+            skeleton=[_texts(bone) for bone in many(config, "skeleton")],
+            multianimal=several,
             net_type=str(pytorch_config.get("net_type", "")),
-            pcutoff=float(config.get("pcutoff", 0.6)),
+            pcutoff=number(config.get("pcutoff", 0.6), "pcutoff"),
             snapshots=[file.stem for file in snapshots],
             files=model_files,
             created_at=datetime.now(UTC),
@@ -171,7 +176,6 @@ def _plan_export(path: Path, name: str) -> tuple[Model, list[tuple[Source, str]]
     metadata = mapping(config.get("metadata"))
     net_type = str(config.get("net_type", ""))
     match = _EXPORT.fullmatch(path.stem)
-    evaluation = mapping(mapping(config.get("inference")).get("eval"))
     individuals = _texts(metadata.get("individuals"))
     return (
         Model(
@@ -184,7 +188,7 @@ def _plan_export(path: Path, name: str) -> tuple[Model, list[tuple[Source, str]]
             individuals=individuals,
             multianimal=len(individuals) > 1,
             net_type=net_type,
-            pcutoff=float(evaluation.get("pcutoff", 0.6)),
+            pcutoff=exported_pcutoff(config),
             snapshots=[match["snapshot"] if match else path.stem],
             files=model_files,
             created_at=datetime.now(UTC),
@@ -272,7 +276,7 @@ def _plan_zoo(folder: Path, name: str) -> tuple[Model, list[tuple[Source, str]]]
 
 
 def _dumped(content: Mapping[str, Any]) -> bytes:
-    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True).encode()
+    return dumped(content).encode()
 
 
 def _texts(value: Any) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import locale
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -75,7 +76,9 @@ def shuffle_folder(
         there = ", ".join(map(str, sorted(found)))
         raise ModelError(f"{project} has no shuffle {shuffle}; it has: {there}")
     # Like DeepLabCut's trainingsetindex=0: the first training fraction of the config counts.
-    fractions = [int(100 * float(part)) for part in config.get("TrainingFraction") or []]
+    fractions = [
+        int(100 * number(part, "TrainingFraction")) for part in many(config, "TrainingFraction")
+    ]
     if trainset_index:
         fractions = fractions[trainset_index:][:1]
         if not fractions or fractions[0] not in dict(found[shuffle]):
@@ -293,6 +296,35 @@ def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 _Yaml12.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
+def dumped(content: Mapping[str, Any]) -> str:
+    """Return a config as YAML that every reader takes for the same: a text stays a text."""
+    return yaml.dump(dict(content), Dumper=_Quoting, sort_keys=False, allow_unicode=True)
+
+
+class _Quoting(yaml.SafeDumper):
+    """PyYAML that quotes what YAML 1.2 takes for a number too, such as a mouse called ``08``.
+
+    By itself it quotes what YAML 1.1 does, where ``08`` and ``1e3`` are texts.
+    """
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """Return the tag that a plain value gets from one reader or the other."""
+        found = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        if kind is yaml.ScalarNode and value[:1] in _NUMBER_BEGINS and found == _TEXT:
+            # DeepLabCut's reader passes over underscores in numbers.
+            value = value.replace("_", "")
+            return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        return found
+
+
+_TEXT = "tag:yaml.org,2002:str"
+_NUMBER_BEGINS = frozenset("-+.0123456789")
+_Quoting.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + known
+    for first, known in _Yaml12.yaml_implicit_resolvers.items()
+}
+
+
 #: Encodings of two bytes a character: the first bytes of the usual ones, and the share of all
 #: that must be usual.
 _CODE_PAGES = (
@@ -369,6 +401,54 @@ def without_paths(value: Any) -> Any:
     ):
         return "."
     return value
+
+
+def number(value: Any, what: str) -> float:
+    """Return a number of a config.
+
+    Raises:
+        ModelError: code ``model_damaged``: it is none; the message names ``what`` it is of.
+    """
+    with suppress(TypeError, ValueError, OverflowError):
+        found = float(value)
+        if math.isfinite(found):
+            return found
+    raise ModelError(
+        f"the config's {what} is {repr(value)[:80]}, which is no number (0.6 is one): "
+        f"correct it in {CONFIG}",
+        code="model_damaged",
+    )
+
+
+def many(config: Mapping[str, Any], what: str) -> list[Any]:
+    """Return a list of a config; an empty one where it is not set.
+
+    Raises:
+        ModelError: code ``model_damaged``: something else is there.
+    """
+    found = config.get(what) or []
+    if not isinstance(found, list):
+        raise ModelError(
+            f"the config's {what} is {repr(found)[:80]}, which is no list ([0.95] is one): "
+            f"correct it in {CONFIG}",
+            code="model_damaged",
+        )
+    return found
+
+
+#: The likelihood from which a keypoint counts where a model says nothing: DeepLabCut's own.
+DEFAULT_PCUTOFF = 0.6
+
+
+def exported_pcutoff(config: Mapping[str, Any]) -> float:
+    """Return the cutoff that an export's config names, if it is one number for all bodyparts.
+
+    DeepLabCut evaluates by it, and takes a list or a mapping of bodyparts there too.
+    """
+    found = mapping(mapping(config.get("inference")).get("eval")).get("pcutoff")
+    if isinstance(found, int | float) and not isinstance(found, bool) and 0 <= found <= 1:
+        return float(found)
+    return DEFAULT_PCUTOFF
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -36,6 +36,20 @@ def test_a_second_bootstrap_finds_nothing_to_do(store: Store) -> None:
     assert read_variables(env_file) == store.keys
 
 
+def test_the_file_of_the_keys_keeps_a_persons_own_lines(store: Store, tmp_path: Path) -> None:
+    """The settings of a stack may stand in the file that the keys are written to."""
+    env_file = tmp_path / "posedrop.env"
+    own = "# ours, for the gäste\nPOSEDROP_RETENTION_DAYS=30\n\nPOSEDROP_NOTIFY=[]\n"
+    keys = (store.folder / "keys.env").read_text()
+    name, _, value = keys.splitlines()[-1].partition("=")
+    env_file.write_text(f"{own}export {name.lower()}={value}\n{keys.partition(name)[0]}")
+    for said in ("written", "nothing to do"):
+        done = run_bootstrap(store.server, store.folder, "--write-env", str(env_file))
+        assert done.exit_code == 0, done.output
+        assert f"{env_file}: {said}" in done.output.splitlines()
+        assert env_file.read_text() == keys + own
+
+
 def test_a_bucket_tells_both_targets_what_posedrop_needs_and_nothing_else(
     store: Store, webhook: Webhook
 ) -> None:

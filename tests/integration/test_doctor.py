@@ -61,9 +61,21 @@ def api(store: Store, tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def run_doctor(data_dir: Path, environment: Mapping[str, str]) -> tuple[int, dict[str, list[Any]]]:
-    """Run `posedrop doctor --json` as a person does; return its status and findings by check."""
+#: With it, the doctor looks at nothing of the machine itself, which takes it seconds.
+NO_MACHINE = Path(__file__).parents[1] / "support" / "no_machine"
+
+
+def run_doctor(
+    data_dir: Path, environment: Mapping[str, str], *, machine: bool = False
+) -> tuple[int, dict[str, list[Any]]]:
+    """Run `posedrop doctor --json` as a person does; return its status and findings by check.
+
+    Args:
+        machine: whether it is to look at the machine's card, codecs and walls, too.
+    """
     kept = {name: value for name, value in os.environ.items() if "POSEDROP" not in name}
+    if not machine:
+        kept["PYTHONPATH"] = os.pathsep.join([str(NO_MACHINE), kept.get("PYTHONPATH", "")])
     done = subprocess.run(
         [POSEDROP, "--data-dir", str(data_dir), "doctor", "--json"],
         env={**kept, **environment},
@@ -98,8 +110,9 @@ def test_doctor_finds_a_healthy_stack_healthy(
     environment = store.environment(
         POSEDROP_URL=api, POSEDROP_EVENTS_TOKEN=EVENTS_TOKEN, POSEDROP_BROKER_URL=redis_url
     )
-    status, findings = run_doctor(tmp_path, environment)
+    status, findings = run_doctor(tmp_path, environment, machine=True)
     assert status == 0, findings
+    assert set(findings) >= {"device", "codecs", "isolation"}
     assert set().union(*states(findings).values()) == {"ok"}, findings
     assert {
         "store",
@@ -185,7 +198,7 @@ def test_doctor_finds_a_minio_without_bootstrap_and_a_missing_one(
 
 def test_doctor_where_no_posedrop_is_says_how_to_get_one(tmp_path: Path) -> None:
     """Not a word of AWS's store, which nobody spoke of."""
-    status, findings = run_doctor(tmp_path, {})
+    status, findings = run_doctor(tmp_path, {}, machine=True)
     assert status == 1
     (stack,) = findings["stack"]
     assert f"{tmp_path} has none" in stack["message"]
@@ -400,3 +413,16 @@ def test_aliases_are_tried_and_the_doctor_names_those_that_nobody_is_told_by(
     }
     words = "".join(each.output for each in tried) + repr(found)
     assert not any(secret in words for secret in ("S3CRET", "T0KEN", "whsec"))
+
+
+def test_a_check_of_notices_that_takes_too_long_is_said(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has time of its own, as it starts a process for each alias; after that there is a word."""
+    monkeypatch.setattr(doctor_of_api, "_NOTICES_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        (found,) = doctor_of_api.notices(store.settings(url=url, api_token="t"))
+    assert (found.check, found.state) == ("notices", "warn")
+    assert "not found out within 0.3 s" in found.message
+    assert "posedrop notify test" in found.todo

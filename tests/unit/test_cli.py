@@ -592,6 +592,25 @@ def test_a_name_that_is_no_text_is_refused_in_words(tmp_path: Path, api: Api) ->
             asking.upload_into(folder / "b.mp4", "day1")
 
 
+@pytest.mark.parametrize("analysis", [(), ("--analysis", "dummy")])
+def test_films_wait_for_their_rule_that_did_not_go_up(
+    tmp_path: Path, api: Api, analysis: tuple[str, ...]
+) -> None:
+    """The next rule further up is not theirs; where an analysis is asked for, no rule counts."""
+    folder = tmp_path / "films"
+    for name in ("day1/a.mp4", "day2/b.mp4", "day2/deep/c.mp4"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"film")
+    (folder / "day2/posedrop.json").write_text("{}")
+    parts_answers(api, {"day2/posedrop.json": "taken"})
+    result = call(tmp_path, "upload", str(folder), "--to", "mouse", *analysis)
+    sent = [each["path"] for each in api.bodies("POST", "/uploads/parts")]
+    films = ["day1/a.mp4"] if not analysis else ["day1/a.mp4", "day2/b.mp4", "day2/deep/c.mp4"]
+    assert [path for path in sent if path.endswith(".mp4")] == films
+    assert result.exit_code == 1
+    assert ("day2/posedrop.json did not go up: mend that first" in result.stderr) != bool(analysis)
+
+
 def test_upload_waits_for_its_run(tmp_path: Path, api: Api) -> None:
     film = tmp_path / "film.mp4"
     film.write_bytes(b"1")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from posedrop.client import methods
 
-RESULT = {
+RESULT: dict[str, Any] = {
     "analysis_id": "k5x2wq7mfzgs3tfe",
     "analysis": "deeplabcut_2d",
     "analysis_version": "7",
@@ -42,6 +42,30 @@ def test_a_paragraph_has_versions_parameters_and_what_to_cite() -> None:
     ):
         assert words in text
     assert "SuperAnimal" not in text
+
+
+def test_as_many_animals_were_followed_as_were_asked_for() -> None:
+    """Two of a project's three, though an older result names all three."""
+    result = {
+        **RESULT,
+        "args": {**RESULT["args"], "animals": 2},
+        "details": {"individuals": ["a", "b", "c"], "track_method": "box"},
+    }
+    assert "2 animals were followed with DeepLabCut's box tracker." in methods.paragraph(result)
+
+
+def test_animals_of_a_superanimal_are_not_followed() -> None:
+    """They are found in each frame anew; the paper of DeepLabCut's trackers is not cited."""
+    result = {
+        **RESULT,
+        "analysis": "superanimal",
+        "args": {"superanimal": "superanimal_quadruped", "max_individuals": 10},
+        "details": {"individuals": [f"animal{n}" for n in range(10)]},
+    }
+    text = methods.paragraph(result)
+    assert "Up to 10 animals were found in each frame" in text
+    assert "followed" not in text
+    assert "Lauer" not in text
 
 
 TREES: Any = st.recursive(

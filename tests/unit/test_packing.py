@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from posedrop.errors import BadRequestError, ModelError
-from posedrop.models import packing
+from posedrop.models import packing, projects
 from tests.support.projects import SHUFFLE, make_project, write_yaml
 
 
@@ -104,6 +104,29 @@ def test_snapshotindex_of_the_config(tmp_path: Path, index: Any, expected: str) 
     """Without a choice the config's snapshotindex counts; ``all`` means the last, as for DLC."""
     project = make_project(tmp_path / "project", snapshotindex=index)
     assert packing.plan_push(project, "reach")[0].snapshots == [expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("pcutoff", "0,6", "pcutoff is '0,6', which is no number"),
+        ("pcutoff", [0.6], r"pcutoff is \[0.6\], which is no number"),
+        ("pcutoff", float("nan"), "pcutoff is nan, which is no number"),
+        ("TrainingFraction", 0.95, "TrainingFraction is 0.95, which is no list"),
+        ("TrainingFraction", ["95%"], "TrainingFraction is '95%', which is no number"),
+        ("TrainingFraction", [float("inf")], "TrainingFraction is inf, which is no number"),
+        ("skeleton", 3, "skeleton is 3, which is no list"),
+        ("skeleton", "hand, elbow", "skeleton is 'hand, elbow', which is no list"),
+    ],
+)
+def test_a_slip_in_the_config_is_said_in_words(
+    tmp_path: Path, name: str, value: Any, said: str
+) -> None:
+    """The message has the field and what stands there."""
+    project = make_project(tmp_path / "project", **{name: value})
+    with pytest.raises(ModelError, match=f"the config's {said}") as caught:
+        packing.plan_push(project, "reach")
+    assert caught.value.code == "model_damaged"
 
 
 def test_top_down_models_bring_their_detector(project: Path) -> None:
@@ -299,6 +322,21 @@ def test_export(export: Path) -> None:
     assert b"/lab/reach" not in source
 
 
+@pytest.mark.parametrize(
+    ("cutoff", "expected"),
+    [(0.3, 0.3), (1, 1.0), ([0.6, 0.7], 0.6), ({"hand": 0.7}, 0.6), (None, 0.6), (7, 0.6)],
+)
+def test_the_cutoff_of_an_export(export: Path, cutoff: Any, expected: float) -> None:
+    """A number of 0 to 1 counts; DeepLabCut takes one a bodypart there too."""
+    import torch
+
+    content = torch.load(export, weights_only=True)
+    content["config"]["inference"]["eval"]["pcutoff"] = cutoff
+    torch.save(content, export)
+    model, _ = packing.plan_push(export, "reach")
+    assert model.pcutoff == expected
+
+
 def test_export_needs_torch(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torch the message says what to install."""
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -349,6 +387,52 @@ def test_configs_of_another_machines_encoding(
     pushed = next(source for source, path in files if path == "config.yaml")
     assert isinstance(pushed, bytes)
     assert yaml.safe_load(pushed)["bodyparts"] == ["hand", bodypart]
+
+
+#: Texts that some version of YAML takes for something else, where nothing quotes them.
+ODD_NAMES = [
+    "08", "0098", "-09", "1e3", "5e-3", "0o7", "+.5", "01", "0_8", "1_e3", "0x1F", "0b1", ".5_",
+    "1:30", "NO", "on", "y", "true", "null", "~", "=", "<<", ".inf", ".nan", "2026-10-30",
+    "", "mouse_1",
+]  # fmt: skip
+
+
+def test_names_that_look_like_numbers_stay_names(tmp_path: Path) -> None:
+    """A mouse called 08 is no number, to posedrop nor to DeepLabCut; and a number is no text."""
+    from ruamel.yaml import YAML
+
+    config = {
+        "names": ODD_NAMES,
+        "numbers": [8, 0.5, 1e-5, 1e20, True, None],
+        **{"07": {"1e3": "x"}},
+    }
+    text = projects.dumped(config)
+    (tmp_path / "config.yaml").write_text(text)
+    assert projects.read_yaml(tmp_path / "config.yaml") == config
+    assert YAML(typ="safe", pure=True).load(text) == config  # DeepLabCut's
+    assert yaml.safe_load(text) == config
+    plain = {
+        "Task": "reach",
+        "date": "Oct30",
+        "mice": ["mouse_1", "2nd", "a-1", "1a"],
+        "pcutoff": 0.6,
+    }
+    assert projects.dumped(plain) == yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def test_a_task_of_digits_is_pushed_as_it_is(tmp_path: Path) -> None:
+    """What a laboratory quoted is quoted where it was pushed to."""
+    project = make_project(tmp_path / "project", scorer="1e3", skeleton=[["08", "09"]])
+    text = (project / "config.yaml").read_text()
+    text = text.replace("Task: reach", "Task: '0098'").replace(": 1e3", ": '1e3'")
+    (project / "config.yaml").write_text(text.replace("- 08", "- '08'").replace("- 09", "- '09'"))
+    model, files = packing.plan_push(project, "reach")
+    assert (model.task, model.scorer, model.skeleton) == ("0098", "1e3", [["08", "09"]])
+    pushed = next(source for source, path in files if path == "config.yaml")
+    assert isinstance(pushed, bytes)
+    (tmp_path / "config.yaml").write_bytes(pushed)
+    config = projects.read_yaml(tmp_path / "config.yaml")
+    assert (config["Task"], config["scorer"], config["skeleton"]) == ("0098", "1e3", [["08", "09"]])
 
 
 def test_what_is_left_empty_is_deeplabcuts_default(project: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deeplabcut.utils import auxiliaryfunctions
 
-from posedrop.errors import ModelError
+from posedrop.errors import AnalysisError, ModelError
 
 #: DeepLabCut's project-wide settings of tracking, in the model's folder.
 INFERENCE_CONFIG = "inference_cfg.yaml"
@@ -25,10 +25,19 @@ class MultiAnimalConfig:
     unique_bodyparts: list[str]
     """Those that there is one of in the picture."""
     individuals: list[str]
+    """Those that the network was trained for, and finds at most."""
     track_method: str
     """The project's own."""
     settings: dict[str, Any]
     """DeepLabCut's inference_cfg."""
+    named: list[str] = field(default_factory=list)
+    """What config.yaml calls them, which tracks are made and called by: it may have been edited
+    since. Empty: an older posedrop wrote this, or nothing is said; the individuals'."""
+
+    @property
+    def tracks(self) -> list[str]:
+        """Names of tracks, as many as DeepLabCut makes."""
+        return self.named or self.individuals
 
 
 def multi_animal_config(
@@ -53,6 +62,7 @@ def multi_animal_config(
     if not isinstance(complete, Mapping) or default.keys() - complete.keys():
         raise ModelError(f"the model's {INFERENCE_CONFIG} is incomplete", code="model_damaged")
     method = str(project.get("default_track_method") or METHODS[0])
+    named = project.get("individuals")
     return MultiAnimalConfig(
         scorer=scorer,
         bodyparts=[str(name) for name in metadata["bodyparts"]],
@@ -60,4 +70,19 @@ def multi_animal_config(
         individuals=individuals,
         track_method=method if method in METHODS else METHODS[0],
         settings=dict(complete),
+        named=[str(name) for name in named] if isinstance(named, list) else [],
+    )
+
+
+def no_identity() -> AnalysisError:
+    """Return what is said where animals are to be followed by identities that nobody found.
+
+    DeepLabCut would give them to the animals in the order of the frame's assemblies.
+    """
+    return AnalysisError(
+        "identity_only follows animals by what they look like, which this model has not learned: "
+        "ask without it, or train a bottom-up model with `identity: true` in the project's "
+        "config.yaml, on frames whose labels tell the animals apart",
+        code="no_identity",
+        field="args.identity_only",
     )

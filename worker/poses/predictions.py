@@ -46,6 +46,7 @@ class MultiAnimalAbout(Record):
     individuals: Names
     track_method: Name
     settings: dict[str, Any]
+    named: Names = Field(default_factory=list, description="none: an older posedrop wrote it")
 
 
 class Answer(Record):

@@ -256,7 +256,7 @@ def _tabulated(found: Predictions, args: PoseArgs, job: Job) -> tuple[pd.DataFra
         config = MultiAnimalConfig(**about["herd"])
         with tempfile.TemporaryDirectory() as folder:
             tracked = tracking.track(rows, indexes, config, args, Path(folder))
-        return shifted(tracked.table, crop), tracking.summary(config, tracked)
+        return shifted(tracked.table, crop), tracking.summary(tracked)
     individuals = about["individuals"]
     poses = values["bodyparts"][:, : len(individuals)]
     table = table_of(indexes, poses, scorer, individuals, bodyparts)

@@ -25,7 +25,7 @@ from deeplabcut.refine_training_dataset.stitch import TrackletStitcher
 
 from posedrop.analyses.deeplabcut_2d import DeepLabCut2D
 from posedrop.errors import AnalysisError
-from worker.poses.animals import INFERENCE_CONFIG, METHODS, MultiAnimalConfig
+from worker.poses.animals import INFERENCE_CONFIG, METHODS, MultiAnimalConfig, no_identity
 
 #: One frame, as ``PoseInferenceRunner.inference`` gives it: ``bodyparts`` (individuals, bodyparts,
 #: (x, y, likelihood, ...)), and where the model has such heads ``unique_bodyparts`` (1, unique
@@ -68,24 +68,28 @@ def track(
 
     Raises:
         AnalysisError: codes ``no_detections``, ``no_tracklets`` and ``no_tracks``: there is nothing
-            to make tracks of; ``bad_track_method``: the tracker is not for this model. The message
-            says what there was and what to do.
+            to make tracks of; ``bad_track_method``: the tracker is not for this model;
+            ``no_identity``: the network does not tell animals apart. The message says what there
+            was and what to do.
     """
+    if args.identity_only and not all("identity_scores" in found for found in predictions):
+        raise no_identity()
     method, settings = _method(animals, args)
     assemblies = _assemblies(predictions, animals, folder)
     tracklets = _tracklets(assemblies, len(predictions), animals, args, method, settings)
     _check(tracklets, assemblies, len(predictions), args, settings)
     stitcher = _stitched(tracklets, animals, args)
-    table = stitcher.format_df(animals.individuals)
+    table = stitcher.format_df(animals.tracks)
     # DeepLabCut's own table ends with the last track.
     table = table.reindex(range(len(predictions))).set_axis(indexes, axis="index")
     return Tracked(table, method, len(stitcher.tracklets), len(stitcher.tracks))
 
 
-def summary(animals: MultiAnimalConfig, tracked: Tracked) -> dict[str, Any]:
-    """Return what result.json says of the tracks."""
+def summary(tracked: Tracked) -> dict[str, Any]:
+    """Return what result.json says of the tracks, by the names that the table has."""
+    names = tracked.table.columns.get_level_values("individuals").unique()
     return {
-        "individuals": animals.individuals,
+        "individuals": [name for name in names if name != "single"],  # of unique bodyparts
         "track_method": tracked.track_method,
         "tracklets": tracked.tracklets,
         "tracks": tracked.tracks,
@@ -102,12 +106,14 @@ def _method(animals: MultiAnimalConfig, args: DeepLabCut2D) -> tuple[str, dict[s
             code="bad_track_method",
             field="args.track_method",
         )
-    if len(animals.bodyparts) == 1 and method != "box":
+    if len(animals.bodyparts) == 1:
         # Like DeepLabCut; it also means to widen the box then, as one without an area overlaps
-        # with nothing, but is kept from it by the way it gets there.
+        # with nothing, but is kept from it by the way it gets there: it writes `box` into the
+        # project first, where the next run finds it. A lab's own box of some width is its own.
+        slack = settings["boundingboxslack"]
+        if method != "box" or slack <= 0:
+            settings = {**settings, "boundingboxslack": max(slack, POINT_SLACK)}
         method = "box"
-        slack = max(settings["boundingboxslack"], POINT_SLACK)
-        settings = {**settings, "boundingboxslack": slack}
     return method, settings
 
 
@@ -204,7 +210,7 @@ def _remedy(frames: int, args: DeepLabCut2D) -> str:
 
 def _stitched(tracklets: dict[Any, Any], animals: MultiAnimalConfig, args: DeepLabCut2D) -> Any:
     """Return DeepLabCut's TrackletStitcher when it has done its work, like stitch_tracklets."""
-    wanted = args.animals or len(animals.individuals)
+    wanted = args.animals or len(animals.tracks)
     try:
         stitcher = TrackletStitcher.from_dict_of_dict(tracklets, wanted, args.min_tracklet)
         stitcher.build_graph(weight_func=_weight(stitcher))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from deeplabcut.pose_estimation_pytorch.config.pose import PoseConfig
+from deeplabcut.pose_estimation_pytorch.data import DLCLoader
 from torchvision.models import get_model_weights
 
 from posedrop.analyses import Job
@@ -22,6 +25,7 @@ from posedrop.analyses.deeplabcut_2d import DeepLabCut2D, deeplabcut_2d
 from posedrop.analyses.superanimal import SuperAnimalArgs, check, superanimal
 from posedrop.errors import AnalysisError, ModelError
 from posedrop.models import packing
+from posedrop.models.projects import read_yaml
 from posedrop.models.zoo import TORCHVISION, ZOO
 from tests.support.animals import (
     BATCH,
@@ -206,9 +210,27 @@ def test_crop_and_number_of_animals(
         stock.poses.loc[:, stock.poses.columns.get_level_values("coords") == name] += offset
     ours = run(film, project, crop=CROP, animals=3)
     same(ours.poses, stock.poses)
+    assert ours.answer["details"]["individuals"] == ["ind1", "ind2", "ind3"]
     assert ours.answer["details"]["tracks"] == 3 - int(
         ours.poses.isna().all().groupby("individuals").all().sum()
     )
+
+
+@pytest.mark.parametrize("names", [["eve", "fay"], ["eve", "fay", "gil"]])
+def test_individuals_edited_after_the_training(
+    film: Path, run: Callable[..., Ours], tmp_path: Path, names: list[str]
+) -> None:
+    """Tracks are as many as config.yaml names, and called so, as stitch_tracklets has them."""
+    model = make_project(tmp_path / "model")
+    path = model / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**content, "individuals": names}))
+    stock = analysed(film, model, tmp_path / "stock")
+    ours = run(film, model)
+    same(ours.poses, stock.poses)
+    assert ours.answer["details"]["individuals"] == names
+    assert packing.plan_push(model, "herd")[0].individuals == names
+    assert network.load(model, None, "cpu").individuals == ["ada", "bob"]
 
 
 def test_stride(film: Path, project: Path, run: Callable[..., Ours], tmp_path: Path) -> None:
@@ -221,16 +243,31 @@ def test_stride(film: Path, project: Path, run: Callable[..., Ours], tmp_path: P
     same(ours.poses, stock.poses)
 
 
-def test_one_bodypart_is_followed_by_a_box(project: Path, tmp_path: Path) -> None:
-    """An animal of a single point has no ellipse, and no box: DeepLabCut's trackers need one."""
+@pytest.mark.parametrize(
+    ("projects", "asked"), [("ellipse", None), ("box", None), ("ellipse", "box")]
+)
+def test_one_bodypart_is_followed_by_a_box(
+    project: Path, tmp_path: Path, projects: str, asked: str | None
+) -> None:
+    """An animal of a single point has no ellipse, and no box: DeepLabCut's trackers need one.
+
+    Also where DeepLabCut has written `box` into the project, as it does when it has run once.
+    """
     model = network.load(project, None, "cpu")
     assert model.multi_animal is not None
-    point = replace(model.multi_animal, bodyparts=["snout"], unique_bodyparts=[])
+    settings = {**model.multi_animal.settings, "boundingboxslack": 0}
+    point = replace(
+        model.multi_animal,
+        bodyparts=["snout"],
+        unique_bodyparts=[],
+        track_method=projects,
+        settings=settings,
+    )
     found = [
         {"bodyparts": np.array([[[x + frame, y, 0.9]] for x, y in centres(0)])}
         for frame in range(12)
     ]
-    args = DeepLabCut2D.model_validate({"model": "herd"})
+    args = DeepLabCut2D.model_validate({"model": "herd", "track_method": asked})
     tracked = tracking.track(found, np.arange(12), point, args, tmp_path)
     assert (tracked.track_method, tracked.tracks) == ("box", 2)
     assert tracked.table.notna().all().all()
@@ -261,6 +298,57 @@ def test_no_tracks_to_be_had(
         run(film, project, **args)
     assert caught.value.code == code
     print(caught.value)
+
+
+def test_names_of_digits_are_deeplabcuts(
+    folder: Path, film: Path, run: Callable[..., Ours]
+) -> None:
+    """What a laboratory calls 0098, 08 and 09 is called so in the scorer and in the tables."""
+    model = make_project(folder / "0098")
+    [shuffle] = model.glob("dlc-models-pytorch/iteration-0/*")
+    shuffle.rename(shuffle.with_name(shuffle.name.replace("herd", "0098")))
+    for path in (model / "config.yaml", *model.rglob("pytorch_config.yaml")):
+        content = read_yaml(path)
+        named = content.get("metadata", content)
+        named["individuals"] = ["08", "09"]
+        if "Task" in content:
+            content["Task"] = "0098"
+        path.write_text(json.dumps(content))  # which is YAML, and has quotes
+    [weights] = model.rglob("snapshot-0*.pt")
+    expected = DLCLoader(model / "config.yaml", shuffle=1)
+    _, files = packing.plan_push(model, "herd")
+    pushed = folder / "0098-pushed"
+    for source, name in files:
+        target = pushed / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
+    ours = network.load(pushed, None, "cpu")
+    assert "_0098Jan1shuffle1_" in ours.scorer
+    assert ours.scorer == expected.scorer(weights)
+    assert ours.individuals == expected.model_cfg["metadata"]["individuals"] == ["08", "09"]
+    poses = run(film, pushed).poses
+    assert poses.columns.get_level_values("individuals").unique().tolist() == ["08", "09"]
+
+
+def test_identities_that_nobody_found_are_not_followed(
+    film: Path, project: Path, run: Callable[..., Ours], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A model without an identity head can't follow by identity: it would swap animals at random.
+
+    It is said before the network runs; and of predictions of another run behind it.
+    """
+    model = network.load(project, None, "cpu").multi_animal
+    assert model is not None
+    model = replace(model, unique_bodyparts=[])
+    found = [{"bodyparts": np.array([[[x, y, 0.9]] * 3 for x, y in centres(0)])}] * 12
+    args = DeepLabCut2D.model_validate({"model": "herd", "identity_only": True})
+    with pytest.raises(AnalysisError) as caught:
+        tracking.track(found, np.arange(12), model, args, tmp_path)
+    assert (caught.value.code, caught.value.field) == ("no_identity", "args.identity_only")
+    monkeypatch.setattr(inference.predictions, "write", lambda *_, **__: pytest.fail("it ran"))
+    with pytest.raises(AnalysisError, match="identity: true") as caught:
+        run(film, project, identity_only=True)
+    assert caught.value.code == "no_identity"
 
 
 # -- other software opens it ----
@@ -310,7 +398,6 @@ def test_each_animal_is_drawn(film: Path, run: Callable[..., Ours], tmp_path: Pa
         {
             "video": str(film),
             "poses": str(ours.out / "poses.h5"),
-            "poses_filtered": None,
             "out": str(out),
             "pcutoff": 0.1,
             "style": {"skeleton": True, "trail": 5},

@@ -207,7 +207,7 @@ def test_conditions_are_drawn_as_deeplabcut_draws_them(
 def test_a_box_without_a_row(model: Path) -> None:
     """Conditions at the picture's edge: DeepLabCut divides by zero, here they are left out."""
     loaded = inference._prepared(network.load(model, None, "cpu"))
-    predictor = ConditionalPredictor(loaded, _At([0.2, 0.4, 0.3]), BATCH, "fp32")
+    predictor = ConditionalPredictor(loaded, _At([0.2, 0.4, 0.3]), BATCH, "fp32", as_stock=False)
     frames = [(number, np.zeros((HEIGHT, WIDTH, 3), np.uint8)) for number in range(3)]
     batches = list(predictor.predictions(iter(frames)))
     assert [number for batch in batches for number, _ in batch.frames] == [0, 1, 2]

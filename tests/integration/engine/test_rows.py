@@ -88,7 +88,6 @@ def test_a_lost_frame_has_a_row_of_nan(
     payload = {
         "video": str(holed),
         "poses": str(ours.out / "poses.h5"),
-        "poses_filtered": str(ours.out / "poses_filtered.h5"),
         "out": str(drawn),
         "pcutoff": 0.0,
         "style": {"trail": 5},

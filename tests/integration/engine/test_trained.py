@@ -137,6 +137,17 @@ def test_a_config_as_another_machine_wrote_it(short: Sample, tmp_path: Path) -> 
     assert (ours.pcutoff, ours.crop, ours.skeleton) == (0.6, None, [])
 
 
+def test_the_cutoff_of_an_export_is_one(short: Sample, tmp_path: Path) -> None:
+    """The network has the one that the pushed model has: tables and video go by the same."""
+    config = yaml.safe_load(only(short.model, "pytorch_config.yaml").read_text())
+    config["inference"] = {**(config.get("inference") or {}), "eval": {"pcutoff": 0.7}}
+    weights = torch.load(only(short.model, "snapshot-*.pt"), weights_only=True)["model"]
+    export = tmp_path / "DLC_mouse_resnet_50_iteration-0_shuffle-1_snapshot-10.pt"
+    torch.save({"config": config, "pose": weights}, export)
+    model, _ = packing.plan_push(export, "mouse")
+    assert network.load(tmp_path, None, "cpu").pcutoff == model.pcutoff == 0.7
+
+
 # -- a model is somebody else's file ----
 
 
