@@ -196,7 +196,7 @@ def our_render(film: str, poses: str, out: str) -> dict[str, Any]:
     from worker.video.draw import render
 
     payload = {
-        "video": film, "poses": poses, "poses_filtered": None, "out": out, "pcutoff": 0.4,
+        "video": film, "poses": poses, "out": out, "pcutoff": 0.4,
         "style": {}, "skeleton": [], "start": 0, "stop": None, "stride": 1,
     }  # fmt: skip
     answer = render(payload, lambda *_: None)

@@ -40,6 +40,12 @@ BUILD = REPOSITORY / "build"
 SIZE = (640, 480)
 #: By what benchmarks/overfitted.py calls them.
 MODELS = ("resnet50", "resnet18", "top_down_resnet50")
+#: The one that was trained on the real mouse's own film, where a machine has both.
+OWN = "resnet18"
+#: Frames of the film that is gone round and round for the others.
+PLACED = 1600
+#: What can be left out.
+PARTS = (*MODELS, "network", "decode", "encode", "queue")
 FRAMES, PAIRS, CLIPS, CLIP_FRAMES = 3000, 3, 8, 600
 PRETENDED_FRAMES = 24
 #: Seconds that a process may take.
@@ -127,6 +133,7 @@ def network_alone(
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from worker import hardware
     from worker.engine import network
     from worker.gpu.graphs import Graphed, recorder_of
     from worker.precision.variants import ModelVariants
@@ -156,6 +163,7 @@ def network_alone(
     with torch.inference_mode():
         for batch in batches:
             time_it("stock fp32", batch, loaded, pictures[:batch])
+    with torch.inference_mode(), hardware.tf32(allowed=False):
         variants = ModelVariants(loaded, device)
         for batch in batches:
             x = pictures[:batch].contiguous(memory_format=torch.channels_last)
@@ -293,13 +301,15 @@ def queued(model: str, film: str, device: str, clips: int, pretends: bool) -> di
             "args": deeplabcut_2d.normalise({"model": "m"}), "model": str(job / "model"),
             "model_digest": "d", "device": device, "model_bytes": 4 << 30, "tuning": dict(known),
         }  # fmt: skip
+        began = time.time()
         answer = both.call(
             "run_analysis", payload,
             makes_ready=True, on_progress=lambda _: None,
             should_stop=lambda: False, wall_seconds=PATIENCE, folder=job, log=job / "run.log",
         )  # fmt: skip
         known.update(answer.get("tuning", {}))
-        return {"timings": answer["timings"], "details": answer["details"]}
+        called = {"called": began, "answered": time.time()}
+        return {"timings": {**answer["timings"], **called}, "details": answer["details"]}
 
     try:
         with ThreadPoolExecutor(2) as threads:
@@ -309,7 +319,11 @@ def queued(model: str, film: str, device: str, clips: int, pretends: bool) -> di
     finally:
         both.close()
         shutil.rmtree(scratch, ignore_errors=True)
-    return {"idle_share": idle_share(results), "card": card}
+    when = ("inference_began_at", "inference_ended_at")
+    clips_of = [
+        {**one["timings"], **{name: one["details"][name] for name in when}} for one in results
+    ]
+    return {"idle_share": idle_share(results), "card": card, "clips": clips_of}
 
 
 def _be_a_worker() -> None:
@@ -441,26 +455,14 @@ def copied(model: Path, target: Path) -> Path:
     return target
 
 
-def overfitted_model(name: str, size: tuple[int, int] = SIZE) -> Path:
+def overfitted_model(name: str) -> Path:
     """Return a project with weights that see the mouse: made, if it is not there; minutes, then."""
     from benchmarks import overfitted
     from tests.support.samples import has_real_mouse
 
-    if name == "resnet18" and has_real_mouse():
+    if name == OWN and has_real_mouse():
         return overfitted.mouse().model
-    if shutil.which("ffmpeg") is None:  # it cuts its films by that
-
-        def film_of(
-            size: tuple[int, int], frames: int, animals: int = 1, source: Path | None = None
-        ) -> Path:
-            if animals > 1:
-                raise RuntimeError("films of several animals are made by ffmpeg, which is not here")
-            source = source or overfitted.mouse().film
-            target = overfitted.FOLDER / f"{source.stem}_{size[0]}x{size[1]}_1_{frames}.mp4"
-            return target if target.exists() else filmed(source, target, size, frames)
-
-        overfitted.film_of = film_of
-    return overfitted.made(name, size)
+    return overfitted.made(name, overfitted.FIRST)
 
 
 # -- the run ---------------------------------------------------------------------------------------
@@ -474,9 +476,11 @@ class Run:
         self.folder = folder
         self.device = device
         self.out: Path = given.out
+        self.out.mkdir(parents=True, exist_ok=True)
         self.pretends = given.pretend
         self.frames = given.frames or (PRETENDED_FRAMES if self.pretends else FRAMES)
         self.pairs = 1 if self.pretends else given.pairs
+        self.alone_too = "network" in (given.only or PARTS)
         self.found: dict[str, Any] = {
             "pretended": self.pretends, "about": about(device), "models": {}, "could_not": {},
         }  # fmt: skip
@@ -500,8 +504,12 @@ class Run:
             env=environment,
         )  # fmt: skip
         if done.returncode:
+            self._number += 1
+            log = self.out / f"gpu-{what.__name__}{self._number}.log"
+            log.write_text(f"{arguments}\n{done.stdout}\n{done.stderr}", encoding="utf-8")
             lines = done.stderr.strip().splitlines()
-            raise RuntimeError(lines[-1] if lines else f"ended with {done.returncode}")
+            why = lines[-1] if lines else f"ended with {done.returncode}"
+            raise RuntimeError(f"{why} ({log.name})")
         return json.loads(done.stdout.rsplit("ANSWER ", 1)[1])
 
     def tried(self, name: str, what: Callable[[], Any]) -> Any:
@@ -523,17 +531,22 @@ class Run:
         made.mkdir()
         return made
 
-    def film(self, frames: int) -> Path:
-        """Return a film of the mouse."""
+    def film(self, frames: int, name: str = OWN) -> Path:
+        """Return a film in which a model sees its mouse."""
         from benchmarks import overfitted
-        from tests.support.samples import sample
+        from tests.support.samples import has_real_mouse, sample
 
-        path = self.folder / f"film{frames}.mp4"
-        if not path.exists():
-            few = self.pretends or frames < 900
+        # A model that learnt smaller films knows the mouse at the size that it has there.
+        placed = not self.pretends and not (name == OWN and has_real_mouse())
+        path = self.folder / f"{'placed' if placed else 'film'}{frames}.mp4"
+        if path.exists():
+            return path
+        few = self.pretends or frames < 900
+        if placed:
+            source = overfitted.placed_film_of(SIZE, PLACED)
+        else:
             source = (sample(self.folder, frames) if few else overfitted.mouse()).film
-            filmed(source, path, (320, 256) if self.pretends else SIZE, frames)
-        return path
+        return filmed(source, path, (320, 256) if self.pretends else SIZE, frames)
 
     def model(self, name: str) -> Path:
         """Return a project."""
@@ -545,9 +558,9 @@ class Run:
         """Stock and posedrop in turn; how far apart their keypoints are."""
         row = self.found["models"].setdefault(name, {})
         model = self.tried(f"{name}: weights", lambda: self.model(name))
-        if model is None:
+        film = self.tried(f"{name}: film", lambda: str(self.film(self.frames, name)))
+        if model is None or film is None:
             return
-        film = str(self.film(self.frames))
         stocks, ourss = [], []
         for pair in range(self.pairs):
             stocks.append(self.tried(f"{name}: stock {pair + 1}", lambda: self._stock(model, film)))
@@ -577,7 +590,12 @@ class Run:
             row["auto_to_fp32"] = _apart(exact["poses"], ourss[-1]["poses"])
         if exact and stocks:
             row["stock_to_fp32"] = _apart(exact["poses"], stocks[-1]["poses"])
-        row["network"] = self.tried(
+        if self.alone_too:
+            self.network(name, model)
+
+    def network(self, name: str, model: Path) -> None:
+        """Time a network without a film around it."""
+        self.found["models"][name]["network"] = self.tried(
             f"{name}: the network alone",
             lambda: self.alone(
                 network_alone, model=str(model), device=self.device,
@@ -600,17 +618,19 @@ class Run:
 
     def decode(self) -> None:
         """Decode alone: the limit of all the rest."""
-        film = str(self.film(self.frames))
         self.found["decode"] = self.tried(
-            "decoding alone", lambda: self.alone(decode_alone, film=film, device=self.device)
+            "decoding alone",
+            lambda: self.alone(decode_alone, film=str(self.film(self.frames)), device=self.device),
         )
 
     def encode(self) -> None:
         """Encode alone: x264 and NVENC."""
-        film, frames = str(self.film(self.frames)), min(self.frames, 600)
+        frames = min(self.frames, 600)
         self.found["encode"] = self.tried(
             "encoding alone",
-            lambda: self.alone(encode_alone, film=film, frames=frames, device=self.device),
+            lambda: self.alone(
+                encode_alone, film=str(self.film(self.frames)), frames=frames, device=self.device
+            ),
         )
 
     def queue(self) -> None:
@@ -619,7 +639,11 @@ class Run:
         model = self.tried(f"{name}: weights", lambda: self.model(name))
         if model is None:
             return
-        film = str(self.film(PRETENDED_FRAMES if self.pretends else CLIP_FRAMES))
+        film = self.tried(
+            "clips", lambda: str(self.film(PRETENDED_FRAMES if self.pretends else CLIP_FRAMES))
+        )
+        if film is None:
+            return
         self.found["queue"] = self.tried(
             "films in a queue",
             lambda: self.alone(
@@ -630,7 +654,6 @@ class Run:
 
     def write(self) -> None:
         """Write what is known so far."""
-        self.out.mkdir(exist_ok=True)
         name = "gpu-pretended" if self.pretends else "gpu"
         (self.out / f"{name}.json").write_text(json.dumps(self.found, indent=1))
         (self.out / f"{name}.md").write_text(table(self.found))
@@ -751,9 +774,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, help=f"of the film ({FRAMES})")
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"paired runs ({PAIRS})")
     parser.add_argument("--device", default="cuda", help="as torch names it (cuda)")
-    parser.add_argument(
-        "--only", nargs="+", choices=(*MODELS, "decode", "encode", "queue"), help="parts"
-    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts")
     parser.add_argument("--out", type=Path, default=BUILD, help="folder to write to (build)")
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -768,7 +789,9 @@ def main() -> None:
             "torch was built without CUDA" if torch.version.cuda is None else "torch finds no card"
         )
         parser.exit(1, f"nothing is measured: {why} here; --pretend shows that this script works\n")
-    parts = given.only or (*MODELS, "decode", "encode", "queue")
+    parts = given.only or PARTS
+    if not set(MODELS) & set(parts) and "network" in parts:
+        parts = [*parts, *MODELS]
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), given, "cpu" if given.pretend else given.device)
         # First what bounds the rest.

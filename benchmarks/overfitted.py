@@ -107,6 +107,16 @@ def mouse() -> Sample:
     return sample(FOLDER, 900)
 
 
+def _ffmpeg() -> str:
+    """Return the machine's ffmpeg, or the one that DeepLabCut's requirements bring."""
+    there = shutil.which("ffmpeg")
+    if there is not None:
+        return there
+    from imageio_ffmpeg import get_ffmpeg_exe
+
+    return str(get_ffmpeg_exe())
+
+
 def grid_of(animals: int) -> Size:
     """Return in how many columns and rows so many animals are put side by side."""
     columns = math.ceil(math.sqrt(animals))
@@ -144,7 +154,7 @@ def film_of(size: Size, frames: int, animals: int = 1, source: Path | None = Non
     parts.append(f"{last}scale={width}:{height},setsar=1,format=yuv420p[out]")
     part = target.with_suffix(".part.mp4")
     subprocess.run(
-        ["ffmpeg", "-v", "error", "-y", *inputs, "-filter_complex", ";".join(parts),
+        [_ffmpeg(), "-v", "error", "-y", *inputs, "-filter_complex", ";".join(parts),
          "-map", "[out]", "-frames:v", str(frames), "-r", "30", "-c:v", "libx264", "-bf", "0",
          "-preset", "veryfast", "-crf", "16", str(part)],
         check=True,
@@ -167,7 +177,7 @@ def placed_film_of(size: Size, frames: int, animals: int = 1) -> Path:
     middles = poses[:, 0, :, :2].mean(axis=1)
     part = target.with_suffix(".part.mp4")
     command = [
-        "ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "bgr24",
+        _ffmpeg(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "bgr24",
         "-s", f"{size[0]}x{size[1]}", "-r", "30", "-i", "-", "-pix_fmt", "yuv420p",
         "-c:v", "libx264", "-bf", "0", "-preset", "veryfast", "-crf", "16", str(part),
     ]  # fmt: skip
@@ -204,7 +214,7 @@ APART = 3
 def cut_film(film: Path, frames: int, target: Path) -> Path:
     """Write a film's first frames, as they are."""
     subprocess.run(
-        ["ffmpeg", "-v", "error", "-y", "-i", str(film), "-c", "copy", "-frames:v", str(frames),
+        [_ffmpeg(), "-v", "error", "-y", "-i", str(film), "-c", "copy", "-frames:v", str(frames),
          str(target)],
         check=True,
     )  # fmt: skip

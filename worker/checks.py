@@ -31,8 +31,12 @@ def codecs() -> dict[str, Any]:
     }
 
 
-def devices() -> dict[str, Any]:
-    """Return torch's version, and the devices that it finds."""
+def devices(where: str = "") -> dict[str, Any]:
+    """Return torch's version, and the devices that it finds; ``walls``: as a child finds them."""
+    if where == "walls":
+        from worker.child import walls
+
+        walls.put_up(walls.Plan("/nowhere", cards=True), os.getppid(), ())
     from worker.hardware import described
 
     return described()
@@ -48,13 +52,18 @@ def card(device: str) -> dict[str, Any]:
     return {"decode": cuda_decode.lacking(device), "encode": nvenc.lacking_on(device)}
 
 
-def walls() -> dict[str, Any]:
-    """Put up the walls of a child around this process; return which stand, and which can't."""
+def walls(device: str = "cpu") -> dict[str, Any]:
+    """Put up the walls of a child around this process; return which stand, and which can't.
+
+    Args:
+        device: what the child may compute on; a card needs gaps in them.
+    """
     from worker import limits
     from worker.child import walls
 
     group = limits.new_group(2**30)
-    found = walls.put_up(walls.Plan("/nowhere", group=group), os.getppid(), ())
+    plan = walls.Plan("/nowhere", group=group, cards=device != "cpu")
+    found = walls.put_up(plan, os.getppid(), ())
     return {
         "stand": found.stand,
         "lack": found.lack,

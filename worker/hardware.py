@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -22,6 +24,40 @@ def native_dtype(device: torch.device) -> torch.dtype | None:
     ):
         return torch.bfloat16
     return None
+
+
+def released() -> None:
+    """Give back what torch keeps of an accelerator's memory for later: another process wants it."""
+    if torch.cuda.is_available():
+        # torch refuses for good after a recording that failed, in some of its versions.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def tf32(*, allowed: bool) -> Iterator[None]:
+    """Let convolutions of fp32 on a card drop 13 of a number's 23 bits, or not, during the block.
+
+    Torch lets them, so DeepLabCut does: they take less than half the time, and on an H200 keypoints
+    over the cutoff were found up to 400 pixels from where fp32 finds them. Where they may not, they
+    are also to find the same bits each time, which a killed attempt is gone on with.
+    """
+    cudnn: Any = torch.backends.cudnn
+    where, name = cudnn, "allow_tf32"
+    numbers: tuple[Any, Any] = (False, True)
+    try:
+        before = cudnn.allow_tf32
+    except RuntimeError:  # somebody has set it by the name that it has since torch 2.9
+        where, name, numbers = cudnn.conv, "fp32_precision", ("ieee", "tf32")
+        before = cudnn.conv.fp32_precision
+    deterministic = cudnn.deterministic
+    setattr(where, name, numbers[allowed])
+    cudnn.deterministic = not allowed
+    try:
+        yield
+    finally:
+        setattr(where, name, before)
+        cudnn.deterministic = deterministic
 
 
 def has_kernels(number: int) -> bool:

@@ -147,10 +147,17 @@ def exceeded(limits: Limits, session: int, folder: Path, log: Path) -> tuple[str
     processes = list(_processes_of(session))
     if len(processes) > MOST_PROCESSES:
         return "too_many_processes", f"started more than {MOST_PROCESSES} processes"
-    if limits.resident and sum(map(_memory_of, processes)) > limits.resident:
+    nameless, gone = _deleted(processes) if limits.resident or limits.disk else (0, 0)
+    if limits.resident and sum(map(_memory_of, processes)) + nameless > limits.resident:
         return "out_of_memory", f"took more than {limits.resident:,} bytes of memory"
+    # All begin with what the leader has; who wants less is not to outlive the store or the broker.
+    leaders = _badness(Path("/proc", str(session)))
+    its = [badness for process in processes if (badness := _badness(process)) is not None]
+    if leaders is not None and min(its, default=leaders) < leaders:
+        return "out_of_memory", "wanted others to be ended before it, where memory is short"
     if limits.disk:
-        files, deepest, taken = _taken(folder, processes)
+        files, deepest, taken = _taken(folder)
+        taken += gone
         with suppress(OSError):
             taken += log.stat(follow_symlinks=False).st_blocks * 512
         if files > MOST_FILES or deepest > DEEPEST:
@@ -178,6 +185,35 @@ def end_session(session: int) -> None:
             os.kill(int(process.name), signal.SIGKILL)
 
 
+def _badness(process: Path) -> int | None:
+    """Return how soon the kernel ends a process for want of memory: from -1000 to 1000, at once.
+
+    Returns:
+        None: it has ended.
+    """
+    with suppress(OSError, ValueError):
+        return int((process / "oom_score_adj").read_text())
+    return None
+
+
+def _deleted(processes: list[Path]) -> tuple[int, int]:
+    """Return the bytes that processes have open without a name: of memory (memfd), and of files."""
+    nameless: dict[tuple[int, int], int] = {}
+    files = 0
+    for process in processes:
+        with suppress(OSError):
+            for fd in (process / "fd").iterdir():
+                with suppress(OSError):
+                    there = fd.stat()
+                    if there.st_nlink or not stat.S_ISREG(there.st_mode):
+                        continue
+                    if str(fd.readlink()).startswith("/memfd:"):
+                        nameless[there.st_dev, there.st_ino] = there.st_blocks * 512
+                    else:
+                        files += there.st_blocks * 512
+    return sum(nameless.values()), files
+
+
 def _memory_of(process: Path) -> int:
     """Return a process' bytes of memory without those of files, which the kernel can drop."""
     taken = 0
@@ -188,8 +224,8 @@ def _memory_of(process: Path) -> int:
     return taken
 
 
-def _taken(folder: Path, processes: list[Path]) -> tuple[int, int, int]:
-    """Return the number of files in a folder, their depth, and bytes, of deleted open ones too."""
+def _taken(folder: Path) -> tuple[int, int, int]:
+    """Return the number of files in a folder, their depth, and bytes."""
     files = deepest = taken = 0
     for entry, depth in contents(folder):
         files, deepest = files + 1, max(deepest, depth)
@@ -197,13 +233,6 @@ def _taken(folder: Path, processes: list[Path]) -> tuple[int, int, int]:
             taken += entry.stat(follow_symlinks=False).st_blocks * 512
         if files > MOST_FILES or deepest > DEEPEST:
             break
-    for process in processes:
-        with suppress(OSError):
-            for fd in (process / "fd").iterdir():
-                with suppress(OSError):
-                    there = fd.stat()
-                    if there.st_nlink == 0 and stat.S_ISREG(there.st_mode):
-                        taken += there.st_blocks * 512
     return files, deepest, taken
 
 

@@ -15,6 +15,9 @@ from worker import exposed
 from worker.actors import register
 from worker.context import Context
 
+#: Between two looks at a queue that was empty, at most.
+TIMEOUT_MS = 100
+
 
 class Children(Middleware):
     """Starts the children of this worker's queues with it, and ends them before it stops.
@@ -28,11 +31,13 @@ class Children(Middleware):
         self._stop_metrics: Callable[[], None] = lambda: None
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:  # noqa: ARG002
-        """Take no more of the gpu queue than there are threads for.
+        """Take no more of the gpu queue than there are threads for, and look for more soon.
 
         Dramatiq fetches twice as much; but there are two messages a gpu worker, so that the first
-        of two workers would have all of them.
+        of two workers would have all of them. It waits for up to a second before it looks again
+        for messages, in which a card with clips of a second would have nothing to do.
         """
+        worker.worker_timeout = min(worker.worker_timeout, TIMEOUT_MS)
         if worker.consumer_whitelist == {queue.GPU}:
             worker.queue_prefetch = min(worker.queue_prefetch, worker.worker_threads)
 

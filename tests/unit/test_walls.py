@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from posedrop.doctor import machine
+from posedrop.doctor.finding import FAIL, OK
+from posedrop.settings import Settings
 from tests.support import taken_over
 from worker import limits
 from worker.child import walls
@@ -188,3 +191,119 @@ def test_folders_go_however_deep_they_are(tmp_path: Path, depth: int, name: str)
     assert not folder.exists()
     assert (kept / "file").read_text() == "kept"
     shutil.rmtree(kept)
+
+
+#: What a card's driver does as it begins, in a child that may use a card.
+DRIVER = """
+import json, os, sys, threading
+from pathlib import Path
+from worker.child import walls
+
+walls._has_cuda, walls.CARDS = lambda: True, ("null",)
+if sys.argv[2] == "no_proc":
+    walls.Kernel.see_own_processes_alone = lambda self: "Operation not permitted"
+for part in (walls.OWN, walls.GIVEN):
+    Path(sys.argv[1], part).mkdir()
+put_up = walls.put_up(walls.Plan(sys.argv[1], cards=True), os.getppid(), ())
+named, seen = [], []
+
+def begin():
+    comm = Path(f"/proc/self/task/{threading.get_native_id()}/comm")
+    comm.write_text("cuda-EvtHandlr")
+    named.append(comm.read_text().strip())
+
+thread = threading.Thread(target=begin)
+thread.start()
+thread.join()
+for process in Path("/proc").glob("[0-9]*"):
+    try:
+        seen.append((process / "environ").read_bytes() != b"")
+    except OSError:
+        pass
+print(json.dumps({
+    "named": named, "nameless": os.memfd_create("x") > 0, "lack": put_up.lack, "seen": len(seen),
+}), flush=True)
+os.kill(os.getpid(), 11)  # as some drivers end
+"""
+
+
+@pytest.mark.parametrize("case", ["", "no_proc", "no_namespaces"])
+def test_a_cards_driver_names_its_threads(place: Path, case: str) -> None:
+    """Wherever it runs: whether a /proc of its own can be mounted, or no namespace be entered."""
+    refuse = "from tests.support.taken_over import refuse_namespaces; refuse_namespaces()"
+    script = f"{refuse if case == 'no_namespaces' else ''}\n{DRIVER}"
+    command = [sys.executable, "-c", script, str(place), case]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 128 + signal.SIGSEGV, done.stderr  # doctor can tell of it
+    told = json.loads(done.stdout)
+    assert told["named"] == ["cuda-EvtHandlr"], done.stderr
+    assert told["nameless"]
+    assert told["seen"] <= 1  # no other process' secrets
+    if case:
+        assert "processes" in told["lack"]
+    elif "network" not in told["lack"]:
+        assert "mounted here" in told["lack"].get("processes", "mounted here")
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_doctor_finds_a_card_that_children_can_not_reach(
+    reached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there for who looks beside the walls, where nothing is computed."""
+    there = {"cpu": "2 threads", "cuda:0": "NVIDIA T4, 15 GiB"}
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        check, behind = command[3], "walls" in command[4:]
+        devices = there if reached or not behind else {"cpu": "2 threads"}
+        found: dict[str, Any] = {"version": "2", "devices": devices}
+        if check == "walls":
+            found = {"stand": list(walls.NAMES), "lack": {}, "by_leave": []}
+        if check == "card":
+            found = {"decode": "", "encode": ""}
+        if check == "codecs":
+            found = {"version": "1", "libx264": True, "h264": True}
+        return subprocess.CompletedProcess(command, 0, json.dumps(found), "")
+
+    monkeypatch.setattr(machine.subprocess, "run", run)
+    [device] = [each for each in machine.worker(Settings()) if each.check == "device"]
+    assert device.state == (OK if reached else FAIL)
+    assert ("there is no cuda:0" in device.message) == (not reached)
+
+
+#: A session whose leader is to go first, and a process of it that wants otherwise, or takes memory
+#: that has no name.
+GREEDY = """
+import os, sys, time
+from pathlib import Path
+
+badness = Path("/proc/self/oom_score_adj")
+badness.write_text(str(max(900, int(badness.read_text()))))
+if os.fork() == 0:
+    if sys.argv[1] == "stays":
+        badness.write_text(str(int(badness.read_text()) - 1))
+    elif sys.argv[1] == "nameless":
+        os.write(os.memfd_create("x"), bytes(150 << 20))
+    print("there", flush=True)
+    time.sleep(60)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "code"), [("good", None), ("stays", "out_of_memory"), ("nameless", "out_of_memory")]
+)
+def test_who_wants_to_outlive_others_or_has_nameless_memory_is_ended(
+    place: Path, case: str, code: str | None
+) -> None:
+    """A card's child can have both, for its driver's sake."""
+    with subprocess.Popen(
+        [sys.executable, "-c", GREEDY, case],
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as leader:  # fmt: skip
+        assert leader.stdout is not None
+        told = leader.stdout.readline()
+        bound = limits.Limits(resident=100 << 20, disk=100 << 20)
+        found = limits.exceeded(bound, leader.pid, place, place / "log")
+        os.killpg(leader.pid, signal.SIGKILL)
+    assert told == "there\n"
+    assert (found and found[0]) == code

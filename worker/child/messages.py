@@ -272,7 +272,6 @@ class RenderVideo(Task[RenderOutput]):
     video: str | None = Field(description="null: none is to be drawn, the plots alone")
     frame_size: tuple[int, int] = Field(description="width and height, in pixels")
     poses: str = Field(description="DeepLabCut's table, HDF5")
-    poses_filtered: str | None = None
     out: str
     pcutoff: float
     style: dict[str, Any] = Field(default_factory=dict)

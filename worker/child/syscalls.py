@@ -63,7 +63,6 @@ DENIED: Numbers = {
     "iopl": (172, None),
     "ioperm": (173, None),
     # Memory that is nobody's: no limit of a process counts it, and some of it outlives all.
-    "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
     "semget": (64, 190),
@@ -72,8 +71,9 @@ DENIED: Numbers = {
     "connect": (42, 203),
 }
 #: What an NVIDIA card's driver fails without: it listens where nobody can come, under a name that
-#: is no file (``@cuda-uvmfd-...``). ``connect`` stays denied.
+#: is no file (``@cuda-uvmfd-...``), and some share memory without a name. ``connect`` stays denied.
 FOR_CUDA: Numbers = {
+    "memfd_create": (319, 279),
     "bind": (49, 200),
     "listen": (50, 201),
     "accept": (43, 202),

@@ -91,6 +91,9 @@ DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "u
 CARDS = ("nvidia*", "nvidia-caps/*", "dri", "kfd", "dxg", "nvhost-*", "nvmap")
 #: CUDA's driver keeps handles there (``cuda.shm.*``).
 SHARED_MEMORY = "/dev/shm"  # noqa: S108
+#: Where it names its threads, by the numbers that these have for the kernel; it gives up if it
+#: can't (error 304, "OS call failed").
+OWN_THREADS = "/proc/self/task"
 
 #: Of an interpreter's folder: where its code and that of libraries is.
 _OF_A_PREFIX = ("bin", "lib", "lib64", "libexec", "share", "nvvm", "pyvenv.cfg")
@@ -158,6 +161,8 @@ def rules(plan: Plan, path: Sequence[str], modules: Iterable[ModuleType]) -> dic
     if cards:
         found.update({str(card): DEVICE | READ_DIR for card in cards})
         found[SHARED_MEMORY] = WRITE
+    if plan.cards and _has_cuda():
+        found[OWN_THREADS] = READ | WRITE_FILE | _TRUNCATE
     found[str(Path(plan.folder) / OWN)] = WRITE
     found[str(Path(plan.folder) / GIVEN)] = READ_FILE | READ_DIR
     return found
@@ -254,6 +259,8 @@ _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET, _CLONE_NEWIPC = (
     0x40000000,
     0x08000000,
 )
+_CLONE_NEWNS = 0x00020000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 2, 4, 8, 1 << 14, 1 << 19
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_CAP_AMBIENT_CLEAR_ALL = 22, 2, 4
@@ -280,6 +287,20 @@ class Kernel:
     def unshare(self, flags: int) -> str | None:
         """Enter namespaces; return why not."""
         return None if self._libc.unshare(flags) == 0 else self._why()
+
+    def see_own_processes_alone(self) -> str | None:
+        """Have a /proc of this namespace of processes, which alone sees it; return why not."""
+        if (why_not := self.unshare(_CLONE_NEWNS)) is not None:
+            return why_not
+        # What is mounted here is not seen outside; what is unmounted there goes here too, where the
+        # system shares its mounts.
+        for source, target, kind, flags in (
+            (None, b"/", None, _MS_REC | _MS_SLAVE),
+            (b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC),
+        ):
+            if self._libc.mount(source, target, kind, ctypes.c_ulong(flags), None) != 0:
+                return self._why()
+        return None
 
     def landlock_version(self) -> int:
         """Return the version of Landlock that the kernel has, 0: none."""
@@ -315,7 +336,10 @@ class Kernel:
             if rights and self._libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0) != 0:
                 raise OSError(ctypes.get_errno(), "landlock_add_rule", path)
         finally:
-            os.close(fd)
+            # A rule is bound to what the kernel has in memory of a file, which /proc makes anew,
+            # without it, unless somebody has it open.
+            if not path.startswith("/proc/"):
+                os.close(fd)
 
     def drop_capabilities(self) -> str | None:
         """Give up every privilege, and the right to have any."""
@@ -363,16 +387,22 @@ def put_up(plan: Plan, parent: int, apart: Sequence[int], status: int | None = N
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):  # it leads a group already
         os.setsid()
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
     if not sys.platform.startswith("linux"):
         for name in NAMES:
             walls.note(name, f"not on {sys.platform}")
         return walls
     walls.note("memory", _join(plan.group))
     kernel = Kernel()
-    _enter_namespaces(kernel, walls)
+    # Threads have other numbers in a namespace than the /proc outside of it tells, and a card's
+    # driver looks for its own in there.
+    cuda = plan.cards and _has_cuda()
+    apart_from_others = not cuda or _can_see_own_processes_alone(kernel)
+    _enter_namespaces(kernel, walls, processes=apart_from_others)
     _fork(kernel, parent, apart, status, init="processes" in walls.stand)
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
+    if cuda and "processes" in walls.stand and (why_not := kernel.see_own_processes_alone()):
+        raise OSError(f"it could have a /proc of its own, and then not: {why_not}")
     walls.note("capabilities", kernel.drop_capabilities())
     walls.note("privileges", kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1))
     version = kernel.landlock_version()
@@ -384,7 +414,7 @@ def put_up(plan: Plan, parent: int, apart: Sequence[int], status: int | None = N
         walls.note("signals", None if version >= _SCOPES_SINCE else f"{old} {_SCOPES_SINCE}")
     else:
         walls.lack |= dict.fromkeys(("tcp", "signals"), str(why_not))
-    program = syscalls.program(_machine(), cuda=plan.cards and _has_cuda())
+    program = syscalls.program(_machine(), cuda=cuda)
     why_not = f"not known for {_machine()}"
     walls.note("syscalls", kernel.filter_calls(program) if program else why_not)
     return walls
@@ -409,10 +439,20 @@ def _join(group: str) -> str | None:
     return None
 
 
-def _enter_namespaces(kernel: Kernel, walls: Walls) -> None:
-    """Leave the network and the other processes, as root or as whoever has a namespace of users."""
+def _enter_namespaces(kernel: Kernel, walls: Walls, *, processes: bool) -> None:
+    """Leave the network and, unless told not to, the other processes."""
+    flags = _CLONE_NEWNET | _CLONE_NEWIPC | (_CLONE_NEWPID if processes else 0)
+    why_not = _unshared(kernel, flags)
+    walls.note("network", why_not)
+    if not processes:
+        why_not = why_not or "a card's driver needs a /proc of its own, which can't be mounted here"
+    walls.note("processes", why_not)
+
+
+def _unshared(kernel: Kernel, flags: int) -> str | None:
+    """Enter namespaces, as root or as whoever has one of users; return why not."""
     uid, gid = os.getuid(), os.getgid()
-    why_not = kernel.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWPID | _CLONE_NEWIPC)
+    why_not = kernel.unshare(_CLONE_NEWUSER | flags)
     if why_not is None:
         # Stay who we were, or libraries that ask for the user's name stumble over nobody.
         with suppress(OSError):
@@ -420,10 +460,27 @@ def _enter_namespaces(kernel: Kernel, walls: Walls) -> None:
         for name, number in (("uid_map", uid), ("gid_map", gid)):
             with suppress(OSError):
                 Path(f"/proc/self/{name}").write_text(f"{number} {number} 1")
-    elif kernel.unshare(_CLONE_NEWNET | _CLONE_NEWPID | _CLONE_NEWIPC) is None:
+    elif kernel.unshare(flags) is None:
         why_not = None
-    for name in ("network", "processes"):
-        walls.note(name, why_not)
+    return why_not
+
+
+def _can_see_own_processes_alone(kernel: Kernel) -> bool:
+    """Tell whether a namespace of processes can have its /proc: containers often forbid it.
+
+    Tried in a process that ends: who has entered a namespace can't leave it.
+    """
+    tries = os.fork()
+    if tries == 0:
+        can = False
+        with suppress(OSError):
+            if _unshared(kernel, _CLONE_NEWPID) is None:
+                inner = os.fork()
+                if inner == 0:
+                    os._exit(kernel.see_own_processes_alone() is not None)
+                can = os.waitpid(inner, 0)[1] == 0
+        os._exit(not can)
+    return os.waitpid(tries, 0)[1] == 0
 
 
 def _fork(
@@ -472,6 +529,8 @@ class Keeper:
     init: int = 0
     child: int = 0
     status: int | None = None
+    """Where to write how the child ended; None: it ends in the same way, as a shell has it."""
+    ended_with: int = 0
 
     def end(self, *_: object) -> None:
         """End all that was started, however far away; then this process."""
@@ -486,10 +545,14 @@ class Keeper:
             try:
                 process, ended = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                os._exit(0)
-            if process == self.child and self.status is not None:
-                with suppress(OSError):
-                    os.write(self.status, str(os.waitstatus_to_exitcode(ended)).encode())
+                os._exit(self.ended_with)
+            if process == self.child:
+                code = os.waitstatus_to_exitcode(ended)
+                if self.status is None:
+                    self.ended_with = code if code >= 0 else 128 - code
+                else:
+                    with suppress(OSError):
+                        os.write(self.status, str(code).encode())
             if process == self.init:
                 self.init = 0
             if process == 0:

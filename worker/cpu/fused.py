@@ -6,8 +6,9 @@ laid out once: it is what ``torch.compile`` makes of them, had without a compile
 private to torch, so nobody should use what is made here without comparing what comes out.
 
 Blocks are those of timm's ResNets and HRNets, which DeepLabCut's backbones are made of, of its own
-CSPNeXt and of torchvision's detectors, where their normalisations were folded into the convolutions
-(a GroupNorm can't be). Other convolutions gain by their weights.
+CSPNeXt and of torchvision's detectors, where their normalisations were folded into the
+convolutions. A group normalisation can't be: it is done with what follows it
+(:mod:`worker.cpu.group_norm`). Other convolutions gain by their weights.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.ops.misc import Conv2dNormActivation
 
-from worker.cpu import winograd
+from worker.cpu import group_norm, winograd
 
 #: What comes after a convolution.
 After = Literal["relu", "none", "hardswish", "relu6", "swish"]
@@ -150,19 +151,51 @@ class Tiled(Convolution):
 Maker = Callable[[nn.Conv2d, After], Convolution]
 
 
+class Normed(nn.Module):
+    """A convolution, a group normalisation, and a ReLU or none."""
+
+    def __init__(self, convolution: Convolution, norm: nn.GroupNorm, *, relu: bool) -> None:
+        """Compute what the two do, and the ReLU."""
+        super().__init__()
+        self.convolution = convolution
+        self.norm = norm
+        self._relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what comes of x."""
+        return group_norm.normed(self.norm, self.convolution(x), relu=self._relu)
+
+    def added_to(self, other: Tensor, x: Tensor, *, inplace: bool) -> Tensor:  # noqa: ARG002
+        """Return the sum of ``other`` and what comes of x, after a ReLU.
+
+        Args:
+            inplace: is not needed: the sum takes the place of what the convolution made.
+        """
+        return group_norm.normed(self.norm, self.convolution(x), relu=True, other=other)
+
+
+def _unit(make: Maker, plain: nn.Conv2d, norm: Any, after: After) -> Convolution | Normed:
+    """Return a convolution with its normalisation, if one is left, and what comes after them."""
+    if _is_nothing(norm):
+        return make(plain, after)
+    return Normed(make(plain, "none"), norm, relu=after == "relu")
+
+
 class Block(nn.Module):
     """timm's or torchvision's ``BasicBlock`` or ``Bottleneck``."""
 
     def __init__(self, plain: Any, make: Maker, *, owns_input: bool) -> None:
         """Compute what ``plain`` does; its output may replace an input that it ``owns``."""
         super().__init__()
-        first, last = [plain.conv1], plain.conv2
+        *first, last = [(plain.conv1, plain.bn1), (plain.conv2, plain.bn2)]
         if type(plain) in {Bottleneck, resnet.Bottleneck}:
-            first, last = [plain.conv1, plain.conv2], plain.conv3
-        self.first = nn.Sequential(*(make(one, "relu") for one in first))
-        self.last = make(last, "none")
-        shortcut = plain.downsample
-        self.shortcut = None if shortcut is None else make(shortcut[0], "none")
+            first, last = [*first, last], (plain.conv3, plain.bn3)
+        self.first = nn.Sequential(*(_unit(make, *one, "relu") for one in first))
+        self.last = _unit(make, *last, "none")
+        self.shortcut: nn.Module | None = None
+        if plain.downsample is not None:
+            shortcut, *norms = plain.downsample
+            self.shortcut = _unit(make, shortcut, norms[0] if norms else None, "none")
         self._owns_shortcut = owns_input or self.shortcut is not None
         self._forward_hooks = plain._forward_hooks  # DLCRNet takes features by them
 
@@ -277,7 +310,8 @@ def _fuse_itself(module: nn.Module, make: Maker) -> int:
     fused = 0
     if _has_plain_stem(module):
         stem: Any = module
-        stem.conv1, stem.act1 = make(stem.conv1, "relu"), nn.Identity()
+        stem.conv1 = _unit(make, stem.conv1, stem.bn1, "relu")
+        stem.bn1 = stem.act1 = nn.Identity()
         fused += 1
     if type(module) is Conv2dNormActivation and _is_plain_sequence(module):
         parts: Any = module
@@ -319,20 +353,20 @@ def _has_plain_stem(module: Any) -> bool:
     return (
         type(module) is ResNet
         and _is_convolution(module.conv1)
-        and _is_nothing(module.bn1)
+        and _is_done_after(module.bn1)
         and type(module.act1) is nn.ReLU
     )
 
 
 def _is_plain_block(block: Any) -> bool:
-    """Tell whether a block is nothing but convolutions, ReLUs and a sum."""
+    """Tell whether a block is nothing but convolutions, group normalisations, ReLUs and a sum."""
     if type(block) is BasicBlock:
         convolutions: list[Any] = [block.conv1, block.conv2]
-        nothing = [block.bn1, block.drop_block, block.aa, block.bn2]
+        norms = [block.bn1, block.bn2]
         relus = [block.act1, block.act2]
     elif type(block) is Bottleneck:
         convolutions = [block.conv1, block.conv2, block.conv3]
-        nothing = [block.bn1, block.bn2, block.drop_block, block.aa, block.bn3]
+        norms = [block.bn1, block.bn2, block.bn3]
         relus = [block.act1, block.act2, block.act3]
     elif type(block) in {resnet.BasicBlock, resnet.Bottleneck}:
         return _is_plain_torchvision_block(block)
@@ -343,10 +377,13 @@ def _is_plain_block(block: Any) -> bool:
             return False
         first, *rest = block.downsample
         convolutions.append(first)
-        nothing += rest
+        norms += rest[:1]
+        if not all(map(_is_nothing, rest[1:])):
+            return False
     return (
         all(map(_is_convolution, convolutions))
-        and all(map(_is_nothing, [*nothing, block.se, block.drop_path]))
+        and all(map(_is_done_after, norms))
+        and all(map(_is_nothing, [block.drop_block, block.aa, block.se, block.drop_path]))
         and all(type(relu) is nn.ReLU for relu in relus)
     )
 
@@ -442,6 +479,11 @@ def _is_convolution(module: Any) -> bool:
 
 def _is_nothing(module: Any) -> bool:
     return module is None or type(module) is nn.Identity
+
+
+def _is_done_after(norm: Any) -> bool:
+    """Tell whether a normalisation was folded into its convolution, or can be done behind it."""
+    return _is_nothing(norm) or group_norm.suits(norm)
 
 
 def _kept(

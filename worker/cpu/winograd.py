@@ -13,17 +13,14 @@ The multiplications are oneDNN's, a convolution of 1x1 in 36 groups; the transfo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from worker.cpu.winograd_transforms import IN, LANES, OUT, Array, kernels
+from worker.cpu.lanes import LANES, array_of, run_on_threads
+from worker.cpu.winograd_transforms import IN, OUT, kernels
 
 #: With fewer, the transforms take what the multiplications save.
 LEAST_CHANNELS = 64
@@ -99,7 +96,7 @@ def convolved(
     """
     transforms = kernels(x.dtype)
     n, channels, height, width = x.shape
-    pixels = _array(_channels_last(x))
+    pixels = array_of(_channels_last(x))
     made = torch.empty((n, height, width, len(bias)), dtype=x.dtype)
     if other is None:
         other = torch.zeros(len(bias), dtype=x.dtype).expand(made.shape)
@@ -108,17 +105,17 @@ def convolved(
         if (other.shape, other.dtype) != (made.shape, made.dtype):
             raise ValueError(f"{tuple(other.shape)} can't be added to {tuple(made.shape)}")
     floor = np.float32(0.0 if relu else -math.inf)
-    outcome = (_array(made), bias.numpy(), _array(other), floor, dilation)
+    outcome = (array_of(made), bias.numpy(), array_of(other), floor, dilation)
     rows, band = n * _grid_rows(x, dilation), _band(x, len(bias), dilation)
     tiles = torch.empty((band * _across(width, dilation), IN * IN * channels), dtype=x.dtype)
     for first in range(0, rows, band):
         last = min(first + band, rows)
-        run_on_threads(transforms.tile, (pixels, _array(tiles), dilation), first, last)
+        run_on_threads(transforms.tile, (pixels, array_of(tiles), dilation), first, last)
         products = torch.ops.mkldnn._convolution_pointwise(
             tiles[None, None].permute(0, 3, 1, 2), weights, None, *_MULTIPLY, "none", [], ""
         )
         products = products.permute(0, 2, 3, 1).reshape(len(tiles), -1)
-        run_on_threads(transforms.untile, (_array(products), *outcome), first, last)
+        run_on_threads(transforms.untile, (array_of(products), *outcome), first, last)
     return made.permute(0, 3, 1, 2)
 
 
@@ -145,30 +142,3 @@ def _across(pixels: int, dilation: int) -> int:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-
-
-def _array(x: Tensor) -> Array:
-    """Return a tensor's memory; of bf16, the bits."""
-    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
-
-
-def run_on_threads(
-    kernel: Callable[..., None], arguments: tuple[Any, ...], first: int, last: int
-) -> None:
-    """Call a kernel for rows from first to last, with as many threads as torch has.
-
-    It gets ``arguments``, then ``first``, then the first and the last of a thread's own rows.
-    """
-    rows, threads = last - first, min(torch.get_num_threads(), last - first)
-    edges = [first + rows * part // threads for part in range(threads + 1)]
-    others = [
-        _pool(threads - 1).submit(kernel, *arguments, first, *part) for part in pairwise(edges[1:])
-    ]
-    kernel(*arguments, first, *edges[:2])
-    for one in others:
-        one.result()
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="winograd")

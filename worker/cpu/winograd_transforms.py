@@ -1,13 +1,10 @@
 """The transforms of Winograd's F(4x4, 3x3), as code that a processor runs on 16 channels at once.
 
-They are written for LLVM, which comes with numba, and numba with DeepLabCut: torch's operators
-would go through memory for each of a transform's sums, which takes the time that is saved, and
-numba by itself does not find the vectors. No compiler is needed, and nothing is kept on disk.
+By torch's operators they would take the time that is saved (:mod:`worker.cpu.lanes`).
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,14 +15,11 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
 
-Array = np.ndarray[Any, Any]
+from worker.cpu.lanes import FLOATS, LANES, Array, Numbers, inlined, splat
 
 #: Pixels a side of an output tile, and of the input that it takes.
 OUT, IN = 4, 6
-#: Channels that a transform takes at once; it needs a multiple of them.
-LANES = 16
 _B = (
     (1, -3 / 2, -2, 3 / 2, 1, 0),
     (0, -1, 1 / 2, 5 / 2, 1, 0),
@@ -41,9 +35,6 @@ _A = (
     (0, 1, -1, 1 / 8, -8, 1),
 )
 
-_FLOATS, _WORDS, _HALVES = (
-    ir.VectorType(type_, LANES) for type_ in (ir.FloatType(), ir.IntType(32), ir.IntType(16))
-)
 _INDEX = ir.IntType(64)
 
 
@@ -137,38 +128,6 @@ def kernels(dtype: torch.dtype) -> Kernels:
     return Kernels(tile, untile)
 
 
-class Numbers:
-    """How LLVM reads and writes numbers of a type, ``LANES`` at once, as fp32."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.bits, self.kind = {
-            torch.float32: (32, types.float32), torch.bfloat16: (16, types.uint16)
-        }[dtype]  # fmt: skip
-
-    def load(self, builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
-        """Return a vector of fp32."""
-        if self.bits == 32:
-            return builder.load(builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
-        found = builder.load(builder.inttoptr(address, _HALVES.as_pointer()), align=2)
-        high = builder.shl(builder.zext(found, _WORDS), _splat(_WORDS, 16))
-        return builder.bitcast(high, _FLOATS)
-
-    def store(self, builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
-        """Write a vector of fp32, rounded to the nearest, of two to the even."""
-        if self.bits == 16:
-            word = builder.bitcast(value, _WORDS)
-            even = builder.and_(builder.lshr(word, _splat(_WORDS, 16)), _splat(_WORDS, 1))
-            word = builder.add(builder.add(word, _splat(_WORDS, 0x7FFF)), even)
-            value = builder.trunc(builder.lshr(word, _splat(_WORDS, 16)), _HALVES)
-        builder.store(
-            value, builder.inttoptr(address, value.type.as_pointer()), align=self.bits // 8
-        )
-
-
-def _splat(type_: ir.VectorType, value: float) -> ir.Constant:
-    return ir.Constant(type_, [value] * LANES)
-
-
 def _combined(
     builder: ir.IRBuilder, matrix: Sequence[Sequence[float]], values: Sequence[ir.Value]
 ) -> list[ir.Value]:
@@ -181,7 +140,7 @@ def _combined(
                 continue
             part = value
             if abs(factor) != 1:
-                part = builder.fmul(_splat(_FLOATS, abs(factor)), value, flags=["contract"])
+                part = builder.fmul(splat(FLOATS, abs(factor)), value, flags=["contract"])
             if total is None:
                 total = part if factor > 0 else builder.fneg(part, flags=["contract"])
             elif factor > 0:
@@ -223,7 +182,7 @@ def _tile_of(numbers: Numbers) -> Any:
         for number, value in enumerate(chain.from_iterable(_sandwiched(builder, _B, pixels))):
             numbers.store(builder, value, _element(builder, tile, apart, number))
 
-    return _inlined([types.uintp, types.uintp, *[types.intp] * 7, types.uintp, types.intp], write)
+    return inlined([types.uintp, types.uintp, *[types.intp] * 7, types.uintp, types.intp], write)
 
 
 def _pixels_of(numbers: Numbers) -> Any:
@@ -244,8 +203,8 @@ def _pixels_of(numbers: Numbers) -> Any:
             [numbers.load(builder, _element(builder, tile, apart, IN * i + j)) for j in range(IN)]
             for i in range(IN)
         ]
-        biases = builder.load(builder.inttoptr(bias, _FLOATS.as_pointer()), align=4)
-        floor = ir.Constant(_FLOATS, ir.Undefined)
+        biases = builder.load(builder.inttoptr(bias, FLOATS.as_pointer()), align=4)
+        floor = ir.Constant(FLOATS, ir.Undefined)
         for lane in range(LANES):
             floor = builder.insert_element(floor, least, ir.IntType(32)(lane))
         values = _sandwiched(builder, _A, products)
@@ -266,7 +225,7 @@ def _pixels_of(numbers: Numbers) -> Any:
                 numbers.store(builder, builder.select(below, floor, value), place)
 
     image = [types.uintp, types.intp, types.intp]
-    return _inlined(
+    return inlined(
         [
             types.uintp, types.intp, types.uintp, types.float32, *[types.intp] * 5,
             *image, *image, types.uintp,
@@ -290,22 +249,3 @@ def _at(
 
 def _element(builder: ir.IRBuilder, tile: ir.Value, apart: ir.Value, number: int) -> ir.Value:
     return builder.add(tile, builder.mul(apart, _INDEX(number)))
-
-
-def _inlined(
-    kinds: Sequence[Any], write: Callable[[ir.IRBuilder, Sequence[ir.Value]], None]
-) -> Any:
-    """Return a function of numba's that takes these and returns nothing; ``write`` is its code."""
-
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        write(builder, arguments)
-        return context.get_dummy_value()
-
-    def typed(*_: Any) -> Any:
-        return types.void(*kinds), generate
-
-    # numba counts arguments by it; the first is its own.
-    names = ["context", *(f"argument{number}" for number in range(len(kinds)))]
-    one = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    typed.__signature__ = inspect.Signature([inspect.Parameter(name, one) for name in names])  # type: ignore[attr-defined]
-    return intrinsic(typed)

@@ -18,7 +18,7 @@ import torch
 from numba import njit, types
 from torch import Tensor
 
-from worker.cpu.winograd import run_on_threads
+from worker.cpu.lanes import run_on_threads
 
 Array = np.ndarray[Any, Any]
 #: What becomes of a box.
@@ -64,7 +64,7 @@ def kept(
     kinds: npt.NDArray[np.int64],
     exist: npt.NDArray[np.bool_],
     limit: float,
-    noise: float,
+    behind: npt.NDArray[np.float64],
     slack: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.uint8]:
     """Say of each box whether non-maximum suppression keeps it: DROPPED, PERHAPS or KEPT.
@@ -75,7 +75,7 @@ def kept(
         kinds: (n,); boxes of two kinds leave each other alone.
         exist: (n,): whether a box is one at all in any case.
         limit: a box that overlaps a better one by more (intersection over union) is dropped.
-        noise: by which the difference of two merits may be off.
+        behind: (n,), descending: a box of less merit than this comes behind it in any case.
         slack: (n,), by which a box's overlaps may be off.
     """
     state = np.full(len(boxes), KEPT, np.uint8)
@@ -83,10 +83,10 @@ def kept(
         np.ascontiguousarray(array, dtype)
         for array, dtype in (
             (boxes, np.float32), (merits, np.float64), (kinds, np.int64), (exist, np.uint8),
-            (slack, np.float64),
+            (behind, np.float64), (slack, np.float64),
         )
     )  # fmt: skip
-    _kernels().keep(*arrays, limit, noise, state)
+    _kernels().keep(*arrays, limit, state)
     return state
 
 
@@ -94,7 +94,7 @@ def without_twins(
     boxes: npt.NDArray[np.float32],
     merits: npt.NDArray[np.float64],
     exist: npt.NDArray[np.bool_],
-    noise: float,
+    behind: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.intp]:
     """Return the places of boxes that are no twin of a better one, ascending.
 
@@ -106,13 +106,13 @@ def without_twins(
         boxes: (n, 4), the best first.
         merits: (n,), descending.
         exist: (n,): whether a box is one at all in any case.
-        noise: by which the difference of two merits may be off.
+        behind: (n,): a box of less merit than this comes behind it in any case.
     """
     if not len(boxes):
         return np.arange(0)
     _, first, which = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
     best = first[which.reshape(-1)]
-    twins = (best != np.arange(len(boxes))) & (merits[best] - merits <= noise) & exist[best]
+    twins = (best != np.arange(len(boxes))) & (merits >= behind[best]) & exist[best]
     return np.flatnonzero(~twins)
 
 
@@ -195,13 +195,13 @@ def _kernels() -> Kernels:
 
     @njit(
         types.void(
-            floats[2], doubles, words, bytes_, doubles, types.float64, types.float64, bytes_
+            floats[2], doubles, words, bytes_, doubles, doubles, types.float64, bytes_
         ),
         nogil=True,
     )  # fmt: skip
     def keep(
-        boxes: Array, merits: Array, kinds: Array, exist: Array, slack: Array,
-        limit: float, noise: float, state: Array,
+        boxes: Array, merits: Array, kinds: Array, exist: Array, behind: Array, slack: Array,
+        limit: float, state: Array,
     ) -> None:  # fmt: skip
         count = len(boxes)
         for i in range(count):
@@ -213,7 +213,7 @@ def _kernels() -> Kernels:
             for sweep in range(2):
                 # The boxes that might be better after all come first: they make this one uncertain.
                 for j in range(i + 1, count):
-                    near = merits[i] - merits[j] <= noise
+                    near = merits[j] >= behind[i]
                     if sweep == 0 and not near:
                         break
                     if kinds[j] != kinds[i] or state[j] == DROPPED:

@@ -17,6 +17,7 @@ from worker.engine.network import Network
 from worker.engine.passes import Pass
 from worker.engine.predictors import BatchPredictor, DeepLabCutPredictor, Predictor
 from worker.engine.topdown import TopDownPredictor
+from worker.poses.animals import no_identity
 from worker.precision.tuning import Memory
 from worker.precision.variants import Precision
 
@@ -43,11 +44,13 @@ def predictor_for(
         learning: where timings are remembered.
 
     Raises:
-        AnalysisError: codes ``bad_dynamic``, ``bad_track_method``: arguments that are not for it.
+        AnalysisError: codes ``bad_dynamic``, ``bad_track_method``, ``no_identity``: arguments that
+            are not for it.
     """
     pcutoff = watched_pcutoff(args, loaded.network)
     dynamic = _dynamic(args, loaded.network)
     tracking = _tracks_itself(args, loaded.network)
+    _check_identity(args, loaded.network, tracking=tracking)
     crop = topdown.crop_of(loaded)
     if crop is not None and loaded.detector is not None:
         model = loaded.network
@@ -62,15 +65,20 @@ def predictor_for(
         return TopDownPredictor(loaded, crops, Detections(loaded.detector, crop, boxes, total))
     # Nothing watches the arithmetic on DeepLabCut's own way through a detector or a crop.
     plain: Precision = "fp32" if precision == "auto" else precision
+    as_stock = precision == "auto"
     if loaded.conditions is not None:
         batch = args.batch_size
         if torch.device(loaded.network.device).type != "cpu":
             batch = batch or loaded.network.batch_size
-        bottom_up = _bottom_up(batch, loaded.conditions, plain, total, learning)
-        return ConditionalPredictor(loaded, bottom_up, batch, plain, tracking=tracking)
+        bottom_up = _bottom_up(batch, loaded.conditions, plain, total, learning, as_stock=as_stock)
+        return ConditionalPredictor(
+            loaded, bottom_up, batch, plain, as_stock=as_stock, tracking=tracking
+        )
     if dynamic is not None or loaded.padding is None:
         frames = args.batch_size or loaded.network.batch_size or 1
-        return DeepLabCutPredictor(loaded, 1 if dynamic else frames, plain, dynamic)
+        return DeepLabCutPredictor(
+            loaded, 1 if dynamic else frames, plain, dynamic, as_stock=as_stock
+        )
     pictures = Pass(
         loaded, args.batch_size, precision, pcutoff,
         part=learning.part, memory=learning.memory, pictures=total,
@@ -79,11 +87,17 @@ def predictor_for(
 
 
 def _bottom_up(
-    batch: int | None, loaded: LoadedModel, precision: Precision, total: int, learning: Learning
+    batch: int | None,
+    loaded: LoadedModel,
+    precision: Precision,
+    total: int,
+    learning: Learning,
+    *,
+    as_stock: bool,
 ) -> Predictor:
     """Return what finds the conditions of a conditional top-down model."""
     if loaded.padding is None:
-        return DeepLabCutPredictor(loaded, batch or 1, precision, None)
+        return DeepLabCutPredictor(loaded, batch or 1, precision, None, as_stock=as_stock)
     pictures = Pass(
         loaded, batch, precision, 0.0,  # all of a condition counts, whatever its likelihood
         part=f"conditions of {learning.part}", memory=learning.memory, pictures=total,
@@ -109,6 +123,13 @@ def _tracks_itself(args: PoseArgs, model: Network) -> bool:
             field="args.animals",
         )
     return True
+
+
+def _check_identity(args: PoseArgs, model: Network, *, tracking: bool) -> None:
+    """Refuse, before hours at the network, what tracking would refuse behind it."""
+    wanted = isinstance(args, DeepLabCut2D) and args.identity_only and not tracking
+    if wanted and model.multi_animal is not None and not model.identity:
+        raise no_identity()
 
 
 def _dynamic(args: PoseArgs, model: Network) -> DynamicCropper | None:

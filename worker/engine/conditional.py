@@ -24,6 +24,7 @@ from deeplabcut.pose_estimation_pytorch.models.modules import StackedKeypointEnc
 from deeplabcut.pose_estimation_pytorch.runners import CTDTrackingConfig
 
 from posedrop.errors import AnalysisError
+from worker import hardware
 from worker.engine.loaded import LoadedModel
 from worker.engine.predictors import PredictedBatch, Prediction, Predictor
 from worker.gpu.staging import AnyFrame, Frame
@@ -59,6 +60,7 @@ class ConditionalPredictor(Predictor):
         batch: int | None,
         precision: Precision,
         *,
+        as_stock: bool,
         tracking: bool = False,
     ) -> None:
         """Begin a film.
@@ -67,7 +69,11 @@ class ConditionalPredictor(Predictor):
             loaded: the conditional model, with its ``conditions``.
             bottom_up: takes the frames to those; of no use when tracking.
             batch: crops at once; None: as many as are fast.
+            precision: of the arithmetic.
+            as_stock: whether a card may compute fp32 as it does for stock DeepLabCut, in TF32.
+            tracking: whether the poses of the frame before are the conditions.
         """
+        self.as_stock = as_stock
         assert loaded.conditions is not None  # noqa: S101  # else it is no conditional model
         self._bottom_up = bottom_up
         self._tracking = tracking
@@ -144,7 +150,10 @@ class ConditionalPredictor(Predictor):
         while True:
             self._pose.batch_size = self._batch
             try:
-                with torch.autocast(self._device, self._dtype, enabled=self._dtype is not None):
+                with (
+                    hardware.tf32(allowed=self.as_stock),
+                    torch.autocast(self._device, self._dtype, enabled=self._dtype is not None),
+                ):
                     found: list[Prediction] = self._pose.inference(group)
             except Exception as error:
                 self._forget()
@@ -155,7 +164,7 @@ class ConditionalPredictor(Predictor):
             self._batch //= 2
             print(f"out of memory: {self._batch} crops at once from now on")
             if self._device == "cuda":
-                torch.cuda.empty_cache()
+                hardware.released()
 
     def rest(self) -> None:
         """Have the bottom-up network rest; groups are of the same frames all the same."""

@@ -30,8 +30,9 @@ from deeplabcut.pose_estimation_pytorch.data.preprocessor import (
 )
 from torch import Tensor
 
+from worker import hardware
 from worker.engine.padding import padding_of
-from worker.engine.quick_detector import FoundBoxes, Noise, QuickDetector, quick_of
+from worker.engine.quick_detector import FoundBoxes, Noise, Outputs, QuickDetector, quick_of
 from worker.gpu.staging import normalised
 from worker.memory import is_out_of_memory
 
@@ -138,6 +139,8 @@ class Detections:
         self._size: tuple[int, ...] = ()
         self._seconds: dict[int, list[float]] = {}
         self._slow = self._fast = math.inf
+        self._prepared_for: set[int] = set()
+        """Numbers of frames at once that the faster form was called with."""
         there = detector.make_quick() is not None
         worth = frames is None or frames >= WORTH_FRAMES
         self.known = Detected(Noise(), quick=worth and there)
@@ -223,7 +226,7 @@ class Detections:
         self._detector.batches[self._size] = self.batch
         print(f"out of memory: {self.batch} frames at once from now on")
         if self._accelerated:
-            torch.cuda.empty_cache()
+            hardware.released()
 
     @torch.inference_mode()
     def _launch(self, frames: list[Frame]) -> list[FrameContext]:
@@ -236,52 +239,64 @@ class Detections:
         quick = self._detector.make_quick()
         assert quick is not None  # noqa: S101  # else it is not of use
         first = self.known.frames
-        checked = {row for row in range(len(x)) if (first + row) % CHECK_EVERY == 0}
-        for row in checked:
-            self._measure(quick, x[row : row + 1])
         began = time.perf_counter()
-        seen = quick.found(x, self.known.noise) if self.known.quick else []
+        outputs = quick.outputs(x)
         seconds = time.perf_counter() - began
+        exact: dict[int, Any] = {}
+        for row in range(len(x)):
+            if (first + row) % CHECK_EVERY == 0:
+                exact[row], outputs = self._measured(quick, outputs, x, row)
+        began = time.perf_counter()
+        seen = quick.found(outputs, self.known.noise) if self.known.quick else []
+        seconds += time.perf_counter() - began
         with_box = next((row for row, one in enumerate(seen) if len(one.boxes)), None)
         if with_box is not None and not self.known.seen:
-            self.known.seen = True
-            if with_box not in checked:
+            if with_box not in exact:
                 # Of frames with nothing in them, the noise tells little: all are judged once more.
-                checked.add(with_box)
-                self._measure(quick, x[with_box : with_box + 1])
-                seen = quick.found(x, self.known.noise)
+                exact[with_box], outputs = self._measured(quick, outputs, x, with_box)
+                seen = quick.found(outputs, self.known.noise)
+            self.known.seen = True  # now: for the measuring memory may have been short
+        del outputs
         if not self.known.quick:
-            return [self._boxes(one) for one in self._runner.predict(x)]
+            rows = range(len(x))
+            return [self._boxes(exact.get(row) or self._exactly(x, row)) for row in rows]
         self._learn(len(frames), seconds)
-        # The least of each: what else a machine does makes one call or another slow.
-        self._fast = min(self._fast, seconds / len(frames))
-        contexts = [
-            self._settled(x[row : row + 1], one, row in checked) for row, one in enumerate(seen)
-        ]
+        # The least of each: what else a machine does makes one call or another slow. The first call
+        # of a size prepares.
+        if len(frames) in self._prepared_for:
+            self._fast = min(self._fast, seconds / len(frames))
+        self._prepared_for.add(len(frames))
+        contexts = [self._settled(x, row, one, exact.get(row)) for row, one in enumerate(seen)]
         self._weigh(len(frames))
         return contexts
 
-    def _settled(self, x: Tensor, one: FoundBoxes, checked: bool) -> FrameContext:
-        """Return the boxes of a picture, detected again where they are uncertain or checked.
+    def _settled(self, x: Tensor, row: int, one: FoundBoxes, exact: Any) -> FrameContext:
+        """Return the boxes of a picture, detected again where they are uncertain.
 
         Args:
-            x: the picture, (1, 3, height, width).
+            x: pictures, (n, 3, height, width).
+            row: which of them it is.
             one: what the faster detector found in it.
-            checked: whether it is computed both ways in any case.
+            exact: what the detector as it is finds, if that is known: it counts.
         """
         raw = {"bboxes": one.boxes.numpy(), "scores": one.scores.numpy()}
         context = self._boxes({"detection": raw})
         certain = one.certain and self._is_certain(context["bboxes"], one.error)
-        if not certain or checked:
-            began = time.perf_counter()
-            exact = self._boxes(self._runner.predict(x)[0])
-            self._slow = min(self._slow, time.perf_counter() - began)
-            if certain and not self._same(context, exact):
-                self._detector.forget_quick()
-                raise UnfaithfulDetectorError("the faster detector found another box unnoticed")
-            context = exact
         self.known.again += not certain
-        return context
+        if exact is None and certain:
+            return context
+        settled = self._boxes(self._exactly(x, row) if exact is None else exact)
+        if certain and not self._same(context, settled):
+            self._detector.forget_quick()
+            raise UnfaithfulDetectorError("the faster detector found another box unnoticed")
+        return settled
+
+    def _exactly(self, x: Tensor, row: int) -> Any:
+        """Return what the detector as it is finds in one of some pictures."""
+        began = time.perf_counter()
+        [found] = self._runner.predict(x[row : row + 1])
+        self._slow = min(self._slow, time.perf_counter() - began)
+        return found
 
     def _prepared(self, frames: list[Frame]) -> Tensor:
         """Return frames as the detector takes them, (n, 3, height, width); as many as it wants."""
@@ -304,11 +319,21 @@ class Detections:
         context, _ = self._runner.postprocessor([{"detection": copied}], dict(self._context or {}))
         return dict(context)
 
-    def _measure(self, quick: QuickDetector, x: Tensor) -> None:
-        noise = quick.measured(x)
+    def _measured(
+        self, quick: QuickDetector, fast: Outputs, x: Tensor, row: int
+    ) -> tuple[Any, Outputs]:
+        """Measure the noise on one of some pictures.
+
+        Returns:
+            What the detector as it is finds in it; and what the faster one made of all, which is
+            something else where it has to multiply as often as the other.
+        """
+        found, exact = quick.heard(lambda one: self._exactly(one, 0), x[row : row + 1])
+        noise = quick.noise_of(exact, fast, row)
         if not noise.is_little and quick.is_tiled:
             quick.untile()
-            noise = quick.measured(x)
+            fast = quick.outputs(x)
+            noise = quick.noise_of(exact, fast, row)
         if not noise.is_little:
             log.info("the detector stays as it is: %s", noise)
             self.known.quick = False
@@ -316,13 +341,15 @@ class Detections:
         self.known.noise.grow(
             Noise(**{name: SAFETY * value for name, value in asdict(noise).items()})
         )
+        return found, fast
 
     def _weigh(self, frames: int) -> None:
         """Drop the faster form where too many frames have to be detected again."""
         done = self.known.frames + frames
         share = self.known.again / done
         slow = self._slow if self._slow < math.inf else 0.0
-        if done >= WORTH_FRAMES and self._fast + share * slow > slow / GROWTH > 0:
+        known = done >= WORTH_FRAMES and self._fast < math.inf
+        if known and self._fast + share * slow > slow / GROWTH > 0:
             log.info("the detector as it is, from now on: %s of %s again", self.known.again, done)
             self.known.quick = False
 

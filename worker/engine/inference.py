@@ -33,18 +33,18 @@ from posedrop.buckets import layout
 from posedrop.errors import AnalysisError, ModelError
 from worker import hardware
 from worker.child.messages import MAX_RANGES
-from worker.cpu.winograd_transforms import kernels
+from worker.cpu import group_norm, winograd_transforms
 from worker.engine import network
 from worker.engine.choice import Learning, pcutoff_of, predictor_for, watched_pcutoff
 from worker.engine.detection import Detector, UnfaithfulDetectorError
-from worker.engine.loaded import LoadedModel, is_short, released
+from worker.engine.loaded import LoadedModel, is_short
 from worker.engine.network import Network
 from worker.engine.padding import padding_of
 from worker.engine.predictors import DeepLabCutPredictor, Prediction, Predictor
 from worker.engine.state import ENGINE
 from worker.gpu.staging import AnyFrame
 from worker.gpu.streams import apart
-from worker.memory import is_out_of_memory
+from worker.memory import freed_memory_kept, is_out_of_memory
 from worker.poses import predictions
 from worker.poses.checkpoint import Checkpoint, PredictionBuffer
 from worker.poses.predictions import Predictions
@@ -58,8 +58,10 @@ from worker.video.cuda_decode import Card, DecodedOtherwiseError
 from worker.video.numbering import Reading, passing
 from worker.video.planes import ROWS, Planes
 
-#: Frames decoded ahead of the network, beside a batch.
-AHEAD = 16
+#: Frames decoded ahead of the network, beside a batch: at least, and at most (two of the largest
+#: batches), as far as these bytes suffice, without (False) and with an accelerator.
+AHEAD, MOST_AHEAD = 16, 128
+AHEAD_BYTES = {False: 2**24, True: 2**26}
 #: Threads that convert what is decoded to RGB.
 CONVERTERS = 2
 
@@ -99,7 +101,7 @@ class AcceleratorUse:
                 # To give memory back, and to take it again, keeps a card from work.
                 if is_short(torch.device(self.device)):
                     ENGINE.models.rest(job.model_bytes)
-                    released()
+                    hardware.released()
                 self.ended = time.time()
                 self.seconds += self.ended - started
 
@@ -118,7 +120,8 @@ def begin(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG0
     if not beside:
         with suppress(Exception):  # who needs them will tell why there are none
             for dtype in {torch.float32, hardware.native_dtype(torch.device("cpu"))} - {None}:
-                kernels(dtype)
+                winograd_transforms.kernels(dtype)
+                group_norm.kernels(dtype)
     return {"accelerated": beside}
 
 
@@ -148,11 +151,12 @@ def analyse(job: Job, args: PoseArgs, part: str, load: Callable[[str], Network])
     """
     started = time.time()
     job.report("load", 0, None)
-    loaded = _kept(job, part, load)
-    total = len(_selected(args, containers.count(job.video)))  # as the container promises
     memory = Memory(job.tuning)
-    inference = _Inference(job, args, loaded, total, Learning(part, memory))
-    found, reading, summary = inference.run()
+    with hardware.tf32(allowed=False), freed_memory_kept():
+        loaded = _kept(job, part, load)
+        total = len(_selected(args, containers.count(job.video)))  # as the container promises
+        inference = _Inference(job, args, loaded, total, Learning(part, memory))
+        found, reading, summary = inference.run()
     # What came out counts, whatever the container promises.
     expected = _selected(args, reading.end)
     numbers = np.array(expected, np.int64)
@@ -332,6 +336,8 @@ class _Inference:
             **predictor.setup, **card.setup, "analysis_version": job.version, "av": version("av"),
             "brightness_rows": ROWS,
         }  # fmt: skip
+        if self._loaded.network.device.startswith("cuda"):
+            setup["tf32"] = predictor.as_stock  # it was on for all, before
         found, state = self._checkpoint.load(setup)
         begin = args.start
         if found.indexes and state is not None:
@@ -353,7 +359,8 @@ class _Inference:
             reading=reading,
             card=card,
         )
-        with closing(decode.ahead(frames, AHEAD)) as ready:
+        beside = self._loaded.network.device != "cpu"
+        with closing(decode.ahead(frames, lambda first: _early(first[1], beside))) as ready:
             # With the first one taken, more are decoded, whoever has the network meanwhile.
             early = list(islice(ready, 1))
             with self.use.of(job):
@@ -395,6 +402,12 @@ class _Inference:
             if isinstance(predictor, DeepLabCutPredictor):
                 ENGINE.models.clear()  # it may hold half a batch: the next video must not get it
             raise
+
+
+def _early(frame: AnyFrame, accelerated: bool) -> int:
+    """Return how many frames like this one are decoded before the network has room for them."""
+    size = sum(part.nbytes for part in frame.parts) if isinstance(frame, Planes) else frame.nbytes
+    return min(max(AHEAD_BYTES[accelerated] // max(size, 1), AHEAD), MOST_AHEAD)
 
 
 def _slim(prediction: Prediction) -> Prediction:

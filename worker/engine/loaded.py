@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worker import hardware
 from worker.cpu import fused
 from worker.engine.detection import Detector
 from worker.engine.network import Network
@@ -73,7 +74,7 @@ class ModelCache:
         size = sum(model.bytes for model in self._models.values())
         while size > most and len(self._models) > 1:
             size -= self._models.popitem(last=False)[1].bytes
-            released()
+            hardware.released()
 
     def rest(self, most: int) -> None:
         """Drop recordings until all takes ``most`` bytes: another process will use the card."""
@@ -86,7 +87,7 @@ class ModelCache:
     def clear(self) -> None:
         """Drop all models."""
         self._models.clear()
-        released()
+        hardware.released()
 
     def models(self) -> list[LoadedModel]:
         """Return the models that are there, the least recently used first."""
@@ -103,12 +104,6 @@ def is_short(device: torch.device) -> bool:
         return True
     free, total = torch.cuda.mem_get_info(device)
     return bool(free < total / 2)
-
-
-def released() -> None:
-    """Give back what torch keeps of an accelerator's memory for later: another process wants it."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

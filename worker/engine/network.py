@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from deeplabcut.pose_estimation_pytorch.apis.utils import (
     get_detector_inference_runner,
     get_filtered_coco_detector_inference_runner,
@@ -32,6 +31,8 @@ from posedrop.models.projects import (
     MODEL_FOLDERS,
     PYTORCH_CONFIG,
     check_parts,
+    dumped,
+    exported_pcutoff,
     list_snapshots,
     read_yaml,
     what_is_set,
@@ -69,6 +70,8 @@ class Network:
     detector_batch_size: int | None = None
     conditions: Network | None = None
     """Of a conditional top-down model: the bottom-up one whose poses it improves."""
+    identity: bool = False
+    """Whether it tells animals apart by what they look like."""
 
 
 def device_of(wanted: str) -> str:
@@ -83,8 +86,9 @@ def device_of(wanted: str) -> str:
     except (RuntimeError, AssertionError) as error:
         if is_out_of_memory(error):  # it is there, and full
             raise
+        why = str(error).partition("\n")[0][:200]
         raise AnalysisError(
-            f"this worker has no device {wanted!r} (POSEDROP_DEVICE)", code="no_such_device"
+            f"this worker has no device {wanted!r} (POSEDROP_DEVICE): {why}", code="no_such_device"
         ) from error
     return wanted
 
@@ -217,6 +221,7 @@ def _load_export(path: Path, snapshot: str | None, device: str) -> Network:
         multi_animal=multi_animal,
         scorer=path.stem,
         snapshot=name or path.stem,
+        pcutoff=exported_pcutoff(content["config"]),
     )
 
 
@@ -243,8 +248,8 @@ def _loader(project: dict[str, Any], config: Path) -> Any:
         root = Path(temporary)
         train = root / MODEL_FOLDERS / shuffle_folder.parent.name / name / "train"
         train.mkdir(parents=True)
-        (root / CONFIG).write_text(yaml.safe_dump(copied), encoding="utf-8")
-        own = yaml.safe_dump(tamed(read_yaml(config)), sort_keys=False)
+        (root / CONFIG).write_text(dumped(copied), encoding="utf-8")
+        own = dumped(tamed(read_yaml(config)))
         (train / PYTORCH_CONFIG).write_text(own, encoding="utf-8")
         return DLCLoader(root / CONFIG, trainset_index=0, shuffle=int(shuffle))
 
@@ -346,6 +351,8 @@ def build(
         crop=None,
         device=str(pose.device),
         conditions=conditions,
+        # DeepLabCut gives identities with the poses of bottom-up models alone.
+        identity=task == Task.BOTTOM_UP and bool(config["metadata"]["with_identity"]),
     )
 
 

@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from worker import hardware
 from worker.engine.loaded import LoadedModel
 from worker.gpu import staging
 from worker.gpu.staging import AnyFrame
 from worker.gpu.streams import Mark, Upload, device_of
-from worker.memory import is_out_of_memory
+from worker.memory import give_back, is_out_of_memory
 from worker.precision import tuning, ways
 from worker.precision.guard import (
     WINDOW,
@@ -337,6 +338,7 @@ class Pass:
             multiplies_tiles=torch.cpu._is_amx_tile_supported(),
             pictures=self._pictures,
             again=self._again,
+            threads=torch.get_num_threads(),
         )
         self._key = {
             **tuning.signature(self._device, torch.get_num_threads()),
@@ -490,7 +492,9 @@ class Pass:
     def _free(self) -> None:
         self._graphs.clear()
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+            hardware.released()
+        else:
+            give_back()
 
 
 def _ways() -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from deeplabcut.pose_estimation_pytorch.runners import DynamicCropper
 
 from posedrop.errors import AnalysisError
+from worker import hardware
 from worker.engine.loaded import LoadedModel
 from worker.engine.passes import Pass
 from worker.engine.postprocess import postprocessed
@@ -41,6 +42,8 @@ class Predictor(ABC):
     """Of the bytes of a pixel that it takes."""
     setup: dict[str, Any]
     """What a checkpoint has to have been made with."""
+    as_stock = False
+    """Whether a card may compute fp32 as it does for stock DeepLabCut, in TF32."""
 
     def rest(self) -> None:  # noqa: B027  # most rest after each batch
         """Finish the frames that were begun before more are begun, for a checkpoint."""
@@ -69,8 +72,24 @@ class DeepLabCutPredictor(Predictor):
     """DeepLabCut's own runners, for what comes in more steps: a detector, crops, resizing."""
 
     def __init__(
-        self, loaded: LoadedModel, batch: int, precision: Precision, dynamic: DynamicCropper | None
+        self,
+        loaded: LoadedModel,
+        batch: int,
+        precision: Precision,
+        dynamic: DynamicCropper | None,
+        *,
+        as_stock: bool,
     ) -> None:
+        """Begin a film.
+
+        Args:
+            loaded: the model.
+            batch: frames at once.
+            precision: of the arithmetic.
+            dynamic: crops each frame by the one before.
+            as_stock: whether a card may compute fp32 as it does for stock DeepLabCut, in TF32.
+        """
+        self.as_stock = as_stock
         self._dynamic = dynamic
         self._network = loaded.network
         self._dtype = loaded.variants.dtype_for(precision)
@@ -88,7 +107,10 @@ class DeepLabCutPredictor(Predictor):
         for group in _grouped(frames, self._batch):
             images: list[Any] = [image for _, image in group]
             device = torch.device(self._network.device).type
-            with torch.autocast(device, self._dtype, enabled=self._dtype is not None):
+            with (
+                hardware.tf32(allowed=self.as_stock),
+                torch.autocast(device, self._dtype, enabled=self._dtype is not None),
+            ):
                 if self._network.detector is not None:
                     boxes = self._network.detector.inference(images)
                     images = list(zip(images, boxes, strict=True))

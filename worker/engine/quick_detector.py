@@ -8,7 +8,8 @@ detected again by DeepLabCut's detector as it is:
 
 * The first frame, and the first with a box, are computed both ways, stage by stage, which gives the
   *noise* of each stage: objectness, proposals, scores, boxes. So is every ``CHECK_EVERY``-th, by
-  which noise may grow.
+  which noise may grow. What the detector as it is comes to on the way is listened to, so that it
+  runs once.
 * A proposal is certain if neither the noise of a score nor that of an overlap decides whether
   non-maximum suppression keeps it, and it is judged by features of the same level in any case.
   What is uncertain is judged as well, as far as it comes near to the others.
@@ -25,8 +26,10 @@ import copy
 import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +51,7 @@ from worker.engine import boxes
 from worker.precision.variants import fold
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 #: Pixels that an edge is off in any case: torchvision shifts boxes to suppress those of each kind
 #: by themselves, and rounds them by it.
 LEAST_ERROR = 1e-3
@@ -104,6 +108,19 @@ class FoundBoxes:
     certain: bool
     error: float = 0.0
     """Pixels that an edge may be off."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a detector's network makes of some pictures, before a box is chosen."""
+
+    images: ImageList
+    """The pictures as the network gets them."""
+    whole: tuple[int, ...]
+    """Height and width of a frame."""
+    features: dict[str, Tensor]
+    head: Any
+    """What its head for all anchors returned."""
 
 
 @dataclass(frozen=True)
@@ -167,20 +184,57 @@ class QuickDetector(ABC):
         """Return all that was made of the detector."""
         return [self.fast]
 
-    def found(self, x: Tensor, noise: Noise) -> list[FoundBoxes]:
-        """Return what is in each of some pictures; x (n, 3, height, width)."""
+    def outputs(self, x: Tensor) -> Outputs:
+        """Return what the faster form makes of some pictures; x (n, 3, height, width)."""
         images = self._images(x)
-        picked = self._picked(images, noise)
-        sizes = images.image_sizes, [tuple(x.shape[-2:])] * len(x)
-        return [self._verdict(one, noise, *size) for one, *size in zip(picked, *sizes, strict=True)]
+        features = self.fast.backbone(images.tensors)
+        head = self._head_of(self.fast)(list(features.values()))
+        return Outputs(images, tuple(x.shape[-2:]), features, head)
+
+    def heard(self, predict: Callable[[Tensor], T], x: Tensor) -> tuple[T, Outputs]:
+        """Return what the detector as it is finds, and what it came to on the way.
+
+        Args:
+            predict: runs it.
+            x: pictures, (n, 3, height, width).
+        """
+        said: dict[str, Any] = {}
+        parts = {"features": self.plain.backbone, "head": self._head_of(self.plain)}
+        with ExitStack() as stack:
+            for name, part in parts.items():
+                hook = part.register_forward_hook(
+                    lambda _, __, output, name=name: said.update({name: output})
+                )
+                stack.callback(hook.remove)
+            answer = predict(x)
+        return answer, Outputs(self._images(x), tuple(x.shape[-2:]), **said)
+
+    def found(self, outputs: Outputs, noise: Noise) -> list[FoundBoxes]:
+        """Return what is in each of the pictures whose outputs these are."""
+        return [
+            self._verdict(one, noise, size, outputs.whole)
+            for one, size in zip(
+                self._picked(outputs, noise), outputs.images.image_sizes, strict=True
+            )
+        ]
 
     @abstractmethod
-    def measured(self, x: Tensor) -> Noise:
-        """Return the noise on some pictures, without the safety."""
+    def noise_of(self, exact: Outputs, fast: Outputs, row: int) -> Noise:
+        """Return the noise on a picture, without the safety.
+
+        Args:
+            exact: what the detector as it is made of this picture alone.
+            fast: what the faster form made of several.
+            row: which of those it is.
+        """
 
     @abstractmethod
-    def _picked(self, images: ImageList, noise: Noise) -> list[_Picked]:
+    def _picked(self, outputs: Outputs, noise: Noise) -> list[_Picked]:
         """Return of each picture what may be boxes that count."""
+
+    @abstractmethod
+    def _head_of(self, network: Any) -> nn.Module:
+        """Return the part that judges all anchors by the features of all levels."""
 
     @property
     @abstractmethod
@@ -192,8 +246,9 @@ class QuickDetector(ABC):
         tensors = images.tensors.contiguous(memory_format=torch.channels_last)
         return ImageList(tensors, images.image_sizes)
 
-    def _anchors_of(self, images: ImageList, features: list[Tensor]) -> Tensor:
+    def _anchors_of(self, outputs: Outputs) -> Tensor:
         generator = getattr(self.plain, "rpn", self.plain).anchor_generator
+        images, features = outputs.images, list(outputs.features.values())
         size = (images.tensors.shape[-2:], *(feature.shape[-2:] for feature in features))
         if self._anchors[0] != size:
             one = ImageList(images.tensors[:1], images.image_sizes[:1])
@@ -206,7 +261,7 @@ class QuickDetector(ABC):
         picked: _Picked,
         noise: Noise,
         size: tuple[int, int],
-        whole: tuple[int, int],
+        whole: tuple[int, ...],
     ) -> FoundBoxes:
         """Return the boxes that count, and whether they would be the same without the noise."""
         least, limit, count, side = self._limits
@@ -217,27 +272,29 @@ class QuickDetector(ABC):
         odds = judged.merits[order].numpy()
         found = clip_boxes_to_image(judged.boxes[order], size)
         exist = picked.exist[order.numpy()] & (odds > floor + noise.merit)
-        single = boxes.without_twins(found.numpy(), odds, exist, noise.merit)
-        odds, exist, found = odds[single], exist[single], found[torch.from_numpy(single)]
+        behind = _behind(odds, noise.merit)
+        single = boxes.without_twins(found.numpy(), odds, exist, behind)
+        odds, exist, behind = odds[single], exist[single], behind[single]
+        found = found[torch.from_numpy(single)]
         array = found.numpy()
         wide = (array[:, 2:] - array[:, :2]).min(axis=1, initial=np.inf)
         exist &= wide > side + 2 * LEAST_ERROR
         slack = boxes.slack_of(array, max(noise.box, LEAST_ERROR))
         kinds = np.zeros(len(odds), np.int64)
-        state = boxes.kept(array, odds, kinds, exist, limit, noise.merit, slack)
+        state = boxes.kept(array, odds, kinds, exist, limit, behind, slack)
         left = np.flatnonzero(state)
         rows = left[state[left] == boxes.KEPT][: min(self._most, count)]
         # Whatever comes before the last that counts, or might, has to be certain, its order too.
         full = len(rows) == min(self._most, count)
         last = int(rows[-1]) if full else len(odds) - 1
-        near = left[odds[left] >= odds[last] - noise.merit] if len(odds) else left
+        near = left[odds[left] >= behind[last]] if len(odds) else left
         likely = 1 / (1 + np.exp(-odds[near]))
         certain = (
             bool(np.isfinite(array).all() and np.isfinite(odds).all())
             and bool((state[near] == boxes.KEPT).all())
             and bool((np.diff(-odds[near]) > noise.merit).all())
             and bool((np.diff(-likely) > LEAST_STEP).all())
-            and picked.others < (odds[last] if full else floor) - noise.merit
+            and picked.others < (behind[last] if full else floor - noise.merit)
         )
         return FoundBoxes(
             resize_boxes(found[rows], list(size), list(whole)),
@@ -255,40 +312,29 @@ class QuickSSD(QuickDetector):
         plain = self.plain
         return plain.score_thresh, plain.nms_thresh, plain.detections_per_img, -math.inf
 
-    def measured(self, x: Tensor) -> Noise:
-        """Return the noise on some pictures."""
-        images, noise = self._images(x), Noise()
-        both = [self._looked(network, images) for network in (self.plain, self.fast)]
-        for exact, fast in zip(*both, strict=True):
-            noise.grow(_difference(exact, fast, self._limits[0]))
-        return noise
+    def noise_of(self, exact: Outputs, fast: Outputs, row: int) -> Noise:
+        """Return the noise on a picture."""
+        return _difference(self._judged(exact, 0), self._judged(fast, row), self._limits[0])
 
-    def _looked(self, network: Any, images: ImageList) -> list[_Judged]:
-        features = list(network.backbone(images.tensors).values())
-        head = network.head(features)
-        anchors = self._anchors_of(images, features)
-        merits = _merits(head["cls_logits"], self._label)
-        found = []
-        for row, merit in enumerate(merits):
-            decoded = self.plain.box_coder.decode_single(head["bbox_regression"][row], anchors)
-            found.append(_Judged(decoded, merit))
-        return found
+    def _head_of(self, network: Any) -> nn.Module:
+        head: nn.Module = network.head
+        return head
 
-    def _picked(self, images: ImageList, noise: Noise) -> list[_Picked]:
+    def _judged(self, outputs: Outputs, row: int) -> _Judged:
+        """Return what the head says of a picture's anchors."""
+        moves = outputs.head["bbox_regression"][row]
+        return _Judged(
+            self.plain.box_coder.decode_single(moves, self._anchors_of(outputs)),
+            _merits(outputs.head["cls_logits"][row], self._label),
+        )
+
+    def _picked(self, outputs: Outputs, noise: Noise) -> list[_Picked]:
         found = []
-        for one in self._looked(self.fast, images):
+        for row in range(len(outputs.images.image_sizes)):
+            one = self._judged(outputs, row)
             places, exist = _best(one.merits, self.plain.topk_candidates, noise.merit)
             found.append(_Picked(_Judged(one.boxes[places], one.merits[places]), exist))
         return found
-
-
-@dataclass(frozen=True)
-class _Seen:
-    features: dict[str, Tensor]
-    objectness: list[Tensor]
-    """Of each level: (n, anchors)."""
-    deltas: list[Tensor]
-    """Of each level: (n, anchors, 4)."""
 
 
 class QuickRCNN(QuickDetector):
@@ -308,45 +354,43 @@ class QuickRCNN(QuickDetector):
         heads = self.plain.roi_heads
         return heads.score_thresh, heads.nms_thresh, heads.detections_per_img, 1e-2
 
-    def measured(self, x: Tensor) -> Noise:
-        """Return the noise on some pictures."""
-        images, noise = self._images(x), Noise()
-        exact, fast = (self._seen(network, images) for network in (self.plain, self.fast))
-        for true, other in zip(exact.objectness, fast.objectness, strict=True):
+    def noise_of(self, exact: Outputs, fast: Outputs, row: int) -> Noise:
+        """Return the noise on a picture."""
+        noise = Noise()
+        for true, other in zip(_objectness(exact, 0), _objectness(fast, row), strict=True):
             noise.objectness = max(noise.objectness, float((true - other).abs().max()))
-        for row in range(len(x)):
-            there = self._proposals(fast, images, row, noise)
-            boxes_ = self._decoded(exact, images, row, there.places)
-            noise.proposal = max(noise.proposal, float(_largest(boxes_ - there.boxes)))
-            [true_] = self._judged(self.plain.roi_heads, exact, images, [(row, boxes_)])
-            regions = [(row, there.boxes)]
-            [other_] = self._judged(self.fast.roi_heads, fast, images, regions)
-            noise.grow(_difference(true_, other_, self._limits[0]))
-            if self._rough is not None:
-                [rough] = self._judged(self._rough, fast, images, regions)
-                found = _difference(other_, rough, self._limits[0])
-                noise.rough = max(noise.rough, found.merit)
+        there = self._proposals(fast, row, noise)
+        boxes_ = self._decoded(exact, 0, there.places)
+        noise.proposal = float(_largest(boxes_ - there.boxes))
+        [true_] = self._judged(self.plain.roi_heads, exact, [(0, boxes_)])
+        regions = [(row, there.boxes)]
+        [other_] = self._judged(self.fast.roi_heads, fast, regions)
+        noise.grow(_difference(true_, other_, self._limits[0]))
+        if self._rough is not None:
+            [rough] = self._judged(self._rough, fast, regions)
+            noise.rough = _difference(other_, rough, self._limits[0]).merit
         return noise
 
-    def _picked(self, images: ImageList, noise: Noise) -> list[_Picked]:
-        seen = self._seen(self.fast, images)
-        proposals = [
-            self._proposals(seen, images, row, noise) for row in range(len(images.image_sizes))
-        ]
+    def _head_of(self, network: Any) -> nn.Module:
+        head: nn.Module = network.rpn.head
+        return head
+
+    def _picked(self, outputs: Outputs, noise: Noise) -> list[_Picked]:
+        rows = range(len(outputs.images.image_sizes))
+        proposals = [self._proposals(outputs, row, noise) for row in rows]
         regions = [(row, one.boxes) for row, one in enumerate(proposals)]
         if self._rough is None or not noise.rough:
-            judged = self._judged(self.fast.roi_heads, seen, images, regions)
+            judged = self._judged(self.fast.roi_heads, outputs, regions)
             return [_Picked(one, there.exist) for one, there in zip(judged, proposals, strict=True)]
-        rough = self._judged(self._rough, seen, images, regions)
+        rough = self._judged(self._rough, outputs, regions)
         return [
-            self._judged_again(seen, images, row, there, one, noise)
+            self._judged_again(outputs, row, there, one, noise)
             for row, (there, one) in enumerate(zip(proposals, rough, strict=True))
         ]
 
     def _judged_again(
         self,
-        seen: _Seen,
-        images: ImageList,
+        outputs: Outputs,
         row: int,
         there: _Proposals,
         rough: _Judged,
@@ -354,27 +398,25 @@ class QuickRCNN(QuickDetector):
     ) -> _Picked:
         """Judge in fp32 which of a picture's proposals may be boxes that count, going by bf16."""
         merits = rough.merits.numpy()
-        chosen = np.flatnonzero(merits >= self._least_that_counts(rough, row, images, noise))
-        places = torch.from_numpy(chosen)
-        [judged] = self._judged(
-            self.fast.roi_heads, seen, images, [(row, there.boxes[places])], PICKED
+        chosen = np.flatnonzero(
+            merits >= self._least_that_counts(rough, outputs.images.image_sizes[row], noise)
         )
+        places = torch.from_numpy(chosen)
+        [judged] = self._judged(self.fast.roi_heads, outputs, [(row, there.boxes[places])], PICKED)
         others = float(np.delete(merits, chosen).max(initial=-math.inf)) + noise.rough
         if _largest(judged.merits - rough.merits[places]) > noise.rough:
             others = math.inf  # the noise is more than was known
         return _Picked(judged, there.exist[chosen], others)
 
-    def _least_that_counts(
-        self, rough: _Judged, row: int, images: ImageList, noise: Noise
-    ) -> float:
+    def _least_that_counts(self, rough: _Judged, size: tuple[int, int], noise: Noise) -> float:
         """Return the odds in bf16 that a box has to have, to be perhaps one of those that count."""
         least, limit, count, _ = self._limits
         order = rough.merits.argsort(descending=True, stable=True)
-        found = clip_boxes_to_image(rough.boxes[order], images.image_sizes[row]).numpy()
+        found = clip_boxes_to_image(rough.boxes[order], size).numpy()
         odds = rough.merits[order].numpy()
         n = len(odds)
         state = boxes.kept(
-            found, odds, np.zeros(n, np.int64), np.ones(n, np.bool_), limit, 0.0, np.zeros(n)
+            found, odds, np.zeros(n, np.int64), np.ones(n, np.bool_), limit, odds, np.zeros(n)
         )
         kept = odds[state == boxes.KEPT][: min(self._most, count)]
         full = len(kept) == min(self._most, count)
@@ -382,34 +424,25 @@ class QuickRCNN(QuickDetector):
         # Both may be off, the worst that counts and what might take its place.
         return worst - 2 * (noise.rough + noise.merit)
 
-    def _seen(self, network: Any, images: ImageList) -> _Seen:
-        features = network.backbone(images.tensors)
-        objectness, deltas = network.rpn.head(list(features.values()))
-        n = len(images.tensors)
-        return _Seen(
-            features,
-            [level.permute(0, 2, 3, 1).reshape(n, -1) for level in objectness],
-            [level.permute(0, 2, 3, 1).reshape(n, -1, 4) for level in deltas],
-        )
-
-    def _decoded(self, seen: _Seen, images: ImageList, row: int, places: Tensor) -> Tensor:
+    def _decoded(self, outputs: Outputs, row: int, places: Tensor) -> Tensor:
         """Return the boxes that anchors were moved to, within the picture."""
         rpn = self.plain.rpn
-        anchors = self._anchors_of(images, list(seen.features.values()))
-        starts = np.cumsum([0, *(level.shape[1] for level in seen.objectness)])
+        anchors = self._anchors_of(outputs)
+        deltas = _deltas(outputs, row)
+        starts = np.cumsum([0, *(len(level) for level in deltas)])
         moves = torch.empty((len(places), 4))
-        for start, end, level in zip(starts, starts[1:], seen.deltas, strict=False):
+        for start, end, level in zip(starts, starts[1:], deltas, strict=False):
             mine = (places >= int(start)) & (places < int(end))
-            moves[mine] = level[row, places[mine] - int(start)]
+            moves[mine] = level[places[mine] - int(start)]
         found = rpn.box_coder.decode_single(moves, anchors[places])
-        inside: Tensor = clip_boxes_to_image(found, images.image_sizes[row])
+        inside: Tensor = clip_boxes_to_image(found, outputs.images.image_sizes[row])
         return inside
 
-    def _proposals(self, seen: _Seen, images: ImageList, row: int, noise: Noise) -> _Proposals:
+    def _proposals(self, outputs: Outputs, row: int, noise: Noise) -> _Proposals:
         """Return all that may be proposals, as torchvision's ``filter_proposals``."""
         rpn = self.plain.rpn
-        place, objectness, there, kinds = self._best_of_levels(seen, row, noise)
-        found = self._decoded(seen, images, row, place)
+        place, objectness, there, kinds = self._best_of_levels(outputs, row, noise)
+        found = self._decoded(outputs, row, place)
         sides = (found[:, 2:] - found[:, :2]).amin(dim=1)
         floor = _odds(rpn.score_thresh)
         order = objectness.argsort(descending=True, stable=True)
@@ -420,9 +453,9 @@ class QuickRCNN(QuickDetector):
         there = there[rows] & (merit >= floor + noise.objectness)
         array = found.numpy()
         slack = boxes.slack_of(array, max(noise.proposal, LEAST_ERROR))
-        state = boxes.kept(
-            array, merit, kinds[rows], there, rpn.nms_thresh, noise.objectness, slack
-        )
+        # Of two that are as good in fp32, torchvision too takes the one of more objectness.
+        behind = merit - noise.objectness
+        state = boxes.kept(array, merit, kinds[rows], there, rpn.nms_thresh, behind, slack)
         left = np.flatnonzero(state)
         certain = state[left] == boxes.KEPT
         # Of all levels together, the best are kept.
@@ -440,7 +473,7 @@ class QuickRCNN(QuickDetector):
         return _Proposals(place[left], found[left], certain)
 
     def _best_of_levels(
-        self, seen: _Seen, row: int, noise: Noise
+        self, outputs: Outputs, row: int, noise: Noise
     ) -> tuple[Tensor, Tensor, npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
         """Return the likeliest anchors of each level, or what may be among them.
 
@@ -450,13 +483,13 @@ class QuickRCNN(QuickDetector):
         """
         start = 0
         places, merits, exist, levels = [], [], [], []
-        for number, level in enumerate(seen.objectness):
-            best, there = _best(level[row], self.plain.rpn.pre_nms_top_n(), noise.objectness)
+        for number, level in enumerate(_objectness(outputs, row)):
+            best, there = _best(level, self.plain.rpn.pre_nms_top_n(), noise.objectness)
             places.append(best + start)
-            merits.append(level[row, best].double())
+            merits.append(level[best].double())
             exist.append(there)
             levels.append(np.full(len(best), number))
-            start += level.shape[1]
+            start += len(level)
         return (
             torch.cat(places), torch.cat(merits), np.concatenate(exist), np.concatenate(levels)
         )  # fmt: skip
@@ -474,8 +507,7 @@ class QuickRCNN(QuickDetector):
     def _judged(
         self,
         heads: Any,
-        seen: _Seen,
-        images: ImageList,
+        outputs: Outputs,
         regions: list[tuple[int, Tensor]],
         at_once: int = REGIONS,
     ) -> list[_Judged]:
@@ -485,7 +517,7 @@ class QuickRCNN(QuickDetector):
         rows = torch.cat([torch.full((len(found), 1), float(row)) for row, found in regions])
         merits, moves = [], []
         for whole in torch.split(torch.cat([rows, all_], dim=1), at_once):
-            features = heads.box_head(self._pooled(seen, images, whole, at_once).to(dtype))
+            features = heads.box_head(self._pooled(outputs, whole, at_once).to(dtype))
             logits, deltas = heads.box_predictor(features[: len(whole)])
             merits.append(_merits(logits, self._label))
             moves.append(deltas.float())
@@ -496,12 +528,12 @@ class QuickRCNN(QuickDetector):
         both = zip(torch.split(decoded, counts), torch.split(merit, counts), strict=True)
         return [_Judged(*one) for one in both]
 
-    def _pooled(self, seen: _Seen, images: ImageList, regions: Tensor, at_once: int) -> Tensor:
+    def _pooled(self, outputs: Outputs, regions: Tensor, at_once: int) -> Tensor:
         """Return what torchvision's ``MultiScaleRoIAlign`` does, ``at_once``; some are none."""
         pool = self.plain.roi_heads.box_roi_pool
-        levels = [value for name, value in seen.features.items() if name in pool.featmap_names]
+        levels = [value for name, value in outputs.features.items() if name in pool.featmap_names]
         if pool.scales is None or pool.map_levels is None:
-            pool(dict(seen.features), [regions[:1, 1:]], images.image_sizes)
+            pool(dict(outputs.features), [regions[:1, 1:]], outputs.images.image_sizes)
         which = pool.map_levels([regions[:, 1:]]) if len(levels) > 1 else torch.zeros(len(regions))
         side = pool.output_size[0]
         # Always as many, for whose number weights are laid out.
@@ -563,6 +595,18 @@ def _is_plain_rcnn(plain: Any, filtered: bool) -> bool:
     )
 
 
+def _objectness(outputs: Outputs, row: int) -> list[Tensor]:
+    """Return the objectness of a picture's anchors: of each level, (anchors,)."""
+    objectness, _ = outputs.head
+    return [level[row].permute(1, 2, 0).flatten() for level in objectness]
+
+
+def _deltas(outputs: Outputs, row: int) -> list[Tensor]:
+    """Return how a picture's anchors are moved: of each level, (anchors, 4)."""
+    _, deltas = outputs.head
+    return [level[row].permute(1, 2, 0).reshape(-1, 4) for level in deltas]
+
+
 def _merits(logits: Tensor, label: int) -> Tensor:
     """Return the logarithmic odds of a class (..., classes); float64."""
     logits = logits.double()
@@ -574,6 +618,19 @@ def _odds(likelihood: float) -> float:
     if likelihood <= 0:
         return -math.inf
     return math.log(likelihood / (1 - likelihood)) if likelihood < 1 else math.inf
+
+
+def _behind(odds: npt.NDArray[np.float64], noise: float) -> npt.NDArray[np.float64]:
+    """Return the odds under which a box comes behind each of these in any case.
+
+    torchvision compares likelihoods in fp32: those near 1 are the same, whatever their odds, and
+    then the order of proposals decides.
+    """
+    rest = 1 / (1 + np.exp(odds)) + LEAST_STEP
+    with np.errstate(divide="ignore"):
+        stepped = np.log(np.maximum(1 - rest, 0) / rest)
+    behind: npt.NDArray[np.float64] = np.minimum(odds - noise, stepped)
+    return behind
 
 
 def _best(merits: Tensor, count: int, noise: float) -> tuple[Tensor, npt.NDArray[np.bool_]]:

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from worker.memory import is_out_of_memory
+
 log = logging.getLogger(__name__)
 
 #: By head, by name.
@@ -35,6 +37,11 @@ SEEN = 4
 #: It is worth it where to tell the device what to do takes this share of its own time: else that is
 #: done while the device is at the batch before, and a recording would but hold memory.
 WORTH = 0.7
+
+
+#: Why a recording that does not find the network's bits is none.
+LOOKS = "a recording finds something else: the network looks at its pictures"
+DIFFERS = "the network itself finds something else each time"
 
 
 class Recording(Protocol):
@@ -136,6 +143,8 @@ class Graphed:
         self._pictures: Tensor | None = None
         self.why = ""
         """The reason that nothing is recorded."""
+        self.is_hopeless = False
+        """Whether that will be so the next time, too."""
         try:
             pictures = torch.empty_like(example)  # its order in memory, too
             pictures.copy_(example)
@@ -143,6 +152,7 @@ class Graphed:
             self._pictures = pictures
         except Exception as error:  # of torch, CUDA, or the network's own code
             self._give_up(f"{type(error).__name__}: {error}"[:300])
+            self.is_hopeless = not is_out_of_memory(error)
 
     @property
     def is_recorded(self) -> bool:
@@ -174,13 +184,14 @@ class Graphed:
             self._proofs -= 1
             true = self._forward(pictures)
             if not _are_equal(found, true):
-                self._give_up("a recording finds something else: the network looks at its pictures")
+                same = _are_equal(true, self._forward(pictures))
+                self._give_up(f"{LOOKS if same else DIFFERS} (by {_apart(found, true):.1g})")
                 return true
         return found
 
     def _give_up(self, why: str) -> None:
         log.info("the network is not recorded: %s", why)
-        self.why = why
+        self.why, self.is_hopeless = why, True
         self._recording = self._pictures = None
 
 
@@ -257,8 +268,16 @@ class Graphs:
         self._forms = {key: form for key, form in self._forms.items() if key in kept}
 
     def clear(self) -> None:
-        """Drop all recordings: memory is short, or the model is put away."""
-        self._forms.clear()
+        """Drop all recordings: memory is short, or the model is put away.
+
+        What can't be recorded is remembered: to try costs a film a moment, and memory that CUDA
+        does not give back.
+        """
+        self._forms = {
+            key: form
+            for key, form in self._forms.items()
+            if form.graphed is not None and form.graphed.is_hopeless
+        }
 
     def _made(self) -> list[Graphed]:
         return [form.graphed for form in self._forms.values() if form.graphed is not None]
@@ -272,6 +291,24 @@ def recorder_of(device: torch.device) -> Recorder | None:
 def _like(pictures: Tensor) -> tuple[Any, ...]:
     """Return what a recording is bound to: it reads memory as it is laid out."""
     return pictures.shape, pictures.stride(), pictures.dtype, pictures.device
+
+
+def _apart(one: Outputs, other: Outputs) -> float:
+    """Return how far outcomes are apart at most: rounding, or another picture's."""
+    return max(
+        (
+            float((value.float() - other[head][name].float()).abs().max())
+            for head, named in one.items()
+            for name, value in named.items()
+            if value.numel() and _shape_of(other, head, name) == value.shape
+        ),
+        default=0.0,
+    )
+
+
+def _shape_of(outputs: Outputs, head: str, name: str) -> torch.Size | None:
+    value = outputs.get(head, {}).get(name)
+    return None if value is None else value.shape
 
 
 def _are_equal(one: Outputs, other: Outputs) -> bool:

@@ -129,6 +129,13 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def _normalised(rgb: Tensor) -> Tensor:
-    mean = torch.tensor([0.485, 0.456, 0.406], device=rgb.device) * 255
-    deviation = torch.tensor([0.229, 0.224, 0.225], device=rgb.device) * 255
-    return rgb.float().sub(mean).mul_(1 / deviation)
+    mean, scale = _imagenet_on(str(rgb.device))
+    return rgb.float().sub(mean).mul_(scale)
+
+
+@lru_cache(maxsize=8)
+def _imagenet_on(device: str) -> tuple[Tensor, Tensor]:
+    # Once: what is sent from memory that is not pinned waits for all that the card was told before.
+    mean = torch.tensor([0.485, 0.456, 0.406], device=device) * 255
+    deviation = torch.tensor([0.229, 0.224, 0.225], device=device) * 255
+    return mean, 1 / deviation

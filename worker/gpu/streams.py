@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,7 +54,6 @@ class Device:
     def __init__(self, device: torch.device) -> None:
         """Use ``device``, an NVIDIA card."""
         self._device = device
-        self._aside: Any = None
 
     def pinned(self, size: int) -> Tensor:
         """Return so many bytes that the device reads by itself."""
@@ -72,12 +71,10 @@ class Device:
     def beside(self, mark: Mark) -> Iterator[None]:
         """Let what the block asks for wait for ``mark`` alone; it is done when the block ends."""
         assert isinstance(mark, _Event)  # noqa: S101  # it is one of ours
-        if self._aside is None:
-            self._aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        self._aside.wait_event(mark.event)
-        with torch.cuda.stream(self._aside):
+        aside = _stream_of_results(self._device)
+        aside.wait_event(mark.event)
+        with _done_at_its_end(aside), torch.cuda.stream(aside):
             yield
-        self._aside.synchronize()
 
 
 class Upload:
@@ -137,6 +134,12 @@ def _own_stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
+@functools.cache
+def _stream_of_results(device: torch.device) -> Any:
+    # One, and ahead of others: torch has but 32 of a kind, and gives them in turn.
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def apart(device: torch.device) -> Iterator[None]:
     """Let what the block asks of a GPU be on a stream of its own, and be done when it ends."""
@@ -145,9 +148,20 @@ def apart(device: torch.device) -> Iterator[None]:
         return
     own = _own_stream(device)
     own.wait_stream(torch.cuda.current_stream(device))  # where the model was loaded
-    with torch.cuda.device(device), torch.cuda.stream(own):
+    with _done_at_its_end(own), torch.cuda.device(device), torch.cuda.stream(own):
         yield
-    own.synchronize()
+
+
+@contextmanager
+def _done_at_its_end(stream: Any) -> Iterator[None]:
+    """Wait for a stream when the block ends, however it does: others have their turn then."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # the first error is the one to be told
+            stream.synchronize()
+        raise
+    stream.synchronize()
 
 
 def device_of(device: torch.device) -> Device | None:

@@ -407,6 +407,12 @@ def _unsure(
 
 
 def _of(values: dict[str, dict[str, Tensor]], rows: list[int]) -> dict[str, dict[str, Tensor]]:
+    if len(rows) == 1:  # a list of numbers is sent to the card, which waits for it
+        [row] = rows
+        return {
+            head: {name: value[row : row + 1].clone() for name, value in named.items()}
+            for head, named in values.items()
+        }
     return {
         head: {name: value[rows] for name, value in named.items()} for head, named in values.items()
     }

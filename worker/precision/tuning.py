@@ -16,6 +16,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -28,16 +29,17 @@ from worker.precision.variants import Kind, Numbers
 from worker.tuning_memory import MAX_BYTES
 
 #: Raised when what is timed changes: what was remembered before counts no more.
-FORMAT = 1
+FORMAT = 2
 #: Of a film's work, timing may take this share,
 SHARE = 0.04
 #: or so many seconds, if these are no more than ``MOST_SHARE`` of it.
 SECONDS, MOST_SHARE = 0.4, 0.12
 #: For the first two ways, that tell whether fewer bits are worth it at all, this one.
 FIRST_SHARE = 0.2
-#: Calls of the network that timing a way is taken to need: the first, which prepares, is slower.
-CALLS = 3
-#: The one that counts is the fastest of so many; fewer where one takes longer than ``LONG``.
+#: and for a first way alone, this one.
+FIRST_ALONE = 0.08
+#: A way is called once to prepare it; the call that counts is the fastest of so many more, of one
+#: alone where that takes longer than ``LONG``.
 TIMES, LONG = 3, 0.15
 #: A larger batch has to be so many times faster, a picture: it holds more memory.
 GROWTH = 1.03
@@ -49,8 +51,9 @@ FIRST_PIXELS, MOST_PIXELS = 4 * 640 * 480, 8 * 640 * 480
 MOST_BATCH, FIRST_BATCH, LAST_BATCH = 64, 8, 64
 #: Where fp32 was not timed, fewer bits are used if no larger share is taken to be computed again.
 MOST_AGAIN = 0.3
-#: Pixels of a batch from which on it is taken for large enough for Winograd's tiles.
-LARGE = 3 * 320 * 240
+#: Pixels of a batch from which on it is taken for large enough for Winograd's tiles; and threads
+#: from which on their transforms, handed out by Python, are taken to gain nothing.
+LARGE, MANY_THREADS = 3 * 320 * 240, 16
 #: What is computed with these is taken to be so many times as fast, where it was not timed.
 TILED_GAIN = 1.25
 #: How many ways a remembered tuning may hold: beyond, it is none of ours.
@@ -99,6 +102,8 @@ class Space:
     most: int
     again: float = 0.0
     """The share of pictures that is taken to be computed again after fewer bits."""
+    accelerated: bool = False
+    """Whether the device is something beside the processor."""
 
     def ways(self, batch: int) -> list[Way]:
         """Return all ways with such a batch, the most promising first."""
@@ -118,6 +123,7 @@ def space(
     multiplies_tiles: bool,
     pictures: int | None,
     again: float = 0.0,
+    threads: int = 1,
 ) -> Space:
     """Return the ways of computing pictures of one size.
 
@@ -130,6 +136,7 @@ def space(
             matrices, beside which saving multiplications saves nothing.
         pictures: of the film, as far as it is known; a batch is at most a quarter of them.
         again: the share of them that is taken to be computed again after fewer bits.
+        threads: that compute.
     """
     pixels = max(1, size[0] * size[1])
     most = min(_power(MOST_PIXELS / pixels), MOST_BATCH)
@@ -139,15 +146,16 @@ def space(
 
     def order(numbers: Numbers) -> list[Kind]:
         tiled = (asked or first) * pixels >= LARGE and not (numbers != "fp32" and multiplies_tiles)
+        tiled = tiled and threads < MANY_THREADS
         tiled = tiled and again <= MOST_AGAIN  # after which pictures are computed again, too
         best: Kind = "winograd" if tiled else "direct"
         return sorted(kinds[numbers], key=lambda kind: (kind == "torch", kind != best))
 
     ordered = {numbers: order(numbers) for numbers in kinds}
     if asked is not None:
-        return Space(ordered, asked, asked, asked, again)
+        return Space(ordered, asked, asked, asked, again, accelerated)
     if accelerated:
-        return Space(ordered, FIRST_BATCH, 1, LAST_BATCH, again)
+        return Space(ordered, FIRST_BATCH, 1, LAST_BATCH, again, accelerated)
     return Space(ordered, first, 1, most, again)
 
 
@@ -245,7 +253,7 @@ def guess(timings: Timings, way: Way) -> float:
 def signature(device: torch.device, threads: int) -> dict[str, Any]:
     """Return what a timing holds for: device, instruction set, threads, versions."""
     if device.type == "cuda":
-        what = torch.cuda.get_device_properties(device).name
+        what = f"{torch.cuda.get_device_properties(device).name}, without TF32"
     else:
         flags = {
             "amx": torch.cpu._is_amx_tile_supported(),
@@ -253,8 +261,13 @@ def signature(device: torch.device, threads: int) -> dict[str, Any]:
         }
         has = [name for name, there in flags.items() if there]
         what = " ".join([_processor(), torch.backends.cpu.get_cpu_capability(), *has])
-    versions = {name: version(name) for name in ("torch", "deeplabcut", "numba")}
+    versions = {name: _version(name) for name in ("torch", "deeplabcut", "numba")}
     return {"format": FORMAT, "device": f"{device.type}: {what}", "threads": threads, **versions}
+
+
+@cache
+def _version(package: str) -> str:
+    return version(package)
 
 
 def _processor() -> str:
@@ -348,16 +361,32 @@ def tune(
         clock: seconds.
     """
     timings, began = dict(known), clock()
+    several = len(among.kinds) > 1
     while (way := next_way(timings, among)) is not None:
         work = _work(timings, among, pictures)
         spent = clock() - began
-        allowed = _allowed(work) if len(timings) > 1 else FIRST_SHARE * work
-        if timings and spent + CALLS * way.batch * guess(timings, way) > allowed:
+        allowed = FIRST_SHARE * work if several and len(timings) <= 1 else _allowed(work)
+        if timings and spent + cost(way.batch * guess(timings, way)) > allowed:
             break
-        if not timings and pictures is not None and FIRST_SHARE * pictures < CALLS * way.batch:
+        if not timings and pictures is not None and pictures < _least(way.batch, among):
             break
         timings[way] = time(way)
     return Tuned(choose(timings, among), timings, len(known), clock() - began)
+
+
+def cost(seconds: float) -> float:
+    """Return the seconds that timing a way takes of which a call takes so many."""
+    return seconds * (1 + (1 if seconds > LONG else TIMES))
+
+
+def _least(batch: int, among: Space) -> float:
+    """Return how many pictures a film has at least for a first way to be timed.
+
+    One way alone teaches this film nothing, only a later one that goes on from it: of one kind of
+    numbers on a processor it may take little.
+    """
+    single = len(among.kinds) == 1 and not among.accelerated
+    return (1 + TIMES) * batch / (FIRST_ALONE if single else FIRST_SHARE)
 
 
 def _work(timings: Timings, among: Space, pictures: int | None) -> float:

@@ -263,3 +263,31 @@ def _in_420(film: Path, target: Path) -> None:
             plain.time_base = Fraction(1, 30)
             out.mux(stream.encode(plain))
         out.mux(stream.encode())
+
+
+def test_fp32_is_all_of_it_unless_nothing_is_held_to_it(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the same bits each time; DeepLabCut's own way goes in auto as DeepLabCut goes it."""
+    Gpu(monkeypatch)
+    cudnn: Any = torch.backends.cudnn
+    forward = torch.nn.Conv2d.forward
+    seen: set[tuple[bool, bool]] = set()
+
+    def watched(its: Any, x: torch.Tensor) -> torch.Tensor:
+        seen.add(now())
+        return forward(its, x)
+
+    def now() -> tuple[bool, bool]:
+        return cudnn.allow_tf32, cudnn.deterministic
+
+    before = now()
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", watched)
+    run(short.film, short.model, crop=CROP, stop=4)
+    assert seen == {(False, True)}
+    dynamic = {"threshold": 0.5, "margin": 30}
+    for precision, expected in (("auto", (True, False)), ("fp32", (False, True))):
+        seen.clear()
+        run(short.film, short.model, dynamic=dynamic, stop=2, precision=precision)
+        assert seen == {expected}
+    assert now() == before

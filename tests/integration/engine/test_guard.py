@@ -179,7 +179,8 @@ def test_a_first_frame_with_a_tie_does_not_decide_for_the_film(
     monkeypatch.setattr(guard, "_put", repeated)
     monkeypatch.setattr(guard, "_unsure", lambda *_: {0, 1})
     monkeypatch.setattr(tuning, "_allowed", lambda _: float("inf"))
-    monkeypatch.setattr(tuning, "FIRST_SHARE", 100.0)
+    for share in ("FIRST_SHARE", "FIRST_ALONE"):
+        monkeypatch.setattr(tuning, share, 100.0)
     small = {"x1": 120, "x2": 184, "y1": 80, "y2": 144}
     run(short.film, short.model, batch_size=2, stop=4, crop=small)
     assert "winograd" in {way.kind for way in timed}

@@ -326,6 +326,8 @@ def test_interrupted_inference_goes_on(
     assert ours.poses.to_numpy().tobytes() == expected.poses.to_numpy().tobytes()
     for details in (ours.answer["details"], expected.answer["details"]):
         del details["inference_began_at"], details["inference_ended_at"]
+        if details["tuning"] is not None:
+            del details["tuning"]["seconds"]  # until it was seen that the film is too short for it
     assert ours.answer["details"] == expected.answer["details"]
 
 

@@ -25,8 +25,10 @@ RESIDUAL = [
     "dekr_w18",
     "dlcrnet_stride16_ms5",
     "dlcrnet_stride32_ms5",
+    "resnet_50",
+    "top_down_resnet_50",
 ]
-OTHERS = ["resnet_50", "top_down_resnet_50", "cspnext_s", "rtmpose_s"]
+OTHERS = ["cspnext_s", "rtmpose_s"]
 
 
 def build(folder: Path, net_type: str) -> Any:

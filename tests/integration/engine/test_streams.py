@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.support.pretended_gpu import Cuda
+from worker.gpu import streams
 from worker.gpu.streams import BUFFERS, Upload, device_of
 
 
@@ -35,3 +36,25 @@ def test_a_cpu_has_pictures_as_they_are() -> None:
     picture[0, 0] = 7
     assert upload([picture])[0, 0, 0, 0] == 7
     assert upload([picture, picture]).shape == (2, 2, 2, 3)
+
+
+class Stream:
+    """One of a device's, which may have failed."""
+
+    def __init__(self, *, broken: bool) -> None:
+        self.broken = broken
+        self.waited = 0
+
+    def synchronize(self) -> None:
+        self.waited += 1
+        if self.broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_block_that_fails_is_waited_for_and_tells_its_own_error(broken: bool) -> None:
+    """Whoever has the device next does not share it with what is left of this one."""
+    stream = Stream(broken=broken)
+    with pytest.raises(ValueError, match="its own"), streams._done_at_its_end(stream):
+        raise ValueError("its own")
+    assert stream.waited == 1

@@ -33,7 +33,7 @@ class Processor:
 
     def time(self, way: Way) -> float:
         took = self.seconds(way)
-        self.now += tuning.CALLS * way.batch * (took if took < float("inf") else 0.0)
+        self.now += tuning.cost(way.batch * took) if took < float("inf") else 0.0
         return took
 
     def clock(self) -> float:
@@ -89,6 +89,32 @@ def test_timing_takes_a_small_share(
     if tuned.choice.seconds is not None:
         work = pictures * max(tuned.timings.values())
         assert tuned.seconds <= 2 * tuning.FIRST_SHARE * work
+
+
+@given(sizes, st.integers(1, 100_000), st.data())
+def test_a_first_way_alone_takes_little(
+    size: tuple[int, int], pictures: int, data: st.DataObject
+) -> None:
+    """On a processor, of one kind of numbers: only a later film gains by it."""
+    among = tuning.space(
+        {"fp32": KINDS["fp32"]}, size, None, accelerated=False, multiplies_tiles=False,
+        pictures=pictures,
+    )  # fmt: skip
+    processor = data.draw(processors(among))
+    tuned = tuning.tune(among, {}, pictures, processor.time, processor.clock)
+    if len(tuned.timings) == 1:
+        (took,) = tuned.timings.values()
+        assert tuned.seconds <= tuning.FIRST_ALONE * pictures * took
+
+
+@pytest.mark.parametrize(("threads", "first"), [(2, "winograd"), (64, "direct")])
+def test_without_timing_many_threads_multiply_directly(threads: int, first: Kind) -> None:
+    """Python hands Winograd's transforms out, which takes many threads longer than they save."""
+    among = tuning.space(
+        {"fp32": KINDS["fp32"]}, (480, 640), None, accelerated=False, multiplies_tiles=False,
+        pictures=8, threads=threads,
+    )  # fmt: skip
+    assert tuning.choose({}, among).kind == first
 
 
 @given(st.integers(1, 512), sizes)
@@ -151,14 +177,14 @@ def test_a_second_film_goes_on_from_the_first() -> None:
     """What was timed is not timed again."""
     processor, memory = Processor({}), Memory()
     among = tuning.space(
-        KINDS, (480, 640), None, accelerated=False, multiplies_tiles=True, pictures=800
+        KINDS, (480, 640), None, accelerated=False, multiplies_tiles=True, pictures=500
     )
-    first = tuning.tune(among, memory.recall(KEY), 800, processor.time, processor.clock)
+    first = tuning.tune(among, memory.recall(KEY), 500, processor.time, processor.clock)
     assert len(first.timings) == 2
     memory.learn(KEY, first.timings)
     known = Memory(memory.learned).recall(KEY)
     assert known == first.timings
-    second = tuning.tune(among, known, 800, processor.time, processor.clock)
+    second = tuning.tune(among, known, 500, processor.time, processor.clock)
     assert second.remembered == len(first.timings)
     assert known.items() < second.timings.items()
 
