@@ -11,7 +11,7 @@ RERUNS ?=
 TYPESCRIPT := typescript@7.0.2
 TSC := .venv/$(TYPESCRIPT)/node_modules/.bin/tsc
 # Tests that are smaller in make test.
-FULL := tests/e2e/test_workers.py tests/faults/test_soak.py tests/faults/test_handlers.py tests/faults/test_telling.py
+FULL := tests/e2e/test_workers.py tests/e2e/test_restart.py tests/e2e/test_forms.py tests/faults/test_soak.py tests/faults/test_handlers.py tests/faults/test_telling.py
 UNIT := not torch and not server and not child
 
 .PHONY: demo up test unit newest soak uploads fuzz viewer readers lint page-types bench pictures clean help
@@ -25,7 +25,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@echo "installing DeepLabCut, torch and the rest into .venv: some minutes, about 7 GB"
 	@rm -rf *.egg-info  # an older one would tell where the analyses were
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[worker,explore,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[worker,explore,dev]'
+	@# pip compiles on one processor; and walled in, a child could not keep what it compiles.
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib/python*/site-packages || true
 	@touch $(READY)
 
 demo: $(READY)  ## Start everything, PUT a video through a presigned URL, show its poses (EXIT=1: then stop)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tests.support import axe
 from tests.support.browser import opened
 from tests.support.every_field import HOSTILE
 from tests.support.lab import Embedded
+from tests.support.labs import cold
 from tests.support.samples import REPOSITORY, Sample, free_box, sample
 
 PLUGIN = REPOSITORY / "tests/support/every_field_plugin"
@@ -24,9 +24,7 @@ FILM = "cohort3/day1/m1.mp4"
 @pytest.fixture(scope="module")
 def forms_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     """A running posedrop with an analysis of each kind of argument."""
-    lab = Embedded(tmp_path_factory.mktemp("forms") / "data")
-    path = [str(PLUGIN), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    lab.environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    lab = cold(Embedded(tmp_path_factory.mktemp("forms") / "data"), PLUGIN)
     lab.start()
     yield lab
     assert lab.stop() == 0
@@ -422,7 +420,7 @@ def test_the_keyboard_alone_asks_changes_and_deletes(
 
 def test_an_empty_page_says_the_next_step(browser: Browser, tmp_path: Path) -> None:
     """With nothing there the page says what to do first, to everybody."""
-    lab = Embedded(tmp_path / "data").start()
+    lab = cold(Embedded(tmp_path / "data")).start()
     try:
         with opened(browser, lab.link) as page:
             expect(page.get_by_text("No models yet")).to_be_visible()

@@ -11,13 +11,14 @@ from typing import Any
 import pandas as pd
 
 from tests.support.lab import POSEDROP, Embedded
+from tests.support.labs import cold
 from tests.support.samples import sample
 
 
 def test_a_killed_stack_goes_on_where_it_was(tmp_path: Path) -> None:
     """After kill -9 and a new start, the interrupted run and the queued one both succeed."""
     clip = sample(tmp_path, 12).film
-    lab = Embedded(tmp_path / "data").start()
+    lab = cold(Embedded(tmp_path / "data")).start()
     try:
         lab.s3().upload_file(str(clip), "videos", "a.mp4")
         file_id = lab.file("a.mp4")["file_id"]
@@ -52,7 +53,7 @@ def test_a_stopped_stack_hands_its_run_back(tmp_path: Path) -> None:
         look = ["pgrep", "-f", str(lab.data_dir)]
         # A child that is killed while it imports may take a moment on a busy machine to be gone.
         lab.until(lambda: subprocess.run(look, check=False).returncode == 1, "all to be gone", 10)
-        lab.start()
+        cold(lab).start()
         assert lab.over(running)["status"] == "succeeded"
     finally:
         lab.kill()
@@ -60,7 +61,7 @@ def test_a_stopped_stack_hands_its_run_back(tmp_path: Path) -> None:
 
 def test_one_directory_serves_one_posedrop(tmp_path: Path, free_port: int) -> None:
     """A directory or a port in use is one clear line, not a traceback."""
-    lab = Embedded(tmp_path / "data").start()
+    lab = cold(Embedded(tmp_path / "data")).start()
     try:
         same_folder = lab.posedrop("up", "--port", str(free_port), check=False)
         other_folder = subprocess.run(
@@ -81,7 +82,7 @@ def test_one_directory_serves_one_posedrop(tmp_path: Path, free_port: int) -> No
 def test_old_videos_are_cleaned_up(tmp_path: Path) -> None:
     """With a retention set, videos past it go with all their results; without, nothing goes."""
     clip = sample(tmp_path, 12).film
-    lab = Embedded(tmp_path / "data", retention_days="0.00005", reconcile_seconds="1").start()
+    lab = cold(Embedded(tmp_path / "data", retention_days="0.00005", reconcile_seconds="1")).start()
     try:
         s3 = lab.s3()
         s3.upload_file(str(clip), "videos", "old.mp4")
@@ -109,7 +110,7 @@ def way_of(over: dict[str, Any]) -> tuple[str, int]:
 
 def test_a_killed_inference_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     """The next attempt takes up the last part; its poses are those of one go, bit by bit."""
-    mouse = sample(tmp_path, 300)
+    mouse = sample(tmp_path, 60)
     lab = Embedded(tmp_path / "data", checkpoint_seconds="0.2").start()
     try:
         lab.posedrop("models", "push", str(mouse.model), "--name", "mouse")
@@ -130,13 +131,11 @@ def test_a_killed_inference_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         assert (over["status"], over["result"]["attempts"]) == ("succeeded", 3)
         assert parts
         assert parts_of(lab) == []
-        # Each run finds by timing in which way to compute; other ways, other last bits.
-        for _ in range(4):
-            whole = lab.ask(file_id, "deeplabcut_2d", args, force=True).json()["analysis_id"]
-            again = lab.over(whole, seconds=400)
-            assert again["status"] == "succeeded"
-            if way_of(again) == way_of(over):
-                break
+        args["style"] = {"video": False}
+        whole = lab.ask(file_id, "deeplabcut_2d", args, force=True).json()["analysis_id"]
+        again = lab.over(whole, seconds=400)
+        assert again["status"] == "succeeded"
+        # So few frames are not timed: each run computes in the same way, to the last bit.
         assert way_of(again) == way_of(over)
         tables = []
         for analysis_id in (killed, whole):

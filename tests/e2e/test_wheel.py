@@ -11,7 +11,9 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from posedrop.minio.bootstrap import POLICIES
@@ -140,9 +142,15 @@ def test_demo_up_and_examples(installed: Installed) -> None:
     said = ended(installed.start("demo", "--exit", "--frames", str(FRAMES)))
     assert ": right (" in said, said
     demo = installed.folder / "posedrop-demo" / "demo"
-    up = installed.start("up", "--data-dir", "posedrop-demo", "--port", "0")
+    where = ("--host", "0.0.0.0", "--port", "0", "--s3-port", "0")  # noqa: S104
+    up = installed.start("up", "--data-dir", "posedrop-demo", *where)
     assert up.stdout is not None
     assert up.stdout.readline().startswith("posedrop is up: http://127.0.0.1:")
+    page, elsewhere, store = (up.stdout.readline().split()[1] for _ in range(3))
+    assert urlsplit(page).port == urlsplit(elsewhere).port
+    assert urlsplit(page).fragment == urlsplit(elsewhere).fragment
+    assert urlsplit(elsewhere).hostname == urlsplit(store).hostname != "127.0.0.1"
+    httpx.get(elsewhere, trust_env=False).raise_for_status()
     script = ROOT / "examples" / "analyse_folder.py"
     installed.python(str(script), str(demo), "got", "brightness", "every=3")
     up.send_signal(signal.SIGTERM)

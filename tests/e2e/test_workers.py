@@ -7,14 +7,15 @@ from pathlib import Path
 from tests.support.brokers import Redis
 from tests.support.full_size import size
 from tests.support.lab import Servers
+from tests.support.labs import cold
 from tests.support.samples import free_box, sample
 
-DUMMIES, REAL = size((80, 4), (200, 6))
+DUMMIES, REAL = size((80, 2), (200, 6))
 
 
 def test_three_workers_share_the_runs_and_make_each_result_once(tmp_path: Path) -> None:
     """Each idle and each real run has one result, from one attempt of each of its halves."""
-    lab = Servers(tmp_path / "data", Redis(tmp_path / "redis"))
+    lab = cold(Servers(tmp_path / "data", Redis(tmp_path / "redis")))
     lab.several_gpus = True
     lab.start()
     try:

@@ -43,11 +43,21 @@ def servers(data_dir: Path, broker: BrokerServer | None = None, **settings: str)
     return lab
 
 
-def _with_plugin(lab: L) -> L:
-    path = ["" if FULL_SIZE else str(COLD), str(PLUGIN), str(REPOSITORY)]
+def cold(lab: L, *folders: Path) -> L:
+    """Have no child of a lab import torch before it is needed; ``make soak`` has them do so.
+
+    Args:
+        lab: one in which hardly anything is inferred.
+        folders: of plug-ins that it is to have.
+    """
+    path = ["" if FULL_SIZE else str(COLD), *map(str, folders), str(REPOSITORY)]
     path.append(os.environ.get("PYTHONPATH", ""))
     lab.environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     return lab
+
+
+def _with_plugin(lab: L) -> L:
+    return cold(lab, PLUGIN)
 
 
 @cache

@@ -6,6 +6,7 @@ Nobody has to remember a marker: a test that comes to use a broker is out of ``m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -42,6 +43,17 @@ PLACES = {
 }
 
 
+@cache
+def _needs_of(function: Callable[..., Any]) -> frozenset[str]:
+    """Return what a function and all that it uses need."""
+    return frozenset(
+        need
+        for name in _used(function, set())
+        for need, begin in NEEDS.items()
+        if any(f"{name}.".startswith(f"{each}.") for each in begin)
+    )
+
+
 def mark(item: pytest.Item) -> None:
     """Give a test the markers of what it needs."""
     if not isinstance(item, pytest.Function):
@@ -49,12 +61,7 @@ def mark(item: pytest.Item) -> None:
     needed = {need for place, need in PLACES.items() if item.nodeid.startswith(place)}
     fixtures = item._fixtureinfo.name2fixturedefs.values()
     for function in [item.function, *(each.func for defs in fixtures for each in defs)]:
-        for name in _used(function, set()):
-            needed |= {
-                need
-                for need, begin in NEEDS.items()
-                if any(f"{name}.".startswith(f"{each}.") for each in begin)
-            }
+        needed |= _needs_of(function)
     for need in needed:
         item.add_marker(need)
 
