@@ -5,8 +5,8 @@ READY := .venv/.ready
 DATA ?= posedrop-data
 NEWEST := .venv-newest
 JOBS ?= 2
-# So many times a test that failed is run again, by make test; it is named at the end.
-RERUNS ?=
+# Of more tests that failed none is run again.
+FEW := 3
 # The types of the page's JavaScript; nothing of it is committed or served.
 TYPESCRIPT := typescript@7.0.2
 TSC := .venv/$(TYPESCRIPT)/node_modules/.bin/tsc
@@ -14,7 +14,7 @@ TSC := .venv/$(TYPESCRIPT)/node_modules/.bin/tsc
 FULL := tests/e2e/test_workers.py tests/e2e/test_restart.py tests/e2e/test_forms.py tests/faults/test_soak.py tests/faults/test_handlers.py tests/faults/test_telling.py
 UNIT := not torch and not server and not child
 
-.PHONY: demo up test unit newest soak uploads fuzz viewer readers lint page-types bench pictures clean help
+.PHONY: demo up test failed unit newest soak uploads fuzz viewer readers lint page-types bench pictures clean help
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -38,7 +38,11 @@ up: $(READY)  ## Start the stack and leave it running
 
 # Of two processes, torch's threads that wait would spin and keep the others from the processors.
 test: $(READY)  ## Run all tests, those of JOBS files at the same time: most of them wait for servers
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) $(if $(RERUNS),--reruns $(RERUNS) -raR)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS)
+
+failed: $(READY)  ## Run those tests again that failed, if they are few, on stacks of their own
+	@test "$$(grep -c '": true' .pytest_cache/v/cache/lastfailed)" -le $(FEW) || { echo "more than $(FEW) failed: none is run again"; exit 1; }
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 unit: $(READY)  ## Run the tests that need no torch, no server and no child process
 	$(BIN)/python -m pytest -n $(JOBS) -p tests.support.no_torch -m "$(UNIT)" tests/unit tests/test_docs.py

@@ -25,7 +25,7 @@ def card(page: Page, name: str) -> Locator:
 
 
 def test_a_run_is_followed_to_its_end(lab: Lab, browser: Browser, clip: Path) -> None:
-    """A film that arrives, its run's progress, log and end are shown, and nothing is asked for."""
+    """A film that arrives, its run's progress and end are shown; lists are read at first only."""
     with opened(browser, lab.link) as page:
         page.locator("#folder").fill("lists/")
         put(lab, clip, "lists/slow one.mp4", seconds=6.25)
@@ -41,8 +41,10 @@ def test_a_run_is_followed_to_its_end(lab: Lab, browser: Browser, clip: Path) ->
         expect(run).to_contain_text("succeeded", timeout=60_000)
         expect(page.locator("#summary")).to_contain_text("1 done", timeout=60_000)
         expect(page.locator("#files")).to_contain_text("slow one.mp4")
-        # Each change came by the stream: no list was read for it.
-        assert not [url for url in asked if "/analyses?" in url or "/results/" in url], asked
+        # Each change came by the stream: no list was read for it, but for the stream's beginning,
+        # which may come when the run is at work already.
+        assert len([url for url in asked if "/analyses?" in url]) <= 1, asked
+        assert not [url for url in asked if "/results/" in url], asked
 
 
 def test_names_are_text_and_filters_are_kept(lab: Lab, browser: Browser, clip: Path) -> None:
