@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from heapq import nlargest
 from itertools import islice
 
 from posedrop.buckets import layout
@@ -17,8 +19,12 @@ from posedrop.errors import StorageError
 
 log = logging.getLogger(__name__)
 
-#: Bytes of one, and how many of a model are looked at: a lab's films have a few sizes.
+#: Bytes of one, and how many of a model are looked at, the newest: a lab's films have a few sizes.
 MAX_BYTES, MAX_KNOWN = 1 << 16, 64
+#: Of so many at most these are looked for.
+MAX_LISTED = 1000
+#: What is older is timed anew: a machine that was busy while it timed is not believed for ever.
+MAX_AGE = timedelta(days=30)
 #: A job has one new one or two.
 MAX_LEARNED = 8
 _NAME = re.compile(r"[0-9a-f]{32}\.json")
@@ -27,13 +33,19 @@ _NAME = re.compile(r"[0-9a-f]{32}\.json")
 def fetch(storage: Storage, bucket: str, digest: str) -> dict[str, str]:
     """Return the texts that are remembered of a model, by name; none if the store is away."""
     prefix = layout.tunings(digest)
+    oldest = datetime.now(UTC) - MAX_AGE
     known = {}
     try:
-        for one in islice(storage.objects(bucket, prefix), MAX_KNOWN):
-            name = one.key.removeprefix(prefix)
-            if one.size <= MAX_BYTES and _NAME.fullmatch(name):
-                text = storage.read(bucket, one.key)
-                known[name] = (text or b"").decode(errors="replace")
+        young = (
+            one
+            for one in islice(storage.objects(bucket, prefix), MAX_LISTED)
+            if one.last_modified > oldest
+            and one.size <= MAX_BYTES
+            and _NAME.fullmatch(one.key.removeprefix(prefix))
+        )
+        for one in nlargest(MAX_KNOWN, young, key=lambda one: one.last_modified):
+            text = storage.read(bucket, one.key)
+            known[one.key.removeprefix(prefix)] = (text or b"").decode(errors="replace")
     except StorageError as error:
         log.warning("how fast the model is has to be found again: %s", error)
     return known
