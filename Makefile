@@ -7,6 +7,7 @@ NEWEST := .venv-newest
 JOBS ?= 2
 # Of more tests that failed none is run again.
 FEW := 3
+FAILED := .pytest_cache/v/cache/lastfailed
 # The types of the page's JavaScript; nothing of it is committed or served.
 TYPESCRIPT := typescript@7.0.2
 TSC := .venv/$(TYPESCRIPT)/node_modules/.bin/tsc
@@ -40,9 +41,9 @@ up: $(READY)  ## Start the stack and leave it running
 test: $(READY)  ## Run all tests, those of JOBS files at the same time: most of them wait for servers
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS)
 
-failed: $(READY)  ## Run those tests again that failed, if they are few, on stacks of their own
-	@test "$$(grep -c '": true' .pytest_cache/v/cache/lastfailed)" -le $(FEW) || { echo "more than $(FEW) failed: none is run again"; exit 1; }
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+failed: $(READY)  ## Run the files of those tests again that failed, if they are few, on stacks of their own
+	@grep -c '": true' $(FAILED) | grep -q '^[1-$(FEW)]$$' || { echo "not one to $(FEW) failed: none is run again"; exit 1; }
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest $$(sed -nE 's/^ *"([^":]+\.py).*": true,?$$/\1/p' $(FAILED) | sort -u)
 
 unit: $(READY)  ## Run the tests that need no torch, no server and no child process
 	$(BIN)/python -m pytest -n $(JOBS) -p tests.support.no_torch -m "$(UNIT)" tests/unit tests/test_docs.py

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 from xdist.scheduler import LoadFileScheduling
 
 from tests.support import needs
@@ -29,11 +29,13 @@ def no_persons_tokens(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def patience() -> None:
-    """Have what asks without a limit of its own wait longer than httpx's five seconds for answers.
+    """Have what asks without a limit of its own wait longer than five seconds for answers.
 
-    A machine with much to do is slow, and nothing is wrong with what it runs.
+    So long do httpx and playwright. A machine with much to do is slow, and nothing is wrong with
+    what it runs.
     """
     httpx._config.DEFAULT_TIMEOUT_CONFIG.read = 60.0
+    expect.set_options(timeout=60_000)
 
 
 @pytest.fixture

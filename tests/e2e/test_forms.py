@@ -396,7 +396,7 @@ def test_the_keyboard_alone_asks_changes_and_deletes(
         forms_lab.over(first)
         card = page.get_by_role("article").filter(has_text=first)
         again = card.get_by_role("button", name="retry with changes")
-        expect(again).to_be_visible(timeout=15_000)
+        expect(again).to_be_visible()
         tab_to(again)
         page.keyboard.press("Space")
         expect(dialog.get_by_label("analysis")).to_have_value("dummy")
@@ -414,7 +414,7 @@ def test_the_keyboard_alone_asks_changes_and_deletes(
         page.keyboard.press("Enter")
         tab_to(asks.get_by_role("button", name="delete"))
         page.keyboard.press("Enter")
-        expect(row).to_have_count(0, timeout=15_000)
+        expect(row).to_have_count(0)
         expect(page.locator("main:focus, main :focus")).to_have_count(1)
 
 

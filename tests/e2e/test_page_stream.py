@@ -23,14 +23,6 @@ MOST_ROWS = 40
 RUNS = 2500
 
 
-@pytest.fixture(autouse=True)
-def patience() -> Iterator[None]:
-    """Wait for longer than five seconds: the machine of a test may be busy with others."""
-    expect.set_options(timeout=30_000)
-    yield
-    expect.set_options(timeout=5_000)
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[PageServer]:
     """The page's server, before its start."""
@@ -104,7 +96,7 @@ def test_open_pages_are_right_again_after_a_restart(server: PageServer, browser:
         server.asked.clear()
         index = closing.enter_context(server.running())
         for tab, number in ((second, 228), (first, 1)):
-            expect(tab.locator(row(number))).to_contain_text("succeeded", timeout=20_000)
+            expect(tab.locator(row(number))).to_contain_text("succeeded")
         for tab, number in ((second, 227), (first, 2)):
             finish(index, number)
             expect(tab.locator(row(number))).to_contain_text("succeeded")

@@ -26,14 +26,6 @@ COUNT_CHANGES = """() => {
 }"""
 
 
-@pytest.fixture(autouse=True)
-def patience() -> Iterator[None]:
-    """Wait for longer than five seconds: the machine of a test may be busy with others."""
-    expect.set_options(timeout=60_000)
-    yield
-    expect.set_options(timeout=5_000)
-
-
 @pytest.fixture
 def page(tmp_path: Path, browser: Browser) -> Iterator[Page]:
     """The page, where each film is new and nothing is run on it."""

@@ -52,7 +52,7 @@ def test_a_stopped_stack_hands_its_run_back(tmp_path: Path) -> None:
         assert lab.stop() == 0
         look = ["pgrep", "-f", str(lab.data_dir)]
         # A child that is killed while it imports may take a moment on a busy machine to be gone.
-        lab.until(lambda: subprocess.run(look, check=False).returncode == 1, "all to be gone", 10)
+        lab.until(lambda: subprocess.run(look, check=False).returncode == 1, "all to be gone")
         cold(lab).start()
         assert lab.over(running)["status"] == "succeeded"
     finally:

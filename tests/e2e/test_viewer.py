@@ -75,7 +75,7 @@ def _check_controls(page: Page, viewer: Viewer) -> None:
     axe.check(page, "playing")
     page.keyboard.press(" ")
     viewer.until("document.querySelector('#play').textContent === 'play'")
-    viewer.until("document.querySelector('#here').textContent !== ''")
+    viewer.until("!document.querySelector('#stage video').seeking")
     viewer.check(viewer.shown())
 
 
@@ -139,6 +139,7 @@ def test_a_film_goes_on_when_its_url_has_ended(lab: Lab, browser: Browser, films
         viewer = Viewer(page, lab, run, shown)
         viewer.go(123)
         page.evaluate(
+            "delete document.querySelector('#viewer').dataset.frame;"
             "document.querySelector('#stage video').src = '/download/none/none'"  # as of a 403
         )
         viewer.until(
@@ -146,6 +147,7 @@ def test_a_film_goes_on_when_its_url_has_ended(lab: Lab, browser: Browser, films
             " document.querySelector('#stage video').src.startsWith('http') &&"
             " !document.querySelector('#stage video').src.includes('/download/none')"
         )
+        viewer.until_shown(123)
         viewer.check(123)
         viewer.press("ArrowRight", 124)
         viewer.check(124)

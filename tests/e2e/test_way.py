@@ -406,12 +406,17 @@ def test_metrics_count_what_is_there_and_what_was_done(lab: Lab) -> None:
     """The handlers' GET /metrics, and each worker's own, tell of a film that was refused."""
     lab.s3().put_object(Bucket="videos", Key="metrics/none.mp4", Body=b"no film at all")
     lab.file("metrics/none.mp4", "refused")
-    text = lab.metrics()
+
+    def ready() -> str:
+        """Return the metrics, once no part is late with its answer."""
+        text = lab.metrics()
+        return "" if re.search(r'^posedrop_ready\{part="(.*)"\} 0', text, re.MULTILINE) else text
+
+    text = lab.until(ready, "all parts to be ready")
     assert 'posedrop_index_rows{state="refused",table="files"}' in text
     assert 'posedrop_ingests_total{outcome="not_a_video"}' in text
     assert 'posedrop_job_seconds_count{outcome="ended",task="ingest"}' in text
     assert 'posedrop_store_seconds_count{operation="HeadObject"}' in text
-    assert re.findall(r'^posedrop_ready\{part="(.*)"\} 0', text, re.MULTILINE) == []
     assert set(re.findall(r'^posedrop_workers\{queue="(.*)"\} [1-9]', text, re.MULTILINE)) == {
         "cpu",
         "gpu",

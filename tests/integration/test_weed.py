@@ -191,7 +191,7 @@ def test_grpc_wants_a_certificate(weed: Weed, tmp_path: Path) -> None:
         for name in ("master", "filer")
     ]
 
-    def answer(folder: Path) -> str:
+    def answer(folder: Path, seconds: float) -> str:
         process = subprocess.Popen(
             [find_weed(), "shell", *addresses],
             cwd=folder,
@@ -202,13 +202,14 @@ def test_grpc_wants_a_certificate(weed: Weed, tmp_path: Path) -> None:
             text=True,
         )
         try:
-            return process.communicate("fs.ls /buckets/videos\n", timeout=5)[0]
+            return process.communicate("fs.ls /buckets/videos\nexit\n", timeout=seconds)[0]
         except subprocess.TimeoutExpired:
             process.kill()
             return process.communicate()[0]
 
-    assert "day1" in answer(weed._conf)  # with our own certificate: the question is a fair one
-    assert "day1" not in answer(tmp_path)
+    # With our own certificate: the question is a fair one.
+    assert "day1" in answer(weed._conf, 60)
+    assert "day1" not in answer(tmp_path, 5)
 
 
 def test_anonymous_may_nothing(weed: Weed) -> None:
@@ -360,9 +361,9 @@ def test_events_come_with_their_token(
     s3 = client(weed, ROOT)
     s3.put_object(Bucket="models", Key="silent", Body=b"1")
     s3.put_object(Bucket="videos", Key="told.mp4", Body=b"1")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not any(b'"/buckets/videos/told.mp4"' in body for _, body in seen):
-        assert time.monotonic() < deadline, "no event within 10 s"
+        assert time.monotonic() < deadline, "no event within 60 s"
         time.sleep(0.05)
     assert {token for token, _ in seen} == {"Bearer token-of-events"}
     assert not any(b"silent" in body for _, body in seen)
@@ -387,7 +388,7 @@ def test_second_one_on_a_folder_is_refused_by_name(weed: Weed) -> None:
 
 def test_weed_seeks_nobody_in_vain(weed: Weed) -> None:
     """Its maintenance worker found its admin server; else it would say so each few seconds."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while "Plugin worker connected" not in (said := weed._log_file.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -484,7 +485,7 @@ def test_acknowledged_puts_survive_a_kill_and_weed_comes_back(
                 s3.get_object(Bucket="videos", Key=f"k/{acknowledged[0]}")
                 break
             except Exception:
-                assert time.monotonic() < started + 30, "weed did not come back"
+                assert time.monotonic() < started + 120, "weed did not come back"
                 time.sleep(0.1)
         lost = [
             n
@@ -535,7 +536,7 @@ def test_weed_dies_with_its_parent(tmp_path: Path) -> None:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         parent.kill()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
         assert time.monotonic() < deadline, "weed outlived its parent"
         time.sleep(0.05)

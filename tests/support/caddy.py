@@ -18,7 +18,7 @@ from tests.support import compose
 from tests.support.tools import find_free_port, tool
 
 API, S3 = "api.test", "s3.test"
-_READY_SECONDS = 30.0
+_READY_SECONDS = 120.0
 
 
 class Caddy:

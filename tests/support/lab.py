@@ -137,7 +137,7 @@ class Lab(ABC):
             config=Config(s3={"addressing_style": "path"}, signature_version="s3v4"),
         )
 
-    def until(self, ask: Callable[[], T], what: str, seconds: float = 60) -> T:
+    def until(self, ask: Callable[[], T], what: str, seconds: float = 120) -> T:
         """Ask until the answer is true, and return it."""
         started = time.monotonic()
         while (waited := time.monotonic() - started) < seconds:
@@ -152,7 +152,7 @@ class Lab(ABC):
         assert answer.status_code < 400, answer.text
         return answer.json()
 
-    def file(self, key: str, *states: str, seconds: float = 60) -> dict[str, Any]:
+    def file(self, key: str, *states: str, seconds: float = 120) -> dict[str, Any]:
         """Wait until the file under ``key`` is in one of ``states``; return it."""
         wanted = set(states or ("ready", "refused"))
 
@@ -167,7 +167,7 @@ class Lab(ABC):
         body = {"file_id": file_id, "analysis": analysis, "args": args, **more}
         return self.http.post("/analyse", json=body)
 
-    def over(self, analysis_id: str, seconds: float = 120) -> dict[str, Any]:
+    def over(self, analysis_id: str, seconds: float = 240) -> dict[str, Any]:
         """Wait until a run is over; return GET /results."""
 
         def ask() -> dict[str, Any] | None:
@@ -177,7 +177,7 @@ class Lab(ABC):
 
         return self.until(ask, f"run {analysis_id} to be over", seconds)
 
-    def run_of(self, file_id: str, seconds: float = 60) -> str:
+    def run_of(self, file_id: str, seconds: float = 120) -> str:
         """Wait until something is planned for a file; return its analysis_id."""
 
         def ask() -> str | None:
@@ -217,7 +217,7 @@ class Embedded(Lab):
                 | self.environment
                 | self.settings,
             )
-        self.until(self._up, "the API to answer", 60)
+        self.until(self._up, "the API to answer", 240)
         self.http.headers["Authorization"] = f"Bearer {self.api_token}"
         return self
 
@@ -335,7 +335,7 @@ class Servers(Lab):
             [str(BIN / program), *(here.get(option, option) for option in options)],
             self._as("handlers") | presign | {"POSEDROP_EVENTS_TOKEN": EVENTS_TOKEN},
         )
-        self.until(self._answers, "the API to answer", 60)
+        self.until(self._answers, "the API to answer", 240)
 
     def start_worker(self, service: str) -> str:
         """Start one worker by the command and the Dramatiq settings that compose has for it.

@@ -17,7 +17,7 @@ from tests.support.tools import find_free_port, tool
 ROOT_ACCESS_KEY = "root-of-tests"
 ROOT_SECRET_KEY = "secret-of-root"
 EVENTS_TOKEN = "token-of-events"
-_READY_SECONDS = 30.0
+_READY_SECONDS = 120.0
 
 
 def find_minio() -> str:

@@ -15,7 +15,7 @@ import httpx
 
 from tests.support.tools import find_free_port, tool
 
-_READY_SECONDS = 20.0
+_READY_SECONDS = 120.0
 
 
 class Toxiproxy:

