@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worker.precision.watch import LIKE, HeatmapWatch, Named
+from worker.precision.watch import HeatmapWatch, Named, noise_of_steps
 
 AXES = ("x", "y")
 
@@ -19,16 +19,8 @@ class SimCCWatch(HeatmapWatch):
 
     def noise(self, exact: Named, fast: Named) -> float:
         """Return by how much the steps from peak to rivals differ, at most."""
-        counts = (self._most_likely(exact, 0.0) >= self.pcutoff)[..., None]
-        found = 0.0
-        for axis in AXES:
-            line = exact[axis]
-            top, peak = line.max(dim=2, keepdim=True)
-            rivals = (line >= top - (1 - LIKE) * top.abs()) & counts
-            difference = fast[axis] - line
-            step = (difference - difference.gather(2, peak)).abs()
-            found = max(found, float(torch.where(rivals, step, 0.0).max()))
-        return found
+        counts = self._most_likely(exact, 0.0) >= self.pcutoff
+        return max(noise_of_steps(exact[axis], fast[axis], counts) for axis in AXES)
 
     def largest(self, outputs: Named) -> Tensor:
         """Return each picture's largest value of a line."""

@@ -13,8 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Cells that rival a peak reach this share of its height.
+#: Cells that rival a peak reach this share of its height;
 LIKE = 0.9
+#: where it is steep, none does, and the noise is that of the highest so many, the peak among them,
+HIGHEST = 4
+#: as far as they are at least of this share of its likelihood: what is far below errs by more.
+LIKELY = 0.25
 #: By such a share two sigmoids differ that are the same but for how they are rounded.
 TIED = 2.0**-22
 
@@ -95,13 +99,11 @@ class HeatmapWatch(Watch):
 
     def noise(self, exact: Named, fast: Named) -> float:
         """Return by how much the steps from peak to rivals differ, at most."""
-        heat, top = exact["heatmap"], _top(exact)
-        rivals = heat >= (top - (1 - LIKE) * top.abs())[..., None, None]
-        rivals &= (self._likelihood(top) >= self.pcutoff)[..., None, None]
-        difference = fast["heatmap"] - heat
-        peak = heat.flatten(2).argmax(dim=2, keepdim=True)
-        at_peak = difference.flatten(2).gather(2, peak)[..., None]
-        return float(torch.where(rivals, (difference - at_peak).abs(), 0.0).max())
+        heat = exact["heatmap"].flatten(2)
+        likely = self._likelihood(heat.amax(dim=2))
+        least = LIKELY * likely[..., None]
+        least = least.logit() if self.predictor.apply_sigmoid else least
+        return noise_of_steps(heat, fast["heatmap"].flatten(2), likely >= self.pcutoff, least)
 
     def largest(self, outputs: Named) -> Tensor:
         """Return each picture's largest value of a heatmap."""
@@ -152,6 +154,25 @@ class HeatmapWatch(Watch):
             y = y + refined[:, :, 1] * self.predictor.locref_std
         across = _apart(x.expand_as(heat), rivals)
         return torch.hypot(across, _apart(y.expand_as(heat), rivals))
+
+
+def noise_of_steps(
+    exact: Tensor, fast: Tensor, counts: Tensor, least: float | Tensor = -torch.inf
+) -> float:
+    """Return by how much the steps from the highest number to its rivals differ, at most.
+
+    Args:
+        exact: (n, keypoints, cells).
+        fast: the same, in fewer bits.
+        counts: (n, keypoints), whose steps count.
+        least: for all or (n, keypoints, 1); what is below rivals none.
+    """
+    top, peak = exact.max(dim=2, keepdim=True)
+    high = exact.topk(min(HIGHEST, exact.shape[2]), dim=2).values[..., -1:]
+    rivals = (exact >= top - (1 - LIKE) * top.abs()) | ((exact >= high) & (exact >= least))
+    difference = fast - exact
+    steps = (difference - difference.gather(2, peak)).abs()
+    return float(torch.where(rivals & counts[..., None], steps, 0.0).max())
 
 
 def _top(outputs: Named) -> Tensor:

@@ -142,6 +142,19 @@ def test_noise_counts_below_one_half_too() -> None:
     assert watch.noise(exact, fast) == pytest.approx(0.01, abs=1e-6)
 
 
+@pytest.mark.parametrize("apply_sigmoid", [True, False])
+def test_noise_is_known_where_peaks_are_steep(apply_sigmoid: bool) -> None:
+    """Frames without a rival to their peaks come first in many films: they tell of it, too."""
+    likelihoods = torch.tensor([0.8, 0.5, 0.3, 0.1])
+    values = (likelihoods.logit() if apply_sigmoid else likelihoods).tolist()
+    for place, noise in enumerate((0.01, 0.01, 0.01, 0.0)):
+        watch, exact = heatmaps(apply_sigmoid, values[:2])
+        exact["heatmap"][0, 0, 4, :2] = torch.tensor(values[2:])
+        fast = {"heatmap": exact["heatmap"].clone()}
+        fast["heatmap"][exact["heatmap"] == values[place]] += 0.01
+        assert watch.noise(exact, fast) == pytest.approx(noise, abs=1e-6)
+
+
 def test_saving_multiplications_is_given_up_where_it_does_not_pay(
     short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
 ) -> None:
