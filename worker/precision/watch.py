@@ -19,6 +19,9 @@ LIKE = 0.9
 HIGHEST = 4
 #: as far as they are at least of this share of its likelihood: what is far below errs by more.
 LIKELY = 0.25
+#: Few cells may err by little by chance: the noise is at least so many times what all of that share
+#: err by, the root of the mean square.
+TYPICAL = 2.0
 #: By such a share two sigmoids differ that are the same but for how they are rounded.
 TIED = 2.0**-22
 
@@ -100,10 +103,9 @@ class HeatmapWatch(Watch):
     def noise(self, exact: Named, fast: Named) -> float:
         """Return by how much the steps from peak to rivals differ, at most."""
         heat = exact["heatmap"].flatten(2)
-        likely = self._likelihood(heat.amax(dim=2))
-        least = LIKELY * likely[..., None]
-        least = least.logit() if self.predictor.apply_sigmoid else least
-        return noise_of_steps(heat, fast["heatmap"].flatten(2), likely >= self.pcutoff, least)
+        top = self._likelihood(heat.amax(dim=2))
+        likely = self._likelihood(heat) >= LIKELY * top[..., None]
+        return noise_of_steps(heat, fast["heatmap"].flatten(2), top >= self.pcutoff, likely)
 
     def largest(self, outputs: Named) -> Tensor:
         """Return each picture's largest value of a heatmap."""
@@ -157,7 +159,7 @@ class HeatmapWatch(Watch):
 
 
 def noise_of_steps(
-    exact: Tensor, fast: Tensor, counts: Tensor, least: float | Tensor = -torch.inf
+    exact: Tensor, fast: Tensor, counts: Tensor, likely: Tensor | None = None
 ) -> float:
     """Return by how much the steps from the highest number to its rivals differ, at most.
 
@@ -165,14 +167,23 @@ def noise_of_steps(
         exact: (n, keypoints, cells).
         fast: the same, in fewer bits.
         counts: (n, keypoints), whose steps count.
-        least: for all or (n, keypoints, 1); what is below rivals none.
+        likely: (n, keypoints, cells), which cells err as rivals do; None: it is not known.
     """
     top, peak = exact.max(dim=2, keepdim=True)
-    high = exact.topk(min(HIGHEST, exact.shape[2]), dim=2).values[..., -1:]
-    rivals = (exact >= top - (1 - LIKE) * top.abs()) | ((exact >= high) & (exact >= least))
+    high = exact >= exact.topk(min(HIGHEST, exact.shape[2]), dim=2).values[..., -1:]
+    high = high if likely is None else high & likely
+    rivals = (high | (exact >= top - (1 - LIKE) * top.abs())) & counts[..., None]
     difference = fast - exact
     steps = (difference - difference.gather(2, peak)).abs()
-    return float(torch.where(rivals & counts[..., None], steps, 0.0).max())
+    found = float(torch.where(rivals, steps, 0.0).max())
+    if likely is None:
+        return found
+    cells = likely & counts[..., None]
+    mean = torch.where(cells, difference, 0.0).sum(dim=2) / cells.sum(dim=2).clamp(min=1)
+    squares = torch.where(cells, (difference - mean[..., None]).square(), 0.0).sum(dim=(1, 2))
+    squares /= cells.sum(dim=(1, 2)).clamp(min=1)
+    # A step is the difference of two such errors.
+    return max(found, TYPICAL * float((2 * squares).sqrt().max()))
 
 
 def _top(outputs: Named) -> Tensor:
