@@ -22,6 +22,7 @@ keypoint is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from worker.gpu.staging import normalised
 from worker.precision.variants import TILED_NOISE, Kind, ModelVariants, Numbers, Precision
-from worker.precision.watch import Named, Watch
+from worker.precision.watch import Named, Watch, greatest
 
 #: Per head, per name: a tensor with a row a picture.
 HeadPredictions = dict[str, Named]
@@ -260,7 +261,7 @@ class PrecisionGuard:
                 doubt.outputs, doubt.predictions, _of(outputs, [row]), _of(exact, [row]),
                 noticed=doubt.unsure,
             )  # fmt: skip
-            if found > self.state.summary(self._wanted)["heatmap_noise"]:
+            if math.isfinite(found) and found > self.state.summary(self._wanted)["heatmap_noise"]:
                 self.state.later.append((doubt.index, found))
         return exact
 
@@ -310,8 +311,30 @@ class PrecisionGuard:
             _of(fast_outputs, shown), _of(fast, shown), _of(outputs, shown), _of(exact, shown),
             noticed=True,
         )  # fmt: skip
-        self.state.noise = max(self.state.noise, found)
-        return exact if self._wanted == "auto" else fast
+        if self._wanted != "auto":
+            return fast
+        self.state.noise = greatest([self.state.noise, found])
+        if not math.isfinite(found) or self._would_go_unnoticed(fast_outputs, fast, exact, shown):
+            self.state.noise = 0.0
+            self.give_up()
+        return exact
+
+    def _would_go_unnoticed(
+        self,
+        fast_outputs: Outputs,
+        fast: HeadPredictions,
+        exact: HeadPredictions,
+        shown: list[int],
+    ) -> bool:
+        """Tell whether a sample's keypoint moved too far, though the noise did not show it."""
+        noise = SAFETY * self.state.noise
+        rows = _unsure(self._watches, _of(fast_outputs, shown), lambda *_: noise, MAX_SPREAD)
+        sure = [row for place, row in enumerate(shown) if place not in rows]
+        return any(
+            not float(watch.moved(_of(exact, sure)[name], _of(fast, sure)[name]).max()) <= TOLERANCE
+            for name, watch in (self._watches or {}).items()
+            if sure
+        )
 
     def give_up(self) -> None:
         """Compute all further pictures in fp32."""
@@ -379,7 +402,7 @@ class PrecisionGuard:
         noise = 0.0
         for name, watch in (self._watches or {}).items():
             if self._wanted == "auto":
-                noise = max(noise, watch.noise(exact_outputs[name], fast_outputs[name]))
+                noise = greatest([noise, watch.noise(exact_outputs[name], fast_outputs[name])])
             if not noticed:
                 moved = float(watch.moved(exact[name], fast[name]).max())
                 if not moved <= self.state.deviation:  # nor if it is not a number
@@ -394,7 +417,7 @@ class PrecisionGuard:
 def _unsure(
     watches: dict[str, Watch] | None,
     outputs: Outputs,
-    noise_of: Callable[[Watch, Named], Tensor],
+    noise_of: Callable[[Watch, Named], float | Tensor],
     spread: float,
 ) -> set[int]:
     """Return the rows in which noise could move a keypoint by more than ``spread`` pixels."""

@@ -30,7 +30,7 @@ import torch.nn.functional as F  # noqa: N812
 from deeplabcut.pose_estimation_pytorch.models.predictors import PartAffinityFieldPredictor
 from torch import Tensor
 
-from worker.precision.watch import LIKE, Named, Watch
+from worker.precision.watch import LIKE, Named, Watch, greatest
 
 #: As in DeepLabCut: where a limb is sampled, and what affinities are rounded to.
 POINTS, DECIMALS = 10, 1000.0
@@ -219,7 +219,7 @@ class PafWatch(Watch):
         )
         limbs = assembled.sums(torch.ones_like(low))
         found.append(_share(changed[limbs > 0], EVEN * SHARE * limbs[limbs > 0]))
-        return max(found)
+        return greatest(found)
 
     def largest(self, outputs: Named) -> Tensor:
         """Return each picture's largest of a heatmap or, if it is more, of a field."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worker.precision.watch import HeatmapWatch, Named, noise_of_steps
+from worker.precision.watch import HeatmapWatch, Named, greatest, noise_of_steps, overflowed
 
 AXES = ("x", "y")
 
@@ -20,7 +20,7 @@ class SimCCWatch(HeatmapWatch):
     def noise(self, exact: Named, fast: Named) -> float:
         """Return by how much the steps from peak to rivals differ, at most."""
         counts = self._most_likely(exact, 0.0) >= self.pcutoff
-        return max(noise_of_steps(exact[axis], fast[axis], counts) for axis in AXES)
+        return greatest(noise_of_steps(exact[axis], fast[axis], counts) for axis in AXES)
 
     def largest(self, outputs: Named) -> Tensor:
         """Return each picture's largest value of a line."""
@@ -42,7 +42,7 @@ class SimCCWatch(HeatmapWatch):
         # What does not compare, because it is not a number, is unsure.
         counts = ~(self._most_likely(outputs, step) < self.pcutoff)
         found: Tensor = (~(torch.hypot(*spans) * self.scale <= spread) & counts).any(dim=1)
-        return found
+        return found | overflowed(outputs[AXES[0]]) | overflowed(outputs[AXES[1]])
 
     def _most_likely(self, outputs: Named, noise: float | Tensor) -> Tensor:
         """Return how likely keypoints (n, keypoints) could be for such noise."""

@@ -7,7 +7,9 @@ goes elsewhere. Heads of an unknown kind are computed exactly (:mod:`worker.prec
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,8 +21,8 @@ LIKE = 0.9
 HIGHEST = 4
 #: as far as they are at least of this share of its likelihood: what is far below errs by more.
 LIKELY = 0.25
-#: Few cells may err by little by chance: the noise is at least so many times what all of that share
-#: err by, the root of the mean square.
+#: Few cells may err by little by chance: the noise is at least so many times the step between two
+#: cells of that share, as the root of the mean square of all has it.
 TYPICAL = 2.0
 #: By such a share two sigmoids differ that are the same but for how they are rounded.
 TIED = 2.0**-22
@@ -63,6 +65,8 @@ class Watch(ABC):
     @abstractmethod
     def noise(self, exact: Named, fast: Named) -> float:
         """Return by how much the outputs of the fast arithmetic differ, at most, where it counts.
+
+        That may be infinite, or no number, if some of these are.
 
         Args:
             exact: the outputs of the exact one.
@@ -117,15 +121,16 @@ class HeatmapWatch(Watch):
         top = _top(outputs)
         step = noise[:, None] if isinstance(noise, Tensor) else noise
         rivals = self._reaches(outputs["heatmap"], (top - step)[..., None, None])
-        # What does not compare, because it is not a number, is unsure.
+        # What does not compare, because it is not a number, is unsure; so is what overflowed.
         counts = ~(self._likelihood(top) < self.pcutoff - step)
+        wild = overflowed(outputs["heatmap"])
         open_ = (counts & (rivals.sum(dim=(2, 3)) != 1)).any(dim=1)
         rows = open_.nonzero().flatten()
         if len(rows):  # few: most keypoints have no rival at all
             some = {name: values[rows] for name, values in outputs.items()}
             close = ~(self._span(some, rivals[rows]) * self.scale <= spread) & counts[rows]
             open_[rows] = close.any(dim=1)
-        return open_
+        return open_ | wild
 
     def moved(self, exact: Named, fast: Named) -> Tensor:
         """Return how far keypoints are apart."""
@@ -158,10 +163,22 @@ class HeatmapWatch(Watch):
         return torch.hypot(across, _apart(y.expand_as(heat), rivals))
 
 
+def greatest(numbers: Iterable[float]) -> float:
+    """Return the largest; what is not a number if there is one."""
+    return max(numbers, key=lambda number: (math.isnan(number), number))
+
+
+def overflowed(numbers: Tensor) -> Tensor:
+    """Return which pictures have a number that is infinite or none; (n,), bool."""
+    return ~numbers.flatten(1).sum(dim=1, dtype=torch.float32).isfinite()
+
+
 def noise_of_steps(
     exact: Tensor, fast: Tensor, counts: Tensor, likely: Tensor | None = None
 ) -> float:
     """Return by how much the steps from the highest number to its rivals differ, at most.
+
+    That is no number, or infinite, if one of them is.
 
     Args:
         exact: (n, keypoints, cells).
@@ -175,15 +192,15 @@ def noise_of_steps(
     rivals = (high | (exact >= top - (1 - LIKE) * top.abs())) & counts[..., None]
     difference = fast - exact
     steps = (difference - difference.gather(2, peak)).abs()
-    found = float(torch.where(rivals, steps, 0.0).max())
+    found = torch.where(rivals, steps, 0.0).max()
     if likely is None:
-        return found
+        return float(found)
     cells = likely & counts[..., None]
     mean = torch.where(cells, difference, 0.0).sum(dim=2) / cells.sum(dim=2).clamp(min=1)
     squares = torch.where(cells, (difference - mean[..., None]).square(), 0.0).sum(dim=(1, 2))
     squares /= cells.sum(dim=(1, 2)).clamp(min=1)
     # A step is the difference of two such errors.
-    return max(found, TYPICAL * float((2 * squares).sqrt().max()))
+    return float(torch.maximum(found, TYPICAL * (2 * squares).sqrt().max()))
 
 
 def _top(outputs: Named) -> Tensor:

@@ -22,6 +22,7 @@ from tests.support.samples import Sample
 from worker import hardware
 from worker.engine import passes
 from worker.precision import guard, tuning, variants
+from worker.precision import watch as watch_module
 from worker.precision.heads import watches_of
 from worker.precision.watch import Watch
 
@@ -88,11 +89,14 @@ def test_nearly_tied_peaks_are_computed_again(
     assert moved[confident][:, :2].max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("found_by", ["samples", "a check"])
 def test_unnoticed_change_ends_the_fast_arithmetic(
-    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch, found_by: str
 ) -> None:
-    """A check that finds a keypoint moved begins the video again in fp32."""
+    """A keypoint that moved in the first frames, or in a later one that is checked: fp32."""
     expected = run(short.film, short.model)
+    if found_by == "a check":
+        monkeypatch.setattr(guard.PrecisionGuard, "_would_go_unnoticed", lambda *_: False)
 
     def shifted(self: variants.ModelVariants, *_: Any) -> Any:
         model = copy.deepcopy(self.plain)
@@ -110,6 +114,34 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
     ours = run(short.film, short.model, precision="auto")
     assert ours.answer["details"]["precision"]["used"] == "fp32"
     assert furthest(ours.poses, expected.poses) == 0.0
+
+
+@pytest.mark.parametrize("wild", [np.nan, np.inf, -np.inf])
+def test_numbers_that_overflow_end_the_fast_arithmetic(
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch, wild: float
+) -> None:
+    """One of the first frames overflows in fewer bits: what its noise is, nobody can tell."""
+    expected = run(short.film, short.model)
+
+    def overflowing(self: variants.ModelVariants, *_: Any) -> Any:
+        model = copy.deepcopy(self.plain)
+        head = model.heads["bodypart"].heatmap_head
+        forward = head.forward
+
+        def wildly(x: torch.Tensor) -> torch.Tensor:
+            heat: torch.Tensor = forward(x)
+            heat[-1, 0].flatten()[heat[-1, 0].argmax()] = wild
+            return heat
+
+        monkeypatch.setattr(head, "forward", wildly)
+        return model
+
+    monkeypatch.setattr(variants.ModelVariants, "fast", overflowing)
+    monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
+    ours = run(short.film, short.model, precision="auto")
+    told = ours.answer["details"]["precision"]
+    assert (told["used"], told["heatmap_noise"]) == ("fp32", 0)
+    assert furthest(ours.poses, expected.poses) <= TOLERANCE
 
 
 def heatmaps(apply_sigmoid: bool, values: list[float]) -> tuple[Watch, dict[str, torch.Tensor]]:
@@ -134,17 +166,31 @@ def test_cells_whose_sigmoids_tie_are_rivals() -> None:
         assert bool(watch.unsure(outputs, 2.4e-4, 0.4)) == unsure
 
 
-def test_noise_counts_below_one_half_too() -> None:
+@pytest.mark.parametrize("wild", [torch.nan, torch.inf, -torch.inf])
+def test_what_overflowed_is_unsure(wild: float) -> None:
+    """However clear the highest number is, it may not be the one that it would have been."""
+    watch, outputs = heatmaps(False, [0.9])
+    assert not watch.unsure(outputs, 1e-4, 0.4).any()
+    outputs["heatmap"][0, 0, 4, 4] = wild
+    assert watch.unsure(outputs, 1e-4, 0.4).all()
+
+
+def test_noise_counts_below_one_half_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes into a sigmoid is negative there."""
+    monkeypatch.setattr(watch_module, "HIGHEST", 1)
+    monkeypatch.setattr(watch_module, "TYPICAL", 0)
     watch, exact = heatmaps(True, [-0.5, -0.52])
     fast = {"heatmap": exact["heatmap"].clone()}
     fast["heatmap"][0, 0, 8, 8] += 0.01
-    assert 0.00999 < watch.noise(exact, fast) < 0.02
+    assert watch.noise(exact, fast) == pytest.approx(0.01, abs=1e-6)
 
 
 @pytest.mark.parametrize("apply_sigmoid", [True, False])
-def test_noise_is_known_where_peaks_are_steep(apply_sigmoid: bool) -> None:
+def test_noise_is_known_where_peaks_are_steep(
+    monkeypatch: pytest.MonkeyPatch, apply_sigmoid: bool
+) -> None:
     """Frames without a rival to their peaks come first in many films: they tell of it, too."""
+    monkeypatch.setattr(watch_module, "TYPICAL", 0)
     likelihoods = torch.tensor([0.8, 0.5, 0.3, 0.1])
     values = (likelihoods.logit() if apply_sigmoid else likelihoods).tolist()
     for place in range(4):
@@ -152,8 +198,8 @@ def test_noise_is_known_where_peaks_are_steep(apply_sigmoid: bool) -> None:
         exact["heatmap"][0, 0, 4, :2] = torch.tensor(values[2:])
         fast = {"heatmap": exact["heatmap"].clone()}
         fast["heatmap"][exact["heatmap"] == values[place]] += 0.01
-        found = watch.noise(exact, fast)
-        assert 0.00999 < found < 0.02 if place < 3 else found == 0  # the last one is unlikely
+        noise = 0.01 if place < 3 else 0  # the last one is unlikely
+        assert watch.noise(exact, fast) == pytest.approx(noise, abs=1e-6)
 
 
 def test_few_cells_that_err_by_little_by_chance_hide_no_noise() -> None:
