@@ -20,7 +20,7 @@ class SimCCWatch(HeatmapWatch):
     def noise(self, exact: Named, fast: Named) -> float:
         """Return by how much the steps from peak to rivals differ, at most."""
         counts = self._most_likely(exact, 0.0) >= self.pcutoff
-        return greatest(noise_of_steps(exact[axis], fast[axis], counts) for axis in AXES)
+        return greatest(float(noise_of_steps(exact[axis], fast[axis], counts)) for axis in AXES)
 
     def largest(self, outputs: Named) -> Tensor:
         """Return each picture's largest value of a line."""

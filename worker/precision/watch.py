@@ -15,15 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Cells that rival a peak reach this share of its height;
+#: Cells that rival a peak reach this share of its height.
 LIKE = 0.9
-#: where it is steep, none does, and the noise is that of the highest so many, the peak among them,
-HIGHEST = 4
-#: as far as they are at least of this share of its likelihood: what is far below errs by more.
-LIKELY = 0.25
-#: Few cells may err by little by chance: the noise is at least so many times the step between two
-#: cells of that share, as the root of the mean square of all has it.
-TYPICAL = 2.0
+#: Where it is steep none does, and where some do they may err by little by chance. So the noise is
+#: at least ``TYPICAL`` times the step between two cells that reach this share of the peak's
+#: likelihood, as the root of the mean square of all has it.
+LIKELY, TYPICAL = 0.25, 2.0
 #: By such a share two sigmoids differ that are the same but for how they are rounded.
 TIED = 2.0**-22
 
@@ -106,10 +103,12 @@ class HeatmapWatch(Watch):
 
     def noise(self, exact: Named, fast: Named) -> float:
         """Return by how much the steps from peak to rivals differ, at most."""
-        heat = exact["heatmap"].flatten(2)
+        heat, other = exact["heatmap"].flatten(2), fast["heatmap"].flatten(2)
         top = self._likelihood(heat.amax(dim=2))
-        likely = self._likelihood(heat) >= LIKELY * top[..., None]
-        return noise_of_steps(heat, fast["heatmap"].flatten(2), top >= self.pcutoff, likely)
+        counts = top >= self.pcutoff
+        cells = (self._likelihood(heat) >= LIKELY * top[..., None]) & counts[..., None]
+        typical = TYPICAL * typical_step(heat, other, cells)
+        return float(torch.maximum(noise_of_steps(heat, other, counts), typical))
 
     def largest(self, outputs: Named) -> Tensor:
         """Return each picture's largest value of a heatmap."""
@@ -173,9 +172,7 @@ def overflowed(numbers: Tensor) -> Tensor:
     return ~numbers.flatten(1).sum(dim=1, dtype=torch.float32).isfinite()
 
 
-def noise_of_steps(
-    exact: Tensor, fast: Tensor, counts: Tensor, likely: Tensor | None = None
-) -> float:
+def noise_of_steps(exact: Tensor, fast: Tensor, counts: Tensor) -> Tensor:
     """Return by how much the steps from the highest number to its rivals differ, at most.
 
     That is no number, or infinite, if one of them is.
@@ -184,23 +181,29 @@ def noise_of_steps(
         exact: (n, keypoints, cells).
         fast: the same, in fewer bits.
         counts: (n, keypoints), whose steps count.
-        likely: (n, keypoints, cells), which cells err as rivals do; None: it is not known.
     """
     top, peak = exact.max(dim=2, keepdim=True)
-    high = exact >= exact.topk(min(HIGHEST, exact.shape[2]), dim=2).values[..., -1:]
-    high = high if likely is None else high & likely
-    rivals = (high | (exact >= top - (1 - LIKE) * top.abs())) & counts[..., None]
+    rivals = (exact >= top - (1 - LIKE) * top.abs()) & counts[..., None]
     difference = fast - exact
     steps = (difference - difference.gather(2, peak)).abs()
-    found = torch.where(rivals, steps, 0.0).max()
-    if likely is None:
-        return float(found)
-    cells = likely & counts[..., None]
+    return torch.where(rivals, steps, 0.0).max()
+
+
+def typical_step(exact: Tensor, fast: Tensor, cells: Tensor) -> Tensor:
+    """Return by how much the step between two cells of a keypoint differs on average.
+
+    That is the root of the mean square of a picture, of the picture where it is largest.
+
+    Args:
+        exact: (n, keypoints, cells).
+        fast: the same, in fewer bits.
+        cells: (n, keypoints, cells), which count.
+    """
+    difference = fast - exact
     mean = torch.where(cells, difference, 0.0).sum(dim=2) / cells.sum(dim=2).clamp(min=1)
     squares = torch.where(cells, (difference - mean[..., None]).square(), 0.0).sum(dim=(1, 2))
     squares /= cells.sum(dim=(1, 2)).clamp(min=1)
-    # A step is the difference of two such errors.
-    return float(torch.maximum(found, TYPICAL * (2 * squares).sqrt().max()))
+    return (2 * squares).sqrt().max()  # of two cells, that err on their own
 
 
 def _top(outputs: Named) -> Tensor:

@@ -177,7 +177,6 @@ def test_what_overflowed_is_unsure(wild: float) -> None:
 
 def test_noise_counts_below_one_half_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes into a sigmoid is negative there."""
-    monkeypatch.setattr(watch_module, "HIGHEST", 1)
     monkeypatch.setattr(watch_module, "TYPICAL", 0)
     watch, exact = heatmaps(True, [-0.5, -0.52])
     fast = {"heatmap": exact["heatmap"].clone()}
@@ -186,11 +185,8 @@ def test_noise_counts_below_one_half_too(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("apply_sigmoid", [True, False])
-def test_noise_is_known_where_peaks_are_steep(
-    monkeypatch: pytest.MonkeyPatch, apply_sigmoid: bool
-) -> None:
+def test_noise_is_known_where_peaks_are_steep(apply_sigmoid: bool) -> None:
     """Frames without a rival to their peaks come first in many films: they tell of it, too."""
-    monkeypatch.setattr(watch_module, "TYPICAL", 0)
     likelihoods = torch.tensor([0.8, 0.5, 0.3, 0.1])
     values = (likelihoods.logit() if apply_sigmoid else likelihoods).tolist()
     for place in range(4):
@@ -198,8 +194,8 @@ def test_noise_is_known_where_peaks_are_steep(
         exact["heatmap"][0, 0, 4, :2] = torch.tensor(values[2:])
         fast = {"heatmap": exact["heatmap"].clone()}
         fast["heatmap"][exact["heatmap"] == values[place]] += 0.01
-        noise = 0.01 if place < 3 else 0  # the last one is unlikely
-        assert watch.noise(exact, fast) == pytest.approx(noise, abs=1e-6)
+        found = watch.noise(exact, fast)
+        assert found > 0.01 if place < 3 else found == 0  # the last one is unlikely
 
 
 def test_few_cells_that_err_by_little_by_chance_hide_no_noise() -> None:
