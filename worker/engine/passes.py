@@ -463,9 +463,7 @@ class Pass:
         if not tuning.is_worth(choice.seconds, choice.exact_seconds, share):
             guard.give_up()
             if self._asked is None and self._tuned is not None:
-                # Where none was timed, the batch that weights are laid out for already.
-                size = self._again_batch
-                self.batch = tuning.fp32_batch(self._tuned.timings, choice.exact, size)
+                self.batch = tuning.fp32_batch(self._tuned.timings, choice.exact, self.batch)
 
     def _weigh_tiles(self) -> None:
         """Multiply all from now on where too many pictures have to be computed again by that."""
