@@ -33,7 +33,7 @@ class Frames(NamedTuple):
     """What is known of each frame of a film."""
 
     shown: npt.NDArray[np.bool_]
-    """Whether it shows a keypoint over pcutoff."""
+    """Which keypoints it shows over pcutoff; a row a frame."""
     noise: npt.NDArray[np.float64]
     """As the watch measures it."""
     moved: npt.NDArray[np.float64]
@@ -68,13 +68,13 @@ def main() -> None:
     watch, frames = computed(given.project, given.film, given.frames, given.batch)
     found = [
         simulated(watch, frames, places, given.batch)
-        for places in beginnings(frames.shown, given.still)
+        for places in beginnings(frames.shown.any(axis=1), given.still)
     ]
     far = (frames.moved > 0.5).sum()
     print(
         f"{given.project.name}, {given.film.name}: {len(frames.shown)} frames, of which "
-        f"{frames.shown.sum()} show a keypoint and {far} have one that moves by more than 0.5 px "
-        f"({frames.moved.max():.2f} at most). Of {len(found)} films "
+        f"{frames.shown.any(axis=1).sum()} show a keypoint and {far} have one that moves by more "
+        f"than 0.5 px ({frames.moved.max():.2f} at most). Of {len(found)} films "
         f"{sum(one.unnoticed > 0 for one in found)} have one unnoticed; "
         f"{np.mean([one.again for one in found]):.1%} of their frames are computed again."
     )
@@ -105,7 +105,7 @@ def computed(project: Path, film: Path, most: int, batch: int) -> tuple[Any, Fra
             x = normalised(torch.from_numpy(np.stack(pictures)))
             true, quick = exact(x), fast(x)
             poses = [variants.exact.get_predictions(each)[name] for each in (true, quick)]
-            shown += watch.shows(poses[0]).tolist()
+            shown += watch.shown(poses[0]).tolist()
             moved += watch.moved(*poses).tolist()
             for row in range(len(pictures)):
                 one = (
@@ -134,22 +134,24 @@ def simulated(watch: Any, frames: Frames, places: npt.NDArray[np.int_], batch: i
 
     state = guard.PrecisionStats("bf16")
     shown, noise = frames.shown[places], frames.noise[places]
+    some_shown = shown.any(axis=1)
     begin = 0
     while begin < len(places) and state.samples < guard.SAMPLES:  # whole batches, both ways
         rows = slice(begin, begin + batch)
-        state.samples += int(shown[rows].sum())
-        state.noise = max(state.noise, noise[rows][shown[rows]].max(initial=0))
+        state.samples += int(some_shown[rows].sum())
+        state.noise = max(state.noise, noise[rows][some_shown[rows]].max(initial=0))
         begin += batch
-    for index in range(begin, len(places)):
-        known = max([state.noise, *(found for _, found in state.later)])
-        if guard._is_checked(index) and noise[index] > known:
-            state.later.append((index, noise[index]))
+    for index in range(len(places)):
+        first = state.meet("", index, shown[index].tolist())
+        if index >= begin and (first or guard._is_checked(index)):
+            state.learn(index, noise[index], first=first)
     rows = places[begin:]
     if not len(rows):
         return Found(0.0, 0)
     counts = [guard.SAFETY * state.noise_for(index) for index in range(begin, len(places))]
     some = {name: values[torch.from_numpy(rows)] for name, values in frames.fast.items()}
     unsure = watch.unsure(some, torch.tensor(counts), guard.MAX_SPREAD).numpy()
+    unsure |= np.isin(np.arange(begin, len(places)), [at for at in state.met[""] if at is not None])
     far = frames.moved[rows] > guard.TOLERANCE
     return Found(float(unsure.sum() / len(places)), int((far & ~unsure).sum()))
 

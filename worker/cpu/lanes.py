@@ -103,7 +103,8 @@ def run_on_threads(
     threads = min(torch.get_num_threads() if threads is None else threads, rows)
     edges = [first + rows * part // threads for part in range(threads + 1)]
     others = [
-        _pool(threads - 1).submit(kernel, *arguments, first, *part) for part in pairwise(edges[1:])
+        _pool(max(1, torch.get_num_threads() - 1)).submit(kernel, *arguments, first, *part)
+        for part in pairwise(edges[1:])
     ]
     kernel(*arguments, first, *edges[:2])
     for one in others:
@@ -112,4 +113,5 @@ def run_on_threads(
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return the threads beside the caller's; few numbers of them come, as they never end."""
     return ThreadPoolExecutor(threads, thread_name_prefix="lanes")

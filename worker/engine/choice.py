@@ -145,8 +145,13 @@ def _dynamic(args: PoseArgs, model: Network) -> DynamicCropper | None:
 
 
 def watched_pcutoff(args: PoseArgs, model: Network) -> float:
-    """Return the likelihood of keypoints that fewer bits must not move: that or more."""
-    return min(pcutoff_of(args, model), model.pcutoff)
+    """Return the likelihood of keypoints that fewer bits must not move: that or more.
+
+    What follows animals from frame to frame goes by less likely ones, too.
+    """
+    least = min(pcutoff_of(args, model), model.pcutoff)
+    animals = model.multi_animal
+    return least if animals is None else min(least, float(animals.settings["pcutoff"]))
 
 
 def pcutoff_of(args: PoseArgs, model: Network) -> float:

@@ -232,7 +232,9 @@ def _kept(job: Job, part: str, load: Callable[[str], Network]) -> LoadedModel:
 
 def _prepared(model: Network) -> LoadedModel:
     paf.hasten(model.pose.model)
-    variants = ModelVariants(model.pose.model, model.device)
+    crops = [one for one in model.pose.preprocessor.components if isinstance(one, TopDownCrop)]
+    size = crops[0].output_size[::-1] if crops else None  # of width and height
+    variants = ModelVariants(model.pose.model, model.device, size)
     model.pose.model = variants.exact  # the one it was loaded as is needed no more
     if model.conditions is None and watches_of(variants.exact, model.pcutoff) is not None:
         variants.tiled()  # compiled and tried before the first frame waits for it

@@ -269,6 +269,7 @@ def tamed(config: Any) -> dict[str, Any]:
     # a frame's result can get lost; frames are decoded ahead here instead.
     inference["multithreading"] = {"enabled": False}
     inference["compile"] = {"enabled": False}  # would start a compiler
+    inference["autocast"] = {"enabled": False}  # the caller's ``precision`` says what to compute in
     inference["conditions"] = None  # ``find_conditions`` reads them, and follows none outside
     made["inference"] = inference
     for part in (made, made.get("detector")):

@@ -45,13 +45,14 @@ Raw = dict[str, dict[str, npt.NDArray[Any]]]
 
 #: Batches at work at the same time on a GPU: it computes one while another is read.
 IN_FLIGHT = 2
-#: So many pictures are computed once more in fp32 together; half a batch of them, if that is more.
-AGAIN_BATCH = 8
 #: Each time that so many pictures more are done, it is asked whether the way still pays.
 LOOK_EVERY = 8
 #: The share of pictures to be computed again is taken for that of other films at first: that weighs
-#: as much as so many pictures of this one.
-TAKEN = 16
+#: as much as a share of this one's pictures, or so many of them at least and at most. It is never
+#: asked again, and a film's first frames are much like each other.
+TAKEN_SHARE, TAKEN_LEAST, TAKEN_MOST = 1 / 8, 2, 64
+#: Of fewer multiplications no picture is taken to be computed again: as much as so many weigh.
+TAKEN_TILED = 16
 
 
 class Batch:
@@ -142,6 +143,8 @@ class Pass:
         self._watches = watches_of(loaded.variants.exact, pcutoff)
         self._strict = watches_of(loaded.variants.exact, -math.inf)
         self._again = max((watch.again for watch in (self._watches or {}).values()), default=0.0)
+        some = TAKEN_MOST if pictures is None else min(TAKEN_MOST, TAKEN_SHARE * pictures)
+        self._taken = max(TAKEN_LEAST, some)
         self._numbers = loaded.variants.numbers_for(precision, watched=self._watches is not None)
         self._kind_of_device = [
             self._device.type,
@@ -191,10 +194,7 @@ class Pass:
         """Take up what :meth:`state` returned in an earlier attempt."""
         if not state:
             return
-        known = state["arithmetic"]
-        known = PrecisionStats(
-            **{**known, "later": [(int(at), noise) for at, noise in known["later"]]}
-        )
+        known = PrecisionStats.parse(state["arithmetic"])
         self._looked = int(state["looked"])
         if state.get("device") != self._kind_of_device:
             # What was found stays; its numbers may be none that this one multiplies.
@@ -308,7 +308,7 @@ class Pass:
 
     @property
     def _again_batch(self) -> int:
-        return max(min(self.batch, AGAIN_BATCH), self.batch // 2)
+        return tuning.settled_at_once(self.batch)
 
     @property
     def _wanted(self) -> int:
@@ -417,6 +417,11 @@ class Pass:
             batch = Batch(_here(found), launched.count, doubts)
         self._done.append(batch)
         self._doubts += [(doubt, batch) for doubt in doubts]
+        if any(doubt.first for doubt in doubts):
+            self._settle(0)  # what it tells of the noise counts at once
+            more = self._running.look_again(launched, doubts)
+            batch.open += len(more)
+            self._doubts += [(doubt, batch) for doubt in more]
 
     def _settle_before(self, index: int) -> None:
         """Settle all whose noise could count for pictures up to this number."""
@@ -459,8 +464,10 @@ class Pass:
         if choice.seconds is None or choice.exact_seconds is None:
             return
         # Few pictures tell little: what is taken of all films counts as so many.
-        share = (state.again + self._again * TAKEN) / (state.frames + TAKEN)
-        if not tuning.is_worth(choice.seconds, choice.exact_seconds, share):
+        again = state.again + state.tied + self._again * self._taken
+        if not tuning.is_worth(
+            choice.seconds, choice.exact_seconds, again / (state.frames + self._taken)
+        ):
             guard.give_up()
             if self._asked is None and self._tuned is not None:
                 self.batch = tuning.fp32_batch(self._tuned.timings, choice.exact, self.batch)
@@ -469,7 +476,7 @@ class Pass:
         """Multiply all from now on where too many pictures have to be computed again by that."""
         guard, tuned = self._running, self._tuned
         assert tuned is not None  # noqa: S101  # a picture was seen
-        share = guard.state.untiled / (guard.state.frames + TAKEN)
+        share = guard.state.untiled / (guard.state.frames + TAKEN_TILED)
         if not tuning.is_tiling_worth(tuned.timings, self.batch, share):
             guard.untile()
             tuned.choice = guard.choice

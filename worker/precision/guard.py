@@ -8,6 +8,8 @@ heatmap that nearly tie may change places, by which a keypoint jumps. So ``auto`
   the *noise* of the fast way, on this video with this model.
 * Each further picture in which the noise could put a keypoint elsewhere, by more than
   ``MAX_SPREAD`` pixels, is computed again, exactly.
+* So is the first picture that shows a keypoint which none of those did, as when an animal comes
+  into a film of landmarks: the noise of its outputs counts from there on.
 * Every ``CHECK_EVERY``-th picture, of the first ones more, is computed both ways too. If a keypoint
   that was not caught moves by more than ``TOLERANCE``, the fast way is given up for all the video.
 
@@ -87,11 +89,17 @@ class PrecisionStats:
     """Largest difference of the outputs to fp32's, of the pictures sampled at the start."""
     later: list[tuple[int, float]] = field(default_factory=list)
     """The same of those checked since, where it grew: the number of a picture, and the noise."""
+    grown: list[tuple[int, float]] = field(default_factory=list)
+    """The same of those with a keypoint that none had shown before."""
+    met: dict[str, list[int | None]] = field(default_factory=dict)
+    """By head, of each keypoint: the first picture that shows it, of those computed both ways."""
     samples: int = 0
     blank: int = 0
     """Batches before the first sample, that showed no keypoint."""
     checked: int = 0
     """Pictures computed both ways."""
+    tied: int = 0
+    """Of the samples, those that would have been computed again."""
     again: int = 0
     """Pictures computed again because their peaks nearly tie."""
     untiled: int = 0
@@ -103,13 +111,55 @@ class PrecisionStats:
     def anew(self, numbers: Numbers) -> PrecisionStats:
         """Return what counts of it for another arithmetic: not the noise."""
         fresh = PrecisionStats(numbers)
-        names = ("noise", "later", "samples", "blank")
+        names = ("noise", "later", "grown", "met", "samples", "tied", "blank")
         return replace(self, numbers=numbers, **{name: getattr(fresh, name) for name in names})
+
+    @classmethod
+    def parse(cls, content: dict[str, Any]) -> PrecisionStats:
+        """Return what :func:`dataclasses.asdict` made such JSON types of."""
+        pairs = {
+            name: [(int(at), noise) for at, noise in content.get(name, [])]
+            for name in ("later", "grown")
+        }
+        return cls(**{**content, **pairs})
 
     def noise_for(self, index: int) -> float:
         """Return the noise that counts for the picture of this number."""
         known = [noise for found, noise in self.later if found // WINDOW + 2 <= index // WINDOW]
-        return max([self.noise, *known])
+        return max([self.noise, *known, *(noise for found, noise in self.grown if found <= index)])
+
+    def meet(self, head: str, index: int, shown: Sequence[bool]) -> bool:
+        """Note which keypoints a picture shows; return whether it is the first to show one.
+
+        Pictures come in their order, but a run that was interrupted goes back some: those that were
+        first are it again.
+        """
+        known = self.met.setdefault(head, [None] * len(shown))
+        new = False
+        for keypoint, there in enumerate(shown):
+            first = known[keypoint]
+            if there and (first is None or first >= index):
+                known[keypoint] = index
+                new = True
+        return new
+
+    def learn(self, index: int, noise: float, *, first: bool) -> None:
+        """Note the noise of a picture that was computed both ways behind the samples.
+
+        Args:
+            first: it shows a keypoint that none before it did.
+        """
+        if not math.isfinite(noise):  # such a picture is unsure by itself
+            return
+        if first and noise > self.noise_for(index):
+            self.grown.append((index, noise))
+        elif not first and noise > self.largest_noise:
+            self.later.append((index, noise))
+
+    @property
+    def largest_noise(self) -> float:
+        """The largest noise known so far, whichever pictures it counts for."""
+        return max([self.noise, *(noise for _, noise in [*self.later, *self.grown])])
 
     def summary(self, wanted: Precision) -> dict[str, Any]:
         """Return what result.json says of the precision."""
@@ -121,7 +171,7 @@ class PrecisionStats:
             "frames_repeated_untiled": self.untiled,
             "share_repeated": round(self.again / self.frames, 4) if self.frames else 0.0,
             "largest_deviation_px": round(self.deviation, 4),
-            "heatmap_noise": max([self.noise, *(noise for _, noise in self.later)]),
+            "heatmap_noise": self.largest_noise,
         }
 
 
@@ -150,9 +200,11 @@ class Doubt:
     x: Tensor
     """(3, height, width), normalised."""
     unsure: bool
-    """False: it is a check alone."""
+    """Whether the noise could move a keypoint of it."""
+    first: bool
+    """Whether it is the first to show one of its keypoints."""
     outputs: Outputs | None
-    """Of the fast arithmetic, with one row, for a check."""
+    """Of the fast arithmetic, with one row, where the noise is to be learnt from it."""
     predictions: HeadPredictions | None
 
 
@@ -259,47 +311,82 @@ class PrecisionGuard:
                 continue
             found = self._compare(
                 doubt.outputs, doubt.predictions, _of(outputs, [row]), _of(exact, [row]),
-                noticed=doubt.unsure,
+                noticed=doubt.unsure or doubt.first,
             )  # fmt: skip
-            if math.isfinite(found) and found > self.state.summary(self._wanted)["heatmap_noise"]:
-                self.state.later.append((doubt.index, found))
+            if self._wanted == "auto":
+                self.state.learn(doubt.index, found, first=doubt.first)
         return exact
+
+    def look_again(self, batch: InFlightBatch, doubts: Sequence[Doubt]) -> list[Doubt]:
+        """Return what else of a collected batch is to be settled, since the noise has grown by it.
+
+        Args:
+            batch: as it was collected.
+            doubts: what is to be settled already, or is.
+        """
+        assert batch.outputs is not None  # noqa: S101  # or nothing were in doubt
+        there = {doubt.index - batch.first for doubt in doubts}
+        rows = [row for row in sorted(self._unsure_rows(batch)) if row not in there]
+        self.state.again += len(rows)
+        return [self._doubt(batch, row, unsure=True) for row in rows]
 
     def _collect(self, batch: InFlightBatch) -> tuple[HeadPredictions, list[Doubt]]:
         if batch.outputs is None:
-            return self._both(batch.x, batch.count), []
+            return self._both(batch.x, batch.first, batch.count), []
         fast = self._predictions(batch.outputs)
         if not batch.fast or self._watches is None:
             return fast, []
-        numbers = range(batch.first, batch.first + batch.count)
-        checked = {row for row, index in enumerate(numbers) if _is_checked(index)}
+        rows = range(batch.count)
+        checked = {row for row in rows if _is_checked(batch.first + row)}
+        first: set[int] = set()
         unsure: set[int] = set()
         if self._wanted == "auto":
-            noises = [self.state.noise_for(index) for index in numbers]
-            noises += noises[-1:] * (len(batch.x) - batch.count)
-            noise = SAFETY * torch.tensor(noises, device=batch.x.device)
-            unsure = _unsure(
-                self._watches, batch.outputs, lambda _watch, _outputs: noise, MAX_SPREAD
-            )
-        rows = [row for row in sorted(checked | unsure) if row < batch.count]
-        self.state.again += sum(row in unsure and row not in checked for row in rows)
+            first = self._meet(fast, batch.first, list(rows))
+            unsure = self._unsure_rows(batch)
+        self.state.again += len(unsure - checked - first)
         return fast, [
-            Doubt(
-                row,
-                batch.first + row,
-                batch.x[row].clone(),  # or it would hold the whole batch in memory
-                row in unsure,
-                _of(batch.outputs, [row]) if row in checked else None,
-                _of(fast, [row]) if row in checked else None,
+            self._doubt(
+                batch, row, fast if row in checked | first else None,
+                unsure=row in unsure, first=row in first,
             )
-            for row in rows
-        ]
+            for row in sorted(checked | first | unsure)
+        ]  # fmt: skip
 
-    def _both(self, x: Tensor, count: int) -> HeadPredictions:
+    def _unsure_rows(self, batch: InFlightBatch) -> set[int]:
+        """Return the rows of a batch in which the noise could move a keypoint."""
+        assert batch.outputs is not None  # noqa: S101  # it was begun
+        noises = [self.state.noise_for(batch.first + row) for row in range(batch.count)]
+        noises += noises[-1:] * (len(batch.x) - batch.count)
+        noise = SAFETY * torch.tensor(noises, device=batch.x.device)
+        found = _unsure(self._watches, batch.outputs, lambda *_: noise, MAX_SPREAD)
+        return {row for row in found if row < batch.count}
+
+    @staticmethod
+    def _doubt(
+        batch: InFlightBatch,
+        row: int,
+        fast: HeadPredictions | None = None,
+        *,
+        unsure: bool,
+        first: bool = False,
+    ) -> Doubt:
+        """Return a picture that is to be settled, and learnt from if ``fast`` is given."""
+        assert batch.outputs is not None  # noqa: S101  # it was begun
+        return Doubt(
+            row,
+            batch.first + row,
+            batch.x[row].clone(),  # or it would hold the whole batch in memory
+            unsure,
+            first,
+            None if fast is None else _of(batch.outputs, [row]),
+            None if fast is None else _of(fast, [row]),
+        )
+
+    def _both(self, x: Tensor, first: int, count: int) -> HeadPredictions:
         """Compute a batch in fp32 and, where it shows a keypoint, the fast way too."""
         outputs = self._exactly(x, count)
         exact = self._predictions(outputs)
-        shown = [row for row in self._shown(exact) if row < count]
+        shown = sorted(row for row in self._shown(exact) if row < count)
         if self._fast is None or not shown:
             self.state.blank += self.state.samples == 0
             return exact
@@ -313,28 +400,35 @@ class PrecisionGuard:
         )  # fmt: skip
         if self._wanted != "auto":
             return fast
+        self._meet(exact, first, shown)
         self.state.noise = greatest([self.state.noise, found])
-        if not math.isfinite(found) or self._would_go_unnoticed(fast_outputs, fast, exact, shown):
+        noise = SAFETY * self.state.noise
+        tied = _unsure(self._watches, _of(fast_outputs, shown), lambda *_: noise, MAX_SPREAD)
+        self.state.tied += len(tied)
+        sure = [row for place, row in enumerate(shown) if place not in tied]
+        moved = bool(sure) and self._has_moved(_of(exact, sure), _of(fast, sure))
+        if moved or not math.isfinite(found):
             self.state.noise = 0.0
             self.give_up()
         return exact
 
-    def _would_go_unnoticed(
-        self,
-        fast_outputs: Outputs,
-        fast: HeadPredictions,
-        exact: HeadPredictions,
-        shown: list[int],
-    ) -> bool:
-        """Tell whether a sample's keypoint moved too far, though the noise did not show it."""
-        noise = SAFETY * self.state.noise
-        rows = _unsure(self._watches, _of(fast_outputs, shown), lambda *_: noise, MAX_SPREAD)
-        sure = [row for place, row in enumerate(shown) if place not in rows]
+    def _has_moved(self, exact: HeadPredictions, fast: HeadPredictions) -> bool:
+        """Tell whether a keypoint of pictures moved too far, though the noise did not show it."""
         return any(
-            not float(watch.moved(_of(exact, sure)[name], _of(fast, sure)[name]).max()) <= TOLERANCE
+            not float(watch.moved(exact[name], fast[name]).max()) <= TOLERANCE
             for name, watch in (self._watches or {}).items()
-            if sure
         )
+
+    def _meet(self, predictions: HeadPredictions, first: int, rows: Sequence[int]) -> set[int]:
+        """Return the rows that are the first to show a keypoint above the cutoff."""
+        found: set[int] = set()
+        for name, watch in (self._watches or {}).items():
+            known = self.state.met.get(name, [None])
+            if name not in predictions or all(at is not None and at < first for at in known):
+                continue  # none can be new: nobody waits for a card
+            shown = watch.shown(predictions[name]).tolist()
+            found.update(row for row in rows if self.state.meet(name, first + row, shown[row]))
+        return found
 
     def give_up(self) -> None:
         """Compute all further pictures in fp32."""
@@ -355,15 +449,15 @@ class PrecisionGuard:
         predictions: HeadPredictions = self._variants.exact.get_predictions(outputs)
         return predictions
 
-    def _shown(self, predictions: HeadPredictions) -> list[int]:
+    def _shown(self, predictions: HeadPredictions) -> set[int]:
         """Return the rows that show a keypoint above the cutoff."""
         shown = [
-            watch.shows(predictions[name]).cpu()  # some predictors answer there, some do not
+            watch.shown(predictions[name]).any(dim=1).cpu()  # some predictors answer there
             for name, watch in (self._watches or {}).items()
             if name in predictions
         ]
         rows: list[int] = torch.stack(shown).any(dim=0).nonzero().flatten().tolist()
-        return rows
+        return set(rows)
 
     def _exactly(self, x: Tensor, count: int) -> Outputs:
         """Compute a batch in fp32, of which the first ``count`` rows are pictures."""

@@ -190,9 +190,9 @@ class PafWatch(Watch):
             and joins.method == "m1"
         )
 
-    def shows(self, predictions: Named) -> Tensor:
-        """Return which pictures show a keypoint above the cutoff; (n,), bool."""
-        found: Tensor = (predictions["poses"][..., 2] >= self.pcutoff).flatten(1).any(dim=1)
+    def shown(self, predictions: Named) -> Tensor:
+        """Return which keypoints pictures show above the cutoff, of whichever animal."""
+        found: Tensor = (predictions["poses"][..., 2] >= self.pcutoff).any(dim=1)
         return found
 
     def noise(self, exact: Named, fast: Named) -> float:

@@ -9,7 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worker.precision.watch import HeatmapWatch, Named, greatest, noise_of_steps, overflowed
+from worker.precision.watch import (
+    TYPICAL,
+    HeatmapWatch,
+    Named,
+    greatest,
+    noise_of_steps,
+    overflowed,
+    typical_step,
+)
 
 AXES = ("x", "y")
 
@@ -18,9 +26,19 @@ class SimCCWatch(HeatmapWatch):
     """A watch over lines with one peak a keypoint: cells within the noise of it rival it."""
 
     def noise(self, exact: Named, fast: Named) -> float:
-        """Return by how much the steps from peak to rivals differ, at most."""
+        """Return by how much the steps from peak to rivals differ, at most.
+
+        That is at least ``TYPICAL`` times the step between two cells of a line: those beside a peak
+        err alike, another peak far from it does not.
+        """
         counts = self._most_likely(exact, 0.0) >= self.pcutoff
-        return greatest(float(noise_of_steps(exact[axis], fast[axis], counts)) for axis in AXES)
+        found = []
+        for axis in AXES:
+            line, other = exact[axis], fast[axis]
+            cells = counts[..., None].expand_as(line)
+            found.append(float(noise_of_steps(line, other, counts)))
+            found.append(TYPICAL * float(typical_step(line, other, cells)))
+        return greatest(found)
 
     def largest(self, outputs: Named) -> Tensor:
         """Return each picture's largest value of a line."""

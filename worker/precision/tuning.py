@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 
 from worker.precision import ways
-from worker.precision.guard import CHECK_EVERY, Choice
+from worker.precision.guard import CHECK_EVERY, SAMPLES, Choice
 from worker.precision.variants import Kind, Numbers
 from worker.tuning_memory import MAX_BYTES
 
@@ -49,8 +49,11 @@ RIVAL = 1.3
 FIRST_PIXELS, MOST_PIXELS = 4 * 640 * 480, 8 * 640 * 480
 #: Pictures at once on a processor, at most; to begin with and at most on an accelerator.
 MOST_BATCH, FIRST_BATCH, LAST_BATCH = 64, 8, 64
-#: Where fp32 was not timed, fewer bits are used if no larger share is taken to be computed again.
-MOST_AGAIN = 0.3
+#: Where neither was timed, fewer bits are taken to need this share of fp32's time, and are used if
+#: no larger share than ``MOST_AGAIN`` is taken to be computed again.
+UNTIMED, MOST_AGAIN = 0.5, 0.3
+#: So many pictures are computed once more in fp32 together; half a batch of them, if that is more.
+AGAIN_BATCH = 8
 #: Pixels of a batch from which on it is taken for large enough for Winograd's tiles; and threads
 #: from which on their transforms, handed out by Python, are taken to gain nothing.
 LARGE, MANY_THREADS = 3 * 320 * 240, 16
@@ -104,6 +107,8 @@ class Space:
     """The share of pictures that is taken to be computed again after fewer bits."""
     accelerated: bool = False
     """Whether the device is something beside the processor."""
+    pictures: int | None = None
+    """Of the film, as far as it is known."""
 
     def ways(self, batch: int) -> list[Way]:
         """Return all ways with such a batch, the most promising first."""
@@ -153,10 +158,10 @@ def space(
 
     ordered = {numbers: order(numbers) for numbers in kinds}
     if asked is not None:
-        return Space(ordered, asked, asked, asked, again, accelerated)
+        return Space(ordered, asked, asked, asked, again, accelerated, pictures)
     if accelerated:
-        return Space(ordered, FIRST_BATCH, 1, LAST_BATCH, again, accelerated)
-    return Space(ordered, first, 1, most, again)
+        return Space(ordered, FIRST_BATCH, 1, LAST_BATCH, again, accelerated, pictures)
+    return Space(ordered, first, 1, most, again, pictures=pictures)
 
 
 def _power(number: float) -> int:
@@ -192,10 +197,12 @@ def choose(timings: Timings, among: Space) -> Choice:
     exact = _best(timings, "fp32", among)
     fast = _best(timings, next(iter(among.kinds)), among)
     slow, quick = timings.get(exact), timings.get(fast)
-    if slow is None or quick is None:
-        pays = among.again <= MOST_AGAIN or "fp32" not in among.kinds
+    if "fp32" not in among.kinds:
+        pays = True
+    elif slow is None or quick is None:
+        pays = among.again <= MOST_AGAIN and is_worth(UNTIMED, 1.0, _of_a_film(among, fast.batch))
     else:
-        pays = is_worth(quick, slow, among.again)
+        pays = is_worth(quick, slow, _of_a_film(among, fast.batch))
     if fast.numbers == "fp32" or not pays:
         return Choice("fp32", exact.kind, exact.kind, exact.batch, slow, slow)
     return Choice(fast.numbers, fast.kind, exact.kind, fast.batch, quick, slow)
@@ -205,6 +212,25 @@ def fp32_batch(timings: Timings, kind: Kind, batch: int) -> int:
     """Return the best batch for convolutions of a kind in fp32; ``batch`` where none was timed."""
     known = {way: took for way, took in timings.items() if way[:2] == ("fp32", kind)}
     return min(known, key=lambda way: known[way]).batch if known else batch
+
+
+def settled_at_once(batch: int) -> int:
+    """Return how many pictures are computed in fp32 together, beside such batches."""
+    return max(min(batch, AGAIN_BATCH), batch // 2)
+
+
+def _of_a_film(among: Space, batch: int) -> float:
+    """Return the share of a film's pictures that is computed in fp32 after fewer bits.
+
+    Its first ones are, to know the noise; there a short film ends before fewer bits gain anything.
+    """
+    if among.pictures is None:
+        return among.again
+    at_once = settled_at_once(batch)
+    samples = -(-SAMPLES // at_once) * at_once
+    both = min(1.0, samples / max(1, among.pictures))
+    filled = at_once / 2 / max(1, among.pictures)  # the last ones, on average
+    return both + (1 - both) * among.again + filled
 
 
 def is_worth(seconds: float, exact: float, again: float) -> bool:
@@ -383,10 +409,12 @@ def _least(batch: int, among: Space) -> float:
     """Return how many pictures a film has at least for a first way to be timed.
 
     One way alone teaches this film nothing, only a later one that goes on from it: of one kind of
-    numbers on a processor it may take little.
+    numbers on a processor it may take little. Of two kinds there is to be time for the second way,
+    that is taken for half as fast.
     """
-    single = len(among.kinds) == 1 and not among.accelerated
-    return (1 + TIMES) * batch / (FIRST_ALONE if single else FIRST_SHARE)
+    if len(among.kinds) > 1:
+        return (1 + 2) * (1 + TIMES) * batch / FIRST_SHARE
+    return (1 + TIMES) * batch / (FIRST_SHARE if among.accelerated else FIRST_ALONE)
 
 
 def _work(timings: Timings, among: Space, pictures: int | None) -> float:
@@ -394,7 +422,8 @@ def _work(timings: Timings, among: Space, pictures: int | None) -> float:
     if pictures is None:
         return float("inf")
     chosen = choose(timings, among)
-    return pictures * (chosen.seconds or chosen.exact_seconds or 0.0)
+    way = Way(chosen.numbers, chosen.kind, chosen.batch)
+    return pictures * (chosen.seconds or guess(timings, way))
 
 
 def _allowed(work: float) -> float:

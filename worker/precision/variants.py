@@ -38,6 +38,8 @@ Kind = Literal["torch", "direct", "winograd"]
 #: The mouse's model errs by a thirtieth of it, a new ResNet-50 with GroupNorm by half; one that
 #: errs by more when it is loaded does without.
 TILED_NOISE = 2e-5
+#: Height and width of a picture to try a network on which takes any, in pixels.
+ANY_SIZE = (256, 256)
 #: Where DLCRNet keeps what its hooks have seen.
 _FEATURES = "interm_features"
 #: What can be folded into the convolution before it; the second is that of torchvision's detectors.
@@ -48,14 +50,19 @@ _DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16
 class ModelVariants:
     """A network ready to run in each of its variants, which are made when first asked for."""
 
-    def __init__(self, model: Any, device: str) -> None:
-        """Prepare ``model`` (DeepLabCut's PoseModel, in eval mode), which is changed by it."""
+    def __init__(self, model: Any, device: str, size: tuple[int, int] | None = None) -> None:
+        """Prepare ``model`` (DeepLabCut's PoseModel, in eval mode), which is changed by it.
+
+        Args:
+            size: height and width of its pictures, in pixels, if it takes no other.
+        """
         self.device = torch.device(device)
+        self._size = size or ANY_SIZE
         #: The exact form for who casts by itself: of torch's own operators alone.
-        self.plain = _tried(model, fold).to(memory_format=torch.channels_last)
+        self.plain = _tried(model, fold, self._size).to(memory_format=torch.channels_last)
         self.exact = self.plain
         if self.device.type == "cpu":
-            self.exact = _tried(self.plain, fused.fuse)
+            self.exact = _tried(self.plain, fused.fuse, self._size)
         self._tiled: Any = None
         self._reduced: dict[Numbers, Any] = {}
         self._made: dict[tuple[Numbers, Kind], Any] = {}
@@ -69,7 +76,7 @@ class ModelVariants:
         if self._tiled is None:
             made = self.plain
             if self.exact is not self.plain:
-                made = _tried(self.plain, fused.fuse_tiled, TILED_NOISE)
+                made = _tried(self.plain, fused.fuse_tiled, self._size, TILED_NOISE)
             self._tiled = self.exact if made is self.plain else made
         return self._tiled
 
@@ -185,14 +192,15 @@ class _Planar(nn.Module):
         return self._inner(x.contiguous())
 
 
-def _tried(model: Any, change: Callable[[nn.Module], int], share: float = 1e-4) -> Any:
+def _tried(
+    model: Any, change: Callable[[nn.Module], int], size: tuple[int, int], share: float = 1e-4
+) -> Any:
     """Return a network with a change that is to change nothing but its speed, else as it is.
 
     Which module runs after which is not written anywhere, so a change goes by how they stand, and
     what comes out is compared with what came out before: ``share`` of the largest value may differ.
     """
-    # Of the size that DeepLabCut gives to networks which take but one.
-    picture = torch.rand((1, 3, 256, 256), generator=torch.Generator().manual_seed(0)) * 4 - 2
+    picture = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0)) * 4 - 2
     device = next(model.parameters()).device
     try:
         changed = copy.deepcopy(model, _shared(model, *model.parameters()))

@@ -56,8 +56,8 @@ class Watch(ABC):
         return True
 
     @abstractmethod
-    def shows(self, predictions: Named) -> Tensor:
-        """Return which pictures show a keypoint above the cutoff; (n,), bool."""
+    def shown(self, predictions: Named) -> Tensor:
+        """Return which keypoints pictures show above the cutoff; (n, keypoints), bool."""
 
     @abstractmethod
     def noise(self, exact: Named, fast: Named) -> float:
@@ -96,9 +96,9 @@ class Watch(ABC):
 class HeatmapWatch(Watch):
     """A watch over heatmaps with one peak a keypoint: cells within the noise of it rival it."""
 
-    def shows(self, predictions: Named) -> Tensor:
-        """Return which pictures show a keypoint above the cutoff; (n,), bool."""
-        found: Tensor = (predictions["poses"][:, 0, :, 2] >= self.pcutoff).any(dim=1)
+    def shown(self, predictions: Named) -> Tensor:
+        """Return which keypoints pictures show above the cutoff."""
+        found: Tensor = predictions["poses"][:, 0, :, 2] >= self.pcutoff
         return found
 
     def noise(self, exact: Named, fast: Named) -> float:

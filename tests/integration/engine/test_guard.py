@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from deeplabcut.pose_estimation_pytorch.models.predictors import HeatmapPredictor
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.analysed import (
     TOLERANCE,
@@ -79,7 +83,7 @@ def test_nearly_tied_peaks_are_computed_again(
 
     monkeypatch.setattr(variants.ModelVariants, "fast", coarse)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
-    monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # whether it is worth it is not asked here
+    monkeypatch.setattr(tuning, "is_worth", lambda *_: True)  # short as the film is
     ours = run(short.film, short.model, precision="auto")
     told = ours.answer["details"]["precision"]
     assert told["used"] == "bf16"
@@ -96,7 +100,7 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
     """A keypoint that moved in the first frames, or in a later one that is checked: fp32."""
     expected = run(short.film, short.model)
     if found_by == "a check":
-        monkeypatch.setattr(guard.PrecisionGuard, "_would_go_unnoticed", lambda *_: False)
+        monkeypatch.setattr(guard.PrecisionGuard, "_has_moved", lambda *_: False)
 
     def shifted(self: variants.ModelVariants, *_: Any) -> Any:
         model = copy.deepcopy(self.plain)
@@ -108,7 +112,7 @@ def test_unnoticed_change_ends_the_fast_arithmetic(
 
     monkeypatch.setattr(variants.ModelVariants, "fast", shifted)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
-    monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # whether it is worth it is not asked here
+    monkeypatch.setattr(tuning, "is_worth", lambda *_: True)  # short as the film is
     monkeypatch.setattr(guard, "CHECK_EVERY", 10)
     monkeypatch.setattr(guard, "EARLY", 0)
     ours = run(short.film, short.model, precision="auto")
@@ -207,6 +211,90 @@ def test_few_cells_that_err_by_little_by_chance_hide_no_noise() -> None:
     for place in range(4):  # these err by nothing
         exact["heatmap"][0, 0, 0, place] = fast["heatmap"][0, 0, 0, place] = 0.8 - place / 100
     assert watch.noise(exact, fast) > 0.02
+
+
+class Drawn(torch.nn.Module):
+    """A network whose heatmaps are what its pictures show: one of red, one of green."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        head = torch.nn.Module()
+        head.predictor = HeatmapPredictor(apply_sigmoid=False, location_refinement=False)
+        self.backbone = torch.nn.Identity()
+        self.heads = torch.nn.ModuleDict({"bodypart": head})
+        self.errs = 0.0
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        values = x[:, :2] * torch.tensor([0.229, 0.224]).view(1, 2, 1, 1)
+        heat = (values + torch.tensor([0.485, 0.456]).view(1, 2, 1, 1)).clone()
+        heat[:, 1, 8, 8] += self.errs
+        return {"bodypart": {"heatmap": heat}}
+
+    def get_stride(self, _: str) -> int:
+        return 8
+
+    def get_predictions(self, outputs: Any) -> Any:
+        predict: Any = self.heads["bodypart"].predictor
+        return {"bodypart": predict(8, outputs["bodypart"])}
+
+
+def test_the_noise_of_what_comes_into_the_film_later_is_known_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Landmarks first, then an animal, whose outputs err by more: none of its keypoints moves."""
+
+    def frame(*values: int) -> Any:
+        picture = np.zeros((9, 9, 3), np.uint8)  # BGR
+        picture[4, 4, 2] = 250  # the landmark
+        picture[0, 0, 1], picture[8, 8, 1] = values  # the animal, and what nearly is one
+        return picture
+
+    def erring(self: variants.ModelVariants, *_: Any) -> Any:
+        model = copy.deepcopy(self.plain)
+        model.errs = 0.02
+        return model
+
+    frames = [frame(0, 0)] * 9 + [frame(200, 198)] * 6
+    monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(variants.ModelVariants, "fast", erring)
+    monkeypatch.setattr(tuning, "is_worth", lambda *_: True)  # short as the film is
+    loaded: Any = SimpleNamespace(
+        network=SimpleNamespace(device="cpu"),
+        variants=variants.ModelVariants(Drawn().eval(), "cpu"),
+        padding=SimpleNamespace(padded=lambda x: x, padded_size=lambda size: size),
+    )
+    work = passes.Pass(loaded, 4, "auto", 0.6)
+    found = [one["bodypart"]["poses"][0, 1] for one in work.outputs(iter(frames))]
+    assert work.summary()["precision"]["used"] == "bf16"
+    assert [list(pose[:2]) for pose in found[9:]] == [[4.0, 4.0]] * 6
+
+
+@given(st.data())
+def test_what_new_keypoints_tell_of_the_noise_is_the_same_after_an_interruption(
+    data: st.DataObject,
+) -> None:
+    """A run that goes back some pictures finds the same ones new, and knows the same noise."""
+    length = data.draw(st.integers(1, 30))
+    shown = data.draw(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=length))
+    noises = data.draw(st.lists(st.floats(0, 9), min_size=len(shown), max_size=len(shown)))
+    begin = data.draw(st.integers(0, len(shown)))
+    end = data.draw(st.integers(begin, len(shown)))
+
+    def went(state: guard.PrecisionStats, rows: range) -> list[tuple[int, bool, float]]:
+        told = []
+        for row in rows:
+            new = state.meet("head", row, shown[row])
+            if new:
+                state.learn(row, noises[row], first=True)
+            told.append((row, new, state.noise_for(row)))
+        return told
+
+    whole = went(guard.PrecisionStats("bf16"), range(len(shown)))
+    state = guard.PrecisionStats("bf16")
+    went(state, range(end))
+    state = guard.PrecisionStats.parse(json.loads(json.dumps(asdict(state))))
+    assert went(state, range(begin, len(shown))) == whole[begin:]
 
 
 def test_saving_multiplications_is_given_up_where_it_does_not_pay(

@@ -259,7 +259,7 @@ def test_an_interrupted_run_repeats_the_same_frames(
     for name, value in {"SAMPLES": 1, "CHECK_EVERY": 3, "EARLY": 0, "WINDOW": 2}.items():
         monkeypatch.setattr(guard, name, value)
     monkeypatch.setattr(passes, "WINDOW", 2)
-    monkeypatch.setattr(passes, "LOOK_EVERY", 1000)
+    monkeypatch.setattr(tuning, "is_worth", lambda *_: True)  # short as the film is
     whole, told = found(None)
     assert told["used"] == "bf16"
     assert told["frames_repeated_in_fp32"] >= 2  # 10 and 11, by what 6 has shown
@@ -287,7 +287,7 @@ def test_interrupted_inference_goes_on(
 ) -> None:
     """The next attempt decodes from the last part on; its poses are those of one go, bit by bit."""
     monkeypatch.setattr(guard, "SAMPLES", 2)
-    monkeypatch.setattr(passes, "LOOK_EVERY", 1000)  # what is found depends on what else runs
+    monkeypatch.setattr(tuning, "is_worth", lambda *_: True)  # short as the film is
     monkeypatch.setattr(guard, "CHECK_EVERY", 3)
     monkeypatch.setattr(guard, "EARLY", 0)
     args = deeplabcut_2d.normalise({"model": "mouse", "precision": precision, "batch_size": batch})
@@ -338,7 +338,6 @@ def test_another_kind_of_device_goes_on_in_numbers_of_its_own(
     native: list[torch.dtype | None] = [torch.float16]
     monkeypatch.setattr(hardware, "native_dtype", lambda _: native[0])
     monkeypatch.setattr(variants.ModelVariants, "fast", lambda self, *_: self.plain)
-    monkeypatch.setattr(passes, "LOOK_EVERY", 1000)
     monkeypatch.setattr(tuning, "is_worth", lambda *_: True)
     small = {"x1": 120, "x2": 184, "y1": 80, "y2": 144}
     args = deeplabcut_2d.normalise({"model": "mouse", "batch_size": 2, "crop": small, "pcutoff": 0})

@@ -186,7 +186,7 @@ def test_clear_frames_are_not_computed_again() -> None:
     outputs = scene.frames(np.random.default_rng(0))
     found = predictor(STRIDE, outputs)["poses"]
     assert (found[..., 2] > 0.1).all()
-    assert watch.shows({"poses": found}).all()
+    assert watch.shown({"poses": found}).all()
     assert not watch.unsure(outputs, 0.1, MAX_SPREAD).any()
     assert not watch.unsure(outputs, torch.full((FRAMES,), 1e-5), 0.005).any()
     assert watch.unsure(outputs, 5.0, MAX_SPREAD).all()
@@ -258,9 +258,7 @@ def test_tracks_are_those_of_fp32(
 
     monkeypatch.setattr(variants.ModelVariants, "fast", erring)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
-    monkeypatch.setattr(
-        "worker.engine.passes.LOOK_EVERY", 1000
-    )  # whether it is worth it is not asked
+    monkeypatch.setattr("worker.precision.tuning.is_worth", lambda *_: True)  # short as it is
     monkeypatch.setattr("worker.precision.paf.PafWatch.again", 0.0)
     ours = run(film, model, precision="auto")
     told = ours.answer["details"]["precision"]

@@ -230,8 +230,9 @@ def compare(found: np.ndarray, stock: np.ndarray) -> None:
 
 
 def test_no_more_animals_than_the_model_has(run: Run, tmp_path: Path) -> None:
-    """The best boxes are kept, in their order."""
-    _, whole = run(batch_size=4)
+    """The best boxes are kept, in their order, and all keypoints that tracks go by are watched."""
+    answer, whole = run(batch_size=4)
+    assert answer["details"]["precision"]["pcutoff"] == 0.1  # the project's own is 0.2
     Calls.forget()
     _, found = run(project(tmp_path / "three", INDIVIDUALS[:3]), batch_size=4)
     assert len(Calls.pose) == math.ceil(sum(min(count, 3) for count in BOXES) / 4)
@@ -601,7 +602,7 @@ def test_noise_moves_no_keypoint_that_is_sure(softmax: bool) -> None:
     unsure = watch.unsure(lines, noise, spread)
     true = predictor(1.0, lines)
     assert 0 < int(unsure.sum()) < len(unsure)
-    assert bool(watch.shows(true).any())
+    assert bool(watch.shown(true).any())
     for _ in range(8):
         off = {
             axis: line + noise * (torch.rand(line.shape, generator=some) - 0.5)

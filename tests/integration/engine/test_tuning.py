@@ -173,6 +173,34 @@ def test_fewer_bits_that_are_repeated_too_often_are_not_worth_it() -> None:
     assert not tuning.is_worth(0.95, 1.0, 0.1)
 
 
+@pytest.mark.parametrize(
+    ("pictures", "timed", "numbers"),
+    [(16, False, "fp32"), (48, False, "bf16"), (8, True, "fp32"), (48, True, "bf16")],
+)
+def test_a_film_that_is_over_with_what_fewer_bits_cost_first_is_computed_without(
+    pictures: int, timed: bool, numbers: Numbers
+) -> None:
+    """Its first frames are computed both ways, to know the noise."""
+    among = tuning.space(
+        {"bf16": ["direct"], "fp32": ["direct"]}, (256, 320), None, accelerated=False,
+        multiplies_tiles=True, pictures=pictures, again=0.08,
+    )  # fmt: skip
+    known = {Way("bf16", "direct", among.first): 0.25, Way("fp32", "direct", among.first): 1.0}
+    assert tuning.choose(known if timed else {}, among).numbers == numbers
+
+
+def test_both_numbers_are_timed_of_networks_that_are_often_computed_again() -> None:
+    """Part affinities are: whether that is worth it, only timing tells."""
+    among = tuning.space(
+        {"bf16": ["direct"], "fp32": ["direct"]}, (256, 320), None, accelerated=False,
+        multiplies_tiles=True, pictures=2000, again=0.5,
+    )  # fmt: skip
+    processor = Processor({way: 0.2 if way.numbers == "bf16" else 1.0 for way in among.ways(8)})
+    tuned = tuning.tune(among, {}, 2000, processor.time, processor.clock)
+    assert {way.numbers for way in tuned.timings} == {"bf16", "fp32"}
+    assert tuned.choice.numbers == "bf16"
+
+
 def test_a_second_film_goes_on_from_the_first() -> None:
     """What was timed is not timed again."""
     processor, memory = Processor({}), Memory()
