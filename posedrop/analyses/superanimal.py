@@ -6,15 +6,24 @@ This is the light half, which the API imports; ``worker.engine.zoo`` is the heav
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from posedrop.analyses import POSES, Analysis, Args
-from posedrop.analyses.deeplabcut_2d import ANIMALS, NETWORK, PoseArgs, for_network
+from posedrop.analyses.deeplabcut_2d import (
+    ANIMALS,
+    NETWORK,
+    SMOOTHING,
+    PoseArgs,
+    for_network,
+)
 from posedrop.buckets.records.models import Model
 from posedrop.errors import BadRequestError
 from posedrop.models.zoo import ZOO
+
+#: How many animals a frame has at most, where nobody says.
+MOST = 10
 
 
 class SuperAnimalArgs(PoseArgs):
@@ -41,11 +50,17 @@ class SuperAnimalArgs(PoseArgs):
     )
     max_individuals: int = Field(
         json_schema_extra=ANIMALS,
-        default=10,
+        default=MOST,
         ge=1,
         le=100,
         description="how many animals there are at most in a frame. They are not followed: animal0 "
         "of a frame need not be animal0 of the next",
+    )
+    filter: Literal["none", "median", "arima"] = Field(
+        json_schema_extra=SMOOTHING,
+        default="median",
+        description="how poses_filtered is smoothed over time, with max_individuals of 1; several "
+        "animals are not followed, so that none of them can be smoothed: none",
     )
 
     @model_validator(mode="before")
@@ -59,6 +74,7 @@ class SuperAnimalArgs(PoseArgs):
             **value,
             "model_name": value.get("model_name") or animal.pose_models[0],
             "detector_name": value.get("detector_name") or animal.detectors[0],
+            **_unsmoothed(value),
         }
 
     @model_validator(mode="after")
@@ -82,6 +98,13 @@ class SuperAnimalArgs(PoseArgs):
         """The names of the files of weights that are needed."""
         animal = ZOO[self.superanimal]
         return [animal.file(self.model_name), animal.file(self.detector_name)]
+
+
+def _unsmoothed(value: Mapping[str, Any]) -> dict[str, str]:
+    """Return ``filter`` as it has to be where animal0 of two frames may be two animals."""
+    may_be_several = value.get("max_individuals", MOST) not in (1, "1")
+    is_smoothed = value.get("filter", "median") in ("median", "arima")
+    return {"filter": "none"} if may_be_several and is_smoothed else {}
 
 
 def _is_mapping(value: Any) -> bool:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from posedrop.analyses import Job
 from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
+from posedrop.analyses.superanimal import superanimal
 from posedrop.buckets.layout import PREDICTIONS
 from posedrop.buckets.records.quality import Quality
 from posedrop.errors import AnalysisError
@@ -144,6 +145,35 @@ def test_an_array_that_is_not_known_is_passed_over(tmp_path: Path) -> None:
     predictions.write(path, made(np.ones((4, 1, 2, 3), np.float32), np.ones(4, bool)))
     path.write_bytes(_changed(path, brightness=np.arange(4)))
     assert finish(tmp_path)["rows"] == 4
+
+
+@pytest.mark.parametrize("animals", [1, 2])
+def test_of_a_superanimal_only_a_single_animal_is_smoothed(tmp_path: Path, animals: int) -> None:
+    """Several are not followed; -1, where none was found, is no place and moves no other."""
+    values = np.full((24, animals, 2, 3), 50.0)
+    values[..., 0] += np.random.default_rng(0).uniform(-1, 1, values.shape[:-1])
+    values[..., 2] = 0.9
+    none = [9, 10, 11, 13]
+    values[none, -1] = -1
+    names = [f"animal{number}" for number in range(animals)]
+    found = made(values, np.ones(24, np.bool_))
+    found = replace(found, about={**ABOUT, "individuals": names})
+    predictions.write(tmp_path / PREDICTIONS, found)
+    asked = superanimal.normalise({"model": "superanimal_bird", "max_individuals": animals})
+    # As an older posedrop has written it down, too.
+    for args in (asked, asked | {"filter": "median"}):
+        job = Job(tmp_path / "none", tmp_path, args, None, None, lambda *_: None)
+        details = tables.finish_superanimal(job)["details"]
+        assert details["filter"] == ("none" if animals > 1 else "median")
+        assert (tmp_path / "poses_filtered.h5").is_file() == (animals == 1)
+    if animals == 1:
+        smooth = pd.read_hdf(tmp_path / "poses_filtered.h5")
+        assert isinstance(smooth, pd.DataFrame)
+        assert smooth.index.tolist() == list(range(24))
+        x = smooth.to_numpy().reshape((24, 2, 3))[..., 0]
+        assert (x[none] == -1).all()
+        # Its ends apart, beyond which DeepLabCut's median takes zeros.
+        assert (np.delete(x, [0, 1, *none, 22, 23], axis=0) > 48).all()
 
 
 def test_the_tables_come_with_their_quality(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def _finish(job: Job, args: PoseArgs) -> dict[str, Any]:
     if args.filter != "none":
         job.report("filter", rows, rows)
         # Without the lost frames: a median over NaN would invent values for their neighbours.
-        smooth = filtered(table, args)
+        smooth = _smoothed(table, args)
         job.report("write", rows, rows)
         _write(_with_the_lost(smooth, found), job.out / "poses_filtered")
     answer = about["answer"]
@@ -299,6 +299,20 @@ def shifted(table: pd.DataFrame, crop: Crop | None) -> pd.DataFrame:
     values = table.to_numpy(copy=True).reshape((len(table), -1, 3))
     values[..., :2] += np.where(values[..., 2:] < 0, 0, np.array([crop.x1, crop.y1]))
     return pd.DataFrame(values.reshape((len(table), -1)), columns=table.columns, index=table.index)
+
+
+def _smoothed(table: pd.DataFrame, args: PoseArgs) -> pd.DataFrame:
+    """Return ``table`` smoothed; a SuperAnimal's rows of -1, where it found none, stay as they are.
+
+    DeepLabCut smooths no table of the zoo: a median over -1 would be a place where nothing was.
+    """
+    if not isinstance(args, SuperAnimalArgs):
+        return filtered(table, args)
+    is_found = (table.to_numpy().reshape((len(table), -1, 3))[..., 2] >= 0).any(axis=1)
+    if not is_found.any():
+        return table
+    found, none = table.iloc[np.flatnonzero(is_found)], table.iloc[np.flatnonzero(~is_found)]
+    return pd.concat([filtered(found, args), none]).sort_index()
 
 
 def filtered(table: pd.DataFrame, args: PoseArgs) -> pd.DataFrame:
