@@ -57,7 +57,11 @@ def create_app(
         broker: takes the messages.
         set_busy: told whether many events wait to be followed, each time that may have changed.
         local: whether it is called by names of this machine's loopback alone.
+
+    Raises:
+        ConfigurationError: somebody is to be told of runs who can't be.
     """
+    settings.check_aliases()
     context = Context(settings, Storage(settings), _index(settings), broker)
     follower = follow.Follower(context, set_busy)
     reconciler = reconcile.Reconciler(context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -41,7 +42,11 @@ class FolderLock:
                 f"{self._folder} is in use by process {pid}; stop that one first, "
                 "or choose another data directory"
             ) from error
-        write_private(self._holder, f"{os.getpid()}\n")
+        # Who has it only helps to say so: a full disk takes no note, and must not keep anybody from
+        # removing what fills it.
+        with suppress(OSError):
+            self._holder.unlink(missing_ok=True)  # or it would name whoever had it before
+            write_private(self._holder, f"{os.getpid()}\n")
 
     def release(self) -> None:
         """Give the folder back."""

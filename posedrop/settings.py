@@ -5,6 +5,7 @@ A wrong value stops the start with its name; nothing reads the environment later
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
@@ -30,6 +32,14 @@ _SENDABLE = re.compile("[!-~]+")
 _BARE = re.compile("[A-Za-z0-9_./:@%+,-]*")
 _ALIAS = re.compile("[a-z0-9][a-z0-9_-]{0,39}")
 _SIGNED = re.compile("#whsec_[A-Za-z0-9+/]{32,88}={0,2}$")
+#: Variables that are read elsewhere: keys of `posedrop bootstrap`, how much the tests do.
+_NO_SETTINGS = frozenset({
+    "POSEDROP_CI",
+    "POSEDROP_FULL_SIZE",
+    "POSEDROP_MINIO",
+    *(f"POSEDROP_{who}_{what}_KEY" for who in ("ROOT", "HANDLERS", "WORKER")
+      for what in ("ACCESS", "SECRET")),
+})  # fmt: skip
 _MAKE_ONE = "make one with `openssl rand -hex 20`"
 
 
@@ -49,7 +59,9 @@ class Settings(BaseSettings):
 
     s3_endpoint: str | None = Field(default=None, description="unset: AWS")
     s3_public_endpoint: str | None = Field(
-        default=None, description="as clients reach it: presigned URLs are made for this one"
+        default=None,
+        description="as clients reach it: presigned URLs are made for this one. `posedrop up` "
+        "takes it from the environment alone",
     )
     s3_region: str = Field(default="us-east-1", description="of the store; MinIO takes any")
     s3_access_key: str | None = Field(default=None, description="unset: boto3's own search")
@@ -263,12 +275,6 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _aliases_are_known(self) -> Settings:
-        if unknown := set(self.notify) - self.notify_urls.keys():
-            raise ValueError(f"POSEDROP_NOTIFY: POSEDROP_NOTIFY_URLS has no {min(unknown)}")
-        return self
-
-    @model_validator(mode="after")
     def _keys_come_in_pairs(self) -> Settings:
         for access, secret in (
             ("s3_access_key", "s3_secret_key"),
@@ -299,6 +305,17 @@ class Settings(BaseSettings):
                 "POSEDROP_LOW_WATER_BYTES goes with a POSEDROP_HIGH_WATER_BYTES that is larger"
             )
         return self
+
+    def check_aliases(self) -> None:
+        """Check that everybody who is to be told can be: the handlers alone know the URLs.
+
+        Raises:
+            ConfigurationError: an alias of ``notify`` has no URL.
+        """
+        if unknown := set(self.notify) - self.notify_urls.keys():
+            raise ConfigurationError(
+                f"wrong setting: POSEDROP_NOTIFY: POSEDROP_NOTIFY_URLS has no {min(unknown)}"
+            )
 
     @property
     def index_file(self) -> Path:
@@ -340,6 +357,24 @@ def _as_text(value: Any) -> str:
         if _BARE.fullmatch(text)
         else "'" + text.replace("\\", "\\\\").replace("'", r"\'") + "'"
     )
+
+
+def unknown_variables(data_dir: Path) -> list[str]:
+    """Return words about each ``POSEDROP_*`` variable that sets nothing: it may be misspelt."""
+    file = data_dir / ENV_FILE
+    places: list[tuple[Mapping[str, Any], str]] = [(os.environ, "the environment")]
+    if file.is_file():
+        places.append((dotenv_values(file), str(file)))
+    known = [f"POSEDROP_{name.upper()}" for name in Settings.model_fields]
+    found = []
+    for variables, where in places:
+        for name in sorted(variables):
+            if not name.upper().startswith("POSEDROP_") or name.upper() in {*known, *_NO_SETTINGS}:
+                continue
+            near = difflib.get_close_matches(name.upper(), known, 1)
+            meant = f"did you mean {near[0]}?" if near else "`posedrop settings` lists all"
+            found.append(f"{name} (in {where}) sets nothing; {meant}")
+    return found
 
 
 def stack_scratch(configured: Settings) -> Path:

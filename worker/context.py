@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ from worker.own_record import Clock, OwnRecord
 
 _OWNED = "worker-"
 _LOCK = ".lock"
+#: A folder that has had no lock for so long is one whose removal was cut short.
+_JUST_MADE_SECONDS = 3600.0
 
 
 def now() -> datetime:
@@ -142,8 +145,7 @@ class Context:
 
 def _own_scratch(scratch: Path) -> tuple[Path, FolderLock]:
     """Make a folder for this process below ``scratch``; return it, and its lock, which is held."""
-    own_folder(scratch)  # in /tmp anybody may have made one of its name
-    _sweep(scratch)
+    free_scratch(scratch)
     folder = scratch / f"{_OWNED}{uuid.uuid4().hex}"
     folder.mkdir(mode=0o700)
     lock = FolderLock(folder, _LOCK)
@@ -151,17 +153,22 @@ def _own_scratch(scratch: Path) -> tuple[Path, FolderLock]:
     return folder, lock
 
 
-def _sweep(scratch: Path) -> None:
-    """Remove the folders that killed workers left.
+def free_scratch(scratch: Path) -> None:
+    """Remove the folders that killed workers left in a scratch folder; it is made if there is none.
 
     A folder is somebody's while it is locked. Process ids would not tell: two containers that share
-    the folder both count from 1.
+    the folder both count from 1. Nothing here needs room: what is left may fill the disk.
+
+    Raises:
+        ConfigurationError: ``scratch`` can't be used, or is somebody else's.
     """
+    own_folder(scratch)  # in /tmp anybody may have made one of its name
     for folder in scratch.glob(f"{_OWNED}*"):
-        if not (folder / _LOCK).exists():
-            continue  # it was just made, or is half removed: the next start will know
         lock = FolderLock(folder, _LOCK)
         with suppress(OSError, ConfigurationError):
-            lock.acquire()
+            if (folder / _LOCK).exists():
+                lock.acquire()
+            elif time.time() - folder.stat().st_mtime < _JUST_MADE_SECONDS:
+                continue  # it was just made, or somebody is removing it
             handover.remove(folder)
         lock.release()

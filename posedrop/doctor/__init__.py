@@ -13,7 +13,7 @@ from posedrop import __version__
 from posedrop.doctor import api, broker, machine, store
 from posedrop.doctor.finding import FAIL, OK, WARN, Finding
 from posedrop.errors import PosedropError
-from posedrop.settings import ENV_FILE, Settings
+from posedrop.settings import ENV_FILE, Settings, unknown_variables
 
 __all__ = ["FAIL", "OK", "WARN", "Finding", "examine", "show"]
 
@@ -27,6 +27,10 @@ def examine(load: Callable[[], Settings]) -> list[Finding]:
     except PosedropError as error:
         return [Finding("settings", FAIL, error.message, "correct the variable and ask again")]
     findings = [Finding("settings", OK, f"read{_sources(settings)}; posedrop {__version__}")]
+    findings += [
+        Finding("settings", WARN, words, "correct its name, or take it out")
+        for words in unknown_variables(settings.data_dir)
+    ]
     for check in (
         *(_STACK if _is_told(settings) else (_nowhere,)),
         machine.worker,

@@ -40,7 +40,7 @@ from posedrop.embedded.weed import Weed
 from posedrop.embedded.weed_config import WebhookTarget
 from posedrop.errors import ConfigurationError, PosedropError
 from posedrop.folders import FolderLock, make_private
-from posedrop.settings import DEFAULT_DATA_DIR, Settings, load, stack_scratch
+from posedrop.settings import DEFAULT_DATA_DIR, Settings, load, stack_scratch, unknown_variables
 from posedrop.terminal import say
 from posedrop.transport import queue
 
@@ -128,6 +128,7 @@ class Stack:
         self._closers.append(listener.close)
         api_port: int = listener.getsockname()[1]
         configured = load(self.data_dir, self._overrides)
+        _free_scratch(configured)
         weed = self._start_store(kept, configured, api_port)
         self._settings = self._wire(kept, configured, api_port, weed)
         write_env_files(self.data_dir, self._settings, kept.user)
@@ -294,6 +295,8 @@ def up(
     """
     stack = Stack(data_dir, host=host, port=port, s3_port=s3_port, overrides=overrides)
     log_to(data_dir)
+    for words in unknown_variables(data_dir):
+        say(words, err=True)
     try:
         stack.start()
         others = None if reachable(host) == host else outside(host)
@@ -333,6 +336,13 @@ def log_to(data_dir: Path) -> None:
     shown.setFormatter(logs.ShortFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[kept, shown])
     logs.quieten_libraries()
+
+
+def _free_scratch(configured: Settings) -> None:
+    """Remove what killed workers left: it may fill the disk that all else is started on."""
+    from worker.context import free_scratch  # heavy; only a stack that starts needs it
+
+    free_scratch(stack_scratch(configured))
 
 
 def _unusable(data_dir: Path, error: OSError) -> ConfigurationError:

@@ -133,6 +133,22 @@ def test_a_scratch_disk_smaller_than_the_cache_is_no_end(small_disk: Path, tmp_p
     assert lab.stop() == 0
 
 
+def test_a_stack_starts_on_a_disk_that_a_killed_worker_has_filled(small_disk: Path) -> None:
+    """What it left goes before anything that needs room is started."""
+    lab = labs.embedded(small_disk / "data").start()
+    lab.kill()
+    left = small_disk / "data" / "scratch" / "worker-killed"
+    left.mkdir()
+    (left / ".lock").touch()
+    with contextlib.suppress(OSError), (left / "film").open("wb", buffering=0) as film:
+        while film.write(bytes(4096)):
+            pass
+    assert shutil.disk_usage(small_disk).free == 0
+    lab.start()
+    assert not left.exists()
+    lab.kill()
+
+
 def test_what_fills_a_disk_alone_is_too_large_for_it(small_disk: Path) -> None:
     """A child is believed where the disk is full; kept videos give way, and other jobs wait."""
     cache = Cache(small_disk / "cache", 1 << 40)

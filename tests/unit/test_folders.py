@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,9 @@ import pytest
 from posedrop.client import tokens
 from posedrop.embedded.keyring import Secrets
 from posedrop.errors import ConfigurationError
-from posedrop.folders import own_folder
+from posedrop.folders import FolderLock, own_folder
 from posedrop.settings import load
-from worker.context import Context
+from worker.context import Context, free_scratch
 
 
 def belongs_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +92,35 @@ def test_tokens_are_kept_by_url_for_one_person(
     monkeypatch.setenv("XDG_CONFIG_HOME", "/proc/nowhere")
     tokens.keep("http://127.0.0.1:1", "one")  # as it can't be kept, only a warning
     assert tokens.of("http://127.0.0.1:1") is None
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process takes a byte within the block, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_killed_workers_left_on_a_full_disk_is_removed(tmp_path: Path) -> None:
+    """With its lock, or without one where its removal was cut short; nothing of who lives is."""
+    scratch = tmp_path / "scratch"
+    killed, lives, cut, begun = (scratch / f"worker-{name}" for name in ("k", "l", "c", "b"))
+    for folder in (killed, lives, cut, begun):
+        (folder / "job-1").mkdir(parents=True)
+    locks = [FolderLock(folder, ".lock") for folder in (killed, lives)]
+    for lock in locks:
+        lock.acquire()
+    locks[0].release()
+    os.utime(cut, (0, 0))
+    with full_disk():
+        free_scratch(scratch)
+        context = Context(load(tmp_path, {"scratch_dir": scratch}), None)  # type: ignore[arg-type]
+    assert {folder for folder in (killed, lives, cut, begun) if folder.exists()} == {lives, begun}
+    with pytest.raises(ConfigurationError, match=f"in use by process {os.getpid()}"):
+        FolderLock(lives, ".lock").acquire()
+    context.close()
+    locks[1].release()

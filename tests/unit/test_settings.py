@@ -6,9 +6,14 @@ import importlib
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from posedrop import settings
+from handlers.app import create_app
+from posedrop import cli, settings
+from posedrop.address import listen
+from posedrop.doctor import machine
 from posedrop.errors import ConfigurationError
+from posedrop.transport import queue
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,42 @@ def test_what_is_listed_can_be_set(tmp_path: Path) -> None:
     again = settings.load(tmp_path)
     for name, value in ours.items():
         assert (getattr(again, name) == value) is ("hush" not in str(value)), name
+
+
+def test_only_who_tells_needs_the_receivers_urls(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """posedrop.env is for all sides, the URLs are a secret of the handlers."""
+    monkeypatch.setenv("POSEDROP_NOTIFY", '["lab", "hook"]')
+    told = {"notify_urls": {"lab": "mailto://me:hush@lab.example"}}
+    for overrides in ({}, told):
+        configured = settings.load(tmp_path, overrides)  # as each worker does
+        with pytest.raises(ConfigurationError, match=r"POSEDROP_NOTIFY_URLS has no hook"):
+            create_app(configured, queue.connect("stub://"))
+
+
+def test_a_misspelt_variable_is_told_with_what_was_meant(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By `posedrop doctor` and `posedrop up`; names of bootstrap's keys are no mistakes."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / settings.ENV_FILE).write_text("POSEDROP_DEVISE=cpu\n# POSEDROP_NO=1\nOTHER=1\n")
+    monkeypatch.setenv("POSEDROP_RETENTION_DAY", "90")
+    monkeypatch.setenv("POSEDROP_ROOT_ACCESS_KEY", "root")
+    monkeypatch.setattr(machine, "worker", lambda _: iter(()))
+    taken = listen("127.0.0.1", 0, "the API", "--port")
+    port = str(taken.getsockname()[1])
+    try:
+        for words in (["up", "--port", port], ["doctor"]):
+            said = CliRunner().invoke(cli.main, ["--data-dir", str(folder), *words]).output
+            assert "POSEDROP_RETENTION_DAY (in the environment) sets nothing" in said
+            assert "did you mean POSEDROP_RETENTION_DAYS?" in said
+            assert f"POSEDROP_DEVISE (in {folder / settings.ENV_FILE}) sets nothing" in said
+            assert "did you mean POSEDROP_DEVICE?" in said
+            assert said.count(" sets nothing") == 2
+    finally:
+        taken.close()
 
 
 def test_handlers_without_a_token_do_not_start(
