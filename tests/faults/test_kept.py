@@ -386,6 +386,17 @@ def test_a_checkpoint_that_goes_while_it_is_fetched_ends_no_run(
     assert (RESULTS, left) in lab.storage.downloads
 
 
+def test_an_infer_that_is_delivered_twice_makes_no_tables_twice(lab: Lab) -> None:
+    """Its poses are there, and waited for the drawing: that is what is asked for again."""
+    answer = lab.ask()
+    (message,) = lab.messages()
+    for _ in range(2):
+        lab.work(message)
+        assert [each.actor_name for each in lab.messages()] == ["render"]
+    assert lab.poser.calls == [NETWORK, TABLES]
+    assert lab.over(answer.analysis_id).status == "succeeded"
+
+
 def test_files_are_served_before_their_event(lab: Lab) -> None:
     """What GET /results tells of can be downloaded, though the index has heard of nothing."""
     first = lab.ask().analysis_id

@@ -57,7 +57,7 @@ def _infer(attempt: RunAttempt) -> None:
         outliers.find(attempt)
         return
     lacking: list[str] = []
-    if _made_of_earlier(attempt, lacking):
+    if _was_passed_on(attempt) or _made_of_earlier(attempt, lacking):
         return
     output, fetch_seconds = _from_the_network(attempt)
     details = {**output.details, "walls": walls(attempt.context.gpu)}
@@ -71,8 +71,17 @@ def _finish(attempt: RunAttempt) -> None:
         outliers.find(attempt)
         return
     lacking: list[str] = []
-    if not _made_of_earlier(attempt, lacking):
+    if not (_was_passed_on(attempt) or _made_of_earlier(attempt, lacking)):
         _leave_to_the_network(attempt, lacking)
+
+
+def _was_passed_on(attempt: RunAttempt) -> bool:
+    """Pass a run on to render again, if its poses were made: its message came twice, or was lost."""
+    if attempt.context.storage.head(attempt.bucket, attempt.run.inference) is None:
+        return False
+    attempt.clear_checkpoints()
+    _pass_on(attempt)
+    return True
 
 
 def _leave_to_the_network(attempt: RunAttempt, lacking: list[str]) -> None:
@@ -327,12 +336,16 @@ def _publish_inference(attempt: RunAttempt, output: AnalysisOutput, fetch_second
     if analysis.renders:
         attempt.context.storage.create(attempt.bucket, attempt.run.inference, inference.to_json())
         attempt.clear_checkpoints()
-        attempt.claim.end("done")
-        attempt.context.send("render", run=attempt.run.prefix)
+        _pass_on(attempt)
     else:
         attempt.claim.end("done")
         attempt.succeed(inference, {})
         attempt.clear_checkpoints()
+
+
+def _pass_on(attempt: RunAttempt) -> None:
+    attempt.claim.end("done")
+    attempt.context.send("render", run=attempt.run.prefix)
 
 
 def _inference(
