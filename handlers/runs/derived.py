@@ -85,12 +85,17 @@ def outcome(context: Context, run: Run, what: str, other: str | None = None) -> 
 
 
 def ask(context: Context, run: Run, wanted: Iterable[str], other: str | None = None) -> None:
-    """Have something made of a run that is over, unless it was asked for before."""
+    """Have something made of a run that is over, unless it was asked for before, and is on its way.
+
+    Where nothing was heard of it for a lease, its message seems lost, and goes once more.
+    """
     bucket = context.settings.results_bucket
     for what in wanted:
         record = _request(context, what, other)
         if context.storage.create(bucket, run.derived_request(what), record.to_json()):
             queue.send(context.broker, "derive", run=run.prefix, what=what)
+        else:
+            _send_if_silent(context, run, what)
 
 
 def ask_again(context: Context, run: Run, what: str, other: str | None = None) -> bool:
@@ -157,20 +162,34 @@ def made(context: Context, prefix: str) -> list[Artefact]:
 
 
 def send_again(context: Context, prefix: str, what: str) -> bool:
-    """Send the message of what was asked for and is not there, if it seems lost; tell if it was."""
-    run, bucket = Run(prefix), context.settings.results_bucket
+    """Send the message of what was asked for and is not there, if it seems lost; tell if it was.
+
+    While messages wait in its queue it may be one of them. Who wants it by then asks again, and has
+    it sent all the same.
+    """
     if derived_name(what) is None or queue.ready(context.broker, queue.CPU):
         return False
-    folder = run.derived_attempts(what)
-    listing = context.storage.listing(bucket, f"{folder}/")
-    keys = {found.key for found in listing.objects}
-    if run.derived_request(what) not in keys or run.derived_record(what) in keys:
+    return _send_if_silent(context, Run(prefix), what)
+
+
+def _send_if_silent(context: Context, run: Run, what: str) -> bool:
+    """Send a message once more, if nothing was written of what it asks for within a lease."""
+    storage, bucket = context.storage, context.settings.results_bucket
+    request = run.derived_request(what)
+    listing = storage.listing(bucket, f"{run.derived_attempts(what)}/")
+    there = {found.key: found for found in listing.objects}
+    if request not in there or run.derived_record(what) in there:
         return False
     silent = listing.now - max(found.last_modified for found in listing.objects)
     if silent < timedelta(seconds=context.settings.lease_seconds):
         return False
     for key in (run.request, run.result):
-        if context.storage.head(bucket, key) is None:
+        if storage.head(bucket, key) is None:
             return False
-    queue.send(context.broker, "derive", run=prefix, what=what)
+    queue.send(context.broker, "derive", run=run.prefix, what=what)
+    # Written anew, it is silent no more: who asks every second sends one message a lease. One that
+    # was deleted meanwhile does not come back.
+    asked = storage.read(bucket, request)
+    if asked is not None:
+        storage.replace(bucket, request, asked, there[request].etag)
     return True

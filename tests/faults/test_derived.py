@@ -14,6 +14,7 @@ from posedrop.buckets import layout, names
 from posedrop.buckets.records.derived import EXPORTS, Derived
 from posedrop.buckets.records.rules import FolderRules
 from posedrop.errors import BadRequestError, NotFoundError
+from posedrop.transport import queue
 from tests.support.memory_storage import RESULTS, VIDEOS, Gate
 from tests.support.world import World
 from worker.jobs.claim import MAX_UNLUCKY
@@ -91,6 +92,24 @@ def test_each_format_is_made_whatever_is_killed_where(tmp_path: Path) -> None:
         assert lab.ask(name) is not None
         lab.check_made(what)
         lab.end()
+
+
+def test_a_lost_message_goes_again_to_who_asks_again_however_long_the_queue_is(lab: Lab) -> None:
+    """Once a lease, not with every answer: something always waits where films come all day."""
+    lab.ask()
+    (lost,) = lab.messages()
+    queue.send(lab.broker, "ingest", bucket=VIDEOS, key="day1/b.mp4")
+    for _ in range(2):
+        assert lab.ask() is None
+        lab.clock.pass_(lab.settings.lease_seconds + 1)
+        lab.reconciler.round()
+        for _ in range(3):
+            assert lab.ask() is None
+        *again, ingest = lab.messages()
+        assert [(each.actor_name, each.kwargs) for each in again] == [("derive", lost.kwargs)]
+        lab.put_back([ingest])
+    lab.work(again[0])
+    assert lab.ask() is not None
 
 
 def test_a_worker_that_wakes_up_late_replaces_nothing(lab: Lab) -> None:
