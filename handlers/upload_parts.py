@@ -278,7 +278,8 @@ def begin(context: Context, wanted: PartsRequest) -> PartsTicket:
                 "nothing is replaced: choose another folder or name, or delete that one first",
                 field="path",
             )
-        return ticket.model_copy(update={"crc32": context.storage.checksum(bucket, key)})
+        crc32 = context.storage.checksum(bucket, key)
+        return ticket.model_copy(update={"crc32": crc32, "etag": there.etag})
     upload_id, parts = _go_on(context, ticket, metadata)
     state = "resumed"
     if upload_id is None:

@@ -141,6 +141,7 @@ class PartsTicket(Answer):
     crc32: str | None = Field(
         default=None, description="of what is there, as S3 makes it of parts; null: not known"
     )
+    etag: str | None = Field(default=None, description="of what is there")
 
 
 class PartsOf(BaseModel):

@@ -8,6 +8,7 @@ another; moto checks neither. MinIO lists the checksums of parts, SeaweedFS does
 
 from __future__ import annotations
 
+import hashlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,8 +74,19 @@ def part_length(number: int, size: int, part_bytes: int) -> int:
 
 def composite(crcs: Sequence[str]) -> str:
     """Return the checksum that S3 gives an object of parts with these CRC32s."""
-    whole = crc32(b"".join(bytes.fromhex(each) for each in crcs))
-    return f"{_base64(f'{whole:08x}')}-{len(crcs)}"
+    joined = b"".join(bytes.fromhex(each) for each in crcs)
+    return f"{whole(f'{crc32(joined):08x}')}-{len(crcs)}"
+
+
+def whole(crc: str) -> str:
+    """Return the checksum that S3 gives an object with this CRC32 that came in one piece."""
+    return _base64(crc)
+
+
+def composite_etag(md5s: Sequence[str]) -> str:
+    """Return the ETag that S3 gives an object of parts with these MD5s."""
+    joined = b"".join(bytes.fromhex(each) for each in md5s)
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(md5s)}"
 
 
 class PartUploads(Clients):

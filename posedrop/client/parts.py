@@ -25,7 +25,7 @@ from posedrop.api.uploads import (
     Uploaded,
     WantedPart,
 )
-from posedrop.buckets.parts import composite, part_length
+from posedrop.buckets.parts import composite, composite_etag, part_length, whole
 from posedrop.client.transfers import OnBytes, Transfers, store_refused
 from posedrop.errors import PosedropError, StorageError
 
@@ -44,6 +44,9 @@ _DOUBT_SECONDS = 20.0
 #: Codes of errors after which the same may be asked again.
 _AWAY = frozenset({"unreachable", "storage", "busy", "internal"})
 _AGAIN = frozenset({403, 408, 429, 500, 502, 503, 504})
+#: MiB of the parts in which S3 tools send: aws, rclone, s3cmd, mc, and as people set them. What
+#: came in others can't be compared.
+_USUAL_PARTS_MIB = (5, 8, 10, 15, 16, 20, 25, 32, 50, 64, 100, 128, 256, 512, 1024)
 #: What a store says of a part that is not what its checksum says: bytes changed on the way.
 _CHANGED_ON_THE_WAY = ("BadDigest", "XAmzContentChecksumMismatch")
 
@@ -215,21 +218,51 @@ def until_there(patience: Patience, ask: Callable[[], T], *, counts: bool = True
 
 
 def _compare(path: Path, ticket: PartsTicket) -> None:
-    """Compare a film with the object of its size that is there, where its store tells a checksum.
+    """Compare a film with the object of its size that is there, by what its store tells of that.
+
+    Whoever is told that a film is there may delete their own: so it has to be known.
 
     Raises:
-        PosedropError: it is another one.
+        PosedropError: code ``exists``: it is another one, or nobody can tell.
     """
-    count = -(-ticket.size // ticket.part_bytes) if ticket.part_bytes else 0
-    if ticket.crc32 is None or not ticket.crc32.endswith(f"-{count}"):
+    told = ticket.crc32 or ticket.etag or ""
+    sizes = _sizes_of_parts(told, ticket)
+    if any(_told_of(path, ticket, size) == told for size in sizes):
         return
-    numbers = range(1, count + 1)
-    if composite([_digests(path, ticket, number)[0] for number in numbers]) != ticket.crc32:
+    other = "another folder or name, or delete that one first"
+    # An ETag may be the MD5 of what a store has encrypted, and others' parts of any size.
+    if ticket.crc32 and sizes and sizes[0] in {ticket.part_bytes, ticket.size}:
         raise PosedropError(
             f"{ticket.key} is there, as large as {path.name}, with other content; nothing is "
-            "replaced: choose another folder or name, or delete that one first",
+            f"replaced: choose {other}",
             code="exists",
         )
+    raise PosedropError(
+        f"another object is there as {ticket.key}, as large as {path.name}, and whether it is the "
+        f"same film can't be told from what its store says ({told or 'nothing'}); nothing is sent "
+        f"or replaced: compare them yourself, and if they differ, choose {other}",
+        code="exists",
+    )
+
+
+def _sizes_of_parts(told: str, ticket: PartsTicket) -> list[int]:
+    """Return of which parts, bytes, an object may be whose checksum or ETag is this."""
+    _, dash, number = told.rpartition("-")
+    if not dash or number == "1":
+        return [ticket.size] if told else []
+    sizes = dict.fromkeys([ticket.part_bytes, *(mib << 20 for mib in _USUAL_PARTS_MIB)])
+    return [each for each in sizes if each > 0 and str(-(-ticket.size // each)) == number]
+
+
+def _told_of(path: Path, ticket: PartsTicket, part_bytes: int) -> str:
+    """Return what the store, which tells this of the other, would tell of a file in such parts."""
+    cut = ticket.model_copy(update={"part_bytes": part_bytes})
+    count = -(-ticket.size // part_bytes)
+    sums = [_digests(path, cut, number) for number in range(1, count + 1)]
+    crcs, md5s = [crc for crc, _ in sums], [md5 for _, md5 in sums]
+    if ticket.crc32:
+        return composite(crcs) if "-" in ticket.crc32 else whole(crcs[0])
+    return composite_etag(md5s) if "-" in (ticket.etag or "") else md5s[0]
 
 
 def _digests(path: Path, ticket: PartsTicket, number: int) -> tuple[str, str]:

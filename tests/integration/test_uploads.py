@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -16,6 +17,7 @@ from zlib import crc32
 import httpx
 import psutil
 import pytest
+from boto3.s3.transfer import TransferConfig
 from playwright.sync_api import Browser, Page, expect
 
 from posedrop.buckets import layout
@@ -215,6 +217,51 @@ def test_a_watched_folder_sends_each_film_once(
     assert [lab.sha256(key) for key in keys[1:]] == [later, third]
     until(lambda: all(created(webhook, f"videos/{key}") == 1 for key in keys))
     assert len(list((root / "Tag 1").iterdir())) == 3
+
+
+def test_a_film_that_another_program_has_sent_is_there_if_it_is_known_to_be_the_same(
+    lab: UploadLab, tmp_path: Path
+) -> None:
+    """By what the store tells of it. Whoever is told so may delete their own."""
+    root, s3 = tmp_path / "recordings", lab.store.s3("ROOT")
+    names = ("put", "signed", "small parts", "odd parts")
+    whole, signed, usual, odd = (root / f"{name}.avi" for name in names)
+    for path in (whole, signed):
+        make_film(path, 100)
+    for path in (usual, odd):
+        make_film(path, 17 * 2**20 + 3)
+
+    def key_of(path: Path) -> str:
+        return f"theirs/{path.name}"
+
+    s3.put_object(Bucket="videos", Key=key_of(whole), Body=whole.read_bytes())
+    asked = {"Bucket": "videos", "Key": key_of(signed)}  # of this the store has its ETag alone
+    httpx.put(s3.generate_presigned_url("put_object", asked), content=signed.read_bytes())
+    for path, part in ((usual, 8 * 2**20), (odd, 7 * 2**20 + 1)):
+        cut = TransferConfig(multipart_threshold=part, multipart_chunksize=part)
+        s3.upload_file(str(path), "videos", key_of(path), Config=cut)
+    lab.watched.signed.clear()
+    command = lab.command("upload", str(root), "--to", "theirs")
+    done = subprocess.run(command, env=lab.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    told = [line for line in done.stdout.splitlines() if " was there " in line]
+    assert {line.rpartition("/")[2] for line in told} == {whole.name, signed.name, usual.name}
+    assert (done.stderr.count("can't be told"), odd.name in done.stderr) == (1, True)
+    for path in root.iterdir():
+        with path.open("r+b") as file:
+            file.write(b"another")
+    done = subprocess.run(command, env=lab.environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, " was there " in done.stdout) == (1, False)
+    assert all(f"{path}: " in done.stderr for path in root.iterdir())
+    watching = lab.command("watch", str(root), "--to", "theirs", "--settle", "0", "--every", "0.2")
+    environment = {**lab.environment, "PYTHONUNBUFFERED": "1"}
+    for _ in range(2):  # none is remembered
+        with subprocess.Popen(watching, env=environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            said = [line.decode() for line in islice(process.stdout, 1 + len(names))]
+            process.kill()
+        assert sum("is not taken" in line for line in said) == len(names)
+    assert lab.watched.signed == []
 
 
 def drop(page: Page, *paths: Path) -> None:
