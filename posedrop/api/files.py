@@ -46,6 +46,10 @@ class File(Answer):
     duplicate_of: str | None
     refusal: Refusal | None
     waiting: WrongRule | None = Field(default=None, description="why nothing is run on it")
+    planned: bool | None = Field(
+        default=None,
+        description="whether it is known what is run on it; false: a moment after it is ready",
+    )
     created_at: datetime
     analyses: list[RunName] = Field(default_factory=list)
 

@@ -15,10 +15,10 @@ from posedrop.errors import BadRequestError
 MAX_KEY_BYTES = 1024
 #: The endings by which a folder's films are told from all else that lies there, in lower case.
 FILM_ENDINGS = frozenset({
-    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".dav", ".dv", ".f4v", ".flv", ".h264", ".h265",
-    ".hevc", ".ivf", ".m1v", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mkv", ".mov",
-    ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu", ".ogm", ".ogv", ".qt", ".ts",
-    ".vob", ".webm", ".wmv", ".y4m",
+    ".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".cine", ".dav", ".dv", ".f4v", ".flv", ".gxf",
+    ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg",
+    ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".obu",
+    ".ogm", ".ogv", ".qt", ".rm", ".ts", ".vc1", ".vob", ".webm", ".wmv", ".wtv", ".y4m",
 })  # fmt: skip
 
 

@@ -23,22 +23,30 @@ from posedrop.terminal import say
 
 
 def collect(paths: Sequence[Path]) -> list[LocalFile]:
-    """Return what goes up of files and folders that a person named, rules first.
+    """Return what goes up of files and folders that a person named, rules first; say what does not.
 
     Raises:
         click.UsageError: two of them would have one name.
     """
     found: list[LocalFile] = []
+    others: list[str] = []
     for path in paths:
         if path.is_dir():
-            found += trees.walk(path)
+            found += trees.walk(path, others)
         else:
             found.append(LocalFile(path, path.name, path.stat().st_size))
+    if others:
+        endings = sorted({Path(name).suffix or Path(name).name for name in others})
+        say(f"passed over, as no films by their names: {len(others)} ({_some(endings)})", err=True)
     names = Counter(file.name for file in found)
     twice = [name for name, number in names.items() if number > 1]
     if twice:
         raise click.UsageError(f"two files would be {twice[0]} there: upload one of them elsewhere")
     return trees.rules_first(found)
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:5]) + (" ..." if len(words) > 5 else "")
 
 
 def upload_into(

@@ -81,7 +81,7 @@ def upload(
         for path, file_id in sent:
             file = client.wait_for_file(file_id)
             run = _run_of(client, file, analysis, args, path.name)
-            lacks = file.waiting is not None if run is None else not run.has_results
+            lacks = _is_open(file) if run is None else not run.has_results
             failed |= lacks or file.state == "refused"
             outcomes.append(
                 {"path": str(path), "file": display.plain(file), "run": run and display.plain(run)}
@@ -137,11 +137,18 @@ def _run_of(
     return display.wait(client, analysis_id, label)
 
 
+def _is_open(file: File) -> bool:
+    """Tell whether a video without a run may get one yet."""
+    return file.waiting is not None or (file.state == "ready" and file.planned is False)
+
+
 def _show_outcome(path: Path, file: File, run: Run | None) -> None:
     if file.refusal is not None:
         say(f"{path}: refused, {file.refusal.reason}: {file.refusal.message}")
     elif file.waiting is not None and run is None:
         say(f"{path}: {display.describe_rule(file.waiting)}")
+    elif run is None and _is_open(file):
+        say(f"{path}: ready; what is to be run is not known yet: `posedrop show {file.file_id}`")
     elif run is None:
         say(f"{path}: ready; no analysis was asked for")
     else:
@@ -230,7 +237,7 @@ def analyse(
     type=click.Choice(get_args(Order)),
     default="newest",
     show_default=True,
-    help="Of runs: the newest first, or those with the worst poses.",
+    help="The newest first, or by name; of runs also those with the worst poses first.",
 )
 @click.option("--limit", default=100, show_default=True, help="At most so many.")
 @json_option
@@ -255,11 +262,11 @@ def list_(
     posedrop ls --analyses --state running
     posedrop ls --analyses --order quality
     """
-    if kind == "files" and order != "newest":
+    if kind == "files" and order == "quality":
         raise click.UsageError("videos have no quality, their runs have: add --analyses")
     with options.client() as client:
         if kind == "files":
-            files = _first(limit, client.files(query, state=state))
+            files = _first(limit, client.files(query, state=state, order=order))
             rows = [
                 [
                     file.file_id,

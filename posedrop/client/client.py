@@ -54,6 +54,8 @@ A = TypeVar("A")
 
 #: Seconds for which the network may be away while a folder goes up.
 PATIENCE = 300.0
+#: Seconds for which a video that is ready is waited for until it is known what is run on it.
+_PLAN_SECONDS = 60.0
 #: What a proxy answers itself while the API behind it does not.
 _GATEWAY_STATUSES = frozenset({502, 503, 504})
 
@@ -291,9 +293,10 @@ class Client:
         *,
         state: str | None = None,
         prefix: str | None = None,
+        order: str | None = None,
     ) -> Iterator[File]:
-        """Yield the videos, newest first, page by page."""
-        return self._pages(File, "/files", q=query, state=state, prefix=prefix)
+        """Yield the videos, page by page: the newest first, or by name."""
+        return self._pages(File, "/files", q=query, state=state, prefix=prefix, order=order)
 
     def wrong_rules(self) -> list[WrongRule]:
         """Return the rules that are wrong."""
@@ -440,15 +443,25 @@ class Client:
     def wait_for_file(self, file_id: str, *, seconds: float = float("inf")) -> File:
         """Return a video once it was looked at: ready or refused, or gone again.
 
+        For what is to be run on one that is ready, it waits a minute at most: ``planned`` is false
+        of one of which that is not known even then.
+
         Raises:
             PosedropError: that took longer than ``seconds``.
         """
         deadline, waits = time.monotonic() + seconds, self._patience(min(PATIENCE, seconds))
+        planned_by: float | None = None
         while True:
             file = parts.until_there(waits, functools.partial(self.file, file_id))
-            if file.state in {"ready", "refused", "film gone"}:
+            now = time.monotonic()
+            if file.state == "ready" and file.planned is False:
+                # It is planned by another event than the one that made it ready.
+                planned_by = planned_by or min(now + _PLAN_SECONDS, deadline)
+                if now > planned_by:
+                    return file
+            elif file.state in {"ready", "refused", "film gone"}:
                 return file
-            if time.monotonic() > deadline:
+            elif now > deadline:
                 raise PosedropError(f"{file_id} was not looked at within {seconds:.0f} s")
             time.sleep(0.5)
 

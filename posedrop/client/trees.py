@@ -55,10 +55,14 @@ def is_wanted(name: str) -> bool:
     return layout.is_folder_rule(name) or targets.is_film(name)
 
 
-def walk(root: Path) -> Iterator[LocalFile]:
+def walk(root: Path, others: list[str] | None = None) -> Iterator[LocalFile]:
     """Yield what goes up of a folder, by name; what can't be read is passed over.
 
     Links to files are followed, links to folders are not: those could be endless.
+
+    Args:
+        root: the folder.
+        others: gets the names of files that are no films by their endings, a system's own excepted.
     """
     found: list[LocalFile] = []
     for folder, _, names in os.walk(root):
@@ -66,6 +70,8 @@ def walk(root: Path) -> Iterator[LocalFile]:
             path = Path(folder) / each
             name = name_below(path, root)
             if not is_wanted(name):
+                if others is not None and not any(map(targets.is_systems, name.split("/"))):
+                    others.append(name)
                 continue
             try:
                 if path.is_file():

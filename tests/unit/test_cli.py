@@ -282,6 +282,14 @@ def test_ls_follows_the_pages_up_to_the_limit(tmp_path: Path, api: Api) -> None:
     assert [item["key"] for item in json.loads(result.output)] == ["0-0.mp4", "0-1.mp4", "1-0.mp4"]
 
 
+def test_files_are_listed_by_name(tmp_path: Path, api: Api) -> None:
+    api.answers["GET /files"] = {"items": [file_json()], "next": None}
+    assert call(tmp_path, "ls", "--order", "name").exit_code == 0
+    assert api.asked[-2].url.params["order"] == "name"
+    refused = call(tmp_path, "ls", "--order", "quality")
+    assert (refused.exit_code, "add --analyses" in refused.stderr) == (2, True)
+
+
 def test_ls_tells_which_rules_are_wrong(tmp_path: Path, api: Api) -> None:
     """Below the videos, of which those that wait say so."""
     rule = {"rule": "day1/posedrop.json", "code": "bad_rules", "message": "line 3, column 1"}
@@ -569,6 +577,23 @@ def test_one_film_that_does_not_go_up_holds_up_no_other(tmp_path: Path, api: Api
     assert [each.url.path for each in api.asked[asked:]] == ["/upload", "/readyz"]
 
 
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+def test_what_of_a_folder_does_not_go_up_is_counted(
+    tmp_path: Path, api: Api, dry_run: tuple[str, ...]
+) -> None:
+    """But for what a system has left there; the film of a high-speed camera goes."""
+    folder = tmp_path / "films"
+    (folder / "@eaDir").mkdir(parents=True)
+    for name in ("a.CINE", "b.raw", "c.csv", ".DS_Store", "@eaDir/d.jpg"):
+        (folder / name).write_bytes(b"film")
+    parts_answers(api)
+    result = call(tmp_path, "upload", str(folder), "--to", "day1", *dry_run)
+    assert result.exit_code == 0
+    assert "no films by their names: 2 (.csv, .raw)" in result.stderr
+    (asked,) = api.bodies("POST", "/uploads/check")
+    assert [each["path"] for each in asked["files"]] == ["a.CINE"]
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take no such name")
 def test_a_name_that_is_no_text_is_refused_in_words(tmp_path: Path, api: Api) -> None:
     """The other films go up; looked at beforehand, it is not called new."""
@@ -626,6 +651,30 @@ def test_upload_waits_for_its_run(tmp_path: Path, api: Api) -> None:
     assert result.exit_code == 1  # a script must not take a failed run for a good one
     (outcome,) = json.loads(result.stdout)
     assert outcome["run"]["status"] == "failed"
+
+
+def test_upload_waits_until_it_is_known_what_is_run(
+    tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule is followed a little later than a film is ready; for what never comes, a minute."""
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"1")
+    upload_answers(api, lambda _: httpx.Response(200))
+    run = {"analysis_id": RUN_ID, "analysis": "dummy", "status": "queued"}
+    seen = [file_json(planned=False)] * 2 + [file_json(planned=True, analyses=[run])]
+    files = iter(seen)
+    api.answers[f"GET /upload/{FILE_ID}"] = lambda _: httpx.Response(200, json=next(files))
+    api.answers[f"GET /results/{RUN_ID}"] = run_json("failed")
+    result = call(tmp_path, "upload", str(film), "--wait", "--json")
+    (outcome,) = json.loads(result.stdout)
+    assert (outcome["run"]["status"], result.exit_code) == ("failed", 1)
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json(planned=True)
+    result = call(tmp_path, "upload", str(film), "--wait")
+    assert ("no analysis was asked for" in result.stdout, result.exit_code) == (True, 0)
+    monkeypatch.setattr(client, "_PLAN_SECONDS", 0)
+    api.answers[f"GET /upload/{FILE_ID}"] = file_json(planned=False)
+    result = call(tmp_path, "upload", str(film), "--wait")
+    assert ("is not known yet" in result.stdout, result.exit_code) == (True, 1)
 
 
 @pytest.mark.parametrize(
