@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
 from handlers.events import follow
 from handlers.runs import pending
+from posedrop import analyses
 from posedrop.buckets import layout
 from posedrop.buckets.records.videos import VideoRecord
 from tests.support.memory_storage import RESULTS, VIDEOS
@@ -137,3 +139,36 @@ def test_a_copy_under_another_etag_does_not_undo_an_answer(world: World) -> None
     work(world)
     world.settle()
     check(world)
+
+
+@pytest.mark.parametrize("step", ["infer", "render"])
+@pytest.mark.parametrize("kept", [0, 1 << 20])
+@pytest.mark.parametrize(("then", "state"), [(FILM, "succeeded"), (b"a fish", "failed")])
+def test_a_run_takes_its_film_by_the_bytes_and_not_by_the_etag(
+    world: World, monkeypatch: pytest.MonkeyPatch, step: str, kept: int, then: bytes, state: str
+) -> None:
+    """Copied onto itself before a step of its run, it is the same film; other bytes end the run."""
+    drawn = replace(analyses.get("dummy"), renders=True, finish="x:y", artefacts=analyses.POSES)
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: {"dummy": drawn})
+    world.cache_bytes = kept
+    world.storage.put(VIDEOS, KEY, FILM, parts=3)
+    for actor in ["ingest", "infer", "render"]:
+        world.reconciler.round()
+        (message,) = world.messages()
+        assert message.actor_name == actor
+        if actor == step:
+            break
+        world.work(message)
+    world.put_back([message])
+    (run,) = world.context.index.analyses().rows
+    world.storage.put(VIDEOS, KEY, then, parts=2)
+    world.settle()
+    ended = world.context.index.analysis(run.analysis_id)
+    assert ended is not None
+    assert ended.state == state
+    if then == FILM:
+        check(world)
+    else:
+        assert ended.error is not None
+        assert ended.error.code == "object_changed"
