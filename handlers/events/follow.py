@@ -211,7 +211,10 @@ def _look_at(context: Context, bucket: str, key: str) -> StoreState:
     if bucket == context.settings.videos_bucket:
         if layout.is_folder_rule(key):
             return None
-        return FilmNow(context.file_id(key), context.storage.head(bucket, key))
+        there = context.storage.head(bucket, key)
+        if there is not None and layout.is_folder_mark(key, there.size):
+            there = None
+        return FilmNow(context.file_id(key), there)
     parts = layout.parse_result_key(key)
     kind = record_kinds.kind_of(parts)
     return kind.look(context, parts, key) if kind is not None and kind.look is not None else None

@@ -52,7 +52,8 @@ def matters(context: Context, event: ObjectCreated | ObjectRemoved) -> bool:
     Heartbeats above all are left out.
     """
     if event.bucket == context.settings.videos_bucket:
-        return not event.key.endswith("/")
+        size = event.size if isinstance(event, ObjectCreated) else None
+        return not layout.is_folder_mark(event.key, size)
     if event.bucket != context.settings.results_bucket:
         return False
     kind = record_kinds.kind_of(layout.parse_result_key(event.key))

@@ -73,4 +73,4 @@ export function picture(fileId, attributes = {}) {
 /** A name within a sentence: whichever way it is written, the words around it stay in place. @param {string} name */
 export const apart = (name) => `\u2068${name}\u2069`;
 /** @param {string | null} key */
-export const shortName = (key) => (key ?? "").split("/").pop() ?? "";
+export const shortName = (key) => (key ?? "").replace(/\/+$/, "").split("/").pop() ?? "";

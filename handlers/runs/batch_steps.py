@@ -246,8 +246,6 @@ class _Asking:
             raise
         except PosedropError as error:  # the model was removed meanwhile
             self._wanted = error
-        except Exception as error:  # an analysis is anybody's plug-in
-            self._wanted = BadRequestError(f"{batch.analysis} can't take these args: {error!r}")
 
     def film(self, row: FileRow) -> BatchFilm:
         """Ask for the run of one film; what is wrong with it holds up no other.

@@ -175,10 +175,28 @@ def _give(context: Context, video: VideoRef, request: Request, run: str, *, shar
         }
     )
     key = layout.Run(mine).request
-    if not context.storage.create(bucket, key, own.to_json()):
+    is_there = clear_unless_requested(context, mine)
+    if is_there or not context.storage.create(bucket, key, own.to_json()):
         own = context.storage.read_whole_record(bucket, key, Request) or own
     context.index.analysis_requested(own, mine)
     context.to_copy.set()
+
+
+def clear_unless_requested(context: Context, run: str) -> bool:
+    """Clear away what lies in a run's folder without a request; return whether there is one.
+
+    A deletion that was cut short may have left a result, and whoever stops a run that is gone a
+    wish to cancel it: a new run would take both for its own. Only before a run is created, as what
+    lies there afterwards is its own.
+
+    Raises:
+        StorageError: it can't be cleared away.
+    """
+    names = _below(context, run)
+    if layout.REQUEST in names:
+        return True
+    delete_run(context, names, run)
+    return False
 
 
 # -- filled ----------------------------------------------------------------------------------------
@@ -499,10 +517,15 @@ def forget(context: Context, analysis_id: str, runs: Iterable[str]) -> None:
 
 
 def delete_run(context: Context, names: Iterable[str], run: str) -> None:
-    """Delete the objects of a run by name: its result last, until when it reads as over."""
-    last = sorted(names, key=lambda name: name == layout.RESULT)
+    """Delete the objects of a run by name, so that no run is there of which only files are gone.
+
+    Its request goes first: without that there is none. Its result goes last: until then it reads
+    as over, and who deletes it again is not taken for one who stops it.
+    """
+    order = {layout.REQUEST: 0, layout.RESULT: 2}
+    ordered = sorted(names, key=lambda name: order.get(name, 1))
     context.storage.delete(
-        context.settings.results_bucket, [layout.Run(run).key(name) for name in last]
+        context.settings.results_bucket, [layout.Run(run).key(name) for name in ordered]
     )
 
 

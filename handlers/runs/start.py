@@ -195,7 +195,7 @@ def _created(context: Context, video: VideoRecord, request: Request) -> Analysis
         return known(context, elsewhere, request)
     run = run_of(context, video, request.analysis, request.analysis_id)
     bucket, key = context.settings.results_bucket, layout.Run(run).request
-    if context.storage.head(bucket, key) is None:
+    if not copies.clear_unless_requested(context, run):
         # Before its own: what is cut short here is started again, as long as that is not there.
         copies.share_new(context, request, run)
     if not context.storage.create(bucket, key, request.to_json()):

@@ -23,6 +23,9 @@ def stop(context: Context, row: AnalysisRow) -> Literal["cancelling", "cancelled
     bucket = context.settings.results_bucket
     if context.storage.head(bucket, layout.Run(row.run).result) is not None:
         return None
+    if context.storage.head(bucket, layout.Run(row.run).request) is None:
+        # An S3 tool has removed it, as no event has told yet: a worker that is at it stops by that.
+        return "cancelled"
     context.storage.write(bucket, layout.Run(row.run).cancel, b"", "application/octet-stream")
     attempt, _ = last_attempt(context, row.run)
     if attempt is not None and attempt.outcome is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from posedrop.buckets.records.models import Model
 from posedrop.buckets.records.runs import RunRef
 from posedrop.errors import BadRequestError, StorageError
 from posedrop.models import catalog
+
+log = logging.getLogger(__name__)
 
 
 class ValidRequest(NamedTuple):
@@ -51,7 +54,18 @@ def validate(context: Context, analysis: str, args: Mapping[str, Any]) -> ValidR
     Raises:
         BadRequestError: no such analysis, argument or model; ``field`` names it.
     """
-    found = analyses.get(analysis)
+    try:
+        return _valid(context, analyses.get(analysis), args)
+    except (BadRequestError, StorageError):
+        raise
+    except Exception as error:
+        # An analysis is anybody's plug-in: what it can't take must hold up nothing else.
+        log.warning("%s fails at args", analysis, exc_info=error)
+        words = f"{analysis} can't take these args: {error!r}"
+        raise BadRequestError(words[:1000], code="bad_args", field="args") from error
+
+
+def _valid(context: Context, found: analyses.Analysis, args: Mapping[str, Any]) -> ValidRequest:
     if found.needs_model and args.get("model") is None:
         raise _no_model(context, found)
     complete = found.normalise(args)
@@ -73,13 +87,7 @@ def validate_rule(context: Context, rule: rules.Rule) -> ValidRequest | None:
         raise rule.problem
     if rule.analysis is None:
         return None
-    try:
-        wanted = validate(context, rule.analysis, rule.args or {})
-    except (BadRequestError, StorageError):
-        raise
-    except Exception as error:
-        # An analysis is anybody's plug-in: what it can't take must hold up nothing else.
-        raise BadRequestError(f"{rule.analysis} can't take these args: {error!r}") from error
+    wanted = validate(context, rule.analysis, rule.args or {})
     if wanted.analysis.takes_poses:
         raise BadRequestError(
             f"{rule.analysis} is asked for when a film has its poses (posedrop analyse), not for "

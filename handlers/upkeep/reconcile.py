@@ -89,10 +89,11 @@ class Reconciler:
             repairs = Repairs()
             send_again(self._context, repairs, self._forgotten())
             repairs.ingests_sent += self._old_refusals.go_on()
-            sweep, self._sweep = self._sweep or Sweep(self._context, self._stuck), None
-            over = sweep.go_on(repairs, SLICE)
-            if not over:
-                self._sweep = sweep
+            if self._sweep is None or self._sweep.is_stuck:
+                self._sweep = Sweep(self._context, self._stuck)
+            over = self._sweep.go_on(repairs, SLICE)  # if it fails, the next round goes on there
+            if over:
+                self._sweep = None
             self._parts.go_on(repairs)
             self._succeeded(repairs)
         self._context.to_copy.set()

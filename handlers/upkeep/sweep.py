@@ -6,7 +6,8 @@ import hashlib
 import logging
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from itertools import chain, islice
@@ -26,8 +27,9 @@ from posedrop.buckets.presigned import PARTS_SECONDS
 from posedrop.buckets.records.runs import RunError
 from posedrop.buckets.storage import ObjectInfo
 from posedrop.errors import RecordError, StorageError
-from posedrop.index.index import FileRow, PendingRow
+from posedrop.index.index import FileRow, IndexBusyError, PendingRow
 from posedrop.index.rows import DAMAGED
+from posedrop.transport.queue import QueueError
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +40,17 @@ _ON_ITS_WAY = timedelta(days=1)
 _REMOVAL = 100
 #: A video that is to be indexed takes as long as to look at so many that are.
 _DEAR = 10
+#: So often a sweep is gone on with at one place that alone fails; where it can't be passed, one
+#: begun anew finds at least what came before it.
+_TRIES = 10
 
 
 class Sweep:
     """One passage through both buckets and the index, to be gone on with slice by slice.
 
-    Of what it has seen it keeps eight bytes an object, in order to know which rows have none.
+    Of what it has seen it keeps eight bytes an object, in order to know which rows have none. Where
+    it was interrupted by an error it goes on: millions of objects take it hours, in which a store
+    fails now and then.
     """
 
     def __init__(self, context: Context, stuck: set[str] | None = None) -> None:
@@ -53,56 +60,119 @@ class Sweep:
         self._repairs = Repairs()
         self._seen = array("Q")
         self._bytes = 0
-        self._later: list[str] = []
-        self._without_film: list[str] = []
-        self._not_made: list[tuple[str, str]] = []
-        self._compared: list[tuple[str, str]] = []
+        self._later: deque[str] = deque()
+        self._without_film: deque[str] = deque()
+        self._not_made: deque[tuple[str, str]] = deque()
+        self._compared: deque[tuple[str, str]] = deque()
+        #: By kind: the run, or pending request, of the last record that was seen.
+        self._last: dict[RecordKind, str] = {}
         self._old: OldRecords | None = None
+        #: What is left to do, in this order; and behind which key of its bucket the first goes on.
+        self._stages: deque[Callable[[], Iterator[None]]] = deque(
+            [
+                self._videos,
+                self._results,
+                self._noted,
+                self._gone_rules,
+                self._gone_files,
+                self._gone_runs,
+                self._given_up,
+                self._old_ones,
+                self._expired,
+            ]
+        )
+        self._after = ""
         self._steps = self._all()
+        self._failed_at: tuple[int, str, int] | None = None
+        self._failures = 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it failed so often at one place that another one is to begin anew."""
+        return self._failures >= _TRIES
 
     def go_on(self, repairs: Repairs, steps: int | None) -> bool:
         """Take ``steps`` steps of the sweep (None: all that are left); return whether it is over.
 
         Raises:
-            PosedropError: the store or the index is away; this sweep is over, begin another.
+            PosedropError: the store or the index is away; called again, it goes on where it was.
         """
         self._repairs = repairs
-        taken = sum(1 for _ in islice(self._steps, steps))
+        try:
+            taken = sum(1 for _ in islice(self._steps, steps))
+        except BaseException as error:
+            self._steps = self._all()  # a generator that raised is over
+            if not self._is_away(error):
+                place = (len(self._stages), self._after, self._waiting)
+                self._failures = self._failures + 1 if place == self._failed_at else 1
+                self._failed_at = place
+            raise
         return taken != steps
 
+    def _is_away(self, error: BaseException) -> bool:
+        """Tell whether the store, the index or the broker fails, and not this place alone."""
+        if isinstance(error, StorageError):
+            try:
+                self._context.storage.listing(self._context.settings.results_bucket, layout.CLOCK)
+            except StorageError:
+                return True
+        return isinstance(error, IndexBusyError | QueueError)
+
     def _all(self) -> Iterator[None]:
-        yield from self._videos()
-        yield from self._results()
+        while self._stages:
+            yield from self._stages[0]()
+            self._stages.popleft()
+            self._after = ""
+
+    @property
+    def _waiting(self) -> int:
+        """How much of what was noted is left to be done."""
+        films, runs = len(self._later) + len(self._without_film), len(self._compared)
+        return films + runs + len(self._not_made)
+
+    def _objects(self, bucket: str) -> Iterator[ObjectInfo]:
+        """Yield the objects that are left of a bucket; one is done with when the next is asked for.
+
+        Counted then: of an object at which the sweep is interrupted and goes on, once.
+        """
+        for found in self._context.storage.objects(bucket, after=self._after):
+            yield found
+            self._bytes += found.size
+            self._after = found.key
+
+    def _noted(self) -> Iterator[None]:
+        """Do what the results' listing has told of."""
         # Runs before their videos: a video's record has its runs planned, unless they are known.
-        for key in self._later:
+        while self._later:
             yield
-            self._index_result(key)
-        for key in self._without_film:
+            self._index_result(self._later[0])
+            self._later.popleft()
+        while self._without_film:
             yield
-            self._index_without_film(key)
-        for run, other in self._compared:
+            self._index_without_film(self._without_film[0])
+            self._without_film.popleft()
+        while self._compared:
             yield
-            self._forget_comparison(run, other)
-        for run, what in self._not_made:
+            self._forget_comparison(*self._compared[0])
+            self._compared.popleft()
+        while self._not_made:
             yield
-            self._derive(run, what)
+            self._derive(*self._not_made[0])
+            self._not_made.popleft()
         self._seen = array("Q", sorted(self._seen))
-        yield from self._gone_rules()
-        yield from self._gone_files()
-        yield from self._gone_runs()
-        yield from self._given_up()
+
+    def _old_ones(self) -> Iterator[None]:
+        """Remove old records of notices and batches."""
         if self._old is not None:
             yield from self._old.remove(self._context, self._repairs)
-        yield from self._expired()
 
     def _videos(self) -> Iterator[None]:
         """Find uploads whose event never came."""
         bucket = self._context.settings.videos_bucket
-        for found in self._context.storage.objects(bucket):
+        for found in self._objects(bucket):
             yield
             self._repairs.videos_seen += 1
-            self._bytes += found.size
-            if found.key.endswith("/"):
+            if layout.is_folder_mark(found.key, found.size):
                 continue
             self._see(found.key)
             if layout.is_folder_rule(found.key):
@@ -127,16 +197,13 @@ class Sweep:
 
     def _results(self) -> Iterator[None]:
         """Find records that were never indexed."""
-        with suppress(StorageError):  # without the store's time nothing is said to be old
-            self._old = OldRecords(
-                self._context.storage.time(self._context.settings.results_bucket)
-            )
-        #: By kind: the run, or pending request, of the last record that was seen.
-        last: dict[RecordKind, str] = {}
-        for found in self._context.storage.objects(self._context.settings.results_bucket):
+        bucket = self._context.settings.results_bucket
+        if not self._after:
+            with suppress(StorageError):  # without the store's time nothing is said to be old
+                self._old = OldRecords(self._context.storage.time(bucket))
+        for found in self._objects(bucket):
             yield
             self._repairs.results_seen += 1
-            self._bytes += found.size
             key = layout.parse_result_key(found.key)
             if self._old is not None:
                 self._old.look(found, key)
@@ -148,15 +215,15 @@ class Sweep:
             kind = record_kinds.kind_of(key)
             if key is None or kind is None:
                 continue
-            last[kind] = record_kinds.owner_of(key)
+            self._last[kind] = record_kinds.owner_of(key)
             # A result whose request is gone is what a deletion left that was cut short.
-            if kind.behind is None or last.get(kind.behind) == last[kind]:
+            if kind.behind is None or self._last.get(kind.behind) == self._last[kind]:
                 self._compare(kind, key, found.key)
 
     def _compare(self, kind: RecordKind, key: layout.ResultObject, name: str) -> None:
         """Index a record that the index does not know: that of a run now, others after all runs."""
         if isinstance(key, layout.VideoObject):
-            self._see(f"{key.video}/")
+            self._see(layout.video_record(key.video))
             if self._row_of(key.video) is None:
                 self._without_film.append(name)
                 return
@@ -173,10 +240,10 @@ class Sweep:
         """Note what was asked for of a run's poses; its outcome, if any, is the next of the two."""
         match layout.parse_derived(name):
             case (what, False):
-                self._not_made.append((run, what))
                 other = layout.compared_with(what)
                 if other is not None and self._context.index.analysis(other) is None:
                     self._compared.append((run, other))
+                self._not_made.append((run, what))
             case (what, True) if self._not_made and self._not_made[-1] == (run, what):
                 self._not_made.pop()
 
@@ -273,10 +340,9 @@ class Sweep:
 
     def _forget_film(self, row: FileRow) -> None:
         """Drop the row of a film that is gone, if what was made of it is gone as well."""
-        prefix = self._context.video_prefix(row.bucket, row.key)
-        if self._saw(f"{prefix}/"):
+        record = layout.video_record(self._context.video_prefix(row.bucket, row.key))
+        if self._saw(record):
             return
-        record = layout.video_record(prefix)
         if self._context.storage.head(self._context.settings.results_bucket, record) is None:
             self._context.index.file_removed(row.file_id)
             self._repairs.files_gone += 1
@@ -389,7 +455,8 @@ def find_videos(context: Context, prefix: str, after: str, most: int) -> str | N
     seen = 0
     for found in context.storage.objects(context.settings.videos_bucket, prefix, after):
         seen += 1
-        if not found.key.endswith("/") and not layout.is_folder_rule(found.key):
+        is_mark = layout.is_folder_mark(found.key, found.size)
+        if not is_mark and not layout.is_folder_rule(found.key):
             row = context.index.file(context.file_id(found.key))
             if not _is_known(row, found):
                 seen += _DEAR  # asked about, and told
@@ -416,7 +483,7 @@ def _index_video(context: Context, key: str) -> bool:
 
 
 def _fingerprint(name: str) -> int:
-    # A run's folder ends like no video's key can, so the two share one list.
+    # A run's folder and a film's record end like hardly any video's key, so all share one list.
     return int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:8], "big")
 
 

@@ -545,6 +545,18 @@ def parse_result_key(key: str) -> ResultObject | None:
     return None
 
 
+def is_folder_mark(key: str, size: int | None) -> bool:
+    """Tell whether an object only says that there is a folder, as consoles and mounts put them.
+
+    A film may have a slash at its key's end as well: ``upload_file("a.mp4", "videos", "day1/")``.
+
+    Args:
+        key: of the videos bucket.
+        size: in bytes; None: it is not known.
+    """
+    return key.endswith("/") and size == 0
+
+
 def is_folder_rule(key: str) -> bool:
     """Tell whether an object of the videos bucket is a rule for its folder."""
     return key.rsplit("/", 1)[-1] == FOLDER_RULES

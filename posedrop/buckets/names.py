@@ -138,7 +138,7 @@ class Naming:
 
 def stem_of(key: str) -> str:
     """Return what DeepLabCut takes for a video's name: that of its file, without its suffix."""
-    return PurePosixPath(key.rsplit("/", 1)[-1]).stem
+    return PurePosixPath(key.rstrip("/").rsplit("/", 1)[-1]).stem
 
 
 def _suffix(name: str) -> str:

@@ -245,7 +245,7 @@ def whole_seconds(moment: datetime) -> datetime:
 
 def new_file(file_id: str, bucket: str, key: str, state: FileState, moment: datetime) -> FileRow:
     """Return the row of a file of which little is known yet."""
-    filename = key.rsplit("/", 1)[-1]
+    filename = key.rstrip("/").rsplit("/", 1)[-1]
     return FileRow(file_id, bucket, key, filename, state, moment, moment)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from handlers import upload
+from handlers.events.follow import EMPTY_SECONDS
 from handlers.runs import copies, pending, results
 from handlers.runs.results import GoneError
 from posedrop.buckets import layout
@@ -405,3 +406,71 @@ def test_a_run_passes_to_another_name_though_killed_after_any_step(
         assert lab.poser.calls.count(NETWORK) == 1
         lab.end()
     assert at > 15
+
+
+def test_a_run_asked_for_anew_is_whole_wherever_its_deletion_was_killed(tmp_path: Path) -> None:
+    """Beside each name of the content: what the deletion left is no part of the new run."""
+    at = 0
+    over = False
+    while not over:
+        at += 1
+        world = World(tmp_path / f"{at}")
+        put(world, ALICE, BOB)
+        copies.go_on(world.context)
+        (row,) = world.context.index.analyses().rows
+        world.storage.events.clear()
+        over = True
+        with world.storage.gate(Gate(at, after=True)):
+            try:
+                results.cancel_or_delete(world.context, row.analysis_id)
+            except Crash:
+                over = False
+        world.tell(world.storage.events)
+        for key in (ALICE, BOB):
+            pending.ask(world.context, id_of(key), "dummy", {"seconds": 0}, force=False)
+        world.settle()
+        assert whole(world, ALICE)
+        assert whole(world, BOB)
+        answer = results.read(world.context, row.analysis_id)
+        assert answer.status == "succeeded"
+        for file in answer.files:
+            assert results.download_url(world.context, row.analysis_id, file.name)
+        world.end()
+    assert at > 12
+
+
+def test_a_film_whose_key_ends_like_a_folder_is_a_film(world: World) -> None:
+    """``upload_file("a.mp4", "videos", "day1/")`` puts one; what is empty there is a folder."""
+    keys = ("day1/", "day1/a.mp4/", "day1/a.mp4")
+    for told in (True, False):
+        for key in keys:
+            world.storage.put(VIDEOS, key, key.encode())
+        world.storage.put(VIDEOS, "day2/", b"")
+        if told:
+            world.storage.forge(VIDEOS, "day2/")  # by what the store says now it is a folder
+            world.tell(world.storage.events)
+            world.clock.pass_(EMPTY_SECONDS)
+            world.tell([])
+            assert {row.key for row in world.context.index.files().rows} == set(keys)
+        world.storage.events.clear()
+        world.settle()
+        rows = {row.key: row for row in world.context.index.files().rows}
+        assert {key: row.state for key, row in rows.items()} == dict.fromkeys(keys, "ready")
+        assert [rows[key].filename for key in keys] == ["day1", "a.mp4", "a.mp4"]
+        for key in keys:
+            assert whole(world, key)
+            (run,) = upload.describe(world.context, id_of(key)).analyses
+            for file in results.read(world.context, run.analysis_id).files:
+                assert results.download_url(world.context, run.analysis_id, file.name)
+        world.storage.remove(VIDEOS, keys[1])
+        if told:
+            world.tell(world.storage.events)
+        world.settle()
+        gone = world.context.index.file(id_of(keys[1]))
+        assert gone is not None
+        assert gone.state == "film gone"
+        for key in keys:
+            upload.delete(world.context, id_of(key))
+        world.settle()
+        assert set(world.storage.buckets[VIDEOS]) == {"day2/"}
+        assert list(world.storage.buckets[RESULTS]) == []

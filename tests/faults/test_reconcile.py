@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from itertools import count, islice
 
 import pytest
 
 from handlers.runs import pending, results
 from handlers.upkeep import reconcile
 from posedrop.buckets import layout
+from posedrop.buckets.storage import Listing, ObjectInfo
 from posedrop.errors import StorageError
 from tests.support import labs
 from tests.support.lab import Servers
@@ -234,6 +238,29 @@ def test_what_a_deletion_left_does_not_come_back(world: World) -> None:
     assert world.context.index.analyses().rows == []
 
 
+@pytest.mark.parametrize("over", [False, True])
+def test_stopping_a_run_that_a_tool_has_removed_stops_no_later_one(
+    world: World, over: bool
+) -> None:
+    """The wish to stop it comes when nobody has told yet that it is gone."""
+    run = planned(world)
+    if over:
+        world.settle()
+    (row,) = world.context.index.analyses().rows
+    world.storage.events.clear()
+    for key in [key for key in world.storage.buckets[RESULTS] if key.startswith(f"{run}/")]:
+        world.storage.remove(RESULTS, key)
+    assert results.cancel_or_delete(world.context, row.analysis_id) == "cancelled"
+    assert f"{run}/cancel" not in world.storage.buckets[RESULTS]
+    # An older posedrop has left such a wish.
+    world.storage.put(RESULTS, f"{run}/cancel", b"")
+    world.tell(world.storage.events)
+    asked = pending.ask(world.context, row.file_id, row.analysis, row.args, force=False)
+    assert asked == (row.analysis_id, "queued", False)
+    world.settle()
+    assert results.read(world.context, row.analysis_id).status == "succeeded"
+
+
 def test_slices_make_a_sweep(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """However few steps a round takes, at its end a sweep has found the same."""
     monkeypatch.setattr(reconcile, "SLICE", 7)
@@ -250,6 +277,89 @@ def test_slices_make_a_sweep(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     while not world.reconciler.step():
         pass
     assert world.context.index.files().rows == []
+
+
+def pages_that_fail(
+    world: World, monkeypatch: pytest.MonkeyPatch, size: int, fails: Callable[[int, str], bool]
+) -> None:
+    """List ``size`` objects a page; ``fails`` is told how many came before, and the first key."""
+    objects, asked = world.storage.objects, count()
+
+    def in_pages(bucket: str, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
+        found = objects(bucket, prefix, after)
+        while page := list(islice(found, size)):
+            if fails(next(asked), page[0].key):
+                raise StorageError("the store answers 500")
+            yield from page
+
+    monkeypatch.setattr(world.storage, "objects", in_pages)
+
+
+def step(world: World) -> bool:
+    """Have the reconciler take a step; tell whether it was the last of a sweep."""
+    with contextlib.suppress(StorageError):
+        return world.reconciler.step()
+    return False
+
+
+def test_a_sweep_goes_on_where_the_store_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a bucket with more pages than a store answers without a failure, the end is reached."""
+    monkeypatch.setattr(reconcile, "SLICE", 7)
+    pages_that_fail(world, monkeypatch, 10, lambda asked, _: asked % 3 == 2)
+    for number in range(100):
+        world.storage.put(VIDEOS, f"{number:03}.mp4", b"film %d" % number)
+    assert any(step(world) for _ in range(100))
+    assert len(world.messages()) == 100
+    world.storage.remove(VIDEOS, "099.mp4")
+    assert any(step(world) for _ in range(100))
+    assert len(world.context.index.files(limit=200).rows) == 99
+
+
+def test_a_store_that_is_away_for_long_costs_a_sweep_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on where it was, however often it was tried meanwhile."""
+    monkeypatch.setattr(reconcile, "SLICE", 7)
+    asked, away = list[str](), False
+
+    def fails(_: int, first: str) -> bool:
+        asked.append(first)
+        return away
+
+    def refuse(*_: str) -> Listing:
+        raise StorageError("the store is away")
+
+    pages_that_fail(world, monkeypatch, 1, fails)
+    for number in range(20):
+        world.storage.put(VIDEOS, f"{number:02}.mp4", b"film %d" % number)
+    assert not step(world)
+    with monkeypatch.context() as outage:
+        outage.setattr(world.storage, "listing", refuse)
+        away = True
+        assert not any(step(world) for _ in range(30))
+        away = False
+    assert any(step(world) for _ in range(20))
+    films = [key for key in asked if key.endswith(".mp4")]
+    assert len(films) > 20 + 10
+    assert films == sorted(films)
+
+
+def test_a_place_that_no_sweep_gets_past_hides_nothing_before_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some tries a sweep begins anew, and finds what has come meanwhile."""
+    monkeypatch.setattr(reconcile, "SLICE", 7)
+    pages_that_fail(world, monkeypatch, 1, lambda _, first: first > "b")
+    for name in ("a", "c"):
+        world.storage.put(VIDEOS, f"{name}/0.mp4", name.encode())
+    for number in range(2):
+        world.storage.put(VIDEOS, f"a/{number}.mp4", b"film %d" % number)
+        for _ in range(20):
+            assert not step(world)
+        rows = world.context.index.files().rows
+        assert {row.key for row in rows} == {f"a/{each}.mp4" for each in range(number + 1)}
 
 
 def runs(world: World) -> set[tuple[str, float]]:

@@ -137,10 +137,10 @@ def test_a_film_that_comes_while_the_old_one_is_removed_stays(
     objects = world.storage.objects
     came = []
 
-    def listed(bucket: str, prefix: str = "") -> Iterator[Any]:
+    def listed(bucket: str, prefix: str = "", after: str = "") -> Iterator[Any]:
         if (bucket, prefix) == (RESULTS, "a.mp4/") and not came:
             came.append(world.storage.put(VIDEOS, "a.mp4", new))
-        return objects(bucket, prefix)
+        return objects(bucket, prefix, after)
 
     monkeypatch.setattr(world.storage, "objects", listed)
     assert world.reconciler.round().expired == 0

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import model_validator
 
 from handlers import upload
 from handlers.context import Context
-from handlers.runs import pending, results, rules, waiting
+from handlers.runs import pending, plan, results, rules, waiting
 from handlers.upkeep import reconcile
 from posedrop import analyses
 from posedrop.buckets import layout
+from posedrop.buckets.records.models import Model
 from posedrop.buckets.records.planned import Planned
 from posedrop.buckets.records.rules import WrongRule
+from posedrop.errors import BadRequestError
 from posedrop.index.index import Index
-from tests.support.memory_storage import RESULTS, VIDEOS, Gate
+from tests.support.memory_storage import MODELS, RESULTS, VIDEOS, Gate
 from tests.support.world import World
 
 
@@ -245,11 +248,21 @@ def test_a_rule_reaches_no_film_that_was_decided_about(world: World) -> None:
     }
 
 
-def test_a_default_is_followed_for_good(world: World) -> None:
-    """A rule that comes later does not analyse anew what fell under the server's default."""
+def test_a_default_is_followed_for_good(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that comes later does not analyse anew what fell under the server's default.
+
+    A film is not planned at the moment in which it is ready, and says so.
+    """
     set_default(world, "dummy", {"seconds": 7})
     put(world, "a/1.mp4")
-    tell(world)
+    with monkeypatch.context() as patched:
+        patched.setattr(plan, "plan_runs", lambda *_: None)
+        tell(world)
+    film = upload.describe(world.context, layout.file_id_of(VIDEOS, "a/1.mp4"))
+    assert (film.state, film.planned, film.analyses) == ("ready", False, [])
+    lose(world)
+    film = upload.describe(world.context, layout.file_id_of(VIDEOS, "a/1.mp4"))
+    assert (film.planned, len(film.analyses)) == (True, 1)
     set_rule(world, "a/", rule(1))
     put(world, "a/2.mp4")
     tell(world)
@@ -417,3 +430,41 @@ def test_two_handlers_do_it_once(world: World, tmp_path: Path) -> None:
         assert [(file.planned, file.waits_for) for file in files] == [(True, None)] * len(FILMS)
     two.index.close()
     world.context = one
+
+
+@pytest.mark.parametrize("at", ["args", "check"])
+def test_an_analysis_that_fails_at_a_films_metadata_says_so_beside_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Anybody's plug-in: the film has its end, in words, and so has who asks by the API."""
+
+    def fails(*_: object) -> Any:
+        raise KeyError("arena")
+
+    class OfModel(analyses.Args):
+        model: str = "m"
+
+        @model_validator(mode="before")
+        @classmethod
+        def _fails(cls, values: Any) -> Any:
+            return fails() if at == "args" else values
+
+    model = Model(
+        name="m", digest="0" * 64, kind="export", task="t", scorer="s", bodyparts=["nose"],
+        individuals=[], multianimal=False, net_type="n", pcutoff=0.6, snapshots=[], files=[],
+        created_at=world.clock(),
+    )  # fmt: skip
+    world.storage.put(MODELS, f"m/{model.digest}/model.json", model.to_json())
+    plug_in = replace(analyses.get("dummy"), args=OfModel, needs_model=True, check=fails)
+    for module in (analyses, analyses.analysis):
+        monkeypatch.setattr(module, "installed", lambda: {"dummy": plug_in})
+    metadata = {"analysis": "dummy", "args": '{"model": "m"}'}
+    world.storage.put(VIDEOS, "a.mp4", b"a film", metadata)
+    tell(world)
+    world.settle()
+    (run,) = world.context.index.analyses().rows
+    assert (run.key, run.state, run.asked_by) == ("a.mp4", "failed", "metadata")
+    assert run.error is not None
+    assert "KeyError('arena')" in run.error.message
+    with pytest.raises(BadRequestError, match="KeyError"):
+        pending.ask(world.context, run.file_id, "dummy", {"model": "m"}, force=False)

@@ -76,7 +76,7 @@ def _finish(attempt: RunAttempt) -> None:
 
 
 def _was_passed_on(attempt: RunAttempt) -> bool:
-    """Pass a run on to render again, if its poses were made: its message came twice, or was lost."""
+    """Pass a run on to render again, if its poses were made: its message came once more."""
     if attempt.context.storage.head(attempt.bucket, attempt.run.inference) is None:
         return False
     attempt.clear_checkpoints()
