@@ -21,7 +21,7 @@ from worker.engine import inference, network
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Make the poses of a video, ``poses`` (and those of one animal smoothed), like ``engine.inference.run``.
+    """Make the poses of a video, one animal's smoothed too, like ``engine.inference.run``.
 
     The columns are those of DeepLabCut: scorer, individuals (animal0 ...), bodyparts, coords; -1
     where a frame has fewer animals.
