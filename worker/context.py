@@ -29,7 +29,7 @@ from worker.own_record import Clock, OwnRecord
 _OWNED = "worker-"
 _LOCK = ".lock"
 #: A folder that has had no lock for so long is one whose removal was cut short.
-_JUST_MADE_SECONDS = 3600.0
+_JUST_MADE_SECONDS = 86400.0
 
 
 def now() -> datetime:

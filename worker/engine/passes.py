@@ -157,6 +157,8 @@ class Pass:
         self._key: dict[str, Any] = {}
         self._doubts: list[tuple[Doubt, Batch]] = []
         self._done: deque[Batch] = deque()
+        # A batch with the first picture to show some keypoint, until it is settled.
+        self._newcomers: tuple[InFlightBatch, Batch, list[Doubt]] | None = None
         self._looked = 0
         # Seconds a picture, on this film: in fewer bits, in fp32.
         self._took = [float("inf"), float("inf")]
@@ -288,6 +290,7 @@ class Pass:
 
     def _finish_one(self, work: _Work) -> None:
         """Collect the batch that was begun first, and compute again what is due."""
+        self._settle_first()  # where memory ran out at it
         if work.flying:
             group, launched, mark = work.flying[0]
             self._settle_before(launched.first + launched.count - 1)
@@ -295,6 +298,7 @@ class Pass:
             work.flying.popleft()
             if launched.fast and launched.outputs is not None and not self._accelerated:
                 self._know(0, work.began, len(group))
+            self._settle_first()
             self._settle(self._again_batch - 1)
             self._look()
         at_rest = self.rests and not work.flying
@@ -418,10 +422,18 @@ class Pass:
         self._done.append(batch)
         self._doubts += [(doubt, batch) for doubt in doubts]
         if any(doubt.first for doubt in doubts):
-            self._settle(0)  # what it tells of the noise counts at once
-            more = self._running.look_again(launched, doubts)
-            batch.open += len(more)
-            self._doubts += [(doubt, batch) for doubt in more]
+            self._newcomers = launched, batch, doubts
+
+    def _settle_first(self) -> None:
+        """Settle what shows a keypoint for the first time: its noise counts from there on."""
+        if self._newcomers is None:
+            return
+        launched, batch, doubts = self._newcomers
+        self._settle(0)
+        more = self._running.look_again(launched, doubts)
+        self._newcomers = None
+        batch.open += len(more)
+        self._doubts += [(doubt, batch) for doubt in more]
 
     def _settle_before(self, index: int) -> None:
         """Settle all whose noise could count for pictures up to this number."""

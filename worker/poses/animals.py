@@ -61,6 +61,9 @@ def multi_animal_config(
     complete = {**default, "topktoretain": len(individuals)} if settings is None else settings
     if not isinstance(complete, Mapping) or default.keys() - complete.keys():
         raise ModelError(f"the model's {INFERENCE_CONFIG} is incomplete", code="model_damaged")
+    if not isinstance(complete["pcutoff"], int | float):
+        words = f"pcutoff in the model's {INFERENCE_CONFIG} is no number: {complete['pcutoff']!r}"
+        raise ModelError(words[:300], code="model_damaged")
     method = str(project.get("default_track_method") or METHODS[0])
     named = project.get("individuals")
     return MultiAnimalConfig(

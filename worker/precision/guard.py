@@ -311,11 +311,18 @@ class PrecisionGuard:
                 continue
             found = self._compare(
                 doubt.outputs, doubt.predictions, _of(outputs, [row]), _of(exact, [row]),
-                noticed=doubt.unsure or doubt.first,
+                noticed=doubt.unsure or doubt.first or self._is_unsure_by_now(doubt),
             )  # fmt: skip
             if self._wanted == "auto":
                 self.state.learn(doubt.index, found, first=doubt.first)
         return exact
+
+    def _is_unsure_by_now(self, doubt: Doubt) -> bool:
+        """Tell whether a check is noticed by the noise of one before it, learnt since."""
+        if self._wanted != "auto" or doubt.outputs is None:
+            return False
+        noise = SAFETY * self.state.noise_for(doubt.index)
+        return bool(_unsure(self._watches, doubt.outputs, lambda *_: noise, MAX_SPREAD))
 
     def look_again(self, batch: InFlightBatch, doubts: Sequence[Doubt]) -> list[Doubt]:
         """Return what else of a collected batch is to be settled, since the noise has grown by it.
@@ -331,7 +338,9 @@ class PrecisionGuard:
         return [self._doubt(batch, row, unsure=True) for row in rows]
 
     def _collect(self, batch: InFlightBatch) -> tuple[HeadPredictions, list[Doubt]]:
-        if batch.outputs is None:
+        # In flight when fewer bits were given up: of what noise to take it, nobody knows.
+        given_up = batch.fast and self._fast is None
+        if batch.outputs is None or given_up:
             return self._both(batch.x, batch.first, batch.count), []
         fast = self._predictions(batch.outputs)
         if not batch.fast or self._watches is None:
@@ -392,12 +401,12 @@ class PrecisionGuard:
             return exact
         fast_outputs = self._run(self._fast, x)
         fast = self._predictions(fast_outputs)
-        self.state.samples += len(shown)
         # While the noise is not known, nothing is kept that could go unnoticed.
         found = self._compare(
             _of(fast_outputs, shown), _of(fast, shown), _of(outputs, shown), _of(exact, shown),
             noticed=True,
         )  # fmt: skip
+        self.state.samples += len(shown)
         if self._wanted != "auto":
             return fast
         self._meet(exact, first, shown)

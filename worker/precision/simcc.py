@@ -32,6 +32,7 @@ class SimCCWatch(HeatmapWatch):
         err alike, another peak far from it does not.
         """
         counts = self._most_likely(exact, 0.0) >= self.pcutoff
+        counts |= ~(self._most_likely(fast, 0.0) < self.pcutoff)
         found = []
         for axis in AXES:
             line, other = exact[axis], fast[axis]

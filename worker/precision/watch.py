@@ -105,7 +105,8 @@ class HeatmapWatch(Watch):
         """Return by how much the steps from peak to rivals differ, at most."""
         heat, other = exact["heatmap"].flatten(2), fast["heatmap"].flatten(2)
         top = self._likelihood(heat.amax(dim=2))
-        counts = top >= self.pcutoff
+        # What only the fast one shows is met by it, too; what is not a number counts.
+        counts = (top >= self.pcutoff) | ~(self._likelihood(other.amax(dim=2)) < self.pcutoff)
         cells = (self._likelihood(heat) >= LIKELY * top[..., None]) & counts[..., None]
         typical = TYPICAL * typical_step(heat, other, cells)
         return float(torch.maximum(noise_of_steps(heat, other, counts), typical))

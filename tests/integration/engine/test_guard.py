@@ -126,6 +126,7 @@ def test_numbers_that_overflow_end_the_fast_arithmetic(
 ) -> None:
     """One of the first frames overflows in fewer bits: what its noise is, nobody can tell."""
     expected = run(short.film, short.model)
+    called = []
 
     def overflowing(self: variants.ModelVariants, *_: Any) -> Any:
         model = copy.deepcopy(self.plain)
@@ -135,6 +136,7 @@ def test_numbers_that_overflow_end_the_fast_arithmetic(
         def wildly(x: torch.Tensor) -> torch.Tensor:
             heat: torch.Tensor = forward(x)
             heat[-1, 0].flatten()[heat[-1, 0].argmax()] = wild
+            called.append(len(x))
             return heat
 
         monkeypatch.setattr(head, "forward", wildly)
@@ -142,7 +144,9 @@ def test_numbers_that_overflow_end_the_fast_arithmetic(
 
     monkeypatch.setattr(variants.ModelVariants, "fast", overflowing)
     monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(tuning, "is_worth", lambda *_: True)  # short as the film is
     ours = run(short.film, short.model, precision="auto")
+    assert called
     told = ours.answer["details"]["precision"]
     assert (told["used"], told["heatmap_noise"]) == ("fp32", 0)
     assert furthest(ours.poses, expected.poses) <= TOLERANCE
@@ -239,10 +243,14 @@ class Drawn(torch.nn.Module):
         return {"bodypart": predict(8, outputs["bodypart"])}
 
 
+@pytest.mark.parametrize("memory", ["suffices", "runs out"])
 def test_the_noise_of_what_comes_into_the_film_later_is_known_at_once(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, memory: str
 ) -> None:
-    """Landmarks first, then an animal, whose outputs err by more: none of its keypoints moves."""
+    """Landmarks first, then an animal, whose outputs err by more: none of its keypoints moves.
+
+    Nor is what is checked behind the animal's first picture taken for unnoticed.
+    """
 
     def frame(*values: int) -> Any:
         picture = np.zeros((9, 9, 3), np.uint8)  # BGR
@@ -264,9 +272,19 @@ def test_the_noise_of_what_comes_into_the_film_later_is_known_at_once(
         variants=variants.ModelVariants(Drawn().eval(), "cpu"),
         padding=SimpleNamespace(padded=lambda x: x, padded_size=lambda size: size),
     )
+    monkeypatch.setattr(guard, "CHECK_EARLY", 5)
+    settle, full = guard.PrecisionGuard.settle, [memory == "runs out"]
+
+    def settled(self: Any, doubts: Any, size: int) -> Any:
+        if any(doubt.first for doubt in doubts) and full and full.pop():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return settle(self, doubts, size)
+
+    monkeypatch.setattr(guard.PrecisionGuard, "settle", settled)
     work = passes.Pass(loaded, 4, "auto", 0.6)
     found = [one["bodypart"]["poses"][0, 1] for one in work.outputs(iter(frames))]
     assert work.summary()["precision"]["used"] == "bf16"
+    assert len(found) == len(frames)
     assert [list(pose[:2]) for pose in found[9:]] == [[4.0, 4.0]] * 6
 
 
@@ -287,6 +305,7 @@ def test_what_new_keypoints_tell_of_the_noise_is_the_same_after_an_interruption(
             new = state.meet("head", row, shown[row])
             if new:
                 state.learn(row, noises[row], first=True)
+                assert state.noise_for(row) >= noises[row]
             told.append((row, new, state.noise_for(row)))
         return told
 
