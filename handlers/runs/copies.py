@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 
 from handlers import gpu_queue
@@ -37,6 +38,8 @@ _PAGE = 100
 _STORE_IS_AWAY = 3
 #: A round of the copier without a call: what failed is tried again then.
 _PAUSE_SECONDS = 60.0
+#: What a run without a request would be taken for another's by, beside its attempts.
+_TELLING = frozenset({layout.RESULT, layout.CANCEL, layout.INFERENCE})
 _JSON = "application/json"
 _UNKNOWN_TYPE = "application/octet-stream"
 
@@ -187,15 +190,21 @@ def clear_unless_requested(context: Context, run: str) -> bool:
 
     A deletion that was cut short may have left a result, and whoever stops a run that is gone a
     wish to cancel it: a new run would take both for its own. Only before a run is created, as what
-    lies there afterwards is its own.
+    lies there afterwards is its own. Files that can't be deleted may stay: a new run steps
+    aside for them.
 
     Raises:
-        StorageError: it can't be cleared away.
+        StorageError: what a run would be taken for can't be cleared away.
     """
     names = _below(context, run)
     if layout.REQUEST in names:
         return True
-    delete_run(context, names, run)
+    telling = [
+        name for name in names if name in _TELLING or layout.attempt_number(name) is not None
+    ]
+    delete_run(context, telling, run)
+    with suppress(StorageError):
+        delete_run(context, [name for name in names if name not in telling], run)
     return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
 
 from handlers.context import Context
@@ -16,7 +17,7 @@ from posedrop.buckets.records.derived import (
     derived_name,
 )
 from posedrop.buckets.records.runs import Artefact
-from posedrop.errors import BadRequestError, BusyError, RecordError
+from posedrop.errors import BadRequestError, BusyError, RecordError, StorageError
 from posedrop.index.index import AnalysisRow
 from posedrop.transport import queue
 
@@ -189,7 +190,8 @@ def _send_if_silent(context: Context, run: Run, what: str) -> bool:
     queue.send(context.broker, "derive", run=run.prefix, what=what)
     # Written anew, it is silent no more: who asks every second sends one message a lease. One that
     # was deleted meanwhile does not come back.
-    asked = storage.read(bucket, request)
-    if asked is not None:
-        storage.replace(bucket, request, asked, there[request].etag)
+    with suppress(StorageError):  # it is sent; a store that can't do this has it sent once more
+        asked = storage.read(bucket, request)
+        if asked is not None:
+            storage.replace(bucket, request, asked, there[request].etag)
     return True

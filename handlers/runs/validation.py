@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from handlers.context import Context
@@ -54,27 +55,34 @@ def validate(context: Context, analysis: str, args: Mapping[str, Any]) -> ValidR
     Raises:
         BadRequestError: no such analysis, argument or model; ``field`` names it.
     """
-    try:
-        return _valid(context, analyses.get(analysis), args)
-    except (BadRequestError, StorageError):
-        raise
-    except Exception as error:
-        # An analysis is anybody's plug-in: what it can't take must hold up nothing else.
-        log.warning("%s fails at args", analysis, exc_info=error)
-        words = f"{analysis} can't take these args: {error!r}"
-        raise BadRequestError(words[:1000], code="bad_args", field="args") from error
-
-
-def _valid(context: Context, found: analyses.Analysis, args: Mapping[str, Any]) -> ValidRequest:
+    found = analyses.get(analysis)
     if found.needs_model and args.get("model") is None:
         raise _no_model(context, found)
-    complete = found.normalise(args)
+    with _taking_args(analysis):
+        complete = found.normalise(args)
     model = None
     if found.needs_model:
         model = catalog.resolve(context.storage, context.settings.models_bucket, complete["model"])
         if found.check is not None:
-            found.check(found.args.model_validate(complete), model)
+            with _taking_args(analysis):
+                found.check(found.args.model_validate(complete), model)
     return ValidRequest(found, complete, model)
+
+
+@contextmanager
+def _taking_args(analysis: str) -> Iterator[None]:
+    """Let what an analysis raises at args end in words.
+
+    It is anybody's plug-in: what it can't take must hold up nothing else.
+    """
+    try:
+        yield
+    except (BadRequestError, StorageError):
+        raise
+    except Exception as error:
+        log.warning("%s fails at args", analysis, exc_info=error)
+        words = f"{analysis} can't take these args: {error!r}"
+        raise BadRequestError(words[:1000], code="bad_args", field="args") from error
 
 
 def validate_rule(context: Context, rule: rules.Rule) -> ValidRequest | None:

@@ -226,6 +226,7 @@ def _compare(path: Path, ticket: PartsTicket) -> None:
         PosedropError: code ``exists``: it is another one, or nobody can tell.
     """
     told = ticket.crc32 or ticket.etag or ""
+    says = told or "nothing, or posedrop there is older than here"
     sizes = _sizes_of_parts(told, ticket)
     if any(_told_of(path, ticket, size) == told for size in sizes):
         return
@@ -239,7 +240,7 @@ def _compare(path: Path, ticket: PartsTicket) -> None:
         )
     raise PosedropError(
         f"another object is there as {ticket.key}, as large as {path.name}, and whether it is the "
-        f"same film can't be told from what its store says ({told or 'nothing'}); nothing is sent "
+        f"same film can't be told from what its store says ({says}); nothing is sent "
         f"or replaced: compare them yourself, and if they differ, choose {other}",
         code="exists",
     )

@@ -40,6 +40,8 @@ _MAYBE_AWAY = frozenset({"storage", "busy", "internal", "error"})
 #: that the store alone did not take, after the second figure, doubled up to the first.
 _REFUSED_SECONDS = 3600.0
 _FIRST_HELD_SECONDS = 60.0
+#: One that another object stands in the way of is read whole for that: but once a day.
+_IN_THE_WAY_SECONDS = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +227,8 @@ class Watcher:
                 if error.code == "changes":  # it settles anew
                     continue
                 done.refused += 1
-                self._hold(name, look, error, _FIRST_HELD_SECONDS if doubtful else _REFUSED_SECONDS)
+                seconds = _IN_THE_WAY_SECONDS if error.code == "exists" else _REFUSED_SECONDS
+                self._hold(name, look, error, _FIRST_HELD_SECONDS if doubtful else seconds)
             except OSError as error:
                 self._say(f"{name} can't be read now: {error}")
         return done
@@ -234,7 +237,7 @@ class Watcher:
         """Try a film later that is not taken; after a longer time than before."""
         before = self._refused.get(name)
         if before is not None and before.look == look:
-            seconds = min(2 * before.seconds, _REFUSED_SECONDS)
+            seconds = min(2 * before.seconds, max(seconds, _REFUSED_SECONDS))
         self._refused[name] = _Refusal(look, time.monotonic(), seconds)
         self._say(f"{name} is not taken; again in {seconds:.0f} s: {error.message}")
 
