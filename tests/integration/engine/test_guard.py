@@ -316,13 +316,23 @@ def test_what_new_keypoints_tell_of_the_noise_is_the_same_after_an_interruption(
     assert went(state, range(begin, len(shown))) == whole[begin:]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
 def test_saving_multiplications_is_given_up_where_it_does_not_pay(
-    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch
+    short: Sample, run: Callable[..., Ours], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """Where all frames have to be computed again with all of them, they soon are at once."""
+    """Where all frames have to be computed again with all of them, they soon are at once.
+
+    In auto too, of a film that shows nothing, all of which is computed in fp32.
+    """
     expected = run(short.film, short.model, stop=4)
     monkeypatch.setattr(guard, "TILED_NOISE", 1.0)
-    ours = run(short.film, short.model, batch_size=2)
+    monkeypatch.setattr(hardware, "native_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(variants.ModelVariants, "fast", lambda self, *_: self.plain)
+    monkeypatch.setattr(tuning, "is_worth", lambda *_: True)  # short as the film is
+    monkeypatch.setattr(
+        watch_module.HeatmapWatch, "shown", lambda _, found: found["poses"][:, 0, :, 2] > 1
+    )
+    ours = run(short.film, short.model, batch_size=2, precision=precision)
     told = ours.answer["details"]
     assert told["precision"]["frames_repeated_untiled"] == passes.LOOK_EVERY
     assert told["tuning"]["convolutions_fp32"] == "direct"
