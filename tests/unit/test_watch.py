@@ -157,7 +157,7 @@ def test_each_film_goes_up_once_whatever_happens(tmp_path: Path) -> None:
     assert (done.sent, done.away is not None, asked) == (1, True, ["a.mp4", "b.mp4"])
     done = look("", "exists")
     assert (done.sent, done.refused, asked) == (1, 1, ["b.mp4", "c.mp4"])
-    assert "c.mp4 is not taken; again in 3600 s: it is so" in said
+    assert "c.mp4 is not taken; again in 86400 s: it is so" in said  # it was read whole for that
     (folder / "a.mp4").write_bytes(b"another")
     done = look("changes", "")
     assert (done.sent, asked) == (1, ["a.mp4", "c.mp4"])
