@@ -1,8 +1,8 @@
 """The object store: small objects read and written, larger ones downloaded, listings, buckets.
 
 Every method raises :class:`StorageError` when the store can't do what was asked, whatever boto3
-raised. ``create`` (``If-None-Match: *``) is the concurrency control that all stores have; runs rely on
-no other.
+raised. ``create`` (``If-None-Match: *``) is the concurrency control that all stores have; runs
+rely on no other.
 """
 
 from __future__ import annotations
