@@ -112,6 +112,12 @@ def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
             assert torch.equal(x, before)
 
 
+def test_a_network_that_takes_one_size_of_pictures_is_tried_on_that(tmp_path: Path) -> None:
+    """RTMPose's larger ones are for crops of 384 x 384: on others they fail, and would stay slow."""
+    variants = ModelVariants(build(tmp_path, "rtmpose_x"), "cpu", (384, 384))
+    assert variants.exact is not variants.plain
+
+
 def test_what_a_fused_network_takes_is_counted(tmp_path: Path) -> None:
     """The weights that oneDNN lays out for itself are within the bound of bytes too."""
     variants = ModelVariants(build(tmp_path, "resnet_50"), "cpu")
