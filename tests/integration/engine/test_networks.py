@@ -113,7 +113,7 @@ def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
 
 
 def test_a_network_that_takes_one_size_of_pictures_is_tried_on_that(tmp_path: Path) -> None:
-    """RTMPose's larger ones are for crops of 384 x 384: on others they fail, and would stay slow."""
+    """RTMPose's larger ones are for crops of 384 x 384: tried on others they would stay slow."""
     variants = ModelVariants(build(tmp_path, "rtmpose_x"), "cpu", (384, 384))
     assert variants.exact is not variants.plain
 
