@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 import yaml
 from deeplabcut.pose_estimation_pytorch.config.pose import PoseConfig
 from deeplabcut.pose_estimation_pytorch.models import PoseModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 from worker import hardware
-from worker.cpu.fused import Block, PafHead, Tiled
+from worker.cpu.fused import Block, Doubling, PafHead, Tiled, fuse
 from worker.engine.loaded import LoadedModel
 from worker.precision.variants import ModelVariants
 
@@ -29,6 +33,8 @@ RESIDUAL = [
     "top_down_resnet_50",
 ]
 OTHERS = ["cspnext_s", "rtmpose_s"]
+#: What oneDNN's convolutions take on this processor.
+MULTIPLIED = [torch.float32, *filter(None, [hardware.native_dtype(torch.device("cpu"))])]
 
 
 def build(folder: Path, net_type: str) -> Any:
@@ -94,6 +100,7 @@ def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
     for form in (variants.exact, fast):
         joined = any(type(part) is PafHead for part in form.modules())
         assert joined == net_type.startswith("dlcrnet")
+        assert any(type(part) is Doubling for part in form.modules()) == joined
     assert variants.exact is not variants.plain
     # A new CSPNeXt errs by as much as is allowed before anything is saved; it gains nothing by it.
     errs = net_type.startswith(("cspnext", "rtmpose"))
@@ -110,6 +117,30 @@ def test_exact_and_fast_forms_find_what_deeplabcuts_network_finds(
             assert_alike(variants.tiled()(x), wanted, 1e-4)
             assert_alike(fast(x), wanted, 0.2)
             assert torch.equal(x, before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    channels=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    dtype=st.sampled_from(MULTIPLIED),
+    bias=st.booleans(),
+)
+def test_a_deconvolution_by_convolutions_is_torchs(
+    size: tuple[int, int, int], channels: tuple[int, int], dtype: torch.dtype, bias: bool
+) -> None:
+    """Of any height and width; in bfloat16 each value is rounded once, as torch rounds it."""
+    plain = nn.ConvTranspose2d(*channels, 3, 2, 1, 1, bias=bias)
+    network = nn.Sequential(plain).to(dtype).eval()
+    n, height, width = size
+    x = torch.randn((n, channels[0], height, width)).to(dtype)
+    with torch.inference_mode():
+        wanted = copy.deepcopy(plain).double()(x.double())
+        assert fuse(network) == 1
+        found = network(x.contiguous(memory_format=torch.channels_last))
+    assert type(network[0]) is Doubling
+    near = {torch.float32: 1e-5, torch.bfloat16: 2**-8}[dtype]
+    torch.testing.assert_close(found.double(), wanted, rtol=near, atol=near / 8)
 
 
 def test_a_network_that_takes_one_size_of_pictures_is_tried_on_that(tmp_path: Path) -> None:
