@@ -154,7 +154,9 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="a worker silent for longer is taken for dead"
     )
     max_attempts: int = Field(
-        default=3, ge=1, description="of a run whose workers die; then it has failed"
+        default=3,
+        ge=1,
+        description="of a run whose workers die before they keep anything; then it has failed",
     )
     turn_seconds: float = Field(
         default=1800.0,

@@ -20,7 +20,7 @@ from handlers import gpu_queue
 from handlers.events import follow, notify
 from handlers.runs import results, stopping
 from posedrop.buckets import layout
-from posedrop.buckets.records.attempts import Progress
+from posedrop.buckets.records.attempts import Attempt, Progress
 from posedrop.buckets.records.requests import Request
 from posedrop.buckets.records.videos import VideoRef
 from posedrop.buckets.records.workers import WorkerRecord
@@ -521,6 +521,9 @@ def test_a_long_run_that_is_cancelled_while_it_waits_leaves_no_checkpoints(
     stored = world.storage.buckets[RESULTS]
     run = first.kwargs["run"]
     assert [key for key in stored if key.startswith(f"{run}/parts/")]
+    attempt = world.storage.read_record(RESULTS, f"{run}/attempts/1.json", Attempt)
+    assert attempt is not None
+    assert attempt.kept, "a death of this worker would be one of three"
     if by == "worker":
         monkeypatch.setattr(stopping, "_clear_checkpoints", lambda *_: None)
     (row,) = [row for row in world.context.index.analyses().rows if row.run == run]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -119,6 +120,32 @@ def test_three_failures_are_enough(storage: Storage, bucket: str) -> None:
     found = take(storage, bucket)
     assert isinstance(found, Exhausted)
     assert found.last.error == RunError(code="child_died", message="killed")
+
+
+def test_a_long_run_outlives_machines_that_go_down_in_days(storage: Storage, bucket: str) -> None:
+    """A worker that died after it had kept a part of its work is none of three; of ten it is."""
+    storage.write(bucket, "run/request.json", b"{}")
+    for number in range(1, 13):
+        attempt = held(take(storage, bucket, lease=-1))
+        assert attempt.number == number
+        if number not in {3, 7}:
+            attempt.keep(2)
+        with attempt.beating(0.01):
+            until_it_has_told(storage, bucket, attempt)
+    assert isinstance(take(storage, bucket), Busy)
+    found = take(storage, bucket, lease=-1)
+    assert isinstance(found, Exhausted)
+    assert (found.counted, found.last.kept) == (12, 2)
+
+
+def until_it_has_told(storage: Storage, bucket: str, attempt: Claim) -> None:
+    """Wait until the record of an attempt is newer than its claim."""
+    for _ in range(500):
+        told = storage.read_record(bucket, f"run/attempts/{attempt.number}.json", Attempt)
+        if told is not None and told.beat:
+            return
+        time.sleep(0.01)
+    raise AssertionError("it has not told")
 
 
 def test_a_run_that_was_handed_back_is_not_a_failure(storage: Storage, bucket: str) -> None:

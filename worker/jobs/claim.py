@@ -26,7 +26,8 @@ from posedrop.errors import PosedropError, RecordError, StorageError
 log = logging.getLogger(__name__)
 
 #: A run is given up after so many attempts that the store or the machine cut short: it took their
-#: claims, and did not give the film, or take what they had made, or started no child.
+#: claims, and did not give the film, or take what they had made, or started no child; or their
+#: workers died, in days of work, but not before they had kept some of it.
 MAX_UNLUCKY = 10
 #: Where a disk had no room, a machine started no child, or a store did not give what it has, not
 #: before so many seconds: each may pass, and a queue of films must not be through with its attempts
@@ -202,10 +203,10 @@ def take(
     )
     if not isinstance(record, Attempt):
         return record
-    spent = [a for a in before.spent(None, "failed") if a.task == task]
-    is_last = len(spent) + 1 >= max_attempts
+    lost = [a for a in before.spent(None, "failed") if a.task == task]
+    is_last = sum(not a.is_unlucky for a in lost) + 1 >= max_attempts
     return Claim(
-        storage, bucket, run, record, there.get(run.request), is_last=is_last, is_first=not spent
+        storage, bucket, run, record, there.get(run.request), is_last=is_last, is_first=not lost
     )
 
 
@@ -223,8 +224,9 @@ def begin_unless_spent(
     """Create the attempt after ``before``, if there is to be one and no other worker has it."""
     if before.is_busy(lease_seconds):
         return Busy()
-    spent = [a for a in before.spent(None, "failed") if a.task == task]
-    refused = [a for a in before.spent("handed_back") if a.task == task and a.is_unlucky]
+    its = [a for a in before.attempts if a.task == task]
+    refused = [a for a in its if a.is_unlucky]
+    spent = [a for a in its if a.outcome in {None, "failed"} and not a.is_unlucky]
     if len(spent) >= max_attempts or are_too_many(refused):
         ended = sorted([*spent, *refused], key=lambda a: a.number)
         told = (a.artefacts for a in reversed(ended) if a.artefacts)
@@ -389,6 +391,12 @@ class Claim(Held):
     def artefacts(self) -> list[Artefact]:
         """The files that this attempt published, or found published by an earlier one."""
         return self._record.artefacts
+
+    def keep(self, checkpoints: int) -> None:
+        """Note that so many more checkpoints are in the bucket; the next heartbeat says so."""
+        with self._writing:
+            kept = self._record.kept + checkpoints
+            self._record = self._record.model_copy(update={"kept": kept})
 
     def published(self, artefacts: Iterable[Artefact]) -> None:
         """Note files of the run, the newest of a name; the next heartbeat says so."""

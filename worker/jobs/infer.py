@@ -224,9 +224,15 @@ def _ask_the_network(
     size = request.frame_size
     patience = _patience(attempt, size)
 
+    def keep() -> bool:
+        sent = parts.send()
+        if sent:
+            held.keep(sent)
+        return sent > 0
+
     def on_progress(progress: Progress) -> None:
         held.progress(progress)
-        is_kept = parts.send() > 0
+        is_kept = keep()
         worked = patience.measured[1]
         if is_kept and held.asked_back and worked >= context.settings.turn_seconds:
             held.gives_way = True
@@ -239,7 +245,7 @@ def _ask_the_network(
     try:
         output = messages.ask(context.gpu.call, task, makes_ready=makes_ready, **options)
     finally:
-        parts.send()
+        keep()
     frames, seconds = patience.measured
     context.record.measured(request.analysis, request.model, size, "network", frames, seconds)
     device = output.details.get("device")

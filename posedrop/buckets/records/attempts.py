@@ -46,6 +46,7 @@ class Attempt(Versioned):
         default_factory=list,
         description="what it has published: a run that fails lists it",
     )
+    kept: Count = Field(default=0, description="checkpoints that it has put into the bucket")
     log_tail: str | None = Field(
         default=None, max_length=8000, description="the end of run.log, as it is now"
     )
@@ -55,9 +56,11 @@ class Attempt(Versioned):
         """Whether the machine or the store cut the attempt short, and may do so again.
 
         The store did not give or take its files, the disk had no room for them, or no child process
-        could be started. One that was given back for no error, by a worker that ends or gives way,
-        is none.
+        could be started; or its worker died, but the next attempt goes on behind what this one
+        kept. One that was given back for no error, by a worker that ends or gives way, is none.
         """
+        if self.outcome is None:
+            return self.kept > 0
         if self.outcome != "handed_back" or self.error is None:
             return False
         # What the network found is at stake: that is not computed for ever, whatever is away.
