@@ -36,15 +36,29 @@ export function update(crc, bytes) {
 export const hexadecimal = (crc) => ((crc ^ 0xffffffff) >>> 0).toString(16).padStart(8, "0");
 
 /**
+ * What S3 tells of an object that came in one piece, or in parts with these CRC32s.
+ * @param {string[]} sums hexadecimal
+ * @param {boolean} inParts
+ * @returns {string}
+ */
+export function toldOf(sums, inParts) {
+  const bytes = Uint8Array.from(sums.join("").match(/../g) ?? [], (pair) => parseInt(pair, 16));
+  if (!inParts) return btoa(String.fromCharCode(...bytes));
+  return `${toldOf([hexadecimal(update(0xffffffff, bytes))], false)}-${sums.length}`;
+}
+
+/**
  * CRC32 of a file, or of a part of one, hexadecimal; never more than a chunk of it is in memory.
  * @param {Blob} blob
+ * @param {(bytes: number) => void} [read] is told of bytes that were read; what it throws ends it
  */
-export async function crc32(blob) {
+export async function crc32(blob, read) {
   let crc = 0xffffffff;
   const reader = blob.stream().getReader();
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return hexadecimal(crc);
     crc = update(crc, value);
+    read?.(value.length);
   }
 }

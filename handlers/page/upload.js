@@ -121,7 +121,7 @@ async function look(all, unread) {
   preview.hidden = false;
   words.textContent = `Looking at ${found.length} files…`;
   byId("preview-list").replaceChildren();
-  byId("start", HTMLButtonElement).hidden = true;
+  byId("start", HTMLButtonElement).hidden = byId("compare", HTMLButtonElement).hidden = true;
   const toAsk = (/** @type {Found} */ { file, path }) => ({
     path,
     size: file.size,
@@ -152,9 +152,10 @@ function offer(found, answers, to, choice) {
   const fresh = of("new");
   const going = fresh.filter((each) => !RULE.test(each.path));
   const bytes = found.filter(({ path }) => answers.get(path)?.state === "new").reduce((sum, { file }) => sum + file.size, 0);
+  const exist = of("exists").length;
   const running = going.filter((each) => each.runs !== null).length;
   words.textContent = `${fresh.length} go up (${ofSize(bytes)}), an analysis runs on ${running}; `
-    + `${of("exists").length} are there already, ${of("refused").length} are refused, `
+    + `${exist} of the same name and size are there already, ${of("refused").length} are refused, `
     + `${of("passed over").length} are passed over.`;
   // What is refused comes first: that is what a person can do something about.
   const rank = ["refused", "new", "exists", "passed over"];
@@ -165,15 +166,26 @@ function offer(found, answers, to, choice) {
       ` ${each.key ?? each.path} `,
       element("span", { class: each.state === "refused" ? "why" : "small" }, describe(each)))),
     checked.length > SHOWN ? element("li", { class: "small" }, `and ${checked.length - SHOWN} more`) : "");
-  const start = byId("start", HTMLButtonElement);
-  start.hidden = fresh.length === 0;
-  start.onclick = () => {
+  const take = (/** @type {string} */ state, /** @type {RegExp | undefined} */ but = undefined) => {
     for (const { file, path } of found) {
-      if (answers.get(path)?.state === "new") {
+      if (answers.get(path)?.state === state && !but?.test(path)) {
         enqueue(file, path, { path, size: file.size, ...(to ? { to } : {}), ...(RULE.test(path) ? {} : choice) });
       }
     }
+  };
+  const start = byId("start", HTMLButtonElement);
+  start.hidden = fresh.length === 0;
+  start.onclick = () => {
+    take("new");
     close();
+    work();
+  };
+  const compare = byId("compare", HTMLButtonElement);
+  compare.hidden = !of("exists").some((each) => !RULE.test(each.path));
+  compare.onclick = () => {
+    compare.hidden = true;
+    take("exists", RULE); // rules were compared by what they say
+    if (start.hidden) close();
     work();
   };
   if (!start.hidden) start.focus();

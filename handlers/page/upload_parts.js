@@ -2,7 +2,7 @@
 // What is there, the store says: so an upload goes on after a reload, a sleep, or a store that was away.
 
 import { ApiError, call } from "./api.js";
-import { crc32 } from "./crc32.js";
+import { crc32, toldOf } from "./crc32.js";
 
 const AT_ONCE = 4;
 const ROUNDS = 3; // begun anew so many times, where the store has other parts than were sent
@@ -12,7 +12,7 @@ const LONGEST_PAUSE_MS = 10_000;
 const CHANGED_ON_THE_WAY = /BadDigest|XAmzContentChecksumMismatch/;
 
 /** @typedef {{state: string, key: string, upload_id: string, size: number, part_bytes: number,
- *   file_id: string, parts: {number: number, size: number, etag: string, crc32: string | null}[]}} Ticket */
+ *   file_id: string, crc32?: string | null, parts: {number: number, size: number, etag: string, crc32: string | null}[]}} Ticket */
 /** @typedef {{sent: (bytes: number) => void, away: (why: string) => void, begun?: (ticket: Ticket) => void,
  *   signal: AbortSignal}} Watching */
 
@@ -20,7 +20,7 @@ const CHANGED_ON_THE_WAY = /BadDigest|XAmzContentChecksumMismatch/;
 class AwayError extends Error {}
 
 /**
- * Send a film; return at once if it is there.
+ * Send a film, or compare it with the one that is there.
  * @param {File} file
  * @param {Record<string, unknown>} request as POST /uploads/parts takes it
  * @param {Watching} watching is told of bytes that went, or were there (negative: they go again), and
@@ -34,8 +34,9 @@ export async function sendInParts(file, request, watching) {
     /** @type {Ticket} */
     const ticket = await patiently(watching, () => call("POST", "/uploads/parts", request));
     if (ticket.state === "exists") {
+      const isSame = await compare(file, ticket, count, watching.signal);
       count(file.size - counted);
-      return ticket;
+      return { ...ticket, state: isSame ? "same" : "exists" };
     }
     watching.begun?.(ticket);
     const of = { key: ticket.key, upload_id: ticket.upload_id, size: ticket.size, part_bytes: ticket.part_bytes };
@@ -49,6 +50,40 @@ export async function sendInParts(file, request, watching) {
       if (!again || round >= ROUNDS) throw error;
     }
   }
+}
+
+/**
+ * Compare a film with the one of its name and size that is there, by the checksum that its store tells.
+ *
+ * Of one in parts of another size than ours, nobody knows which those are.
+ * @param {File} file
+ * @param {Ticket} ticket
+ * @param {(bytes: number) => void} count is told of bytes that were read
+ * @param {AbortSignal} signal
+ * @returns {Promise<boolean>} whether it is the same; no: nobody can tell
+ */
+async function compare(file, ticket, count, signal) {
+  const told = ticket.crc32 ?? "";
+  const number = Number(told.split("-")[1] ?? 0);
+  const bytes = number > 1 ? ticket.part_bytes : file.size;
+  if (!told || (number > 1 && number !== Math.ceil(file.size / bytes))) return false;
+  let counted = 0;
+  const read = (/** @type {number} */ some) => { signal.throwIfAborted(); counted += some; count(some); };
+  try {
+    /** @type {string[]} */
+    const sums = [];
+    for (let start = 0; start < file.size; start += bytes) {
+      sums.push(await crc32(file.slice(start, start + bytes), read));
+    }
+    if (toldOf(sums, number > 0) === told) return true;
+  } catch (error) {
+    count(-counted);
+    signal.throwIfAborted();
+    return await readable(Promise.reject(error));
+  }
+  count(-counted);
+  throw new Error(`${ticket.key} is there, as large as this one, with other content; nothing is replaced: `
+    + "choose another folder or name, or delete that one first");
 }
 
 /**

@@ -11,6 +11,11 @@ import { sendInParts } from "./upload_parts.js";
 /** @typedef {{file: File, path: string, request: Record<string, unknown>, place: number, bar: HTMLProgressElement,
  *   note: HTMLSpanElement, again: HTMLButtonElement, sent: number, state: State}} Upload */
 
+/** @type {Record<string, string>} */
+const OUTCOMES = {
+  same: "was there",
+  exists: "one as large was there, and whether it is the same can't be told from what its store says",
+};
 const REMEMBERED = "posedrop-uploads";
 /** @type {Upload[]} */
 const uploads = [];
@@ -118,7 +123,7 @@ async function send(upload) {
     const request = remembered ? { ...upload.request, file_id: remembered } : upload.request;
     const ticket = await sendInParts(upload.file, request, { ...watching, begun: (ticket) => keep(name, ticket.file_id) });
     become(upload, "done");
-    tell(upload, ticket.state === "exists" ? "was there" : "is there", false);
+    tell(upload, OUTCOMES[ticket.state] ?? "is there", false);
     keep(name, undefined);
     refresh();
   } catch (error) {

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import av
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
+from posedrop.buckets.parts import composite, whole
 from tests.support import axe
 from tests.support.browser import opened
 from tests.support.page_server import page_server
@@ -112,6 +114,50 @@ def test_all_that_failed_is_tried_again_by_one_button(page: Page) -> None:
     page.route("**/uploads/parts", lambda route: route.fulfill(json={"state": "exists"}))
     page.get_by_role("button", name="retry all that failed").click()
     expect(page.locator("#sent-words")).to_have_text("3 of 3 there, 3 bytes of 3 bytes")
+
+
+def test_films_that_are_there_are_compared_if_asked(page: Page) -> None:
+    """Cameras write films as large as each other: by name and size alone, one would be lost."""
+    mine, other = b"0123456789", b"9876543210"
+    told = {
+        "whole.mp4": whole(summed(mine)),
+        "parts.mp4": composite([summed(mine[start : start + 4]) for start in (0, 4, 8)]),
+        "other.mp4": whole(summed(other)),
+        "others parts.mp4": composite([summed(other)] * 3),
+        "cut otherwise.mp4": composite([summed(mine)] * 2),
+        "untold.mp4": None,
+    }
+    there = [{**checked(name), "state": "exists"} for name in told]
+    page.route("**/uploads/check", lambda route: route.fulfill(json={"items": there}))
+
+    def exists(route: Route) -> None:
+        path = route.request.post_data_json["path"]
+        ticket = {"state": "exists", "key": path, "size": 10, "part_bytes": 4, "parts": []}
+        route.fulfill(json={**ticket, "crc32": told[path]})
+
+    page.route("**/uploads/parts", exists)
+    chosen: list[FilePayload] = [
+        {"name": name, "mimeType": "video/mp4", "buffer": mine} for name in told
+    ]
+    page.locator("#choose").set_input_files(chosen)
+    expect(page.locator("#preview-words")).to_contain_text("6 of the same name and size are there")
+    axe.check(page, "films that are there")
+    page.get_by_role("button", name="compare those that are there").click()
+    lines = page.locator("#uploads li")
+    expect(page.locator("#sent-words")).to_contain_text(
+        "4 of 6 there, 40 bytes of 60 bytes, 2 failed"
+    )
+    for line, words in enumerate(["was there", "was there", OTHER, OTHER, UNTOLD, UNTOLD]):
+        expect(lines.nth(line)).to_contain_text(words)
+
+
+OTHER = "as large as this one, with other content; nothing is replaced"
+UNTOLD = "one as large was there, and whether it is the same can't be told"
+
+
+def summed(some: bytes) -> str:
+    """Return the CRC32 of bytes, hexadecimal."""
+    return f"{crc32(some):08x}"
 
 
 def test_many_rules_leave_room_for_films_in_what_is_asked_at_once(page: Page) -> None:
