@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
+from posedrop.demo import mouse
 from posedrop.errors import AnalysisError, RefusedVideoError
 from tests.support import films, videos
 from tests.support.films import Film
+from tests.support.samples import SHARED, has_real_mouse
 from worker.video import canvas, decode, numbering, preflight
 from worker.video.times import Clock
 
@@ -202,6 +205,23 @@ def test_a_thumbnail_is_bounded_on_both_sides(size: tuple[int, int], tmp_path: P
         stream = container.streams.video[0]
         assert stream.width <= 320
         assert stream.height <= 640
+
+
+def test_a_thumbnail_is_what_the_film_shows_there(tmp_path: Path) -> None:
+    """What an x264 of before build 151 coded in 4:4:4 (DeepLabCut's open-field film) is green where
+    the decoder has not seen the first frame, in which the build is told.
+    """
+    path = SHARED / "data/openfield/m3v1.mp4"
+    if not has_real_mouse():
+        mouse.film(path := tmp_path / "mouse.mp4", frames=300, seed=7)
+    preflight.thumbnail(path, tmp_path / "thumbnail.jpg")
+    found = cv2.imread(str(tmp_path / "thumbnail.jpg")).astype(float)
+    with av.open(str(path)) as film:
+        shown = [
+            cv2.resize(frame.to_ndarray(format="bgr24"), found.shape[1::-1])
+            for frame in islice(film.decode(video=0), 300)
+        ]
+    assert min(float(np.abs(found - frame).mean()) for frame in shown) < 3
 
 
 RAMP = list(range(20))
