@@ -204,7 +204,7 @@ def take(
     if not isinstance(record, Attempt):
         return record
     lost = [a for a in before.spent(None, "failed") if a.task == task]
-    is_last = sum(not a.is_unlucky for a in lost) + 1 >= max_attempts
+    is_last = sum(not a.was_of_use for a in lost) + 1 >= max_attempts
     return Claim(
         storage, bucket, run, record, there.get(run.request), is_last=is_last, is_first=not lost
     )
@@ -225,10 +225,11 @@ def begin_unless_spent(
     if before.is_busy(lease_seconds):
         return Busy()
     its = [a for a in before.attempts if a.task == task]
+    spent = [a for a in its if a.outcome in {None, "failed"} and not a.was_of_use]
     refused = [a for a in its if a.is_unlucky]
-    spent = [a for a in its if a.outcome in {None, "failed"} and not a.is_unlucky]
-    if len(spent) >= max_attempts or are_too_many(refused):
-        ended = sorted([*spent, *refused], key=lambda a: a.number)
+    died = [a for a in its if a.was_of_use]
+    if len(spent) >= max_attempts or are_too_many(refused) or len(died) >= MAX_UNLUCKY:
+        ended = sorted([*spent, *refused, *died], key=lambda a: a.number)
         told = (a.artefacts for a in reversed(ended) if a.artefacts)
         return Exhausted(len(before.attempts), len(ended), ended[-1], next(told, []))
     return begin(storage, bucket, folder, before, task, worker, now=now) or Busy()

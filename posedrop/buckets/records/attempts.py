@@ -52,15 +52,18 @@ class Attempt(Versioned):
     )
 
     @property
+    def was_of_use(self) -> bool:
+        """Whether its worker died (unless it is at work) and left what the next one goes on from."""
+        return self.outcome is None and self.kept > 0
+
+    @property
     def is_unlucky(self) -> bool:
         """Whether the machine or the store cut the attempt short, and may do so again.
 
         The store did not give or take its files, the disk had no room for them, or no child process
-        could be started; or its worker died, but the next attempt goes on behind what this one
-        kept. One that was given back for no error, by a worker that ends or gives way, is none.
+        could be started. One that was given back for no error, by a worker that ends or gives way,
+        is none.
         """
-        if self.outcome is None:
-            return self.kept > 0
         if self.outcome != "handed_back" or self.error is None:
             return False
         # What the network found is at stake: that is not computed for ever, whatever is away.
