@@ -53,7 +53,7 @@ class Attempt(Versioned):
 
     @property
     def was_of_use(self) -> bool:
-        """Whether its worker died (unless it is at work) and left what the next one goes on from."""
+        """Whether its worker died (unless it works) and left what the next one goes on with."""
         return self.outcome is None and self.kept > 0
 
     @property
