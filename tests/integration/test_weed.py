@@ -566,7 +566,10 @@ def test_stale_weed_is_ended_before_the_start(tmp_path: Path) -> None:
     weed.stop()
     # A process that has the folder in its command line, as a weed that was left over would.
     data = str(tmp_path.resolve() / "weed" / "data")
-    stale = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", data])
+    sleeps = "import time; print(flush=True); time.sleep(600)"
+    stale = subprocess.Popen([sys.executable, "-c", sleeps, data], stdout=subprocess.PIPE)
+    assert stale.stdout is not None
+    stale.stdout.readline()  # before, it may have no command line yet
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         pid_file = tmp_path / "weed" / "pid"
@@ -579,6 +582,7 @@ def test_stale_weed_is_ended_before_the_start(tmp_path: Path) -> None:
         weed.start()
         assert stranger.poll() is None
     finally:
+        stale.stdout.close()
         stranger.kill()
         stranger.wait()
         weed.stop()
