@@ -203,10 +203,10 @@ def take(
     )
     if not isinstance(record, Attempt):
         return record
-    lost = [a for a in before.spent(None, "failed") if a.task == task]
-    is_last = sum(not a.was_of_use for a in lost) + 1 >= max_attempts
+    is_last = len(_spent(before, task)) + 1 >= max_attempts
+    is_first = not any(a.task == task for a in before.spent(None, "failed"))
     return Claim(
-        storage, bucket, run, record, there.get(run.request), is_last=is_last, is_first=not lost
+        storage, bucket, run, record, there.get(run.request), is_last=is_last, is_first=is_first
     )
 
 
@@ -225,7 +225,7 @@ def begin_unless_spent(
     if before.is_busy(lease_seconds):
         return Busy()
     its = [a for a in before.attempts if a.task == task]
-    spent = [a for a in its if a.outcome in {None, "failed"} and not a.was_of_use]
+    spent = _spent(before, task)
     refused = [a for a in its if a.is_unlucky]
     died = [a for a in its if a.was_of_use]
     if len(spent) >= max_attempts or are_too_many(refused) or len(died) >= MAX_UNLUCKY:
@@ -233,6 +233,12 @@ def begin_unless_spent(
         told = (a.artefacts for a in reversed(ended) if a.artefacts)
         return Exhausted(len(before.attempts), len(ended), ended[-1], next(told, []))
     return begin(storage, bucket, folder, before, task, worker, now=now) or Busy()
+
+
+def _spent(before: History, task: Task) -> list[Attempt]:
+    """Return the attempts at a task that failed, or died and left nothing to go on with."""
+    lost = before.spent(None, "failed")
+    return [a for a in lost if a.task == task and not a.was_of_use]
 
 
 def are_too_many(unlucky: list[Attempt]) -> bool:
