@@ -16,11 +16,22 @@ const ASK_AGAIN_MS = 2000;
 const [AGAIN_MS, AGAIN_MOST_MS] = [3000, 300_000];
 /** A film that fails so soon after it was there fails again. */
 const SOON_MS = 10_000;
+/** How often a file of the store is asked for, and for how long it may send nothing. */
+const [TRIES, SILENT_MS] = [4, 30_000];
 const id = decodeURIComponent(location.pathname.split("/").pop() ?? "");
 const other = new URLSearchParams(location.search).get("with");
 
 const said = (/** @type {string} */ words) => { byId("message").textContent = words; };
 const note = (/** @type {string} */ words) => { byId("note").textContent = words; };
+
+/** What a store says in place of a file. */
+class StoreError extends Error {
+  /** @param {string} message @param {number} status of HTTP */
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
 
 /** What a run's page shows: GET /view. @param {string} run @param {boolean} [copy] @returns {Promise<any>} */
 const view = (run, copy = !TELLS) => call("GET", `/view/${encodeURIComponent(run)}${copy ? "?copy=true" : ""}`);
@@ -46,16 +57,49 @@ async function ready(run, what, answer, copy = !TELLS) {
   return found[what];
 }
 
+/** A file of the store, as far as this browser gets it. @param {string} url @returns {Promise<ArrayBuffer>} */
+async function once(url) {
+  const stop = new AbortController();
+  let timer = setTimeout(() => stop.abort(), SILENT_MS);
+  try {
+    const response = await fetch(url, { signal: stop.signal });
+    if (!response.ok) throw new StoreError(`The store said ${response.status} where the poses are.`, response.status);
+    const reader = /** @type {ReadableStream<Uint8Array<ArrayBuffer>>} */ (response.body).getReader();
+    const parts = [];
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      clearTimeout(timer);
+      timer = setTimeout(() => stop.abort(), SILENT_MS);
+      parts.push(part.value);
+    }
+    return await new Blob(parts).arrayBuffer();
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** A file of the store: one that is busy, or away for a moment, is asked again, some times. @param {string} url */
+async function fetched(url) {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await once(url);
+    } catch (error) {
+      const isForGood = error instanceof StoreError && error.status < 500;
+      if (isForGood || tries === TRIES) {
+        throw error instanceof StoreError ? error
+          : new Error("The store can't be reached from this browser: it is away, or its CORS rules do not allow GET for this page (docs/deploy.md).");
+      }
+      said(`The store does not give the poses; it is asked again (${tries} of ${TRIES - 1}).`);
+      await new Promise((resolve) => { setTimeout(resolve, ASK_AGAIN_MS); });
+    }
+  }
+}
+
 /** @param {string} run @param {any} answer @returns {Promise<Poses>} */
 async function posesOf(run, answer) {
   const file = await ready(run, "poses", answer);
   if (file.state !== "there") throw new Error(file.message);
   said("Fetching the poses.");
-  const response = await fetch(file.url).catch(() => {
-    throw new Error("The store can't be reached from this browser: its CORS rules have to allow GET for this page (docs/deploy.md).");
-  });
-  if (!response.ok) throw new Error(`The store said ${response.status} where the poses are.`);
-  const poses = new Poses(await response.arrayBuffer());
+  const poses = new Poses(await fetched(file.url));
   if (!poses.rows) throw new Error("This run has no frames to show.");
   said("");
   return poses;

@@ -18,6 +18,8 @@ from worker.poses import viewer as binary
 
 #: A film that is played as it is, one of uneven times, and one that has to be copied.
 KINDS = ("b-frames", "variable", "edit list")
+#: Of an answer that a page of another origin may read.
+CORS = {"Access-Control-Allow-Origin": "*"}
 #: For what is the same on every stack.
 once = pytest.mark.parametrize("lab", ["embedded"], indirect=True)
 
@@ -218,6 +220,37 @@ def test_poses_that_can_not_be_read_say_what_to_do(
             page.locator("#message", has_text=words).wait_for()
             assert not page.locator("#viewer").is_visible()
         axe.check(page, "a viewer.bin that can't be read")
+
+
+@once
+def test_what_a_moment_mends_needs_no_person(
+    lab: Lab, browser: Browser, dots: tuple[str, Seen]
+) -> None:
+    """A script and a store that are away at first are asked again; one that says no is not."""
+    key, shown = dots
+    run = publish(lab, key, shown, view=_binary(), number=18)
+    asked: list[str] = []
+
+    def first(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) in {1, 2}:
+            route.abort()
+        elif len(asked) == 4:
+            route.fulfill(status=503, headers=CORS)
+        else:
+            route.continue_()
+
+    with opened(browser, lab.link) as page:
+        page.route("**/page/viewer_plot.js", first)
+        page.goto(f"{lab.url}/run/{run}")
+        page.locator("#message", has_text="it is loaded anew").wait_for()
+        page.route("**/viewer.bin?*", first)
+        page.wait_for_selector("#viewer:not([hidden])")
+        assert ["viewer_plot" in url for url in asked] == [True] * 3 + [False] * 2
+        page.unroute_all()
+        page.route("**/viewer.bin?*", lambda route: route.fulfill(status=403, headers=CORS))
+        page.reload()
+        page.locator("#message", has_text="The store said 403 where the poses are").wait_for()
 
 
 @once

@@ -464,7 +464,7 @@ class Viewer:
         self.rows = rows if rows is not None else range(len(film_seen.codes))
         more = "&".join(f"{name}={value}" for name, value in query.items())
         page.goto(f"{lab.url}/run/{run}" + (f"?{more}" if more else ""))
-        page.wait_for_selector("#viewer:not([hidden])", timeout=60_000)
+        self.until("document.querySelector('#viewer')?.hidden === false")
         self.until(
             "document.querySelectorAll('#stage video').length === 1"
             " && document.querySelector('#stage video').readyState >= 2"
@@ -476,7 +476,9 @@ class Viewer:
         """Wait until an expression of JavaScript is true (playwright's own wait needs eval)."""
         end = time.monotonic() + seconds
         while not self.page.evaluate(expression):
-            assert time.monotonic() < end, f"{expression}\n{self.page.inner_text('body')[:500]}"
+            if time.monotonic() > end:
+                there = f"{self.page.url}\n{self.page.inner_text('body')[:500]}"
+                raise AssertionError(f"{expression}\n{there}")
             time.sleep(0.005)
 
     def until_shown(self, frame: int) -> None:
