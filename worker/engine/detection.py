@@ -377,10 +377,10 @@ class Detections:
 
     def _is_certain(self, found: npt.NDArray[Any], error: float) -> bool:
         """Tell whether an error of boxes' edges can't change what is cut out."""
-        edges = edges_of(found.astype(np.float64), self._crop)
-        width, height = self._crop.output_size
+        found = found.astype(np.float64)
+        edges = edges_of(found, self._crop)
         scales = (self._context or {}).get("scales", (1.0, 1.0))
-        off = error * max(scales) * (1 + max(1.0, width / height, height / width))
+        off = errors_of_edges(found, self._crop, error * max(scales))
         off += 4 * float(np.spacing(np.float32(max(1.0, np.abs(edges).max(initial=0.0)))))
         # Both are rounded: how far it is to the middle of two pixels.
         away = np.abs(edges - np.floor(edges) - 0.5)
@@ -428,3 +428,27 @@ def edges_of(found: npt.NDArray[Any], crop: TopDownCrop) -> npt.NDArray[Any]:
         ratio = crop.output_size[0] / crop.output_size[1]
         width, height = np.maximum(width, height * ratio), np.maximum(height, width / ratio)
     return np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=1)
+
+
+def errors_of_edges(
+    found: npt.NDArray[Any], crop: TopDownCrop, error: float
+) -> npt.NDArray[np.float64]:
+    """Return by how much :func:`edges_of` may be off, (n, 4), for boxes whose sides may be.
+
+    Args:
+        found: (n, 4): boxes: left, top, width, height.
+        crop: DeepLabCut's step.
+        error: pixels that each side of a box may be off, by itself.
+    """
+    off = np.full(found.shape, error)
+    if crop.with_context:
+        ratio = crop.output_size[0] / crop.output_size[1]
+        width, height = found[:, 2] + 2 * crop.margin, found[:, 3] + 2 * crop.margin
+        for sides, own, other, times in (
+            ([0, 2], width, height, ratio), ([1, 3], height, width, 1 / ratio)
+        ):  # fmt: skip
+            # What is cut out as wide as the box is, begins where the box does. Else it is put
+            # around the box's middle, as wide as the box's height has it: two sides count.
+            is_own = own > other * times + 2 * error * (1 + times)
+            off[:, sides] = (error * np.where(is_own, 1.0, 1 + times))[:, None]
+    return off

@@ -33,7 +33,15 @@ from posedrop.analyses.deeplabcut_2d import deeplabcut_2d
 from tests.integration.engine.test_animals import analysed
 from tests.support.animals import HEIGHT, SPOTS, WIDTH, Palette, make_project, spot
 from worker.engine import inference, network
-from worker.engine.detection import SAFETY, Detected, Detections, Detector, can_be_cut, edges_of
+from worker.engine.detection import (
+    SAFETY,
+    Detected,
+    Detections,
+    Detector,
+    can_be_cut,
+    edges_of,
+    errors_of_edges,
+)
 from worker.engine.quick_detector import FoundBoxes, Noise, QuickDetector, QuickRCNN, QuickSSD
 from worker.engine.state import ENGINE
 from worker.precision.heads import watches_of
@@ -277,6 +285,33 @@ def test_an_interrupted_run_goes_on(run: Run, tmp_path: Path) -> None:
 
 
 sides = st.one_of(st.just(0.0), st.floats(0, 2), st.floats(0, 400))
+
+
+@given(
+    box=st.tuples(*[st.floats(0, 300)] * 4),
+    beside=st.none() | st.floats(-2, 2),
+    signs=st.tuples(*[st.sampled_from([-1, 0, 1])] * 4),
+    error=st.sampled_from([1e-3, 0.03, 0.4]),
+    output=st.sampled_from([(256, 256), (192, 256), (256, 100), (64, 256)]),
+    context=st.booleans(),
+)
+def test_what_is_cut_out_moves_by_no_more_than_is_said(
+    box: tuple[float, ...],
+    beside: float | None,
+    signs: tuple[int, ...],
+    error: float,
+    output: tuple[int, int],
+    context: bool,
+) -> None:
+    """Wherever the sides of a box are, within their error."""
+    crop = TopDownCrop(output, margin=5, with_context=context)
+    found = np.array([box])
+    if beside is not None:  # of nearly the shape of what is cut out: either side may decide
+        found[:, 3] = (found[:, 2] + 10) * output[1] / output[0] - 10 + beside
+    moved = found + error * np.array([signs])
+    moved[:, 2:] -= error * np.array([signs[:2]])  # right and bottom are moved by themselves
+    off = np.abs(edges_of(moved, crop) - edges_of(found, crop))
+    assert (off <= errors_of_edges(found, crop, error) + 1e-9).all()
 
 
 @given(
