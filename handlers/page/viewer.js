@@ -24,15 +24,6 @@ const other = new URLSearchParams(location.search).get("with");
 const said = (/** @type {string} */ words) => { byId("message").textContent = words; };
 const note = (/** @type {string} */ words) => { byId("note").textContent = words; };
 
-/** What a store says in place of a file. */
-class StoreError extends Error {
-  /** @param {string} message @param {number} status of HTTP */
-  constructor(message, status) {
-    super(message);
-    this.status = status;
-  }
-}
-
 /** What a run's page shows: GET /view. @param {string} run @param {boolean} [copy] @returns {Promise<any>} */
 const view = (run, copy = !TELLS) => call("GET", `/view/${encodeURIComponent(run)}${copy ? "?copy=true" : ""}`);
 
@@ -63,7 +54,7 @@ async function once(url) {
   let timer = setTimeout(() => stop.abort(), SILENT_MS);
   try {
     const response = await fetch(url, { signal: stop.signal });
-    if (!response.ok) throw new StoreError(`The store said ${response.status} where the poses are.`, response.status);
+    if (!response.ok) throw new ApiError(response.status, { message: `The store said ${response.status} where the poses are.` });
     const reader = /** @type {ReadableStream<Uint8Array<ArrayBuffer>>} */ (response.body).getReader();
     const parts = [];
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
@@ -83,9 +74,9 @@ async function fetched(url) {
     try {
       return await once(url);
     } catch (error) {
-      const isForGood = error instanceof StoreError && error.status < 500;
+      const isForGood = error instanceof ApiError && error.status < 500;
       if (isForGood || tries === TRIES) {
-        throw error instanceof StoreError ? error
+        throw error instanceof ApiError ? error
           : new Error("The store can't be reached from this browser: it is away, or its CORS rules do not allow GET for this page (docs/deploy.md).");
       }
       said(`The store does not give the poses; it is asked again (${tries} of ${TRIES - 1}).`);

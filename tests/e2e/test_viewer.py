@@ -240,17 +240,30 @@ def test_what_a_moment_mends_needs_no_person(
         else:
             route.continue_()
 
+    def never(route: Route) -> None:
+        asked.append(route.request.url)
+        route.abort()
+
     with opened(browser, lab.link) as page:
         page.route("**/page/viewer_plot.js", first)
-        page.goto(f"{lab.url}/run/{run}")
-        page.locator("#message", has_text="it is loaded anew").wait_for()
         page.route("**/viewer.bin?*", first)
-        page.wait_for_selector("#viewer:not([hidden])")
+        Viewer(page, lab, run, shown)
         assert ["viewer_plot" in url for url in asked] == [True] * 3 + [False] * 2
         page.unroute_all()
         page.route("**/viewer.bin?*", lambda route: route.fulfill(status=403, headers=CORS))
         page.reload()
         page.locator("#message", has_text="The store said 403 where the poses are").wait_for()
+        page.unroute_all()
+        asked.clear()
+        page.route("**/viewer.bin?*", never)
+        page.reload()
+        page.locator("#message", has_text="The store can't be reached").wait_for()
+        assert len(asked) == 4
+        asked.clear()
+        page.route("**/page/viewer_plot.js", never)
+        page.reload()
+        page.locator("#message", has_text="can't be shown in this browser").wait_for()
+        assert len(asked) == 4
 
 
 @once

@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 from botocore.config import Config
 from playwright.sync_api import Page
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from posedrop.buckets import layout
 from posedrop.buckets.records.requests import Request
@@ -464,7 +465,10 @@ class Viewer:
         self.rows = rows if rows is not None else range(len(film_seen.codes))
         more = "&".join(f"{name}={value}" for name, value in query.items())
         page.goto(f"{lab.url}/run/{run}" + (f"?{more}" if more else ""))
-        self.until("document.querySelector('#viewer')?.hidden === false")
+        try:  # by a selector: the page may be loaded anew meanwhile
+            page.wait_for_selector("#viewer:not([hidden])", timeout=60_000)
+        except PlaywrightTimeoutError as error:
+            raise AssertionError(self._told()) from error
         self.until(
             "document.querySelectorAll('#stage video').length === 1"
             " && document.querySelector('#stage video').readyState >= 2"
@@ -477,9 +481,12 @@ class Viewer:
         end = time.monotonic() + seconds
         while not self.page.evaluate(expression):
             if time.monotonic() > end:
-                there = f"{self.page.url}\n{self.page.inner_text('body')[:500]}"
-                raise AssertionError(f"{expression}\n{there}")
+                raise AssertionError(f"{expression}\n{self._told()}")
             time.sleep(0.005)
+
+    def _told(self) -> str:
+        """Return the page's address, and the beginning of what it says."""
+        return f"{self.page.url}\n{self.page.inner_text('body')[:500]}"
 
     def until_shown(self, frame: int) -> None:
         """Wait until a frame is said to be shown."""
