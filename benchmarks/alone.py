@@ -140,6 +140,7 @@ def _be_constant(seconds_a_frame: float) -> None:
     from worker.engine import passes
     from worker.gpu import staging
     from worker.precision import guard
+    from worker.video.planes import Layout
 
     free = time.monotonic()
     ends: deque[float] = deque()
@@ -161,7 +162,12 @@ def _be_constant(seconds_a_frame: float) -> None:
             return {"bodypart": {"poses": torch.zeros((len(batch.x), 1, 4, 3))}}, []
 
     passes.PrecisionGuard = Constant  # type: ignore[misc]
-    staging._shown = lambda packed, _: packed
+
+    def shown(packed: torch.Tensor, layout: Layout) -> torch.Tensor:
+        height, width = layout.height - layout.top, layout.width - layout.left
+        return packed.new_zeros(()).expand(len(packed), height, width, 3)
+
+    staging._shown = shown
 
 
 def beside(payload: dict[str, Any], report: Any) -> dict[str, Any]:  # noqa: ARG001
