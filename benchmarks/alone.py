@@ -140,7 +140,7 @@ def _be_constant(seconds_a_frame: float) -> None:
     from worker.engine import passes
     from worker.gpu import staging
     from worker.precision import guard
-    from worker.video.planes import Layout
+    from worker.video.planes import Layout, Planes
 
     free = time.monotonic()
     ends: deque[float] = deque()
@@ -164,8 +164,7 @@ def _be_constant(seconds_a_frame: float) -> None:
     passes.PrecisionGuard = Constant  # type: ignore[misc]
 
     def shown(packed: torch.Tensor, layout: Layout) -> torch.Tensor:
-        height, width = layout.height - layout.top, layout.width - layout.left
-        return packed.new_zeros(()).expand(len(packed), height, width, 3)
+        return packed.new_zeros(()).expand(len(packed), *Planes(layout, ()).shape)
 
     staging._shown = shown
 
